@@ -1,0 +1,34 @@
+"""mxsweep: what does a microscaling (MX) format cost a language model?
+
+from mxsweep import compose, run
+record = run(compose(["format=mxfp4", "block_size=16"]))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mxsweep.model.layers import quantize_model
+    from mxsweep.model.recipe import LinearFormats, Recipe
+    from mxsweep.run import run
+    from mxsweep.sweep.plan import compose
+
+__all__ = ["LinearFormats", "Recipe", "compose", "quantize_model", "run"]
+
+_HOMES = {
+    "LinearFormats": "mxsweep.model.recipe",
+    "Recipe": "mxsweep.model.recipe",
+    "compose": "mxsweep.sweep.plan",
+    "quantize_model": "mxsweep.model.layers",
+    "run": "mxsweep.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the command line answers a wrong word without importing torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mxsweep' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

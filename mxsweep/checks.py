@@ -1,0 +1,69 @@
+"""Checks of single values: each raises ConfigError naming the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mxsweep.errors import ConfigError
+
+
+def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def check_flag(field: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
+
+
+def check_integer(field: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
+
+
+def check_text(field: str, value: Any, optional: bool = False) -> None:
+    if not (isinstance(value, str) and value) and not (optional and value is None):
+        raise ConfigError(f"{field}: {value!r} must be a word" + (" or null" if optional else ""))
+
+
+def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, each checked to be an object that holds ``field`` (where one is known).
+
+    Raises:
+        ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"task.data: {file!r} is not a file; give a JSON-lines file, one document a row")
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                rows.append(_row(file, number, line, field))
+                if first_only:
+                    break
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"task.data: {file!r} cannot be read: {error}") from None
+    if not rows:
+        raise ConfigError(f"task.data: {file!r} holds no rows; give a JSON-lines file, one document a row")
+    return rows
+
+
+def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"task.data: {file!r} line {number} is not JSON ({error.msg}); give JSON lines") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"task.data: {file!r} line {number} is not an object with named fields")
+    if field is not None and not isinstance(row.get(field), str):
+        there = ", ".join(map(repr, row)) or "none"
+        raise ConfigError(f"task.data: {file!r} line {number} has no text field {field!r}; it has {there}")
+    return row

@@ -1,0 +1,411 @@
+"""The typed configuration of one run, and every check on it.
+
+``from_hydra`` turns what Hydra composed into a :class:`RunConfig`, once, at the door; nothing behind it sees a
+DictConfig. The values live in ``conf/``; here are their types, what is allowed, and how a format's own block size
+and scale give way to explicit ones. Nothing here imports torch, so that a wrong word is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mxsweep.checks import check_choice, check_flag, check_integer, check_rows, check_text
+from mxsweep.errors import ConfigError
+from mxsweep.model.recipe import LinearFormats, Recipe
+from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS, MXFormat
+from mxsweep.overrides import option_names, read_option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "eager")
+EMBEDDED = "embedded"
+NO_SUCH_KNOB = "there is no such knob; `python -m mxsweep --help` lists what there is"
+
+BlockSize = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FormatConfig:
+    """Element formats of the linear layers ("none": as they are) with the scale that they share."""
+
+    weight: str
+    activation: str
+    block_size: BlockSize
+    scale: str
+    tensor_scale: bool
+
+    @property
+    def name(self) -> str:
+        """The option's name where the formats are those of an option, else what they are."""
+        for name in option_names("format"):
+            option = read_option("format", name) or {}
+            if (option["weight"], option["activation"]) == (self.weight, self.activation):
+                nvfp4_like = option.get("tensor_scale", False)
+                if nvfp4_like == self.tensor_scale:
+                    return name
+        return self.weight if self.weight == self.activation else f"w:{self.weight},a:{self.activation}"
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """Element formats of keys and values; "none" leaves them as they are."""
+
+    key: str
+    value: str
+
+    @property
+    def name(self) -> str:
+        return self.key if self.key == self.value else f"k:{self.key},v:{self.value}"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is loaded; the fields are those of ``conf/config.yaml``."""
+
+    name: str
+    path: str
+    revision: str | None
+    dtype: str
+    device: str
+    device_map: str | None
+    attention: str
+    max_length: int | None
+    trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        _check_model_path(self.path)
+        check_text("model.revision", self.revision, optional=True)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.attention", self.attention, ATTENTIONS)
+        check_text("model.device_map", self.device_map, optional=True)
+        check_flag("model.trust_remote_code", self.trust_remote_code)
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(f"model.device: {self.device!r} is not a device; allowed: auto, cpu, cuda, cuda:0, mps")
+        if self.max_length is not None:
+            check_integer("model.max_length", self.max_length, 2, None, "tokens, at least 2, or null")
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: of a hub name or a folder the last part."""
+        return self.name if self.name != "hf" else self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Which lm-eval tasks, and what feeds them.
+
+    ``data`` maps a task to a local file that replaces its data set; ``fields`` to the field a row must hold.
+    """
+
+    names: tuple[str, ...]
+    fields: dict[str, str]
+    data: dict[str, str]
+    num_fewshot: int | None
+    apply_chat_template: bool
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(isinstance(name, str) and name for name in self.names):
+            raise ConfigError(f"task: {list(self.names)!r} must be one or more names of lm-eval tasks")
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"task: {list(self.names)!r} names a task twice")
+        if self.num_fewshot is not None:
+            check_integer("task.num_fewshot", self.num_fewshot, 0, None, "0 or more, or null for the task's own")
+        check_flag("task.apply_chat_template", self.apply_chat_template)
+        for name, file in self.data.items():
+            if name not in self.names:
+                raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")
+            if name == "story":
+                raise ConfigError("task.data: the task 'story' generates its own data and takes no file")
+            check_rows(file, self.fields.get(name), first_only=True)
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.names)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run does. Built by :func:`from_hydra`; every value is final (no "auto" but model's)."""
+
+    format: FormatConfig
+    scale_bits: int
+    custom_cuda: bool
+    kv_quant: KVConfig
+    limit: int | float | None
+    model: ModelConfig
+    task: TaskConfig
+    modules: dict[str, FormatConfig]
+    rounding: str
+    scale_rounding: str
+    symmetric: bool
+    backend: str
+    arithmetic: str
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_flag("custom_cuda", self.custom_cuda)
+        check_integer("scale_bits", self.scale_bits, 2, 8, "2 to 8")
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("scale_rounding", self.scale_rounding, SCALE_ROUNDINGS)
+        check_flag("symmetric", self.symmetric)
+        check_choice("backend", self.backend, ("auto", *BACKENDS))
+        check_choice("arithmetic", self.arithmetic, ("auto", *ARITHMETICS))
+        check_integer("batch_size", self.batch_size, 1, None, "sequences a forward pass, at least 1")
+        check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
+        _check_limit(self.limit)
+        _check_combination(self, self.recipe)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The formats of every tensor. Raises ConfigError where a format cannot be had."""
+        return Recipe(
+            linear=self._linear("format", self.format),
+            key=self._mx("kv_quant.key", self.kv_quant.key, self.format),
+            value=self._mx("kv_quant.value", self.kv_quant.value, self.format),
+            modules=tuple((pattern, self._linear(f"modules[{pattern}]", f)) for pattern, f in self.modules.items()),
+            backend=self.backend,
+            arithmetic=self.arithmetic,
+            seed=self.seed,
+        )
+
+    def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
+        return LinearFormats(
+            weight=self._mx(f"{field}.weight", formats.weight, formats),
+            activation=self._mx(f"{field}.activation", formats.activation, formats),
+        )
+
+    def _mx(self, field: str, element: str, formats: FormatConfig) -> MXFormat | None:
+        if element == "none":
+            return None
+        if isinstance(formats.block_size, tuple) and not field.endswith("weight"):
+            raise ConfigError(
+                f"block_size: {list(formats.block_size)} is a tile, which only weights can have, and {field} is "
+                f"{element!r}; allowed with it: a whole number, or {field}=none"
+            )
+        try:
+            return MXFormat(
+                element=element,
+                block_size=formats.block_size,
+                scale=formats.scale,
+                scale_bits=self.scale_bits,
+                rounding=self.rounding,
+                scale_rounding=self.scale_rounding,
+                symmetric=self.symmetric,
+                tensor_scale=formats.tensor_scale,
+            )
+        except ValueError as error:
+            # MXFormat calls the field `element`; the user set it under this one, or as a whole format by name.
+            hint = f"; or format= {', '.join(option_names('format'))}" if field.startswith("format") else ""
+            raise ConfigError(re.sub(r"^element\b(.*)", rf"{field}\1{hint}", str(error))) from None
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 (hex) of what determines the result: of formats, not of knobs, so that equal runs hash equal."""
+        recipe = self.recipe
+        model, task = dataclasses.asdict(self.model), dataclasses.asdict(self.task)
+        what = {
+            "linear": [str(recipe.linear.weight), str(recipe.linear.activation)],
+            "kv": [str(recipe.key), str(recipe.value)],
+            "modules": [[pattern, str(f.weight), str(f.activation)] for pattern, f in recipe.modules],
+            "computed": None if recipe.is_baseline else [self.backend, self.arithmetic],
+            "model": {key: model[key] for key in ("path", "revision", "dtype", "attention", "max_length")},
+            "device": self.model.device.split(":")[0],
+            "task": {key: task[key] for key in ("names", "data", "num_fewshot", "apply_chat_template")},
+            "limit": self.limit,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def run_id(self, stamp: str) -> str:
+        """Such as ``20260207_220640_bs16_sb6_ccfalse_3fa91c04``: when, the habitual knobs, the hash's beginning."""
+        size = self.format.block_size
+        block = "x".join(map(str, size)) if isinstance(size, tuple) else size
+        return f"{stamp}_bs{block}_sb{self.scale_bits}_cc{str(self.custom_cuda).lower()}_{self.config_hash[:8]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record: nested, JSON-able, with the labels that tables use as ``name``."""
+        data = dataclasses.asdict(self)
+        own = data.pop("format")
+        data["kv_quant"] = {"name": self.kv_quant.name, **data["kv_quant"]}
+        data["model"]["name"] = self.model.label
+        data["task"] = {"name": self.task.name, **data["task"]}
+        data["task"].pop("fields")
+        # The run's block size and scale are knobs of the run; they live at the top as they do in conf/.
+        data = {
+            "format": {"name": self.format.name, "weight": own["weight"], "activation": own["activation"]},
+            **{knob: own[knob] for knob in ("block_size", "scale", "tensor_scale")},
+            **data,
+        }
+        return json.loads(json.dumps(data))
+
+
+def from_hydra(cfg: DictConfig) -> RunConfig:
+    """The typed config of what Hydra composed.
+
+    Raises:
+        ConfigError: with one sentence naming the field, the value and what is allowed.
+    """
+    try:
+        data = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "stamp", "sweep")]),
+            resolve=True,
+            throw_on_missing=True,
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    assert isinstance(data, dict)
+    knobs: dict[str, Any] = {str(key): value for key, value in data.items()}
+    expected = {field.name for field in dataclasses.fields(RunConfig)}
+    _check_keys("", knobs, expected | {"block_size", "scale", "tensor_scale", "dry_run"})
+    for group, of in (("format", FormatConfig), ("kv_quant", KVConfig), ("model", ModelConfig), ("task", TaskConfig)):
+        _check_keys(f"{group}.", knobs[group], {field.name for field in dataclasses.fields(of)})
+    check_flag("dry_run", knobs.pop("dry_run"))
+    explicit = {key: knobs.pop(key) for key in ("block_size", "scale", "tensor_scale")}
+    run_format = _resolve_format("format", knobs.pop("format"), explicit)
+    modules = _resolve_modules(knobs.pop("modules"), run_format, explicit)
+    arithmetic, backend = knobs.pop("arithmetic"), knobs.pop("backend")
+    if backend == "auto":
+        backend = "cuda" if knobs["custom_cuda"] is True else "torch"
+    if arithmetic == "auto":
+        # The scales other than e8m0 are defined in exact arithmetic alone.
+        scales = {formats.scale for formats in (run_format, *modules.values())}
+        arithmetic = "exact" if backend == "cuda" or scales != {"e8m0"} else "native"
+    return RunConfig(
+        format=run_format,
+        modules=modules,
+        backend=backend,
+        arithmetic=arithmetic,
+        kv_quant=KVConfig(**{key: _element(value) for key, value in knobs.pop("kv_quant").items()}),
+        model=ModelConfig(**knobs.pop("model")),
+        task=_task(knobs.pop("task")),
+        **knobs,
+    )
+
+
+def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
+    """``+knob=`` adds what there is no use for, ``~knob`` takes away what every run needs."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}: {given!r} must hold {', '.join(sorted(expected))}")
+    for key in given.keys() - expected:
+        raise ConfigError(f"{prefix}{key}: {NO_SUCH_KNOB}")
+    for key in expected - given.keys():
+        raise ConfigError(f"{prefix}{key}: was taken away; every run needs a value of it")
+
+
+def _element(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _resolve_format(field: str, own: dict[str, Any], explicit: dict[str, Any]) -> FormatConfig:
+    """A format's own block size and scale, unless explicit ones (not "auto") take their place."""
+    block_size = own["block_size"] if explicit["block_size"] == "auto" else explicit["block_size"]
+    scale = own["scale"] if explicit["scale"] == "auto" else explicit["scale"]
+    tensor_scale = explicit["tensor_scale"]
+    if tensor_scale == "auto":
+        # The per-tensor scale belongs to the format's own scale; another scale comes without it.
+        tensor_scale = own["tensor_scale"] and scale == own["scale"]
+    check_flag("tensor_scale", tensor_scale)
+    check_choice("scale", scale, SCALE_NAMES)
+    return FormatConfig(_element(own["weight"]), _element(own["activation"]), _block(block_size), scale, tensor_scale)
+
+
+def _block(value: Any) -> BlockSize:
+    allowed = "a whole number of 1 or more, 0 for the whole axis, or [rows,columns] for a tile of a weight"
+    sizes = value if isinstance(value, list) else [value]
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
+        raise ConfigError(f"block_size: {value!r} is not a block; allowed: {allowed}")
+    return (value[0], value[1]) if isinstance(value, list) else value
+
+
+def _resolve_modules(spec: Any, run: FormatConfig, explicit: dict[str, Any]) -> dict[str, FormatConfig]:
+    """``modules``: each pattern's format name or partial mapping, made whole from the format or the run."""
+    if spec is None:
+        return {}
+    if not isinstance(spec, dict):
+        raise ConfigError(f"modules: {spec!r} must map glob patterns to formats, as {{*.down_proj: mxfp8_e4m3}}")
+    return {str(pattern): _resolve_module(str(pattern), value, run, explicit) for pattern, value in spec.items()}
+
+
+def _resolve_module(pattern: str, value: Any, run: FormatConfig, explicit: dict[str, Any]) -> FormatConfig:
+    field = f"modules[{pattern}]"
+    if isinstance(value, dict):
+        own = dataclasses.asdict(run)
+        unknown = set(value) - {"weight", "activation", "block_size", "scale", "tensor_scale"}
+        if unknown:
+            raise ConfigError(
+                f"{field}: {sorted(unknown)[0]!r} is not a field; allowed: weight, activation, block_size, scale"
+            )
+        if isinstance(own["block_size"], tuple):
+            own["block_size"] = list(own["block_size"])
+        # A scale of the module's own drops the run's per-tensor scale, unless it is asked for with it.
+        if "scale" in value and value["scale"] != own["scale"]:
+            own["tensor_scale"] = False
+        return _resolve_format(field, own | value, {"block_size": "auto", "scale": "auto", "tensor_scale": "auto"})
+    name = _element(value)
+    option = read_option("format", name) or {"weight": name, "activation": name}
+    return _resolve_format(field, {"block_size": 32, "scale": "e8m0", "tensor_scale": False} | option, explicit)
+
+
+def _task(knobs: dict[str, Any]) -> TaskConfig:
+    names, data = knobs.pop("names"), knobs.pop("data")
+    names = tuple(names) if isinstance(names, list) else (names,)
+    if data is None:
+        data = {}
+    elif not isinstance(data, dict):
+        if len(names) > 1:
+            raise ConfigError(
+                f"task.data: {data!r} is one file for the tasks {', '.join(names)}; "
+                f"write a mapping, as task.data={{{names[0]}: FILE.jsonl}}"
+            )
+        data = {names[0]: data}
+    return TaskConfig(names=names, data={key: str(file) for key, file in data.items()}, **knobs)
+
+
+def _check_model_path(path: Any) -> None:
+    hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
+    if not isinstance(path, str) or not path.strip():
+        raise ConfigError(f"model.path: {path!r} is empty; give {hint}")
+    if path == EMBEDDED:
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path: {path!r} is a folder without a config.json; give {hint}")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+        raise ConfigError(f"model.path: {path!r} does not exist; give {hint}")
+
+
+def _check_limit(limit: Any) -> None:
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    whole = is_number and float(limit) == int(limit) and isinstance(limit, int)
+    if limit is not None and not (is_number and limit > 0 and (limit < 1 or whole)):
+        raise ConfigError(
+            f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
+        )
+
+
+def _check_combination(config: RunConfig, recipe: Recipe) -> None:
+    """What cannot go together, though each value alone is fine."""
+    formats = [recipe.key, recipe.value]
+    for linear in (recipe.linear, *(f for _, f in recipe.modules)):
+        formats += [linear.weight, linear.activation]
+    scales = sorted({f.scale for f in formats if f is not None and f.scale != "e8m0"})
+    if config.arithmetic == "native" and scales:
+        raise ConfigError(
+            f"arithmetic: 'native' is defined for e8m0 scales and the scale is {scales[0]!r}; allowed: auto, exact"
+        )
+    if config.backend == "microxcaling" and scales:
+        raise ConfigError(f"backend: 'microxcaling' has e8m0 scales only and the scale is {scales[0]!r}")
+    if config.backend == "cuda" and config.arithmetic == "native":
+        raise ConfigError("arithmetic: 'native' is not what the CUDA kernels compute; allowed: auto, exact")

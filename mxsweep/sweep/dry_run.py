@@ -1,0 +1,57 @@
+"""What a sweep would do, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from mxsweep.config import RunConfig
+from mxsweep.model.inventory import footprint, read_inventory
+from mxsweep.sweep.plan import PlannedRun
+
+DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+def dry_run_text(runs: Sequence[PlannedRun]) -> str:
+    """The planned runs with their formats, bits and memory; runs that cannot be, with the reason."""
+    rows = [_row(number, run.config) for number, run in enumerate(runs, 1) if run.config is not None]
+    lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} planned, nothing run (dry_run=true).", ""]
+    if rows:
+        lines.append(tabulate(rows, headers="keys", disable_numparse=True))
+        lines.append("")
+        lines.append(
+            "bits/weight: of the weights that are quantized, scales included. stored: the whole model at those bits. "
+            "in memory: what simulating it takes, the quantized weights beside the originals."
+        )
+    for number, run in enumerate(runs, 1):
+        if run.error is not None:
+            lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {run.error}")
+    return "\n".join(lines)
+
+
+def _row(number: int, config: RunConfig) -> dict[str, str]:
+    recipe, size = config.recipe, config.format.block_size
+    entries = read_inventory(config.model.path)
+    bits, stored, memory = "unknown", "unknown", "unknown"
+    if entries:
+        size_of = footprint(entries, recipe, DTYPE_BITS.get(config.model.dtype))
+        bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
+        stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
+        memory = f"{size_of.simulated_bytes / 1e6:,.1f} MB"
+    return {
+        "run": str(number),
+        "model": config.model.label,
+        "task": config.task.name,
+        "limit": "all" if config.limit is None else str(config.limit),
+        "weights": str(recipe.linear.weight or "none"),
+        "activations": str(recipe.linear.activation or "none"),
+        "keys": str(recipe.key or "none"),
+        "values": str(recipe.value or "none"),
+        "modules": str(len(config.modules)) if config.modules else "-",
+        "block": "x".join(map(str, size)) if isinstance(size, tuple) else str(size),
+        "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}",
+        "bits/weight": bits,
+        "stored": stored,
+        "in memory": memory,
+    }

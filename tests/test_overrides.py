@@ -1,0 +1,103 @@
+"""The command line as typed, and what Hydra gets to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from mxsweep.errors import ConfigError
+from mxsweep.overrides import conf_dir, option_names, prepare
+
+
+def composed(*arguments: str) -> DictConfig:
+    overrides, _ = prepare(list(arguments))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("block_size=16", "block_size='16'"),
+        ("block_size='16'", "block_size='16'"),
+        ("block_size=16,48", "block_size='16','48'"),
+        ("block_size=range(16,65,16)", "block_size='16','32','48','64'"),
+        ("custom_cuda=false,true", "custom_cuda='false','true'"),
+        ("limit=none,0.25,500", "limit='none','0.25','500'"),
+        ("limit=null", "limit='none'"),
+        ("block_size=[4,16]", "block_size='4+16'"),
+        ("task=[story,wikitext],lambada_openai", "task='story+wikitext','lambada_openai'"),
+        ("model.max_length=512", "model.max_length=512"),
+        ("rounding=even", "rounding=even"),
+        ("hydra.sweep.dir=here", "hydra.sweep.dir=here"),
+        ("block_size=glob(*)", "block_size=glob(*)"),
+        ('modules={"model.layers.0.*": none}', "modules={model.layers.0.*: none}"),
+        ("block_size=[", "block_size=["),
+    ],
+)
+def test_rewritten(typed: str, expected: str) -> None:
+    assert prepare([typed]) == ([expected], False)
+
+
+def test_every_option_file_can_be_chosen_without_quotes() -> None:
+    for folder in conf_dir().iterdir():
+        if folder.is_dir() and folder.name != "hydra":
+            for name in option_names(folder.name):
+                overrides, _ = prepare([f"{folder.name}={name}"])
+                with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                    compose("config", overrides=overrides[:1])  # without what an experiment sweeps
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("block_size=48", "block_size", 48),
+        ("block_size=[4,16]", "block_size", [4, 16]),
+        ("scale_bits=3", "scale_bits", 3),
+        ("limit=0.3", "limit", 0.3),
+        ("limit=-3", "limit", -3),
+        ("custom_cuda=maybe", "custom_cuda", "maybe"),
+        ("scale=e9m9", "scale", "e9m9"),
+        ("format=fp6_e3m2", "format.activation", "fp6_e3m2"),
+        ("kv_quant=int3", "kv_quant.key", "int3"),
+        ("task=arc_easy", "task.names", ["arc_easy"]),
+        ("task=[lambada_openai,wikitext]", "task.fields", {"lambada_openai": "text", "wikitext": "page"}),
+    ],
+)
+def test_values_without_an_option_file(typed: str, key: str, value: object) -> None:
+    from omegaconf import OmegaConf
+
+    assert OmegaConf.select(composed(typed), key) == value
+
+
+def test_experiment_sweeps_by_itself_and_yields_to_what_was_typed() -> None:
+    overrides, sweeps = prepare(["experiment=ex1", "block_size=16"])
+    assert sweeps
+    assert overrides == ["experiment='ex1'", "block_size='16'", "scale_bits='6','8'", "custom_cuda='false','true'"]
+    assert prepare(["experiment=ex3"]) == (["experiment='ex3'"], False)
+
+
+def test_experiment_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nsweep: {block_size: [16, [2, 16]], limit: [null, 0.1]}\n"
+    )
+    overrides, sweeps = prepare(["experiment=mine"], tmp_path)
+    assert sweeps
+    assert overrides[1:] == ["block_size='16','2+16'", "limit='none','0.1'"]
+
+
+@pytest.mark.parametrize("content", ["sweep: [1]", "sweep: {block_size: 3}", "sweep: {block_size: []}", "- 1"])
+def test_experiment_that_makes_no_sense(tmp_path: Path, content: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"bad"):
+        prepare(["experiment=bad"], tmp_path)
+
+
+def test_several_experiments_are_refused() -> None:
+    with pytest.raises(ConfigError, match="choose one of ex1, ex2, ex3"):
+        prepare(["experiment=ex1,ex2"])
