@@ -1,0 +1,62 @@
+"""What a tensor becomes in a microscaling format: pure functions of tensors.
+
+Importing this package imports no torch, so that a configuration can be checked before torch is loaded; the
+names that need it are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mxsweep.numerics.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem
+from mxsweep.numerics.formats import (
+    ELEMENT_NAMES,
+    ROUNDINGS,
+    SCALE_NAMES,
+    SCALE_ROUNDINGS,
+    ElementFormat,
+    ScaleFormat,
+    parse_element,
+    parse_scale,
+)
+from mxsweep.numerics.mxformat import MXFormat
+
+if TYPE_CHECKING:
+    from mxsweep.numerics.dispatch import quantize
+    from mxsweep.numerics.statistics import BlockStatistics, block_statistics
+
+_LAZY = {
+    "quantize": "mxsweep.numerics.dispatch",
+    "BlockStatistics": "mxsweep.numerics.statistics",
+    "block_statistics": "mxsweep.numerics.statistics",
+}
+
+__all__ = [
+    "ARITHMETICS",
+    "BACKENDS",
+    "ELEMENT_NAMES",
+    "ROUNDINGS",
+    "SCALE_NAMES",
+    "SCALE_ROUNDINGS",
+    "BackendUnavailable",
+    "BlockStatistics",
+    "ElementFormat",
+    "MXFormat",
+    "ScaleFormat",
+    "backend_problem",
+    "block_statistics",
+    "parse_element",
+    "parse_scale",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

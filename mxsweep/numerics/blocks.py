@@ -1,0 +1,118 @@
+"""Cutting a tensor into blocks without copying or padding it.
+
+A block is a view: an axis of length n = k * b becomes two, (k, b), and reductions over the second see one
+block each. An axis that is no multiple of the block ends in a shorter block, so the tensor falls into two
+regions (four for a tile), each cut evenly; nothing is read from a padding.
+
+Shapes: x [..., n, ...] -> region [..., k, b, ...]; per-block tensors [..., k, 1, ...], which broadcast.
+
+On a CPU the work on a region is done in pieces small enough to stay in a core's cache: quantization is about
+ten passes over its data, and over a large tensor each would go to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from mxsweep.numerics.mxformat import BlockSize
+
+# Below this many elements ATen runs an elementwise operation on the calling thread
+# (at::internal::GRAIN_SIZE).
+_GRAIN_SIZE = 32768
+# Waking threads costs more than a few of them gain on pieces this small, and far more on cores that are
+# shared.
+_FEW_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a tensor that is cut evenly into blocks.
+
+    Attributes:
+        index: the slice of each dimension.
+        splits: (dimension, number of blocks, block length) for each blocked dimension, ascending.
+    """
+
+    index: tuple[slice, ...]
+    splits: tuple[tuple[int, int, int], ...]
+
+    @property
+    def block_dims(self) -> tuple[int, ...]:
+        """The dimensions of `view`'s result that run inside a block."""
+        return tuple(dim + 1 + position for position, (dim, _, _) in enumerate(self.splits))
+
+    def view(self, x: Tensor) -> Tensor:
+        """The region of `x` with every blocked dimension split in two; shares memory with `x`."""
+        x = x[self.index]
+        for dim, blocks, length in reversed(self.splits):
+            x = x.unflatten(dim, (blocks, length))
+        return x
+
+
+def block_axes(ndim: int, block_size: BlockSize, axis: int) -> tuple[int, ...]:
+    """The dimensions, counted from 0, that blocks extend over.
+
+    A (rows, columns) tile lies on the last two dimensions, rows along the last but one; `axis` must name
+    either.
+
+    Raises:
+        ValueError: `axis` is not a dimension, or the tensor has too few for a tile.
+    """
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis: {axis!r} is not a dimension of a tensor with {ndim}; allowed: {-ndim} to {ndim - 1}")
+    if isinstance(block_size, int):
+        return (axis % ndim,)
+    if ndim < 2 or axis % ndim < ndim - 2:
+        raise ValueError(
+            f"axis: {axis!r} of a tensor with {ndim} dimensions is not allowed; allowed for the tile "
+            f"{block_size}: one of the last two of at least two dimensions"
+        )
+    return (ndim - 2, ndim - 1)
+
+
+def block_regions(shape: Sequence[int], block_size: BlockSize, axis: int) -> list[Region]:
+    """The regions that together hold every element of a non-empty tensor of `shape` once."""
+    dims = block_axes(len(shape), block_size, axis)
+    sizes = (block_size,) if isinstance(block_size, int) else block_size
+    choices = [_runs(shape[dim], size or shape[dim]) for dim, size in zip(dims, sizes, strict=True)]
+    regions = []
+    for runs in product(*choices):
+        index = [slice(None)] * len(shape)
+        splits = []
+        for dim, (start, blocks, length) in zip(dims, runs, strict=True):
+            index[dim] = slice(start, start + blocks * length)
+            splits.append((dim, blocks, length))
+        regions.append(Region(tuple(index), tuple(splits)))
+    return regions
+
+
+def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
+    """(start, number of blocks, block length) of the whole blocks and of the shorter one at the end."""
+    whole, rest = divmod(length, size)
+    runs = [(0, whole, size), (whole * size, 1, rest)]
+    return [run for run in runs if run[1] and run[2]]
+
+
+def pieces(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """`views`, all of one shape, cut in step along dimensions that no block extends over, outermost first."""
+    shape, size = views[0].shape, views[0].numel()
+    limit = _piece_limit(views[0].device)
+    dim = next((dim for dim in range(len(shape)) if dim not in block_dims and shape[dim] > 1), None)
+    if limit is None or size <= limit or dim is None:
+        yield tuple(views)
+        return
+    step = max(1, shape[dim] * limit // size)
+    for parts in zip(*(view.split(step, dim) for view in views), strict=True):
+        yield from pieces(parts, block_dims)
+
+
+def _piece_limit(device: torch.device) -> int | None:
+    if device.type != "cpu":
+        return None
+    threads = torch.get_num_threads()
+    return _GRAIN_SIZE * threads if threads > _FEW_THREADS else _GRAIN_SIZE - 1

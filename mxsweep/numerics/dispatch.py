@@ -1,0 +1,121 @@
+"""`quantize`: the one way in. It checks the arguments, gives the gradient and asks a backend.
+
+The torch backend (definition.py) says what the answer is; the others give the same one or refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mxsweep.numerics.backends import BackendUnavailable, backend_problem, check_backend
+from mxsweep.numerics.blocks import block_axes
+from mxsweep.numerics.definition import quantize_torch
+from mxsweep.numerics.mxformat import MXFormat
+from mxsweep.numerics.philox import draw_key
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def quantize(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int = -1,
+    *,
+    backend: str = "torch",
+    arithmetic: str = "native",
+    generator: torch.Generator | int | None = None,
+    tensor_dims: Sequence[int] | None = None,
+    example_dims: int = 0,
+) -> Tensor:
+    """`x` quantized to `fmt` and read back, in x's shape and dtype. `x` is not changed.
+
+    The gradient is the identity, for saturated elements too (straight through).
+
+    Args:
+        x: float32, bfloat16 or float16, any shape with at least one dimension, any strides, possibly empty.
+        fmt: the format.
+        axis: the dimension that blocks extend along; a tile (rows, columns) lies on the last two dimensions
+            and `axis` must name one of them.
+        backend: "torch"; "cuda", the same answer from one kernel; "microxcaling", Microsoft's library.
+        arithmetic: "native" or "exact", see definition.py.
+        generator: for stochastic rounding. A 64-bit key is drawn from a `torch.Generator`; an int is the key.
+        tensor_dims: the dimensions over which the maximum of a per-tensor scale is taken; None for all. They
+            must contain the dimensions that blocks extend along.
+        example_dims: how many leading dimensions count examples. An element's random number depends on the
+            key and on its index (row-major) within its example, so that an example rounds alike in every
+            batch.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims` or `example_dims` that does not
+            fit x, stochastic rounding without a generator.
+        BackendUnavailable: the backend cannot work here, or cannot do this.
+    """
+    check_backend(backend, arithmetic)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
+    key = draw_key(generator) if fmt.rounding == "stochastic" and generator is not None else None
+    if torch.is_grad_enabled() and x.requires_grad:
+        answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, key, tensor_dims, example_dims)
+        return answer
+    return _dispatch(x.detach(), fmt, axis, backend, arithmetic, key, tensor_dims, example_dims)
+
+
+def check_arguments(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int,
+    generator: torch.Generator | int | None,
+    tensor_dims: Sequence[int] | None,
+    example_dims: int,
+) -> None:
+    """Raises what `quantize` promises to raise for arguments that do not fit each other."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x: dtype {x.dtype} cannot be quantized; allowed: {', '.join(map(str, DTYPES))}")
+    blocked = block_axes(x.ndim, fmt.block_size, axis)
+    if fmt.rounding == "stochastic" and generator is None:
+        raise ValueError("generator: None does not go with stochastic rounding; allowed: a torch.Generator or a key")
+    if not 0 <= example_dims < x.ndim:
+        raise ValueError(f"example_dims: {example_dims!r} is not allowed; allowed here: 0 to {x.ndim - 1}")
+    if fmt.tensor_scale and tensor_dims is not None:
+        wrong = [dim for dim in tensor_dims if not -x.ndim <= dim < x.ndim]
+        if wrong or not set(blocked) <= {dim % x.ndim for dim in tensor_dims}:
+            raise ValueError(
+                f"tensor_dims: {tuple(tensor_dims)} is not allowed; allowed: dimensions of x, which has "
+                f"{x.ndim}, among them those that blocks extend along: {', '.join(map(str, blocked))}"
+            )
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The identity for gradients: quantization's own derivative is zero almost everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        return _dispatch(x, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        return (gradient, *[None] * 7)
+
+
+def _dispatch(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int,
+    backend: str,
+    arithmetic: str,
+    key: int | None,
+    tensor_dims: Sequence[int] | None,
+    example_dims: int,
+) -> Tensor:
+    if backend == "torch":
+        return quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
+    if problem := backend_problem(backend):
+        raise BackendUnavailable(problem)
+    from mxsweep.numerics.microxcaling import quantize_microxcaling
+
+    return quantize_microxcaling(x, fmt, axis, arithmetic)

@@ -1,0 +1,85 @@
+"""The same call answered by Microsoft's library (github.com/microsoft/microxcaling, module `mx`).
+
+It has two paths: operations of PyTorch in the tensor's dtype, which is what `arithmetic="native"` means, and
+its own CUDA kernels in float32 (`custom_cuda=True` there), which is "exact" and needs tensors on a GPU. What
+the library has no word for is refused by name, never approximated.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mxsweep.numerics.backends import MICROXCALING_INSTALL, BackendUnavailable
+from mxsweep.numerics.mxformat import MXFormat
+
+_ELEMENTS = ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2")
+_ROUNDINGS = ("nearest", "even", "floor")
+
+
+def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
+    """What of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
+    tile = None if isinstance(fmt.block_size, int) else fmt.block_size
+    refusals = (
+        (fmt.element not in _ELEMENTS, f"element {fmt.element}; it has {', '.join(_ELEMENTS)}"),
+        (fmt.scale != "e8m0", f"scale {fmt.scale}; it has e8m0"),
+        (fmt.scale_rounding != "floor", f"scale_rounding {fmt.scale_rounding}; it has floor"),
+        (fmt.rounding not in _ROUNDINGS, f"rounding {fmt.rounding}; it has {', '.join(_ROUNDINGS)}"),
+        (not fmt.symmetric, "symmetric=False"),
+        (tile is not None and tile[0] != tile[1], f"block_size {tile}; of tiles it has square ones"),
+        (tile is not None and arithmetic == "exact", f"block_size {tile} with arithmetic exact, only native"),
+    )
+    for refused, what in refusals:
+        if refused:
+            return f"backend 'microxcaling' has no {what}"
+    return None
+
+
+def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tensor:
+    """`quantize` by the library: a new tensor of x's shape and dtype, without a gradient.
+
+    Args:
+        x: float32, bfloat16 or float16 with at least one dimension; on a GPU for arithmetic "exact".
+        fmt: one for which `microxcaling_problem` is None.
+        axis: the dimension that blocks extend along; a square tile lies on the last two.
+        arithmetic: "native" or "exact".
+
+    Raises:
+        BackendUnavailable: the library cannot be imported, has no such format, its CUDA kernels cannot be
+            built, or "exact" was asked for a tensor that is not on a GPU.
+    """
+    if problem := microxcaling_problem(fmt, arithmetic):
+        raise BackendUnavailable(problem)
+    if arithmetic == "exact" and not x.is_cuda:
+        raise BackendUnavailable(
+            "backend 'microxcaling' computes arithmetic exact only in its CUDA kernels, and this tensor is on "
+            f"{x.device.type}, where it has arithmetic native only"
+        )
+    try:
+        from mx.mx_ops import _quantize_mx
+    except ImportError as error:
+        raise BackendUnavailable(MICROXCALING_INSTALL) from error
+    if arithmetic == "exact":
+        _check_kernels()
+    if x.numel() == 0:
+        return x.clone()
+    tile = not isinstance(fmt.block_size, int)
+    answer: Tensor = _quantize_mx(
+        x,
+        fmt.scale_bits,
+        fmt.element,
+        axes=[-2, -1] if tile else [axis],
+        block_size=fmt.block_size[0] if not isinstance(fmt.block_size, int) else fmt.block_size,
+        round=fmt.rounding,
+        custom_cuda=arithmetic == "exact",
+    )
+    return answer
+
+
+def _check_kernels() -> None:
+    """The library compiles its kernels when this module is imported, which can fail in many ways."""
+    try:
+        import mx.custom_extensions  # noqa: F401
+    except Exception as error:
+        raise BackendUnavailable(
+            f"backend 'microxcaling' with arithmetic exact could not build its CUDA kernels: {error}"
+        ) from error

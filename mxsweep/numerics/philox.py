@@ -1,0 +1,80 @@
+"""Philox4x32-10: the counter-based random numbers of stochastic rounding.
+
+Element i of an example draws from Philox(key, counter = i), whatever thread, device or batch computes it, so
+that every backend rounds it alike. Philox (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
+1, 2, 3", SC 2011, section 3.3) mixes a counter of four 32-bit words with a key of two in ten rounds of
+
+    (c0, c1, c2, c3) <- (hi(M1 * c2) ^ c1 ^ k0,  lo(M1 * c2),  hi(M0 * c0) ^ c3 ^ k1,  lo(M0 * c0))
+
+where hi and lo are the halves of the 64-bit product, the key growing by (W0, W1) between rounds. Here
+
+    counter = (i mod 2^32, i >> 32, 0, 0)        key = (key mod 2^32, key >> 32)
+    u = (c0 >> 8) * 2^-24                        in [0, 1), exact in float32
+
+torch has no unsigned 32-bit multiplication, so the words live in int64 tensors. The product of two of them
+can pass 2^63; its low 64 bits are right all the same, and masking after the (arithmetic) shift undoes the
+sign.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER_0 = 0xD2511F53
+_MULTIPLIER_1 = 0xCD9E8D57
+_WEYL_0 = 0x9E3779B9  # the golden ratio
+_WEYL_1 = 0xBB67AE85  # sqrt(3) - 1
+_ROUNDS = 10
+_WORD = 0xFFFFFFFF
+_PIECE = 32768  # counters at a time: some ten int64 temporaries are alive at once
+
+KEY_BITS = 64
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox4x32. Counter and result are int64 tensors of one shape with values in [0, 2^32)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & _WORD, key >> 32
+    for _ in range(_ROUNDS):
+        low_product, high_product = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (
+            ((high_product >> 32) & _WORD) ^ c1 ^ k0,
+            high_product & _WORD,
+            ((low_product >> 32) & _WORD) ^ c3 ^ k1,
+            low_product & _WORD,
+        )
+        k0, k1 = (k0 + _WEYL_0) & _WORD, (k1 + _WEYL_1) & _WORD
+    return c0, c1, c2, c3
+
+
+def uniform(key: int, count: int, device: torch.device) -> Tensor:
+    """The numbers u of elements 0 to `count` - 1 under `key`: float32 [count], multiples of 2^-24 in [0, 1)."""
+    u = torch.empty(count, dtype=torch.float32, device=device)
+    step = _PIECE if device.type == "cpu" else max(count, 1)
+    for start in range(0, count, step):
+        i = torch.arange(start, min(start + step, count), dtype=torch.int64, device=device)
+        u[start : start + step] = uniform_at(key, i)
+    return u
+
+
+def uniform_at(key: int, i: Tensor) -> Tensor:
+    """The numbers u of the elements `i` (int64, not negative): float32 of the same shape."""
+    zero = torch.zeros_like(i)
+    word = philox4x32((i & _WORD, i >> 32, zero, zero), key)[0]
+    return (word >> 8).to(torch.float32).mul_(2.0**-24)
+
+
+def draw_key(generator: torch.Generator | int) -> int:
+    """One 64-bit key: two 32-bit words, the low one first, from a generator; an int is the key itself.
+
+    Raises:
+        ValueError: an int that does not fit into 64 bits.
+    """
+    if isinstance(generator, torch.Generator):
+        words = torch.randint(0, 2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64)
+        low, high = words.tolist()
+        return int(low) | int(high) << 32
+    if not 0 <= generator < 2**KEY_BITS:
+        raise ValueError(f"generator: {generator!r} is not a key; allowed: 0 to 2^{KEY_BITS} - 1")
+    return int(generator)

@@ -1,0 +1,22 @@
+"""Fixtures that several test modules share."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported, here and in what the tests start: several test processes with a pool of threads each spend
+# most of their time waiting for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of large reference files beside the checkout, or where MXSWEEP_SHARED says."""
+    path = Path(os.environ.get("MXSWEEP_SHARED", REPOSITORY.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"no reference files at {path} (set MXSWEEP_SHARED to the folder that holds them)")
+    return path
