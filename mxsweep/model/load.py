@@ -1,0 +1,95 @@
+"""Base models, loaded once and kept between the runs of a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mxsweep.errors import ConfigError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode on its device, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+_kept: dict[tuple[Any, ...], LoadedModel] = {}  # at most one: the last model asked for
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A causal language model and its tokenizer; the same call again returns the same objects.
+
+    Args:
+        path: a name on the Hugging Face hub, a folder, or "embedded" for the model that ships with mxsweep.
+        dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+        device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps"; unused with ``device_map``.
+        device_map: "auto" spreads the model over all GPUs; a model that still does not fit is refused.
+
+    Raises:
+        ConfigError: no such model, or not to be had without a token or a network; no such device.
+    """
+    device = resolve_device(device)
+    key = (path, revision, dtype, device, device_map, attention, trust_remote_code)
+    if key not in _kept:
+        _kept.clear()  # before loading: two large models need not fit beside each other
+        _kept[key] = _load(*key)
+    return _kept[key]
+
+
+def resolve_device(device: str) -> str:
+    """The device that "auto" stands for; ConfigError for one that is not there."""
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if index >= count:
+            there = f"cuda:0 to cuda:{count - 1}, cpu" if count else "cpu (no CUDA GPU was found)"
+            raise ConfigError(f"model.device: {device!r} is not there; allowed: auto, {there}")
+        return f"cuda:{index}"
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("model.device: 'mps' is not there; allowed: auto, cpu")
+    return device
+
+
+def _load(
+    path: str, revision: str | None, dtype: str, device: str, device_map: str | None, attention: str, trust: bool
+) -> LoadedModel:
+    source = str(EMBEDDED) if path == "embedded" else str(Path(path).expanduser()) if Path(path).is_dir() else path
+    shared = {"revision": revision, "trust_remote_code": trust}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attention,
+            device_map=device_map,
+            **shared,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
+            "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
+        ) from error
+    if device_map is None:
+        torch.nn.Module.to(model, device)
+    model.eval()
+    return LoadedModel(model, tokenizer)
