@@ -1,0 +1,1 @@
+"""Evaluation: tasks, the lm-eval model, and what comes out."""

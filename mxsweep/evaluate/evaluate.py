@@ -1,0 +1,101 @@
+"""One evaluation: lm-eval's tasks and metrics on a model that is already loaded."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mxsweep.evaluate.quiet import quiet_lm_eval
+from mxsweep.evaluate.stderr import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: {task: {metric: value, metric_stderr: value}}; a task with several filters has "metric,filter".
+        n_effective: examples evaluated, a task.
+        samples: a row an example: task, doc_id, doc_hash, filter, and its metrics (a perplexity's is its
+            log-likelihood in nats).
+        results: lm-eval's own results, without samples.
+        eval_s: seconds from the first request to the last metric.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    n_effective: dict[str, int]
+    samples: list[dict[str, Any]]
+    results: dict[str, Any]
+    eval_s: float
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Any],
+    *,
+    limit: int | float | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    apply_chat_template: bool = False,
+) -> Evaluation:
+    """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on ``model``.
+
+    Args:
+        limit: a fraction of each task below 1, or a count of examples; None for all.
+        batch_size: sequences a forward pass.
+        max_length: tokens a sequence may have; None for the model's own limit.
+    """
+    quiet_lm_eval()
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+    started = time.perf_counter()
+    with closed_form_perplexity():
+        found = lm_eval.evaluate(
+            lm,
+            task_dict=tasks,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            confirm_run_unsafe_code=False,
+        )
+    eval_s = time.perf_counter() - started
+    samples = found.pop("samples")
+    return Evaluation(
+        metrics={task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()},
+        n_effective={task: counts["effective"] for task, counts in found["n-samples"].items()},
+        samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
+        results=found,
+        eval_s=eval_s,
+    )
+
+
+def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:
+    """lm-eval's ``metric,filter`` and ``metric_stderr,filter`` numbers; filters named only where there are several."""
+    numbers = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
+    filters = {key.split(",", 1)[1] for key in numbers}
+    metrics = {key if len(filters) > 1 else key.split(",")[0]: float(value) for key, value in numbers.items()}
+    for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        if metric in metrics and not math.isfinite(metrics.get(f"{metric}_stderr", math.nan)):
+            sums, weights = zip(*(sample[metric] for sample in samples), strict=True)
+            stderr = weighted_mean_stderr if metric == "bits_per_byte" else weighted_perplexity_stderr
+            metrics[f"{metric}_stderr"] = stderr(sums, weights)
+    return metrics
+
+
+def _sample_row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"task": task}
+    row |= {key: sample[key] for key in ("doc_id", "doc_hash", "filter")}
+    for metric in sample["metrics"]:
+        value = sample[metric]
+        if metric == "perplexity":
+            row["loglikelihood"] = value
+        elif metric in ("word_perplexity", "byte_perplexity") and isinstance(value, tuple | list):
+            row["loglikelihood"], row["words" if metric == "word_perplexity" else "bytes"] = value
+        elif isinstance(value, int | float | bool):
+            row[metric] = value
+    return row

@@ -1,0 +1,62 @@
+"""Standard errors of perplexities in closed form.
+
+lm-eval resamples a perplexity 100,000 times, which takes longer than evaluating a small model, and gives no
+standard error at all for a perplexity weighted by length (wikitext's). A perplexity is exp(-m) of a mean m of
+log-likelihoods. For n examples m is close to normal with a standard error s, so exp(-m) is close to log-normal, and
+what the bootstrap estimates is that distribution's standard deviation: exp(-m) exp(s^2/2) sqrt(exp(s^2) - 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lm_eval.api.metrics as lm_eval_metrics
+import numpy as np
+
+
+def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
+    """Of exp(-mean); NaN for fewer than two examples. Log-likelihoods in nats."""
+    values = np.asarray(loglikelihoods, dtype=np.float64)
+    if len(values) < 2:
+        return math.nan
+    return _lognormal_stderr(-float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
+
+
+def weighted_mean_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:
+    """Of the ratio sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9)."""
+    a, b = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    n = len(a)
+    if n < 2:
+        return math.nan
+    residuals = a - a.sum() / b.sum() * b
+    return math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(b.sum())
+
+
+def weighted_perplexity_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:
+    """Of exp(-sum(sums) / sum(weights)), as for words or bytes of whole documents."""
+    return _lognormal_stderr(-sum(sums) / sum(weights), weighted_mean_stderr(sums, weights))
+
+
+def _lognormal_stderr(log_perplexity: float, s: float) -> float:
+    try:
+        return math.exp(log_perplexity + s * s / 2) * math.sqrt(math.expm1(s * s))
+    except OverflowError:
+        return math.inf
+
+
+@contextmanager
+def closed_form_perplexity() -> Iterator[None]:
+    """Let lm-eval use :func:`perplexity_stderr` where it would bootstrap a perplexity; other metrics as ever."""
+    bootstrap = lm_eval_metrics.bootstrap_stderr
+
+    def stderr(f: Any, xs: Sequence[Any], iters: int) -> float:
+        return perplexity_stderr(xs) if f is lm_eval_metrics.perplexity else bootstrap(f, xs, iters)
+
+    lm_eval_metrics.bootstrap_stderr = stderr
+    try:
+        yield
+    finally:
+        lm_eval_metrics.bootstrap_stderr = bootstrap

@@ -1,0 +1,132 @@
+"""lm-eval tasks, loaded once a process and used by every run.
+
+Three things cost lm-eval 0.4.13 more than a small evaluation does, and are avoided: its index of all tasks (6 to
+25 s), read only for a task whose file cannot be found by its name; its Jinja templates, compiled anew for every
+document; and a data set loaded again for every run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import lm_eval.utils
+from datasets import Dataset
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from mxsweep.checks import check_rows
+from mxsweep.errors import ConfigError
+from mxsweep.evaluate.quiet import quiet_lm_eval
+from mxsweep.evaluate.stories import story_task_config
+
+log = logging.getLogger(__name__)
+
+# The same template text always compiles to the same template.
+lm_eval.utils.env.from_string = functools.lru_cache(maxsize=None)(lm_eval.utils.env.from_string)
+
+_kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def load_tasks(
+    names: tuple[str, ...],
+    *,
+    data: Mapping[str, str] | None = None,
+    fields: Mapping[str, str] | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 1234,
+) -> dict[str, Any]:
+    """lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``); the same call again returns the same objects.
+
+    Args:
+        names: tasks, groups or tags of lm-eval, or "story".
+        data: for a task, a JSON-lines file that replaces its data set.
+        fields: for a task, the field that a row of its file must hold.
+        num_fewshot: examples before each question; None for the task's own number.
+        seed: of the choice of those examples.
+
+    Raises:
+        ConfigError: an unknown task, a file that does not fit, a data set that cannot be had.
+    """
+    data, fields = dict(data or {}), dict(fields or {})
+    key = (names, tuple(sorted(data.items())), num_fewshot, seed)
+    if key not in _kept:
+        _kept[key] = _load(names, data, fields, num_fewshot, seed)
+    return _kept[key]
+
+
+def _load(
+    names: tuple[str, ...], data: dict[str, str], fields: dict[str, str], num_fewshot: int | None, seed: int
+) -> dict[str, Any]:
+    quiet_lm_eval()
+    manager = _manager_of(names)
+    specs = [_spec(name, data.get(name), fields.get(name), manager) for name in names]
+    try:
+        loaded: dict[str, Any] = dict(manager.load(specs))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"task: the data of {', '.join(names)} cannot be had ({type(error).__name__}: {reason}); "
+            "without a network, give a local file with task.data=FILE.jsonl"
+        ) from error
+    for task in loaded["tasks"].values():
+        # As lm-eval's own simple_evaluate does: a task that fixes 0 examples keeps it.
+        own = task.get_config("num_fewshot")
+        if num_fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        elif num_fewshot:
+            log.warning("task.num_fewshot=%s is not used: the task itself fixes 0", num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+    return loaded
+
+
+def _spec(name: str, file: str | None, field: str | None, manager: TaskManager) -> str | dict[str, Any]:
+    if name == "story":
+        return story_task_config()
+    if file is None:
+        return name
+    rows = Dataset.from_list(check_rows(file, field))
+
+    def dataset(**_: Any) -> dict[str, Dataset]:
+        return {"test": rows}
+
+    path = manager.task_index[name].yaml_path
+    config = load_yaml(path) if path is not None else {}
+    if not isinstance(config.get("task"), str):
+        raise ConfigError(f"task.data: {name!r} is a group of tasks or written in Python; a file can feed single tasks")
+    one_split = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": None}
+    return config | one_split | {"custom_dataset": dataset}
+
+
+def _manager_of(names: tuple[str, ...]) -> TaskManager:
+    """A task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval."""
+    wanted = [name for name in names if name != "story"]
+    root = Path(lm_eval.tasks.__file__).parent
+    folders = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
+    if None not in folders:
+        manager = TaskManager(include_defaults=False, include_path=[f.parent for f in folders if f is not None])
+        if all(name in manager.all_tasks for name in wanted):
+            return manager
+    log.info("Reading lm-eval's index of tasks (up to half a minute, once)")
+    manager = _full_manager()
+    for name in wanted:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
+            raise ConfigError(
+                f"task: {name!r} is not a task of lm-eval; "
+                + (f"near it: {', '.join(close)}; " if close else "")
+                + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
+            )
+    return manager
+
+
+@functools.cache
+def _full_manager() -> TaskManager:
+    return TaskManager()
