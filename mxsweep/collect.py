@@ -1,0 +1,114 @@
+"""`python -m mxsweep.collect [DIR...]`: what runs found, as a table, files and figures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mxsweep.results.collect import gather
+from mxsweep.results.record import STATUSES, Folders, newest_sweep
+from mxsweep.results.tables import markdown_text, summary, terminal_text, write_csv, write_parquet
+
+EXIT_UNWRITABLE = 1
+EXIT_NO_RUN = 2
+
+
+class CollectError(Exception):
+    """There is nothing to collect; the message names the folder."""
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """What was collected: a text to print, the files written, and how many runs ended how."""
+
+    text: str
+    files: list[Path] = field(default_factory=list)
+    done: int = 0
+    failed: int = 0
+    unfinished: int = 0
+    unreadable: int = 0
+    write_error: str | None = None  # why files are missing; the text is complete all the same
+
+
+def collect(dirs: Folders, output: Path | str | None = None) -> CollectResult:
+    """Collect the runs at or below `dirs` and write table, report and figures to `output`.
+
+    `output` is by default the folder collected or, if there are several, ./collected. Raises CollectError
+    where there is no run; failed, unfinished and unreadable runs are no error but are listed.
+    """
+    dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
+    try:
+        results = gather(dirs)
+    except FileNotFoundError as error:
+        raise CollectError(str(error)) from error
+    named = ", ".join(map(str, dirs))
+    if not results.runs:
+        raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
+    folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
+    counts = {status: len(results.with_status(status)) for status in STATUSES}
+    text = f"{named}: {summary(results)}\n\n{terminal_text(results)}"
+    files: list[Path] = []
+    write_error = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The data first, so that they are there whatever becomes of the drawing.
+        files += [folder / "results.csv", folder / "results.parquet"]
+        write_csv(files[0], results.rows)
+        write_parquet(files[1], results.rows)
+        # Imported here: matplotlib takes a while, and --help and a wrong folder do without it.
+        from mxsweep.results.figures import draw_figures
+
+        figures = draw_figures(results, folder)
+        files.append(folder / "results.md")
+        files[-1].write_text(markdown_text(results, figures), encoding="utf-8")
+        files += [path for paths in figures.values() for path in paths]
+    except OSError as error:
+        files = []
+        reason = error.strerror or str(error)
+        write_error = f"cannot write to {folder}: {reason}; name another folder with --output"
+    return CollectResult(text, files, write_error=write_error, **counts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mxsweep.collect",
+        description="Collect runs into a table, results.csv, results.parquet, results.md and figures.",
+    )
+    parser.add_argument(
+        "dirs",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="sweeps or runs (default: the newest sweep below ./multirun or, if there is none, "
+        "the newest run below ./outputs)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the files go (default: the folder collected or, if there are several, ./collected)",
+    )
+    arguments = parser.parse_args(argv)
+    dirs = arguments.dirs
+    try:
+        if not dirs:
+            newest = newest_sweep()
+            if newest is None:
+                raise CollectError("no run below ./multirun or ./outputs: name the folder to collect")
+            dirs = [newest]
+        result = collect(dirs, arguments.output)
+    except CollectError as error:
+        print(f"mxsweep.collect: {error}", file=sys.stderr)
+        return EXIT_NO_RUN
+    print(result.text)
+    if result.write_error:
+        print(f"mxsweep.collect: {result.write_error}", file=sys.stderr)
+        return EXIT_UNWRITABLE
+    print("\nWritten:\n" + "\n".join(f"  {path}" for path in result.files))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Records made comparable: the rows of many runs, the knobs that tell them apart, and groups.
+
+    group    the rows that may be compared: same model, task and limit, and same conditions of evaluation
+    shown    the knobs that vary among the rows; the others are said once, above the tables
+
+Differences from the baseline are computed here, whenever results are collected, and never stored.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
+from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, betterness, label, rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPARABLE = ("model", "task", "limit")  # rows that differ in one of these are never compared
+CONDITIONS = (  # nor are rows that differ in one of these
+    "model.path",
+    "model.revision",
+    "model.max_length",
+    "task.data",
+    "task.num_fewshot",
+    "task.apply_chat_template",
+)
+# What decides these unless they are overridden; dotted names are decided by what stands before the dot.
+DECIDED_BY = {
+    "tensor_scale": ("format",),
+    "backend": ("custom_cuda",),
+    "arithmetic": ("custom_cuda", "backend", "scale"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that may be compared with each other; the baselines come first."""
+
+    title: str
+    slug: str  # for file names
+    rows: list[Row]
+
+    def baseline_for(self, row: Row) -> Row | None:
+        """The baseline whose config is nearest to the row's (dtype, seed, ...), the first of equals."""
+        baselines = [other for other in self.rows if other.is_baseline]
+
+        def agreement(baseline: Row) -> int:
+            return sum(key in row.knobs and row.knobs[key] == value for key, value in baseline.knobs.items())
+
+        return max(baselines, key=agreement, default=None)
+
+    def metric_names(self) -> list[str]:
+        """The metrics worth a column: those known here, or all there are if none is."""
+        names = sorted({name for row in self.rows for name in row.metrics if not name.endswith("_stderr")})
+        known = sorted((name for name in names if betterness(name)), key=betterness, reverse=True)
+        return known or names
+
+    def main_metric(self) -> str | None:
+        """The metric that says which run is the best, if one does."""
+        return next(filter(betterness, self.metric_names()), None)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything collected from some folders."""
+
+    runs: list[RunFolder]
+    rows: list[Row]  # of all runs: those of done runs first, in the tables' order
+    groups: list[Group]  # of done runs
+    shown: list[str]
+    constants: dict[str, Any]
+
+    def with_status(self, status: str) -> list[RunFolder]:
+        """The runs that ended so."""
+        return [run for run in self.runs if run.status == status]
+
+
+def gather(dirs: Folders) -> Results:
+    """Read every run at or below `dirs` and sort out what can be compared with what."""
+    runs = find_runs(dirs)
+    rows = [row for run in runs for row in rows_of(run)]
+    done = [row for row in rows if row.run.status == "done"]
+    rest = [row for row in rows if row.run.status != "done"]
+    conditions = _telling(done, COMPARABLE, CONDITIONS)
+    by = (*COMPARABLE, *conditions)
+    shown = [name for name in KNOBS if name not in COMPARABLE and len(_values(done, name)) > 1]
+    shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
+    done.sort(key=lambda row: (_sort_key(row, by), not row.is_baseline, _sort_key(row, shown), row.run.run_id))
+    return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
+
+
+def load_table(dirs: Folders) -> "pd.DataFrame":
+    """The runs at or below `dirs` as a tidy table: one row per run and task, of runs in any state."""
+    import pandas as pd  # here, since most who import this module want no data frame, and it takes a while
+
+    types = {bool: "boolean", int: "Int64", float: "float64", str: "string"}
+    table = {}
+    for name, values in columns(gather(dirs).rows).items():
+        kind = next((type(value) for value in values if value is not None), None)
+        table[name] = pd.Series(values, dtype=types[kind] if kind else "object")
+    return pd.DataFrame(table)
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The rows as columns for a file: knobs, metrics, and what became of the run.
+
+    A column holds values of one type, and None where there is none (no limit, a knob without effect, a
+    metric that was not measured); NaN is a metric that was measured and came out so.
+    """
+    # Of done runs: a config that was refused is recorded as it was asked for, with leaves of its own.
+    done = [row for row in rows if row.run.status == "done"]
+    other = [name for name in _other_knobs(done) if len(_values(done, name)) > 1]
+    table: dict[str, list[Any]] = {name: [row.knobs.get(name) for row in rows] for name in (*KNOBS, "task", *other)}
+    ppl = {"ppl": "", "ppl_stderr": "_stderr"}
+    table |= {name: [row.metrics.get(name) for row in rows] for name in ("acc", "acc_stderr")}
+    table |= {name: [row.metrics.get(row.ppl_name + end) for row in rows] for name, end in ppl.items()}
+    table["n"] = [row.n for row in rows]
+    table["eval_time_s"] = [row.eval_time_s for row in rows]
+    table["examples/sec"] = [row.examples_per_sec for row in rows]
+    for name in sorted({name for row in rows for name in row.metrics} - set(table)):
+        table[name] = [row.metrics.get(name) for row in rows]
+    table["status"] = [row.run.status for row in rows]
+    table["reason"] = [row.run.reason for row in rows]
+    table["run_id"] = [row.run.run_id for row in rows]
+    table["folder"] = [str(row.run.path) for row in rows]
+    return {name: _one_type(values) for name, values in table.items()}
+
+
+def _values(rows: Iterable[Row], name: str) -> list[Any]:
+    """The different values of a knob, those it has no effect with left out."""
+    return list({label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}.values())
+
+
+def _other_knobs(rows: Iterable[Row]) -> list[str]:
+    return sorted({name for row in rows for name in row.knobs} - set(KNOBS) - {"task"})
+
+
+def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
+    """The knobs worth saying that have one value in all `rows`, but for those that are said `elsewhere`.
+
+    Those are the labelled ones, the element formats that a name such as w4a6 stands for, and whatever a
+    run was told by an override.
+    """
+    overridden = {override.split("=")[0].lstrip("+~") for row in rows for override in row.run.overrides}
+    constants: dict[str, Any] = {}
+    for name in (*KNOBS, *_other_knobs(rows)):
+        values = _values(rows, name)
+        worth = name in KNOBS or name in QUANTIZERS or name in overridden
+        if not worth or name in elsewhere or name in COMPARABLE or len(values) != 1:
+            continue
+        if values[0] != constants.get(name.split(".")[0]):  # kv_quant=none says what kv_quant.key=none would
+            constants[name] = values[0]
+    return constants
+
+
+def _tells(rows: Sequence[Row], name: str) -> bool:
+    """Whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
+    return bool(_telling(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
+
+
+def _telling(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of `names` that tell apart rows which `known`, and the names before, do not."""
+    telling: list[str] = []
+    for name in (name for name in names if len(_values(rows, name)) > 1):
+        alike: dict[tuple[str, ...], list[Row]] = {}
+        for row in rows:
+            key = tuple(label(row.knobs.get(other, "")) for other in (*known, *telling))
+            alike.setdefault(key, []).append(row)
+        if any(len(_values(same, name)) > 1 for same in alike.values()):
+            telling.append(name)
+    return telling
+
+
+def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(label(row.knobs.get(name)) for name in by), []).append(row)
+    varying = [index for index in range(len(by)) if len({values[index] for values in groups}) > 1]
+    made: dict[str, Group] = {}
+    for values, members in groups.items():
+        title = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True))
+        slug = "_".join(values[i] if by[i] in ("model", "task") else f"{by[i]}-{values[i]}" for i in varying)
+        slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in slug)
+        while slug in made:  # names that differ only in what a file name cannot hold
+            slug += "-"
+        made[slug] = Group(title, slug, members)
+    return list(made.values())
+
+
+def _sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
+    """Numbers by size, then texts in natural order; no value before all of them."""
+    key: list[tuple[Any, ...]] = []
+    for name in names:
+        value = row.knobs.get(name)
+        if isinstance(value, int | float):
+            key.append((1, value))
+        else:
+            key.append((0,) if value is None else (2, natural_key(label(value))))
+    return key
+
+
+def _one_type(values: list[Any]) -> list[Any]:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+        return values
+    return [None if value is None else label(value) for value in values]

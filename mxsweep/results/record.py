@@ -1,0 +1,202 @@
+"""The record that a run leaves, `result.json`, and the folders that runs leave it in.
+
+A record is written last and atomically, so a run folder is in one of four states:
+
+    done         result.json says so
+    failed       result.json says so, with the error
+    unfinished   Hydra's .hydra/ is there, result.json is not: still running, stopped or killed
+    unreadable   result.json is damaged, or is not a record of this schema
+
+JSON has no NaN and no infinity. A record holds them as the strings "NaN", "Infinity" and "-Infinity",
+which stay valid JSON for every reader, and `read_record` makes floats of them again. (A text that is
+exactly one of these three strings would come back as a float, too; no field of a record is one.)
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+RECORD_NAME = "result.json"
+HYDRA_FOLDER = ".hydra"
+Folders = Path | str | Iterable[Path | str]  # one folder, or several
+STATUSES = ("done", "failed", "unfinished", "unreadable")
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class RecordError(ValueError):
+    """A result.json that is no record: the message says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that a run wrote to, and what became of the run."""
+
+    path: Path
+    status: str  # one of STATUSES
+    record: dict[str, Any] | None = None  # of a done or failed run
+    reason: str | None = None  # why the run is not done
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        """The record's run_id; of a run without a record the folder's name."""
+        return self.record["run_id"] if self.record else self.path.resolve().name
+
+
+def write_record(folder: Path | str, record: dict[str, Any]) -> Path:
+    """Write `record` to `folder`/result.json so that a reader sees all of it or nothing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_encode({"schema": SCHEMA, **record}), indent=2, allow_nan=False)
+    path = folder / RECORD_NAME
+    # In the same folder, since a rename is atomic only within a file system. Not made by `tempfile`,
+    # whose files only their owner may read.
+    temporary = folder / f".{RECORD_NAME}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """Read the record in `path`, a result.json. Raises RecordError if it is not one."""
+    try:
+        record = _decode(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecordError(f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not valid JSON: {error}") from error
+    _check(record)
+    return record
+
+
+def find_runs(dirs: Folders) -> list[RunFolder]:
+    """Every run at or below `dirs`, each once, in natural order of the folders' names."""
+    return [_open_run(path) for path in _run_paths(dirs)]
+
+
+def newest_sweep(root: Path | str = ".") -> Path | None:
+    """The folder of the newest sweep below `root`/multirun or, if there is none, run below `root`/outputs.
+
+    Newest is the one whose runs wrote last; equal times (a copied tree) are told apart by name.
+    """
+    for base in (Path(root) / "multirun", Path(root) / "outputs"):
+        written: dict[Path, float] = {}
+        for run in _run_paths([base]) if base.is_dir() else []:
+            folders = [folder for folder in (run, *run.parents) if folder.is_relative_to(base)]
+            sweep = next((folder for folder in folders if (folder / "multirun.yaml").is_file()), run)
+            written[sweep] = max(written.get(sweep, 0.0), _written_at(run))
+        if written:
+            return max(written, key=lambda sweep: (written[sweep], str(sweep)))
+    return None
+
+
+def natural_key(text: str) -> list[str | int]:
+    """A sort key that puts "8" before "16": digits count as numbers."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", text))]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str | int | float | None):
+        return value
+    if hasattr(value, "item"):  # a numpy or torch scalar
+        return _encode(value.item())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _check(record: Any) -> None:
+    """Raise RecordError unless `record` has the fields, of the types, that its readers count on."""
+    if not isinstance(record, dict) or "schema" not in record:
+        raise RecordError("not a record of mxsweep: it has no schema")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"schema {record['schema']!r}, and this version reads schema {SCHEMA}")
+    if record.get("status") not in ("done", "failed"):
+        raise RecordError(f"status {record.get('status')!r}, expected 'done' or 'failed'")
+    if not isinstance(record.get("run_id"), str):
+        raise RecordError("run_id is missing or no text")
+    for name in ("config", "metrics"):
+        if not isinstance(record.get(name), dict):
+            raise RecordError(f"{name} is missing or no mapping")
+    for name in ("n_effective", "timing", "error"):
+        if not isinstance(record.get(name) or {}, dict):
+            raise RecordError(f"{name} is no mapping")
+    if not isinstance(record.get("overrides") or [], list):
+        raise RecordError("overrides is no list")
+    for task, metrics in record["metrics"].items():
+        if not isinstance(metrics, dict):
+            raise RecordError(f"metrics of {task} are no mapping")
+
+
+def _run_paths(dirs: Folders) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for top in map(Path, [dirs] if isinstance(dirs, Path | str) else dirs):
+        if not top.is_dir():
+            raise FileNotFoundError(f"no such folder: {top}")
+        for name, folders, files in os.walk(top):
+            if RECORD_NAME in files or HYDRA_FOLDER in folders:
+                found.setdefault(Path(name).resolve(), Path(name))
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]
+    return sorted(found.values(), key=lambda path: natural_key(str(path)))
+
+
+def _open_run(path: Path) -> RunFolder:
+    if not (path / RECORD_NAME).exists():
+        reason = "no result.json: still running, stopped or killed"
+        return RunFolder(path, "unfinished", reason=reason, overrides=_hydra_overrides(path))
+    try:
+        record = read_record(path / RECORD_NAME)
+    except RecordError as error:
+        return RunFolder(path, "unreadable", reason=str(error), overrides=_hydra_overrides(path))
+    overrides = [str(override) for override in record.get("overrides") or []]
+    return RunFolder(path, record["status"], record, _failure_reason(record), overrides)
+
+
+def _failure_reason(record: dict[str, Any]) -> str | None:
+    if record["status"] == "done":
+        return None
+    cause = record.get("error") or {}
+    return ": ".join(str(cause[key]) for key in ("type", "message") if cause.get(key)) or "no reason recorded"
+
+
+def _hydra_overrides(path: Path) -> list[str]:
+    """The overrides that Hydra noted when the run began; none if it came to nothing."""
+    # One "- name=value" a line; not worth a YAML parser, which would take longer than the rest.
+    try:
+        lines = (path / HYDRA_FOLDER / "overrides.yaml").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line[2:].strip().replace("'", "") for line in lines if line.startswith("- ")]
+
+
+def _written_at(run: Path) -> float:
+    record = run / RECORD_NAME
+    return (record if record.exists() else run / HYDRA_FOLDER).stat().st_mtime
