@@ -1,0 +1,80 @@
+"""What a run ran on: versions, device, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+PACKAGES = ("mxsweep", "torch", "transformers", "lm_eval", "datasets", "hydra-core", "numpy")
+
+
+def start(seed: int) -> None:
+    """Seed every generator, and count GPU memory from here."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if torch.cuda.is_initialized():  # before that there is no peak to reset, and asking is an error
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Bytes: the process' peak since it began, and the GPUs' since :func:`start`."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    gpu = [torch.cuda.max_memory_allocated(index) for index in devices]
+    return {
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_gpu_bytes": max(gpu) if gpu else None,
+    }
+
+
+def describe(model: nn.Module, seed: int) -> dict[str, Any]:
+    """Versions, device and seed, for the record."""
+    parameter = next(model.parameters())
+    on_gpu = parameter.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "device": str(parameter.device),
+        "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else platform.machine(),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "cpu_threads": torch.get_num_threads(),
+        "git_sha": git_sha(),
+        "seed": seed,
+    }
+
+
+def git_sha() -> str | None:
+    """The commit of mxsweep's own source tree; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )
+    return answer.stdout.strip() or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

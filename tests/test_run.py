@@ -1,0 +1,100 @@
+"""One run from Python: the record it returns and leaves, and what becomes of failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mxsweep import compose, run
+from mxsweep.model.load import load_model
+from mxsweep.results.record import read_record
+from mxsweep.run import final_line
+
+FEW = ["limit=24", "model.device=cpu"]
+
+
+def test_record_and_files(tmp_path: Path) -> None:
+    config = compose(["block_size=16", *FEW])
+    record = run(config, tmp_path, overrides=["block_size=16"], stamp="20260207_220640")
+    assert record == read_record(tmp_path / "result.json")
+    assert record["status"] == "done"
+    assert record["error"] is None
+    assert record["run_id"] == f"20260207_220640_bs16_sb8_ccfalse_{config.config_hash[:8]}"
+    assert record["config"] == config.as_dict()
+    assert record["overrides"] == ["block_size=16"]
+    assert set(record["metrics"]["story"]) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
+    assert record["n_effective"] == {"story": 24}
+    assert set(record["timing"]) == {"load_s", "quantize_s", "eval_s", "total_s"}
+    assert record["examples_per_sec"] == pytest.approx(24 / record["timing"]["eval_s"])
+    assert record["diagnostics"]["bits_per_weight"] == 4.5
+    assert record["memory"]["peak_host_bytes"] > 1e8
+    assert record["environment"]["versions"]["lm_eval"]
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    assert samples["acc"].mean() == pytest.approx(record["metrics"]["story"]["acc"])
+    assert len(samples) == 24
+    results = json.loads((tmp_path / "lm_eval.json").read_text())
+    assert results["results"]["story"]["acc,none"] == record["metrics"]["story"]["acc"]
+    assert "story: acc 0." in final_line(record)
+
+
+def test_results_do_not_depend_on_what_ran_before() -> None:
+    def metrics(*overrides: str) -> object:
+        return run(compose([*overrides, *FEW]))["metrics"]
+
+    baseline = metrics("format=none")
+    quantized = metrics("kv_quant=fp4_e2m1", "rounding=stochastic")
+    assert quantized != baseline
+    assert metrics("format=none") == baseline
+    assert metrics("kv_quant=fp4_e2m1", "rounding=stochastic") == quantized
+    assert metrics("kv_quant=fp4_e2m1", "rounding=stochastic", "seed=5") != quantized
+
+
+def test_modules_reach_the_model() -> None:
+    record = run(compose(["modules={model.layers.0.*: none}", *FEW]))
+    layers = load_model("embedded", dtype="float32", device="cpu").model.config.num_hidden_layers
+    assert record["diagnostics"]["layers_replaced"] == 7 * (layers - 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modules={nothing.*: int8}"], "modules: the pattern 'nothing.*' matches no linear layer"),
+        (
+            ["model=hf", "model.path=no-such-owner/no-such-model"],
+            "model.path: 'no-such-owner/no-such-model' cannot",
+        ),
+        (["model.device=cuda:7"], "model.device: 'cuda:7' is not there"),
+    ],
+)
+def test_failures_are_recorded(overrides: list[str], message: str, tmp_path: Path) -> None:
+    record = run(compose(["limit=4", *overrides]), tmp_path)
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "ConfigError"
+    assert message in record["error"]["message"]
+    assert read_record(tmp_path / "result.json") == record
+    assert final_line(record).startswith("failed: ")
+
+
+def test_an_unexpected_failure_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the roof is on fire")
+
+    monkeypatch.setattr("mxsweep.evaluate.evaluate.evaluate", broken)
+    record = run(compose(FEW), tmp_path)
+    assert (record["status"], record["error"]["message"]) == ("failed", "the roof is on fire")
+    assert final_line(record) == "failed: RuntimeError: the roof is on fire"
+    assert "broken" in record["error"]["traceback"]
+
+
+def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    record = run(compose(["custom_cuda=true", *FEW]))
+    assert record["error"]["type"] == "ConfigError"
+    assert record["error"]["message"].startswith("custom_cuda: true cannot be used here: ")
+    assert "GPU" in record["error"]["message"]
