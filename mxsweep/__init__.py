@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxsweep.model.layers import quantize_model
     from mxsweep.model.recipe import LinearFormats, Recipe
-    from mxsweep.run import run
+    from mxsweep.run_one import run
     from mxsweep.sweep.plan import compose
 
 __all__ = ["LinearFormats", "Recipe", "compose", "quantize_model", "run"]
@@ -21,7 +21,7 @@ _HOMES = {
     "Recipe": "mxsweep.model.recipe",
     "compose": "mxsweep.sweep.plan",
     "quantize_model": "mxsweep.model.layers",
-    "run": "mxsweep.run",
+    "run": "mxsweep.run_one",
 }
 
 

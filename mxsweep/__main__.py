@@ -1,4 +1,4 @@
-"""`python -m mxsweep`: Hydra composes, run.py runs, collect.py collects."""
+"""`python -m mxsweep`: Hydra composes, run_one.py runs, collect.py collects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mxsweep.config import NO_SUCH_KNOB, from_hydra
 from mxsweep.errors import ConfigError
 from mxsweep.overrides import as_typed, conf_dir, prepare
 from mxsweep.results.record import write_record
-from mxsweep.run import describe_error, final_line, new_record, run
+from mxsweep.run_one import describe_error, final_line, new_record, run
 from mxsweep.sweep.dry_run import dry_run_text
 from mxsweep.sweep.plan import PlannedRun, plan, register_run_id
 

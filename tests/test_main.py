@@ -112,7 +112,7 @@ def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
     assert len(records(sweep)) == 4
     assert {path.name.split("_")[2] for path in sweep.iterdir() if path.is_dir()} == {"bs16", "bs48"}
     table = pd.read_csv(sweep / "results.csv")
-    assert sorted(table["block_size"].astype(int)) == [16, 16, 48, 48]
+    assert sorted(table["block_size"].dropna()) == [16, 48]  # a baseline has none
     assert (sweep / "accuracy_vs_block_size.png").stat().st_size > 1000
     assert "examples/s" in answer.stdout
 

@@ -1,4 +1,7 @@
-"""The story of one run: load, quantize, evaluate, record."""
+"""The story of one run: load, quantize, evaluate, record.
+
+Not called run.py: a submodule of that name would take the place of the function ``mxsweep.run``.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,8 @@ def final_line(record: dict[str, Any], folder: Path | None = None) -> str:
         return f"failed: {kind}{error['message']}"
     parts = []
     for task, metrics in record["metrics"].items():
-        shown = [f"{name} {value:.4g}{_plus_minus(metrics, name)}" for name, value in metrics.items() if _shown(name)]
+        names = sorted(filter(_shown, metrics), key=lambda name: not name.startswith("acc"))
+        shown = [f"{name} {metrics[name]:.4g}{_plus_minus(metrics, name)}" for name in names]
         parts.append(f"{task}: {', '.join(shown)}")
     n, seconds = sum(record["n_effective"].values()), record["timing"]["eval_s"]
     line = f"{'; '.join(parts)} ({n:,} examples in {seconds:.1f} s, {record['examples_per_sec']:,.1f}/s)"
