@@ -189,14 +189,14 @@ def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
 
 
 def _sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
-    """Numbers by size, then texts in natural order; no value before all of them."""
+    """Numbers by size, then texts in natural order; before all of them no value, and "none", which is less than any."""
     key: list[tuple[Any, ...]] = []
     for name in names:
         value = row.knobs.get(name)
         if isinstance(value, int | float):
             key.append((1, value))
         else:
-            key.append((0,) if value is None else (2, natural_key(label(value))))
+            key.append((0,) if label(value) == "none" else (2, natural_key(label(value))))
     return key
 
 
