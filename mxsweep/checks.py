@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mxsweep.errors import ConfigError
+
+EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 
 
 def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
@@ -29,6 +32,29 @@ def check_integer(field: str, value: Any, low: int, high: int | None, allowed: s
 def check_text(field: str, value: Any, optional: bool = False) -> None:
     if not (isinstance(value, str) and value) and not (optional and value is None):
         raise ConfigError(f"{field}: {value!r} must be a word" + (" or null" if optional else ""))
+
+
+def check_model_path(path: Any) -> None:
+    hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
+    if not isinstance(path, str) or not path.strip():
+        raise ConfigError(f"model.path: {path!r} is empty; give {hint}")
+    if path == EMBEDDED:
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path: {path!r} is a folder without a config.json; give {hint}")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+        raise ConfigError(f"model.path: {path!r} does not exist; give {hint}")
+
+
+def check_limit(limit: Any) -> None:
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    whole = is_number and float(limit) == int(limit) and isinstance(limit, int)
+    if limit is not None and not (is_number and limit > 0 and (limit < 1 or whole)):
+        raise ConfigError(
+            f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
+        )
 
 
 def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The typed configuration of one run, and every check on it.
 
 ``from_hydra`` turns what Hydra composed into a :class:`RunConfig`, once, at the door; nothing behind it sees a
-DictConfig. The values live in ``conf/``; here are their types, what is allowed, and how a format's own block size
-and scale give way to explicit ones. Nothing here imports torch, so that a wrong word is answered at once.
+DictConfig. The values live in ``conf/``; here are their types and what is allowed. Nothing here imports torch, so that a
+wrong word is answered at once.
 """
 
 from __future__ import annotations
@@ -13,46 +13,29 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.checks import check_choice, check_flag, check_integer, check_rows, check_text
+from mxsweep.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_limit,
+    check_model_path,
+    check_rows,
+    check_text,
+)
 from mxsweep.errors import ConfigError
+from mxsweep.format_config import FormatConfig, element_name, resolve_format, resolve_modules
 from mxsweep.model.recipe import LinearFormats, Recipe
-from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS, MXFormat
-from mxsweep.overrides import option_names, read_option
+from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_ROUNDINGS, MXFormat
+from mxsweep.overrides import option_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
-EMBEDDED = "embedded"
 NO_SUCH_KNOB = "there is no such knob; `python -m mxsweep --help` lists what there is"
-
-BlockSize = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class FormatConfig:
-    """Element formats of the linear layers ("none": as they are) with the scale that they share."""
-
-    weight: str
-    activation: str
-    block_size: BlockSize
-    scale: str
-    tensor_scale: bool
-
-    @property
-    def name(self) -> str:
-        """The option's name where the formats are those of an option, else what they are."""
-        for name in option_names("format"):
-            option = read_option("format", name) or {}
-            if (option["weight"], option["activation"]) == (self.weight, self.activation):
-                nvfp4_like = option.get("tensor_scale", False)
-                if nvfp4_like == self.tensor_scale:
-                    return name
-        return self.weight if self.weight == self.activation else f"w:{self.weight},a:{self.activation}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class ModelConfig:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        _check_model_path(self.path)
+        check_model_path(self.path)
         check_text("model.revision", self.revision, optional=True)
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.attention", self.attention, ATTENTIONS)
@@ -162,7 +145,7 @@ class RunConfig:
         check_choice("arithmetic", self.arithmetic, ("auto", *ARITHMETICS))
         check_integer("batch_size", self.batch_size, 1, None, "sequences a forward pass, at least 1")
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
-        _check_limit(self.limit)
+        check_limit(self.limit)
         _check_combination(self, self.recipe)
 
     @cached_property
@@ -271,8 +254,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         _check_keys(f"{group}.", knobs[group], {field.name for field in dataclasses.fields(of)})
     check_flag("dry_run", knobs.pop("dry_run"))
     explicit = {key: knobs.pop(key) for key in ("block_size", "scale", "tensor_scale")}
-    run_format = _resolve_format("format", knobs.pop("format"), explicit)
-    modules = _resolve_modules(knobs.pop("modules"), run_format, explicit)
+    run_format = resolve_format(knobs.pop("format"), explicit)
+    modules = resolve_modules(knobs.pop("modules"), run_format, explicit)
     arithmetic, backend = knobs.pop("arithmetic"), knobs.pop("backend")
     if backend == "auto":
         backend = "cuda" if knobs["custom_cuda"] is True else "torch"
@@ -285,7 +268,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         modules=modules,
         backend=backend,
         arithmetic=arithmetic,
-        kv_quant=KVConfig(**{key: _element(value) for key, value in knobs.pop("kv_quant").items()}),
+        kv_quant=KVConfig(**{key: element_name(value) for key, value in knobs.pop("kv_quant").items()}),
         model=ModelConfig(**knobs.pop("model")),
         task=_task(knobs.pop("task")),
         **knobs,
@@ -302,61 +285,6 @@ def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
         raise ConfigError(f"{prefix}{key}: was taken away; every run needs a value of it")
 
 
-def _element(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-def _resolve_format(field: str, own: dict[str, Any], explicit: dict[str, Any]) -> FormatConfig:
-    """A format's own block size and scale, unless explicit ones (not "auto") take their place."""
-    block_size = own["block_size"] if explicit["block_size"] == "auto" else explicit["block_size"]
-    scale = own["scale"] if explicit["scale"] == "auto" else explicit["scale"]
-    tensor_scale = explicit["tensor_scale"]
-    if tensor_scale == "auto":
-        # The per-tensor scale belongs to the format's own scale; another scale comes without it.
-        tensor_scale = own["tensor_scale"] and scale == own["scale"]
-    check_flag("tensor_scale", tensor_scale)
-    check_choice("scale", scale, SCALE_NAMES)
-    return FormatConfig(_element(own["weight"]), _element(own["activation"]), _block(block_size), scale, tensor_scale)
-
-
-def _block(value: Any) -> BlockSize:
-    allowed = "a whole number of 1 or more, 0 for the whole axis, or [rows,columns] for a tile of a weight"
-    sizes = value if isinstance(value, list) else [value]
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
-        raise ConfigError(f"block_size: {value!r} is not a block; allowed: {allowed}")
-    return (value[0], value[1]) if isinstance(value, list) else value
-
-
-def _resolve_modules(spec: Any, run: FormatConfig, explicit: dict[str, Any]) -> dict[str, FormatConfig]:
-    """``modules``: each pattern's format name or partial mapping, made whole from the format or the run."""
-    if spec is None:
-        return {}
-    if not isinstance(spec, dict):
-        raise ConfigError(f"modules: {spec!r} must map glob patterns to formats, as {{*.down_proj: mxfp8_e4m3}}")
-    return {str(pattern): _resolve_module(str(pattern), value, run, explicit) for pattern, value in spec.items()}
-
-
-def _resolve_module(pattern: str, value: Any, run: FormatConfig, explicit: dict[str, Any]) -> FormatConfig:
-    field = f"modules[{pattern}]"
-    if isinstance(value, dict):
-        own = dataclasses.asdict(run)
-        unknown = set(value) - {"weight", "activation", "block_size", "scale", "tensor_scale"}
-        if unknown:
-            raise ConfigError(
-                f"{field}: {sorted(unknown)[0]!r} is not a field; allowed: weight, activation, block_size, scale"
-            )
-        if isinstance(own["block_size"], tuple):
-            own["block_size"] = list(own["block_size"])
-        # A scale of the module's own drops the run's per-tensor scale, unless it is asked for with it.
-        if "scale" in value and value["scale"] != own["scale"]:
-            own["tensor_scale"] = False
-        return _resolve_format(field, own | value, {"block_size": "auto", "scale": "auto", "tensor_scale": "auto"})
-    name = _element(value)
-    option = read_option("format", name) or {"weight": name, "activation": name}
-    return _resolve_format(field, {"block_size": 32, "scale": "e8m0", "tensor_scale": False} | option, explicit)
-
-
 def _task(knobs: dict[str, Any]) -> TaskConfig:
     names, data = knobs.pop("names"), knobs.pop("data")
     names = tuple(names) if isinstance(names, list) else (names,)
@@ -370,29 +298,6 @@ def _task(knobs: dict[str, Any]) -> TaskConfig:
             )
         data = {names[0]: data}
     return TaskConfig(names=names, data={key: str(file) for key, file in data.items()}, **knobs)
-
-
-def _check_model_path(path: Any) -> None:
-    hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
-    if not isinstance(path, str) or not path.strip():
-        raise ConfigError(f"model.path: {path!r} is empty; give {hint}")
-    if path == EMBEDDED:
-        return
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path: {path!r} is a folder without a config.json; give {hint}")
-    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise ConfigError(f"model.path: {path!r} does not exist; give {hint}")
-
-
-def _check_limit(limit: Any) -> None:
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    whole = is_number and float(limit) == int(limit) and isinstance(limit, int)
-    if limit is not None and not (is_number and limit > 0 and (limit < 1 or whole)):
-        raise ConfigError(
-            f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
-        )
 
 
 def _check_combination(config: RunConfig, recipe: Recipe) -> None:

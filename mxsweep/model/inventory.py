@@ -8,10 +8,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from mxsweep.checks import EMBEDDED
 from mxsweep.model.recipe import Recipe, in_decoder_block
 from mxsweep.numerics import MXFormat
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8}
 
 
@@ -28,10 +28,16 @@ class WeightEntry:
         return math.prod(self.shape)
 
 
+def model_folder(path: str) -> Path | None:
+    """The folder that a ``model.path`` names; None for a name on the hub."""
+    folder = Path(__file__).resolve().parent.parent / "assets" / "tiny" if path == EMBEDDED else Path(path).expanduser()
+    return folder if folder.is_dir() else None
+
+
 def read_inventory(path: str) -> list[WeightEntry] | None:
     """The tensors of a model folder with safetensors files; None where there are none to read (a hub name)."""
-    folder = EMBEDDED if path == "embedded" else Path(path).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    folder = model_folder(path)
+    files = sorted(folder.glob("*.safetensors")) if folder else []
     return [entry for file in files for entry in _entries(file)] or None
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.errors import ConfigError
-
-EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+from mxsweep.model.inventory import model_folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def resolve_device(device: str) -> str:
 def _load(
     path: str, revision: str | None, dtype: str, device: str, device_map: str | None, attention: str, trust: bool
 ) -> LoadedModel:
-    source = str(EMBEDDED) if path == "embedded" else str(Path(path).expanduser()) if Path(path).is_dir() else path
+    source = str(model_folder(path) or path)
     shared = {"revision": revision, "trust_remote_code": trust}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
