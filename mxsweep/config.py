@@ -1,8 +1,8 @@
 """The typed configuration of one run, and every check on it.
 
 ``from_hydra`` turns what Hydra composed into a :class:`RunConfig`, once, at the door; nothing behind it sees a
-DictConfig. The values live in ``conf/``; here are their types and what is allowed. Nothing here imports torch, so that a
-wrong word is answered at once.
+DictConfig. The values live in ``conf/``; here are their types and what is allowed. Nothing here imports torch, so that
+a wrong word is answered at once.
 """
 
 from __future__ import annotations
