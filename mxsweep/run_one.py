@@ -55,7 +55,7 @@ def _evaluate(config: RunConfig, folder: Path | None) -> dict[str, Any]:
     check_backend(config)
     # Imported here, after the config is known to be good: torch and transformers take seconds.
     from mxsweep import environment
-    from mxsweep.evaluate.evaluate import evaluate
+    from mxsweep.evaluate.evaluate import evaluate, make_lm
     from mxsweep.evaluate.tasks import load_tasks
     from mxsweep.model.layers import quantize_model
     from mxsweep.model.load import load_model
@@ -73,20 +73,13 @@ def _evaluate(config: RunConfig, folder: Path | None) -> dict[str, Any]:
         attention=model.attention,
         trust_remote_code=model.trust_remote_code,
     )
+    lm = make_lm(loaded.model, loaded.tokenizer, config.batch_size, model.max_length)
     load_s = clock.lap()
     with quantize_model(loaded.model, config.recipe) as report:
         quantize_s = clock.lap()
         for line in report.lines():
             log.info(line)
-        found = evaluate(
-            loaded.model,
-            loaded.tokenizer,
-            tasks,
-            limit=config.limit,
-            batch_size=config.batch_size,
-            max_length=model.max_length,
-            apply_chat_template=task.apply_chat_template,
-        )
+        found = evaluate(lm, tasks, limit=config.limit, apply_chat_template=task.apply_chat_template)
     if folder is not None:
         _write_details(folder, found.samples, found.results)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from lm_eval.api.metrics import mean_stderr
 
 from mxsweep.errors import ConfigError
-from mxsweep.evaluate.evaluate import evaluate
+from mxsweep.evaluate.evaluate import Evaluation, make_lm
+from mxsweep.evaluate.evaluate import evaluate as evaluate_lm
 from mxsweep.evaluate.stderr import perplexity_stderr, weighted_mean_stderr, weighted_perplexity_stderr
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.model.load import LoadedModel, load_model
@@ -21,6 +23,10 @@ from mxsweep.model.load import LoadedModel, load_model
 @pytest.fixture(scope="module")
 def tiny() -> LoadedModel:
     return load_model("embedded", dtype="float32", device="cpu")
+
+
+def evaluate(tiny: LoadedModel, tasks: dict[str, Any], limit: float | None = None, batch_size: int = 32) -> Evaluation:
+    return evaluate_lm(make_lm(tiny.model, tiny.tokenizer, batch_size), tasks, limit=limit)
 
 
 def bootstrap(values: np.ndarray, statistic, iterations: int = 20_000) -> float:  # type: ignore[no-untyped-def]
@@ -85,7 +91,7 @@ def by_hand(tiny: LoadedModel, text: str) -> tuple[float, bool]:
 
 def test_story_metrics_are_those_worked_out_by_hand(tiny: LoadedModel) -> None:
     tasks = load_tasks(("story",))
-    found = evaluate(tiny.model, tiny.tokenizer, tasks, limit=40, batch_size=7)
+    found = evaluate(tiny, tasks, limit=40, batch_size=7)
     rows = [by_hand(tiny, tasks["tasks"]["story"].eval_docs[i]["text"]) for i in range(40)]
     loglikelihoods, greedy = [row[0] for row in rows], [row[1] for row in rows]
     metrics = found.metrics["story"]
@@ -101,11 +107,11 @@ def test_story_metrics_are_those_worked_out_by_hand(tiny: LoadedModel) -> None:
 
 def test_evaluating_again_asks_the_model_again(tiny: LoadedModel) -> None:
     tasks = load_tasks(("story",))
-    first = evaluate(tiny.model, tiny.tokenizer, tasks, limit=16)
+    first = evaluate(tiny, tasks, limit=16)
     hook = tiny.model.lm_head.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out))
-    flat = evaluate(tiny.model, tiny.tokenizer, tasks, limit=16)
+    flat = evaluate(tiny, tasks, limit=16)
     hook.remove()
-    again = evaluate(tiny.model, tiny.tokenizer, tasks, limit=16)
+    again = evaluate(tiny, tasks, limit=16)
     assert flat.metrics["story"]["perplexity"] == pytest.approx(tiny.model.config.vocab_size)
     assert again.metrics == first.metrics
 
@@ -113,8 +119,8 @@ def test_evaluating_again_asks_the_model_again(tiny: LoadedModel) -> None:
 def test_limit_is_a_fraction_or_a_count(tiny: LoadedModel) -> None:
     tasks = load_tasks(("story",))
     n = len(tasks["tasks"]["story"].eval_docs)
-    assert evaluate(tiny.model, tiny.tokenizer, tasks, limit=0.01).n_effective == {"story": math.ceil(n * 0.01)}
-    assert evaluate(tiny.model, tiny.tokenizer, tasks, limit=3).n_effective == {"story": 3}
+    assert evaluate(tiny, tasks, limit=0.01).n_effective == {"story": math.ceil(n * 0.01)}
+    assert evaluate(tiny, tasks, limit=3).n_effective == {"story": 3}
 
 
 def test_wikitext_from_a_file(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_wikitext_from_a_file(tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "pages.jsonl"
     file.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
     tasks = load_tasks(("wikitext",), data={"wikitext": str(file)}, fields={"wikitext": "page"})
-    found = evaluate(tiny.model, tiny.tokenizer, tasks)
+    found = evaluate(tiny, tasks)
     rows, metrics = found.samples, found.metrics["wikitext"]
     total, words = sum(row["loglikelihood"] for row in rows), sum(row["words"] for row in rows)
     assert metrics["word_perplexity"] == pytest.approx(math.exp(-total / words))

@@ -215,6 +215,16 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         quantize_model(build(), recipe).__enter__()
 
 
+def test_a_subclass_of_a_layer_is_refused_by_name() -> None:
+    class Scaled(nn.Embedding):
+        pass
+
+    model = build()
+    model.model.embed_tokens = Scaled(97, 64)
+    with pytest.raises(ConfigError, match=r"modules: model\.embed_tokens is a Scaled, for which there is no MX layer"):
+        quantize_model(model, Recipe(modules=(("*embed_tokens", LinearFormats(W)),))).__enter__()
+
+
 def test_a_failure_inside_leaves_the_model_as_it_was() -> None:
     model, ids = build(), tokens()
     before = logits(model, ids)

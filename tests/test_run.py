@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from mxsweep import compose, run
 from mxsweep.model.load import load_model
@@ -52,6 +53,17 @@ def test_results_do_not_depend_on_what_ran_before() -> None:
     assert metrics("kv_quant=fp4_e2m1", "rounding=stochastic", "seed=5") != quantized
 
 
+def test_a_quantized_embedding_leaves_the_tied_lm_head_alone() -> None:
+    model = load_model("embedded", dtype="float32", device="cpu").model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    before = model.lm_head.weight.clone()
+    record = run(compose(["format=none", "modules={'*embed_tokens': int2}", *FEW]))
+    assert record["diagnostics"]["layers_replaced"] == 1
+    assert record["metrics"] != run(compose(["format=none", *FEW]))["metrics"]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.lm_head.weight, before)
+
+
 def test_modules_reach_the_model() -> None:
     record = run(compose(["modules={model.layers.0.*: none}", *FEW]))
     layers = load_model("embedded", dtype="float32", device="cpu").model.config.num_hidden_layers
@@ -90,8 +102,6 @@ def test_an_unexpected_failure_is_recorded_with_its_traceback(tmp_path: Path, mo
 
 
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     record = run(compose(["custom_cuda=true", *FEW]))

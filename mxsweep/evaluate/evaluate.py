@@ -35,25 +35,30 @@ class Evaluation:
     eval_s: float
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, Any],
-    *,
-    limit: int | float | None = None,
-    batch_size: int = 32,
-    max_length: int | None = None,
-    apply_chat_template: bool = False,
-) -> Evaluation:
-    """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on ``model``.
+def make_lm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, max_length: int | None = None
+) -> HFLM:
+    """lm-eval's model class around a loaded model.
+
+    To be made before the model is quantized: it ties the model's weights once more, and would give an lm_head that
+    shares the embedding's weight the quantized one.
 
     Args:
-        limit: a fraction of each task below 1, or a count of examples; None for all.
         batch_size: sequences a forward pass.
         max_length: tokens a sequence may have; None for the model's own limit.
     """
     quiet_lm_eval()
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+
+
+def evaluate(
+    lm: HFLM, tasks: dict[str, Any], *, limit: int | float | None = None, apply_chat_template: bool = False
+) -> Evaluation:
+    """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on a model (of :func:`make_lm`).
+
+    Args:
+        limit: a fraction of each task below 1, or a count of examples; None for all.
+    """
     started = time.perf_counter()
     with closed_form_perplexity():
         found = lm_eval.evaluate(

@@ -150,6 +150,12 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
         if isinstance(module, nn.Embedding) and formats.weight is not None:
             formats = LinearFormats(weight=formats.weight)  # an embedding's input is token numbers
         if formats != LinearFormats():
+            if type(module) not in (nn.Linear, nn.Embedding):
+                # A subclass computes something else as well, which a replacement would silently leave out.
+                raise ConfigError(
+                    f"modules: {name} is a {type(module).__name__}, for which there is no MX layer; "
+                    f"leave it as it is with modules={{{name}: none}}"
+                )
             sites.append(_Site(name, module, formats))
     if not sites and recipe.linear != LinearFormats():
         raise ConfigError(
