@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.config import NO_SUCH_KNOB, from_hydra
+from mxsweep.config import from_hydra
 from mxsweep.errors import ConfigError
 from mxsweep.overrides import as_typed, conf_dir, prepare
 from mxsweep.results.record import write_record
@@ -34,27 +31,32 @@ EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 if a run failed, 2 if nothing could be run."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = get_args_parser().parse_args(words)
-    config_dir = Path(args.config_dir).resolve() if args.config_dir else None
-    if config_dir is not None and not config_dir.is_dir():
-        return _refuse(f"--config-dir: {args.config_dir!r} is not a folder")
-    runs: list[PlannedRun] = []
+    """The command. Returns its exit code: 0, 1 if a run failed, 2 if nothing could be run, 130 if interrupted."""
     try:
-        overrides, sweeps = prepare(args.overrides, config_dir)
-        if not _only_asks(args):
-            runs = plan(overrides, args.multirun or sweeps, config_dir)
+        return _main(list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
         return _refuse(str(error))
-    except OverrideParseException as error:
-        return _refuse(f"{error.override}: cannot be read as KNOB=VALUE ({str(error).splitlines()[0]})")
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_without_jargon(str(error)))
-    code = _answer_early(runs)
+    except KeyboardInterrupt:
+        print("mxsweep: interrupted before a run began", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _main(words: list[str]) -> int:
+    parser = get_args_parser()
+    parser.prog = "mxsweep"
+    args = parser.parse_intermixed_args(words)
+    config_dir = Path(args.config_dir).resolve() if args.config_dir else None
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir: {args.config_dir!r} is not a folder")
+    overrides, sweeps = prepare(args.overrides, config_dir)
+    flags = [word for word in words if word not in args.overrides]
+    if _only_asks(args):
+        return _launch(flags + overrides, planned=0)
+    multirun = args.multirun or sweeps
+    runs = plan(overrides, multirun, config_dir)
+    code = _answer_early(runs, multirun)
     if code is not None:
         return code
-    flags = [word for word in words if word not in args.overrides]
     if sweeps and not args.multirun:
         flags.append("--multirun")
     return _launch(flags + overrides, len(runs))
@@ -64,22 +66,23 @@ def _only_asks(args: Any) -> bool:
     return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
 
 
-def _answer_early(runs: list[PlannedRun]) -> int | None:
+def _answer_early(runs: list[PlannedRun], multirun: bool) -> int | None:
     """Where a plan needs no run, or allows none, say so and return the exit code; None where the runs should start."""
     if any(run.dry_run for run in runs):
         print(dry_run_text(runs))
-        return EXIT_FAILED if any(run.error for run in runs) else 0
-    if runs and all(run.error is not None for run in runs):
+        return EXIT_USAGE if all(run.error for run in runs) else 0
+    if all(run.error is not None for run in runs):
         return _refuse("\n".join(dict.fromkeys(run.error or "" for run in runs)))
-    if len(runs) == 1 and (runs[0].folder / "result.json").exists():
-        return _refuse(f"hydra.run.dir: {str(runs[0].folder)!r} already holds a run; give another folder")
+    field, folder = ("hydra.sweep.dir", runs[0].sweep_dir) if multirun else ("hydra.run.dir", runs[0].run_dir)
+    if not multirun and (folder / "result.json").exists():
+        return _refuse(f"{field}: {str(folder)!r} already holds a run; give another folder")
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.rmdir()  # Hydra makes it again, a second later perhaps and so under another name
+    except OSError as error:
+        return _refuse(f"{field}: {str(folder)!r} cannot be made ({error.strerror}); give a folder that can be written")
     return None
-
-
-def _without_jargon(message: str) -> str:
-    """Hydra answers a knob that is not there with how to append one, which would not make it a knob."""
-    missing = re.match(r"Could not override '([^']+)'", message)
-    return f"{missing.group(1)}: {NO_SUCH_KNOB}" if missing else message
 
 
 def _refuse(message: str) -> int:
@@ -111,8 +114,8 @@ def _launch(words: list[str], planned: int) -> int:
     try:
         job()
     except KeyboardInterrupt:
-        where = f" in {_shorten(sweep_dir)}" if sweep_dir else ""
-        print(f"mxsweep: interrupted; the runs that had finished are whole{where}", file=sys.stderr)
+        finished = f"; for the runs that finished: python -m mxsweep.collect {_shorten(sweep_dir)}" if sweep_dir else ""
+        print(f"mxsweep: interrupted{finished}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if sweep_dir is not None:
         _collect(sweep_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,10 @@ def check_text(field: str, value: Any, optional: bool = False) -> None:
 
 def check_model_path(path: Any) -> None:
     hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
-    if not isinstance(path, str) or not path.strip():
+    if path is None or path == "":
         raise ConfigError(f"model.path: {path!r} is empty; give {hint}")
+    if not isinstance(path, str):
+        raise ConfigError(f"model.path: {path!r} is not a name; give {hint}")
     if path == EMBEDDED:
         return
     folder = Path(path).expanduser()
@@ -49,7 +52,7 @@ def check_model_path(path: Any) -> None:
 
 
 def check_limit(limit: Any) -> None:
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit)
     whole = is_number and float(limit) == int(limit) and isinstance(limit, int)
     if limit is not None and not (is_number and limit > 0 and (limit < 1 or whole)):
         raise ConfigError(

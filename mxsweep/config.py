@@ -8,6 +8,7 @@ a wrong word is answered at once.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.checks import (
+    EMBEDDED,
     check_choice,
     check_flag,
     check_integer,
@@ -30,12 +32,11 @@ from mxsweep.checks import (
 from mxsweep.errors import ConfigError
 from mxsweep.format_config import FormatConfig, element_name, resolve_format, resolve_modules
 from mxsweep.model.recipe import LinearFormats, Recipe
-from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_ROUNDINGS, MXFormat
+from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_ROUNDINGS, MXFormat, microxcaling_problem
 from mxsweep.overrides import option_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
-NO_SUCH_KNOB = "there is no such knob; `python -m mxsweep --help` lists what there is"
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_model_path(self.path)
+        if self.name == "tiny" and self.path != EMBEDDED:
+            raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
         check_text("model.revision", self.revision, optional=True)
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.attention", self.attention, ATTENTIONS)
-        check_text("model.device_map", self.device_map, optional=True)
+        if self.device_map not in (None, "auto"):
+            raise ConfigError(f"model.device_map: {self.device_map!r} is not known; allowed: auto, null")
+        if self.device_map and self.device != "auto":
+            raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
         check_flag("model.trust_remote_code", self.trust_remote_code)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ConfigError(f"model.device: {self.device!r} is not a device; allowed: auto, cpu, cuda, cuda:0, mps")
@@ -141,12 +147,12 @@ class RunConfig:
         check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("scale_rounding", self.scale_rounding, SCALE_ROUNDINGS)
         check_flag("symmetric", self.symmetric)
-        check_choice("backend", self.backend, ("auto", *BACKENDS))
-        check_choice("arithmetic", self.arithmetic, ("auto", *ARITHMETICS))
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("arithmetic", self.arithmetic, ARITHMETICS)
         check_integer("batch_size", self.batch_size, 1, None, "sequences a forward pass, at least 1")
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
         check_limit(self.limit)
-        _check_combination(self, self.recipe)
+        _check_combination(self)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -187,9 +193,16 @@ class RunConfig:
                 tensor_scale=formats.tensor_scale,
             )
         except ValueError as error:
-            # MXFormat calls the field `element`; the user set it under this one, or as a whole format by name.
-            hint = f"; or format= {', '.join(option_names('format'))}" if field.startswith("format") else ""
-            raise ConfigError(re.sub(r"^element\b(.*)", rf"{field}\1{hint}", str(error))) from None
+            raise ConfigError(self._explain(field, element, str(error))) from None
+
+    def _explain(self, field: str, element: str, message: str) -> str:
+        """MXFormat calls the field ``element``; the user set it under another name, or both at once by a format's."""
+        if message.startswith("element") and field.startswith("format"):
+            both = self.format.weight == self.format.activation
+            names = ", ".join(option_names("format"))
+            rest = message.partition("allowed: ")[2]
+            return f"{'format' if both else field}: {element!r} is no format; allowed: {names}; or an element: {rest}"
+        return re.sub(r"^element\b", field, message)
 
     @property
     def config_hash(self) -> str:
@@ -248,9 +261,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise ConfigError(str(error).splitlines()[0]) from None
     assert isinstance(data, dict)
     knobs: dict[str, Any] = {str(key): value for key, value in data.items()}
-    expected = {field.name for field in dataclasses.fields(RunConfig)}
-    _check_keys("", knobs, expected | {"block_size", "scale", "tensor_scale", "dry_run"})
-    for group, of in (("format", FormatConfig), ("kv_quant", KVConfig), ("model", ModelConfig), ("task", TaskConfig)):
+    _check_keys("", knobs, KNOBS)
+    for group, of in GROUPS.items():
         _check_keys(f"{group}.", knobs[group], {field.name for field in dataclasses.fields(of)})
     check_flag("dry_run", knobs.pop("dry_run"))
     explicit = {key: knobs.pop(key) for key in ("block_size", "scale", "tensor_scale")}
@@ -259,20 +271,44 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     arithmetic, backend = knobs.pop("arithmetic"), knobs.pop("backend")
     if backend == "auto":
         backend = "cuda" if knobs["custom_cuda"] is True else "torch"
-    if arithmetic == "auto":
-        # The scales other than e8m0 are defined in exact arithmetic alone.
-        scales = {formats.scale for formats in (run_format, *modules.values())}
-        arithmetic = "exact" if backend == "cuda" or scales != {"e8m0"} else "native"
-    return RunConfig(
+    config = RunConfig(
         format=run_format,
         modules=modules,
         backend=backend,
-        arithmetic=arithmetic,
+        arithmetic="exact" if arithmetic == "auto" else arithmetic,
         kv_quant=KVConfig(**{key: element_name(value) for key, value in knobs.pop("kv_quant").items()}),
         model=ModelConfig(**knobs.pop("model")),
         task=_task(knobs.pop("task")),
         **knobs,
     )
+    return _with_arithmetic(config, arithmetic)
+
+
+def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
+    """The config with "auto" resolved: native where any tensor has it; one that has none is exact all the same."""
+    native = [fmt.has_native_arithmetic for fmt in config.recipe.formats()]
+    if asked == "native" and not all(native):
+        without = next(fmt for fmt in config.recipe.formats() if not fmt.has_native_arithmetic)
+        raise ConfigError(
+            "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
+            f"stochastic rounding, and {without} is none such; allowed: auto, exact"
+        )
+    if asked == "auto" and config.backend != "cuda" and any(native):
+        return dataclasses.replace(config, arithmetic="native")
+    return config
+
+
+# The knobs of the top level, and those of the groups that have some below.
+KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale", "dry_run"}
+GROUPS = {"format": FormatConfig, "kv_quant": KVConfig, "model": ModelConfig, "task": TaskConfig}
+
+
+def no_such_knob(key: str) -> str:
+    """What to say of a knob that is not there."""
+    below = {f"{group}.{field.name}" for group, of in GROUPS.items() for field in dataclasses.fields(of)}
+    near = difflib.get_close_matches(key, sorted(KNOBS | below | {"experiment"}), n=1)
+    hint = f" (near it: {near[0]})" if near else ""
+    return f"{key}: there is no such knob{hint}; `python -m mxsweep --help` lists what there is"
 
 
 def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
@@ -280,7 +316,7 @@ def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
     if not isinstance(given, dict):
         raise ConfigError(f"{prefix.rstrip('.')}: {given!r} must hold {', '.join(sorted(expected))}")
     for key in given.keys() - expected:
-        raise ConfigError(f"{prefix}{key}: {NO_SUCH_KNOB}")
+        raise ConfigError(no_such_knob(f"{prefix}{key}"))
     for key in expected - given.keys():
         raise ConfigError(f"{prefix}{key}: was taken away; every run needs a value of it")
 
@@ -300,17 +336,11 @@ def _task(knobs: dict[str, Any]) -> TaskConfig:
     return TaskConfig(names=names, data={key: str(file) for key, file in data.items()}, **knobs)
 
 
-def _check_combination(config: RunConfig, recipe: Recipe) -> None:
+def _check_combination(config: RunConfig) -> None:
     """What cannot go together, though each value alone is fine."""
-    formats = [recipe.key, recipe.value]
-    for linear in (recipe.linear, *(f for _, f in recipe.modules)):
-        formats += [linear.weight, linear.activation]
-    scales = sorted({f.scale for f in formats if f is not None and f.scale != "e8m0"})
-    if config.arithmetic == "native" and scales:
-        raise ConfigError(
-            f"arithmetic: 'native' is defined for e8m0 scales and the scale is {scales[0]!r}; allowed: auto, exact"
-        )
-    if config.backend == "microxcaling" and scales:
-        raise ConfigError(f"backend: 'microxcaling' has e8m0 scales only and the scale is {scales[0]!r}")
+    for fmt in config.recipe.formats():
+        problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
+        if problem is not None:
+            raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
     if config.backend == "cuda" and config.arithmetic == "native":
         raise ConfigError("arithmetic: 'native' is not what the CUDA kernels compute; allowed: auto, exact")

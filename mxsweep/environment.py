@@ -1,22 +1,16 @@
-"""What a run ran on: versions, device, memory."""
+"""What a run ran on: seeds, device, memory."""
 
 from __future__ import annotations
 
-import os
 import platform
 import random
 import resource
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-
-PACKAGES = ("mxsweep", "torch", "transformers", "lm_eval", "datasets", "hydra-core", "numpy")
 
 
 def start(seed: int) -> None:
@@ -40,41 +34,14 @@ def peak_memory() -> dict[str, int | None]:
     }
 
 
-def describe(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Versions, device and seed, for the record."""
+def describe_device(model: nn.Module) -> dict[str, Any]:
+    """Where a model is and in which dtype, for the record."""
     parameter = next(model.parameters())
     on_gpu = parameter.device.type == "cuda"
     return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "device": str(parameter.device),
         "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else platform.machine(),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "cpu_threads": torch.get_num_threads(),
-        "git_sha": git_sha(),
-        "seed": seed,
     }
-
-
-def git_sha() -> str | None:
-    """The commit of mxsweep's own source tree; None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    answer = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-    )
-    return answer.stdout.strip() or None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -141,23 +141,21 @@ def _rewrite(argument: str, folders: list[Path]) -> str:
     """One override: where it chooses from a group, quote its values and provide those without an option file."""
     key = argument.split("=", 1)[0]
     groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-    if key not in groups or "=" not in argument:
+    if key not in groups or "=" not in argument or argument == "experiment=null":
         return argument
     try:
         override = OverridesParser.create().parse_override(argument)
     except (OverrideParseException, HydraException):
         return argument  # Hydra meets it again and says what is wrong with it
-    values = _values(override)
-    if values is None:
-        return argument
+    values = _values(override, option_names(key, folders))
     return f"{key}=" + ",".join(_quote(_provide(key, value, folders)) for value in values)
 
 
-def _values(override: Override) -> list[Any] | None:
-    """The values an override names, plain Python; None for a glob, which matches option files only."""
+def _values(override: Override, options: list[str]) -> list[Any]:
+    """The values an override names, plain Python; those of a glob are the options that it matches."""
     value = override.value()
     if isinstance(value, Glob):
-        return None
+        return list(value.filter(options))
     raw = list(override.sweep_iterator()) if override.is_sweep_override() else [value]
     return [_plain(item) for item in raw]
 

@@ -18,6 +18,7 @@ from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
 from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
+from mxsweep.versions import record_environment
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +39,24 @@ def run(
     """
     stamp = stamp or datetime.now().strftime("%Y%m%d_%H%M%S")
     record = new_record(config.run_id(stamp), config.as_dict(), overrides, config.config_hash)
+    record["environment"] = record_environment(config.seed)
     started = time.perf_counter()
     try:
-        record |= _evaluate(config, folder)
+        record |= _evaluate(config)
         record["status"] = "done"
     except Exception as error:
         # Whatever stops one run is that run's result: it must neither be lost nor stop a sweep.
         record["error"] = describe_error(error)
     record["timing"]["total_s"] = time.perf_counter() - started
+    details = record.pop("details", None)
     if folder is not None:
+        if details is not None:
+            record["warnings"] = _write_details(folder, *details)
         write_record(folder, record)
     return record
 
 
-def _evaluate(config: RunConfig, folder: Path | None) -> dict[str, Any]:
+def _evaluate(config: RunConfig) -> dict[str, Any]:
     check_backend(config)
     # Imported here, after the config is known to be good: torch and transformers take seconds.
     from mxsweep import environment
@@ -73,6 +78,10 @@ def _evaluate(config: RunConfig, folder: Path | None) -> dict[str, Any]:
         attention=model.attention,
         trust_remote_code=model.trust_remote_code,
     )
+    if task.apply_chat_template and not loaded.tokenizer.chat_template:
+        raise ConfigError(
+            f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model.label} has none"
+        )
     lm = make_lm(loaded.model, loaded.tokenizer, config.batch_size, model.max_length)
     load_s = clock.lap()
     with quantize_model(loaded.model, config.recipe) as report:
@@ -80,16 +89,15 @@ def _evaluate(config: RunConfig, folder: Path | None) -> dict[str, Any]:
         for line in report.lines():
             log.info(line)
         found = evaluate(lm, tasks, limit=config.limit, apply_chat_template=task.apply_chat_template)
-    if folder is not None:
-        _write_details(folder, found.samples, found.results)
     return {
+        "details": (found.samples, found.results),
         "metrics": found.metrics,
         "n_effective": found.n_effective,
         "timing": {"load_s": load_s, "quantize_s": quantize_s, "eval_s": found.eval_s},
         "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
         "diagnostics": report.as_dict(),
         "memory": environment.peak_memory(),
-        "environment": environment.describe(loaded.model, config.seed),
+        "environment": record_environment(config.seed) | environment.describe_device(loaded.model),
     }
 
 
@@ -102,7 +110,7 @@ def check_backend(config: RunConfig) -> None:
         field = (
             "custom_cuda: true" if config.custom_cuda and config.backend == "cuda" else f"backend: {config.backend!r}"
         )
-        raise ConfigError(f"{field} cannot be used here: {problem}")
+        raise ConfigError(f"{field} cannot be had here: {problem}")
 
 
 def new_record(
@@ -124,6 +132,7 @@ def new_record(
         "diagnostics": {},
         "memory": {},
         "environment": {},
+        "warnings": [],
         "error": None,
     }
 
@@ -162,14 +171,26 @@ def _plus_minus(metrics: dict[str, float], name: str) -> str:
     return "" if stderr is None else f" ± {stderr:.2g}"
 
 
-def _write_details(folder: Path, samples: list[dict[str, Any]], results: dict[str, Any]) -> None:
+def _write_details(folder: Path, samples: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:
+    """Write what goes beside the record; the metrics are in the record, so that trouble here costs no result."""
     import pandas as pd
     from lm_eval.utils import handle_non_serializable
 
+    warnings = []
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(samples).to_parquet(folder / "samples.parquet", index=False)
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    (folder / "lm_eval.json").write_text(text, encoding="utf-8")
+    for name, write in (
+        ("samples.parquet", lambda path: pd.DataFrame(samples).to_parquet(path, index=False)),
+        ("lm_eval.json", lambda path: path.write_text(text, encoding="utf-8")),
+    ):
+        try:
+            partial = folder / f".{name}.partial"
+            write(partial)
+            partial.replace(folder / name)
+        except (OSError, ValueError) as error:
+            warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
+            log.warning(warnings[-1])
+    return warnings
 
 
 class _Clock:

@@ -169,7 +169,7 @@ def test_an_override_common_to_all_runs_is_said_above_the_table(tmp_path: Path) 
     put(tmp_path / "a", acc(0.5), rounding="even", block_size=16)
     put(tmp_path / "b", acc(0.5), rounding="even", block_size=32)
     text = terminal_text(gather([tmp_path]))
-    assert text.startswith("Same in every run: format=w4a6, scale_bits=8, scale=e8m0")
+    assert text.startswith("Same in every finished run: format=w4a6, scale_bits=8, scale=e8m0")
     assert "rounding=even" in text.splitlines()[0]
     assert "seed" not in text
 
@@ -194,7 +194,7 @@ def test_headline_and_differences_from_the_baseline(tmp_path: Path) -> None:
     text = markdown_text(results, {})
     best, fastest = (next(line for line in text.splitlines() if line.startswith(f"| {t}")) for t in ("most", "fast"))
     cells = [cell.strip() for cell in best.strip("|").split("|")]
-    assert cells[4:8] == ["0.8920 ± 0.0100", "-0.0580", "2.080 ± 0.050", "+0.58 (+38.7%)"]
+    assert cells[4:8] == ["0.8920 ± 0.0100", "-0.0580", "2.080 ± 0.050", "+0.580 (+38.7%)"]
     assert "0.43" in fastest
     assert "not of hardware that has the format" in text
     assert "No baseline" not in text

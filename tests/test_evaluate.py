@@ -16,7 +16,7 @@ from mxsweep.errors import ConfigError
 from mxsweep.evaluate.evaluate import Evaluation, make_lm
 from mxsweep.evaluate.evaluate import evaluate as evaluate_lm
 from mxsweep.evaluate.stderr import perplexity_stderr, weighted_mean_stderr, weighted_perplexity_stderr
-from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.evaluate.tasks import _manager_of, load_tasks
 from mxsweep.model.load import LoadedModel, load_model
 
 
@@ -35,7 +35,7 @@ def bootstrap(values: np.ndarray, statistic, iterations: int = 20_000) -> float:
     return float(np.std([statistic(x) for x in drawn], ddof=1))
 
 
-@pytest.mark.parametrize(("n", "spread"), [(1000, 1.0), (5153, 4.0), (200, 3.0)])
+@pytest.mark.parametrize(("n", "spread"), [(1000, 1.0), (5153, 4.0), (200, 3.0), (10, 2.0)])
 def test_perplexity_stderr_is_what_the_bootstrap_gives(n: int, spread: float) -> None:
     values = -np.abs(np.random.default_rng(1).normal(0, spread, n))
     ours = perplexity_stderr(list(values))
@@ -116,6 +116,36 @@ def test_evaluating_again_asks_the_model_again(tiny: LoadedModel) -> None:
     assert again.metrics == first.metrics
 
 
+def test_every_run_draws_the_same_few_shot_examples(tiny: LoadedModel) -> None:
+    def prompts() -> list[str]:
+        tasks = load_tasks(("story",), num_fewshot=2)
+        task = tasks["tasks"]["story"]
+        evaluate(tiny, tasks, limit=12)
+        return [instance.args[0] for instance in task.instances]
+
+    first = prompts()
+    assert prompts() == first
+    assert len(set(first)) == 12
+
+
+def test_no_few_shot_example_is_the_question_itself(tmp_path: Path, tiny: LoadedModel) -> None:
+    rows = [f"Irene hid the kettle in the {place}" for place in ("attic", "barn", "cave")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    for names, data in ((("lambada_openai",), {"lambada_openai": str(file)}), (("story",), {})):
+        task = load_tasks(names, data=data, num_fewshot=2)["tasks"][names[0]]
+        task.build_all_requests(limit=3 if data else 300, rank=0, world_size=1)
+        for instance in task.instances:
+            assert instance.doc["text"] not in instance.args[0]
+
+
+def test_a_group_whose_tasks_stand_in_other_folders_is_looked_up_in_the_full_index() -> None:
+    manager = _manager_of(("openllm",))
+    assert "openllm" in manager.all_groups
+    assert {"arc_challenge", "hellaswag"} <= set(manager.all_tasks)
+    assert len(_manager_of(("lambada_openai",)).all_tasks) < 50
+
+
 def test_limit_is_a_fraction_or_a_count(tiny: LoadedModel) -> None:
     tasks = load_tasks(("story",))
     n = len(tasks["tasks"]["story"].eval_docs)
@@ -133,5 +163,7 @@ def test_wikitext_from_a_file(tiny: LoadedModel, tmp_path: Path) -> None:
     total, words = sum(row["loglikelihood"] for row in rows), sum(row["words"] for row in rows)
     assert metrics["word_perplexity"] == pytest.approx(math.exp(-total / words))
     assert metrics["bits_per_byte"] == pytest.approx(-total / sum(row["bytes"] for row in rows) / math.log(2))
+    nats = weighted_mean_stderr([row["loglikelihood"] for row in rows], [row["bytes"] for row in rows])
+    assert metrics["bits_per_byte_stderr"] == pytest.approx(nats / math.log(2))
     assert metrics["word_perplexity_stderr"] > 0
     assert found.n_effective == {"wikitext": 2}

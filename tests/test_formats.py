@@ -276,7 +276,23 @@ def test_lazy_names_are_what_they_say_in_any_order(first: str) -> None:
 def test_backend_problems_are_sentences() -> None:
     assert backend_problem("torch") is None
     problem = backend_problem("cuda")
-    assert problem is not None and "custom_cuda=true" in problem
+    assert problem is not None and "CUDA kernels" in problem
     assert torch.cuda.is_available() or "none was found" in problem
     with pytest.raises(ValueError, match=r"^backend: 'tpu' is not known; allowed: torch, cuda, microxcaling"):
         backend_problem("tpu")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "shape", "bits"),
+    [
+        (MXFormat("fp4_e2m1"), (4, 64), 4 * (64 * 4 + 2 * 8)),
+        (MXFormat("fp4_e2m1"), (4, 65), 4 * (65 * 4 + 3 * 8)),
+        (MXFormat("int8", block_size=0, scale_bits=5), (4, 65), 4 * (65 * 8 + 5)),
+        (MXFormat("int8", symmetric=False), (32,), 32 * 8 + 8 + 16),
+        (MXFormat("fp6_e2m3", block_size=(4, 16), scale="fp32"), (3, 5, 33), 3 * (5 * 33 * 6 + 2 * 3 * 32)),
+        (MXFormat("int4"), (4, 0), 0),
+    ],
+    ids=["whole blocks", "shorter last block", "whole axis", "asymmetric", "tiles", "empty"],
+)
+def test_stored_bits_of_whole_tensors(fmt: MXFormat, shape: tuple[int, ...], bits: int) -> None:
+    assert fmt.stored_bits(shape) == bits

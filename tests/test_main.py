@@ -49,22 +49,25 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
 BAD_INPUT = [
     ("block_size=-1", "block_size: -1 is not a block; allowed: "),
     ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
-    ("format=banana", "format.weight: 'banana' is not an element format; allowed: "),
+    ("format=banana", "format: 'banana' is no format; allowed: mxfp4, "),
     ("model=banana", "model: 'banana' is not known; allowed: hf, llama3_2_1b, tiny"),
     ("experiment=ex9", "experiment: 'ex9' is not known; allowed: ex1, ex2, ex3"),
     ("model=hf", "model.path: None is empty"),
-    ("blocksize=16", "blocksize: there is no such knob"),
+    ("blocksize=16", "blocksize: there is no such knob (near it: block_size); `python -m mxsweep --help` lists"),
     ("model.pth=x", "model.pth: there is no such knob"),
     ("+blocksize=16", "blocksize: there is no such knob"),
     ("+model.pth=x", "model.pth: there is no such knob"),
     ("~scale_bits", "scale_bits: was taken away"),
-    ("block_size=16,32", "block_size: block_size=16,32 names several values, a sweep; add -m"),
+    ("block_size=16,32", "block_size: block_size=16,32 names several values; add -m"),
     ("-m block_size=-1,-2", "block_size: -2"),
     ("task=lambada_openai task.data=nowhere.jsonl", "task.data: 'nowhere.jsonl' is not a file"),
     ("block_size=[", "block_size=[: cannot be read as KNOB=VALUE"),
     ("=3", "=3: cannot be read as KNOB=VALUE"),
     ("formät=3", "formät=3: cannot be read as KNOB=VALUE"),
     ("block_size", "block_size: cannot be read as KNOB=VALUE"),
+    ("limit=5 -m block_size=-1,-2", "block_size: -2"),
+    ("hydra.run.dir=/proc/nowhere", "hydra.run.dir: '/proc/nowhere' cannot be made (No such file or directory)"),
+    ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
     ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
 ]
 
@@ -115,6 +118,15 @@ def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
     assert sorted(table["block_size"].dropna()) == [16, 48]  # a baseline has none
     assert (sweep / "accuracy_vs_block_size.png").stat().st_size > 1000
     assert "examples/s" in answer.stdout
+
+
+def test_runs_that_differ_in_nothing_that_matters_keep_a_folder_each(tmp_path: Path) -> None:
+    answer = mxsweep("-m", "batch_size=4,8", "limit=8", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    found = records(tmp_path)
+    assert len(found) == 2
+    assert found[0]["config_hash"] == found[1]["config_hash"]
+    assert sorted(record["config"]["batch_size"] for record in found) == [4, 8]
 
 
 def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:

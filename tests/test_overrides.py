@@ -33,7 +33,7 @@ def composed(*arguments: str) -> DictConfig:
         ("model.max_length=512", "model.max_length=512"),
         ("rounding=even", "rounding=even"),
         ("hydra.sweep.dir=here", "hydra.sweep.dir=here"),
-        ("block_size=glob(*)", "block_size=glob(*)"),
+        ("scale=glob(e*)", "scale='e4m3','e5m3','e8m0'"),
         ('modules={"model.layers.0.*": none}', "modules={model.layers.0.*: none}"),
         ("block_size=[", "block_size=["),
     ],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
+from mxsweep.model.inventory import footprint, model_folder, read_inventory, unmatched_patterns
 from mxsweep.model.load import load_model
 from mxsweep.results.record import read_record
 from mxsweep.run_one import final_line
@@ -64,6 +67,36 @@ def test_a_quantized_embedding_leaves_the_tied_lm_head_alone() -> None:
     assert torch.equal(model.lm_head.weight, before)
 
 
+def test_a_checkpoint_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(model_folder("embedded"), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    record = run(compose(["model=hf", f"model.path={tmp_path}", *FEW]))
+    assert (
+        "is no whole checkpoint: 1 weights are missing, model.layers.0.mlp.down_proj.weight first"
+        in (record["error"]["message"])
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"rubbish" * 100)
+    record = run(compose(["model=hf", f"model.path={tmp_path}", *FEW]))
+    assert record["error"]["message"].startswith(f"model.path: '{tmp_path}' cannot be loaded: ")
+
+
+def test_trouble_with_the_details_costs_no_result(tmp_path: Path) -> None:
+    (tmp_path / "samples.parquet").mkdir()  # nothing can be put in its place
+    record = run(compose(FEW), tmp_path)
+    assert record["status"] == "done"
+    assert record["metrics"]["story"]["acc"] > 0
+    assert record["warnings"][0].startswith("samples.parquet was not written: ")
+    assert (tmp_path / "lm_eval.json").is_file()
+
+
+def test_a_refused_run_has_its_versions_all_the_same() -> None:
+    record = run(compose([*FEW, "model.device=cuda:7"]))
+    assert record["status"] == "failed"
+    assert record["environment"]["versions"]["torch"]
+
+
 def test_modules_reach_the_model() -> None:
     record = run(compose(["modules={model.layers.0.*: none}", *FEW]))
     layers = load_model("embedded", dtype="float32", device="cpu").model.config.num_hidden_layers
@@ -106,5 +139,33 @@ def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch:
     monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     record = run(compose(["custom_cuda=true", *FEW]))
     assert record["error"]["type"] == "ConfigError"
-    assert record["error"]["message"].startswith("custom_cuda: true cannot be used here: ")
+    assert record["error"]["message"].startswith("custom_cuda: true cannot be had here: ")
     assert "GPU" in record["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["block_size=48"],  # blocks that do not divide the rows
+        ["block_size=0"],
+        ["format=none", "modules={lm_head: int2}"],  # tied to an embedding that stays
+        ["format=none", "modules={lm_head: int2, '*embed_tokens': int2}"],
+        ["modules={'*embed_tokens': int8}"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_plan_says_of_bits_is_what_the_run_records(overrides: list[str]) -> None:
+    config = compose([*overrides, "limit=2", "model.device=cpu"])
+    entries = read_inventory("embedded")
+    assert entries is not None
+    planned, recorded = footprint(entries, config.recipe), run(config)["diagnostics"]
+    assert planned.bits_per_weight == pytest.approx(recorded["bits_per_weight"])
+    assert planned.stored_bytes == recorded["parameter_bytes"]
+    assert recorded["bits_per_parameter"] == pytest.approx(8 * planned.stored_bytes / 515_968, rel=1e-5)
+
+
+def test_patterns_are_matched_against_a_checkpoint_without_loading_it() -> None:
+    entries = read_inventory("embedded") or []
+    recipe = compose(["modules={lm_head: int8, '*.q_proj': none, lm_hed: int8}"]).recipe
+    assert unmatched_patterns(entries, recipe) == ["lm_hed"]

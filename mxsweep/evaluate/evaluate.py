@@ -87,8 +87,10 @@ def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str,
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         if metric in metrics and not math.isfinite(metrics.get(f"{metric}_stderr", math.nan)):
             sums, weights = zip(*(sample[metric] for sample in samples), strict=True)
-            stderr = weighted_mean_stderr if metric == "bits_per_byte" else weighted_perplexity_stderr
-            metrics[f"{metric}_stderr"] = stderr(sums, weights)
+            if metric == "bits_per_byte":
+                metrics[f"{metric}_stderr"] = weighted_mean_stderr(sums, weights) / math.log(2)
+            else:
+                metrics[f"{metric}_stderr"] = weighted_perplexity_stderr(sums, weights)
     return metrics
 
 

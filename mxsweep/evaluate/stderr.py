@@ -1,9 +1,10 @@
-"""Standard errors of perplexities in closed form.
+"""Standard errors of perplexities, without a bootstrap of minutes.
 
 lm-eval resamples a perplexity 100,000 times, which takes longer than evaluating a small model, and gives no
 standard error at all for a perplexity weighted by length (wikitext's). A perplexity is exp(-m) of a mean m of
 log-likelihoods. For n examples m is close to normal with a standard error s, so exp(-m) is close to log-normal, and
-what the bootstrap estimates is that distribution's standard deviation: exp(-m) exp(s^2/2) sqrt(exp(s^2) - 1).
+what the bootstrap estimates is that distribution's standard deviation: exp(-m) exp(s^2/2) sqrt(exp(s^2) - 1). With
+few examples m is not normal enough for that, and resampling costs little: then they are resampled here, at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from typing import Any
 import lm_eval.api.metrics as lm_eval_metrics
 import numpy as np
 
+ENOUGH_FOR_CLOSED_FORM = 500  # examples
+RESAMPLES = 20_000
+
 
 def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
     """Of exp(-mean); NaN for fewer than two examples. Log-likelihoods in nats."""
     values = np.asarray(loglikelihoods, dtype=np.float64)
     if len(values) < 2:
         return math.nan
+    if len(values) < ENOUGH_FOR_CLOSED_FORM:
+        drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = float(np.exp(-values[drawn].mean(axis=1)).std(ddof=1))
+        return math.inf if math.isnan(spread) and np.isfinite(values).all() else spread
     return _lognormal_stderr(-float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
 
 

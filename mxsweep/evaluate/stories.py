@@ -158,6 +158,7 @@ def story_task_config(n: int = TEST_STORIES, seed: int = TEST_SEED) -> dict[str,
         "task": "story",
         "custom_dataset": dataset,
         "test_split": "test",
+        "fewshot_split": "test",  # named, so that lm-eval leaves the question itself out of its examples
         "output_type": "loglikelihood",
         "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
         "doc_to_target": "{{' '+text.split(' ')[-1]}}",

@@ -17,6 +17,7 @@ from typing import Any
 import lm_eval.tasks
 import lm_eval.utils
 from datasets import Dataset
+from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -56,23 +57,28 @@ def load_tasks(
     data, fields = dict(data or {}), dict(fields or {})
     key = (names, tuple(sorted(data.items())), num_fewshot, seed)
     if key not in _kept:
-        _kept[key] = _load(names, data, fields, num_fewshot, seed)
+        _kept[key] = _load(names, data, fields, num_fewshot)
+    for task in _kept[key]["tasks"].values():
+        # Every run draws the same few-shot examples: the task's generator went on with the last run.
+        task.set_fewshot_seed(seed=seed)
     return _kept[key]
 
 
 def _load(
-    names: tuple[str, ...], data: dict[str, str], fields: dict[str, str], num_fewshot: int | None, seed: int
+    names: tuple[str, ...], data: dict[str, str], fields: dict[str, str], num_fewshot: int | None
 ) -> dict[str, Any]:
     quiet_lm_eval()
     manager = _manager_of(names)
     specs = [_spec(name, data.get(name), fields.get(name), manager) for name in names]
     try:
         loaded: dict[str, Any] = dict(manager.load(specs))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, TemplateError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"task: the data of {', '.join(names)} cannot be had ({type(error).__name__}: {reason}); "
-            "without a network, give a local file with task.data=FILE.jsonl"
+            f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); "
+            "without a network, give a task's rows in a local file with task.data=FILE.jsonl"
         ) from error
     for task in loaded["tasks"].values():
         # As lm-eval's own simple_evaluate does: a task that fixes 0 examples keeps it.
@@ -83,7 +89,6 @@ def _load(
             task.set_config(key="num_fewshot", value=0)
         elif num_fewshot:
             log.warning("task.num_fewshot=%s is not used: the task itself fixes 0", num_fewshot)
-        task.set_fewshot_seed(seed=seed)
     return loaded
 
 
@@ -101,7 +106,7 @@ def _spec(name: str, file: str | None, field: str | None, manager: TaskManager) 
     config = load_yaml(path) if path is not None else {}
     if not isinstance(config.get("task"), str):
         raise ConfigError(f"task.data: {name!r} is a group of tasks or written in Python; a file can feed single tasks")
-    one_split = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": None}
+    one_split = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": "test"}
     return config | one_split | {"custom_dataset": dataset}
 
 
@@ -109,9 +114,10 @@ def _manager_of(names: tuple[str, ...]) -> TaskManager:
     """A task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval."""
     wanted = [name for name in names if name != "story"]
     root = Path(lm_eval.tasks.__file__).parent
-    folders = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
-    if None not in folders:
-        manager = TaskManager(include_defaults=False, include_path=[f.parent for f in folders if f is not None])
+    files = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
+    folders = [file.parent for file in files if file is not None and _is_single_task(file)]
+    if len(folders) == len(wanted):
+        manager = TaskManager(include_defaults=False, include_path=list(folders))
         if all(name in manager.all_tasks for name in wanted):
             return manager
     log.info("Reading lm-eval's index of tasks (up to half a minute, once)")
@@ -125,6 +131,11 @@ def _manager_of(names: tuple[str, ...]) -> TaskManager:
                 + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
             )
     return manager
+
+
+def _is_single_task(file: Path) -> bool:
+    """A group's tasks may stand in other folders, which only the full index knows."""
+    return isinstance(load_yaml(file, resolve_func=False).get("task"), str)
 
 
 @functools.cache

@@ -6,22 +6,23 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from mxsweep.checks import EMBEDDED
 from mxsweep.model.recipe import Recipe, in_decoder_block
 from mxsweep.numerics import MXFormat
 
-DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8}
-
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One tensor of a checkpoint."""
+    """One tensor of a checkpoint, or a second name that a tied one has."""
 
     name: str
     shape: tuple[int, ...]
     bits: int
+    tied_to: str | None = None
 
     @property
     def size(self) -> int:
@@ -35,19 +36,43 @@ def model_folder(path: str) -> Path | None:
 
 
 def read_inventory(path: str) -> list[WeightEntry] | None:
-    """The tensors of a model folder with safetensors files; None where there are none to read (a hub name)."""
+    """The tensors of a model folder with safetensors files; None where there are none that can be read (a hub name)."""
     folder = model_folder(path)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
-    return [entry for file in files for entry in _entries(file)] or None
+    if folder is None:
+        return None
+    try:
+        index = folder / "model.safetensors.index.json"
+        names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        entries = [entry for name in sorted(names) for entry in _entries(folder / name)]
+        return entries + _tied(_read_json(folder / "config.json"), entries)
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError):
+        return None  # loading the model says what is wrong with it
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _entries(file: Path) -> list[WeightEntry]:
     # The safetensors format: 8 bytes of little-endian length, then that many bytes of JSON.
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
+        header = json.loads(stream.read(min(length, file.stat().st_size)))
     header.pop("__metadata__", None)
-    return [WeightEntry(name, tuple(t["shape"]), DTYPE_BITS[t["dtype"]]) for name, t in header.items()]
+    return [_entry(name, **tensor) for name, tensor in header.items()]
+
+
+def _entry(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> WeightEntry:
+    size = math.prod(shape)
+    return WeightEntry(name, tuple(shape), (data_offsets[1] - data_offsets[0]) * 8 // size if size else 0)
+
+
+def _tied(config: dict[str, Any], entries: list[WeightEntry]) -> list[WeightEntry]:
+    """The lm_head of a model whose config says that it shares the embedding, and whose files therefore lack it."""
+    embedding = next((entry for entry in entries if entry.name.endswith("embed_tokens.weight")), None)
+    if embedding is None or not config.get("tie_word_embeddings") or any(e.name == "lm_head.weight" for e in entries):
+        return []
+    return [WeightEntry("lm_head.weight", embedding.shape, embedding.bits, tied_to=embedding.name)]
 
 
 @dataclass(frozen=True)
@@ -67,18 +92,24 @@ class Footprint:
 
 def footprint(entries: list[WeightEntry], recipe: Recipe, dtype_bits: int | None = None) -> Footprint:
     """The footprint of a checkpoint under ``recipe``; ``dtype_bits`` where the run converts it, else its own."""
-    quantized, quantized_bits = 0, 0.0
-    stored_bits = simulated_bits = 0.0
+    quantized = quantized_bits = simulated_bits = 0
+    stored: dict[tuple[str, MXFormat | None], int] = {}  # tied tensors once a format, as model/report.py counts them
     for entry in entries:
-        bits = dtype_bits or entry.bits
-        fmt = _weight_format(entry, recipe)
-        stored_bits += entry.size * (fmt.bits_per_element if fmt else bits)
-        simulated_bits += entry.size * bits * (2 if fmt else 1)
+        fmt, plain = _weight_format(entry, recipe), entry.size * (dtype_bits or entry.bits)
+        bits = fmt.stored_bits(entry.shape) if fmt else plain
+        stored[entry.tied_to or entry.name, fmt] = bits
+        simulated_bits += plain * ((entry.tied_to is None) + (fmt is not None))
         if fmt:
             quantized += entry.size
-            quantized_bits += entry.size * fmt.bits_per_element
+            quantized_bits += bits
     per_weight = quantized_bits / quantized if quantized else None
-    return Footprint(per_weight, round(stored_bits / 8), round(simulated_bits / 8))
+    return Footprint(per_weight, round(sum(stored.values()) / 8), round(simulated_bits / 8))
+
+
+def unmatched_patterns(entries: list[WeightEntry], recipe: Recipe) -> list[str]:
+    """The patterns of ``recipe.modules`` that match no weight of a checkpoint."""
+    names = [entry.name.removesuffix(".weight") for entry in entries if len(entry.shape) == 2]
+    return [pattern for pattern, _ in recipe.modules if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 def _weight_format(entry: WeightEntry, recipe: Recipe) -> MXFormat | None:

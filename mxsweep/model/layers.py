@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from mxsweep.errors import ConfigError
 from mxsweep.model.attention import quantized_attention
 from mxsweep.model.recipe import LinearFormats, Recipe, in_decoder_block
-from mxsweep.model.report import LayerReport, QuantizationReport
+from mxsweep.model.report import LayerReport, QuantizationReport, Stored
 from mxsweep.numerics import MXFormat, block_statistics, quantize
 
 
@@ -37,13 +37,14 @@ class InputQuantizer:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._last: tuple[Tensor, int, MXFormat, Tensor] | None = None
+        self._last: tuple[Tensor, tuple[int, MXFormat, bool], Tensor] | None = None
 
     def __call__(self, x: Tensor, fmt: MXFormat, name: str) -> Tensor:
         version = -1 if x.is_inference() else x._version
+        asked = (version, fmt, torch.is_grad_enabled())
         if self._last is not None and version >= 0:
-            seen, seen_version, seen_fmt, answer = self._last
-            if seen is x and seen_version == version and seen_fmt == fmt:
+            seen, seen_asked, answer = self._last
+            if seen is x and seen_asked == asked:
                 return answer
         stochastic = fmt.rounding == "stochastic"
         answer = quantize(
@@ -56,7 +57,7 @@ class InputQuantizer:
             tensor_dims=(-1,),  # a token's scale must not depend on the tokens beside it
             example_dims=1 if x.dim() > 2 else 0,
         )
-        self._last = (x, version, fmt, answer)
+        self._last = (x, asked, answer)
         return answer
 
     def forget(self) -> None:
@@ -106,6 +107,8 @@ class _Site:
 def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[QuantizationReport]:
     """Put ``recipe`` into ``model`` while the context lasts; afterwards the model is bit for bit as before.
 
+    For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
+
     Args:
         model: a Hugging Face causal language model whose projections are ``nn.Linear``.
         recipe: what each kind of tensor becomes.
@@ -118,6 +121,7 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
             blocks, weights that were offloaded, or attention whose keys and values cannot be reached.
     """
     sites = find_sites(model, recipe)
+    stored = Stored.of(model, {site.name: site.formats.weight for site in sites})
     inputs = InputQuantizer(recipe)
     reports: list[LayerReport] = []
     with quantized_attention(model, recipe, lambda name: stochastic_key(recipe.seed, name)) as attention_modules:
@@ -126,7 +130,7 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
                 replacement, report = _quantize_site(site, recipe, inputs)
                 _put(model, site.name, replacement)
                 reports.append(report)
-            yield QuantizationReport.of(model, recipe, reports, attention_modules)
+            yield QuantizationReport.of(recipe, reports, attention_modules, stored)
         finally:
             for site in sites:
                 _put(model, site.name, site.module)
@@ -184,8 +188,8 @@ def _quantize_site(site: _Site, recipe: Recipe, inputs: InputQuantizer) -> tuple
                 arithmetic=recipe.arithmetic,
                 generator=stochastic_key(recipe.seed, f"{site.name}.weight") if stochastic else None,
             )
-            statistics = block_statistics(weight.detach(), fmt, axis=-1, arithmetic=recipe.arithmetic)
-    report = LayerReport(site.name, fmt, site.formats.activation, weight.numel(), weight.itemsize * 8, statistics)
+            statistics = block_statistics(weight.detach(), fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx)
+    report = LayerReport(site.name, fmt, site.formats.activation, weight.shape, weight.itemsize * 8, statistics)
     if isinstance(site.module, nn.Linear):
         return MXLinear(site.module, site.name, weight_mx, site.formats.activation, inputs), report
     embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=site.module.padding_idx)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.errors import ConfigError
@@ -74,19 +75,28 @@ def _load(
     shared = {"revision": revision, "trust_remote_code": trust}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attention,
             device_map=device_map,
+            output_loading_info=True,
             **shared,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
             "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
         ) from error
+    model, loading = loaded
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, loading.get(problem) or ())):
+            # transformers fills them with random numbers and goes on.
+            raise ConfigError(
+                f"model.path: {path!r} is no whole checkpoint: {len(keys)} weights are {problem.partition('_')[0]}, "
+                f"{keys[0]} first"
+            )
     if device_map is None:
         torch.nn.Module.to(model, device)
     model.eval()

@@ -36,11 +36,17 @@ class Recipe:
     arithmetic: str = "native"
     seed: int = 0
 
+    def formats(self) -> list[MXFormat]:
+        """Every format that some tensor gets, each once."""
+        formats = [self.key, self.value]
+        for linear in (self.linear, *(linear for _, linear in self.modules)):
+            formats += [linear.weight, linear.activation]
+        return list(dict.fromkeys(fmt for fmt in formats if fmt is not None))
+
     @property
     def is_baseline(self) -> bool:
         """Whether nothing at all is quantized."""
-        formats = [self.linear, *(formats for _, formats in self.modules)]
-        return self.key is None and self.value is None and all(f == LinearFormats() for f in formats)
+        return not self.formats()
 
     def formats_of(self, name: str, in_decoder_block: bool) -> LinearFormats:
         """The formats of the module ``name``; outside the decoder blocks only ``modules`` can give any."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mxsweep.model.recipe import Recipe
+from mxsweep.model.recipe import Recipe, in_decoder_block
 from mxsweep.numerics import MXFormat
 
 if TYPE_CHECKING:
@@ -23,13 +24,51 @@ class LayerReport:
     name: str
     weight: MXFormat | None
     activation: MXFormat | None
-    weights: int
+    shape: Sequence[int]
     bits: int
     statistics: BlockStatistics | None
 
     @property
-    def bits_per_weight(self) -> float:
-        return self.bits if self.weight is None else self.weight.bits_per_element
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def stored_bits(self) -> int:
+        return self.weight.stored_bits(self.shape) if self.weight else self.weights * self.bits
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What storing a model takes.
+
+    Attributes:
+        parameters: each counted once, however many modules share it.
+        bits: a parameter that modules share in one format is stored once, in two formats twice: an lm_head in int8
+            that is tied to an embedding left as it is takes both.
+        block_weights, block_weights_kept: elements of the matrices in the decoder blocks; those that stay as they are.
+    """
+
+    parameters: int
+    bits: int
+    block_weights: int
+    block_weights_kept: int
+
+    @staticmethod
+    def of(model: nn.Module, formats: Mapping[str, MXFormat | None]) -> Stored:
+        """Of ``model`` before anything is replaced; ``formats`` says what the weights of some modules become."""
+        numel: dict[int, int] = {}
+        bits: dict[tuple[int, MXFormat | None], int] = {}
+        block_weights = kept = 0
+        for name, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                fmt = formats.get(name) if own == "weight" else None
+                numel[id(parameter)] = parameter.numel()
+                plain = parameter.numel() * parameter.itemsize * 8
+                bits[id(parameter), fmt] = fmt.stored_bits(parameter.shape) if fmt else plain
+                if parameter.ndim > 1 and in_decoder_block(name):
+                    block_weights += parameter.numel()
+                    kept += 0 if fmt else parameter.numel()
+        return Stored(sum(numel.values()), sum(bits.values()), block_weights, kept)
 
 
 @dataclass(frozen=True)
@@ -38,8 +77,7 @@ class QuantizationReport:
 
     Attributes:
         bits_per_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
-        bits_per_parameter: of the whole model, embeddings and what else stayed as it was included.
-        parameter_bytes: of the whole model, stored at those bits.
+        stored: of the whole model, embeddings and what else stayed as it was included.
     """
 
     layers: tuple[LayerReport, ...]
@@ -47,26 +85,27 @@ class QuantizationReport:
     key: MXFormat | None
     value: MXFormat | None
     bits_per_weight: float
-    bits_per_parameter: float
-    parameter_bytes: int
+    stored: Stored
 
     @staticmethod
-    def of(model: nn.Module, recipe: Recipe, layers: Sequence[LayerReport], attention: int) -> QuantizationReport:
+    def of(recipe: Recipe, layers: Sequence[LayerReport], attention: int, stored: Stored) -> QuantizationReport:
         weights = sum(layer.weights for layer in layers)
-        replaced_bits = sum(layer.weights * layer.bits_per_weight for layer in layers)
-        saved_bits = sum(layer.weights * (layer.bits - layer.bits_per_weight) for layer in layers)
-        parameters = list(model.parameters())
-        total = sum(p.numel() for p in parameters)
-        total_bits = sum(p.numel() * p.itemsize * 8 for p in parameters) - saved_bits
         return QuantizationReport(
             layers=tuple(layers),
             attention_modules=attention,
             key=recipe.key,
             value=recipe.value,
-            bits_per_weight=replaced_bits / weights if weights else float("nan"),
-            bits_per_parameter=total_bits / total,
-            parameter_bytes=round(total_bits / 8),
+            bits_per_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
+            stored=stored,
         )
+
+    @property
+    def bits_per_parameter(self) -> float:
+        return self.stored.bits / self.stored.parameters
+
+    @property
+    def parameter_bytes(self) -> int:
+        return round(self.stored.bits / 8)
 
     def _sum(self, field: str) -> int:
         return sum(getattr(layer.statistics, field) for layer in self.layers if layer.statistics is not None)
@@ -83,6 +122,8 @@ class QuantizationReport:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
+            "block_weights": self.stored.block_weights,
+            "block_weights_kept": self.stored.block_weights_kept,
             "weight_blocks": self._sum("blocks"),
             "weight_blocks_scale_clamped": self._sum("blocks_scale_clamped"),
             "weights_quantized": self._sum("elements"),
@@ -98,7 +139,7 @@ class QuantizationReport:
             return ["Nothing is quantized: this is the baseline."]
         data, lines = self.as_dict(), []
         for formats, count in data["formats"].items():
-            lines.append(f"Replaced {count} layers: {formats}")
+            lines.append(f"Replaced {count} layer{'s' * (count != 1)}: {formats}")
         if self.attention_modules:
             lines.append(
                 f"Keys in {self.key or 'no format'}, values in {self.value or 'no format'} "
@@ -117,6 +158,9 @@ class QuantizationReport:
                 f"clamped{span}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights saturated, "
                 f"{data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
             )
+        if data["weight_blocks"] and self.stored.block_weights_kept:
+            share = self.stored.block_weights_kept / self.stored.block_weights
+            lines.append(f"{share:.1%} of the weights in the decoder blocks stay as they are")
         return lines
 
 

@@ -7,7 +7,7 @@ names that need it are loaded when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.numerics.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem
+from mxsweep.numerics.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem, microxcaling_problem
 from mxsweep.numerics.formats import (
     ELEMENT_NAMES,
     ROUNDINGS,
@@ -44,6 +44,7 @@ __all__ = [
     "ScaleFormat",
     "backend_problem",
     "block_statistics",
+    "microxcaling_problem",
     "parse_element",
     "parse_scale",
     "quantize",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from mxsweep.numerics.mxformat import MXFormat
+
 BACKENDS = ("torch", "cuda", "microxcaling")
 ARITHMETICS = ("native", "exact")
 
@@ -12,6 +14,9 @@ MICROXCALING_INSTALL = (
     "`pip install --no-deps git+https://github.com/microsoft/microxcaling` (without --no-deps it pins an old "
     "torch), or clone that repository and put the clone on PYTHONPATH; it also needs numpy and packaging"
 )
+
+_LIBRARY_ELEMENTS = ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2")
+_LIBRARY_ROUNDINGS = ("nearest", "even", "floor")
 
 
 class BackendUnavailable(RuntimeError):
@@ -44,8 +49,8 @@ def _cuda_problem() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "backend 'cuda' (custom_cuda=true) needs a CUDA GPU and none was found"
-    return "backend 'cuda' (custom_cuda=true) is not there: this version of mxsweep has no CUDA kernel"
+        return "backend 'cuda' needs a CUDA GPU, and none was found (nor has this version of mxsweep CUDA kernels yet)"
+    return "backend 'cuda' is not there: this version of mxsweep has no CUDA kernels yet"
 
 
 def _microxcaling_problem() -> str | None:
@@ -56,3 +61,27 @@ def _microxcaling_problem() -> str | None:
         missing = "" if error.name in (None, "mx") else f" (importing mx failed: {error})"
         return MICROXCALING_INSTALL + missing
     return None if found else MICROXCALING_INSTALL
+
+
+def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
+    """What of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
+    tile = None if isinstance(fmt.block_size, int) else fmt.block_size
+    refusals = (
+        (
+            fmt.element not in _LIBRARY_ELEMENTS,
+            f"element {fmt.element}; it has {', '.join(_LIBRARY_ELEMENTS)}",
+        ),
+        (fmt.scale != "e8m0", f"scale {fmt.scale}; it has e8m0"),
+        (fmt.scale_rounding != "floor", f"scale_rounding {fmt.scale_rounding}; it has floor"),
+        (
+            fmt.rounding not in _LIBRARY_ROUNDINGS,
+            f"rounding {fmt.rounding}; it has {', '.join(_LIBRARY_ROUNDINGS)}",
+        ),
+        (not fmt.symmetric, "symmetric=False"),
+        (tile is not None and tile[0] != tile[1], f"block_size {tile}; of tiles it has square ones"),
+        (tile is not None and arithmetic == "exact", f"block_size {tile} with arithmetic exact, only native"),
+    )
+    for refused, what in refusals:
+        if refused:
+            return f"backend 'microxcaling' has no {what}"
+    return None

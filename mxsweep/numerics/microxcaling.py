@@ -9,29 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mxsweep.numerics.backends import MICROXCALING_INSTALL, BackendUnavailable
+from mxsweep.numerics.backends import MICROXCALING_INSTALL, BackendUnavailable, microxcaling_problem
 from mxsweep.numerics.mxformat import MXFormat
-
-_ELEMENTS = ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2")
-_ROUNDINGS = ("nearest", "even", "floor")
-
-
-def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
-    """What of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
-    tile = None if isinstance(fmt.block_size, int) else fmt.block_size
-    refusals = (
-        (fmt.element not in _ELEMENTS, f"element {fmt.element}; it has {', '.join(_ELEMENTS)}"),
-        (fmt.scale != "e8m0", f"scale {fmt.scale}; it has e8m0"),
-        (fmt.scale_rounding != "floor", f"scale_rounding {fmt.scale_rounding}; it has floor"),
-        (fmt.rounding not in _ROUNDINGS, f"rounding {fmt.rounding}; it has {', '.join(_ROUNDINGS)}"),
-        (not fmt.symmetric, "symmetric=False"),
-        (tile is not None and tile[0] != tile[1], f"block_size {tile}; of tiles it has square ones"),
-        (tile is not None and arithmetic == "exact", f"block_size {tile} with arithmetic exact, only native"),
-    )
-    for refused, what in refusals:
-        if refused:
-            return f"backend 'microxcaling' has no {what}"
-    return None
 
 
 def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxsweep.numerics.formats import (
@@ -116,10 +118,24 @@ class MXFormat:
         if self.block_size == 0:
             return float(self.element_format.bits)
         size = self.block_size if isinstance(self.block_size, int) else self.block_size[0] * self.block_size[1]
-        overhead = self.scale_bits if self.scale == "e8m0" else self.scale_format.bits
-        if not self.symmetric:
-            overhead += MIDPOINT_BITS
-        return self.element_format.bits + overhead / size
+        return self.element_format.bits + self._bits_beside_elements / size
+
+    def stored_bits(self, shape: Sequence[int]) -> int:
+        """Bits of a whole tensor of `shape` blocked along its last axis (a tile: its last two), shorter last blocks
+        and all; without the per-tensor scale.
+        """
+        if isinstance(self.block_size, int):
+            blocks = math.prod(shape[:-1]) * math.ceil(shape[-1] / (self.block_size or shape[-1] or 1))
+        else:
+            rows, columns = self.block_size
+            blocks = math.prod(shape[:-2]) * math.ceil(shape[-2] / rows) * math.ceil(shape[-1] / columns)
+        return math.prod(shape) * self.element_format.bits + blocks * self._bits_beside_elements
+
+    @property
+    def _bits_beside_elements(self) -> int:
+        """Of one block: its scale and, where it has one, its midpoint."""
+        scale = self.scale_bits if self.scale == "e8m0" else self.scale_format.bits
+        return scale if self.symmetric else scale + MIDPOINT_BITS
 
     def __str__(self) -> str:
         """Short and unique: `fp4_e2m1-b32-e8m0`, with a suffix for everything that is not the default."""

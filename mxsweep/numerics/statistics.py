@@ -63,11 +63,14 @@ def block_statistics(
     generator: torch.Generator | int = 0,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
+    answer: Tensor | None = None,
 ) -> BlockStatistics:
     """Statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are.
 
-    `generator` matters for stochastic rounding only; it has a default here, since it sways none but `sqnr_db`
-    and `elements_flushed`, and those little.
+    Args:
+        generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
+            `elements_flushed`, and those little.
+        answer: what `quantize` gave, where it is at hand, so that it is not computed again.
 
     Raises:
         TypeError, ValueError: as `quantize`.
@@ -75,8 +78,10 @@ def block_statistics(
     check_backend("torch", arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
     x = x.detach()
-    key = draw_key(generator) if fmt.rounding == "stochastic" else None
-    y = quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
+    y = answer
+    if y is None:
+        key = draw_key(generator) if fmt.rounding == "stochastic" else None
+        y = quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
     native = arithmetic == "native" and fmt.has_native_arithmetic
     totals = _Totals()
     if x.numel():

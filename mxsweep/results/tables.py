@@ -24,9 +24,11 @@ NO_BASELINE = (
 )
 HEADLINE_NOTE = (
     "A difference is the run minus the baseline, computed when the results were collected; ± is one standard "
-    "error of the run by itself. Fastest means most examples per second in simulation: it is the speed of "
-    "simulating a format on this computer, not of hardware that has the format."
+    "error of the run by itself. Most accurate and fastest are chosen among the quantized runs. Fastest means most "
+    "examples per second in simulation: it is the speed of simulating a format on this computer, not of hardware that "
+    "has the format."
 )
+SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
 STATUS_TITLES = {
     "failed": "Failed",
     "unfinished": "Unfinished (no result.json)",
@@ -73,7 +75,7 @@ def summary(results: Results) -> str:
 def constants_line(results: Results) -> str:
     """The knobs that the tables leave out because they are the same in every run."""
     knobs = (f"{name}={label(value)}" for name, value in results.constants.items())
-    return "Same in every run: " + ", ".join(knobs)
+    return "Same in every finished run: " + ", ".join(knobs)
 
 
 def terminal_text(results: Results) -> str:
@@ -84,6 +86,8 @@ def terminal_text(results: Results) -> str:
         parts.append(f"{_heading(group)}\n\n{table}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
+    if _has_several_tasks(results):
+        parts.append(SEVERAL_TASKS_NOTE)
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             lines = [f"{title}: {len(runs)}"]
@@ -108,6 +112,8 @@ def markdown_text(results: Results, figures: Mapping[str, Sequence[Path]]) -> st
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE)
         parts += [HEADLINE_NOTE, "### All runs", _markdown(_full_table(results, group))]
+        if _has_several_tasks(results):
+            parts.append(SEVERAL_TASKS_NOTE)
         parts += [
             f"![{path.stem.replace('_', ' ')}]({path.name})"
             for path in figures.get(group.slug, [])
@@ -155,6 +161,10 @@ def format_value(value: float | None, stderr: float | None = None, digits: int |
     return f"{text} ± {stderr:.{digits}f}" if digits is not None else f"{text} ± {stderr:.2g}"
 
 
+def _has_several_tasks(results: Results) -> bool:
+    return any(len((run.record or {}).get("metrics", {})) > 1 for run in results.with_status("done"))
+
+
 def _heading(group: Group) -> str:
     counts = {row.n for row in group.rows}
     return group.title + (f" (n = {counts.pop()})" if len(counts) == 1 and None not in counts else "")
@@ -175,10 +185,15 @@ def _speed(value: float | None) -> str:
 
 def _full_table(results: Results, group: Group) -> list[dict[str, str]]:
     same_n = len({row.n for row in group.rows}) == 1
+    has_baseline = any(row.is_baseline for row in group.rows)
     table = []
     for row in group.rows:
         cells = _knob_cells(results, row)
-        cells |= {METRIC_TITLES.get(name, name): _metric_cell(row, name) for name in group.metric_names()}
+        for name in group.metric_names():
+            title = METRIC_TITLES.get(name, name)
+            cells[title] = _metric_cell(row, name)
+            if has_baseline and betterness(name):
+                cells[f"Δ {title}"] = _difference(row, group.baseline_for(row), name)
         if not same_n:
             cells["n"] = ABSENT if row.n is None else str(row.n)
         cells["eval_time_s"] = _speed(row.eval_time_s)
@@ -196,7 +211,7 @@ def _headline_table(results: Results, group: Group) -> list[dict[str, str]]:
         for name in known:
             title = METRIC_TITLES.get(name, name)
             cells[title] = _metric_cell(pick.row, name)
-            cells[f"Δ {title}"] = _difference(pick, name)
+            cells[f"Δ {title}"] = _difference(pick.row, pick.baseline, name)
         cells["examples/sec"] = _speed(pick.row.examples_per_sec)
         base = pick.baseline.examples_per_sec if pick.baseline else None
         speed = pick.row.examples_per_sec
@@ -205,15 +220,18 @@ def _headline_table(results: Results, group: Group) -> list[dict[str, str]]:
     return table
 
 
-def _difference(pick: Pick, name: str) -> str:
-    """The run's metric minus the baseline's; of a perplexity, whose size says little by itself, also in %."""
-    value = pick.row.metrics.get(name)
-    base = pick.baseline.metrics.get(name) if pick.baseline else None
+def _difference(row: Row, baseline: Row | None, name: str) -> str:
+    """The run's metric minus the baseline's, to the digits of the metric; of a perplexity, whose size says little by
+    itself, also in %.
+    """
+    value = row.metrics.get(name)
+    base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
     if value is None or base is None:
         return ABSENT
     if betterness(name) > 0:
         return f"{value - base:+.4f}"
-    return f"{value - base:+.4g} ({value / base - 1:+.1%})" if base else f"{value - base:+.4g}"
+    digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
+    return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
 
 
 def _failure(run: RunFolder) -> dict[str, str]:

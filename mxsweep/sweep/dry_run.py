@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from mxsweep.config import RunConfig
-from mxsweep.model.inventory import footprint, read_inventory
+from mxsweep.errors import ConfigError
+from mxsweep.model.inventory import footprint, read_inventory, unmatched_patterns
+from mxsweep.model.recipe import LinearFormats
+from mxsweep.run_one import check_backend
 from mxsweep.sweep.plan import PlannedRun
 
 DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
@@ -25,9 +28,24 @@ def dry_run_text(runs: Sequence[PlannedRun]) -> str:
             "in memory: what simulating it takes, the quantized weights beside the originals."
         )
     for number, run in enumerate(runs, 1):
-        if run.error is not None:
-            lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {run.error}")
+        if problem := problem_of(run):
+            lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
     return "\n".join(lines)
+
+
+def problem_of(run: PlannedRun) -> str | None:
+    """Why a planned run would fail, as far as can be told without loading a model or a task; None if it can not."""
+    if run.config is None:
+        return run.error
+    entries = read_inventory(run.config.model.path)
+    unmatched = unmatched_patterns(entries, run.config.recipe) if entries else []
+    if unmatched:
+        return f"modules: the pattern {unmatched[0]!r} matches no weight of the model"
+    try:
+        check_backend(run.config)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _row(number: int, config: RunConfig) -> dict[str, str]:
@@ -48,10 +66,14 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "activations": str(recipe.linear.activation or "none"),
         "keys": str(recipe.key or "none"),
         "values": str(recipe.value or "none"),
-        "modules": str(len(config.modules)) if config.modules else "-",
+        "modules": " ".join(f"{pattern}={_formats(linear)}" for pattern, linear in recipe.modules) or "-",
         "block": "x".join(map(str, size)) if isinstance(size, tuple) else str(size),
         "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}",
         "bits/weight": bits,
         "stored": stored,
         "in memory": memory,
     }
+
+
+def _formats(linear: LinearFormats) -> str:
+    return f"{linear.weight or 'none'}/{linear.activation or 'none'}"

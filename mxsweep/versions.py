@@ -1,0 +1,45 @@
+"""What a run was made with: versions and commit. Imports nothing heavy, so that a refused run has them too."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("mxsweep", "torch", "transformers", "lm_eval", "datasets", "hydra-core", "numpy")
+
+
+def record_environment(seed: int) -> dict[str, Any]:
+    """For the record: Python, platform, versions, the source tree's commit, the seed."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_sha": git_sha(),
+        "seed": seed,
+    }
+
+
+def git_sha() -> str | None:
+    """The commit of mxsweep's own source tree, "-dirty" behind it if files were changed; None for a package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )
+    return answer.stdout.strip() or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
