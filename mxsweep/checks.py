@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -58,6 +59,11 @@ def check_limit(limit: Any) -> None:
         raise ConfigError(
             f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
         )
+
+
+def file_digest(file: str) -> str:
+    """SHA-256 (hex) of a file's content: what it holds decides a result, not where it lies."""
+    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
 
 
 def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:

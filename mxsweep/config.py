@@ -28,6 +28,7 @@ from mxsweep.checks import (
     check_model_path,
     check_rows,
     check_text,
+    file_digest,
 )
 from mxsweep.errors import ConfigError
 from mxsweep.format_config import FormatConfig, element_name, resolve_format, resolve_modules
@@ -216,7 +217,8 @@ class RunConfig:
             "computed": None if recipe.is_baseline else [self.backend, self.arithmetic],
             "model": {key: model[key] for key in ("path", "revision", "dtype", "attention", "max_length")},
             "device": self.model.device.split(":")[0],
-            "task": {key: task[key] for key in ("names", "data", "num_fewshot", "apply_chat_template")},
+            "task": {key: task[key] for key in ("names", "num_fewshot", "apply_chat_template")},
+            "data": {name: file_digest(file) for name, file in self.task.data.items()},
             "limit": self.limit,
             "seed": self.seed,
         }

@@ -13,6 +13,7 @@ from typing import Any
 from mxsweep.checks import check_choice, check_flag
 from mxsweep.errors import ConfigError
 from mxsweep.numerics import SCALE_NAMES
+from mxsweep.numerics.formats import normalize_element
 from mxsweep.overrides import option_names, read_option
 
 BlockSize = int | tuple[int, int]
@@ -40,8 +41,8 @@ class FormatConfig:
 
 
 def element_name(value: Any) -> str:
-    """An element format's name; YAML's null is "none"."""
-    return "none" if value is None else str(value)
+    """An element format's name, mxfp4_e2m1 by its plain one; YAML's null is "none"."""
+    return "none" if value is None else normalize_element(str(value))
 
 
 def resolve_format(own: dict[str, Any], explicit: dict[str, Any], prefix: str = "") -> FormatConfig:

@@ -191,6 +191,18 @@ def test_refused(overrides: str, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_hash_is_of_a_data_files_content(lambada_file: Path, tmp_path: Path) -> None:
+    def of(file: Path) -> str:
+        return compose(["task=lambada_openai", f"task.data={file}"]).config_hash
+
+    before = of(lambada_file)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(lambada_file.read_bytes())
+    assert of(copy) == before
+    copy.write_text('{"text": "a b d"}\n')
+    assert of(copy) != before
+
+
 def test_data_file_with_the_wrong_field(lambada_file: Path, tmp_path: Path) -> None:
     compose(["task=lambada_openai", f"task.data={lambada_file}"])  # only the first row is read so early
     with pytest.raises(ConfigError, match=r"line 1 has no text field 'page'; it has 'text'"):

@@ -127,6 +127,8 @@ def test_runs_that_differ_in_nothing_that_matters_keep_a_folder_each(tmp_path: P
     assert len(found) == 2
     assert found[0]["config_hash"] == found[1]["config_hash"]
     assert sorted(record["config"]["batch_size"] for record in found) == [4, 8]
+    first, second = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert second == f"{first}_2" and first == found[0]["run_id"]
 
 
 def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:

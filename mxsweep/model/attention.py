@@ -111,15 +111,16 @@ def quantized_attention(model: PreTrainedModel, recipe: Recipe, module_key: Call
         forwards += 1
 
     hook = model.register_forward_pre_hook(count)
-    for name, module in modules.items():
-        setattr(module, STATE, quantizers[name])
-    model.set_attn_implementation(PREFIX + plain)
     try:
+        for name, module in modules.items():
+            setattr(module, STATE, quantizers[name])
+        model.set_attn_implementation(PREFIX + plain)
         yield len(modules)
     finally:
         model.set_attn_implementation(plain)
         for module in modules.values():
-            delattr(module, STATE)
+            if hasattr(module, STATE):
+                delattr(module, STATE)
         hook.remove()
     unused = [name for name, quantizer in quantizers.items() if forwards and not quantizer.calls]
     if unused:

@@ -139,9 +139,9 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
 
 def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
     """The modules that ``recipe`` changes, in the model's order."""
-    candidates = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)
-    }
+    # A module with two names is replaced under both.
+    named = model.named_modules(remove_duplicate=False)
+    candidates = {name: module for name, module in named if isinstance(module, nn.Linear | nn.Embedding)}
     for pattern, _ in recipe.modules:
         if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ConfigError(

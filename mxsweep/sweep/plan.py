@@ -106,11 +106,13 @@ def _run_id(*, _root_: DictConfig) -> str:
         # The run's folder is named before the run can say what is wrong with its config.
         name = f"{_root_.stamp}_invalid"
     job = OmegaConf.select(_root_, "hydra.job.num", default=None, throw_on_missing=False)
-    # Runs that differ in nothing that matters (batch_size=8,32) have one id, and still a folder each.
-    same = _folders.setdefault(name, [job])
+    if job is None:  # a single run, or a plan
+        return name
+    # Runs of a sweep that differ in nothing that matters (batch_size=8,32) have one id, and still a folder each.
+    same = _folders.setdefault(name, [])
     if job not in same:
         same.append(job)
-    return name if same.index(job) == 0 else f"{name}_{same.index(job) + 1}"
+    return name if same[0] == job else f"{name}_{same.index(job) + 1}"
 
 
-_folders: dict[str, list[int | None]] = {}  # of this process: which jobs have each id, in the order they came
+_folders: dict[str, list[int]] = {}  # of this process: the jobs that have each id, in the order they came
