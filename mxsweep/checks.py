@@ -31,9 +31,9 @@ def check_integer(field: str, value: Any, low: int, high: int | None, allowed: s
         raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def check_text(field: str, value: Any, optional: bool = False) -> None:
-    if not (isinstance(value, str) and value) and not (optional and value is None):
-        raise ConfigError(f"{field}: {value!r} must be a word" + (" or null" if optional else ""))
+def check_text_or_null(field: str, value: Any) -> None:
+    if not (value is None or (isinstance(value, str) and value)):
+        raise ConfigError(f"{field}: {value!r} must be a word or null")
 
 
 def check_model_path(path: Any) -> None:

@@ -27,7 +27,7 @@ from mxsweep.checks import (
     check_limit,
     check_model_path,
     check_rows,
-    check_text,
+    check_text_or_null,
     file_digest,
 )
 from mxsweep.errors import ConfigError
@@ -70,7 +70,7 @@ class ModelConfig:
         check_model_path(self.path)
         if self.name == "tiny" and self.path != EMBEDDED:
             raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
-        check_text("model.revision", self.revision, optional=True)
+        check_text_or_null("model.revision", self.revision)
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.attention", self.attention, ATTENTIONS)
         if self.device_map not in (None, "auto"):
@@ -205,7 +205,7 @@ class RunConfig:
             return f"{'format' if both else field}: {element!r} is no format; allowed: {names}; or an element: {rest}"
         return re.sub(r"^element\b", field, message)
 
-    @property
+    @cached_property
     def config_hash(self) -> str:
         """SHA-256 (hex) of what determines the result: of formats, not of knobs, so that equal runs hash equal."""
         recipe = self.recipe

@@ -14,9 +14,8 @@ from mxsweep.checks import check_choice, check_flag
 from mxsweep.errors import ConfigError
 from mxsweep.numerics import SCALE_NAMES
 from mxsweep.numerics.formats import normalize_element
+from mxsweep.numerics.mxformat import BlockSize
 from mxsweep.overrides import option_names, read_option
-
-BlockSize = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,6 @@ def _resolve_module(pattern: str, value: Any, run: FormatConfig, explicit: dict[
         if "scale" in value and value["scale"] != own["scale"]:
             own["tensor_scale"] = False
         return resolve_format(own | value, dict.fromkeys(explicit, "auto"), f"{field}.")
-    name = element_name(value)
-    option = read_option("format", name) or {"weight": name, "activation": name}
+    # A format by its name (mxfp4) before an element by its (mxfp4_e2m1, int8).
+    option = read_option("format", "none" if value is None else str(value)) or {"weight": value, "activation": value}
     return resolve_format({"block_size": 32, "scale": "e8m0", "tensor_scale": False} | option, explicit, f"{field}.")

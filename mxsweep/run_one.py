@@ -39,11 +39,11 @@ def run(
     """
     stamp = stamp or datetime.now().strftime("%Y%m%d_%H%M%S")
     record = new_record(config.run_id(stamp), config.as_dict(), overrides, config.config_hash)
-    record["environment"] = record_environment(config.seed)
     started = time.perf_counter()
     try:
-        record |= _evaluate(config)
-        record["status"] = "done"
+        found = _evaluate(config)
+        record["environment"] |= found.pop("device")
+        record |= found | {"status": "done"}
     except Exception as error:
         # Whatever stops one run is that run's result: it must neither be lost nor stop a sweep.
         record["error"] = describe_error(error)
@@ -97,7 +97,7 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
         "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
         "diagnostics": report.as_dict(),
         "memory": environment.peak_memory(),
-        "environment": record_environment(config.seed) | environment.describe_device(loaded.model),
+        "device": environment.describe_device(loaded.model),
     }
 
 
@@ -131,7 +131,7 @@ def new_record(
         "examples_per_sec": None,
         "diagnostics": {},
         "memory": {},
-        "environment": {},
+        "environment": record_environment() | {"seed": config.get("seed")},
         "warnings": [],
         "error": None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -12,17 +13,17 @@ from typing import Any
 PACKAGES = ("mxsweep", "torch", "transformers", "lm_eval", "datasets", "hydra-core", "numpy")
 
 
-def record_environment(seed: int) -> dict[str, Any]:
-    """For the record: Python, platform, versions, the source tree's commit, the seed."""
+def record_environment() -> dict[str, Any]:
+    """For the record: Python, platform, versions, the source tree's commit."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
         "git_sha": git_sha(),
-        "seed": seed,
     }
 
 
+@functools.cache  # of the code that this process loaded
 def git_sha() -> str | None:
     """The commit of mxsweep's own source tree, "-dirty" behind it if files were changed; None for a package."""
     root = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ from mxsweep import compose
 from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
 from mxsweep.numerics import MXFormat
+from mxsweep.overrides import option_names
 
 
 def test_defaults() -> None:
@@ -95,6 +96,12 @@ def test_modules_later_patterns_win_and_are_made_whole() -> None:
     assert formats("lm_head", False).weight == MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True)
     assert formats("model.layers.1.q_proj", True).weight == MXFormat("fp4_e2m1", block_size=16, scale="e5m3")
     assert formats("model.embed_tokens", False).weight is None
+
+
+@pytest.mark.parametrize("name", [name for name in option_names("format") if name != "none"])
+def test_a_modules_format_is_the_one_of_that_name(name: str) -> None:
+    (_, formats), *_ = compose([f"modules={{lm_head: {name}}}"]).recipe.modules
+    assert formats == compose([f"format={name}"]).recipe.linear
 
 
 def test_labels_come_from_the_typed_config() -> None:

@@ -136,6 +136,7 @@ def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:
     assert answer.returncode == 1
     statuses = {record["status"]: record for record in records(tmp_path)}
     assert set(statuses) == {"done", "failed"}
+    assert statuses["failed"]["environment"]["versions"]["torch"]
     assert statuses["failed"]["error"]["message"] == "scale_bits: 1 is not allowed; allowed: 2 to 8"
     assert "scale_bits: 1 is not allowed" in answer.stdout
     assert "Traceback" not in answer.stderr + answer.stdout

@@ -215,6 +215,17 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         quantize_model(build(), recipe).__enter__()
 
 
+def test_a_layer_with_two_names_is_replaced_under_both() -> None:
+    model, ids = build(), tokens()
+    shared = model.model.layers[0].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = shared
+    before = logits(model, ids)
+    with quantize_model(model, W4A6):
+        assert all(isinstance(layer.mlp.up_proj, MXLinear) for layer in model.model.layers)
+    assert all(layer.mlp.up_proj is shared for layer in model.model.layers)
+    assert torch.equal(logits(model, ids), before)
+
+
 def test_a_subclass_of_a_layer_is_refused_by_name() -> None:
     class Scaled(nn.Embedding):
         pass

@@ -72,8 +72,6 @@ def _load(
     specs = [_spec(name, data.get(name), fields.get(name), manager) for name in names]
     try:
         loaded: dict[str, Any] = dict(manager.load(specs))
-    except ConfigError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, TemplateError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
