@@ -99,7 +99,9 @@ def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
 
 
 def pieces(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """`views`, all of one shape, cut in step along dimensions that no block extends over, outermost first."""
+    """`views` cut in step along dimensions that no block extends over, outermost first. In these all have the first
+    one's shape.
+    """
     shape, size = views[0].shape, views[0].numel()
     limit = _piece_limit(views[0].device)
     dim = next((dim for dim in range(len(shape)) if dim not in block_dims and shape[dim] > 1), None)

@@ -66,11 +66,11 @@ def quantize_torch(
     beside = elementwise_inputs(x, fmt, key, tensor_dims, example_dims)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
+        if native:
+            _quantize_native(views[0], views[1], region.block_dims, fmt)
+            continue
         for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
-            if native:
-                _quantize_native(x_piece, y_piece, region.block_dims, fmt)
-            else:
-                _quantize_exact(x_piece, y_piece, region.block_dims, fmt, beside_piece)
+            _quantize_exact(x_piece, y_piece, region.block_dims, fmt, beside_piece)
     return y
 
 
@@ -91,9 +91,14 @@ def elementwise_inputs(
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
     """Writes to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
-    scale = native_scale(x.abs().amax(block_dims, keepdim=True), fmt)
-    q = round_native(x / scale, fmt.element_format, fmt.rounding)
-    torch.mul(q, scale, out=y)
+    amax = x.new_empty([1 if dim in block_dims else length for dim, length in enumerate(x.shape)])
+    for x_piece, amax_piece in pieces((x, amax), block_dims):
+        torch.amax(x_piece.abs(), block_dims, keepdim=True, out=amax_piece)
+    # At once for all blocks: each logarithm on a CPU wakes the threads of torch's mathematical library.
+    scale = native_scale(amax, fmt)
+    for x_piece, y_piece, scale_piece in pieces((x, y, scale), block_dims):
+        q = round_native(x_piece / scale_piece, fmt.element_format, fmt.rounding)
+        torch.mul(q, scale_piece, out=y_piece)
 
 
 def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> None:

@@ -8,10 +8,10 @@ exact   float32 bit work. The exponent bits of a, clamped to the format's range,
         t = u * 2^M.
         Ties to even: adding and taking away 1.5 * 2^23 * u leaves a float32 sum no bit below u, and the
         addition itself rounds to nearest even.
-        Ties away: floor(|a|/u + h), h being the largest float32 below one half: with h = 0.5 the sum of the
-        |a|/u just below one half would round up to 1; with the smaller h it does not, and ties still reach
-        the next whole number.
-        Toward zero: h = 0. Stochastic: floor(|a|/u) + (random < the fraction left), all exact.
+        Ties away: the same after setting the lowest bit of |a|, which lifts a tie, whose low bits are all zero,
+        above itself, and moves nothing else across a tie: the float just below a tie has that bit set already.
+        Toward zero: the same, and one u back where rounding went up. Stochastic: up from there iff
+        random < the fraction of u that is left, all exact.
 
 native  what microxcaling's PyTorch path computes in the tensor's own dtype: the exponent is floor(log2 |a|),
         in that dtype's precision, and one half is one half. For 16-bit dtypes there are only 65,536 possible
@@ -20,6 +20,10 @@ native  what microxcaling's PyTorch path computes in the tensor's own dtype: the
         close under a power of two rounds to it from either side), which then runs the definition itself; the
         other roundings differ from exact for one magnitude only, the one just below half the smallest
         spacing.
+
+None of it but the native definition needs a floor: on a CPU torch leaves that to a library that wakes threads for it.
+
+A zero keeps the sign of what it was.
 
 Shapes: any; all functions are elementwise.
 """
@@ -49,10 +53,11 @@ def round_exact(a: Tensor, grid: ElementFormat | ScaleFormat, rounding: str, ran
         rounding: "nearest", "even", "floor" or "stochastic".
         random: float32 in [0, 1), broadcastable to `a`; for "stochastic".
     """
+    if rounding == "nearest":
+        return _ties_away(a.view(torch.int32) | 1, grid)
     if rounding == "even":
         return _round_even(a, grid)
-    half = _HALF_BELOW if rounding == "nearest" else 0.0
-    return _round_by_floor(a, grid, half, random)
+    return _toward_zero(a, grid, random)
 
 
 def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
@@ -70,11 +75,12 @@ def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
         return table.index_select(0, index.reshape(-1)).reshape(a.shape)
     if rounding == "floor":
         return native_definition(a, element, rounding)
-    if rounding == "nearest":
-        return _round_by_floor(a, element, 0.5, None)
-    just_below_half = _HALF_BELOW * element.smallest_subnormal
-    # Doubled, the one magnitude that native rounds up lies within the reach of the next grid value.
-    return _round_even(torch.where(a.abs() == just_below_half, a + a, a), element)
+    # Twice the code drops the sign; two ulps more and the one magnitude that native rounds up is above its tie.
+    code = a.view(torch.int32)
+    code = torch.add(code, (code << 1) == 2 * _code_just_below_half(element.smallest_subnormal), alpha=2)
+    return (
+        _ties_away(code.bitwise_or_(1), element) if rounding == "nearest" else _round_even(code.view(a.dtype), element)
+    )
 
 
 def native_definition(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
@@ -105,30 +111,40 @@ def _power_of_two(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
     return t.clamp_(2.0**grid.min_exponent, top)
 
 
-def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
+def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True) -> Tensor:
+    """`ties`: whether `a` may lie midway between two values of the grid."""
     t = _power_of_two(a, grid)
     shift = 1.5 * 2.0 ** (_MANTISSA_BITS - grid.mantissa_bits)
     rounded = torch.add(a, t, alpha=shift).sub_(t, alpha=shift)
-    if grid.mantissa_bits == 0:
+    if ties and grid.mantissa_bits == 0:
         # Midway between t and 2t, of which the addition takes the even multiple of t. But the codes of t and 2t
         # differ in the exponent, and the even one of them is wanted.
         code = (t.view(torch.int32) >> _MANTISSA_BITS) - (grid.min_exponent + _EXPONENT_BIAS - 1)
         stays = (a.abs() == 1.5 * t) & (code % 2 == 0)
         rounded = torch.where(stays, t.copysign(a), rounded)
-    return rounded.clamp_(-grid.largest, grid.largest)
+    return rounded.clamp_(-grid.largest, grid.largest).copysign_(a)
 
 
-def _round_by_floor(a: Tensor, grid: ElementFormat | ScaleFormat, half: float, random: Tensor | None) -> Tensor:
-    t = _power_of_two(a, grid)
-    ulps = a.abs()
-    ulps.div_(t).mul_(2.0**grid.mantissa_bits)
-    if random is None:
-        rounded = ulps.add_(half).floor_()
-    else:
-        rounded = ulps.floor()
-        rounded += random < ulps.sub_(rounded)
-    rounded.mul_(t).mul_(2.0**-grid.mantissa_bits).clamp_(max=grid.largest)
-    return rounded.copysign_(a)
+def _ties_away(code: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
+    """For the codes (int32) of quotients with the lowest bit set."""
+    return _round_even(code.view(torch.float32), grid, ties=False)
+
+
+def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | None) -> Tensor:
+    """Stochastic rounding where there are random numbers."""
+    magnitude = a.abs()
+    rounded = _round_even(magnitude, grid, ties=False)
+    u = _power_of_two(a, grid).mul_(2.0**-grid.mantissa_bits)
+    rounded -= u * (rounded > magnitude)
+    if random is not None:
+        # Where |a| lies above the grid's largest value, the clamp undoes what this does.
+        rounded += u * (random < (magnitude - rounded).div_(u))
+    return rounded.clamp_(max=grid.largest).copysign_(a)
+
+
+def _code_just_below_half(spacing: float) -> int:
+    """Of the largest float32 below half a spacing that is a power of two."""
+    return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32).view(torch.int32))
 
 
 @lru_cache(maxsize=64)
