@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from adversarial import adversarial, assert_same_bits
+from safetensors import safe_open
+from test_cuda import FORMATS as KERNEL_FORMATS
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from mxsweep import compose, run
-from mxsweep.numerics import MXFormat, backend_problem, quantize
+from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
+from mxsweep.model import layers
+from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, quantize
+from mxsweep.numerics.cuda import launch_count
+from mxsweep.numerics.elements import round_exact
+from mxsweep.numerics.philox import uniform_at
+from mxsweep.numerics.scales import exact_scale
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,6 +66,208 @@ def test_native_arithmetic_is_microxcalings_on_the_gpu_too(fmt: MXFormat, dtype:
         fmt = MXFormat("fp6_e2m3", block_size=16, rounding="even")
     x = sample(dtype)[256:].cuda()
     assert torch.equal(quantize(x, fmt), quantize(x, fmt, backend="microxcaling"))
+
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("fmt", KERNEL_FORMATS, ids=str)
+def test_the_kernels_are_the_definition(fmt: MXFormat) -> None:
+    for seed, dtype in enumerate(KERNEL_DTYPES):
+        x = adversarial(2**21, seed, "cuda", finite=fmt.tensor_scale).view(512, -1).to(dtype)
+        if fmt.tensor_scale:
+            x = x.nan_to_num(posinf=1.0, neginf=1.0)
+        arguments = {"generator": 2**63 + seed, "example_dims": 1, "tensor_dims": (-1,)}
+        assert_same_bits(
+            quantize(x, fmt, backend="cuda", **arguments), quantize(x, fmt, arithmetic="exact", **arguments)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fmt", KERNEL_FORMATS[:: len(KERNEL_FORMATS) // 48], ids=str)
+def test_the_kernels_are_the_definition_on_many_more_numbers(fmt: MXFormat) -> None:
+    for seed in range(100, 102):
+        for dtype in KERNEL_DTYPES:
+            x = adversarial(2**25, seed, "cuda", finite=fmt.tensor_scale).view(8192, -1).to(dtype)
+            ours = quantize(x, fmt, backend="cuda", generator=seed)
+            assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=seed))
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+def test_the_kernels_on_recorded_inputs(shared_dir: Path, dtype: torch.dtype) -> None:
+    path = shared_dir / "golden" / "microxcaling.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no golden file at {path}")
+    count = 0
+    with safe_open(path, "pt") as recorded:
+        for case in json.loads(recorded.metadata()["cases"]):
+            fmt = MXFormat(
+                case["elem_format"], case["block_size"], scale_bits=case["scale_bits"], rounding=case["round"]
+            )
+            x = recorded.get_tensor(case["input"]).to(dtype).cuda()
+            ours = quantize(x, fmt, case["axis"], backend="cuda")
+            assert_same_bits(ours, quantize(x, fmt, case["axis"], arithmetic="exact"))
+            if case["dtype"] == "float32" == str(dtype).removeprefix("torch."):
+                assert torch.equal(ours.cpu().nan_to_num(7e7), recorded.get_tensor(case["output"]).nan_to_num(7e7))
+                count += 1
+    assert count == (592 if dtype == torch.float32 else 0)
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 2),
+    "strided": lambda x: x[..., ::2],
+    "expanded": lambda x: x[:, :1].expand(-1, 5, -1),
+    "misaligned": lambda x: x.reshape(-1)[1:-4].view(-1, 5),
+    "ragged": lambda x: x[..., :37],
+    "one row": lambda x: x[0, 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block_size", [32, 16, 1, 7, 0, 512, (4, 8), (1, 16), (3, 1)], ids=str)
+def test_the_kernels_take_any_shape_axis_and_stride(block_size: int | tuple[int, int], layout: str) -> None:
+    for dtype in KERNEL_DTYPES:
+        x = LAYOUTS[layout](adversarial(6 * 10 * 64, 3, "cuda").view(6, 10, 64).to(dtype))
+        before = x.clone()
+        for axis in range(x.ndim) if isinstance(block_size, int) else [-1]:
+            if not isinstance(block_size, int) and x.ndim < 2:
+                continue
+            for fmt in (
+                MXFormat("fp6_e2m3", block_size),
+                MXFormat("fp4_e2m1", block_size, "e5m3", symmetric=False),
+                MXFormat("fp8_e4m3", block_size, rounding="stochastic"),
+            ):
+                for example_dims in range(x.ndim):
+                    arguments = {"generator": 11, "example_dims": example_dims}
+                    ours = quantize(x, fmt, axis, backend="cuda", **arguments)
+                    assert_same_bits(ours, quantize(x, fmt, axis, arithmetic="exact", **arguments))
+        assert_same_bits(x, before)
+
+
+@pytest.mark.parametrize("dims", [None, (-1,), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 48), (2, 70, 2064), (1, 3, 100_000), (2, 3, 33)], ids=str)
+def test_the_kernels_per_tensor_scale(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> None:
+    fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    for dtype in KERNEL_DTYPES:
+        x = torch.randn(shape, device="cuda").to(dtype)
+        x[0, 0] = 0
+        ours = quantize(x, fmt, backend="cuda", tensor_dims=dims)
+        assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", tensor_dims=dims))
+        for special in (torch.nan, torch.inf, -torch.inf):
+            x[-1, -1, -1] = special
+            ours = quantize(x, fmt, backend="cuda", tensor_dims=dims)
+            assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", tensor_dims=dims))
+    with pytest.raises(BackendUnavailable, match=r"over the last dimensions, and tensor_dims is \(0, 2\) of 3"):
+        quantize(x, fmt, backend="cuda", tensor_dims=(0, 2))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (2, 0, 3)], ids=str)
+def test_the_kernels_on_empty_tensors(shape: tuple[int, ...]) -> None:
+    for fmt in (MXFormat("int8"), MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)):
+        x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        assert quantize(x, fmt, backend="cuda").shape == shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fmt",
+    [MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1", 48), MXFormat("fp4_e2m1", rounding="stochastic")],
+    ids=str,
+)
+def test_the_kernels_on_more_than_two_to_the_31_elements(fmt: MXFormat) -> None:
+    rows, length = 2**19 + 8, 4096 + 64 * 3 * 4  # a multiple of 48 and of 64
+    assert rows * length > 2**31
+    if torch.cuda.mem_get_info()[0] < 6 * rows * length:
+        pytest.skip("needs 15 GB of free GPU memory")
+    x = torch.empty(rows, length, dtype=torch.bfloat16, device="cuda").normal_()
+    y = quantize(x, fmt, backend="cuda", generator=5)
+    for start in (0, rows // 2, rows - 16):
+        part = slice(start, start + 16)
+        if fmt.rounding != "stochastic":
+            assert_same_bits(y[part], quantize(x[part], fmt, arithmetic="exact"))
+            continue
+        # Element i of the whole draws from counter i, which a part alone does not know: the definition by hand.
+        index = torch.arange(start * length, (start + 16) * length, device="cuda").view(16, length)
+        blocks = x[part].float().unflatten(-1, (-1, 32))
+        scale = exact_scale(blocks.abs().amax(-1, keepdim=True), fmt)
+        q = round_exact(blocks / scale, fmt.element_format, "stochastic", uniform_at(5, index).unflatten(-1, (-1, 32)))
+        assert_same_bits(y[part], (q * scale).flatten(-2).to(torch.bfloat16))
+
+
+def test_the_kernels_run_on_the_current_stream_and_pass_gradients() -> None:
+    x = torch.randn(64, 64, device="cuda", requires_grad=True)
+    before = launch_count()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(10_000_000)
+        y = (x * 2).detach().requires_grad_()
+        z = quantize(y, MXFormat("fp4_e2m1"), backend="cuda")
+        z.sum().backward()
+    torch.cuda.synchronize()
+    assert_same_bits(z.detach(), quantize((2 * x).detach(), MXFormat("fp4_e2m1"), arithmetic="exact"))
+    assert torch.equal(y.grad, torch.ones_like(x))
+    assert launch_count() == before + 1
+
+
+def test_the_operator_is_a_proper_torch_operator() -> None:
+    x = torch.randn(4, 64, device="cuda")
+    arguments = (x, "fp4_e2m1", [32], "e8m0", 8, "nearest", "floor", True, False, -1, None, None, 0)
+    torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "even", "floor"])
+@pytest.mark.parametrize(
+    "element", ["fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2"]
+)
+def test_the_kernels_are_microxcalings(element: str, rounding: str, dtype: torch.dtype) -> None:
+    if problem := backend_problem("microxcaling"):
+        pytest.skip(problem)
+    for block_size in (16, 32, 64):
+        for bits in (4, 6, 8):
+            fmt = MXFormat(element, block_size, scale_bits=bits, rounding=rounding)
+            x = (
+                torch.randn(512, 1024, device="cuda")
+                .mul(2.0 ** torch.randint(-20, 21, (512, 1), device="cuda"))
+                .to(dtype)
+            )
+            theirs = quantize(x, fmt, backend="microxcaling", arithmetic="exact")
+            ours = quantize(x, fmt, backend="cuda")
+            assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
+
+
+def test_original_weights_wait_in_host_memory_where_the_gpu_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8
+    )
+    model = LlamaForCausalLM(config).cuda().eval()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    weights = sum(parameter.nbytes for name, parameter in model.named_parameters() if "proj" in name)
+    recipe = Recipe(LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")), backend="cuda", arithmetic="exact")
+    tokens = torch.arange(24, device="cuda").view(2, 12)
+    with torch.no_grad(), quantize_model(model, recipe) as report:
+        assert report.as_dict()["originals_on_host_bytes"] == 0
+        beside = model(tokens).logits
+    torch.cuda.synchronize()
+    allocated = torch.cuda.memory_allocated()
+    monkeypatch.setattr(layers, "_memory", lambda device: (weights / 2, 1e6))
+    with torch.no_grad(), quantize_model(model, recipe) as report:
+        assert report.as_dict()["originals_on_host_bytes"] == weights
+        assert torch.cuda.memory_allocated() < allocated + weights / 10
+        assert torch.equal(model(tokens).logits, beside)
+    for name, parameter in model.named_parameters():
+        assert parameter.is_cuda and torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("overrides", [["experiment=ex3"], ["custom_cuda=true", "kv_quant=fp4_e2m1"]], ids=str)
+def test_custom_cuda_runs_through_the_kernels(overrides: list[str]) -> None:
+    record = run(compose([*overrides, "limit=200"]))
+    assert record["status"] == "done", record["error"]
+    assert (record["config"]["backend"], record["config"]["arithmetic"]) == ("cuda", "exact")
+    launches = record["diagnostics"]["cuda_kernel_launches"]
+    assert launches > record["diagnostics"]["layers_replaced"]  # the weights, once each, and inputs, keys and values
+    same = run(compose([*overrides, "limit=200", "backend=torch", "arithmetic=exact"]))
+    assert same["diagnostics"]["cuda_kernel_launches"] == 0
+    assert same["metrics"] == record["metrics"]
 
 
 def test_a_run_on_the_gpu_records_it() -> None:

@@ -240,6 +240,17 @@ def test_bad_arguments_are_refused_by_name(
         quantize(torch.zeros(shape), fmt, **arguments)
 
 
-def test_the_cuda_backend_says_what_is_missing() -> None:
-    with pytest.raises(BackendUnavailable, match="backend 'cuda' "):
+def test_the_cuda_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs a CUDA GPU, and none was found$"):
         quantize(torch.zeros(4), MXFormat("int8"), backend="cuda")
+
+
+def test_the_cuda_backend_has_no_native_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mxsweep.numerics.dispatch.backend_problem", lambda backend: None)
+    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' computes arithmetic exact and has no native$"):
+        quantize(torch.zeros(4), MXFormat("int8"), backend="cuda", arithmetic="native")
+    # A format that has none is exact whatever is asked; without it the kernels compute exact.
+    for fmt, arguments in ((MXFormat("int8", scale="e5m3"), {"arithmetic": "native"}), (MXFormat("int8"), {})):
+        with pytest.raises(BackendUnavailable, match="needs a tensor on a CUDA GPU"):
+            quantize(torch.zeros(4), fmt, backend="cuda", **arguments)

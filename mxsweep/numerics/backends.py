@@ -15,6 +15,9 @@ MICROXCALING_INSTALL = (
     "torch), or clone that repository and put the clone on PYTHONPATH; it also needs numpy and packaging"
 )
 
+CUDA_INSTALL = "install it with `pip install 'mxsweep[cuda]'`, or cuda-core and NVRTC as your CUDA version has them"
+_OLDEST_GPU = (7, 5)  # compute capability; that of a T4
+
 _LIBRARY_ELEMENTS = ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2")
 _LIBRARY_ROUNDINGS = ("nearest", "even", "floor")
 
@@ -45,12 +48,23 @@ def backend_problem(backend: str) -> str | None:
     return None
 
 
-def _cuda_problem() -> str:
+def _cuda_problem() -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        return "backend 'cuda' needs a CUDA GPU, and none was found (nor has this version of mxsweep CUDA kernels yet)"
-    return "backend 'cuda' is not there: this version of mxsweep has no CUDA kernels yet"
+        return "backend 'cuda' needs a CUDA GPU, and none was found"
+    old = [index for index in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(index) < _OLDEST_GPU]
+    if old:
+        return f"backend 'cuda' needs a GPU of compute capability 7.5 or more, and cuda:{old[0]} is older"
+    missing = [name for name in ("cuda.core", "cuda.bindings.nvrtc") if not _can_find(name)]
+    return f"backend 'cuda' needs {missing[0]}: {CUDA_INSTALL}" if missing else None
+
+
+def _can_find(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of a package above it
+        return False
 
 
 def _microxcaling_problem() -> str | None:

@@ -26,7 +26,7 @@ def quantize(
     axis: int = -1,
     *,
     backend: str = "torch",
-    arithmetic: str = "native",
+    arithmetic: str | None = None,
     generator: torch.Generator | int | None = None,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
@@ -41,7 +41,8 @@ def quantize(
         axis: the dimension that blocks extend along; a tile (rows, columns) lies on the last two dimensions
             and `axis` must name one of them.
         backend: "torch"; "cuda", the same answer from one kernel; "microxcaling", Microsoft's library.
-        arithmetic: "native" or "exact", see definition.py.
+        arithmetic: "native" or "exact", see definition.py. None is what the backend is for: exact for "cuda",
+            which has no other, native for the others.
         generator: for stochastic rounding. A 64-bit key is drawn from a `torch.Generator`; an int is the key.
         tensor_dims: the dimensions over which the maximum of a per-tensor scale is taken; None for all. They
             must contain the dimensions that blocks extend along.
@@ -55,6 +56,7 @@ def quantize(
             fit x, stochastic rounding without a generator.
         BackendUnavailable: the backend cannot work here, or cannot do this.
     """
+    arithmetic = arithmetic or ("exact" if backend == "cuda" else "native")
     check_backend(backend, arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
     key = draw_key(generator) if fmt.rounding == "stochastic" and generator is not None else None
@@ -116,6 +118,12 @@ def _dispatch(
         return quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
     if problem := backend_problem(backend):
         raise BackendUnavailable(problem)
+    if backend == "cuda":
+        if arithmetic == "native" and fmt.has_native_arithmetic:
+            raise BackendUnavailable("backend 'cuda' computes arithmetic exact and has no native")
+        from mxsweep.numerics.cuda import quantize_cuda
+
+        return quantize_cuda(x, fmt, axis, key, tensor_dims, example_dims)
     from mxsweep.numerics.microxcaling import quantize_microxcaling
 
     return quantize_microxcaling(x, fmt, axis, arithmetic)

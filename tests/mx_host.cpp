@@ -1,0 +1,35 @@
+// The arithmetic of mx.cu compiled by a host compiler, for comparing it with the torch definition without a GPU.
+// MX_SOURCE is mx.cu; MX_FORMATS a file of initializers of Format, as cuda.py writes them.
+#include MX_SOURCE
+
+static const Format formats[] = {
+#include MX_FORMATS
+};
+
+// `blocks` rows of `length` elements, each row a block. tensor_amax: the maximum that a block's per-tensor scale comes
+// from, one a block. index: of each element within its example, for stochastic rounding; else null.
+extern "C" void quantize_blocks(int format_index, const float* x, float* y, long blocks, long length,
+                                const float* tensor_amax, const long* index, unsigned long long key) {
+    const Format format = formats[format_index];
+    for (long block = 0; block < blocks; ++block, x += length, y += length) {
+        unsigned amax = 0;
+        float low = x[0], high = x[0];
+        for (long i = 0; i < length; ++i) {
+            const unsigned magnitude = bits_of(x[i]) & ~SIGN;
+            amax = magnitude > amax ? magnitude : amax;
+            low = fminf(low, x[i]);
+            high = fmaxf(high, x[i]);
+        }
+        const float g = format.tensor_scale ? tensor_scale_of(tensor_amax[block], format) : 1.0f;
+        float midpoint;
+        const float largest = amax_of_block(format, amax, low, high, midpoint);
+        BlockScale scale = quick_scale_of_block(format, largest, midpoint, g);
+        if (!scale.quick) scale = scale_of_block(format, largest, midpoint, g);
+        for (long i = 0; i < length; ++i) {
+            const float random = index ? uniform(key, (unsigned long long)index[block * length + i]) : 0.0f;
+            y[i] = quantized(x[i], scale, format, random);
+        }
+    }
+}
+
+extern "C" float nearest_bfloat16_of(float value) { return nearest_bfloat16(value); }

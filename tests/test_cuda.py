@@ -1,0 +1,225 @@
+"""The CUDA backend as far as a machine without a GPU can show it.
+
+The arithmetic of mx.cu is compiled by the host's compiler and must give the torch definition's bits; the kernels must
+compile for every GPU architecture that is promised. What only a GPU can show is in test_gpu.py.
+"""
+
+import ctypes
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from adversarial import adversarial, assert_same_bits
+from safetensors import safe_open
+
+from mxsweep.numerics import (
+    ELEMENT_NAMES,
+    ROUNDINGS,
+    SCALE_ROUNDINGS,
+    BackendUnavailable,
+    MXFormat,
+    backend_problem,
+    quantize,
+)
+from mxsweep.numerics import backends as backends_module
+from mxsweep.numerics.blocks import block_regions
+from mxsweep.numerics.cuda import compile_kernels, format_initializer, lanes_of, quantize_cuda
+
+HOST = Path(__file__).parent / "mx_host.cpp"
+GENERAL_ELEMENTS = ("fp3_e1m1", "fp8_e3m4", "fp6_e5m0", "fp12_e6m5", "fp16_e7m8", "int11")
+# Every element format, every scale and both kinds of rounding, in all combinations that exist.
+FORMATS = [
+    *(
+        MXFormat(element, 32, "e8m0", scale_bits=bits, rounding=rounding, scale_rounding=scale_rounding)
+        for element in (*ELEMENT_NAMES, *GENERAL_ELEMENTS)
+        for rounding in ROUNDINGS
+        for scale_rounding, bits in zip(SCALE_ROUNDINGS, (8, 6, 4, 2), strict=True)
+    ),
+    *(
+        MXFormat(element, 16, scale, rounding=rounding, tensor_scale=tensor_scale)
+        for element in (*ELEMENT_NAMES, *GENERAL_ELEMENTS)
+        for rounding in ROUNDINGS
+        for scale, tensor_scale in (("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
+    ),
+    *(
+        MXFormat(element, 32, scale, rounding=rounding, symmetric=False)
+        for element in ("fp4_e2m1", "int4", "fp8_e5m2")
+        for rounding in ROUNDINGS
+        for scale in ("e8m0", "e5m3", "fp32")
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Tensor]:
+    """`quantize` for a float32 tensor and one of `FORMATS` or of the recorded ones, by mx.cu compiled for the host."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++ or c++) on this machine")
+    folder = tmp_path_factory.mktemp("mx_host")
+    formats = list(dict.fromkeys(FORMATS + RECORDED))
+    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt)},\n" for fmt in formats))
+    with resources.as_file(resources.files("mxsweep.numerics") / "mx.cu") as source:
+        subprocess.run(
+            [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+             f'-DMX_SOURCE="{source}"', f'-DMX_FORMATS="{folder}/formats.inc"', "-o", folder / "mx_host.so", HOST],
+            check=True,
+        )  # fmt: skip
+    library = ctypes.CDLL(str(folder / "mx_host.so"))
+
+    def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+    def answer(x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0) -> torch.Tensor:
+        y = torch.empty_like(x)
+        example = torch.Size(x.shape[example_dims:])
+        index = torch.arange(example.numel()).view(example).expand(x.shape)
+        tensor_amax = x.abs().amax().expand(x.shape)
+        for region in block_regions(x.shape, fmt.block_size, axis):
+            inside = region.block_dims
+            views = [region.view(tensor) for tensor in (x, y, index, tensor_amax)]
+            outside = [dim for dim in range(views[0].ndim) if dim not in inside]
+            blocks, target, indices, maxima = (view.permute(*outside, *inside) for view in views)
+            length = blocks.shape[len(outside) :].numel()
+            rows, places, result = blocks.contiguous(), indices.contiguous(), torch.empty(blocks.shape)
+            per_block = maxima.reshape(-1, length)[:, 0].contiguous()
+            library.quantize_blocks(
+                formats.index(fmt), pointer(rows), pointer(result), ctypes.c_long(rows.numel() // length),
+                ctypes.c_long(length), pointer(per_block),
+                pointer(places if fmt.rounding == "stochastic" else None), ctypes.c_ulonglong(key),
+            )  # fmt: skip
+            target.copy_(result)
+        return y
+
+    return answer
+
+
+def recorded_cases(path: Path) -> list[tuple[dict[str, object], MXFormat]]:
+    """The float32 cases of a file of microxcaling's answers."""
+    with safe_open(path, "pt") as file:
+        cases = json.loads(file.metadata()["cases"])
+    return [
+        (case, MXFormat(case["elem_format"], case["block_size"], scale_bits=case["scale_bits"], rounding=case["round"]))
+        for case in cases
+        if case["dtype"] == "float32"
+    ]
+
+
+# What the golden file asks, without the file, so that one library serves all tests.
+RECORDED = [
+    MXFormat(element, block, scale_bits=bits, rounding=rounding)
+    for element, block, bits, rounding in itertools.product(
+        ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2"),
+        (0, 8, 16, 32, 64),
+        (4, 5, 6, 8),
+        ("nearest", "even", "floor"),
+    )
+]
+
+
+def test_golden_cases_on_the_host(shared_dir: Path, on_host: Callable[..., torch.Tensor]) -> None:
+    path = shared_dir / "golden" / "microxcaling.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no golden file at {path}")
+    cases, wrong = recorded_cases(path), []
+    with safe_open(path, "pt") as file:
+        for case, fmt in cases:
+            y, expected = on_host(file.get_tensor(case["input"]), fmt, case["axis"]), file.get_tensor(case["output"])
+            if not torch.equal(y.nan_to_num(777.0), expected.nan_to_num(777.0)):
+                wrong.append(case)
+    assert len(cases) == 592
+    assert not wrong, f"{len(wrong)} of {len(cases)} differ, the first: {wrong[0]}"
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_host_arithmetic_is_the_definitions(fmt: MXFormat, on_host: Callable[..., torch.Tensor]) -> None:
+    for seed in range(2):
+        x = adversarial(2**14, seed, finite=fmt.tensor_scale).view(16, -1)
+        ours = on_host(x, fmt, key=2**63 + 5, example_dims=1)
+        assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=2**63 + 5, example_dims=1))
+
+
+def test_a_nan_or_inf_under_a_tensor_scale_is_the_definitions(on_host: Callable[..., torch.Tensor]) -> None:
+    fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    for special in (torch.nan, torch.inf, -torch.inf):
+        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+        x[1, 7] = special
+        assert_same_bits(on_host(x, fmt), quantize(x, fmt, arithmetic="exact"))
+
+
+def test_midpoints_of_huge_values_do_not_overflow(on_host: Callable[..., torch.Tensor]) -> None:
+    fmt = MXFormat("int4", 32, "e8m0", symmetric=False)
+    x = torch.linspace(2e38, 3e38, 32)
+    assert_same_bits(on_host(x, fmt), quantize(x, fmt, arithmetic="exact"))
+    assert on_host(x, fmt).isfinite().all()
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    for fmt in (
+        MXFormat("fp6_e2m3", 32, rounding="even", scale_rounding="rceil"),
+        MXFormat("fp4_e2m1", 16, "e5m3"),
+        MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True),
+        MXFormat("int4", (8, 8), "fp32", rounding="stochastic", symmetric=False),
+    ):
+        code = compile_kernels(fmt, dtype, arch).code
+        assert code[:4] == b"\x7fELF"
+        assert all(
+            name in code
+            for name in (b"mx_rows", b"mx_tiles_by_warp", b"mx_tiles_by_thread", b"mx_group_amax", b"mx_tensor_scale")
+        )
+
+
+def test_a_failed_compilation_is_a_sentence() -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' could not compile its kernels for sm_12: "):
+        compile_kernels(MXFormat("int8"), torch.float32, "sm_12")
+
+
+@pytest.mark.parametrize(
+    ("block_size", "dtype", "lanes"),
+    [
+        (32, torch.bfloat16, 4),
+        (32, torch.float32, 8),
+        (8, torch.float16, 1),
+        (256, torch.bfloat16, 32),
+        (512, torch.bfloat16, 0),  # more than a warp
+        (48, torch.bfloat16, 0),  # no power of two
+        (4, torch.bfloat16, 0),  # less than what a thread reads
+        (0, torch.bfloat16, 0),
+        ((8, 8), torch.bfloat16, 0),
+    ],
+)
+def test_lanes_of_a_block(block_size: int | tuple[int, int], dtype: torch.dtype, lanes: int) -> None:
+    assert lanes_of(MXFormat("int8", block_size), dtype) == lanes
+
+
+def test_a_tensor_that_is_not_on_a_gpu_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs a tensor on a CUDA GPU, .* on cpu$"):
+        quantize_cuda(torch.zeros(4), MXFormat("int8"), -1, None, None, 0)
+
+
+def test_the_operator_can_be_traced() -> None:
+    x = torch.empty(4, 6, dtype=torch.bfloat16, device="meta").t()
+    y = torch.ops.mxsweep.quantize(x, "int8", [2], "e8m0", 8, "nearest", "floor", True, False, -1, None, None, 0)
+    assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend_problem("cuda") == "backend 'cuda' needs a CUDA GPU, and none was found"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0) if index == 0 else (7, 0))
+    assert "compute capability 7.5 or more, and cuda:1 is older" in (backend_problem("cuda") or "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(backends_module, "find_spec", lambda name: None)
+    assert "needs cuda.core: install it with `pip install 'mxsweep[cuda]'`" in (backend_problem("cuda") or "")
