@@ -244,6 +244,20 @@ def test_a_failure_inside_leaves_the_model_as_it_was() -> None:
     assert torch.equal(logits(model, ids), before)
 
 
+def test_weights_without_room_beside_their_copies_wait_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(tie_word_embeddings=True)
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj  # two names, as some architectures have it
+    moved = []
+    monkeypatch.setattr(layers._Waiting, "send_to_host", lambda self, module: moved.append(id(module) in self._modules))
+    recipe = Recipe(linear=LinearFormats(W, A), modules=(("lm_head", LinearFormats(W)),))
+    for room, waiting in ((1e12, 0), (0.0, 2 * 7 - 2)):
+        moved.clear()
+        monkeypatch.setattr(layers, "_memory", lambda device, room=room: (room, 1e6))
+        with quantize_model(model, recipe) as report:
+            assert len(moved) == len(report.layers) == 2 * 7 + 1  # lm_head, whose weight is the embedding's, stays
+            assert sum(moved) == waiting
+
+
 def test_baseline_changes_nothing() -> None:
     model, ids = build(), tokens()
     before = logits(model, ids)

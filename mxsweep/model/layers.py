@@ -3,14 +3,17 @@
 Legend: x (..., C) input, W (N, C) weight of a linear layer, y (..., N) = Q(x) Q(W)^T + b. Both are quantized along
 C, the dimension that the product sums over, so that a block's scales could be factored out of the sum in hardware.
 
-An MX layer keeps the original module beside its own quantized copy of the weight and never writes to the original,
-which is why taking it out is exact: the parent module gets the very same object back.
+An MX layer keeps the original module beside its own quantized copy of the weight and never changes the original's
+values, which is why taking it out is exact: the parent module gets the very same object back. Where a GPU has no room
+for both, the original weights wait in host memory meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +28,8 @@ from mxsweep.model.attention import quantized_attention
 from mxsweep.model.recipe import LinearFormats, Recipe, in_decoder_block
 from mxsweep.model.report import LayerReport, QuantizationReport, Stored
 from mxsweep.numerics import MXFormat, block_statistics, quantize
+
+KEPT_FREE = 0.2  # of a GPU's memory: for activations, logits, and what fragmentation wastes
 
 
 class InputQuantizer:
@@ -124,16 +129,19 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
     stored = Stored.of(model, {site.name: site.formats.weight for site in sites})
     inputs = InputQuantizer(recipe)
     reports: list[LayerReport] = []
+    waiting = _Waiting(_without_room(model, sites))
     with quantized_attention(model, recipe, lambda name: stochastic_key(recipe.seed, name)) as attention_modules:
         try:
             for site in sites:
                 replacement, report = _quantize_site(site, recipe, inputs)
                 _put(model, site.name, replacement)
+                waiting.send_to_host(site.module)
                 reports.append(report)
-            yield QuantizationReport.of(recipe, reports, attention_modules, stored)
+            yield QuantizationReport.of(recipe, reports, attention_modules, stored, waiting.bytes)
         finally:
             for site in sites:
-                _put(model, site.name, site.module)
+                _put(model, site.name, site.module)  # its replacement is freed before the weight comes back
+                waiting.bring_back(site.module)
             inputs.forget()
 
 
@@ -199,6 +207,58 @@ def _quantize_site(site: _Site, recipe: Recipe, inputs: InputQuantizer) -> tuple
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+class _Waiting:
+    """Weights that are in host memory while their quantized copies are on a GPU."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = {id(module) for module in modules}
+        self._homes: dict[int, torch.device] = {}
+        self.bytes = 0
+
+    def send_to_host(self, module: nn.Linear | nn.Embedding) -> None:
+        if id(module) in self._modules:
+            self._homes[id(module)] = module.weight.device
+            self.bytes += module.weight.nbytes
+            module.weight.data = module.weight.data.to("cpu")
+
+    def bring_back(self, module: nn.Linear | nn.Embedding) -> None:
+        if id(module) in self._homes:
+            module.weight.data = module.weight.data.to(self._homes[id(module)])
+
+
+def _without_room(model: nn.Module, sites: Sequence[_Site]) -> list[nn.Module]:
+    """The linear layers whose weights must leave their GPU for their quantized copies to fit."""
+    # By every name, so that neither a weight that several modules share nor a module with several names is alone.
+    users = Counter(
+        id(parameter)
+        for _, module in model.named_modules(remove_duplicate=False)
+        for parameter in module.parameters(recurse=False)
+    )
+    quantized: dict[torch.device, list[_Site]] = {}
+    for site in sites:
+        if site.formats.weight is not None:
+            quantized.setdefault(site.module.weight.device, []).append(site)
+    leaving: list[nn.Module] = []
+    for device, here in quantized.items():
+        free, total = _memory(device)
+        if sum(site.module.weight.nbytes for site in here) > free - KEPT_FREE * total:
+            # A weight with another user (a tied embedding) stays.
+            leaving += [
+                site.module
+                for site in here
+                if isinstance(site.module, nn.Linear) and users[id(site.module.weight)] == 1
+            ]
+    return leaving
+
+
+def _memory(device: torch.device) -> tuple[float, float]:
+    """(bytes that can still be allocated, bytes in all) on a GPU; without end elsewhere."""
+    if device.type != "cuda":
+        return math.inf, 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
 
 def stochastic_key(seed: int, name: str) -> int:

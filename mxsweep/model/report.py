@@ -78,6 +78,7 @@ class QuantizationReport:
     Attributes:
         bits_per_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
+        waiting_bytes: of original weights that were moved to host memory because the GPU had no room for them.
     """
 
     layers: tuple[LayerReport, ...]
@@ -86,9 +87,12 @@ class QuantizationReport:
     value: MXFormat | None
     bits_per_weight: float
     stored: Stored
+    waiting_bytes: int = 0
 
     @staticmethod
-    def of(recipe: Recipe, layers: Sequence[LayerReport], attention: int, stored: Stored) -> QuantizationReport:
+    def of(
+        recipe: Recipe, layers: Sequence[LayerReport], attention: int, stored: Stored, waiting_bytes: int = 0
+    ) -> QuantizationReport:
         weights = sum(layer.weights for layer in layers)
         return QuantizationReport(
             layers=tuple(layers),
@@ -97,6 +101,7 @@ class QuantizationReport:
             value=recipe.value,
             bits_per_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
             stored=stored,
+            waiting_bytes=waiting_bytes,
         )
 
     @property
@@ -122,6 +127,7 @@ class QuantizationReport:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
+            "originals_on_host_bytes": self.waiting_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,
             "weight_blocks": self._sum("blocks"),
@@ -157,6 +163,11 @@ class QuantizationReport:
                 f"{data['weight_blocks_scale_clamped']:,} of {data['weight_blocks']:,} weight blocks had their scale "
                 f"clamped{span}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights saturated, "
                 f"{data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
+            )
+        if self.waiting_bytes:
+            lines.append(
+                f"The original weights ({self.waiting_bytes / 1e9:,.1f} GB) wait in host memory: the GPU has no room "
+                "for them beside the quantized ones"
             )
         if data["weight_blocks"] and self.stored.block_weights_kept:
             share = self.stored.block_weights_kept / self.stored.block_weights
