@@ -1,0 +1,211 @@
+"""How long quantizing one tensor takes, beside what bounds it: copying the tensor on the same device.
+
+    python -m benchmarks.kernel                        on the GPU: every element and scale format, three block sizes
+    python -m benchmarks.kernel --device cpu           PyTorch operations on the CPU, beside microxcaling's
+
+On a GPU each time is the median over launches that were queued before the first of them began, measured by events
+between them: kernels alone, no launch overhead. On a CPU the paths take turns, and each time is the quickest: other
+processes can only add to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import (
+    describe_machine,
+    machine_lines,
+    markdown_table,
+    positive,
+    positives,
+    ratio,
+    say,
+    write_json,
+)
+from mxsweep.numerics import ELEMENT_NAMES, MXFormat, backend_problem, microxcaling_problem, quantize
+
+SCALES = (("e8m0", False), ("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
+WARM_UP, LAUNCHES = 3, 21
+QUEUE_CYCLES = 40_000_000  # of a GPU's clock, some 20 ms: while it spins, all launches are queued
+CPU_ROUNDS = 5
+
+Call = Callable[[], Tensor]
+
+
+def gpu_seconds(call: Call) -> float:
+    """The median time of one call's kernels."""
+    for _ in range(WARM_UP):
+        call()
+    torch.cuda.synchronize()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(LAUNCHES + 1)]
+    torch.cuda._sleep(QUEUE_CYCLES)
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    spans = [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
+    return statistics.median(spans) / 1000
+
+
+def cpu_seconds(calls: Sequence[Call]) -> list[float]:
+    """The quickest time of each of several calls, which take turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round_number in range(CPU_ROUNDS + 1):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if round_number:
+                own.append(time.perf_counter() - start)
+    return [min(own) for own in times]
+
+
+def formats(block_size: int) -> list[MXFormat]:
+    """Every element format with every scale."""
+    return [
+        MXFormat(element, block_size, scale, tensor_scale=tensor_scale)
+        for scale, tensor_scale in SCALES
+        for element in ELEMENT_NAMES
+    ]
+
+
+def on_gpu(shape: tuple[int, int], dtype: torch.dtype, blocks: Sequence[int]) -> dict[str, Any]:
+    """Seconds of a copy, of every format by the kernels, and of other ways to the same answer for three formats."""
+    x = torch.randn(shape, device="cuda", dtype=dtype)
+    y = torch.empty_like(x)
+    problem = backend_problem("microxcaling")
+    rows: list[dict[str, Any]] = []
+    for block in blocks:
+        say(f"block {block}")
+        for fmt in formats(block):
+            row = {"format": str(fmt), "element": fmt.element, "scale": scale_name(fmt), "block": block}
+            row["cuda_s"] = gpu_seconds(lambda fmt=fmt: quantize(x, fmt, backend="cuda"))
+            if fmt.element == "fp4_e2m1":
+                row |= beside(x, fmt, problem)
+            rows.append(row)
+    # Measured last, when the clocks are those of the rest.
+    return {"copy_s": gpu_seconds(lambda: y.copy_(x)), "rows": rows, "microxcaling": problem}
+
+
+def beside(x: Tensor, fmt: MXFormat, problem: str | None) -> dict[str, float]:
+    """Seconds of our PyTorch path and, where they can answer, of microxcaling's two."""
+    arithmetic = "native" if fmt.has_native_arithmetic else "exact"
+    seconds = {"torch_s": gpu_seconds(lambda: quantize(x, fmt, arithmetic=arithmetic))}
+    if problem is None and microxcaling_problem(fmt, "exact") is None:
+        for name, arithmetic in (("microxcaling_cuda_s", "exact"), ("microxcaling_torch_s", "native")):
+            seconds[name] = gpu_seconds(
+                lambda arithmetic=arithmetic: quantize(x, fmt, backend="microxcaling", arithmetic=arithmetic)
+            )
+    return seconds
+
+
+def scale_name(fmt: MXFormat) -> str:
+    return f"{fmt.scale} + tensor" if fmt.tensor_scale else fmt.scale
+
+
+def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
+    """The times as multiples of the copy's: a table for each kind of scale's kernels, and one beside the others."""
+    copy_s, rows = found["copy_s"], found["rows"]
+    by_format = {(row["element"], row["scale"], row["block"]): row for row in rows}
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    kernels = [
+        [f"{scale}, block {block}"]
+        + [ratio(by_format[element, scale, block]["cuda_s"], copy_s) for element in ELEMENT_NAMES]
+        for scale in scales
+        for block in blocks
+    ]
+    others = [
+        [row["format"], f"{row['cuda_s'] * 1e3:.3f}"]
+        + [ratio(row.get(f"{name}_s"), row["cuda_s"]) for name in ("microxcaling_cuda", "microxcaling_torch", "torch")]
+        for row in rows
+        if "torch_s" in row
+    ]
+    note = f"microxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else ""
+    return "\n\n".join(
+        filter(
+            None,
+            (
+                f"Copying the tensor takes {copy_s * 1e3:.4f} ms. The kernels, as multiples of that (a per-tensor "
+                "scale has the tensor read twice, for which a copy would take 1.5 times as long):",
+                markdown_table(["scale", *ELEMENT_NAMES], kernels),
+                "Other paths, as multiples of the kernel's time (ours and microxcaling's PyTorch path: native "
+                "arithmetic where there is one):",
+                markdown_table(
+                    ["format", "kernel, ms", "microxcaling CUDA", "microxcaling PyTorch", "mxsweep PyTorch"], others
+                ),
+                note,
+            ),
+        )
+    )
+
+
+def on_cpu(shape: tuple[int, int], blocks: Sequence[int]) -> dict[str, Any]:
+    """Seconds of our PyTorch path and of microxcaling's, and whether they give the same bits."""
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    problem = backend_problem("microxcaling")
+    rows = []
+    for element in ("fp4_e2m1", "fp6_e2m3", "int8"):
+        for block in blocks:
+            fmt = MXFormat(element, block)
+            say(str(fmt))
+            calls = [lambda fmt=fmt: quantize(x, fmt)]
+            if problem is None:
+                calls.append(lambda fmt=fmt: quantize(x, fmt, backend="microxcaling"))
+            seconds = cpu_seconds(calls)
+            row: dict[str, Any] = {"format": str(fmt), "torch_s": seconds[0]}
+            if problem is None:
+                row |= {"microxcaling_torch_s": seconds[1], "same_bits": torch.equal(*(call() for call in calls))}
+            rows.append(row)
+    return {"rows": rows, "microxcaling": problem}
+
+
+def cpu_report(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["format"],
+            f"{row['torch_s'] * 1e3:.0f}",
+            f"{row['microxcaling_torch_s'] * 1e3:.0f}" if "microxcaling_torch_s" in row else "-",
+            ratio(row.get("microxcaling_torch_s"), row["torch_s"]),
+            {True: "yes", False: "NO", None: "-"}[row.get("same_bits")],
+        ]
+        for row in found["rows"]
+    ]
+    table = markdown_table(["format", "mxsweep, ms", "microxcaling, ms", "times as fast", "same bits"], rows)
+    return table + (f"\n\nmicroxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--rows", type=positive, help="default: 8192, on a CPU 4096")
+    parser.add_argument("--columns", type=positive, help="default: 8192, on a CPU 4096")
+    parser.add_argument("--blocks", type=positives, default=[16, 32, 64], help="default: 16,32,64")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="on a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    args = parser.parse_args(argv)
+    default = 8192 if args.device == "cuda" else 4096
+    shape = (args.rows or default, args.columns or default)
+    if args.device == "cuda" and (problem := backend_problem("cuda")):
+        parser.error(f"{problem}; --device cpu measures the CPU")
+    dtype = getattr(torch, args.dtype) if args.device == "cuda" else torch.float32
+    found = on_gpu(shape, dtype, args.blocks) if args.device == "cuda" else on_cpu(shape, args.blocks)
+    machine = describe_machine()
+    print("\n".join(machine_lines(machine)))
+    print(f"\nA tensor of {shape[0]} x {shape[1]} in {str(dtype).removeprefix('torch.')}.\n")
+    print(gpu_report(found, args.blocks) if args.device == "cuda" else cpu_report(found))
+    write_json(args.json, {"machine": machine, "shape": shape, "dtype": str(dtype), **found})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
