@@ -145,7 +145,7 @@ def test_the_kernels_take_any_shape_axis_and_stride(block_size: int | tuple[int,
 
 
 @pytest.mark.parametrize("dims", [None, (-1,), (1, 2), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("shape", [(3, 5, 48), (2, 70, 2064), (1, 3, 100_000), (2, 3, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 48), (2, 70, 2064), (1, 3, 100_000), (3, 2, 20_001), (2, 3, 33)], ids=str)
 def test_the_kernels_per_tensor_scale(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> None:
     fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
     for dtype in KERNEL_DTYPES:
@@ -214,7 +214,7 @@ def test_the_operator_is_a_proper_torch_operator() -> None:
     torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "even", "floor"])
 @pytest.mark.parametrize(
     "element", ["fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2"]
@@ -230,9 +230,10 @@ def test_the_kernels_are_microxcalings(element: str, rounding: str, dtype: torch
                 .mul(2.0 ** torch.randint(-20, 21, (512, 1), device="cuda"))
                 .to(dtype)
             )
-            theirs = quantize(x, fmt, backend="microxcaling", arithmetic="exact")
-            ours = quantize(x, fmt, backend="cuda")
-            assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
+            for inputs in (x, adversarial(2**18, bits, "cuda").view(-1, 1024).to(dtype)):
+                theirs = quantize(inputs, fmt, backend="microxcaling", arithmetic="exact")
+                ours = quantize(inputs, fmt, backend="cuda")
+                assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
 
 
 def test_original_weights_wait_in_host_memory_where_the_gpu_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

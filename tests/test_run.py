@@ -137,7 +137,7 @@ def test_an_unexpected_failure_is_recorded_with_its_traceback(tmp_path: Path, mo
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    record = run(compose(["custom_cuda=true", *FEW]))
+    record = run(compose(["custom_cuda=true", "limit=24"]))
     assert record["error"]["type"] == "ConfigError"
     assert record["error"]["message"].startswith("custom_cuda: true cannot be had here: ")
     assert "GPU" in record["error"]["message"]

@@ -37,10 +37,10 @@ VECTOR_BYTES = 16  # read by a thread at once
 CACHE_BYTES = 64 * 2**20
 
 _STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
-# Elements that a thread block of `mx_group_amax` reads at least, so that one reads a token's activations; and thread
+# Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
 # blocks that a large group gets at most, about as many as a GPU runs at once.
-_PART = 16384
-_GROUP_PARTS = 1024
+_THREAD_BLOCK_READS = 16384
+_GROUP_THREAD_BLOCKS = 1024
 
 _launches = 0
 
@@ -177,14 +177,25 @@ def _tensor_scales(x: Tensor, kernels: _Kernels, tensor_dims: Sequence[int] | No
     """(the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
     group = _group_size(x, tensor_dims)
     groups = x.numel() // group
-    parts = min(_GROUP_PARTS, -(-group // _PART))
-    amax = torch.empty(groups * parts, dtype=torch.float32, device=x.device)
-    kernels.launch("mx_group_amax", groups * parts * THREADS, x.data_ptr(), amax.data_ptr(), group, parts)
-    if parts == 1:
-        return amax, group
     scales = torch.empty(groups, dtype=torch.float32, device=x.device)
-    kernels.launch("mx_tensor_scale", groups * THREADS, amax.data_ptr(), scales.data_ptr(), parts)
+    thread_blocks = min(_GROUP_THREAD_BLOCKS, -(-group // _THREAD_BLOCK_READS))
+    work = _workspace(x.device, torch.cuda.current_stream(x.device).cuda_stream, groups) if thread_blocks > 1 else None
+    kernels.launch(
+        "mx_tensor_scales", groups * thread_blocks * THREADS,
+        x.data_ptr(), scales.data_ptr(), 0 if work is None else work.data_ptr(), group, thread_blocks,
+    )  # fmt: skip
     return scales, group
+
+
+_workspaces: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
+    """Two zeros a group, which `mx_tensor_scales` leaves as it finds them; its launches on one stream take turns."""
+    kept = _workspaces.get((device, stream))
+    if kept is None or kept.numel() < 2 * groups:
+        kept = _workspaces[device, stream] = torch.zeros(2 * groups, dtype=torch.int32, device=device)
+    return kept
 
 
 class _Kernels:

@@ -137,12 +137,7 @@ MX_FUNCTION float quick_quotient(float x, float divisor, float reciprocal) {
     return fmaf(fmaf(-divisor, q, x), reciprocal, q);
 }
 
-// Between 2^-60 and 2^60 every intermediate of quotients stays normal, but where the quotient is so small that every
-// rounding except the stochastic makes it zero.
-MX_FUNCTION bool is_ordinary(float value) { return value > power_of_two(-60) && value < power_of_two(60); }
-MX_FUNCTION bool has_ordinary_quotients(Format format) {
-    return format.element.min_exponent > -16 && format.rounding != STOCHASTIC;
-}
+MX_FUNCTION bool is_ordinary(float value) { return value > power_of_two(-40) && value < power_of_two(40); }
 
 // The largest magnitude of a block, given its bits and, read for asymmetric formats only, its smallest and largest value:
 // there it is that of what the midpoint leaves. A NaN's bits lie above an Inf's.
@@ -174,17 +169,19 @@ MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint,
     return {scale, 1.0f, midpoint, false};
 }
 
-// The same with quick quotients, where `quick` says that they were allowed.
+// The same with quick quotients, where `quick` says that they were allowed: in ordinary ranges of values every
+// intermediate is normal, except in quotients so small that a stored scale, or every rounding but the stochastic, makes
+// nothing of them. The comparisons are false for NaN.
 MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float g) {
     if (format.scale == E8M0) return scale_of_block(format, amax, midpoint, g);
     const float wanted = format.tensor_scale ? amax * g : amax, largest = format.element.largest;
     float scale = stored_scale(quick_quotient(wanted, largest, 1.0f / largest), format);
-    bool quick = has_ordinary_quotients(format) && is_ordinary(amax);
+    bool quick = format.element.min_exponent > -16 && format.rounding != STOCHASTIC && amax < power_of_two(40);
     if (format.tensor_scale) {
         scale = quick_quotient(scale, g, reciprocal_of(g));
-        quick = quick && is_ordinary(wanted) && is_ordinary(g);
+        quick = quick && is_ordinary(g);
     }
-    if (format.tensor_scale || format.scale == FP32) quick = quick && is_ordinary(scale);
+    if (format.scale == FP32) quick = quick && is_ordinary(scale);
     return {scale, reciprocal_of(scale), midpoint, quick};
 }
 
@@ -464,11 +461,11 @@ MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
     return value;
 }
 
-// For each of the parts that `thread_blocks` of them read of the `group` elements of x which share a per-tensor scale, the
-// bits of its largest magnitude; where one reads all, the scale g itself. Together they read a group from its beginning
-// to its end, so that its end is what the L2 cache holds afterwards.
+// The per-tensor scale g of each `group` elements of x, which `thread_blocks` of them read, together from the group's
+// beginning to its end, so that its end is what the L2 cache holds afterwards. `work` holds for each group the largest
+// magnitude so far and how many are done; both are zero before and, thanks to the last one, after.
 extern "C" __global__ void __launch_bounds__(256)
-    mx_group_amax(const void* x, unsigned* answer, i64 group, i64 thread_blocks) {
+    mx_tensor_scales(const void* x, float* scales, unsigned* work, i64 group, i64 thread_blocks) {
     const i64 index = i64(blockIdx.x) / thread_blocks;
     const i64 first = i64(blockIdx.x) % thread_blocks * blockDim.x + threadIdx.x, step = thread_blocks * blockDim.x;
     unsigned largest = 0;
@@ -489,18 +486,14 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
     largest = largest_of_thread_block(largest);
-    if (threadIdx.x == 0)
-        answer[blockIdx.x] = thread_blocks == 1 ? bits_of(tensor_scale_of(from_bits(largest), FORMAT)) : largest;
-}
-
-// The per-tensor scale g of each group, from the largest magnitudes of its `parts`.
-extern "C" __global__ void __launch_bounds__(256) mx_tensor_scale(const unsigned* amax, float* scales, i64 parts) {
-    unsigned largest = 0;
-    for (i64 i = threadIdx.x; i < parts; i += blockDim.x) {
-        const unsigned other = amax[i64(blockIdx.x) * parts + i];
-        largest = other > largest ? other : largest;
+    if (threadIdx.x) return;
+    if (thread_blocks > 1) {
+        atomicMax(&work[2 * index], largest);
+        __threadfence();
+        if (atomicAdd(&work[2 * index + 1], 1u) + 1 < thread_blocks) return;
+        largest = atomicExch(&work[2 * index], 0u);
+        work[2 * index + 1] = 0;
     }
-    largest = largest_of_thread_block(largest);
-    if (threadIdx.x == 0) scales[blockIdx.x] = tensor_scale_of(from_bits(largest), FORMAT);
+    scales[index] = tensor_scale_of(from_bits(largest), FORMAT);
 }
 #endif
