@@ -14,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -124,7 +124,10 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that one run does. Built by :func:`from_hydra`; every value is final (no "auto" but model's)."""
+    """Everything that one run does. Built by :func:`from_hydra`; every value is final.
+
+    "auto" is left in ``model`` and ``batch_tokens`` only, whose answer depends on the device.
+    """
 
     format: FormatConfig
     scale_bits: int
@@ -139,6 +142,7 @@ class RunConfig:
     symmetric: bool
     backend: str
     arithmetic: str
+    batch_tokens: int | Literal["auto"]
     batch_size: int
     seed: int
 
@@ -150,7 +154,9 @@ class RunConfig:
         check_flag("symmetric", self.symmetric)
         check_choice("backend", self.backend, BACKENDS)
         check_choice("arithmetic", self.arithmetic, ARITHMETICS)
-        check_integer("batch_size", self.batch_size, 1, None, "sequences a forward pass, at least 1")
+        if self.batch_tokens != "auto":
+            check_integer("batch_tokens", self.batch_tokens, 1, None, "auto, or tokens a forward pass, at least 1")
+        check_integer("batch_size", self.batch_size, 1, None, "sequences at a time when generating, at least 1")
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
         check_limit(self.limit)
         _check_combination(self)
@@ -344,5 +350,8 @@ def _check_combination(config: RunConfig) -> None:
         problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
         if problem is not None:
             raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
+    if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.recipe.is_baseline:
+        asked = "custom_cuda: true" if config.custom_cuda else "backend: 'cuda'"
+        raise ConfigError(f"{asked} needs a GPU, and model.device is {config.model.device!r}; allowed: auto, cuda")
     if config.backend == "cuda" and config.arithmetic == "native":
         raise ConfigError("arithmetic: 'native' is not what the CUDA kernels compute; allowed: auto, exact")

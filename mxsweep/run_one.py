@@ -51,7 +51,7 @@ def run(
     details = record.pop("details", None)
     if folder is not None:
         if details is not None:
-            record["warnings"] = _write_details(folder, *details)
+            record["warnings"] += _write_details(folder, *details)
         write_record(folder, record)
     return record
 
@@ -64,8 +64,10 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
     from mxsweep.evaluate.tasks import load_tasks
     from mxsweep.model.layers import quantize_model
     from mxsweep.model.load import load_model
+    from mxsweep.numerics.cuda import launch_count
 
     clock = _Clock()
+    launched_before = launch_count()
     environment.start(config.seed)
     task, model = config.task, config.model
     tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
@@ -82,7 +84,13 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
         raise ConfigError(
             f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model.label} has none"
         )
-    lm = make_lm(loaded.model, loaded.tokenizer, config.batch_size, model.max_length)
+    lm = make_lm(
+        loaded.model,
+        loaded.tokenizer,
+        batch_tokens=None if config.batch_tokens == "auto" else config.batch_tokens,
+        batch_size=config.batch_size,
+        max_length=model.max_length,
+    )
     load_s = clock.lap()
     with quantize_model(loaded.model, config.recipe) as report:
         quantize_s = clock.lap()
@@ -95,8 +103,9 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
         "n_effective": found.n_effective,
         "timing": {"load_s": load_s, "quantize_s": quantize_s, "eval_s": found.eval_s},
         "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
-        "diagnostics": report.as_dict(),
-        "memory": environment.peak_memory(),
+        "diagnostics": report.as_dict() | {"cuda_kernel_launches": launch_count() - launched_before},
+        "memory": environment.peak_memory() | {"batch_tokens": found.batch_tokens},
+        "warnings": found.warnings,
         "device": environment.describe_device(loaded.model),
     }
 
@@ -157,7 +166,7 @@ def final_line(record: dict[str, Any], folder: Path | None = None) -> str:
         shown = [f"{name} {metrics[name]:.4g}{_plus_minus(metrics, name)}" for name in names]
         parts.append(f"{task}: {', '.join(shown)}")
     n, seconds = sum(record["n_effective"].values()), record["timing"]["eval_s"]
-    line = f"{'; '.join(parts)} ({n:,} examples in {seconds:.1f} s, {record['examples_per_sec']:,.1f}/s)"
+    line = f"{'; '.join(parts)} ({n:,} examples in {seconds:.1f} s, {record['examples_per_sec']:,.1f}/s simulated)"
     return line if folder is None else f"{line} -> {folder}"
 
 

@@ -125,7 +125,7 @@ def test_hash_tells_apart_what_changes_the_result_and_nothing_else() -> None:
         of("format=nvfp4", "tensor_scale=false"), of("rounding=even"), of("scale=e5m3"), of("format=none"),
     ]  # fmt: skip
     assert len(set(different)) == len(different)
-    assert of("block_size=32") == of() == of("batch_size=7")
+    assert of("block_size=32") == of() == of("batch_size=7") == of("batch_tokens=64")
     assert of("scale=e5m3", "scale_bits=6") == of("scale=e5m3")  # e5m3 has no scale bits
     assert of("format=none", "block_size=16") == of("format=none", "backend=microxcaling") == of("format=none")
 
@@ -156,6 +156,14 @@ def lambada_file(tmp_path: Path) -> Path:
             "scale=e5m3 backend=microxcaling",
             "backend: 'microxcaling' has no scale e5m3; it has e8m0 (asked for",
         ),
+        (
+            "custom_cuda=true model.device=cpu",
+            "custom_cuda: true needs a GPU, and model.device is 'cpu'; allowed: auto, cuda",
+        ),
+        (
+            "backend=cuda model.device=cpu",
+            "backend: 'cuda' needs a GPU, and model.device is 'cpu'; allowed: auto, cuda",
+        ),
         ("custom_cuda=true arithmetic=native", "arithmetic: 'native' is not what the CUDA kernels compute"),
         ("tensor_scale=true", "tensor_scale"),
         ("custom_cuda=maybe", "custom_cuda: 'maybe' is not a yes or no; allowed: true, false"),
@@ -170,7 +178,10 @@ def lambada_file(tmp_path: Path) -> Path:
         ("backend=tpu", "backend: 'tpu'"),
         ("arithmetic=fuzzy", "arithmetic: 'fuzzy'"),
         ("symmetric=3", "symmetric: 3"),
-        ("batch_size=0", "batch_size: 0"),
+        ("batch_size=0", "batch_size: 0 is not allowed; allowed: sequences at a time when generating, at least 1"),
+        ("batch_tokens=0", "batch_tokens: 0 is not allowed; allowed: auto, or tokens a forward pass, at least 1"),
+        ("batch_tokens=many", "batch_tokens: 'many' is not allowed; allowed: auto, or tokens"),
+        ("batch_tokens=null", "batch_tokens: None is not allowed; allowed: auto, or tokens"),
         ("seed=-1", "seed: -1"),
         ("model.path=gpt2", "model.path: 'gpt2' goes with model=hf"),
         ("model=hf", "model.path: None is empty; give the name of a model on the Hugging Face hub"),

@@ -25,8 +25,8 @@ def tiny() -> LoadedModel:
     return load_model("embedded", dtype="float32", device="cpu")
 
 
-def evaluate(tiny: LoadedModel, tasks: dict[str, Any], limit: float | None = None, batch_size: int = 32) -> Evaluation:
-    return evaluate_lm(make_lm(tiny.model, tiny.tokenizer, batch_size), tasks, limit=limit)
+def evaluate(tiny: LoadedModel, tasks: dict[str, Any], limit: float | None = None) -> Evaluation:
+    return evaluate_lm(make_lm(tiny.model, tiny.tokenizer, batch_tokens=1000), tasks, limit=limit)
 
 
 def bootstrap(values: np.ndarray, statistic, iterations: int = 20_000) -> float:  # type: ignore[no-untyped-def]
@@ -91,7 +91,7 @@ def by_hand(tiny: LoadedModel, text: str) -> tuple[float, bool]:
 
 def test_story_metrics_are_those_worked_out_by_hand(tiny: LoadedModel) -> None:
     tasks = load_tasks(("story",))
-    found = evaluate(tiny, tasks, limit=40, batch_size=7)
+    found = evaluate(tiny, tasks, limit=40)
     rows = [by_hand(tiny, tasks["tasks"]["story"].eval_docs[i]["text"]) for i in range(40)]
     loglikelihoods, greedy = [row[0] for row in rows], [row[1] for row in rows]
     metrics = found.metrics["story"]

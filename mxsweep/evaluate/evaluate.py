@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import lm_eval
-from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.quiet import quiet_lm_eval
+from mxsweep.evaluate.requests import reuse_requests
 from mxsweep.evaluate.stderr import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
 
 
@@ -26,6 +27,8 @@ class Evaluation:
             log-likelihood in nats).
         results: lm-eval's own results, without samples.
         eval_s: seconds from the first request to the last metric.
+        batch_tokens: tokens of a forward pass when scoring, as it turned out to fit.
+        warnings: what a reader of the results should know, a sentence each.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -33,26 +36,34 @@ class Evaluation:
     samples: list[dict[str, Any]]
     results: dict[str, Any]
     eval_s: float
+    batch_tokens: int
+    warnings: list[str]
 
 
 def make_lm(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, max_length: int | None = None
-) -> HFLM:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_tokens: int | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> FastLM:
     """lm-eval's model class around a loaded model.
 
     To be made before the model is quantized: it ties the model's weights once more, and would give an lm_head that
     shares the embedding's weight the quantized one.
 
     Args:
-        batch_size: sequences a forward pass.
+        batch_tokens: tokens of a forward pass when scoring; None for what suits the model's device.
+        batch_size: sequences at a time when generating.
         max_length: tokens a sequence may have; None for the model's own limit.
     """
     quiet_lm_eval()
-    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+    return FastLM(model, tokenizer, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length)
 
 
 def evaluate(
-    lm: HFLM, tasks: dict[str, Any], *, limit: int | float | None = None, apply_chat_template: bool = False
+    lm: FastLM, tasks: dict[str, Any], *, limit: int | float | None = None, apply_chat_template: bool = False
 ) -> Evaluation:
     """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on a model (of :func:`make_lm`).
 
@@ -60,7 +71,7 @@ def evaluate(
         limit: a fraction of each task below 1, or a count of examples; None for all.
     """
     started = time.perf_counter()
-    with closed_form_perplexity():
+    with closed_form_perplexity(), reuse_requests(tasks["tasks"], lm.tokenizer, limit, apply_chat_template):
         found = lm_eval.evaluate(
             lm,
             task_dict=tasks,
@@ -76,6 +87,8 @@ def evaluate(
         samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
         results=found,
         eval_s=eval_s,
+        batch_tokens=lm.batch_tokens,
+        warnings=list(lm.warnings),
     )
 
 

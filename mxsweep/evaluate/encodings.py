@@ -1,0 +1,96 @@
+"""What requests are as tokens: worked out once a process, however many runs ask for them.
+
+The tokens are exactly those of lm-eval's HFLM (``_encode_pair``, ``tok_encode``, rolling windows), but for the way:
+all texts of a task go through the tokenizer in one call, which uses every core, and what came out is kept as int32
+beside the tokenizer for as long as that lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A request: ``tokens`` (context, then continuation), the last ``targets`` of which are scored given the rest."""
+
+    tokens: np.ndarray  # int32
+    targets: int
+
+
+# Values must not refer to the tokenizer, or it would never be freed.
+_pairs: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str], Encoded]] = WeakKeyDictionary()
+_windows: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], list[Encoded]]] = WeakKeyDictionary()
+
+
+def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    """Each (context, continuation) as HFLM encodes it; an empty context stands for the prefix token."""
+    kept = _pairs.setdefault(lm.tokenizer, {})
+    new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
+    with_context = {pair: _spaces_to_continuation(*pair) for pair in new if pair[0]}
+    texts = _encode(lm, [text for context, whole in with_context.values() for text in (context, whole)])
+    alone = _encode(lm, [continuation for context, continuation in new if not context], add_special_tokens=False)
+    for pair in new:
+        if pair[0]:
+            context, whole = (texts[text] for text in with_context[pair])
+            kept[pair] = _joined(context, whole[len(context) :])
+        else:
+            kept[pair] = _after_prefix(lm.prefix_token_id, alone[pair[1]])
+    return [kept[pair] for pair in pairs]
+
+
+def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[Encoded]]:
+    """Each text cut into windows of at most ``lm.max_length`` tokens, which together score every token once."""
+    kept = _windows.setdefault(lm.tokenizer, {})
+    new = [text for text in dict.fromkeys(texts) if (text, lm.max_length) not in kept]
+    encoded = _encode(lm, new)
+    for text in new:
+        windows = get_rolling_token_windows(
+            token_list=encoded[text], prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
+        )
+        kept[text, lm.max_length] = [_joined(*make_disjoint_window(window)) for window in windows]
+    return [kept[text, lm.max_length] for text in texts]
+
+
+def _spaces_to_continuation(context: str, continuation: str) -> tuple[str, str]:
+    """The context without its trailing spaces, which count as the continuation's, and the whole text."""
+    return context.rstrip(), context + continuation
+
+
+def _after_prefix(prefix: int, tokens: list[int]) -> Encoded:
+    """A continuation of nothing follows the prefix token, unless it begins with one itself."""
+    return _joined(tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else _joined([prefix], tokens)
+
+
+def _joined(context: list[int], continuation: list[int]) -> Encoded:
+    return Encoded(np.array(context + continuation, dtype=np.int32), len(continuation))
+
+
+def _encode(lm: HFLM, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, list[int]]:
+    """``lm.tok_encode`` of each text."""
+    unique = list(dict.fromkeys(texts))
+    if not lm.tokenizer.is_fast:  # one written in Python gains nothing from a batch
+        return {text: lm.tok_encode(text, add_special_tokens=add_special_tokens) for text in unique}
+    if add_special_tokens is not None:
+        return _encode_batch(lm, unique, add_special_tokens)
+    # A text that brings its own beginning-of-sequence token gets no second one.
+    beginning = lm.tokenizer.decode(lm.prefix_token_id)
+    begun = [text for text in unique if has_bos_prefix(text, beginning)]
+    others = [text for text in unique if not has_bos_prefix(text, beginning)]
+    return _encode_batch(lm, begun, False) | _encode_batch(lm, others, True)
+
+
+def _encode_batch(lm: HFLM, texts: list[str], add_special_tokens: bool) -> dict[str, list[int]]:
+    if not texts:
+        return {}
+    # Not verbose: a text longer than the model takes is cut later, where it is scored.
+    answer = lm.tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
+    return dict(zip(texts, answer["input_ids"], strict=True))
