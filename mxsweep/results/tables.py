@@ -24,10 +24,9 @@ NO_BASELINE = (
 )
 HEADLINE_NOTE = (
     "A difference is the run minus the baseline, computed when the results were collected; ± is one standard "
-    "error of the run by itself. Most accurate and fastest are chosen among the quantized runs. Fastest means most "
-    "examples per second in simulation: it is the speed of simulating a format on this computer, not of hardware that "
-    "has the format."
+    "error of the run by itself. Most accurate and fastest are chosen among the quantized runs."
 )
+SPEED_NOTE = "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format."
 SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
 STATUS_TITLES = {
     "failed": "Failed",
@@ -86,6 +85,8 @@ def terminal_text(results: Results) -> str:
         parts.append(f"{_heading(group)}\n\n{table}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
+    if results.groups:
+        parts.append(SPEED_NOTE)
     if _has_several_tasks(results):
         parts.append(SEVERAL_TASKS_NOTE)
     for status, title in STATUS_TITLES.items():
@@ -111,7 +112,7 @@ def markdown_text(results: Results, figures: Mapping[str, Sequence[Path]]) -> st
         ]
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE)
-        parts += [HEADLINE_NOTE, "### All runs", _markdown(_full_table(results, group))]
+        parts += [f"{HEADLINE_NOTE} {SPEED_NOTE}", "### All runs", _markdown(_full_table(results, group))]
         if _has_several_tasks(results):
             parts.append(SEVERAL_TASKS_NOTE)
         parts += [
