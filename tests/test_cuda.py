@@ -183,6 +183,26 @@ def test_a_failed_compilation_is_a_sentence() -> None:
         compile_kernels(MXFormat("int8"), torch.float32, "sm_12")
 
 
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(caplog: pytest.LogCaptureFixture) -> None:
+    utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+
+    class Full(utils.InMemoryProgramCache):  # type: ignore[misc, name-defined]
+        def __setitem__(self, key: object, value: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    assert compile_kernels(MXFormat("int8"), torch.float32, "sm_90", Full()).code[:4] == b"\x7fELF"
+    assert "a compiled CUDA kernel was not kept: [Errno 28] No space left on device" in caplog.text
+
+
+def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
+    utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    cache = utils.FileStreamProgramCache(tmp_path)
+    codes = {compile_kernels(MXFormat("int8", block), torch.float32, "sm_90", cache).code for block in (16, 32, 16)}
+    assert (
+        len(codes) == len([path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000]) == 2
+    )
+
+
 @pytest.mark.parametrize(
     ("block_size", "dtype", "lanes"),
     [

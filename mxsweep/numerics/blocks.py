@@ -21,8 +21,8 @@ from torch import Tensor
 
 from mxsweep.numerics.mxformat import BlockSize
 
-# Elements of a piece: 1 MiB of float32, which with its temporaries stays in a core's cache (of 2^14 to 2^20 elements the
-# fastest on one and on two threads), and enough to share among threads.
+# Elements of a piece: 1 MiB of float32, which with its temporaries stays in a core's cache (of 2^14 to 2^20 elements
+# the fastest on one and on two threads), and enough to share among threads.
 _PIECE = 2**18
 # ATen gives a thread at least this many elements of an elementwise operation (at::internal::GRAIN_SIZE).
 _GRAIN_SIZE = 2**15

@@ -4,7 +4,7 @@ One pass over memory: each thread reads 16 bytes, the threads of a block exchang
 written. What does not fit that (blocks along another axis, tiles, blocks that end short or have an odd size) goes to a
 kernel that takes any block, a warp or a thread each. A per-tensor scale costs one more reading of the tensor.
 
-The source is compiled by NVRTC through `cuda.core`, once for a format, a dtype and a GPU architecture, in about a tenth
+The source is compiled by NVRTC through `cuda.core`, once for a format, a dtype and a GPU architecture, in a few tenths
 of a second, and kept on disk in $XDG_CACHE_HOME/mxsweep (~/.cache/mxsweep). The kernels are the torch operator
 `mxsweep::quantize`, whose arguments are MXFormat's fields, so that a profile names it and torch.compile can trace it.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mxsweep.numerics.backends import BackendUnavailable
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.formats import ROUNDINGS, SCALE_ROUNDINGS
+from mxsweep.numerics.formats import ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
 from mxsweep.numerics.mxformat import MXFormat
 
 log = logging.getLogger(__name__)
@@ -214,7 +214,8 @@ class _Kernels:
         if kernel is None:
             kernel = self._kernels[name] = self._module.get_kernel(name)
         config = _launch_config(-(-threads // THREADS))
-        launch(_stream(torch.cuda.current_stream(self._device).cuda_stream), config, kernel, *map(_as_int64, arguments))
+        stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
+        launch(stream, config, kernel, *map(_as_int64, arguments))
         _launches += 1
 
 
@@ -232,7 +233,8 @@ def _launch_config(thread_blocks: int) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _stream(handle: int) -> Any:
+def _stream(device: int, handle: int) -> Any:
+    """Of a device: every device's default stream has the same handle."""
     from cuda.core import Stream
 
     return Stream.from_handle(handle)
@@ -257,8 +259,14 @@ def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = N
         from cuda.core import Program, ProgramOptions
 
         # A product and a sum must stay two roundings.
-        options = ProgramOptions(name="mx.cu", arch=arch, std="c++17", fma=False)
-        return Program(kernel_source(fmt, dtype), "c++", options).compile("cubin", cache=cache)
+        program = Program(kernel_source(fmt, dtype), "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
+        try:
+            return program.compile("cubin", cache=cache)
+        except OSError as error:
+            if cache is None:
+                raise
+            log.warning("a compiled CUDA kernel was not kept: %s", error)  # a full disk, say
+            return program.compile("cubin")
     except Exception as error:  # NVRTC's, the loader's and cuda.core's own have no common ancestor below this
         raise BackendUnavailable(f"backend 'cuda' could not compile its kernels for {arch}: {error}") from error
 
@@ -292,7 +300,7 @@ def format_initializer(fmt: MXFormat) -> str:
         grid(element.mantissa_bits, element.min_exponent, element.largest),
         element.max_exponent,
         ROUNDINGS.index(fmt.rounding),
-        ("e8m0", "e5m3", "e4m3", "fp32").index(fmt.scale),
+        SCALE_NAMES.index(fmt.scale),
         SCALE_ROUNDINGS.index(fmt.scale_rounding),
         fmt.max_scale_exponent,
         grid(*scale_grid),

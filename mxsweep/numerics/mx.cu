@@ -8,7 +8,7 @@
 //
 // Every operation is one IEEE 754 float32 operation, rounded to nearest even, subnormals kept. A compiler must not
 // contract a product and a sum into one (NVRTC: -fmad=false, g++: -ffp-contract=off). Where fused operations are
-// wanted, in `quotient`, they are written.
+// wanted, in `quick_quotient` and `reciprocal_of`, they are written.
 
 #ifdef __CUDACC__
 #define MX_FUNCTION __device__ __forceinline__
@@ -19,6 +19,7 @@
 
 // ---------------------------------------------------------------------------------------------- The arithmetic
 
+// In the order of formats.py's names.
 enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC };
 enum Scale { E8M0, E5M3, E4M3, FP32 };
 enum ScaleRounding { SCALE_FLOOR, SCALE_EVEN, SCALE_CEIL, SCALE_RCEIL };
@@ -29,7 +30,7 @@ struct Grid {
     float largest;
 };
 
-// MXFormat, without its block size. `scale_grid` is unused for e8m0 and fp32 scales.
+// MXFormat, without its block size. Of `scale_grid` an fp32 scale has `largest` only, an e8m0 scale nothing.
 struct Format {
     Grid element;
     int max_exponent;  // of the element format's largest value
@@ -59,8 +60,8 @@ MX_FUNCTION float power_of_two(int exponent) {
     return from_bits(exponent == -BIAS ? HALF_ONE : unsigned(exponent + BIAS) << MANTISSA_BITS);
 }
 
-// |a| on a grid, saturated. Adding and subtracting 1.5 * 2^23 * u leaves no bit below u, and
-// the addition rounds to nearest even. The other roundings are made from that one:
+// |a| on a grid, saturated. Adding and subtracting 1.5 * 2^23 * u leaves no bit below u, and the addition rounds to
+// nearest even. The other roundings are made from that one:
 //   NEAREST     Ties go away from zero: setting the lowest bit of |a| lifts a tie, whose low bits are all zero, above
 //               itself, and moves nothing else across a tie (the float just below a tie has that bit set already).
 //   FLOOR       Toward zero: one u back where rounding went up.
