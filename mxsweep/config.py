@@ -155,8 +155,16 @@ class RunConfig:
         check_choice("backend", self.backend, BACKENDS)
         check_choice("arithmetic", self.arithmetic, ARITHMETICS)
         if self.batch_tokens != "auto":
-            check_integer("batch_tokens", self.batch_tokens, 1, None, "auto, or tokens a forward pass, at least 1")
-        check_integer("batch_size", self.batch_size, 1, None, "sequences at a time when generating, at least 1")
+            check_integer(
+                "batch_tokens",
+                self.batch_tokens,
+                1,
+                None,
+                "auto, or a whole number of tokens a forward pass, at least 1",
+            )
+        check_integer(
+            "batch_size", self.batch_size, 1, None, "a whole number of sequences at a time when generating, at least 1"
+        )
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
         check_limit(self.limit)
         _check_combination(self)

@@ -119,7 +119,7 @@ def check_backend(config: RunConfig) -> None:
         field = (
             "custom_cuda: true" if config.custom_cuda and config.backend == "cuda" else f"backend: {config.backend!r}"
         )
-        raise ConfigError(f"{field} cannot be had here: {problem}")
+        raise ConfigError(f"{field} cannot be had here: {problem}; custom_cuda=false backend=torch works anywhere")
 
 
 def new_record(

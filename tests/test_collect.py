@@ -15,7 +15,7 @@ import pytest
 from mxsweep.collect import CollectError, collect, main
 from mxsweep.results.collect import Results, gather, load_table
 from mxsweep.results.figures import draw_figures
-from mxsweep.results.record import write_record
+from mxsweep.results.record import read_record, write_record
 from mxsweep.results.tables import format_value, headline, markdown_text, terminal_text
 
 FORMATS = {"none": ("none", "none"), "w4a6": ("fp4_e2m1", "fp6_e2m3"), "mxfp8_e4m3": ("fp8_e4m3", "fp8_e4m3")}
@@ -103,6 +103,17 @@ def put_grid(top: Path) -> None:
             scale_bits=scale_bits,
         )
     put(top / "base", acc(0.95, 1.5), speed=1000.0, format="none")
+
+
+def test_warnings_of_runs_are_told(tmp_path: Path) -> None:
+    for name, warnings in (("a", ["10 requests were cut", "small batches"]), ("b", ["small batches"])):
+        put(tmp_path / name, acc(0.5))
+        record = read_record(tmp_path / name / "result.json")
+        write_record(tmp_path / name, record | {"warnings": warnings})
+    results = gather(tmp_path)
+    expected = ["id_a: 10 requests were cut", "every run: small batches"]
+    assert "Warnings\n  " + "\n  ".join(expected) in terminal_text(results)
+    assert "## Warnings\n\n- " + "\n- ".join(expected) in markdown_text(results, {}).replace("\\", "")
 
 
 def order(results: Results) -> list[str]:

@@ -240,6 +240,18 @@ def test_bad_arguments_are_refused_by_name(
         quantize(torch.zeros(shape), fmt, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("x", "fmt", "message"),
+    [
+        ([1.0], MXFormat("int8"), r"^x: \[1\.0\] is a list; allowed: Tensor$"),
+        (torch.zeros(4), "fp4_e2m1", r"^fmt: 'fp4_e2m1' is a str; allowed: MXFormat$"),
+    ],
+)
+def test_no_tensor_and_no_format_are_named(x: object, fmt: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        quantize(x, fmt)  # type: ignore[arg-type]
+
+
 def test_the_cuda_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs a CUDA GPU, and none was found$"):

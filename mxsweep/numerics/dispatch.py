@@ -51,7 +51,7 @@ def quantize(
             batch.
 
     Raises:
-        TypeError: another dtype.
+        TypeError: another dtype, or no tensor or format at all.
         ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims` or `example_dims` that does not
             fit x, stochastic rounding without a generator.
         BackendUnavailable: the backend cannot work here, or cannot do this.
@@ -75,6 +75,9 @@ def check_arguments(
     example_dims: int,
 ) -> None:
     """Raises what `quantize` promises to raise for arguments that do not fit each other."""
+    for name, value, wanted in (("x", x, Tensor), ("fmt", fmt, MXFormat)):
+        if not isinstance(value, wanted):
+            raise TypeError(f"{name}: {value!r:.60} is a {type(value).__name__}; allowed: {wanted.__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(f"x: dtype {x.dtype} cannot be quantized; allowed: {', '.join(map(str, DTYPES))}")
     blocked = block_axes(x.ndim, fmt.block_size, axis)

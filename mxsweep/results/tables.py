@@ -89,6 +89,8 @@ def terminal_text(results: Results) -> str:
         parts.append(SPEED_NOTE)
     if _has_several_tasks(results):
         parts.append(SEVERAL_TASKS_NOTE)
+    if warned := _warnings(results):
+        parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             lines = [f"{title}: {len(runs)}"]
@@ -120,6 +122,8 @@ def markdown_text(results: Results, figures: Mapping[str, Sequence[Path]]) -> st
             for path in figures.get(group.slug, [])
             if path.suffix == ".png"
         ]
+    if warned := _warnings(results):
+        parts += ["## Warnings", "\n".join(f"- {_escape(line)}" for line in warned)]
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", _markdown([_failure(run) for run in runs])]
@@ -164,6 +168,18 @@ def format_value(value: float | None, stderr: float | None = None, digits: int |
 
 def _has_several_tasks(results: Results) -> bool:
     return any(len((run.record or {}).get("metrics", {})) > 1 for run in results.with_status("done"))
+
+
+def _warnings(results: Results) -> list[str]:
+    """What finished runs warn of, each once, with the runs that do: all, or by their ids."""
+    done = results.with_status("done")
+    by_message: dict[str, list[str]] = {}
+    for run in done:
+        for message in (run.record or {}).get("warnings") or []:
+            by_message.setdefault(_one_line(str(message), 300), []).append(run.run_id)
+    return [
+        f"{'every run' if len(ids) == len(done) else ', '.join(ids)}: {message}" for message, ids in by_message.items()
+    ]
 
 
 def _heading(group: Group) -> str:
