@@ -16,6 +16,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TASK = "lambada_openai"
+SIMULATION = "Speeds are those of simulating a format on this machine, not of hardware that has the format."
 
 
 class BenchmarkError(Exception):
@@ -48,6 +49,7 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"GPU: {machine['gpu'] or 'none'}; CPU: {machine['cpu']}, {machine['cpus']} usable cores, "
         f"{machine['threads']} torch threads",
         f"Python {machine['python']}, CUDA {machine['cuda'] or 'none'}, {versions}",
+        SIMULATION,
     ]
 
 
@@ -96,7 +98,7 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
     """Write a benchmark's figures, all of them unrounded; nothing where no file was asked for."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"note": SIMULATION, **content}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

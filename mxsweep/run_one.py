@@ -101,7 +101,12 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
         "details": (found.samples, found.results),
         "metrics": found.metrics,
         "n_effective": found.n_effective,
-        "timing": {"load_s": load_s, "quantize_s": quantize_s, "eval_s": found.eval_s},
+        "timing": {
+            "load_s": load_s,
+            "quantize_s": quantize_s,
+            "prepare_s": found.prepare_s,
+            "eval_s": found.eval_s,
+        },
         "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
         "diagnostics": report.as_dict() | {"cuda_kernel_launches": launch_count() - launched_before},
         "memory": environment.peak_memory() | {"batch_tokens": found.batch_tokens},

@@ -7,10 +7,12 @@ static const Format formats[] = {
 };
 
 // `blocks` rows of `length` elements, each row a block. tensor_amax: the maximum that a block's per-tensor scale comes
-// from, one a block. index: of each element within its example, for stochastic rounding; else null.
-extern "C" void quantize_blocks(int format_index, const float* x, float* y, long blocks, long length,
+// from, one a block. index: of each element within its example, for stochastic rounding; else null. Returns how many
+// blocks were divided quickly.
+extern "C" long quantize_blocks(int format_index, const float* x, float* y, long blocks, long length,
                                 const float* tensor_amax, const long* index, unsigned long long key) {
     const Format format = formats[format_index];
+    long quick = 0;
     for (long block = 0; block < blocks; ++block, x += length, y += length) {
         unsigned amax = 0;
         float low = x[0], high = x[0];
@@ -24,12 +26,14 @@ extern "C" void quantize_blocks(int format_index, const float* x, float* y, long
         float midpoint;
         const float largest = amax_of_block(format, amax, low, high, midpoint);
         BlockScale scale = quick_scale_of_block(format, largest, midpoint, g);
+        quick += scale.quick;
         if (!scale.quick) scale = scale_of_block(format, largest, midpoint, g);
         for (long i = 0; i < length; ++i) {
             const float random = index ? uniform(key, (unsigned long long)index[block * length + i]) : 0.0f;
             y[i] = quantized(x[i], scale, format, random);
         }
     }
+    return quick;
 }
 
 extern "C" float nearest_bfloat16_of(float value) { return nearest_bfloat16(value); }

@@ -72,12 +72,13 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Ten
             check=True,
         )  # fmt: skip
     library = ctypes.CDLL(str(folder / "mx_host.so"))
+    library.quantize_blocks.restype = ctypes.c_long
 
     def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
     def answer(x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0) -> torch.Tensor:
-        y = torch.empty_like(x)
+        y, answer.quick_blocks = torch.empty_like(x), 0  # type: ignore[attr-defined]
         example = torch.Size(x.shape[example_dims:])
         index = torch.arange(example.numel()).view(example).expand(x.shape)
         tensor_amax = x.abs().amax().expand(x.shape)
@@ -89,7 +90,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Ten
             length = blocks.shape[len(outside) :].numel()
             rows, places, result = blocks.contiguous(), indices.contiguous(), torch.empty(blocks.shape)
             per_block = maxima.reshape(-1, length)[:, 0].contiguous()
-            library.quantize_blocks(
+            answer.quick_blocks += library.quantize_blocks(  # type: ignore[attr-defined]
                 formats.index(fmt), pointer(rows), pointer(result), ctypes.c_long(rows.numel() // length),
                 ctypes.c_long(length), pointer(per_block),
                 pointer(places if fmt.rounding == "stochastic" else None), ctypes.c_ulonglong(key),
@@ -145,6 +146,20 @@ def test_host_arithmetic_is_the_definitions(fmt: MXFormat, on_host: Callable[...
         assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=2**63 + 5, example_dims=1))
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.scale != "e8m0" and fmt.symmetric], ids=str)
+def test_blocks_are_divided_quickly_where_they_may_be(fmt: MXFormat, on_host: Callable[..., torch.Tensor]) -> None:
+    """Ordinary numbers, and tensors of widely different size, at which a per-tensor scale is ordinary or is not."""
+    may = fmt.rounding != "stochastic" and fmt.element_format.min_exponent > -16
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    for exponent in (0, -12, 20, -60, 60, -110, 110):
+        scaled = x * 2.0**exponent
+        assert_same_bits(on_host(scaled, fmt, key=3), quantize(scaled, fmt, arithmetic="exact", generator=3))
+        if abs(exponent) <= 20:
+            assert on_host.quick_blocks == (x.numel() // 16 if may else 0)  # type: ignore[attr-defined]
+        elif exponent >= 60:
+            assert on_host.quick_blocks == 0  # type: ignore[attr-defined]
+
+
 def test_a_nan_or_inf_under_a_tensor_scale_is_the_definitions(on_host: Callable[..., torch.Tensor]) -> None:
     fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
     for special in (torch.nan, torch.inf, -torch.inf):
@@ -177,6 +192,20 @@ def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -
         )
 
 
+def test_products_and_sums_are_not_contracted(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    asked = {}
+
+    def options(**given: object) -> object:
+        asked.update(given)
+        return made(**given)
+
+    made = core.ProgramOptions
+    monkeypatch.setattr(core, "ProgramOptions", options)
+    compile_kernels(MXFormat("int8"), torch.float32, "sm_90")
+    assert asked["fma"] is False
+
+
 def test_a_failed_compilation_is_a_sentence() -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' could not compile its kernels for sm_12: "):
@@ -192,6 +221,15 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(caplog: pytest.Lo
 
     assert compile_kernels(MXFormat("int8"), torch.float32, "sm_90", Full()).code[:4] == b"\x7fELF"
     assert "a compiled CUDA kernel was not kept: [Errno 28] No space left on device" in caplog.text
+
+
+def test_a_damaged_cache_is_compiled_anew(tmp_path: Path) -> None:
+    utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    cache = utils.FileStreamProgramCache(tmp_path)
+    code = compile_kernels(MXFormat("int8"), torch.float32, "sm_90", cache).code
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.write_bytes(b"")
+    assert compile_kernels(MXFormat("int8"), torch.float32, "sm_90", cache).code == code
 
 
 def test_compiled_kernels_are_kept(tmp_path: Path) -> None:

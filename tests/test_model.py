@@ -23,6 +23,7 @@ from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.errors import ConfigError
 from mxsweep.model import layers
 from mxsweep.model.layers import MXLinear
+from mxsweep.model.load import load_model
 from mxsweep.numerics import MXFormat, quantize
 
 W, A, KV = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3"), MXFormat("fp4_e2m1")
@@ -256,6 +257,34 @@ def test_weights_without_room_beside_their_copies_wait_elsewhere(monkeypatch: py
         with quantize_model(model, recipe) as report:
             assert len(moved) == len(report.layers) == 2 * 7 + 1  # lm_head, whose weight is the embedding's, stays
             assert sum(moved) == waiting
+
+
+def test_a_weight_that_cannot_come_back_leaves_no_mx_layer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    before = [type(module) for module in model.modules()]
+
+    def fail(self: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(layers._Waiting, "bring_back", fail)
+    with pytest.raises(torch.OutOfMemoryError), quantize_model(model, W4A6):
+        pass
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_a_model_is_quantized_once_at_a_time() -> None:
+    model = build()
+    refused = pytest.raises(RuntimeError, match="holds MX layers already")
+    with quantize_model(model, W4A6), refused, quantize_model(model, W4A6):
+        pass
+
+
+def test_a_kept_model_whose_weights_were_left_elsewhere_is_loaded_again() -> None:
+    kept = load_model("embedded", device="cpu")
+    assert load_model("embedded", device="cpu") is kept
+    layer = kept.model.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.to("meta"))
+    assert load_model("embedded", device="cpu") is not kept
 
 
 def test_baseline_changes_nothing() -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
+from mxsweep.evaluate.stories import stories
 from mxsweep.model.inventory import footprint, model_folder, read_inventory, unmatched_patterns
 from mxsweep.model.load import load_model
 from mxsweep.results.record import read_record
@@ -31,7 +32,7 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert record["overrides"] == ["block_size=16"]
     assert set(record["metrics"]["story"]) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
     assert record["n_effective"] == {"story": 24}
-    assert set(record["timing"]) == {"load_s", "quantize_s", "eval_s", "total_s"}
+    assert set(record["timing"]) == {"load_s", "quantize_s", "prepare_s", "eval_s", "total_s"}
     assert record["examples_per_sec"] == pytest.approx(24 / record["timing"]["eval_s"])
     assert record["diagnostics"]["bits_per_weight"] == 4.5
     assert record["memory"]["peak_host_bytes"] > 1e8
@@ -132,6 +133,25 @@ def test_an_unexpected_failure_is_recorded_with_its_traceback(tmp_path: Path, mo
     assert (record["status"], record["error"]["message"]) == ("failed", "the roof is on fire")
     assert final_line(record) == "failed: RuntimeError: the roof is on fire"
     assert "broken" in record["error"]["traceback"]
+
+
+def test_a_data_file_written_anew_is_evaluated_anew(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    counts = []
+    for count in (3, 5):
+        texts = stories(count, seed=count)
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        record = run(compose(["task=lambada_openai", f"task.data={file}", "model.device=cpu"]))
+        assert record["status"] == "done", record["error"]
+        counts.append(record["n_effective"]["lambada_openai"])
+    assert counts == [3, 5]
+
+
+def test_kernel_launches_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([100, 142])
+    monkeypatch.setattr("mxsweep.numerics.cuda.launch_count", lambda: next(counts))
+    record = run(compose(FEW))
+    assert record["diagnostics"]["cuda_kernel_launches"] == 42
 
 
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

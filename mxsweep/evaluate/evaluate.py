@@ -26,7 +26,8 @@ class Evaluation:
         samples: a row an example: task, doc_id, doc_hash, filter, and its metrics (a perplexity's is its
             log-likelihood in nats).
         results: lm-eval's own results, without samples.
-        eval_s: seconds from the first request to the last metric.
+        prepare_s: seconds of building and tokenizing requests, which the first run of a process does for all.
+        eval_s: seconds of the rest, to the last metric: what a run takes with these at hand.
         batch_tokens: tokens of a forward pass when scoring, as it turned out to fit.
         warnings: what a reader of the results should know, a sentence each.
     """
@@ -35,6 +36,7 @@ class Evaluation:
     n_effective: dict[str, int]
     samples: list[dict[str, Any]]
     results: dict[str, Any]
+    prepare_s: float
     eval_s: float
     batch_tokens: int
     warnings: list[str]
@@ -71,7 +73,8 @@ def evaluate(
         limit: a fraction of each task below 1, or a count of examples; None for all.
     """
     started = time.perf_counter()
-    with closed_form_perplexity(), reuse_requests(tasks["tasks"], lm.tokenizer, limit, apply_chat_template):
+    settings = (limit, apply_chat_template)
+    with closed_form_perplexity(), reuse_requests(tasks["tasks"], lm.tokenizer, *settings) as prepared:
         found = lm_eval.evaluate(
             lm,
             task_dict=tasks,
@@ -79,13 +82,15 @@ def evaluate(
             apply_chat_template=apply_chat_template,
             confirm_run_unsafe_code=False,
         )
-    eval_s = time.perf_counter() - started
+    prepare_s = prepared.seconds + lm.encode_s
+    eval_s = time.perf_counter() - started - prepare_s
     samples = found.pop("samples")
     return Evaluation(
         metrics={task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()},
         n_effective={task: counts["effective"] for task, counts in found["n-samples"].items()},
         samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
         results=found,
+        prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
         warnings=list(lm.warnings),

@@ -7,7 +7,9 @@ windows) stay lm-eval's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -32,6 +34,7 @@ class FastLM(HFLM):
 
     Attributes:
         warnings: what a reader of the results should know, a sentence each.
+        encode_s: seconds spent on tokenizing.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class FastLM(HFLM):
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
         )
         self.warnings: list[str] = []
+        self.encode_s = 0.0
         if batch_tokens is None:
             batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
         self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
@@ -58,13 +62,22 @@ class FastLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each request of (context, continuation): the continuation's log-likelihood in nats; is it greedy?"""
-        return self._score(encode_pairs(self, [request.args for request in requests]), disable_tqdm)
+        with self._encoding():
+            pairs = encode_pairs(self, [request.args for request in requests])
+        return self._score(pairs, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """For each request of (text,): the log-likelihood in nats of all its tokens, in windows of ``max_length``."""
-        texts = encode_windows(self, [request.args[0] for request in requests])
+        with self._encoding():
+            texts = encode_windows(self, [request.args[0] for request in requests])
         answers = iter(self._score([window for windows in texts for window in windows], disable_tqdm))
         return [sum(next(answers)[0] for _ in windows) for windows in texts]
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.encode_s += time.perf_counter() - started
 
     def _score(self, requests: Sequence[Encoded], disable_tqdm: bool) -> list[tuple[float, bool]]:
         with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:

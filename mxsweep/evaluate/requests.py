@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,10 +18,17 @@ Kept = dict[tuple[Any, ...], list[Instance]]
 _kept: WeakKeyDictionary[PreTrainedTokenizerBase, Kept] = WeakKeyDictionary()
 
 
+@dataclass
+class Prepared:
+    """Seconds spent on building requests."""
+
+    seconds: float = 0.0
+
+
 @contextmanager
 def reuse_requests(
     tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *settings: int | float | bool | None
-) -> Iterator[None]:
+) -> Iterator[Prepared]:
     """While the context lasts, a task's ``build_all_requests`` builds once and afterwards brings the same requests.
 
     Args:
@@ -27,20 +36,22 @@ def reuse_requests(
         tokenizer: whose chat template the requests may be written in.
         settings: what else requests depend on; with other settings they are built anew.
     """
-    kept = _kept.setdefault(tokenizer, {})
+    kept, prepared = _kept.setdefault(tokenizer, {}), Prepared()
     for task in tasks.values():
-        task.build_all_requests = functools.partial(_build_or_reuse, task, kept, (task, *settings))
+        task.build_all_requests = functools.partial(_build_or_reuse, task, kept, (task, *settings), prepared)
     try:
-        yield
+        yield prepared
     finally:
         for task in tasks.values():
             del task.build_all_requests  # the method of its class shows again
 
 
-def _build_or_reuse(task: Task, kept: Kept, key: tuple[Any, ...], **arguments: Any) -> None:
+def _build_or_reuse(task: Task, kept: Kept, key: tuple[Any, ...], prepared: Prepared, **arguments: Any) -> None:
     if key not in kept:
+        started = time.perf_counter()
         type(task).build_all_requests(task, **arguments)
         kept[key] = task.instances
+        prepared.seconds += time.perf_counter() - started
     for instance in kept[key]:
         # New ones: lm-eval appends to the responses there are, and scores the first.
         instance.resps, instance.filtered_resps = [], {}

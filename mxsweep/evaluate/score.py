@@ -147,7 +147,9 @@ class Scorer:
         """
         try:
             return _fetch_later(_score_batch(self._model, layout))
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
             return None
 
     def _shrink(self, batch: Sequence[_Input]) -> None:
@@ -163,6 +165,12 @@ class Scorer:
             f"a batch of {tokens:,} tokens did not fit in GPU memory; batches of at most {self.batch_tokens:,} "
             "from there on"
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where a library that torch calls, or a kernel's launch, found no memory."""
+    named = any(name in str(error) for name in ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY"))
+    return isinstance(error, torch.OutOfMemoryError) or named
 
 
 def _unique_inputs(requests: Sequence[Encoded], max_length: int) -> list[_Input]:

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from mxsweep.checks import check_rows
+from mxsweep.checks import check_rows, file_digest
 from mxsweep.errors import ConfigError
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
@@ -55,7 +55,12 @@ def load_tasks(
         ConfigError: an unknown task, a file that does not fit, a data set that cannot be had.
     """
     data, fields = dict(data or {}), dict(fields or {})
-    key = (names, tuple(sorted(data.items())), num_fewshot, seed)
+    # A file by its content, too: one that was written anew is another data set.
+    files = tuple(
+        (name, file, file_digest(file) if Path(file).expanduser().is_file() else None)
+        for name, file in sorted(data.items())
+    )
+    key = (names, files, num_fewshot, seed)
     if key not in _kept:
         _kept[key] = _load(names, data, fields, num_fewshot)
     for task in _kept[key]["tasks"].values():

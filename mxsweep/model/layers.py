@@ -139,14 +139,16 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
                 reports.append(report)
             yield QuantizationReport.of(recipe, reports, attention_modules, stored, waiting.bytes)
         finally:
-            for site in sites:
-                _put(model, site.name, site.module)  # its replacement is freed before the weight comes back
-                waiting.bring_back(site.module)
             inputs.forget()
+            for site in sites:
+                _put(model, site.name, site.module)
+            waiting.bring_back()  # the replacements are freed by now
 
 
 def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
     """The modules that ``recipe`` changes, in the model's order."""
+    if any(isinstance(module, MXLinear) for module in model.modules()):
+        raise RuntimeError(f"this {type(model).__name__} holds MX layers already; leave the context that put them in")
     # A module with two names is replaced under both.
     named = model.named_modules(remove_duplicate=False)
     candidates = {name: module for name, module in named if isinstance(module, nn.Linear | nn.Embedding)}
@@ -214,18 +216,18 @@ class _Waiting:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = {id(module) for module in modules}
-        self._homes: dict[int, torch.device] = {}
+        self._sent: list[tuple[nn.Linear | nn.Embedding, torch.device]] = []
         self.bytes = 0
 
     def send_to_host(self, module: nn.Linear | nn.Embedding) -> None:
         if id(module) in self._modules:
-            self._homes[id(module)] = module.weight.device
+            self._sent.append((module, module.weight.device))
             self.bytes += module.weight.nbytes
             module.weight.data = module.weight.data.to("cpu")
 
-    def bring_back(self, module: nn.Linear | nn.Embedding) -> None:
-        if id(module) in self._homes:
-            module.weight.data = module.weight.data.to(self._homes[id(module)])
+    def bring_back(self) -> None:
+        for module, home in self._sent:
+            module.weight.data = module.weight.data.to(home)
 
 
 def _without_room(model: nn.Module, sites: Sequence[_Site]) -> list[nn.Module]:

@@ -47,10 +47,15 @@ def load_model(
     """
     device = resolve_device(device)
     key = (path, revision, dtype, device, device_map, attention, trust_remote_code)
-    if key not in _kept:
+    if key not in _kept or not _is_whole(_kept[key].model, None if device_map else device):
         _kept.clear()  # before loading: two large models need not fit beside each other
         _kept[key] = _load(*key)
     return _kept[key]
+
+
+def _is_whole(model: PreTrainedModel, device: str | None) -> bool:
+    """Whether all weights are where they belong: a run that failed may have left some in host memory."""
+    return device is None or all(parameter.device.type == torch.device(device).type for parameter in model.parameters())
 
 
 def resolve_device(device: str) -> str:

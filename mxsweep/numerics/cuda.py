@@ -35,6 +35,7 @@ THREADS = 256  # of a thread block, as mx.cu's __launch_bounds__ say
 WARP = 32
 VECTOR_BYTES = 16  # read by a thread at once
 CACHE_BYTES = 64 * 2**20
+_CUBIN_MAGIC = b"\x7fELF"
 
 _STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 # Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
@@ -260,13 +261,14 @@ def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = N
 
         # A product and a sum must stay two roundings.
         program = Program(kernel_source(fmt, dtype), "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
-        try:
-            return program.compile("cubin", cache=cache)
-        except OSError as error:
-            if cache is None:
-                raise
-            log.warning("a compiled CUDA kernel was not kept: %s", error)  # a full disk, say
-            return program.compile("cubin")
+        if cache is not None:
+            try:
+                kept = program.compile("cubin", cache=cache)
+                if bytes(kept.code[: len(_CUBIN_MAGIC)]) == _CUBIN_MAGIC:  # and not a file that something cut short
+                    return kept
+            except OSError as error:
+                log.warning("a compiled CUDA kernel was not kept: %s", error)  # a full disk, say
+        return program.compile("cubin")
     except Exception as error:  # NVRTC's, the loader's and cuda.core's own have no common ancestor below this
         raise BackendUnavailable(f"backend 'cuda' could not compile its kernels for {arch}: {error}") from error
 
@@ -316,9 +318,9 @@ def _disk_cache() -> Any:
     """Compiled kernels on disk, None where the folder cannot be written: they are then compiled once a process."""
     from cuda.core.utils import FileStreamProgramCache
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "kernels"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "kernels"
         return FileStreamProgramCache(folder, max_size_bytes=CACHE_BYTES)
-    except OSError as error:
-        log.warning("compiled CUDA kernels are not kept: %s cannot be written (%s)", folder, error.strerror)
+    except (OSError, RuntimeError) as error:  # a folder that cannot be written, or no home to have one in
+        log.warning("compiled CUDA kernels are not kept: %s", error)
         return None
