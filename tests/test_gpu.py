@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_the_kernels_are_the_definition(fmt: MXFormat) -> None:
         assert_same_bits(
             quantize(x, fmt, backend="cuda", **arguments), quantize(x, fmt, arithmetic="exact", **arguments)
         )
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in KERNEL_FORMATS if fmt.tensor_scale], ids=str)
+def test_the_kernels_are_the_definition_under_ordinary_tensor_scales(fmt: MXFormat) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    for exponent, dtype in itertools.product((0, -10, 10), KERNEL_DTYPES):
+        x = (torch.randn(1024, 2048, generator=generator, device="cuda") * 2.0**exponent).to(dtype)
+        ours = quantize(x, fmt, backend="cuda", generator=5)
+        assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=5))
 
 
 @pytest.mark.slow
