@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks import stock
 from benchmarks.common import (
     TASK,
-    BenchmarkError,
     describe_machine,
     machine_lines,
     markdown_table,
@@ -32,7 +31,7 @@ from benchmarks.common import (
     words_of,
     write_json,
 )
-from benchmarks.material import Material, add_arguments, prepared
+from benchmarks.material import Material, add_arguments, with_material
 
 QUANTIZED = ["format=w4a6", "kv_quant=fp4_e2m1"]
 MXSWEEP_PATHS = {
@@ -252,13 +251,7 @@ def table(measured: Sequence[Measured]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Its exit code: 0, 1 if a path failed, 2 if nothing could be measured at all."""
-    args = parse_args(argv)
-    try:
-        with prepared(args) as material:
-            return _main(args, material)
-    except BenchmarkError as error:
-        print(f"benchmarks.evaluate: {error}", file=sys.stderr)
-        return 2
+    return with_material("evaluate", parse_args(argv), _main)
 
 
 def _main(args: argparse.Namespace, material: Material) -> int:

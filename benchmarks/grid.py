@@ -36,7 +36,7 @@ from benchmarks.common import (
     words_of,
     write_json,
 )
-from benchmarks.material import Material, add_arguments, prepared
+from benchmarks.material import Material, add_arguments, with_material
 
 BLOCK_SIZES, SCALE_BITS = (16, 32, 64), (6, 8)  # of ex1 and ex2
 STOCK_RUNS = ("none", "cuda", "cuda+kv", "torch", "torch+kv")
@@ -356,13 +356,7 @@ def stock_text(stock: StockTime, grid: GridTime, examples: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Its exit code: 0, 1 if one of mxsweep's runs failed, 2 if nothing could be measured."""
-    args = parse_args(argv)
-    try:
-        with prepared(args) as material:
-            return _main(args, material)
-    except BenchmarkError as error:
-        print(f"benchmarks.grid: {error}", file=sys.stderr)
-        return 2
+    return with_material("grid", parse_args(argv), _main)
 
 
 def _main(args: argparse.Namespace, material: Material) -> int:

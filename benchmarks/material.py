@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,16 @@ def prepared(args: argparse.Namespace) -> Iterator[Material]:
             notes.append(f"Model: {model}")
         notes.append(_token_note(model, data))
         yield Material(model, data, rows, work, notes)
+
+
+def with_material(name: str, args: argparse.Namespace, body: Callable[[argparse.Namespace, Material], int]) -> int:
+    """The exit code of ``body`` on the material, or 2 with the reason where benchmark ``name`` cannot begin."""
+    try:
+        with prepared(args) as material:
+            return body(args, material)
+    except BenchmarkError as error:
+        print(f"benchmarks.{name}: {error}", file=sys.stderr)
+        return 2
 
 
 def find_data(asked: Path | None) -> Path:
