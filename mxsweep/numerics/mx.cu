@@ -442,24 +442,24 @@ extern "C" __global__ void __launch_bounds__(256)
     tiles<1>(x, y, TILING, BESIDE);
 }
 
-// The largest of a thread block's values; right in its first warp.
-MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
-    __shared__ unsigned of_warp[32];
-#pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
-        const unsigned other = __shfl_xor_sync(ALL, value, distance);
-        value = other > value ? other : value;
-    }
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    if (threadIdx.x >= 32) return value;
-    value = threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0;
+MX_FUNCTION unsigned largest_of_warp(unsigned value) {
 #pragma unroll
     for (int distance = 16; distance; distance /= 2) {
         const unsigned other = __shfl_xor_sync(ALL, value, distance);
         value = other > value ? other : value;
     }
     return value;
+}
+
+// The largest of a thread block's values; right in its first warp.
+MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
+    __shared__ unsigned of_warp[32];
+    value = largest_of_warp(value);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    if (threadIdx.x >= 32) return value;
+    value = threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0;
+    return largest_of_warp(value);
 }
 
 // The per-tensor scale g of each `group` elements of x, which `thread_blocks` of them read, together from the group's
