@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: RunConfig, folder: Path | None = None, *, overrides: Sequence[str] = (), stamp: str | None = None
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    stamp: str | None = None,
+    run_id: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate one config.
 
@@ -33,15 +39,27 @@ def run(
         folder: where ``result.json`` (last), ``samples.parquet`` and ``lm_eval.json`` go; None to write nothing.
         overrides: what the user set, for the record.
         stamp: the time in the run's id, ``%Y%m%d_%H%M%S``; None for now.
+        run_id: the run's id; None for one made of the stamp and the config.
+        progress: called now and then while requests are scored, with how many are answered and how many there are.
 
     Returns:
         The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
+
+    Raises:
+        OSError: the record cannot be written.
+        KeyboardInterrupt, SystemExit: as they came; such a run leaves no record, and the model as it was.
     """
-    stamp = stamp or datetime.now().strftime("%Y%m%d_%H%M%S")
-    record = new_record(config.run_id(stamp), config.as_dict(), overrides, config.config_hash)
+    if run_id is None:
+        run_id = config.run_id(stamp or datetime.now().strftime("%Y%m%d_%H%M%S"))
+    record = new_record(run_id, config.as_dict(), overrides, config.config_hash)
     started = time.perf_counter()
     try:
-        found = _evaluate(config)
+        check_backend(config)
+        # Here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
+        from mxsweep.evaluate.quiet import no_progress_bars
+
+        with no_progress_bars():
+            found = _evaluate(config, progress)
         record["environment"] |= found.pop("device")
         record |= found | {"status": "done"}
     except Exception as error:
@@ -56,9 +74,7 @@ def run(
     return record
 
 
-def _evaluate(config: RunConfig) -> dict[str, Any]:
-    check_backend(config)
-    # Imported here, after the config is known to be good: torch and transformers take seconds.
+def _evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
     from mxsweep import environment
     from mxsweep.evaluate.evaluate import evaluate, make_lm
     from mxsweep.evaluate.tasks import load_tasks
@@ -96,7 +112,7 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
         quantize_s = clock.lap()
         for line in report.lines():
             log.info(line)
-        found = evaluate(lm, tasks, limit=config.limit, apply_chat_template=task.apply_chat_template)
+        found = evaluate(lm, tasks, limit=config.limit, apply_chat_template=task.apply_chat_template, progress=progress)
     return {
         "details": (found.samples, found.results),
         "metrics": found.metrics,

@@ -32,6 +32,7 @@ from mxsweep.evaluate import encodings, score
 from mxsweep.evaluate.encodings import encode_pairs, encode_windows
 from mxsweep.evaluate.evaluate import evaluate, make_lm
 from mxsweep.evaluate.lm import FastLM
+from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.stories import story_task_config
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.model.load import LoadedModel, load_model
@@ -193,6 +194,23 @@ def test_answers_come_in_the_order_of_the_requests_whatever_the_batches(tiny: Lo
     for batch_tokens in (100, 1000, 10**6):
         assert_same(fast(tiny, batch_tokens).loglikelihood(requests), expected, 1e-4)
     assert_same(fast(tiny).loglikelihood(requests[::-1]), expected[::-1], 1e-4)
+
+
+def test_progress_counts_the_requests_of_all_tasks(tiny: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "pages.jsonl"
+    file.write_text(json.dumps({"page": f"{ONE_CONTEXT} attic . " * 40}) + "\n")
+    tasks = load_tasks(("story", "wikitext"), data={"wikitext": str(file)})
+    told: list[tuple[int, int]] = []
+    lm = fast(tiny, 512)
+    evaluate(lm, tasks, limit=20, progress=lambda done, total: told.append((done, total)))
+    windows = encode_windows(lm, [request.args[0] for request in tasks["tasks"]["wikitext"].instances])[0]
+    assert len(windows) > 1
+    assert {total for _, total in told} == {20 + len(windows)}
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (20 + len(windows),) * 2
+    told.clear()
+    evaluate(lm, tasks, limit=20)
+    assert not told
 
 
 def test_no_requests_no_answers(tiny: LoadedModel) -> None:
@@ -489,7 +507,7 @@ class TestRequests:
         assert "build_all_requests" not in vars(tasks["tasks"]["story"])
 
 
-def test_generating_is_left_to_lm_eval(tiny: LoadedModel) -> None:
+def test_generating_is_left_to_lm_eval(tiny: LoadedModel, capfd: pytest.CaptureFixture[str]) -> None:
     asked = story_task_config() | {
         "task": "story_generated",
         "output_type": "generate_until",
@@ -499,6 +517,10 @@ def test_generating_is_left_to_lm_eval(tiny: LoadedModel) -> None:
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     tasks: Any = TaskManager(include_defaults=False).load([asked])
-    generated = evaluate(fast(tiny), tasks, limit=32)
+    with no_progress_bars():
+        capfd.readouterr()
+        generated = evaluate(fast(tiny), tasks, limit=32)
+        assert not capfd.readouterr().err
+    assert not generated.warnings
     scored = evaluate(fast(tiny), load_tasks(("story",)), limit=32)
     assert generated.metrics["story_generated"]["exact_match"] == scored.metrics["story"]["acc"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mxsweep import compose, run
 from mxsweep.evaluate.stories import stories
 from mxsweep.model.inventory import footprint, model_folder, read_inventory, unmatched_patterns
+from mxsweep.model.layers import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.results.record import read_record
 from mxsweep.run_one import final_line
@@ -43,6 +46,67 @@ def test_record_and_files(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "lm_eval.json").read_text())
     assert results["results"]["story"]["acc,none"] == record["metrics"]["story"]["acc"]
     assert final_line(record).startswith("story: acc ")
+
+
+def test_a_run_can_be_given_its_id(tmp_path: Path) -> None:
+    assert run(compose(FEW), tmp_path, run_id="bs16_sb8", stamp="20260207_220640")["run_id"] == "bs16_sb8"
+    assert read_record(tmp_path / "result.json")["run_id"] == "bs16_sb8"
+
+
+def test_progress_is_told_and_no_bar_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    shutil.copytree(model_folder("embedded"), tmp_path, dirs_exist_ok=True)  # a model that is not kept yet
+
+    def asked(done: int, total: int) -> None:
+        told.append((done, total))
+
+    config = compose(["model=hf", f"model.path={tmp_path}", "batch_tokens=200", "task.num_fewshot=1", *FEW])
+    assert run(config, progress=asked)["status"] == "done"
+    assert {total for _, total in told} == {24}
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert len(told) > 5
+    assert told[-1] == (24, 24)
+    captured = capfd.readouterr()
+    assert "it/s" not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_run_leaves_no_record_and_the_model_whole(
+    interruption: type[BaseException], tmp_path: Path
+) -> None:
+    config = compose(["kv_quant=fp4_e2m1", *FEW])
+    before = run(config)["metrics"]
+    model = load_model("embedded", dtype="float32", device="cpu").model
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def interrupt(_done: int, _total: int) -> None:
+        assert any(isinstance(module, MXLinear) for module in model.modules())
+        raise interruption
+
+    with pytest.raises(interruption):
+        run(config, tmp_path / "run", progress=interrupt)
+    assert not (tmp_path / "run").exists()
+    assert load_model("embedded", dtype="float32", device="cpu").model is model
+    assert not any(isinstance(module, MXLinear) for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    after = model.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    assert run(config)["metrics"] == before
+
+
+def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        run(compose(FEW), tmp_path / "file" / "run")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(compose(FEW), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*result.json*"))
 
 
 def test_results_do_not_depend_on_what_ran_before() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from typing import Any
 import lm_eval
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.lm import FastLM
+from mxsweep.evaluate.lm import FastLM, Progress
+from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.requests import reuse_requests
 from mxsweep.evaluate.stderr import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,27 @@ def make_lm(
 
 
 def evaluate(
-    lm: FastLM, tasks: dict[str, Any], *, limit: int | float | None = None, apply_chat_template: bool = False
+    lm: FastLM,
+    tasks: dict[str, Any],
+    *,
+    limit: int | float | None = None,
+    apply_chat_template: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on a model (of :func:`make_lm`).
 
     Args:
         limit: a fraction of each task below 1, or a count of examples; None for all.
+        progress: called after each batch with how many requests are answered so far, and how many there are in all.
     """
     started = time.perf_counter()
     settings = (limit, apply_chat_template)
-    with closed_form_perplexity(), reuse_requests(tasks["tasks"], lm.tokenizer, *settings) as prepared:
+    with (
+        closed_form_perplexity(),
+        overflow_is_infinite(),
+        reuse_requests(tasks["tasks"], lm.tokenizer, *settings) as prepared,
+        lm.reporting(progress, tasks["tasks"].values()),
+    ):
         found = lm_eval.evaluate(
             lm,
             task_dict=tasks,
@@ -85,15 +100,19 @@ def evaluate(
     prepare_s = prepared.seconds + lm.encode_s
     eval_s = time.perf_counter() - started - prepare_s
     samples = found.pop("samples")
+    metrics = {task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()}
+    non_finite = [text for task in metrics for text in explain_non_finite(task, metrics[task], samples.get(task, []))]
+    for text in non_finite:
+        log.warning(text)
     return Evaluation(
-        metrics={task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()},
+        metrics=metrics,
         n_effective={task: counts["effective"] for task, counts in found["n-samples"].items()},
         samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
         results=found,
         prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
-        warnings=list(lm.warnings),
+        warnings=[*lm.warnings, *non_finite],
     )
 
 
@@ -103,7 +122,7 @@ def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str,
     filters = {key.split(",", 1)[1] for key in numbers}
     metrics = {key if len(filters) > 1 else key.split(",")[0]: float(value) for key, value in numbers.items()}
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-        if metric in metrics and not math.isfinite(metrics.get(f"{metric}_stderr", math.nan)):
+        if samples and metric in metrics and not math.isfinite(metrics.get(f"{metric}_stderr", math.nan)):
             sums, weights = zip(*(sample[metric] for sample in samples), strict=True)
             if metric == "bits_per_byte":
                 metrics[f"{metric}_stderr"] = weighted_mean_stderr(sums, weights) / math.log(2)

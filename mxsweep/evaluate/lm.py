@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.encodings import Encoded, encode_pairs, encode_windows
+from mxsweep.evaluate.encodings import encode_pairs, encode_windows
 from mxsweep.evaluate.score import Scorer
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], object]  # told how many requests are answered so far, and how many there are in all
 
 # On a CPU about the fastest of 1,024 to 16,384; on a GPU enough to keep an H200 busy with a model of a billion weights.
 AUTO_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
@@ -52,6 +54,7 @@ class FastLM(HFLM):
         )
         self.warnings: list[str] = []
         self.encode_s = 0.0
+        self._answered: Callable[[int], None] = _tell_nobody
         if batch_tokens is None:
             batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
         self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
@@ -65,14 +68,46 @@ class FastLM(HFLM):
         """For each request of (context, continuation): the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
             pairs = encode_pairs(self, [request.args for request in requests])
-        return self._score(pairs, disable_tqdm)
+        return self._scorer.score(pairs, self._answered)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """For each request of (text,): the log-likelihood in nats of all its tokens, in windows of ``max_length``."""
         with self._encoding():
             texts = encode_windows(self, [request.args[0] for request in requests])
-        answers = iter(self._score([window for windows in texts for window in windows], disable_tqdm))
+        windows_of_all = [window for windows in texts for window in windows]
+        answers = iter(self._scorer.score(windows_of_all, self._answered))
         return [sum(next(answers)[0] for _ in windows) for windows in texts]
+
+    @contextmanager
+    def reporting(self, progress: Progress | None, tasks: Iterable[Task]) -> Iterator[None]:
+        """While the context lasts, tell ``progress``, batch by batch, how many requests of ``tasks`` are answered.
+
+        A text that is scored in windows counts as so many requests; what is generated does not count.
+        """
+        if progress is None:
+            yield
+            return
+        done, total = 0, None
+
+        def answered(count: int) -> None:
+            nonlocal done, total
+            if total is None:  # known by now: lm-eval builds the requests of every task before it scores the first
+                total = self._count(tasks)
+            done += count
+            progress(done, total)
+
+        self._answered = answered
+        try:
+            yield
+        finally:
+            self._answered = _tell_nobody
+
+    def _count(self, tasks: Iterable[Task]) -> int:
+        requests = [request for task in tasks for request in task.instances for _ in range(request.repeats or 1)]
+        texts = [request.args[0] for request in requests if request.request_type == "loglikelihood_rolling"]
+        with self._encoding():
+            windows = encode_windows(self, texts)  # kept for when they are scored
+        return sum(request.request_type == "loglikelihood" for request in requests) + sum(map(len, windows))
 
     @contextmanager
     def _encoding(self) -> Iterator[None]:
@@ -80,10 +115,10 @@ class FastLM(HFLM):
         yield
         self.encode_s += time.perf_counter() - started
 
-    def _score(self, requests: Sequence[Encoded], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
-            return self._scorer.score(requests, bar.update)
-
     def _warn(self, message: str) -> None:
         log.warning(message)
         self.warnings.append(message)
+
+
+def _tell_nobody(_count: int) -> None:
+    pass

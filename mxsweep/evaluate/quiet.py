@@ -1,8 +1,24 @@
-"""lm-eval's messages about the way it is used here, none of which a user could act on."""
+"""Quiet, while a run lasts: other libraries' progress bars, and lm-eval's messages about the way it is used here.
+
+A run tells its progress to whoever asked for it, so a bar would only be in the way of that display. A user could act on
+none of the messages.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
+
+import datasets
+import huggingface_hub.utils as hub
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import tqdm
+import transformers.utils.logging as transformers_logging
 
 KNOWN = (
     "`pretrained` model kwarg is not of type `str`",
@@ -13,6 +29,48 @@ KNOWN = (
     "No `generation_kwargs` specified in task config",
 )
 LOGGERS = ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.config.task")
+
+# Whether bars are shown, and what hides and shows them. That of transformers sets the hub's too, so it comes first.
+SWITCHES: tuple[tuple[Callable[[], bool], Callable[[], Any], Callable[[], Any]], ...] = (
+    (
+        transformers_logging.is_progress_bar_enabled,
+        transformers_logging.disable_progress_bar,
+        transformers_logging.enable_progress_bar,
+    ),
+    (lambda: not hub.are_progress_bars_disabled(), hub.disable_progress_bars, hub.enable_progress_bars),
+    (datasets.is_progress_bar_enabled, datasets.disable_progress_bars, datasets.enable_progress_bars),
+)
+# lm-eval has no switch: these modules hold tqdm by name.
+HOLDERS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+
+
+class _NoBar(tqdm.tqdm):
+    """A tqdm that counts and shows nothing, whatever its caller says."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"disable": True})
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """While the context lasts, no bar of transformers, the hub, datasets or lm-eval; afterwards as before."""
+    shown = [is_shown() for is_shown, _, _ in SWITCHES]
+    with ExitStack() as stack:
+        for holder in HOLDERS:
+            stack.enter_context(_replaced(holder, "tqdm", _NoBar))
+        stack.callback(_switch, shown)
+        _switch([False] * len(SWITCHES))
+        yield
+
+
+@contextmanager
+def quiet_bootstrap() -> Iterator[None]:
+    """For lm-eval's bootstrap of a standard error, which prints a line and looks tqdm up when it is called.
+
+    No longer than that: a library imported meanwhile would keep the tqdm that shows nothing.
+    """
+    with _replaced(tqdm, "tqdm", _NoBar), redirect_stdout(io.StringIO()):
+        yield
 
 
 def quiet_lm_eval() -> None:
@@ -26,3 +84,19 @@ def quiet_lm_eval() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not any(known in record.getMessage() for known in KNOWN)
+
+
+def _switch(shown: list[bool]) -> None:
+    for (is_shown, hide, show), wanted in zip(SWITCHES, shown, strict=True):
+        if is_shown() != wanted:
+            (show if wanted else hide)()
+
+
+@contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

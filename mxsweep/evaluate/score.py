@@ -208,7 +208,9 @@ def _score_batch(model: PreTrainedModel, layout: _Layout) -> Tensor:
     rows, targets = rows.to(logits.device), targets.to(logits.device)
     best, most_likely, normalizer = _normalize(logits)
     log_probabilities = logits[rows, targets].float() - best[rows] - normalizer[rows]
-    return torch.stack([log_probabilities, (most_likely[rows] == targets).float()])
+    # The maximum of a row with a NaN is that NaN, wherever it stands: no token is the most likely one there.
+    greedy = (most_likely[rows] == targets) & ~log_probabilities.isnan()
+    return torch.stack([log_probabilities, greedy.float()])
 
 
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,20 +17,27 @@ from typing import Any
 import lm_eval.api.metrics as lm_eval_metrics
 import numpy as np
 
+from mxsweep.evaluate.quiet import quiet_bootstrap
+
 ENOUGH_FOR_CLOSED_FORM = 500  # examples
 RESAMPLES = 20_000
 
 
 def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
-    """Of exp(-mean); NaN for fewer than two examples. Log-likelihoods in nats."""
+    """Of exp(-mean); NaN for fewer than two examples. Log-likelihoods in nats.
+
+    Of a perplexity that is NaN or infinite, the standard error is so too; also of a weighted one, below.
+    """
     values = np.asarray(loglikelihoods, dtype=np.float64)
-    if len(values) < 2:
+    if len(values) < 2 or np.isnan(values).any():
         return math.nan
+    if np.isinf(values).any():
+        return math.inf
     if len(values) < ENOUGH_FOR_CLOSED_FORM:
         drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
         with np.errstate(over="ignore", invalid="ignore"):
             spread = float(np.exp(-values[drawn].mean(axis=1)).std(ddof=1))
-        return math.inf if math.isnan(spread) and np.isfinite(values).all() else spread
+        return math.inf if math.isnan(spread) else spread
     return _lognormal_stderr(-float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
 
 
@@ -38,8 +45,10 @@ def weighted_mean_stderr(sums: Sequence[float], weights: Sequence[float]) -> flo
     """Of the ratio sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9)."""
     a, b = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     n = len(a)
-    if n < 2:
+    if n < 2 or np.isnan(a).any():
         return math.nan
+    if np.isinf(a).any():
+        return math.inf
     residuals = a - a.sum() / b.sum() * b
     return math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(b.sum())
 
@@ -62,7 +71,10 @@ def closed_form_perplexity() -> Iterator[None]:
     bootstrap = lm_eval_metrics.bootstrap_stderr
 
     def stderr(f: Any, xs: Sequence[Any], iters: int) -> float:
-        return perplexity_stderr(xs) if f is lm_eval_metrics.perplexity else bootstrap(f, xs, iters)
+        if f is lm_eval_metrics.perplexity:
+            return perplexity_stderr(xs)
+        with quiet_bootstrap():
+            return bootstrap(f, xs, iters)
 
     lm_eval_metrics.bootstrap_stderr = stderr
     try:
