@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.errors import ConfigError
+from mxsweep.identity import file_digests
 
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 
@@ -62,8 +62,15 @@ def check_limit(limit: Any) -> None:
 
 
 def file_digest(file: str) -> str:
-    """SHA-256 (hex) of a file's content: what it holds decides a result, not where it lies."""
-    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
+    """SHA-256 (hex) of a data file's content: what it holds decides a result, not where it lies.
+
+    Raises:
+        ConfigError: a file that is not there any more, or cannot be read.
+    """
+    try:
+        return file_digests([Path(file).expanduser()])[0]
+    except OSError as error:
+        raise ConfigError(f"task.data: {file!r} cannot be read: {error.strerror or error}") from None
 
 
 def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:

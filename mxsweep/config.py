@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -30,10 +29,21 @@ from mxsweep.checks import (
     check_text_or_null,
     file_digest,
 )
+from mxsweep.devices import device_type
 from mxsweep.errors import ConfigError
 from mxsweep.format_config import FormatConfig, element_name, resolve_format, resolve_modules
+from mxsweep.identity import json_digest
+from mxsweep.model.inventory import model_identity
 from mxsweep.model.recipe import LinearFormats, Recipe
-from mxsweep.numerics import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_ROUNDINGS, MXFormat, microxcaling_problem
+from mxsweep.numerics import (
+    ARITHMETICS,
+    BACKENDS,
+    NUMERICS_VERSION,
+    ROUNDINGS,
+    SCALE_ROUNDINGS,
+    MXFormat,
+    microxcaling_problem,
+)
 from mxsweep.overrides import option_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -221,22 +231,37 @@ class RunConfig:
 
     @cached_property
     def config_hash(self) -> str:
-        """SHA-256 (hex) of what determines the result: of formats, not of knobs, so that equal runs hash equal."""
-        recipe = self.recipe
-        model, task = dataclasses.asdict(self.model), dataclasses.asdict(self.task)
+        """SHA-256 (hex) of what determines the result: of formats, not of knobs, so that equal runs hash equal.
+
+        Nothing without an effect is in it: no path, device index, batch or label; of a baseline, no knob of formats.
+
+        Raises:
+            ConfigError: a file of the model or of the data vanished or cannot be read.
+        """
+        model, task = self.model, self.task
         what = {
-            "linear": [str(recipe.linear.weight), str(recipe.linear.activation)],
-            "kv": [str(recipe.key), str(recipe.value)],
-            "modules": [[pattern, str(f.weight), str(f.activation)] for pattern, f in recipe.modules],
-            "computed": None if recipe.is_baseline else [self.backend, self.arithmetic],
-            "model": {key: model[key] for key in ("path", "revision", "dtype", "attention", "max_length")},
-            "device": self.model.device.split(":")[0],
-            "task": {key: task[key] for key in ("names", "num_fewshot", "apply_chat_template")},
-            "data": {name: file_digest(file) for name, file in self.task.data.items()},
+            "model": model_identity(
+                model.path, revision=model.revision, dtype=model.dtype, trust_remote_code=model.trust_remote_code
+            ),
+            "attention": model.attention,
+            "max_length": model.max_length,
+            "device": device_type(model.device),
+            "task": [task.names, task.num_fewshot, task.apply_chat_template],
+            "data": {name: file_digest(file) for name, file in task.data.items()},
             "limit": self.limit,
-            "seed": self.seed,
+            "quantized": None if self.recipe.is_baseline else self._quantized_identity(),
+            "seed": self.seed,  # of few-shot choice too, and how many a task takes by itself is not known here
         }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        return json_digest(what)
+
+    def _quantized_identity(self) -> dict[str, Any]:
+        recipe = self.recipe
+        layers = (("", recipe.linear), *recipe.modules)  # no module has the name ""
+        return {
+            "layers": [[name, _identity(formats.weight), _identity(formats.activation)] for name, formats in layers],
+            "kv": [_identity(recipe.key), _identity(recipe.value)],
+            "computed": [recipe.backend, recipe.arithmetic, NUMERICS_VERSION],
+        }
 
     def run_id(self, stamp: str) -> str:
         """Such as ``20260207_220640_bs16_sb6_ccfalse_3fa91c04``: when, the habitual knobs, the hash's beginning."""
@@ -261,6 +286,17 @@ class RunConfig:
         return json.loads(json.dumps(data))
 
 
+def _identity(fmt: MXFormat | None) -> str | None:
+    """One text for formats whose answers are the same, beyond what MXFormat makes equal by itself."""
+    if fmt is None:
+        return None
+    if fmt.scale_rounding == "rceil" and fmt.element_format.mantissa_bits == 0:
+        fmt = dataclasses.replace(fmt, scale_rounding="ceil")  # they differ where the largest is no power of two
+    if isinstance(fmt.block_size, tuple) and fmt.block_size[0] == 1:
+        fmt = dataclasses.replace(fmt, block_size=fmt.block_size[1])  # only weights have tiles, and blocks in rows
+    return str(fmt)
+
+
 def from_hydra(cfg: DictConfig) -> RunConfig:
     """The typed config of what Hydra composed.
 
@@ -280,7 +316,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     _check_keys("", knobs, KNOBS)
     for group, of in GROUPS.items():
         _check_keys(f"{group}.", knobs[group], {field.name for field in dataclasses.fields(of)})
-    check_flag("dry_run", knobs.pop("dry_run"))
+    for key in SWEEP_KNOBS:
+        knobs.pop(key)
     explicit = {key: knobs.pop(key) for key in ("block_size", "scale", "tensor_scale")}
     run_format = resolve_format(knobs.pop("format"), explicit)
     modules = resolve_modules(knobs.pop("modules"), run_format, explicit)
@@ -315,7 +352,9 @@ def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
 
 
 # The knobs of the top level, and those of the groups that have some below.
-KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale", "dry_run"}
+# Those of SWEEP_KNOBS decide no run's result: sweep/settings.py reads them.
+SWEEP_KNOBS = {"dry_run", "baseline", "resume", "logging"}
+KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale"} | SWEEP_KNOBS
 GROUPS = {"format": FormatConfig, "kv_quant": KVConfig, "model": ModelConfig, "task": TaskConfig}
 
 

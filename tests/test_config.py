@@ -73,7 +73,7 @@ def test_experiments() -> None:
     config = compose(["experiment=ex3"])
     assert config.recipe.linear.weight == config.recipe.key == MXFormat("fp4_e2m1", block_size=16, scale="e5m3")
     assert config.custom_cuda and config.backend == "cuda"
-    with pytest.raises(ConfigError, match=r"is a sweep of 12 runs; compose\(\) makes one"):
+    with pytest.raises(ConfigError, match=r"is a sweep.*; compose\(\) makes one"):
         compose(["experiment=ex1"])
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.errors import ConfigError
-from mxsweep.model.inventory import model_folder
+from mxsweep.model.inventory import model_folder, model_stamps
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-_kept: dict[tuple[Any, ...], LoadedModel] = {}  # at most one: the last model asked for
+# At most one: the last model asked for. A folder by its files' stamps, too: one that was written anew is another model.
+_kept: dict[tuple[Any, ...], LoadedModel] = {}
 
 
 def load_model(
@@ -46,10 +47,11 @@ def load_model(
         ConfigError: no such model, or not to be had without a token or a network; no such device.
     """
     device = resolve_device(device)
-    key = (path, revision, dtype, device, device_map, attention, trust_remote_code)
+    asked = (path, revision, dtype, device, device_map, attention, trust_remote_code)
+    key = (*asked, model_stamps(path, trust_remote_code))
     if key not in _kept or not _is_whole(_kept[key].model, None if device_map else device):
         _kept.clear()  # before loading: two large models need not fit beside each other
-        _kept[key] = _load(*key)
+        _kept[key] = _load(*asked)
     return _kept[key]
 
 

@@ -20,6 +20,11 @@ from mxsweep.numerics.formats import (
 )
 from mxsweep.numerics.mxformat import MXFormat
 
+# Of quantize's answers: raised whenever any of them changes, in any format, arithmetic or backend, and then only. It is
+# part of the hash of every quantized run, so that a result of other numerics is not taken for a run's own.
+# tests/test_identity.py notices a change.
+NUMERICS_VERSION = 1
+
 if TYPE_CHECKING:
     from mxsweep.numerics.dispatch import quantize
     from mxsweep.numerics.statistics import BlockStatistics, block_statistics
@@ -34,6 +39,7 @@ __all__ = [
     "ARITHMETICS",
     "BACKENDS",
     "ELEMENT_NAMES",
+    "NUMERICS_VERSION",
     "ROUNDINGS",
     "SCALE_NAMES",
     "SCALE_ROUNDINGS",
