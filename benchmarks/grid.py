@@ -2,9 +2,9 @@
 
     python -m benchmarks.grid [options] [KNOB=VALUE ...]
 
-mxsweep does it in one process (grid_process.py), which is timed from outside, from its start to its exit. Beside it
-stands the same work on the stock path, where each run is a process of its own: what a process needs before it
-evaluates is measured, some evaluations are measured on part of the data, and their sum is scaled to 25 whole runs.
+mxsweep does it in one process, which is timed from outside, from its start to its exit. Beside it stands the same work
+on the stock path, where each run is a process of its own: what a process needs before it evaluates is measured, some
+evaluations are measured on part of the data, and their sum is scaled to 25 whole runs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from benchmarks.common import (
 )
 from benchmarks.material import Material, add_arguments, with_material
 
+# ex1 with keys and values as they are, and with them in fp4_e2m1, which is ex2: 24 runs and their baseline.
+GRID = ["experiment=ex1", "kv_quant=none,fp4_e2m1"]
 BLOCK_SIZES, SCALE_BITS = (16, 32, 64), (6, 8)  # of ex1 and ex2
 STOCK_RUNS = ("none", "cuda", "cuda+kv", "torch", "torch+kv")
 WARMUP = 512  # examples of the stock path's warm-up
@@ -112,19 +114,21 @@ def run_grid(material: Material, knobs: Sequence[str]) -> GridTime:
     if folder.exists():
         shutil.rmtree(folder)  # of an earlier benchmark in the same --work: mxsweep never writes into old runs
     folder.mkdir()
+    sweep = folder / "grid"
     words = ["model=hf", f"model.path={material.model}", f"task={TASK}", f"task.data={material.data}", *knobs]
+    typed = {knob.partition("=")[0] for knob in knobs}
+    grid = [word for word in GRID if word.partition("=")[0] not in typed]
     started = time.time()
-    wall_s, log = _timed_process(["benchmarks.grid_process", str(folder), *words], folder / "log.txt")
-    marks_file = folder / "marks.json"
-    if not marks_file.is_file() or not (folder / "baseline" / "result.json").is_file():
+    wall_s, log = _timed_process(["mxsweep", "-m", *grid, f"hydra.sweep.dir={sweep}", *words], folder / "log.txt")
+    ends = {name: sweep / file for name, file in (("planned", "sweep.json"), ("report", "results.md"))}
+    files = list(sweep.glob("*/result.json"))
+    if not files or not all(file.is_file() for file in ends.values()):
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise BenchmarkError(f"mxsweep's process did not do its work; the last it said:\n{tail}")
-    marks = json.loads(marks_file.read_text(encoding="utf-8"))
-    files = list(folder.glob("grid/*/result.json"))
-    marks["last_record"] = max((file.stat().st_mtime for file in files), default=marks["baseline"])
-    runs = sorted((read_record(file) for file in files), key=_knobs)
-    records = [read_record(folder / "baseline" / "result.json"), *runs]
-    report = sorted(path.name for path in (folder / "report").glob("*"))
+    marks = {name: file.stat().st_mtime for name, file in ends.items()}
+    marks["last_record"] = max(file.stat().st_mtime for file in files)
+    records = sorted((read_record(file) for file in files), key=_knobs)
+    report = sorted(path.name for path in sweep.glob("*.*"))
     return GridTime(wall_s, _parts(started, wall_s, marks, records), records, report)
 
 
@@ -142,29 +146,31 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _knobs(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What orders the rows of the table: without KV first, then as the knobs count up."""
+    """What orders the rows of the table: the baseline, then without KV, then as the knobs count up."""
     config = record["config"]
-    return config["kv_quant"]["name"] != "none", config["block_size"], config["scale_bits"], config["custom_cuda"]
+    knobs = config["kv_quant"]["name"] != "none", config["block_size"], config["scale_bits"], config["custom_cuda"]
+    return config["format"]["name"] != "none", *knobs
 
 
 def _parts(started: float, wall_s: float, marks: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The wall time by what it was spent on, from the process's marks and the runs' records.
+    """The wall time by what it was spent on, from what the process left and the runs' records.
 
     The parts add up to the wall time. A run that fails before its model is loaded has a total and no parts.
     """
     spent = {part: sum(r["timing"].get(f"{part}_s", 0.0) for r in records) for part in ("load", "quantize", "eval")}
     rest = [record["timing"]["total_s"] - _known(record) for record in records]
     total = sum(record["timing"]["total_s"] for record in records)
+    order = sorted(range(len(records)), key=lambda index: records[index]["started_at"])
+    first = rest[order[0]]
     return {
-        "start of the interpreter": marks["began"] - started,
-        "first run: imports": rest[0],
+        "starting and planning": marks["planned"] - started,
+        "first run: imports": first,
         "loading model and task": spent["load"],
         "quantizing weights": spent["quantize"],
         "evaluating": spent["eval"],
-        "rest of the other runs": sum(rest[1:]),
-        "Hydra, planning, writing records": marks["last_record"] - marks["began"] - total,
-        "the sweep's own report": marks["grid"] - marks["last_record"],
-        "report over baseline and grid": marks["report"] - marks["grid"],
+        "rest of the other runs": sum(rest) - first,
+        "between runs: writing records": marks["last_record"] - marks["planned"] - total,
+        "report": marks["report"] - marks["last_record"],
         "exit": started + wall_s - marks["report"],
     }
 

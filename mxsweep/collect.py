@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mxsweep.results.collect import gather
-from mxsweep.results.record import STATUSES, Folders, newest_sweep
+from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
+from mxsweep.results.status import status_text
 from mxsweep.results.tables import markdown_text, summary, terminal_text, write_csv, write_parquet
 
 EXIT_UNWRITABLE = 1
@@ -26,7 +27,8 @@ class CollectResult:
     files: list[Path] = field(default_factory=list)
     done: int = 0
     failed: int = 0
-    unfinished: int = 0
+    running: int = 0
+    missing: int = 0
     unreadable: int = 0
     write_error: str | None = None  # why files are missing; the text is complete all the same
 
@@ -35,7 +37,7 @@ def collect(dirs: Folders, output: Path | str | None = None) -> CollectResult:
     """Collect the runs at or below `dirs` and write table, report and figures to `output`.
 
     `output` is by default the folder collected or, if there are several, ./collected. Raises CollectError
-    where there is no run; failed, unfinished and unreadable runs are no error but are listed.
+    where there is no run; failed, running, missing and unreadable runs are no error but are listed.
     """
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     try:
@@ -70,6 +72,16 @@ def collect(dirs: Folders, output: Path | str | None = None) -> CollectResult:
     return CollectResult(text, files, write_error=write_error, **counts)
 
 
+def _runs(dirs: Sequence[Path]) -> list[RunFolder]:
+    try:
+        runs = find_runs(dirs)
+    except FileNotFoundError as error:
+        raise CollectError(str(error)) from error
+    if not runs:
+        raise CollectError(f"no run in {', '.join(map(str, dirs))}")
+    return runs
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
     parser = argparse.ArgumentParser(
@@ -90,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="where the files go (default: the folder collected or, if there are several, ./collected)",
     )
+    parser.add_argument(
+        "--status",
+        action="store_true",
+        help="print only how far the sweeps are: each planned run, done, running, failed (and why) or missing",
+    )
     arguments = parser.parse_args(argv)
     dirs = arguments.dirs
     try:
@@ -98,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if newest is None:
                 raise CollectError("no run below ./multirun or ./outputs: name the folder to collect")
             dirs = [newest]
+        if arguments.status:
+            print(status_text(_runs(dirs)))
+            return 0
         result = collect(dirs, arguments.output)
     except CollectError as error:
         print(f"mxsweep.collect: {error}", file=sys.stderr)

@@ -75,7 +75,8 @@ def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[
 
 
 def as_typed(override: str) -> str:
-    """A prepared override as a person types it: ``block_size='16'`` is ``block_size=16``."""
+    """A prepared override as a person types it: ``block_size='16'`` is ``block_size=16``, ``False`` is ``false``."""
+    override = re.sub(r"=(True|False)$", lambda found: found.group().lower(), override)
     return re.sub(r"^(\w+)='([^',]*)'$", r"\1=\2", override)
 
 

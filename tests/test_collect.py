@@ -277,7 +277,7 @@ def test_files_of_a_grid(tmp_path: Path) -> None:
     put_grid(tmp_path)
     put_failed(tmp_path / "bad")
     result = collect([tmp_path], tmp_path / "out")
-    assert (result.done, result.failed, result.unfinished, result.unreadable) == (7, 1, 0, 0)
+    assert (result.done, result.failed, result.missing, result.unreadable) == (7, 1, 0, 0)
     names = ["results.csv", "results.parquet", "results.md"]
     names += [f"{y}_vs_block_size.{ext}" for y in ("accuracy", "throughput") for ext in ("png", "svg")]
     assert [path.name for path in result.files] == names
@@ -345,14 +345,14 @@ def test_runs_that_are_not_done_are_listed_with_their_reasons(tmp_path: Path) ->
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "result.json").write_text("{")
     result = collect(tmp_path)
-    assert (result.done, result.failed, result.unfinished, result.unreadable) == (1, 1, 1, 1)
+    assert (result.done, result.failed, result.missing, result.unreadable) == (1, 1, 1, 1)
     report = (tmp_path / "results.md").read_text()
     for text in (result.text, report):
-        assert "1 done, 1 failed, 1 unfinished, 1 unreadable" in text
+        assert "1 done, 1 failed, 1 missing, 1 unreadable" in text
         assert "no result.json" in text and "not valid JSON" in text
         assert str(tmp_path / "broken") in text
     assert "ConfigError: a | b" in result.text and "ConfigError: a \\| b" in report
-    assert sorted(load_table(tmp_path)["status"]) == ["done", "failed", "unfinished", "unreadable"]
+    assert sorted(load_table(tmp_path)["status"]) == ["done", "failed", "missing", "unreadable"]
 
 
 def test_only_failures_still_give_every_file(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_default_is_the_newest_sweep(
     assert main([]) == 2
     assert "no run below ./multirun or ./outputs" in capsys.readouterr().err
     put(Path("multirun/day/time/0"), acc(0.5))
-    Path("multirun/day/time/multirun.yaml").write_text("")
+    Path("multirun/day/time/sweep.json").write_text('{"schema": 1, "commands": [], "runs": []}')
     assert main([]) == 0
     assert "multirun/day/time: 1 done" in capsys.readouterr().out
     assert Path("multirun/day/time/results.md").is_file()

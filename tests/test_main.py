@@ -28,8 +28,9 @@ def records(folder: Path) -> list[dict]:  # type: ignore[type-arg]
 def test_help_explains_every_group(tmp_path: Path) -> None:
     answer = mxsweep("--help", cwd=tmp_path)
     assert answer.returncode == 0
-    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
-    assert len(groups) == 10
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
+    assert len(groups) == 11
+    assert "\n  hydra/launcher " in answer.stdout
     for group in groups:
         assert f"\n  {group} " in answer.stdout
     assert list(tmp_path.iterdir()) == []
@@ -38,7 +39,7 @@ def test_help_explains_every_group(tmp_path: Path) -> None:
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     answer = mxsweep("experiment=ex2", "block_size=16", "dry_run=true", cwd=tmp_path)
     assert answer.returncode == 0
-    assert "4 runs planned, nothing run" in answer.stdout
+    assert "5 runs planned, nothing run" in answer.stdout  # the baseline is one of them
     assert "fp4_e2m1-b16-e8m0" in answer.stdout
     assert "cuda, exact" in answer.stdout
     assert "4.38" in answer.stdout  # 4 + 6/16 bits a weight
@@ -66,7 +67,10 @@ BAD_INPUT = [
     ("formät=3", "formät=3: cannot be read as KNOB=VALUE"),
     ("block_size", "block_size: cannot be read as KNOB=VALUE"),
     ("limit=5 -m block_size=-1,-2", "block_size: -2"),
-    ("hydra.run.dir=/proc/nowhere", "hydra.run.dir: '/proc/nowhere' cannot be made (No such file or directory)"),
+    (
+        "hydra.run.dir=/proc/nowhere",
+        "hydra.run.dir: '/proc/nowhere' cannot be made or written (No such file or directory)",
+    ),
     ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
     ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
 ]
@@ -112,23 +116,24 @@ def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
     answer = mxsweep("-m", "block_size=16,48", "limit=16", "format=none,w4a6", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     (sweep,) = (tmp_path / "multirun").iterdir()
-    assert len(records(sweep)) == 4
-    assert {path.name.split("_")[2] for path in sweep.iterdir() if path.is_dir()} == {"bs16", "bs48"}
+    assert len(records(sweep)) == 3  # the baseline has no block size, and is run once
+    assert "block_size=48 limit=16 format=none: is the same run as block_size=16 limit=16 format=none" in answer.stdout
+    assert {path.name.split("_")[2] for path in sweep.iterdir() if "_" in path.name and path.is_dir()} == {
+        "bs16",
+        "bs48",
+    }
     table = pd.read_csv(sweep / "results.csv")
     assert sorted(table["block_size"].dropna()) == [16, 48]  # a baseline has none
     assert (sweep / "accuracy_vs_block_size.png").stat().st_size > 1000
-    assert "examples/s" in answer.stdout
+    assert "examples/sec" in answer.stdout
 
 
-def test_runs_that_differ_in_nothing_that_matters_keep_a_folder_each(tmp_path: Path) -> None:
-    answer = mxsweep("-m", "batch_size=4,8", "limit=8", cwd=tmp_path)
+def test_runs_that_differ_in_nothing_that_matters_are_run_once(tmp_path: Path) -> None:
+    answer = mxsweep("-m", "batch_size=4,8", "limit=8", "baseline=false", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
-    found = records(tmp_path)
-    assert len(found) == 2
-    assert found[0]["config_hash"] == found[1]["config_hash"]
-    assert sorted(record["config"]["batch_size"] for record in found) == [4, 8]
-    first, second = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
-    assert second == f"{first}_2" and first == found[0]["run_id"]
+    assert "batch_size=8 limit=8: is the same run as batch_size=4 limit=8" in answer.stdout
+    (record,) = records(tmp_path)
+    assert record["config"]["batch_size"] == 4
 
 
 def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:

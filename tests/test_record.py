@@ -130,13 +130,13 @@ def test_every_state_of_a_run_is_found(tmp_path: Path) -> None:
     runs = find_runs([tmp_path])
     assert [(run.path.name, run.status) for run in runs] == [
         ("1", "unreadable"),
-        ("2", "unfinished"),
+        ("2", "missing"),
         ("9", "failed"),
         ("10", "done"),
     ]
     assert [run.run_id for run in runs] == ["1", "2", "nine", "ten"]
     assert runs[1].overrides == ["block_size=16", "scale_bits=6"]
-    assert "no result.json" in (runs[1].reason or "")
+    assert "stopped or killed" in (runs[1].reason or "")
     assert runs[2].reason == "ConfigError: block_size=-1"
     assert runs[2].overrides == ["block_size=-1"]
     assert runs[3].reason is None
@@ -162,8 +162,9 @@ def test_newest_sweep(tmp_path: Path) -> None:
             written = write_record(sweep / job, minimal()).stat().st_mtime
         os.utime(sweep / "1" / "result.json", (written - 100 * age,) * 2)
         os.utime(sweep / "0" / "result.json", (written - 1000,) * 2)
-        (sweep / "multirun.yaml").write_text("")
-    (tmp_path / "multirun.yaml").write_text("")
+        (sweep / "sweep.json").write_text("")
+        os.utime(sweep / "sweep.json", (written - 1000,) * 2)
+    (tmp_path / "sweep.json").write_text("")
     (tmp_path / "multirun" / "day" / "11-00").mkdir()  # a sweep that left no run
     assert newest_sweep(tmp_path) == tmp_path / "multirun" / "day" / "10-00"
 

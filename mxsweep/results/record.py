@@ -1,10 +1,11 @@
 """The record that a run leaves, `result.json`, and the folders that runs leave it in.
 
-A record is written last and atomically, so a run folder is in one of four states:
+A record is written last and atomically, so a run is in one of five states:
 
     done         result.json says so
     failed       result.json says so, with the error
-    unfinished   Hydra's .hydra/ is there, result.json is not: still running, stopped or killed
+    running      a process works on it (see claims.py); an earlier failure may still be there
+    missing      there is no result.json: planned (see manifest.py) and not begun, or begun, and stopped or killed
     unreadable   result.json is damaged, or is not a record of this schema
 
 JSON has no NaN and no infinity. A record holds them as the strings "NaN", "Infinity" and "-Infinity",
@@ -21,11 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mxsweep.results.atomic import write_atomically
+from mxsweep.results.claims import holder
+from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
+
 SCHEMA = 1
 RECORD_NAME = "result.json"
 HYDRA_FOLDER = ".hydra"
 Folders = Path | str | Iterable[Path | str]  # one folder, or several
-STATUSES = ("done", "failed", "unfinished", "unreadable")
+STATUSES = ("done", "failed", "running", "missing", "unreadable")
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -52,22 +57,9 @@ class RunFolder:
 
 def write_record(folder: Path | str, record: dict[str, Any]) -> Path:
     """Write `record` to `folder`/result.json so that a reader sees all of it or nothing."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_encode({"schema": SCHEMA, **record}), indent=2, allow_nan=False)
-    path = folder / RECORD_NAME
-    # In the same folder, since a rename is atomic only within a file system. Not made by `tempfile`,
-    # whose files only their owner may read.
-    temporary = folder / f".{RECORD_NAME}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    path = Path(folder) / RECORD_NAME
+    write_atomically(path, text + "\n")
     return path
 
 
@@ -84,21 +76,43 @@ def read_record(path: Path | str) -> dict[str, Any]:
 
 
 def find_runs(dirs: Folders) -> list[RunFolder]:
-    """Every run at or below `dirs`, each once, in natural order of the folders' names."""
-    return [_open_run(path) for path in _run_paths(dirs)]
+    """Every run at or below `dirs`, begun or only planned, each once, in natural order of the folders' names.
+
+    Raises FileNotFoundError for a folder that is not there. A sweep.json that cannot be read counts as an unreadable
+    run.
+    """
+    found: dict[Path, RunFolder] = {}
+    begun, sweeps = _walk(dirs)
+    planned: dict[Path, tuple[Path, list[str]]] = {}
+    for path, named in sweeps.items():
+        try:
+            manifest = read_manifest(named)
+        except ManifestError as error:
+            found[path / MANIFEST_NAME] = RunFolder(named, "unreadable", reason=str(error))
+            continue
+        for run in manifest.runs if manifest else []:
+            planned[(named / run.folder).resolve()] = named / run.folder, run.overrides
+    for path, named in begun.items():
+        found[path] = _open_run(named, planned.get(path, (named, []))[1])
+    for path, (named, overrides) in planned.items():
+        if path not in found:
+            found[path] = RunFolder(named, "missing", reason="not begun", overrides=overrides)
+    return sorted(found.values(), key=lambda run: natural_key(str(run.path)))
 
 
-def newest_sweep(root: Path | str = ".") -> Path | None:
+def newest_sweep(root: Path | str = ".", *, only_sweeps: bool = False) -> Path | None:
     """The folder of the newest sweep below `root`/multirun or, if there is none, run below `root`/outputs.
 
-    Newest is the one whose runs wrote last; equal times (a copied tree) are told apart by name.
+    `only_sweeps` leaves out single runs. Newest is the one that was written to last; equal times (a copied tree) are
+    told apart by name.
     """
     for base in (Path(root) / "multirun", Path(root) / "outputs"):
-        written: dict[Path, float] = {}
-        for run in _run_paths([base]) if base.is_dir() else []:
-            folders = [folder for folder in (run, *run.parents) if folder.is_relative_to(base)]
-            sweep = next((folder for folder in folders if (folder / "multirun.yaml").is_file()), run)
-            written[sweep] = max(written.get(sweep, 0.0), _written_at(run))
+        begun, sweeps = _walk([base]) if base.is_dir() else ({}, {})
+        written = {sweep: (sweep / MANIFEST_NAME).stat().st_mtime for sweep in sweeps.values()}
+        for run in begun.values():
+            sweep = next((folder for folder in (run, *run.parents) if folder in written), run)
+            if sweep in written or not only_sweeps:
+                written[sweep] = max(written.get(sweep, 0.0), _written_at(run))
         if written:
             return max(written, key=lambda sweep: (written[sweep], str(sweep)))
     return None
@@ -156,28 +170,41 @@ def _check(record: Any) -> None:
             raise RecordError(f"metrics of {task} are no mapping")
 
 
-def _run_paths(dirs: Folders) -> list[Path]:
-    found: dict[Path, Path] = {}
+def _walk(dirs: Folders) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """The folders of runs that began, and those of sweeps: resolved path to path as named."""
+    begun: dict[Path, Path] = {}
+    sweeps: dict[Path, Path] = {}
     for top in map(Path, [dirs] if isinstance(dirs, Path | str) else dirs):
         if not top.is_dir():
             raise FileNotFoundError(f"no such folder: {top}")
         for name, folders, files in os.walk(top):
             if RECORD_NAME in files or HYDRA_FOLDER in folders:
-                found.setdefault(Path(name).resolve(), Path(name))
+                begun.setdefault(Path(name).resolve(), Path(name))
+            if MANIFEST_NAME in files:
+                sweeps.setdefault(Path(name).resolve(), Path(name))
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
-    return sorted(found.values(), key=lambda path: natural_key(str(path)))
+    return begun, sweeps
 
 
-def _open_run(path: Path) -> RunFolder:
+def _open_run(path: Path, planned: list[str]) -> RunFolder:
+    at_work = holder(path)
+    if at_work is not None:
+        return RunFolder(path, "running", reason=_who_works(at_work), overrides=planned or _hydra_overrides(path))
     if not (path / RECORD_NAME).exists():
-        reason = "no result.json: still running, stopped or killed"
-        return RunFolder(path, "unfinished", reason=reason, overrides=_hydra_overrides(path))
+        reason = "begun, and stopped or killed before it finished"
+        return RunFolder(path, "missing", reason=reason, overrides=planned or _hydra_overrides(path))
     try:
         record = read_record(path / RECORD_NAME)
     except RecordError as error:
-        return RunFolder(path, "unreadable", reason=str(error), overrides=_hydra_overrides(path))
+        return RunFolder(path, "unreadable", reason=str(error), overrides=planned or _hydra_overrides(path))
     overrides = [str(override) for override in record.get("overrides") or []]
     return RunFolder(path, record["status"], record, _failure_reason(record), overrides)
+
+
+def _who_works(notes: dict[str, Any]) -> str:
+    who = f"process {notes.get('pid', '?')} on {notes.get('host', '?')}"
+    answered, requests = notes.get("answered"), notes.get("requests")
+    return f"{who}, {answered / requests:.0%} answered" if answered and requests else who
 
 
 def _failure_reason(record: dict[str, Any]) -> str | None:

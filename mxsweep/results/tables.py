@@ -30,8 +30,9 @@ SPEED_NOTE = "examples/sec is the speed of simulating a format on this computer,
 SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
 STATUS_TITLES = {
     "failed": "Failed",
-    "unfinished": "Unfinished (no result.json)",
-    "unreadable": "Unreadable (result.json is no record)",
+    "running": "Running",
+    "missing": "Missing (no result.json)",
+    "unreadable": "Unreadable",
 }
 
 
@@ -243,7 +244,7 @@ def _difference(row: Row, baseline: Row | None, name: str) -> str:
     """
     value = row.metrics.get(name)
     base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
-    if value is None or base is None:
+    if value is None or base is None or not (math.isfinite(value) and math.isfinite(base)):
         return ABSENT
     if betterness(name) > 0:
         return f"{value - base:+.4f}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -15,31 +19,70 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.config import RunConfig, from_hydra, no_such_knob
+from mxsweep.config import SWEEP_KNOBS, RunConfig, from_hydra, no_such_knob
 from mxsweep.errors import ConfigError
 from mxsweep.overrides import as_typed, conf_dir, prepare
+from mxsweep.sweep.settings import Settings
+
+# The knobs that a baseline has no use for: what a tensor becomes, and how.
+QUANTIZATION_KNOBS = (
+    *("format", "kv_quant", "modules", "block_size", "scale_bits", "scale", "tensor_scale", "custom_cuda"),
+    *("rounding", "scale_rounding", "symmetric", "backend", "arithmetic"),
+)
+# Leaves as well as groups: an experiment may have set a leaf, over which a group chosen here would not win.
+BASELINE = (
+    *("format='none'", "format.weight=none", "format.activation=none"),
+    *("kv_quant='none'", "kv_quant.key=none", "kv_quant.value=none"),
+    *("modules=null", "custom_cuda='false'", "backend=auto", "arithmetic=auto"),
+)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan: its overrides, and its config or why it has none."""
+    """One run of a plan.
 
+    Attributes:
+        words: its overrides as Hydra takes them.
+        overrides: those of them that say what the run is, as a person types them.
+        config: None where it cannot be, and then ``error`` says why.
+        asked: the config as composed, for the record of a run that cannot be.
+        config_hash: the config's; of a run that cannot be, a hash of what was asked for.
+        run_id: stamp, habitual knobs, and the hash's beginning.
+        subdir: its folder below the sweep's.
+        same: the overrides of further runs that would be the same one.
+        yaml: what Hydra composed, file name to content.
+    """
+
+    words: tuple[str, ...]
     overrides: tuple[str, ...]
     config: RunConfig | None
     error: str | None
-    dry_run: bool
-    run_dir: Path  # where Hydra puts a single run
-    sweep_dir: Path  # where it puts a sweep
+    asked: dict[str, Any]
+    config_hash: str
+    run_id: str
+    subdir: str
+    same: tuple[tuple[str, ...], ...] = ()
+    yaml: dict[str, str] = field(default_factory=dict)
 
 
-def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = None) -> list[PlannedRun]:
+@dataclass(frozen=True)
+class Plan:
+    """What a command line means: runs, no two of them the same, and how to go about them."""
+
+    runs: list[PlannedRun]
+    settings: Settings
+
+
+def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = None) -> Plan:
     """Expand prepared overrides (see :func:`mxsweep.overrides.prepare`) into runs.
+
+    In a multirun the baselines are added (unless ``baseline=false``), and runs on one model follow each other, so that
+    it is loaded once.
 
     Raises:
         ConfigError: what Hydra itself refuses, as a knob that is not there, and several values without ``multirun``.
             A value that is not allowed is no error here but the planned run's.
     """
-    register_run_id()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         jobs = [list(overrides)]
@@ -50,13 +93,144 @@ def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = Non
         if multirun:
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
-            searched = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
-            return [_planned(job, searched) for job in jobs]
+            return _compose_all(jobs, multirun, config_dir)
     except OverrideParseException as error:
         message = f"{error.override}: cannot be read as KNOB=VALUE ({str(error).splitlines()[0]})"
         raise ConfigError(message) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_without_jargon(str(error))) from error
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of one run from Python: ``compose(["block_size=16", "format=mxfp4"])``.
+
+    Raises:
+        ConfigError: a knob or a value that is not allowed, or several values.
+    """
+    prepared, sweeps = prepare(list(overrides))
+    if sweeps:
+        raise ConfigError(f"{' '.join(overrides)}: is a sweep; compose() makes one run's config")
+    (run,) = plan(prepared, multirun=False).runs
+    if run.config is None:
+        raise ConfigError(run.error or "")
+    return run.config
+
+
+def _compose_all(jobs: list[list[str]], multirun: bool, config_dir: Path | None) -> Plan:
+    extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+    if not any(word.startswith("stamp=") for word in jobs[0]):
+        extra.append(f"stamp='{datetime.now().strftime('%Y%m%d_%H%M%S')}'")  # one for all, however long composing takes
+    runs, settings = [], None
+    for number, words in enumerate(jobs):
+        cfg = _compose_one(words, [*extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
+        runs.append(_planned(cfg, words, _of_the_run(words)))
+        settings = settings or Settings.from_hydra(cfg)
+    assert settings is not None
+    if multirun:
+        runs = list(_each_once(_model_by_model(runs)))
+        if settings.baseline:
+            runs = list(_with_baselines(runs, extra))
+        _check_folders(runs)
+    return Plan(runs, settings)
+
+
+def _compose_one(words: Sequence[str], extra: Sequence[str]) -> DictConfig:
+    return hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
+
+
+def _of_the_run(words: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, and not how the sweep is gone about."""
+    return [word for word in words if not word.startswith("hydra") and _root(word) not in SWEEP_KNOBS]
+
+
+def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> PlannedRun:
+    overrides = tuple(map(as_typed, shown))
+    config, error = None, None
+    try:
+        config = from_hydra(cfg)
+        config_hash = config.config_hash
+        run_id = config.run_id(cfg.stamp)
+    except ConfigError as problem:
+        # The run has an id, and a folder of that name, all the same: it is recorded as one that failed.
+        config, error = None, str(problem)
+        config_hash = hashlib.sha256(json.dumps(["cannot be", sorted(overrides)]).encode()).hexdigest()
+        run_id = f"{cfg.stamp}_invalid_{config_hash[:8]}"
+    name_run(run_id)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return PlannedRun(
+        words=tuple(words),
+        overrides=overrides,
+        config=config,
+        error=error,
+        asked={} if config else _as_asked(own),
+        config_hash=config_hash,
+        run_id=run_id,
+        subdir=str(cfg.hydra.sweep.subdir),
+        yaml={"config.yaml": OmegaConf.to_yaml(own), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
+    )
+
+
+def _as_asked(own: DictConfig) -> dict[str, Any]:
+    data = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def _model_by_model(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The runs of each model together, models and runs in the order they came."""
+    order: dict[Any, int] = {}
+
+    def place(run: PlannedRun) -> int:
+        key = (run.config.model, run.config.task.names) if run.config else None
+        return order.setdefault(key, len(order))
+
+    return sorted(runs, key=place)
+
+
+def _each_once(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
+    """Of the runs that come to the same, the first, with the others' overrides."""
+    alike: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        alike.setdefault(run.config_hash, []).append(run)
+    for first, *others in alike.values():
+        different = dict.fromkeys(other.overrides for other in others if other.overrides != first.overrides)
+        yield replace(first, same=tuple(different))
+
+
+def _with_baselines(runs: list[PlannedRun], extra: list[str]) -> Iterator[PlannedRun]:
+    """Before the first run that is to be compared with it, the baseline of each model, task, limit and dtype."""
+    there = {_baseline_key(run.config) for run in runs if run.config and run.config.recipe.is_baseline}
+    for run in runs:
+        if run.config is not None and _baseline_key(run.config) not in there:
+            there.add(_baseline_key(run.config))
+            kept = [word for word in run.words if _root(word) not in QUANTIZATION_KNOBS]
+            number = len(runs) + len(there)
+            cfg = _compose_one(kept, [*BASELINE, *extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
+            yield _planned(cfg, kept, [*_of_the_run(kept), "format=none", "kv_quant=none"])
+        yield run
+
+
+def _baseline_key(config: RunConfig) -> Any:
+    """What two runs have in common that are compared with one baseline."""
+    task = config.task
+    seed = config.seed if task.num_fewshot else None  # without examples in the prompt it decides nothing unquantized
+    fed = (task.names, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
+    return config.model, fed, config.limit, seed
+
+
+def _root(override: str) -> str:
+    return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def _check_folders(runs: list[PlannedRun]) -> None:
+    taken: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = taken.setdefault(run.subdir, run)
+        if other is not run:
+            raise ConfigError(
+                f"hydra.sweep.subdir: {run.subdir!r} would be the folder of two runs ({' '.join(other.overrides)} and "
+                f"{' '.join(run.overrides)}); leave it out, or give one that differs, as '${{run_id:}}'"
+            )
 
 
 def _without_jargon(message: str) -> str:
@@ -67,52 +241,6 @@ def _without_jargon(message: str) -> str:
     return no_such_knob(missing.group(1))
 
 
-def compose(overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of one run from Python: ``compose(["block_size=16", "format=mxfp4"])``.
-
-    Raises:
-        ConfigError: a knob or a value that is not allowed, or several values.
-    """
-    prepared, sweeps = prepare(list(overrides))
-    planned = plan(prepared, multirun=True)
-    if sweeps or len(planned) != 1:
-        raise ConfigError(f"{' '.join(overrides)}: is a sweep of {len(planned)} runs; compose() makes one")
-    if planned[0].config is None:
-        raise ConfigError(planned[0].error or "")
-    return planned[0].config
-
-
-def _planned(job: list[str], searched: list[str]) -> PlannedRun:
-    cfg = hydra_compose("config", overrides=job + searched, return_hydra_config=True)
-    overrides = tuple(as_typed(item) for item in job if not item.startswith("hydra."))
-    config, error = None, None
-    try:
-        config = from_hydra(cfg)
-    except ConfigError as problem:
-        error = str(problem)
-    dry_run = cfg.dry_run is True
-    return PlannedRun(overrides, config, error, dry_run, Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir))
-
-
-def register_run_id() -> None:
-    """Give the config files ``${run_id:}``: folders are named from the typed config, not from what was typed."""
-    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-
-
-def _run_id(*, _root_: DictConfig) -> str:
-    try:
-        name = from_hydra(_root_).run_id(_root_.stamp)
-    except ConfigError:
-        # The run's folder is named before the run can say what is wrong with its config.
-        name = f"{_root_.stamp}_invalid"
-    job = OmegaConf.select(_root_, "hydra.job.num", default=None, throw_on_missing=False)
-    if job is None:  # a single run, or a plan
-        return name
-    # Runs of a sweep that differ in nothing that matters (batch_size=8,32) have one id, and still a folder each.
-    same = _folders.setdefault(name, [])
-    if job not in same:
-        same.append(job)
-    return name if same[0] == job else f"{name}_{same.index(job) + 1}"
-
-
-_folders: dict[str, list[int]] = {}  # of this process: the jobs that have each id, in the order they came
+def name_run(run_id: str) -> None:
+    """What ``${run_id:}`` stands for in the config files: folders are named from the typed config, not as typed."""
+    OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)

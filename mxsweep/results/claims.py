@@ -1,0 +1,103 @@
+"""Who works on a run: a lock on a file in its folder.
+
+The operating system gives a process's locks back when it dies, however it dies, so that a claim never outlives its
+holder and nothing has to guess whether a holder is still alive. The lock is `flock`, which NFS (over the network) and
+Lustre (mounted with -o flock) know too. On a file system that gives every process the lock, a run may be done twice;
+its result, written atomically, is whole all the same.
+
+The file stays, since unlinking a locked file would let two processes hold "the" lock, each on a file of its own.
+What is in it is a hint for people (host, process) and a count of the times that a process died in the run.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+CLAIM_NAME = ".claim"
+# Someone who only asks holds the lock for microseconds; within this time it is free again.
+PATIENCE_S = 0.1
+
+
+class Lock:
+    """An exclusive lock on a file, held until `release` or the end of the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path, *, wait: bool = False) -> "Lock | None":
+        """The lock, or None if another process (or another Lock of this one) holds it. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if _locked(descriptor, fcntl.LOCK_EX, wait):
+                return cls(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def read(self) -> dict[str, Any]:
+        """What the last holder left; nothing if that is damaged."""
+        try:
+            content = json.loads(os.pread(self._descriptor, 10_000, 0))
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace what is in the file. Not atomic: a reader takes half of it for nothing."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock on `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(descriptor, fcntl.LOCK_SH, wait=False, patience_s=0)
+    finally:
+        os.close(descriptor)
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """What the process that works on the run in `folder` says of itself; None if none does."""
+    path = folder / CLAIM_NAME
+    if not is_held(path):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def this_process() -> dict[str, Any]:
+    """For people who ask who holds a claim."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _locked(descriptor: int, kind: int, wait: bool, patience_s: float = PATIENCE_S) -> bool:
+    if wait:
+        fcntl.flock(descriptor, kind)
+        return True
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)

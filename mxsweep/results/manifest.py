@@ -1,0 +1,95 @@
+"""What a sweep was to run, `sweep.json`, written before its first run begins.
+
+A run is known by its config_hash: that of what determines its result. Resuming a sweep, or running another command in
+its folder, adds to the file; a run that is in it already keeps its folder.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mxsweep.results.atomic import write_atomically
+from mxsweep.results.claims import Lock
+
+SCHEMA = 1
+MANIFEST_NAME = "sweep.json"
+LOCK_NAME = ".sweep.lock"
+
+
+class ManifestError(ValueError):
+    """A sweep.json that is none: the message says why, with the file's name."""
+
+
+@dataclass(frozen=True)
+class ManifestRun:
+    """A planned run.
+
+    `folder` is relative to the sweep's; `same` holds the overrides of further runs that would be the same one.
+    """
+
+    run_id: str
+    folder: str
+    config_hash: str
+    overrides: list[str]
+    same: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was typed to begin or extend a sweep: overrides, and the folder of further config groups."""
+
+    overrides: list[str]
+    config_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sweep's commands and the runs that they mean."""
+
+    commands: list[Command]
+    runs: list[ManifestRun]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of the sweep in `folder`; None if there is none. Raises ManifestError."""
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ManifestError(f"{path}: schema {content['schema']!r}, and this version reads schema {SCHEMA}")
+        runs = [ManifestRun(**run) for run in content["runs"]]
+        return Manifest([Command(**command) for command in content["commands"]], runs)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path}: is no list of planned runs ({error})") from error
+
+
+def merge_manifest(folder: Path, command: Command | None, runs: Iterable[ManifestRun]) -> Manifest:
+    """Put `command` and `runs` into the manifest of the sweep in `folder`, and return the whole of it.
+
+    Processes that do this at once do it one after the other. Raises ManifestError, and OSError.
+    """
+    lock = Lock.take(folder / LOCK_NAME, wait=True)
+    assert lock is not None
+    try:
+        before = read_manifest(folder) or Manifest([], [])
+        known = {run.config_hash: run for run in before.runs}
+        for run in runs:
+            old = known.get(run.config_hash)
+            same = [] if old is None else [words for words in run.same if words not in old.same]
+            known[run.config_hash] = run if old is None else dataclasses.replace(old, same=old.same + same)
+        commands = before.commands + ([command] if command is not None and command not in before.commands else [])
+        after = Manifest(commands, list(known.values()))
+        if after != before:
+            content = {"schema": SCHEMA, **dataclasses.asdict(after)}
+            write_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
+        return after
+    finally:
+        lock.release()

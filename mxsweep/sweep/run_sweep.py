@@ -1,0 +1,261 @@
+"""The story of a sweep: a folder, the planned runs in it, those left to do, and what came out.
+
+Not called sweep.py for the reason that run_one.py is not called run.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from mxsweep.errors import ConfigError
+from mxsweep.results.claims import is_held
+from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest, read_manifest
+from mxsweep.results.record import RECORD_NAME
+from mxsweep.sweep.execute import Observer, SweepRun, settled
+from mxsweep.sweep.launch import LAUNCHES, Launch, LaunchError, begin_launch, check_launcher, launch_runs
+from mxsweep.sweep.launch import LOCK_NAME as LAUNCH_LOCK
+from mxsweep.sweep.plan import Plan, PlannedRun
+from mxsweep.sweep.progress import Progress
+from mxsweep.sweep.settings import Settings
+
+log = logging.getLogger("mxsweep")
+
+EXIT_FAILED = 1  # a run failed or has no result; the others are recorded
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
+
+
+def run_sweep(plan: Plan, folder: Path, command: Command | None) -> int:
+    """Do what is left to do of a sweep, and collect it. Returns the exit code.
+
+    Args:
+        folder: the sweep's, see :func:`sweep_folder`.
+        command: what to do again when the sweep is resumed without knobs; None for what is in its manifest already.
+
+    Raises:
+        ConfigError: before anything starts.
+    """
+    settings = plan.settings
+    try:
+        with begin_launch(folder, _launch_name()) as launch:
+            manifest = merge_manifest(folder, command, map(_manifest_run, plan.runs))
+            runs = _with_folders(plan.runs, manifest, folder)
+            check_launcher(settings.launcher, runs)
+            done = [run for run in runs if settled(run)]
+            todo = [run for run in runs if run not in done]
+            _say_what_is_left(folder, runs, done, todo, plan)
+            with _observed(settings, runs, len(done), folder) as observers:
+                later = launch_runs(settings.launcher, todo, launch, observers) if todo else None
+    except KeyboardInterrupt:
+        print(f"mxsweep: interrupted; {_how_to_go_on(folder, plan.runs)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except LaunchError as error:
+        print(f"mxsweep: {error}; {_how_to_go_on(folder, plan.runs)}", file=sys.stderr)
+        return EXIT_FAILED
+    except ManifestError as error:
+        raise ConfigError(f"hydra.sweep.dir: {error}") from None
+    except OSError as error:
+        where = f": {error.filename!r}" if error.filename else ""
+        print(
+            f"mxsweep: cannot write ({error.strerror or error}{where}); {_how_to_go_on(folder, plan.runs)}",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+    if later is not None:
+        print(f"mxsweep: {later}; how far they are: python -m mxsweep.collect --status {_quoted(folder)}")
+        return 0
+    _collect(folder)
+    return 0 if all((settled(run) or {}).get("status") == "done" for run in runs) else EXIT_FAILED
+
+
+def run_single(plan: Plan) -> int:
+    """Do a plan's only run. Returns the exit code.
+
+    Raises:
+        ConfigError: its folder holds a run.
+    """
+    (planned,) = plan.runs
+    folder = plan.settings.run_dir
+    if (folder / RECORD_NAME).exists():
+        raise ConfigError(f"hydra.run.dir: {str(folder)!r} already holds a run; give another folder")
+    _make("hydra.run.dir", folder)
+    run = _sweep_run(planned, folder, planned.run_id)
+    try:
+        with _observed(plan.settings, [run], 0, folder.parent) as observers:
+            launch_runs(None, [run], Launch(_launch_name(), folder), observers)
+    except KeyboardInterrupt:
+        print("mxsweep: interrupted; the run left no result", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        print(f"mxsweep: {str(folder)!r} cannot be written ({error.strerror or error})", file=sys.stderr)
+        return EXIT_FAILED
+    record = settled(run)
+    if record is None:
+        print(f"mxsweep: {str(folder)!r} is being written by another process", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{folder}")
+    return 0 if record["status"] == "done" else EXIT_FAILED
+
+
+def sweep_folder(settings: Settings, named: bool) -> Path:
+    """The folder of a sweep, made if need be.
+
+    Args:
+        named: whether the user chose it; else another is taken where it is another sweep's.
+
+    Raises:
+        ConfigError: it cannot be made, or is that of a sweep that nobody asked to resume.
+    """
+    folder = _make("hydra.sweep.dir", settings.sweep_dir, new=not named)
+    if not settings.resume and _holds_sweep(folder):
+        if not _is_being_worked_on(folder):
+            raise ConfigError(
+                f"hydra.sweep.dir: {str(folder)!r} already holds a sweep; add resume=true to go on with it, or give "
+                "another folder"
+            )
+        print(f"mxsweep: another process works on {folder}; this one helps", file=sys.stderr)
+    return folder
+
+
+def _make(field: str, folder: Path, new: bool = False) -> Path:
+    """The folder, made if need be; one of another name if it must be `new` and is there already."""
+    try:
+        for number in count(2) if new else ():
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # by a sweep that began in the same second
+                folder = folder.with_name(f"{folder.name.partition('.')[0]}.{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"{field}: {str(folder)!r} cannot be made or written ({error.strerror}); give a folder that can be"
+        ) from None
+    return folder
+
+
+def _holds_sweep(folder: Path) -> bool:
+    try:
+        return read_manifest(folder) is not None
+    except ManifestError as error:
+        raise ConfigError(f"hydra.sweep.dir: {error}") from None
+
+
+def _is_being_worked_on(folder: Path) -> bool:
+    return any(is_held(lock) for lock in (folder / LAUNCHES).glob(f"*/{LAUNCH_LOCK}"))
+
+
+def _launch_name() -> str:
+    """Of this process, and in its folder's name, so that one can tell whose files these are."""
+    return f"{datetime.now().strftime('%Y%m%d_%H%M%S')}_{socket.gethostname()}_{os.getpid()}"
+
+
+def _manifest_run(run: PlannedRun) -> ManifestRun:
+    return ManifestRun(
+        run.run_id, run.subdir, run.config_hash, list(run.overrides), [list(words) for words in run.same]
+    )
+
+
+def _with_folders(planned: Sequence[PlannedRun], manifest: Manifest, folder: Path) -> list[SweepRun]:
+    """The runs where the manifest puts them: those that were planned before keep their folders."""
+    places = {run.config_hash: run for run in manifest.runs}
+    runs = []
+    for run in planned:
+        place = places[run.config_hash]
+        if sum(other.folder == place.folder for other in manifest.runs) > 1:
+            raise ConfigError(
+                f"hydra.sweep.subdir: {place.folder!r} is the folder of another run of this sweep; leave it out"
+            )
+        runs.append(_sweep_run(run, folder / place.folder, place.run_id))
+    return runs
+
+
+def _sweep_run(planned: PlannedRun, folder: Path, run_id: str) -> SweepRun:
+    run = SweepRun(
+        run_id=run_id,
+        folder=folder,
+        overrides=planned.overrides,
+        config_hash=planned.config_hash,
+        config=planned.config,
+        error=planned.error,
+        asked=planned.asked,
+        yaml=planned.yaml,
+    )
+    record = settled(run)
+    if record is None or record["status"] == "done":
+        return run
+    return replace(run, old_failure=(folder / RECORD_NAME).stat().st_mtime_ns)
+
+
+def _say_what_is_left(
+    folder: Path, runs: Sequence[SweepRun], done: Sequence[SweepRun], todo: Sequence[SweepRun], plan: Plan
+) -> None:
+    for run in plan.runs:
+        for words in run.same:
+            print(f"mxsweep: {' '.join(words)}: is the same run as {' '.join(run.overrides)}; it is run once")
+    if plan.settings.resume:
+        failed = sum(run.old_failure is not None for run in todo)
+        again = f", {failed} failed and are run again" if failed else ""
+        missing = f", {len(todo) - failed} are missing" if len(todo) > failed else ""
+        print(f"mxsweep: resuming {folder}: {len(done)} of {len(runs)} runs are done and are skipped{again}{missing}")
+
+
+@contextmanager
+def _observed(settings: Settings, runs: Sequence[SweepRun], skipped: int, folder: Path) -> Iterator[list[Observer]]:
+    """Show what happens, and log it where the settings say."""
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(len(runs), skipped, varying=_varying(runs)))
+        logging.basicConfig(level=logging.INFO, handlers=[progress.handler], force=True)
+        observers: list[Observer] = [progress]
+        if settings.logging.name == "wandb":
+            from mxsweep.sweep.wandb_log import WandbLog
+
+            observers.append(stack.enter_context(WandbLog(asdict(settings.logging), group=folder.name)))
+        yield observers
+
+
+def _varying(runs: Sequence[SweepRun]) -> set[str]:
+    """The knobs that tell runs apart."""
+    knobs = [dict(override.partition("=")[::2] for override in run.overrides) for run in runs]
+    return {key for words in knobs for key in words if len({other.get(key) for other in knobs}) > 1}
+
+
+def _how_to_go_on(folder: Path, planned: Sequence[PlannedRun]) -> str:
+    from mxsweep.results.record import find_runs
+
+    done = sum(run.status == "done" for run in find_runs(folder))
+    return (
+        f"{done} of {len(planned)} runs are done and kept. To go on: "
+        f"python -m mxsweep resume=true hydra.sweep.dir={_quoted(folder)}"
+    )
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(shorten(folder)))
+
+
+def shorten(folder: Path) -> Path:
+    return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _collect(folder: Path) -> None:
+    from mxsweep.collect import collect
+
+    result = collect([folder])
+    print(f"\n{result.text}")
+    if result.write_error:
+        print(f"mxsweep: {result.write_error}", file=sys.stderr)
+    else:
+        print(f"\nWritten to {shorten(folder)}: {', '.join(path.name for path in result.files)}")

@@ -1,0 +1,144 @@
+"""How a sweep is gone about, as opposed to what it runs: the knobs that change no result, typed and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mxsweep.checks import check_choice, check_flag, check_integer
+from mxsweep.errors import ConfigError
+
+LOGGING_MODES = ("online", "offline")
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """``hydra/launcher=gpus``: processes on this host, each with a GPU of its own, or on the CPU."""
+
+    n: int | None
+    retries: int
+
+    def __post_init__(self) -> None:
+        if self.n is not None:
+            check_integer("hydra.launcher.n", self.n, 1, None, "a whole number of processes, at least 1, or null")
+        check_integer("hydra.launcher.retries", self.retries, 0, None, "0 or more")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """``hydra/launcher=slurm``; the fields are those of ``conf/hydra/launcher/slurm.yaml``."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    time_min: int
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_gb: int | float | None
+    runs_per_job: int
+    array_parallelism: int
+    setup: list[str]
+    sbatch: dict[str, Any]
+    wait: bool
+    max_requeues: int
+    retries: int
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str | int) and str(value).strip()):
+                raise ConfigError(f"hydra.launcher.{name}: {value!r} must be a word or null")
+        for name in ("time_min", "cpus_per_task", "runs_per_job", "array_parallelism"):
+            check_integer(f"hydra.launcher.{name}", getattr(self, name), 1, None, "a whole number, at least 1")
+        for name in ("gpus_per_node", "max_requeues", "retries"):
+            check_integer(f"hydra.launcher.{name}", getattr(self, name), 0, None, "0 or more")
+        memory = self.mem_gb
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
+            raise ConfigError(f"hydra.launcher.mem_gb: {memory!r} is not allowed; allowed: gigabytes above 0, or null")
+        check_flag("hydra.launcher.wait", self.wait)
+        if not isinstance(self.setup, list) or not all(isinstance(line, str) for line in self.setup):
+            raise ConfigError(
+                f"hydra.launcher.setup: {self.setup!r} must be a list of shell lines, as '[module load x]'"
+            )
+        if not isinstance(self.sbatch, dict):
+            raise ConfigError(f"hydra.launcher.sbatch: {self.sbatch!r} must be a mapping, as {{reservation: NAME}}")
+
+
+LAUNCHERS = {"gpus": Gpus, "slurm": Slurm}
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where results are logged besides their folders; the fields are those of ``conf/logging/``."""
+
+    name: str
+    project: str
+    entity: str | None
+    mode: str
+
+    def __post_init__(self) -> None:
+        check_choice("logging.mode", self.mode, LOGGING_MODES)
+        if not isinstance(self.project, str) or not self.project:
+            raise ConfigError(f"logging.project: {self.project!r} must be a word")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a sweep but its runs.
+
+    Attributes:
+        launcher: None for this process.
+        run_dir: the folder of a single run; ``sweep_dir`` that of a sweep.
+    """
+
+    baseline: bool
+    resume: bool
+    dry_run: bool
+    logging: Logging
+    launcher: Gpus | Slurm | None
+    run_dir: Path
+    sweep_dir: Path
+
+    @classmethod
+    def from_hydra(cls, cfg: DictConfig) -> Settings:
+        """Of a config composed with Hydra's own node. Raises ConfigError."""
+        for name in ("baseline", "resume", "dry_run"):
+            check_flag(name, cfg.get(name))
+        return cls(
+            baseline=cfg.baseline,
+            resume=cfg.resume,
+            dry_run=cfg.dry_run,
+            logging=_typed("logging", cfg.logging, Logging),
+            launcher=_launcher(cfg.hydra.launcher),
+            run_dir=Path(cfg.hydra.run.dir).expanduser(),
+            sweep_dir=Path(cfg.hydra.sweep.dir).expanduser(),
+        )
+
+
+def _launcher(node: DictConfig) -> Gpus | Slurm | None:
+    if "_target_" in node:  # a plugin of Hydra's, of which the one that runs jobs in turn is ours, too
+        if node["_target_"].endswith(".BasicLauncher"):
+            return None
+        raise ConfigError(f"hydra/launcher: {node['_target_']!r} is not known; allowed: basic, {', '.join(LAUNCHERS)}")
+    launcher: Gpus | Slurm = _typed("hydra.launcher", node, LAUNCHERS[node["name"]], without=("name",))
+    return launcher
+
+
+def _typed(field: str, node: DictConfig, of: Any, without: tuple[str, ...] = ()) -> Any:
+    try:
+        data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{field}: {str(error).splitlines()[0]}") from None
+    assert isinstance(data, dict)
+    given = {str(key): value for key, value in data.items() if key not in without}
+    known = {item.name for item in dataclasses.fields(of)}
+    for key in given.keys() ^ known:
+        there = "there is no such knob" if key in given else "was taken away; every sweep needs a value of it"
+        raise ConfigError(f"{field}.{key}: {there}; allowed below {field}: {', '.join(sorted(known))}")
+    return of(**given)
