@@ -128,7 +128,7 @@ def run_grid(material: Material, knobs: Sequence[str]) -> GridTime:
     marks = {name: file.stat().st_mtime for name, file in ends.items()}
     marks["last_record"] = max(file.stat().st_mtime for file in files)
     records = sorted((read_record(file) for file in files), key=_knobs)
-    report = sorted(path.name for path in sweep.glob("*.*"))
+    report = sorted(path.name for path in sweep.glob("[a-z]*.*"))
     return GridTime(wall_s, _parts(started, wall_s, marks, records), records, report)
 
 

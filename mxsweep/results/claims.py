@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,11 @@ class Lock:
         self._descriptor = descriptor
 
     @classmethod
-    def take(cls, path: Path, *, wait: bool = False) -> "Lock | None":
+    def take(cls, path: Path) -> "Lock | None":
         """The lock, or None if another process (or another Lock of this one) holds it. Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = _open(path)
         try:
-            if _locked(descriptor, fcntl.LOCK_EX, wait):
+            if _locked(descriptor, fcntl.LOCK_EX, PATIENCE_S):
                 return cls(descriptor)
         except BaseException:
             os.close(descriptor)
@@ -60,6 +60,17 @@ class Lock:
         os.close(self._descriptor)
 
 
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait for the lock on `path`, and hold it. Raises OSError."""
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock on `path`."""
     try:
@@ -67,7 +78,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _locked(descriptor, fcntl.LOCK_SH, wait=False, patience_s=0)
+        return not _locked(descriptor, fcntl.LOCK_SH, patience_s=0)
     finally:
         os.close(descriptor)
 
@@ -88,10 +99,12 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _locked(descriptor: int, kind: int, wait: bool, patience_s: float = PATIENCE_S) -> bool:
-    if wait:
-        fcntl.flock(descriptor, kind)
-        return True
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _locked(descriptor: int, kind: int, patience_s: float) -> bool:
     end = time.monotonic() + patience_s
     while True:
         try:

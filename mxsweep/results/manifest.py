@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mxsweep.results.atomic import write_atomically
-from mxsweep.results.claims import Lock
+from mxsweep.results.claims import one_at_a_time
 
 SCHEMA = 1
 MANIFEST_NAME = "sweep.json"
@@ -35,6 +36,11 @@ class ManifestRun:
     overrides: list[str]
     same: list[list[str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        _check_texts([self.run_id, self.folder, self.config_hash])
+        for words in (self.overrides, *self.same):
+            _check_texts(words)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -43,6 +49,10 @@ class Command:
     overrides: list[str]
     config_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_texts(self.overrides)
+        _check_texts([self.config_dir or ""])
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -50,6 +60,12 @@ class Manifest:
 
     commands: list[Command]
     runs: list[ManifestRun]
+
+
+def _check_texts(words: Any) -> None:
+    """Of a file that somebody may have edited."""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"{words!r} is no list of texts")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -67,7 +83,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
     except ManifestError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path}: is no list of planned runs ({error})") from error
 
 
@@ -76,9 +92,7 @@ def merge_manifest(folder: Path, command: Command | None, runs: Iterable[Manifes
 
     Processes that do this at once do it one after the other. Raises ManifestError, and OSError.
     """
-    lock = Lock.take(folder / LOCK_NAME, wait=True)
-    assert lock is not None
-    try:
+    with one_at_a_time(folder / LOCK_NAME):
         before = read_manifest(folder) or Manifest([], [])
         known = {run.config_hash: run for run in before.runs}
         for run in runs:
@@ -91,5 +105,3 @@ def merge_manifest(folder: Path, command: Command | None, runs: Iterable[Manifes
             content = {"schema": SCHEMA, **dataclasses.asdict(after)}
             write_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
         return after
-    finally:
-        lock.release()

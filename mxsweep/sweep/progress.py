@@ -103,6 +103,11 @@ class Progress:
             else:
                 self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
+    def recall(self, run: Any, record: dict[str, Any]) -> None:
+        """A run that had finished before: for the best so far, and the speed."""
+        if record["status"] == "done":
+            self._learn(run, record)
+
     def begin(self, run: Any) -> None:
         """A run started."""
         current = _Current(self._number(run), self._knobs(run), self._clock())

@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 
 from mxsweep.errors import ConfigError
-from mxsweep.results.claims import is_held
+from mxsweep.results.claims import holder, is_held, one_at_a_time
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest, read_manifest
 from mxsweep.results.record import RECORD_NAME
 from mxsweep.sweep.execute import Observer, SweepRun, settled
@@ -31,31 +31,37 @@ from mxsweep.sweep.settings import Settings
 
 log = logging.getLogger("mxsweep")
 
+COLLECT_LOCK = ".collect.lock"
 EXIT_FAILED = 1  # a run failed or has no result; the others are recorded
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
 
 
-def run_sweep(plan: Plan, folder: Path, command: Command | None) -> int:
+def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
     """Do what is left to do of a sweep, and collect it. Returns the exit code.
 
     Args:
-        folder: the sweep's, see :func:`sweep_folder`.
+        named: whether the user chose the folder; else another is taken where it is another sweep's.
         command: what to do again when the sweep is resumed without knobs; None for what is in its manifest already.
 
     Raises:
         ConfigError: before anything starts.
     """
     settings = plan.settings
+    check_launcher(settings.launcher, [run.config for run in plan.runs if run.config is not None])
+    folder = _sweep_folder(settings, named)
     try:
         with begin_launch(folder, _launch_name()) as launch:
             manifest = merge_manifest(folder, command, map(_manifest_run, plan.runs))
             runs = _with_folders(plan.runs, manifest, folder)
-            check_launcher(settings.launcher, runs)
             done = [run for run in runs if settled(run)]
             todo = [run for run in runs if run not in done]
             _say_what_is_left(folder, runs, done, todo, plan)
-            with _observed(settings, runs, len(done), folder) as observers:
+            with _observed(settings, runs, done, folder) as observers:
                 later = launch_runs(settings.launcher, todo, launch, observers) if todo else None
+        if later is None:
+            # One process after the other, so that the table is that of the one which looked last.
+            with one_at_a_time(folder / COLLECT_LOCK):
+                _collect(folder)
     except KeyboardInterrupt:
         print(f"mxsweep: interrupted; {_how_to_go_on(folder, plan.runs)}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -74,8 +80,14 @@ def run_sweep(plan: Plan, folder: Path, command: Command | None) -> int:
     if later is not None:
         print(f"mxsweep: {later}; how far they are: python -m mxsweep.collect --status {_quoted(folder)}")
         return 0
-    _collect(folder)
-    return 0 if all((settled(run) or {}).get("status") == "done" for run in runs) else EXIT_FAILED
+    return EXIT_FAILED if any(_failed_or_missing(run) for run in runs) else 0
+
+
+def _failed_or_missing(run: SweepRun) -> bool:
+    # Before the result is looked for: a process gives up its claim only after it wrote one.
+    is_at_work = holder(run.folder) is not None
+    record = settled(run)
+    return not is_at_work if record is None else record["status"] != "done"
 
 
 def run_single(plan: Plan) -> int:
@@ -91,7 +103,7 @@ def run_single(plan: Plan) -> int:
     _make("hydra.run.dir", folder)
     run = _sweep_run(planned, folder, planned.run_id)
     try:
-        with _observed(plan.settings, [run], 0, folder.parent) as observers:
+        with _observed(plan.settings, [run], [], folder.parent) as observers:
             launch_runs(None, [run], Launch(_launch_name(), folder), observers)
     except KeyboardInterrupt:
         print("mxsweep: interrupted; the run left no result", file=sys.stderr)
@@ -107,15 +119,8 @@ def run_single(plan: Plan) -> int:
     return 0 if record["status"] == "done" else EXIT_FAILED
 
 
-def sweep_folder(settings: Settings, named: bool) -> Path:
-    """The folder of a sweep, made if need be.
-
-    Args:
-        named: whether the user chose it; else another is taken where it is another sweep's.
-
-    Raises:
-        ConfigError: it cannot be made, or is that of a sweep that nobody asked to resume.
-    """
+def _sweep_folder(settings: Settings, named: bool) -> Path:
+    """The folder of a sweep, made if need be. Raises ConfigError if it is that of one that nobody asked to resume."""
     folder = _make("hydra.sweep.dir", settings.sweep_dir, new=not named)
     if not settings.resume and _holds_sweep(folder):
         if not _is_being_worked_on(folder):
@@ -213,10 +218,16 @@ def _say_what_is_left(
 
 
 @contextmanager
-def _observed(settings: Settings, runs: Sequence[SweepRun], skipped: int, folder: Path) -> Iterator[list[Observer]]:
+def _observed(
+    settings: Settings, runs: Sequence[SweepRun], done: Sequence[SweepRun], folder: Path
+) -> Iterator[list[Observer]]:
     """Show what happens, and log it where the settings say."""
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(len(runs), skipped, varying=_varying(runs)))
+        progress = Progress(len(runs), len(done), varying=_varying(runs))
+        for run in done:
+            if record := settled(run):
+                progress.recall(run, record)
+        stack.enter_context(progress)
         logging.basicConfig(level=logging.INFO, handlers=[progress.handler], force=True)
         observers: list[Observer] = [progress]
         if settings.logging.name == "wandb":

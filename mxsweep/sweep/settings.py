@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.checks import check_choice, check_flag, check_integer
+from mxsweep.checks import check_choice, check_flag, check_integer, check_text_or_null, expanded
+from mxsweep.config import of_omegaconf
 from mxsweep.errors import ConfigError
 
 LOGGING_MODES = ("online", "offline")
@@ -83,7 +85,11 @@ class Logging:
     mode: str
 
     def __post_init__(self) -> None:
+        check_choice("logging.name", self.name, ("none", "wandb"))
         check_choice("logging.mode", self.mode, LOGGING_MODES)
+        check_text_or_null("logging.entity", self.entity)
+        if self.name == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("logging: 'wandb' is not installed here: pip install 'mxsweep[wandb]', or logging=none")
         if not isinstance(self.project, str) or not self.project:
             raise ConfigError(f"logging.project: {self.project!r} must be a word")
 
@@ -116,16 +122,27 @@ class Settings:
             dry_run=cfg.dry_run,
             logging=_typed("logging", cfg.logging, Logging),
             launcher=_launcher(cfg.hydra.launcher),
-            run_dir=Path(cfg.hydra.run.dir).expanduser(),
-            sweep_dir=Path(cfg.hydra.sweep.dir).expanduser(),
+            run_dir=_folder("hydra.run.dir", cfg.hydra.run.dir),
+            sweep_dir=_folder("hydra.sweep.dir", cfg.hydra.sweep.dir),
         )
 
 
+def _folder(field: str, path: str) -> Path:
+    if not path:
+        raise ConfigError(f"{field}: '' is empty; give a folder")
+    return expanded(field, path)
+
+
 def _launcher(node: DictConfig) -> Gpus | Slurm | None:
+    known = f"allowed: basic, {', '.join(LAUNCHERS)}"
     if "_target_" in node:  # a plugin of Hydra's, of which the one that runs jobs in turn is ours, too
-        if node["_target_"].endswith(".BasicLauncher"):
-            return None
-        raise ConfigError(f"hydra/launcher: {node['_target_']!r} is not known; allowed: basic, {', '.join(LAUNCHERS)}")
+        if not str(node["_target_"]).endswith(".BasicLauncher"):
+            raise ConfigError(f"hydra/launcher: {node['_target_']!r} is not known; {known}")
+        if further := [str(key) for key in node if key != "_target_"]:
+            raise ConfigError(f"hydra.launcher.{further[0]}: hydra/launcher=basic has no knobs; {known}")
+        return None
+    if node.get("name") not in LAUNCHERS:
+        raise ConfigError(f"hydra.launcher.name: {node.get('name')!r} is not known; choose by hydra/launcher; {known}")
     launcher: Gpus | Slurm = _typed("hydra.launcher", node, LAUNCHERS[node["name"]], without=("name",))
     return launcher
 
@@ -134,7 +151,7 @@ def _typed(field: str, node: DictConfig, of: Any, without: tuple[str, ...] = ())
     try:
         data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{field}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(of_omegaconf(error)) from None
     assert isinstance(data, dict)
     given = {str(key): value for key, value in data.items() if key not in without}
     known = {item.name for item in dataclasses.fields(of)}
