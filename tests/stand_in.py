@@ -11,9 +11,11 @@ What it is told otherwise comes in the environment, so that workers hear it, too
 
     STAND_IN_LOG          a file with a line for each evaluation that begins or ends, see `Event`
     STAND_IN_S            seconds that an evaluation takes on average (0.04)
+    STAND_IN_LASTS_S      what takes a minute takes so many seconds (60)
     STAND_IN_SAMPLES      bytes of samples that a run writes (1000)
     STAND_IN_FULL_AFTER   so many evaluations later no file can grow beyond 200 bytes, as if the disk were full
     STAND_IN_COLLECT_S    seconds that drawing takes, which it does after results.csv was written (0)
+    STAND_IN_GPUS         GPUs that there are said to be (0)
     STAND_IN_TOGETHER     a folder and a number: wait, once everything is imported, for so many processes there
 """
 
@@ -48,20 +50,22 @@ class Event:
     config_hash: str
     pid: int
     at: float  # time.time()
+    gpu: str  # CUDA_VISIBLE_DEVICES
 
 
 def read_log(path: Path) -> list[Event]:
     """What the processes noted so far; the last line may be half written."""
     text = path.read_text() if path.exists() else ""
     lines = [line.split() for line in text.split("\n")[:-1]]
-    return [Event(what, config_hash, int(pid), float(at)) for what, config_hash, pid, at in lines]
+    return [Event(what, config_hash, int(pid), float(at), gpu) for what, config_hash, pid, at, gpu in lines]
 
 
 def _note(what: str, config_hash: str) -> None:
     # One write of a few bytes to a file opened for appending: lines of several processes do not mix.
     descriptor = os.open(os.environ["STAND_IN_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, f"{what} {config_hash} {os.getpid()} {time.time()}\n".encode())
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+        os.write(descriptor, f"{what} {config_hash} {os.getpid()} {time.time()} {gpu}\n".encode())
     finally:
         os.close(descriptor)
 
@@ -73,7 +77,8 @@ def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) -
     _note("begin", digest)
     if config.seed == DIES or (config.seed == DIES_ONCE and not began_before):
         os.kill(os.getpid(), signal.SIGKILL)
-    seconds = 60.0 if config.seed == LASTS else float(os.environ.get("STAND_IN_S", 0.04)) * random.uniform(0.5, 1.5)
+    lasts = float(os.environ.get("STAND_IN_LASTS_S", 60))
+    seconds = lasts if config.seed == LASTS else float(os.environ.get("STAND_IN_S", 0.04)) * random.uniform(0.5, 1.5)
     for step in range(1, 5):
         time.sleep(seconds / 4)
         if progress is not None:
@@ -134,6 +139,7 @@ def main() -> int:
 
     install()
     mxsweep.sweep.launch.Worker = StandInWorker
+    mxsweep.sweep.launch.visible_gpu_count = lambda: int(os.environ.get("STAND_IN_GPUS", 0))
     here = str(Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     folder, _, count = os.environ.get("STAND_IN_TOGETHER", "").rpartition(":")
