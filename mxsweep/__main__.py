@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -11,38 +12,68 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
+from mxsweep import streams
+from mxsweep.checks import expanded, is_folder
 from mxsweep.config import SWEEP_KNOBS
+from mxsweep.devices import visible_gpu_count
 from mxsweep.errors import ConfigError
-from mxsweep.overrides import conf_dir, prepare
+from mxsweep.overrides import conf_dir, prepare, verbatim
 from mxsweep.results.manifest import Command, ManifestError, read_manifest
 from mxsweep.results.record import newest_sweep
+from mxsweep.run_one import check_backend
 from mxsweep.sweep.dry_run import dry_run_text
-from mxsweep.sweep.plan import Plan, name_run, plan
-from mxsweep.sweep.run_sweep import EXIT_INTERRUPTED, run_single, run_sweep, sweep_folder
+from mxsweep.sweep.plan import Plan, PlannedRun, name_run, plan
+from mxsweep.sweep.run_sweep import EXIT_INTERRUPTED, run_single, run_sweep
+from mxsweep.sweep.settings import Slurm
 
 EXIT_USAGE = 2  # nothing was run: the command line makes no sense
 SWEEP_DIR = "hydra.sweep.dir"
+MOST_TEXT = 1500  # of a message, which may quote what was typed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 if a run failed, 2 if nothing could be run, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return streams.steadily(lambda: _answered(words))
+
+
+def _answered(words: list[str]) -> int:
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        os.getcwd()
+        return _main(words)
     except ConfigError as error:
-        print(f"mxsweep: {error}", file=sys.stderr)
+        message = str(error)
+        message = message if len(message) <= MOST_TEXT else f"{message[: MOST_TEXT // 2]} ... {message[-400:]}"
+        print(f"mxsweep: {message}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:  # those of runs are met where they come from
+        why = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
+        gone = "the folder that this was started in is gone; change to one that is there"
+        print(f"mxsweep: {why if _has_cwd() else gone}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("mxsweep: interrupted before a run began", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
+def _has_cwd() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
 def _main(words: list[str]) -> int:
     parser = get_args_parser()
     parser.prog = "mxsweep"
     args = parser.parse_intermixed_args(words)
-    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return _ask_hydra(words, args)
-    if args.config_dir and not Path(args.config_dir).is_dir():
+    for flag in ("config_path", "config_name", "experimental_rerun", "shell_completion"):
+        if getattr(args, flag):
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name}: is not for mxsweep; `--config-dir FOLDER` adds config files")
+    if args.help or args.hydra_help or args.cfg or args.info:
+        return _ask_hydra(args)
+    if args.config_dir is not None and not (args.config_dir and is_folder(Path(args.config_dir))):
         raise ConfigError(f"--config-dir: {args.config_dir!r} is not a folder")
     command = Command(args.overrides, str(Path(args.config_dir).resolve()) if args.config_dir else None)
     if _values(command).get("resume", "").lower() == "true":
@@ -51,16 +82,24 @@ def _main(words: list[str]) -> int:
     return _run(planned, multirun, command, named=SWEEP_DIR in _values(command))
 
 
-def _ask_hydra(words: list[str], args: Namespace) -> int:
+def _ask_hydra(args: Namespace) -> int:
     """--help, --cfg and the like, which Hydra answers without running anything."""
     config_dir = Path(args.config_dir).resolve() if args.config_dir else None
     overrides, _ = prepare(args.overrides, config_dir)
+    # Says what is wrong with them, which Hydra would do at length. Of a sweep, the first run is shown.
+    asked = next(run for run in plan(overrides, True, config_dir).runs if not run.added)
+    overrides = [] if args.hydra_help else list(asked.words)  # the help is of Hydra's flags, and knows no knobs
     name_run("RUN_ID")
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def nothing(_: DictConfig) -> None: ...
 
-    sys.argv = [sys.argv[0], *(word for word in words if word not in args.overrides), *overrides]
+    flags = ["--help"] if args.help else ["--hydra-help"] if args.hydra_help else ["--cfg", args.cfg or "job"]
+    if args.info and not (args.help or args.hydra_help or args.cfg):
+        flags = ["--info", args.info]
+    flags += ["--resolve"] * bool(args.resolve and args.cfg) + [f"--package={args.package}"] * bool(args.package)
+    flags += [f"--config-dir={config_dir}"] * bool(config_dir)
+    sys.argv = [sys.argv[0], *flags, *overrides]
     nothing()
     return 0
 
@@ -68,7 +107,7 @@ def _ask_hydra(words: list[str], args: Namespace) -> int:
 def _plan(command: Command, multirun: bool) -> tuple[Plan, bool]:
     """The plan, and whether it is one of a sweep: by -m, or by an experiment that sweeps."""
     config_dir = Path(command.config_dir) if command.config_dir else None
-    if config_dir is not None and not config_dir.is_dir():
+    if config_dir is not None and not is_folder(config_dir):
         raise ConfigError(f"--config-dir: {command.config_dir!r} is not a folder")
     overrides, sweeps = prepare(command.overrides, config_dir)
     multirun = multirun or sweeps
@@ -80,17 +119,33 @@ def _run(planned: Plan, multirun: bool, command: Command | None, named: bool) ->
     if planned.settings.dry_run:
         print(dry_run_text(planned.runs))
         return EXIT_USAGE if len(errors) == len(planned.runs) else 0
-    if len(errors) == len(planned.runs):
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
+    asked = [run for run in planned.runs if not run.added]
+    problems = [problem for run in asked if (problem := _problem(run, planned))]
+    if len(problems) == len(asked):
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     if not multirun:
         return run_single(planned)
-    folder = sweep_folder(planned.settings, named)
-    return run_sweep(planned, folder, command and _without(command, "resume", "dry_run", SWEEP_DIR))
+    return run_sweep(planned, named, command and _without(command, "resume", "dry_run", SWEEP_DIR))
+
+
+def _problem(run: PlannedRun, planned: Plan) -> str | None:
+    """Why a run cannot be, here where it would be done; the run itself says so where others of the sweep can be."""
+    if run.config is None:
+        return run.error
+    if planned.settings.resume or isinstance(planned.settings.launcher, Slurm):
+        return None
+    if run.config.backend == "cuda" and visible_gpu_count():
+        return None  # asked any further, the GPU would begin work in this process, which may only start others
+    try:
+        check_backend(run.config)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _resume(command: Command) -> int:
     """Go on with a sweep: with the runs that the command names or, if it names none, with all that were planned."""
-    folder = Path(_values(command)[SWEEP_DIR]) if SWEEP_DIR in _values(command) else newest_sweep(only_sweeps=True)
+    folder = _named_folder(command) if SWEEP_DIR in _values(command) else newest_sweep(only_sweeps=True)
     if folder is None:
         raise ConfigError(f"resume: there is no sweep below ./multirun; give its folder as {SWEEP_DIR}=FOLDER")
     knobs = [key for key in _values(command) if key not in SWEEP_KNOBS and not key.startswith("hydra")]
@@ -104,21 +159,37 @@ def _resume(command: Command) -> int:
             raise ConfigError(
                 f"resume: {str(folder)!r} holds no sweep (no sweep.json); give another {SWEEP_DIR}, or knobs"
             )
+        if not manifest.commands:
+            raise ConfigError(
+                f"resume: the sweep.json in {str(folder)!r} names no command to go on with; give the knobs"
+            )
         commands = [_with(old, command) for old in manifest.commands]
-    plans = [_plan(_with(each, Command([f"{SWEEP_DIR}={_quote(str(folder))}"])), True)[0] for each in commands]
+    place = verbatim(f"./{folder}" if str(folder).startswith("~") else str(folder))  # which is expanded already
+    plans = [_plan(_with(each, Command([f"{SWEEP_DIR}={place}"])), True)[0] for each in commands]
     runs = {run.config_hash: run for each in plans for run in each.runs}
     planned = Plan(list(runs.values()), plans[-1].settings)
     return _run(planned, True, command if knobs else None, named=True)
 
 
+def _named_folder(command: Command) -> Path:
+    """The folder to go on in: as typed if there is one of that name, else without the quotes that Hydra takes."""
+    typed = next(value for key, _, value in map(_split, reversed(command.overrides)) if key == SWEEP_DIR)
+    folders = [expanded(SWEEP_DIR, text) for text in (typed, _values(command)[SWEEP_DIR])]
+    return folders[0] if is_folder(folders[0]) else folders[1]
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    key, equals, value = word.partition("=")
+    return key.lstrip("+"), equals, value
+
+
 def _values(command: Command) -> dict[str, str]:
     """A command's overrides, knob to value, without quotes."""
-    words = (word.partition("=") for word in command.overrides)
-    return {key.lstrip("+"): value.strip("'\"") for key, _, value in words}
+    return {key: value.strip("'\"") for key, _, value in map(_split, command.overrides)}
 
 
 def _without(command: Command, *keys: str) -> Command:
-    kept = [word for word in command.overrides if word.partition("=")[0].lstrip("+") not in keys]
+    kept = [word for word in command.overrides if _split(word)[0] not in keys]
     return Command(kept, command.config_dir)
 
 
@@ -126,10 +197,6 @@ def _with(command: Command, more: Command) -> Command:
     """A command with further overrides, which win over its own."""
     kept = _without(command, *_values(more)).overrides
     return Command([*kept, *more.overrides], more.config_dir or command.config_dir)
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 if __name__ == "__main__":

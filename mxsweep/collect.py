@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mxsweep import streams
 from mxsweep.results.collect import gather
 from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
 from mxsweep.results.status import status_text
@@ -84,6 +85,10 @@ def _runs(dirs: Sequence[Path]) -> list[RunFolder]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
+    return streams.steadily(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mxsweep.collect",
         description="Collect runs into a table, results.csv, results.parquet, results.md and figures.",
@@ -121,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = collect(dirs, arguments.output)
     except CollectError as error:
         print(f"mxsweep.collect: {error}", file=sys.stderr)
+        return EXIT_NO_RUN
+    except OSError as error:
+        print(f"mxsweep.collect: {error.filename!r} cannot be read: {error.strerror}", file=sys.stderr)
         return EXIT_NO_RUN
     print(result.text)
     if result.write_error:

@@ -115,6 +115,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not self.names or not all(isinstance(name, str) and name for name in self.names):
             raise ConfigError(f"task: {list(self.names)!r} must be one or more names of lm-eval tasks")
+        if not isinstance(self.fields, dict):
+            raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"task: {list(self.names)!r} names a task twice")
         if self.num_fewshot is not None:
@@ -310,7 +312,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
             throw_on_missing=True,
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(of_omegaconf(error)) from None
     assert isinstance(data, dict)
     knobs: dict[str, Any] = {str(key): value for key, value in data.items()}
     _check_keys("", knobs, KNOBS)
@@ -358,9 +360,24 @@ KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size",
 GROUPS = {"format": FormatConfig, "kv_quant": KVConfig, "model": ModelConfig, "task": TaskConfig}
 
 
+def of_omegaconf(error: OmegaConfBaseException) -> str:
+    """What OmegaConf has to say of a value, as a reference that leads nowhere, behind the knob's name."""
+    key = getattr(error, "full_key", None)
+    reason = str(error).splitlines()[0]
+    return f"{key}: {reason}" if key and not reason.startswith(f"{key}:") else reason
+
+
+def is_knob(key: str) -> bool:
+    return key in KNOBS | GROUPS.keys() | {"experiment", "stamp"} or key in _leaves()
+
+
+def _leaves() -> set[str]:
+    return {f"{group}.{field.name}" for group, of in GROUPS.items() for field in dataclasses.fields(of)}
+
+
 def no_such_knob(key: str) -> str:
     """What to say of a knob that is not there."""
-    below = {f"{group}.{field.name}" for group, of in GROUPS.items() for field in dataclasses.fields(of)}
+    below = _leaves()
     near = difflib.get_close_matches(key, sorted(KNOBS | below | {"experiment"}), n=1)
     hint = f" (near it: {near[0]})" if near else ""
     return f"{key}: there is no such knob{hint}; `python -m mxsweep --help` lists what there is"

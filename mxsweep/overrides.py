@@ -8,12 +8,15 @@ Three things stand between ``block_size=16,48`` and Hydra 1.3:
   ``format=fp6_e3m2``, ``task=arc_easy``, ``task=[a,b]``), an option of that name is put into Hydra's ConfigStore.
 - An experiment file cannot sweep numbers, for the first reason. It says what it sweeps under ``sweep:``, as YAML
   lists, and that becomes part of the command line, where what the user typed wins.
+- A path may hold what means something else in Hydra's grammar (commas, quotes, brackets, letters beyond ASCII). Where
+  nothing but a path can be meant, it is quoted.
 
 This is the only place that knows about it; everything after sees ordinary Hydra overrides.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException, OverrideParseException
 
 from mxsweep.errors import ConfigError
@@ -49,6 +52,14 @@ AD_HOC = {
 }
 
 
+LAUNCHER = "hydra/launcher"
+# Folders of a sweep: whatever is typed is one, unless it is in quotes or refers to other knobs (${stamp}).
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+# Paths of which there may be several, or a mapping: taken as they are only where Hydra cannot read them.
+PATHS = ("model.path", "task.data")
+MOST_VALUES = 10_000  # of one knob, and runs of a sweep: more are a slip, and composing them would take hours
+
+
 def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[str], bool]:
     """Rewrite overrides (``key=value`` words, no flags) for Hydra.
 
@@ -63,15 +74,80 @@ def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[
         ConfigError: a word that is no override, a model or an experiment without an option file, an experiment file
             that makes no sense, or several experiments at once.
     """
-    for argument in arguments:
-        if not re.match(r"[+~]*[\w$@:./-]+(=|$)", argument):
-            raise ConfigError(f"{argument}: cannot be read as KNOB=VALUE")
     folders = [folder for folder in (config_dir, conf_dir()) if folder is not None]
-    arguments = [_unquote_keys(argument) for argument in arguments]
+    for argument in arguments:
+        _check_text(argument)
+        if not re.match(r"[+~]*[\w$@:./-]+(=|$)", argument):
+            raise ConfigError(f"{excerpt(argument)}: cannot be read as KNOB=VALUE")
+    groups = _groups(folders)
+    # `+experiment=ex1`, as Hydra has it for a group without a default; here every group has one.
+    arguments = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
+    arguments = [_quote_paths(_unquote_keys(argument)) for argument in arguments]
+    arguments = [argument for argument in arguments if argument not in ("experiment=null", "experiment=")]
     sweep = _experiment_sweep(arguments, folders)
-    typed = {argument.split("=", 1)[0] for argument in arguments}
+    typed = {_key(argument) for argument in arguments}
     swept = [f"{key}={_render_sweep(values)}" for key, values in sweep.items() if key not in typed]
     return [_rewrite(argument, folders) for argument in arguments + swept], bool(sweep)
+
+
+def excerpt(text: str, most: int = 200) -> str:
+    """A word of the command line for a message: cut where it is long, and so that any terminal can print it."""
+    text = text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-most // 4 :]}"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def verbatim(text: str) -> str:
+    """A value that Hydra and OmegaConf read as ``text``, whatever is in it."""
+    return _quote(re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
+
+
+def sweep_values(override: Override, options: list[str] | None = None) -> list[Any]:
+    """The values that an override names, as Hydra has them; those of a glob are the ``options`` that it matches.
+
+    Raises:
+        ConfigError: none, more than can be meant, or a sweep that names no values (an interval, a glob over no group).
+    """
+    value, key = override.value(), override.key_or_group
+    what = excerpt(override.input_line or key)
+    if isinstance(value, Glob):
+        if options is None:
+            raise ConfigError(f"{key}: glob() is for knobs whose values have names, and this is none; name the values")
+        found: list[Any] = list(value.filter(options))
+    elif not override.is_sweep_override():
+        return [value]
+    elif isinstance(value, RangeSweep):
+        count = _range_count(value)
+        if count is None or count > MOST_VALUES:
+            why = "has no end" if count is None else f"is {count:,} values"
+            raise ConfigError(f"{what}: {why}; allowed: range(START,STOP,STEP) of at most {MOST_VALUES:,}")
+        found = list(override.sweep_iterator())
+    elif isinstance(value, ChoiceSweep):
+        found = list(override.sweep_iterator())
+    else:
+        raise ConfigError(f"{what}: names no values; allowed: A,B,C or range(START,STOP,STEP)")
+    if not found:
+        raise ConfigError(f"{what}: comes to no value; name one or more")
+    return found
+
+
+def _range_count(value: RangeSweep) -> int | None:
+    """How many values a range has; None where that is endless, or no number."""
+    start, stop, step = (0.0 if part is None else float(part) for part in (value.start, value.stop, value.step))
+    if not step or not math.isfinite(start + stop + step) or not math.isfinite((stop - start) / step):
+        return None
+    return max(0, math.ceil((stop - start) / step))
+
+
+def read_override(argument: str) -> Override:
+    """An override as Hydra reads it. Raises ConfigError."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except (HydraException, OverrideParseException, ValueError, TypeError, RecursionError):
+        # Their messages are of a grammar's tokens.
+        raise ConfigError(
+            f"{excerpt(argument)}: cannot be read as KNOB=VALUE; a value with other than letters, digits and ./:_+-% "
+            """goes into quotes that the shell leaves, as "KNOB='a, b'\""""
+        ) from None
 
 
 def as_typed(override: str) -> str:
@@ -88,10 +164,15 @@ def option_names(group: str, folders: list[Path] | None = None) -> list[str]:
 
 def read_option(group: str, name: str, folders: list[Path] | None = None) -> dict[str, Any] | None:
     """The content of an option file, or None where there is none of that name."""
+    if name not in option_names(group, folders):  # which `../model/hf` is not
+        return None
     for folder in folders or [conf_dir()]:
         file = folder / group / f"{name}.yaml"
         if file.is_file():
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            try:
+                content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
             if not isinstance(content, dict):
                 raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
             return content
@@ -100,6 +181,48 @@ def read_option(group: str, name: str, folders: list[Path] | None = None) -> dic
 
 def _number(name: str) -> float:
     return float(name) if re.fullmatch(r"\d+(\.\d+)?", name) else 0.0
+
+
+def _key(argument: str) -> str:
+    return argument.split("=", 1)[0]
+
+
+def _groups(folders: list[Path]) -> set[str]:
+    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - {"hydra"} | {LAUNCHER}
+
+
+def _check_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        # Bytes that are no UTF-8 come from the shell as lone surrogates, which no file that is written can hold.
+        raise ConfigError(
+            f"{excerpt(argument)}: is not UTF-8 text; rename what it names, or set LANG=C.UTF-8"
+        ) from None
+    if "\0" in argument:
+        raise ConfigError(f"{excerpt(argument)}: holds a NUL, which no value can")
+
+
+def _quote_paths(argument: str) -> str:
+    """What names a folder or a file, in quotes where Hydra would read it as something else."""
+    key, _, value = argument.partition("=")
+    key = key.lstrip("+") if key.lstrip("+") in FOLDERS + PATHS else key
+    if key in FOLDERS:
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        plain = re.fullmatch(r"[\w./-]+", value, re.ASCII) and isinstance(read_override(f"{key}={value}").value(), str)
+        as_it_is = (quoted and _is_readable(f"{key}={value}")) or plain  # 1e3 is not: it would be 1000.0
+        return f"{key}={value if as_it_is else _quote(value)}"
+    if key in PATHS and value and value[0] not in "'\"[{" and not _is_readable(f"{key}={value}"):
+        return f"{key}={_quote(value)}"
+    return argument
+
+
+def _is_readable(argument: str) -> bool:
+    try:
+        read_override(argument)
+    except ConfigError:
+        return False
+    return True
 
 
 def _unquote_keys(argument: str) -> str:
@@ -111,12 +234,13 @@ def _unquote_keys(argument: str) -> str:
 
 def _experiment_sweep(arguments: list[str], folders: list[Path]) -> dict[str, list[Any]]:
     chosen = [argument.split("=", 1)[1] for argument in arguments if re.match(r"\+?experiment=", argument)]
-    if not chosen or chosen[-1] in ("null", ""):
+    if not chosen:
         return {}
     name = chosen[-1].strip("'\"")
     if "," in name:
         raise ConfigError(
-            f"experiment: {name!r} names several; choose one of {', '.join(option_names('experiment', folders))}"
+            f"experiment: {excerpt(name)!r} names several; choose one of "
+            f"{', '.join(option_names('experiment', folders))}"
         )
     sweep = (read_option("experiment", name, folders) or {}).get("sweep") or {}
     if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
@@ -140,30 +264,22 @@ def _render(value: Any) -> str:
 
 def _rewrite(argument: str, folders: list[Path]) -> str:
     """One override: where it chooses from a group, quote its values and provide those without an option file."""
-    key = argument.split("=", 1)[0]
-    groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-    if key not in groups or "=" not in argument or argument == "experiment=null":
+    key = _key(argument)
+    override = read_override(argument)
+    if key not in _groups(folders) or "=" not in argument:
         return argument
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except (OverrideParseException, HydraException):
-        return argument  # Hydra meets it again and says what is wrong with it
-    values = _values(override, option_names(key, folders))
+    values = [_plain(value) for value in sweep_values(override, _options(key, folders))]
     return f"{key}=" + ",".join(_quote(_provide(key, value, folders)) for value in values)
 
 
-def _values(override: Override, options: list[str]) -> list[Any]:
-    """The values an override names, plain Python; those of a glob are the options that it matches."""
-    value = override.value()
-    if isinstance(value, Glob):
-        return list(value.filter(options))
-    raw = list(override.sweep_iterator()) if override.is_sweep_override() else [value]
-    return [_plain(item) for item in raw]
+def _options(group: str, folders: list[Path]) -> list[str]:
+    return ["basic"] * (group == LAUNCHER) + option_names(group, folders)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, QuotedString):
-        return yaml.safe_load(value.text) if re.fullmatch(r"[-+\d.]+|true|false|null", value.text) else value.text
+        plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)|true|false|null", value.text)
+        return yaml.safe_load(value.text) if plain else value.text
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
@@ -171,12 +287,20 @@ def _plain(value: Any) -> Any:
 
 def _provide(group: str, value: Any, folders: list[Path]) -> str:
     """The name under which Hydra finds ``value`` in ``group``, after putting an option there if there was none."""
-    existing = option_names(group, folders)
+    existing = _options(group, folders)
     name = "none" if value is None and "none" in existing else _render(value)
     if name in existing:
         return name
     if group not in AD_HOC:
-        raise ConfigError(f"{group}: {name!r} is not known; allowed: {', '.join(existing)}")
+        raise ConfigError(f"{group}: {excerpt(name)!r} is not known; allowed: {', '.join(existing)}")
+    if group == "task" and re.search(r"/|\\|\.ya?ml$", name):
+        raise ConfigError(f"task: {excerpt(name)!r} names a file; allowed: the name of a task of lm-eval, or [A,B]")
+    if not re.fullmatch(r"[\w ,.+:\[\]()|-]*", name) or len(name) > 200:
+        # Hydra would look for a file of that name, or read it as a reference to other knobs.
+        raise ConfigError(
+            f"{group}: {excerpt(name)!r} is not known; allowed: {', '.join(existing)}, or a value of letters, digits "
+            "and _.+:-"
+        )
     name = re.sub(r"[\[\] ]", "", name).replace(",", "+") if isinstance(value, list) else name
     # The option's content names its full path, so it is the root's (_global_) whatever the group.
     ConfigStore.instance().store(
@@ -185,8 +309,9 @@ def _provide(group: str, value: Any, folders: list[Path]) -> str:
     return name or "empty"
 
 
-def _quote(name: str) -> str:
-    return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _quote(text: str) -> str:
+    """In quotes, as Hydra reads them: a backslash means itself but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def _task_option(value: Any) -> dict[str, Any]:

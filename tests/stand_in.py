@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import mxsweep.run_one
-import mxsweep.sweep.launch
+import mxsweep.sweep.on_host
 from mxsweep.config import RunConfig
 from mxsweep.sweep.worker import Worker
 
@@ -138,8 +138,8 @@ def main() -> int:
     import mxsweep.__main__
 
     install()
-    mxsweep.sweep.launch.Worker = StandInWorker
-    mxsweep.sweep.launch.visible_gpu_count = lambda: int(os.environ.get("STAND_IN_GPUS", 0))
+    mxsweep.sweep.on_host.Worker = StandInWorker
+    mxsweep.sweep.on_host.visible_gpu_count = lambda: int(os.environ.get("STAND_IN_GPUS", 0))
     here = str(Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     folder, _, count = os.environ.get("STAND_IN_TOGETHER", "").rpartition(":")

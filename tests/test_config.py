@@ -190,7 +190,7 @@ def lambada_file(tmp_path: Path) -> Path:
         ("batch_tokens=null", "batch_tokens: None is not allowed; allowed: auto, or a whole number of tokens"),
         ("seed=-1", "seed: -1"),
         ("model.path=gpt2", "model.path: 'gpt2' goes with model=hf"),
-        ("model=hf", "model.path: None is empty; give the name of a model on the Hugging Face hub"),
+        ("model=hf", "model.path: is not given; give the name of a model on the Hugging Face hub"),
         ("model=hf model.path=''", "model.path: '' is empty"),
         ("model=hf model.path=/no/such/folder", "model.path: '/no/such/folder' does not exist"),
         ("model.dtype=int8", "model.dtype: 'int8'"),

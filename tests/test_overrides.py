@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from mxsweep.errors import ConfigError
-from mxsweep.overrides import conf_dir, option_names, prepare
+from mxsweep.overrides import conf_dir, excerpt, option_names, prepare, read_option, verbatim
 
 
 def composed(*arguments: str) -> DictConfig:
@@ -33,9 +35,21 @@ def composed(*arguments: str) -> DictConfig:
         ("model.max_length=512", "model.max_length=512"),
         ("rounding=even", "rounding=even"),
         ("hydra.sweep.dir=here", "hydra.sweep.dir=here"),
+        ("hydra.sweep.dir=a,b", "hydra.sweep.dir='a,b'"),
+        ("hydra.sweep.dir='a b'", "hydra.sweep.dir='a b'"),
+        ("hydra.sweep.dir=it's", "hydra.sweep.dir='it\\'s'"),
+        ("hydra.sweep.dir=a\\", "hydra.sweep.dir='a\\\\'"),
+        ("hydra.sweep.dir=multirun/${stamp}", "hydra.sweep.dir='multirun/${stamp}'"),
+        ("hydra.run.dir=1e3", "hydra.run.dir='1e3'"),
+        ("hydra.run.dir=null", "hydra.run.dir='null'"),
+        ("model.path=/data/模型", "model.path='/data/模型'"),
+        ("model.path=a,b", "model.path=a,b"),
+        ("task.data={wikitext: a.jsonl}", "task.data={wikitext: a.jsonl}"),
+        ("+format=mxfp4", "format='mxfp4'"),
+        ("++experiment=ex3", "experiment='ex3'"),
+        ("hydra/launcher=gpus", "hydra/launcher='gpus'"),
         ("scale=glob(e*)", "scale='e4m3','e5m3','e8m0'"),
         ('modules={"model.layers.0.*": none}', "modules={model.layers.0.*: none}"),
-        ("block_size=[", "block_size=["),
     ],
 )
 def test_rewritten(typed: str, expected: str) -> None:
@@ -101,3 +115,60 @@ def test_experiment_that_makes_no_sense(tmp_path: Path, content: str) -> None:
 def test_several_experiments_are_refused() -> None:
     with pytest.raises(ConfigError, match="choose one of ex1, ex2, ex3"):
         prepare(["experiment=ex1,ex2"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("block_size=[", "block_size=\\[: cannot be read as KNOB=VALUE; a value with other than letters"),
+        ("seed=ü", "seed=ü: cannot be read as KNOB=VALUE"),
+        ("seed=\udcff", r"seed=\\udcff: is not UTF-8 text"),
+        ("seed=\0", r"seed=\\x00: holds a NUL"),
+        ("task=FILE.yaml", "task: 'FILE.yaml' names a file; allowed: the name of a task of lm-eval"),
+        ("format=a/b", "format: 'a/b' is not known; allowed: mxfp4, "),
+        ("block_size=${seed}", "block_size: .* is not known; allowed: auto, 8, 16"),
+        ("block_size=range(1,2,0)", "has no end; allowed: range"),
+        ("block_size=range(0,1e9)", "is 1,000,000,000 values; allowed: range.* of at most 10,000"),
+        ("block_size=range(8,4)", "comes to no value"),
+        ("block_size=interval(0,1)", "names no values; allowed: A,B,C"),
+        ("scale=glob(zz*)", "comes to no value"),
+        ("hydra/launcher=foo", "hydra/launcher: 'foo' is not known; allowed: basic, gpus, slurm"),
+    ],
+)
+def test_refused(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare([typed])
+
+
+def test_no_experiment_is_the_default() -> None:
+    assert prepare(["experiment=null", "seed=1"]) == (["seed=1"], False)
+
+
+def test_an_option_is_not_a_file_elsewhere() -> None:
+    assert read_option("format", "../model/hf") is None
+    assert read_option("format", "mxfp4") == {"weight": "fp4_e2m1", "activation": "fp4_e2m1"}
+
+
+@pytest.mark.parametrize("content", ["{", "\x00", "a: [", "- 1"])
+def test_an_option_file_that_is_no_yaml(tmp_path: Path, content: str) -> None:
+    (tmp_path / "format").mkdir()
+    (tmp_path / "format" / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"bad\.yaml: "):
+        read_option("format", "bad", [tmp_path])
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@given(st.text(st.sampled_from("ab$\\{}'\"[](),:=~ .\n\tü💥%#?&"), min_size=1, max_size=8))
+def test_verbatim_is_what_hydra_and_omegaconf_read(text: str) -> None:
+    from omegaconf import OmegaConf
+
+    from mxsweep.overrides import read_override
+
+    value = read_override(f"x={verbatim(text)}").value()
+    assert OmegaConf.create({"x": getattr(value, "text", value)}).x == text
+
+
+def test_an_excerpt_is_short_and_can_be_printed() -> None:
+    assert excerpt("a=b") == "a=b"
+    assert len(excerpt("a" * 5000)) < 220
+    assert excerpt("a\n\x1b\udcff") == "a\\n\\x1b\\udcff"

@@ -14,14 +14,15 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from mxsweep.config import SWEEP_KNOBS, RunConfig, from_hydra, no_such_knob
+from mxsweep.config import SWEEP_KNOBS, RunConfig, from_hydra, is_knob, no_such_knob, of_omegaconf
 from mxsweep.errors import ConfigError
-from mxsweep.overrides import as_typed, conf_dir, prepare
+from mxsweep.overrides import MOST_VALUES, as_typed, conf_dir, excerpt, prepare, read_override, sweep_values
 from mxsweep.sweep.settings import Settings
 
 # The knobs that a baseline has no use for: what a tensor becomes, and how.
@@ -35,6 +36,10 @@ BASELINE = (
     *("kv_quant='none'", "kv_quant.key=none", "kv_quant.value=none"),
     *("modules=null", "custom_cuda='false'", "backend=auto", "arithmetic=auto"),
 )
+
+
+# Of Hydra's own, what decides something here; the rest is for programs that Hydra starts.
+HYDRA_KNOBS = ("hydra/launcher", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class PlannedRun:
         subdir: its folder below the sweep's.
         same: the overrides of further runs that would be the same one.
         yaml: what Hydra composed, file name to content.
+        added: a baseline that nobody asked for.
     """
 
     words: tuple[str, ...]
@@ -63,6 +69,7 @@ class PlannedRun:
     subdir: str
     same: tuple[tuple[str, ...], ...] = ()
     yaml: dict[str, str] = field(default_factory=dict)
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,21 +91,23 @@ def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = Non
             A value that is not allowed is no error here but the planned run's.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        jobs = [list(overrides)]
+        parsed = [read_override(override) for override in overrides]
+        jobs, count = [list(overrides)], 1
         for override in parsed:
+            _check_override(override)
+            if override.is_sweep_override():
+                count *= len(sweep_values(override))
+            if count > MOST_VALUES:
+                raise ConfigError(f"-m: the values come to {count:,} runs or more; allowed: {MOST_VALUES:,}")
             if override.is_sweep_override() and not multirun:
-                typed = (override.input_line or "").replace("'", "")
+                typed = excerpt((override.input_line or "").replace("'", ""))
                 raise ConfigError(f"{override.key_or_group}: {typed} names several values; add -m to run them all")
         if multirun:
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
             return _compose_all(jobs, multirun, config_dir)
-    except OverrideParseException as error:
-        message = f"{error.override}: cannot be read as KNOB=VALUE ({str(error).splitlines()[0]})"
-        raise ConfigError(message) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_without_jargon(str(error))) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(of_omegaconf(error)) from error
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -135,7 +144,31 @@ def _compose_all(jobs: list[list[str]], multirun: bool, config_dir: Path | None)
 
 
 def _compose_one(words: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    return hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
+    try:
+        return hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(_without_jargon(error)) from error
+    except YAMLError as error:
+        raise ConfigError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, RecursionError) as error:  # so Hydra answers a file that makes no sense to it
+        raise ConfigError(f"{excerpt(' '.join(words))}: cannot be composed: {excerpt(str(error))}") from error
+
+
+def _check_override(override: Override) -> None:
+    """What Hydra would take, or refuse in words of its own, and what means nothing here."""
+    key, typed = override.key_or_group, excerpt(override.input_line or "")
+    if key.startswith("hydra") and key not in HYDRA_KNOBS and not key.startswith("hydra.launcher."):
+        there = ", ".join(HYDRA_KNOBS)
+        raise ConfigError(f"{key}: has no effect here; of Hydra's own there are {there} and hydra.launcher.NAME")
+    if _root(key) == "sweep":
+        raise ConfigError(f"{key}: belongs into an experiment's file; on the command line, -m and KNOB=A,B sweep")
+    if override.is_sweep_override() and (key.startswith("hydra") or _root(key) in SWEEP_KNOBS | {"stamp"}):
+        raise ConfigError(f"{key}: {typed} names several values, and all runs of a sweep have one")
+    if override.package is not None:
+        raise ConfigError(f"{typed}: a knob has one place, and none is given with @; write {key}=VALUE")
+    if override.is_delete():
+        known = is_knob(key) or key.startswith("hydra")
+        raise ConfigError(f"{key}: was taken away; every run needs a value of it" if known else no_such_knob(key))
 
 
 def _of_the_run(words: Sequence[str]) -> list[str]:
@@ -145,9 +178,13 @@ def _of_the_run(words: Sequence[str]) -> list[str]:
 
 def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> PlannedRun:
     overrides = tuple(map(as_typed, shown))
+    if not re.fullmatch(r"[\w.+-]{1,100}", str(cfg.stamp)) or cfg.stamp is None:
+        raise ConfigError(
+            f"stamp: {excerpt(str(cfg.stamp))!r} is no beginning of a folder's name; allowed: letters, digits and _.+-"
+        )
     config, error = None, None
     try:
-        config = from_hydra(cfg)
+        config = _where_it_runs(from_hydra(cfg), cfg.hydra.launcher)
         config_hash = config.config_hash
         run_id = config.run_id(cfg.stamp)
     except ConfigError as problem:
@@ -168,6 +205,17 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
         subdir=str(cfg.hydra.sweep.subdir),
         yaml={"config.yaml": OmegaConf.to_yaml(own), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
     )
+
+
+def _where_it_runs(config: RunConfig, launcher: DictConfig) -> RunConfig:
+    """On Slurm, "auto" is the device that the jobs ask for, whatever there is where the sweep is planned."""
+    if launcher.get("name") != "slurm" or config.model.device != "auto" or config.model.device_map is not None:
+        return config
+    gpus = launcher.gpus_per_node
+    try:
+        return replace(config, model=replace(config.model, device="cuda" if gpus else "cpu"))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; with hydra.launcher.gpus_per_node={gpus}, auto is the CPU") from None
 
 
 def _as_asked(own: DictConfig) -> dict[str, Any]:
@@ -206,7 +254,8 @@ def _with_baselines(runs: list[PlannedRun], extra: list[str]) -> Iterator[Planne
             kept = [word for word in run.words if _root(word) not in QUANTIZATION_KNOBS]
             number = len(runs) + len(there)
             cfg = _compose_one(kept, [*BASELINE, *extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
-            yield _planned(cfg, kept, [*_of_the_run(kept), "format=none", "kv_quant=none"])
+            shown_words = [*_of_the_run(kept), "format=none", "kv_quant=none"]
+            yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run
 
 
@@ -225,6 +274,13 @@ def _root(override: str) -> str:
 def _check_folders(runs: list[PlannedRun]) -> None:
     taken: dict[str, PlannedRun] = {}
     for run in runs:
+        inside = Path(run.subdir)
+        if inside.is_absolute() or not inside.parts or any(part.startswith(".") for part in inside.parts):
+            # Outside the sweep's folder, or in one that is passed over when results are looked for.
+            raise ConfigError(
+                f"hydra.sweep.subdir: {run.subdir!r} is not allowed; allowed: a folder below the sweep's, without a "
+                "dot in front, as '${run_id:}'"
+            )
         other = taken.setdefault(run.subdir, run)
         if other is not run:
             raise ConfigError(
@@ -233,12 +289,24 @@ def _check_folders(runs: list[PlannedRun]) -> None:
             )
 
 
-def _without_jargon(message: str) -> str:
+def _without_jargon(error: HydraException) -> str:
     """Hydra answers a knob that is not there with how to append one, which would not make it a knob."""
-    missing = re.match(r"Could not override '([^']+)'", message)
-    if missing is None:
-        return message
-    return no_such_knob(missing.group(1))
+    message, cause = str(error), error.__cause__
+    if found := re.match(r"Could not override '([^']+)'|.*config group '([^']+)' does not exist", message):
+        key = found[1] or found[2]
+        if key.startswith("hydra.launcher."):
+            return (
+                f"{key}: there is no such knob of this launcher; hydra/launcher=gpus has n and retries, "
+                "hydra/launcher=slurm what conf/hydra/launcher/slurm.yaml lists, basic none"
+            )
+        return f"{key}: holds no value of this kind" if is_knob(key) else no_such_knob(key)
+    if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", message):
+        return f"{found[1]}: has a value already; write {found[1]}=VALUE, without +"
+    if found := re.match(r"Error merging override ([^=]+)=(.*)", message, re.DOTALL):
+        key, value = found[1].lstrip("+"), excerpt(found[2])
+        reason = f" ({str(cause).splitlines()[0]})" if cause is not None and str(cause) else ""
+        return f"{key}: {value} cannot be its value{reason}"
+    return message.splitlines()[0]
 
 
 def name_run(run_id: str) -> None:

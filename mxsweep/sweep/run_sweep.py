@@ -5,12 +5,12 @@ Not called sweep.py for the reason that run_one.py is not called run.py.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -23,8 +23,9 @@ from mxsweep.results.claims import holder, is_held, one_at_a_time
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest, read_manifest
 from mxsweep.results.record import RECORD_NAME
 from mxsweep.sweep.execute import Observer, SweepRun, settled
-from mxsweep.sweep.launch import LAUNCHES, Launch, LaunchError, begin_launch, check_launcher, launch_runs
+from mxsweep.sweep.launch import LAUNCHES, Launch, LaunchError, begin_launch
 from mxsweep.sweep.launch import LOCK_NAME as LAUNCH_LOCK
+from mxsweep.sweep.launchers import check_launcher, launch_runs
 from mxsweep.sweep.plan import Plan, PlannedRun
 from mxsweep.sweep.progress import Progress
 from mxsweep.sweep.settings import Settings
@@ -98,9 +99,9 @@ def run_single(plan: Plan) -> int:
     """
     (planned,) = plan.runs
     folder = plan.settings.run_dir
+    _make("hydra.run.dir", folder)
     if (folder / RECORD_NAME).exists():
         raise ConfigError(f"hydra.run.dir: {str(folder)!r} already holds a run; give another folder")
-    _make("hydra.run.dir", folder)
     run = _sweep_run(planned, folder, planned.run_id)
     try:
         with _observed(plan.settings, [run], [], folder.parent) as observers:
@@ -142,8 +143,8 @@ def _make(field: str, folder: Path, new: bool = False) -> Path:
             except FileExistsError:  # by a sweep that began in the same second
                 folder = folder.with_name(f"{folder.name.partition('.')[0]}.{number}")
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not all: file systems may be read-only
+            pass
     except OSError as error:
         raise ConfigError(
             f"{field}: {str(folder)!r} cannot be made or written ({error.strerror}); give a folder that can be"
@@ -254,7 +255,8 @@ def _how_to_go_on(folder: Path, planned: Sequence[PlannedRun]) -> str:
 
 
 def _quoted(folder: Path) -> str:
-    return shlex.quote(str(shorten(folder)))
+    text = str(shorten(folder))
+    return shlex.quote(f"./{text}" if text.startswith("~") else text)  # a name that is no user's home
 
 
 def shorten(folder: Path) -> Path:

@@ -12,23 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from mxsweep.results.claims import is_held
 from mxsweep.sweep.execute import SweepRun, work
 
 LOOK_EVERY_S = 0.5  # how soon a worker notices that its parent is gone
+STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
 
 
 @dataclass
 class Worker:
-    """A callable for submitit, which pickles it, and calls ``checkpoint`` when Slurm is about to stop the job.
+    """A callable for submitit, which pickles it.
 
     Attributes:
         runs, launch, retries: as :func:`mxsweep.sweep.execute.work` takes them.
         parent: a file that the process which started this one holds a lock on; when it does no longer, this process
             ends. None where a worker outlives its parent, as on a cluster.
         threads: of the CPU; None for as many as torch takes.
+        all_gpus: on a cluster, whether a process uses all GPUs of its job, rather than one.
     """
 
     runs: Sequence[SweepRun]
@@ -36,14 +37,17 @@ class Worker:
     retries: int
     parent: Path | None = None
     threads: int | None = None
+    all_gpus: bool = False
 
     def __call__(self) -> None:
         logging.basicConfig(
             level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
         )
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
         if self.parent is None:
-            _let_only_exits_through(signal.SIGUSR2)
-            _take_one_gpu()
+            _stop_at(signal.SIGUSR2, signal.SIGTERM)
+            if not self.all_gpus:
+                _take_one_gpu()
         else:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
@@ -53,12 +57,6 @@ class Worker:
             torch.set_num_threads(self.threads)
         work(self.runs, self.launch, self.retries)
 
-    def checkpoint(self) -> Any:
-        """What to do when the job is requeued: the same, which leaves out the runs that are done by then."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
 
 def _end_with(parent: Path) -> None:
     while is_held(parent):
@@ -67,25 +65,28 @@ def _end_with(parent: Path) -> None:
     os._exit(1)
 
 
-def _let_only_exits_through(number: signal.Signals) -> None:
-    """Keep submitit's handler, which requeues the job and exits, but for its errors.
+def _stop_at(*signals: signal.Signals) -> None:
+    """End at one of these, the first time, with the exit code that a shell gives to a process that died of it.
 
-    It raises them in the middle of a run when Slurm has requeued the job itself already, or will not have it any more;
-    as errors they would be recorded as the run's.
+    By USR2 Slurm says that a job's time is nearly over or that it is preempted; by TERM that it is preempted or
+    cancelled. To tell these apart, and to have the job queued again, is up to the job's script (see on_slurm.py).
+    submitit's own handler does it in this process: it takes a preemption of a short job for a time-out, stops only the
+    first of several tasks, and raises, in the middle of a run, where Slurm was quicker.
     """
-    handler = signal.getsignal(number)
-    if not callable(handler):
-        return
-    requeue = handler
 
-    def stop(received: int, frame: FrameType | None) -> None:
-        try:
-            requeue(received, frame)
-        except Exception as error:
-            print(f"not requeued by this process: {error}", file=sys.stderr)
-            sys.exit(1)
+    def stop(received: int, _: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # another one must not disturb the end
+        print(f"stopped by Slurm ({signal.Signals(received).name})", flush=True)
+        code = 128 + received
+        # Should somebody's `except` swallow the exit, or something not end.
+        patience = threading.Timer(STOP_WITHIN_S, os._exit, [code])
+        patience.daemon = True
+        patience.start()
+        sys.exit(code)
 
-    signal.signal(number, stop)
+    for each in signals:
+        signal.signal(each, stop)
 
 
 def _take_one_gpu() -> None:
