@@ -67,10 +67,10 @@ def _main(words: list[str]) -> int:
     parser = get_args_parser()
     parser.prog = "mxsweep"
     args = parser.parse_intermixed_args(words)
-    for flag in ("config_path", "config_name", "experimental_rerun", "shell_completion"):
+    for flag in ("config_path", "config_name", "experimental_rerun", "shell_completion", "package"):
         if getattr(args, flag):
             name = flag.replace("_", "-")
-            raise ConfigError(f"--{name}: is not for mxsweep; `--config-dir FOLDER` adds config files")
+            raise ConfigError(f"--{name}: has no use here; config files of your own are added by --config-dir FOLDER")
     if args.help or args.hydra_help or args.cfg or args.info:
         return _ask_hydra(args)
     if args.config_dir is not None and not (args.config_dir and is_folder(Path(args.config_dir))):
@@ -97,7 +97,7 @@ def _ask_hydra(args: Namespace) -> int:
     flags = ["--help"] if args.help else ["--hydra-help"] if args.hydra_help else ["--cfg", args.cfg or "job"]
     if args.info and not (args.help or args.hydra_help or args.cfg):
         flags = ["--info", args.info]
-    flags += ["--resolve"] * bool(args.resolve and args.cfg) + [f"--package={args.package}"] * bool(args.package)
+    flags += ["--resolve"] * bool(args.resolve and args.cfg)
     flags += [f"--config-dir={config_dir}"] * bool(config_dir)
     sys.argv = [sys.argv[0], *flags, *overrides]
     nothing()
@@ -194,8 +194,9 @@ def _without(command: Command, *keys: str) -> Command:
 
 
 def _with(command: Command, more: Command) -> Command:
-    """A command with further overrides, which win over its own."""
-    kept = _without(command, *_values(more)).overrides
+    """A command with further overrides, which win over its own. Another launcher comes without the old one's knobs."""
+    replaced = [*_values(more), *(key for key in _values(command) if key.startswith("hydra.launcher."))]
+    kept = _without(command, *(replaced if "hydra/launcher" in _values(more) else _values(more))).overrides
     return Command([*kept, *more.overrides], more.config_dir or command.config_dir)
 
 

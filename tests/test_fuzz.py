@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shlex
 import subprocess
@@ -135,6 +136,10 @@ def quick() -> Iterator[None]:
         patch.setattr(run_sweep, "_collect", collected)
         patch.setattr(run_sweep, "launch_runs", _in_this_process(run_sweep.launch_runs))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        # On a machine with a GPU, too, which torch may have found already.
+        patch.setattr("mxsweep.__main__.visible_gpu_count", lambda: 0)
+        problem = run_one.backend_problem
+        patch.setattr(run_one, "backend_problem", lambda name: "no GPU was found" if name == "cuda" else problem(name))
         yield
 
 
@@ -169,7 +174,8 @@ def check(arguments: list[str]) -> Answer:
             assert asked_of_hydra and word == "hydra.cc" and answer.code == 0, (word, said)  # --hydra-help has a link
     assert isinstance(answer.code, int)
     assert answer.code in (0, 1, 2, 130), said
-    assert answer.code != 1 or ("failed" in answer.err and "cannot" not in answer.err.splitlines()[-1]), said
+    # A run may fail; what is typed is no reason for its result not to be written.
+    assert answer.code != 1 or (" failed: " in answer.err and "written" not in answer.err), said
     if answer.code == 2:
         first = answer.err.partition("\n")[0] or answer.out.partition("\n")[0]
         assert first.startswith(("mxsweep: ", "usage: ")) or "planned, nothing run" in first, said
@@ -444,3 +450,49 @@ def test_damaged_files_are_no_traceback(
         assert code in (0, 1, 2), said
         assert not any(word in said for word in JARGON), said
         assert code == 0 or captured.err.splitlines()[-1].startswith("mxsweep"), said
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asking(config: Any, progress: Any) -> dict[str, Any]:
+        hub = logging.getLogger("huggingface_hub.utils._http")
+        for attempt in range(1, 6):
+            hub.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://huggingface.co/x")
+            hub.warning(f"Retrying in 1s [Retry {attempt}/5].")
+        hub.warning("a warning of another kind")
+        return evaluated(config, progress)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_one, "_evaluate", asking)
+    assert main(["-m", "block_size=16,32"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("the hub does not answer") == 1
+    assert "Retrying" not in said
+    assert "a warning of another kind" in said
+
+
+@pytest.mark.parametrize("row", ['{"text": null}', '{"text": 3}', '{"text": ["a"]}'])
+@pytest.mark.usefixtures("quick")
+def test_a_row_without_text_is_shown(row: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(row)
+    answer = check(["task=lambada_openai", f"task.data={tmp_path / 'rows.jsonl'}"])
+    assert f"line 1: the field 'text' is {row[9:-1]}; allowed: text, in quotes" in answer.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_without_weights_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    answer = check(["model=hf", f"model.path={tmp_path}"])
+    assert "is a folder without weights; give one that holds a model.safetensors" in answer.err
+    (tmp_path / "model.safetensors").touch()
+    assert check(["model=hf", f"model.path={tmp_path}"]).code == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sweep_of_which_nothing_asked_for_can_be_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = check(["-m", "custom_cuda=true", "block_size=16,32"])
+    assert answer.code == 2 and answer.left == []  # though its baseline could be
+    assert answer.err.startswith("mxsweep: custom_cuda: true cannot be had here")
+    mixed = check(["-m", "custom_cuda=true,false", "block_size=16"])
+    assert mixed.code == 1 and mixed.left == ["multirun"]

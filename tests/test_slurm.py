@@ -25,7 +25,7 @@ from mxsweep.sweep.plan import plan
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=0")
-SLOW = ("batch_tokens=64", "limit=400")  # runs of some seconds, long enough to be stopped in
+SLOW = ("batch_tokens=64", "limit=300")  # runs of some seconds, long enough to be stopped in
 
 
 class Cluster:
@@ -119,7 +119,7 @@ def runs(folder: Path, status: str | None = None) -> list[RunFolder]:
     return [run for run in find_runs(folder / "sweep") if status in (None, run.status)]
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "waited in vain"

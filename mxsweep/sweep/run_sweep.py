@@ -230,12 +230,30 @@ def _observed(
                 progress.recall(run, record)
         stack.enter_context(progress)
         logging.basicConfig(level=logging.INFO, handlers=[progress.handler], force=True)
+        hub, retries = logging.getLogger("huggingface_hub.utils._http"), _HubRetries()
+        hub.addFilter(retries)
+        stack.callback(hub.removeFilter, retries)
         observers: list[Observer] = [progress]
         if settings.logging.name == "wandb":
             from mxsweep.sweep.wandb_log import WandbLog
 
             observers.append(stack.enter_context(WandbLog(asdict(settings.logging), group=folder.name)))
         yield observers
+
+
+class _HubRetries(logging.Filter):
+    """One line for the dozens, each twice, in which huggingface_hub says that it asks again."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.startswith("Retrying in") and "thrown while requesting" not in message:
+            return True
+        if not self.said:
+            self.said = True
+            log.warning("the hub does not answer, and is asked again for a while: %s", " ".join(message.split())[:200])
+        return False
 
 
 def _varying(runs: Sequence[SweepRun]) -> set[str]:
