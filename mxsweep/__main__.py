@@ -28,6 +28,7 @@ from mxsweep.sweep.settings import Slurm
 
 EXIT_USAGE = 2  # nothing was run: the command line makes no sense
 SWEEP_DIR = "hydra.sweep.dir"
+NO_RUN = SWEEP_KNOBS | {"batch_tokens", "batch_size"}  # knobs beside which resume=true means the sweep as it was
 MOST_TEXT = 1500  # of a message, which may quote what was typed
 
 
@@ -75,7 +76,7 @@ def _main(words: list[str]) -> int:
         return _ask_hydra(args)
     if args.config_dir is not None and not (args.config_dir and is_folder(Path(args.config_dir))):
         raise ConfigError(f"--config-dir: {args.config_dir!r} is not a folder")
-    command = Command(args.overrides, str(Path(args.config_dir).resolve()) if args.config_dir else None)
+    command = Command(args.overrides, str(Path(args.config_dir).resolve()) if args.config_dir else None, os.getcwd())
     if _values(command).get("resume", "").lower() == "true":
         return _resume(command)
     planned, multirun = _plan(command, args.multirun)
@@ -123,6 +124,8 @@ def _run(planned: Plan, multirun: bool, command: Command | None, named: bool) ->
     problems = [problem for run in asked if (problem := _problem(run, planned))]
     if len(problems) == len(asked):
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+    if not multirun and planned.settings.launcher is not None:
+        raise ConfigError("hydra/launcher: is for sweeps; add -m, or leave it out")
     if not multirun:
         return run_single(planned)
     return run_sweep(planned, named, command and _without(command, "resume", "dry_run", SWEEP_DIR))
@@ -148,7 +151,7 @@ def _resume(command: Command) -> int:
     folder = _named_folder(command) if SWEEP_DIR in _values(command) else newest_sweep(only_sweeps=True)
     if folder is None:
         raise ConfigError(f"resume: there is no sweep below ./multirun; give its folder as {SWEEP_DIR}=FOLDER")
-    knobs = [key for key in _values(command) if key not in SWEEP_KNOBS and not key.startswith("hydra")]
+    knobs = [key for key in _values(command) if key.partition(".")[0] not in NO_RUN and not key.startswith("hydra")]
     commands = [command]
     if not knobs:
         try:
@@ -163,12 +166,24 @@ def _resume(command: Command) -> int:
             raise ConfigError(
                 f"resume: the sweep.json in {str(folder)!r} names no command to go on with; give the knobs"
             )
+        _check_cwd(manifest.commands)
         commands = [_with(old, command) for old in manifest.commands]
     place = verbatim(f"./{folder}" if str(folder).startswith("~") else str(folder))  # which is expanded already
     plans = [_plan(_with(each, Command([f"{SWEEP_DIR}={place}"])), True)[0] for each in commands]
     runs = {run.config_hash: run for each in plans for run in each.runs}
     planned = Plan(list(runs.values()), plans[-1].settings)
     return _run(planned, True, command if knobs else None, named=True)
+
+
+def _check_cwd(commands: Sequence[Command]) -> None:
+    """Paths in a sweep's commands are those of the folder that it was begun in."""
+    for command in commands:
+        with_paths = {"model.path", "task.data"} & _values(command).keys()
+        if with_paths and command.cwd not in (None, os.getcwd()):
+            raise ConfigError(
+                f"resume: the sweep's {min(with_paths)} is relative to {command.cwd!r}, where it was begun; change to "
+                "that folder, or give the knobs again"
+            )
 
 
 def _named_folder(command: Command) -> Path:
@@ -190,14 +205,14 @@ def _values(command: Command) -> dict[str, str]:
 
 def _without(command: Command, *keys: str) -> Command:
     kept = [word for word in command.overrides if _split(word)[0] not in keys]
-    return Command(kept, command.config_dir)
+    return Command(kept, command.config_dir, command.cwd)
 
 
 def _with(command: Command, more: Command) -> Command:
     """A command with further overrides, which win over its own. Another launcher comes without the old one's knobs."""
     replaced = [*_values(more), *(key for key in _values(command) if key.startswith("hydra.launcher."))]
     kept = _without(command, *(replaced if "hydra/launcher" in _values(more) else _values(more))).overrides
-    return Command([*kept, *more.overrides], more.config_dir or command.config_dir)
+    return Command([*kept, *more.overrides], more.config_dir or command.config_dir, command.cwd)
 
 
 if __name__ == "__main__":

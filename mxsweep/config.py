@@ -247,7 +247,8 @@ class RunConfig:
             ),
             "attention": model.attention,
             "max_length": model.max_length,
-            "device": device_type(model.device),
+            # Spread over GPUs; where it is planned, as on a cluster's login node, there may be none.
+            "device": "cuda" if model.device_map else device_type(model.device),
             "task": [task.names, task.num_fewshot, task.apply_chat_template],
             "data": {name: file_digest(file) for name, file in task.data.items()},
             "limit": self.limit,

@@ -170,9 +170,9 @@ def new_record(
 def describe_error(error: Exception) -> dict[str, str]:
     """An error for the record: what the user can mend in a sentence, anything else with its traceback."""
     described = {"type": type(error).__name__, "message": str(error) or type(error).__name__}
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError) or error.__traceback__ is None:
         return described
-    return described | {"traceback": traceback.format_exc()}
+    return described | {"traceback": "".join(traceback.format_exception(error))}
 
 
 def final_line(record: dict[str, Any], folder: Path | None = None) -> str:

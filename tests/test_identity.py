@@ -487,6 +487,8 @@ def test_auto_is_the_device_that_it_comes_to(monkeypatch: pytest.MonkeyPatch) ->
     assert devices.visible_gpu_count() == 2
     assert of() == of("model.device=cuda") == of("model.device=cuda:1") != of("model.device=cpu")
     assert of("model.device_map=auto") == of() != of("model.device=mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a login node plans for nodes with GPUs
+    assert of("model.device_map=auto") == of("model.device=cuda")
 
 
 _FAKE_DRIVER = """

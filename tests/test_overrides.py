@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
@@ -164,6 +164,7 @@ def test_an_option_file_that_is_no_yaml(tmp_path: Path, content: str) -> None:
     )
 )
 def test_verbatim_is_what_hydra_and_omegaconf_read(text: str) -> None:
+    assume(text != "???")  # by which OmegaConf means that a value is missing, however it is quoted
     from omegaconf import OmegaConf
 
     from mxsweep.overrides import read_override

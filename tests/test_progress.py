@@ -65,6 +65,8 @@ def plain(clock, total, skipped=0, **options):
 def go(progress, clock, run, record, seconds):
     progress.begin(run)
     clock.now += seconds
+    if record["status"] == "done":
+        record["timing"]["total_s"] = seconds
     progress.end(run, record)
 
 
@@ -189,7 +191,9 @@ class TestSecondsLeft:
         progress.begin(runs[0])
         progress.begin(runs[1])
         clock.now += 10
-        progress.end(runs[0], done())
+        record = done()
+        record["timing"]["total_s"] = 10.0
+        progress.end(runs[0], record)
         assert progress.seconds_left() == 20  # runs 3 to 6 in two lanes; run 2 is due
         progress.begin(runs[2])
         progress.advance(runs[2], 1, 2)

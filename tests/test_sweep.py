@@ -241,3 +241,52 @@ def test_a_single_run_is_not_added_to_a_folder(evaluated: Counter[int], capsys: 
     assert main(["block_size=16", "hydra.run.dir=one"]) == 2
     assert "hydra.run.dir: 'one' already holds a run" in capsys.readouterr().err
     assert evaluated == {16: 1}
+
+
+@pytest.mark.parametrize("word", ["logging.mode=offline", "batch_tokens=512", "batch_size=2", "baseline=true"])
+def test_knobs_that_decide_no_result_do_not_change_what_is_resumed(evaluated: Counter[int], word: str) -> None:
+    assert main(SWEEP) == 0
+    next(Path("s").glob("*bs16*/result.json")).unlink()
+    assert main(["resume=true", "hydra.sweep.dir=s", word]) == 0
+    assert evaluated == {0: 1, 16: 2, 32: 1}
+    manifest = read_manifest(Path("s"))
+    assert manifest is not None and len(manifest.commands) == 1
+
+
+def test_a_sweep_is_resumed_with_another_launcher(evaluated: Counter[int]) -> None:
+    assert main([*SWEEP, "hydra/launcher=basic"]) == 0
+    manifest = json.loads(Path("s/sweep.json").read_text())
+    manifest["commands"][0]["overrides"] += ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    manifest["commands"][0]["overrides"].remove("hydra/launcher=basic")
+    Path("s/sweep.json").write_text(json.dumps(manifest))
+    next(Path("s").glob("*bs16*/result.json")).unlink()
+    assert main(["resume=true", "hydra.sweep.dir=s", "hydra/launcher=basic"]) == 0
+    assert evaluated == {0: 1, 16: 2, 32: 1}
+
+
+def test_what_could_not_be_and_can_now_takes_its_failures_place(evaluated: Counter[int]) -> None:
+    Path("a.jsonl").write_text('{"text": "one two"}\n')
+    words = ["-m", "task=lambada_openai", "task.data=a.jsonl,b.jsonl", "block_size=16", "baseline=false"]
+    assert main([*words, "hydra.sweep.dir=s"]) == 1
+    assert statuses() == ["done", "failed"]
+    Path("b.jsonl").write_text('{"text": "three four"}\n')
+    assert main(["resume=true", "hydra.sweep.dir=s"]) == 0
+    assert statuses() == ["done", "done"]
+    assert evaluated == {16: 2}
+
+
+def test_paths_of_a_sweep_are_those_of_the_folder_it_was_begun_in(
+    evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.jsonl").write_text('{"text": "one two"}\n')
+    assert main(["-m", "task=lambada_openai", "task.data=a.jsonl", "block_size=16", "hydra.sweep.dir=s"]) == 0
+    sweep = Path("s").resolve()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["resume=true", f"hydra.sweep.dir={sweep}"]) == 2
+    assert "resume: the sweep's task.data is relative to" in capsys.readouterr().err
+
+
+def test_a_launcher_is_for_sweeps(evaluated: Counter[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["block_size=16", "hydra/launcher=gpus"]) == 2
+    assert "hydra/launcher: is for sweeps; add -m, or leave it out" in capsys.readouterr().err

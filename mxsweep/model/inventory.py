@@ -59,7 +59,8 @@ def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_
     """
     folder = model_folder(path)
     if folder is None:
-        return {"name": path, "revision": revision or "main", "dtype": dtype}
+        code = {"code": "its own"} if trust_remote_code else {}
+        return {"name": path, "revision": revision or "main", "dtype": dtype, **code}
     try:
         files = model_files(folder, trust_remote_code)
         digests = dict(zip(files, file_digests(list(files.values())), strict=True))

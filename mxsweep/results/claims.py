@@ -10,6 +10,7 @@ What is in it is a hint for people (host, process) and a count of the times that
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -110,7 +111,11 @@ def _locked(descriptor: int, kind: int, patience_s: float) -> bool:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise OSError(error.errno, "this file system has no locks (flock); mount it with them") from None
+            if not isinstance(error, BlockingIOError):
+                raise
             if time.monotonic() >= end:
                 return False
             time.sleep(0.01)

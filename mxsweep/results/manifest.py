@@ -17,6 +17,7 @@ from mxsweep.results.claims import one_at_a_time
 SCHEMA = 1
 MANIFEST_NAME = "sweep.json"
 LOCK_NAME = ".sweep.lock"
+INVALID = "invalid-"  # in front of the hash of a run that cannot be, which is of its overrides
 
 
 class ManifestError(ValueError):
@@ -36,6 +37,11 @@ class ManifestRun:
     overrides: list[str]
     same: list[list[str]] = field(default_factory=list)
 
+    @property
+    def is_invalid(self) -> bool:
+        """Whether it has no config, being impossible when it was planned."""
+        return self.config_hash.startswith(INVALID)
+
     def __post_init__(self) -> None:
         _check_texts([self.run_id, self.folder, self.config_hash])
         for words in (self.overrides, *self.same):
@@ -48,10 +54,11 @@ class Command:
 
     overrides: list[str]
     config_dir: str | None = None
+    cwd: str | None = None  # where it was typed, from which its relative paths go
 
     def __post_init__(self) -> None:
         _check_texts(self.overrides)
-        _check_texts([self.config_dir or ""])
+        _check_texts([self.config_dir or "", self.cwd or ""])
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,15 @@ def merge_manifest(folder: Path, command: Command | None, runs: Iterable[Manifes
         known = {run.config_hash: run for run in before.runs}
         for run in runs:
             old = known.get(run.config_hash)
-            same = [] if old is None else [words for words in run.same if words not in old.same]
-            known[run.config_hash] = run if old is None else dataclasses.replace(old, same=old.same + same)
+            if old is not None:
+                new = [words for words in run.same if words not in old.same]
+                known[run.config_hash] = dataclasses.replace(old, same=old.same + new)
+                continue
+            # What could not be, and can now, takes the place of its own failure.
+            for past in [other for other in known.values() if other.is_invalid and other.overrides == run.overrides]:
+                del known[past.config_hash]
+                run = dataclasses.replace(run, folder=past.folder)
+            known[run.config_hash] = run
         commands = before.commands + ([command] if command is not None and command not in before.commands else [])
         after = Manifest(commands, list(known.values()))
         if after != before:

@@ -215,7 +215,7 @@ def _failure_reason(record: dict[str, Any]) -> str | None:
 
 
 def _hydra_overrides(path: Path) -> list[str]:
-    """The overrides that Hydra noted when the run began; none if it came to nothing."""
+    """The overrides that were noted when the run began; none if it came to nothing."""
     # One "- name=value" a line; not worth a YAML parser, which would take longer than the rest.
     try:
         lines = (path / HYDRA_FOLDER / "overrides.yaml").read_text(encoding="utf-8").splitlines()

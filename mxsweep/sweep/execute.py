@@ -7,6 +7,7 @@ They need no one to hand out work: each goes through the list of runs, claims on
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -128,15 +129,21 @@ def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequen
             observer.advance(run, done, total)
         if time.monotonic() - last_noted > NOTES_EVERY_S:
             last_noted = time.monotonic()
-            claim.write(notes | {"answered": done, "requests": total})
+            _note(claim, notes | {"answered": done, "requests": total})
 
     try:
         record = _perform(run, advance)
     except BaseException:
-        claim.write(notes | {"deaths": deaths})  # stopped, which is no death
+        _note(claim, notes | {"deaths": deaths})  # stopped, which is no death
         raise
-    claim.write({})
+    _note(claim, {})
     return record
+
+
+def _note(claim: Lock, notes: dict[str, Any]) -> None:
+    """Say how far it is. That this cannot be written is no reason to lose the run."""
+    with contextlib.suppress(OSError):
+        claim.write(notes)
 
 
 def _perform(run: SweepRun, advance: Callable[[int, int], None]) -> dict[str, Any]:
@@ -149,8 +156,6 @@ def _perform(run: SweepRun, advance: Callable[[int, int], None]) -> dict[str, An
             from mxsweep.run_one import run as run_one
 
             record = run_one(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
-        if record["status"] == "failed":
-            log.debug("%s", record["error"].get("traceback") or record["error"]["message"])
     return record
 
 

@@ -88,6 +88,8 @@ def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, obser
 def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: Launch) -> None:
     """Start workers, and others in the place of those that end, while there are runs that nobody does."""
     deaths, left = 0, len(watch.unsettled)
+    # More than one run can cause: after its retries it is recorded as failed, and others have their turn.
+    most_deaths = max(DEATHS_IN_A_ROW, launcher.retries + 2) * len(slots)
     while watch.unsettled:
         if len(watch.unsettled) < left:
             deaths, left = 0, len(watch.unsettled)
@@ -98,8 +100,9 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
             if slot.job is not None:
                 # Should the disk be full, that is what to say, and not what is left of a worker's last words.
                 write_atomically(launch.folder / "room", "x" * 4096)
+                (launch.folder / "room").unlink()
                 deaths += 1
-                if deaths >= DEATHS_IN_A_ROW * len(slots):
+                if deaths >= most_deaths:
                     raise LaunchError(f"workers end without finishing a run: {_last_words(slot)}")
             _start(slot, watch, launcher, launch)
         time.sleep(POLL_S)

@@ -23,6 +23,7 @@ from yaml import YAMLError
 from mxsweep.config import SWEEP_KNOBS, RunConfig, from_hydra, is_knob, no_such_knob, of_omegaconf
 from mxsweep.errors import ConfigError
 from mxsweep.overrides import MOST_VALUES, as_typed, conf_dir, excerpt, prepare, read_override, sweep_values
+from mxsweep.results.manifest import INVALID
 from mxsweep.sweep.settings import Settings
 
 # The knobs that a baseline has no use for: what a tensor becomes, and how.
@@ -47,7 +48,7 @@ class PlannedRun:
     """One run of a plan.
 
     Attributes:
-        words: its overrides as Hydra takes them.
+        words: its overrides as Hydra takes them; of an added baseline, those of the run that it is added for.
         overrides: those of them that say what the run is, as a person types them.
         config: None where it cannot be, and then ``error`` says why.
         asked: the config as composed, for the record of a run that cannot be.
@@ -190,8 +191,8 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
     except ConfigError as problem:
         # The run has an id, and a folder of that name, all the same: it is recorded as one that failed.
         config, error = None, str(problem)
-        config_hash = hashlib.sha256(json.dumps(["cannot be", sorted(overrides)]).encode()).hexdigest()
-        run_id = f"{cfg.stamp}_invalid_{config_hash[:8]}"
+        digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()
+        config_hash, run_id = f"{INVALID}{digest}", f"{cfg.stamp}_{INVALID}{digest[:8]}"
     name_run(run_id)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return PlannedRun(
@@ -262,7 +263,8 @@ def _with_baselines(runs: list[PlannedRun], extra: list[str]) -> Iterator[Planne
 def _baseline_key(config: RunConfig) -> Any:
     """What two runs have in common that are compared with one baseline."""
     task = config.task
-    seed = config.seed if task.num_fewshot else None  # without examples in the prompt it decides nothing unquantized
+    # Without examples in the prompt it decides nothing unquantized; those that a task has by itself are not told apart.
+    seed = config.seed if task.num_fewshot else None
     fed = (task.names, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
     return config.model, fed, config.limit, seed
 

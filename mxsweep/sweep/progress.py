@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 SECONDS_BETWEEN_LINES = 60.0  # of plain lines about how far runs are
-LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # as conf/config.yaml has it
+LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Progress:
         self._numbers: dict[Any, int] = {}  # by folder: a run that is run again keeps its number
         self._current: dict[Any, _Current] = {}
         self._ended = self._failed = 0
-        self._walls: list[float] = []  # of done runs, from begin to end; a failed run may have stopped at once
+        self._walls: list[float] = []  # seconds of done runs; a failed run may have stopped at once
         self._examples, self._seconds = 0.0, 0.0
         self._bests: dict[tuple[Any, ...], tuple[Row, str]] = {}
         self._best = ""
@@ -130,7 +130,7 @@ class Progress:
 
     def end(self, run: Any, record: dict[str, Any]) -> None:
         """A run's record is there."""
-        current = self._current.pop(run.folder, None)
+        self._current.pop(run.folder, None)
         title = self._title(self._number(run))
         if self._console is not None:  # no line said what began
             title += f" ({self._knobs(run)})"
@@ -139,8 +139,6 @@ class Progress:
             self._failed += 1
             self._speak(f"{title} {_one_line(_failure(record))}")
             return
-        if current is not None:
-            self._walls.append(self._clock() - current.began)
         self._learn(run, record)
         best = f", {self._best}" if self._best else ""
         self._speak(f"{title}: {final_line(record)}{self._left()}{best}")
@@ -166,6 +164,8 @@ class Progress:
 
     def _learn(self, run: Any, record: dict[str, Any]) -> None:
         """Speed and the best run, from the record of a done run."""
+        if (wall := record["timing"].get("total_s")) is not None:
+            self._walls.append(wall)
         seconds = record["timing"].get("eval_s") or 0.0
         if math.isfinite(seconds) and seconds > 0:
             self._seconds += seconds

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -64,17 +64,18 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
             with one_at_a_time(folder / COLLECT_LOCK):
                 _collect(folder)
     except KeyboardInterrupt:
-        print(f"mxsweep: interrupted; {_how_to_go_on(folder, plan.runs)}", file=sys.stderr)
+        print(f"mxsweep: interrupted; {_how_to_go_on(folder)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except LaunchError as error:
-        print(f"mxsweep: {error}; {_how_to_go_on(folder, plan.runs)}", file=sys.stderr)
+        _collect(folder)
+        print(f"mxsweep: {error}; {_how_to_go_on(folder)}", file=sys.stderr)
         return EXIT_FAILED
     except ManifestError as error:
         raise ConfigError(f"hydra.sweep.dir: {error}") from None
     except OSError as error:
         where = f": {error.filename!r}" if error.filename else ""
         print(
-            f"mxsweep: cannot write ({error.strerror or error}{where}); {_how_to_go_on(folder, plan.runs)}",
+            f"mxsweep: cannot write ({error.strerror or error}{where}); {_how_to_go_on(folder)}",
             file=sys.stderr,
         )
         return EXIT_FAILED
@@ -237,7 +238,11 @@ def _observed(
         if settings.logging.name == "wandb":
             from mxsweep.sweep.wandb_log import WandbLog
 
-            observers.append(stack.enter_context(WandbLog(asdict(settings.logging), group=folder.name)))
+            wandb = stack.enter_context(WandbLog(settings.logging, group=folder.name))
+            for run in done:  # some perhaps while nobody looked
+                if record := settled(run):
+                    wandb.recall(run, record)
+            observers.append(wandb)
         yield observers
 
 
@@ -262,12 +267,13 @@ def _varying(runs: Sequence[SweepRun]) -> set[str]:
     return {key for words in knobs for key in words if len({other.get(key) for other in knobs}) > 1}
 
 
-def _how_to_go_on(folder: Path, planned: Sequence[PlannedRun]) -> str:
+def _how_to_go_on(folder: Path) -> str:
     from mxsweep.results.record import find_runs
 
-    done = sum(run.status == "done" for run in find_runs(folder))
+    runs = find_runs(folder)
+    done = sum(run.status == "done" for run in runs)
     return (
-        f"{done} of {len(planned)} runs are done and kept. To go on: "
+        f"{done} of {len(runs)} runs are done and kept. To go on: "
         f"python -m mxsweep resume=true hydra.sweep.dir={_quoted(folder)}"
     )
 

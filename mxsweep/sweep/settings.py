@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Logging:
         check_choice("logging.name", self.name, ("none", "wandb"))
         check_choice("logging.mode", self.mode, LOGGING_MODES)
         check_text_or_null("logging.entity", self.entity)
-        if self.name == "wandb" and importlib.util.find_spec("wandb") is None:
+        if self.name == "wandb" and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
             raise ConfigError("logging: 'wandb' is not installed here: pip install 'mxsweep[wandb]', or logging=none")
         if not isinstance(self.project, str) or not self.project:
             raise ConfigError(f"logging.project: {self.project!r} must be a word")
@@ -116,12 +117,17 @@ class Settings:
         """Of a config composed with Hydra's own node. Raises ConfigError."""
         for name in ("baseline", "resume", "dry_run"):
             check_flag(name, cfg.get(name))
+        logging, launcher = _typed("logging", cfg.logging, Logging), _launcher(cfg.hydra.launcher)
+        if logging.name == "wandb" and isinstance(launcher, Slurm) and not launcher.wait:
+            raise ConfigError(
+                "logging: 'wandb' is done by this process, which does not wait; allowed with it: logging=none"
+            )
         return cls(
             baseline=cfg.baseline,
             resume=cfg.resume,
             dry_run=cfg.dry_run,
-            logging=_typed("logging", cfg.logging, Logging),
-            launcher=_launcher(cfg.hydra.launcher),
+            logging=logging,
+            launcher=launcher,
             run_dir=_folder("hydra.run.dir", cfg.hydra.run.dir),
             sweep_dir=_folder("hydra.sweep.dir", cfg.hydra.sweep.dir),
         )

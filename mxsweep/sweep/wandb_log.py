@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from mxsweep.errors import ConfigError
+from mxsweep.sweep.settings import Logging
 
 log = logging.getLogger(__name__)
 
-MODES = ("online", "offline")
 FILES = ("result.json", "samples.parquet", "lm_eval.json")
 PATIENCE_S = 20.0  # for a server, at the start of a run and again at its end
 QUIET: dict[str, Any] = {  # wandb.Settings; those that another version of wandb does not have are left out
@@ -48,17 +47,12 @@ class WandbLog:
     """Logs each run that ended: an observer of a sweep, to be called in the process that the user started.
 
     Args:
-        settings: ``project``, ``entity`` and ``mode`` (see conf/logging/wandb.yaml).
+        settings: see conf/logging/wandb.yaml.
         group: what the sweep is called there.
-
-    Raises:
-        ConfigError: a mode that there is not.
     """
 
-    def __init__(self, settings: Mapping[str, Any], group: str) -> None:
-        self._project, self._entity, self._mode = (settings[name] for name in ("project", "entity", "mode"))
-        if self._mode not in MODES:
-            raise ConfigError(f"logging.mode: {self._mode!r} is not one of {', '.join(MODES)}")
+    def __init__(self, settings: Logging, group: str) -> None:
+        self._project, self._entity, self._mode = settings.project, settings.entity, settings.mode
         self._group = group
         self._logged = 0
         self._off = False
@@ -72,6 +66,11 @@ class WandbLog:
 
     def begin(self, run: Any) -> None:
         """Nothing: a run is logged when its record is there."""
+
+    def recall(self, run: Any, record: Mapping[str, Any]) -> None:
+        """A run that had finished before: logged now, if it was not then, as when its sweep was killed."""
+        if not (run.folder / "wandb").exists():
+            self.end(run, record)
 
     def advance(self, run: Any, done: int, total: int) -> None:
         """Nothing."""
@@ -111,7 +110,7 @@ class WandbLog:
             name=run.run_id,
             id=identity,
             config=dict(record["config"]),
-            mode=self._mode,
+            mode=self._mode,  # type: ignore[arg-type] # one of settings.LOGGING_MODES
             dir=str(run.folder),
             reinit="create_new",  # another run of this process, the user's own, stays as it is
             settings=wandb.Settings(**{name: value for name, value in QUIET.items() if name in known}),
@@ -143,11 +142,8 @@ class WandbLog:
 
 
 def run_identity(run: Any) -> str:
-    """The id that wandb knows a run by: the same for the same run, so that logging it again adds no second one.
-
-    The folder is part of it because runs that differ in nothing that matters (batch_size=8,32) share a run_id.
-    """
-    return hashlib.sha256(f"{run.run_id}/{run.folder.name}".encode()).hexdigest()[:16]
+    """The id that wandb knows a run by: the same for the same run, so that logging it again adds no second one."""
+    return hashlib.sha256(run.run_id.encode()).hexdigest()[:16]
 
 
 def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -59,7 +60,10 @@ class Worker:
 
 
 def _end_with(parent: Path) -> None:
-    while is_held(parent):
+    while True:
+        with contextlib.suppress(OSError):  # a file system that does not answer for a moment
+            if not is_held(parent):
+                break
         time.sleep(LOOK_EVERY_S)
     # In the middle of a run, as if killed: what is in its folder bears that, and a GPU must not stay taken.
     os._exit(1)
