@@ -1,6 +1,7 @@
 """`python -m mxsweep.collect [DIR...]`: what runs found, as a table, files and figures."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from mxsweep import streams
 from mxsweep.results.collect import gather
+from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
 from mxsweep.results.status import status_text
 from mxsweep.results.tables import markdown_text, summary, terminal_text, write_csv, write_parquet
@@ -121,7 +123,11 @@ def _main(argv: Sequence[str] | None) -> int:
                 raise CollectError("no run below ./multirun or ./outputs: name the folder to collect")
             dirs = [newest]
         if arguments.status:
-            print(status_text(_runs(dirs)))
+            runs = _runs(dirs)
+            print(f"{', '.join(map(str, dirs))}\n\n{status_text(runs)}")
+            left = any(run.status in ("failed", "missing") for run in runs)
+            if left and len(dirs) == 1 and (dirs[0] / MANIFEST_NAME).is_file():
+                print(f"To go on: python -m mxsweep resume=true hydra.sweep.dir={shlex.quote(str(dirs[0]))}")
             return 0
         result = collect(dirs, arguments.output)
     except CollectError as error:

@@ -311,7 +311,7 @@ def _provide(group: str, value: Any, folders: list[Path]) -> str:
 
 def _quote(text: str) -> str:
     """In quotes, as Hydra reads them: a backslash means itself but before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def _task_option(value: Any) -> dict[str, Any]:

@@ -172,7 +172,9 @@ def test_status_says_why(evaluated: Counter[int], capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert collect(["--status", "s"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "5 runs: 1 done, 0 running, 3 failed, 1 missing"
+    assert lines[0] == "s"
+    assert lines[-2] == "5 runs: 1 done, 0 running, 3 failed, 1 missing"
+    assert lines[-1] == "To go on: python -m mxsweep resume=true hydra.sweep.dir=s"
     (burnt,) = (line for line in lines if "roof" in line)
     assert burnt.startswith("failed") and "block_size=666 scale_bits=8" in burnt
     assert sum("scale_bits: 1 is not allowed; allowed: 2 to 8" in line for line in lines) == 2

@@ -6,13 +6,18 @@ from tabulate import tabulate
 
 from mxsweep.results.record import STATUSES, RunFolder
 
-REASON_WIDTH = 100  # characters of a line; the whole of it is in the run's result.json
+REASON_WIDTH = 200  # characters of a line; the whole of it is in the run's result.json
 
 
 def status_text(runs: Sequence[RunFolder]) -> str:
     """A line for each run with its state, and the number in each state."""
     rows = [
-        {"status": run.status, "run": run.path.name, "overrides": " ".join(run.overrides), "": _shortened(run.reason)}
+        {
+            "status": run.status,
+            "run": run.path.name,
+            "overrides": " ".join(run.overrides),
+            "how far, or why": _shortened(run.reason),
+        }
         for run in sorted(runs, key=lambda run: STATUSES.index(run.status))
     ]
     counts = [

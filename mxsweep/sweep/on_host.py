@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -18,6 +19,8 @@ from mxsweep.sweep.execute import Observer, SweepRun
 from mxsweep.sweep.launch import Launch, LaunchError, Watch
 from mxsweep.sweep.settings import Gpus
 from mxsweep.sweep.worker import Worker
+
+log = logging.getLogger("mxsweep")
 
 POLL_S = 0.25
 DEATHS_IN_A_ROW = 3  # of workers, none of which got a run to its end: there is something wrong with all of them
@@ -77,6 +80,8 @@ def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, obser
         count = launcher.n or CPU_WORKERS
         threads = max(1, len(os.sched_getaffinity(0)) // count)
         slots = [_Slot(None, threads, launch.folder / f"worker{index}") for index in range(count)]
+    used = f"GPU {', '.join(map(str, gpus))}" if gpus else f"the CPU, {slots[0].threads} threads each"
+    log.info("%d processes, on %s (their output: %s)", len(slots), used, launch.folder)
     watch = Watch(runs, observers)
     try:
         watch.look()

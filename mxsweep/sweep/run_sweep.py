@@ -21,7 +21,7 @@ from pathlib import Path
 from mxsweep.errors import ConfigError
 from mxsweep.results.claims import holder, is_held, one_at_a_time
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest, read_manifest
-from mxsweep.results.record import RECORD_NAME
+from mxsweep.results.record import RECORD_NAME, find_runs
 from mxsweep.sweep.execute import Observer, SweepRun, settled
 from mxsweep.sweep.launch import LAUNCHES, Launch, LaunchError, begin_launch
 from mxsweep.sweep.launch import LOCK_NAME as LAUNCH_LOCK
@@ -67,7 +67,8 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
         print(f"mxsweep: interrupted; {_how_to_go_on(folder)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except LaunchError as error:
-        _collect(folder)
+        if any(run.status in ("done", "failed") for run in find_runs(folder)):
+            _collect(folder)
         print(f"mxsweep: {error}; {_how_to_go_on(folder)}", file=sys.stderr)
         return EXIT_FAILED
     except ManifestError as error:
@@ -82,6 +83,9 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
     if later is not None:
         print(f"mxsweep: {later}; how far they are: python -m mxsweep.collect --status {_quoted(folder)}")
         return 0
+    others = sum(settled(run) is None and not _failed_or_missing(run) for run in runs)
+    if others:
+        print(f"mxsweep: {others} of {len(runs)} runs are still being done by another process", file=sys.stderr)
     return EXIT_FAILED if any(_failed_or_missing(run) for run in runs) else 0
 
 
@@ -216,7 +220,8 @@ def _say_what_is_left(
         failed = sum(run.old_failure is not None for run in todo)
         again = f", {failed} failed and are run again" if failed else ""
         missing = f", {len(todo) - failed} are missing" if len(todo) > failed else ""
-        print(f"mxsweep: resuming {folder}: {len(done)} of {len(runs)} runs are done and are skipped{again}{missing}")
+        what = "resuming" if any(run.folder.exists() for run in runs) else "nothing is done yet in"
+        print(f"mxsweep: {what} {folder}: {len(done)} of {len(runs)} runs are done and are skipped{again}{missing}")
 
 
 @contextmanager
@@ -268,8 +273,6 @@ def _varying(runs: Sequence[SweepRun]) -> set[str]:
 
 
 def _how_to_go_on(folder: Path) -> str:
-    from mxsweep.results.record import find_runs
-
     runs = find_runs(folder)
     done = sum(run.status == "done" for run in runs)
     return (
