@@ -42,11 +42,23 @@ TIMES_AND_PLACES = ("eval_time_s", "examples/sec", "run_id", "folder")
 PATIENCE_S = 120.0
 
 
+def heed_ctrl_c() -> None:
+    """What is started in the background, as these tests may be, ignores it, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(arguments: list[str], folder: Path, **more: object) -> subprocess.Popen[str]:
     """A command in a process group of its own, in `folder`; what it says goes into the files out and err."""
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         return subprocess.Popen(
-            arguments, cwd=folder, env=environment(folder, **more), stdout=out, stderr=err, text=True, process_group=0
+            arguments,
+            cwd=folder,
+            env=environment(folder, **more),
+            stdout=out,
+            stderr=err,
+            text=True,
+            process_group=0,
+            preexec_fn=heed_ctrl_c,
         )
 
 

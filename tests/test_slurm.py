@@ -46,7 +46,14 @@ class Cluster:
     def start(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "mxsweep", "-m", *arguments, "hydra.sweep.dir=sweep"]
         return subprocess.Popen(
-            command, cwd=cwd, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=cwd,
+            env=self.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # What is started in the background, as these tests may be, ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def sweep(self, *arguments: str, cwd: Path, code: int = 0) -> str:
