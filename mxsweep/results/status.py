@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from mxsweep.results.record import STATUSES, RunFolder
+from mxsweep.results.tables import one_line
 
 REASON_WIDTH = 200  # characters of a line; the whole of it is in the run's result.json
 
@@ -16,7 +17,7 @@ def status_text(runs: Sequence[RunFolder]) -> str:
             "status": run.status,
             "run": run.path.name,
             "overrides": " ".join(run.overrides),
-            "how far, or why": _shortened(run.reason),
+            "how far, or why": one_line(run.reason, REASON_WIDTH),
         }
         for run in sorted(runs, key=lambda run: STATUSES.index(run.status))
     ]
@@ -27,8 +28,3 @@ def status_text(runs: Sequence[RunFolder]) -> str:
     return f"{tabulate(rows, headers='keys', disable_numparse=True)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
         f", {unreadable} unreadable" if unreadable else ""
     )
-
-
-def _shortened(reason: str | None) -> str:
-    line = " ".join((reason or "").split())
-    return line if len(line) <= REASON_WIDTH else line[: REASON_WIDTH - 3] + "..."

@@ -97,7 +97,7 @@ def terminal_text(results: Results) -> str:
             lines = [f"{title}: {len(runs)}"]
             for run in runs:
                 lines.append(f"  {run.path}  {' '.join(run.overrides)}".rstrip())
-                lines.append(f"      {_one_line(run.reason, 300)}")
+                lines.append(f"      {one_line(run.reason, 300)}")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -177,7 +177,7 @@ def _warnings(results: Results) -> list[str]:
     by_message: dict[str, list[str]] = {}
     for run in done:
         for message in (run.record or {}).get("warnings") or []:
-            by_message.setdefault(_one_line(str(message), 300), []).append(run.run_id)
+            by_message.setdefault(one_line(str(message), 300), []).append(run.run_id)
     return [
         f"{'every run' if len(ids) == len(done) else ', '.join(ids)}: {message}" for message, ids in by_message.items()
     ]
@@ -254,10 +254,11 @@ def _difference(row: Row, baseline: Row | None, name: str) -> str:
 
 def _failure(run: RunFolder) -> dict[str, str]:
     overrides = " ".join(run.overrides) or ABSENT
-    return {"folder": str(run.path), "overrides": overrides, "reason": _one_line(run.reason)}
+    return {"folder": str(run.path), "overrides": overrides, "reason": one_line(run.reason)}
 
 
-def _one_line(text: str | None, most: int = 2000) -> str:
+def one_line(text: str | None, most: int = 2000) -> str:
+    """A text for a cell or a list, cut where it is long."""
     line = " ".join((text or "").split())
     return line if len(line) <= most else line[: most - 3] + "..."
 

@@ -22,9 +22,8 @@ from mxsweep.results.atomic import write_atomically
 from mxsweep.results.claims import CLAIM_NAME, Lock, this_process
 from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record, write_record
 
-log = logging.getLogger("mxsweep")
-
 LOG_NAME = "mxsweep.log"
+LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
 NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
 
 
@@ -151,12 +150,10 @@ def _perform(run: SweepRun, advance: Callable[[int, int], None]) -> dict[str, An
         write_atomically(run.folder / HYDRA_FOLDER / name, content)
     with _logged_to(run.folder / LOG_NAME):
         if run.config is None:
-            record = _record_failure(run, ConfigError(run.error))
-        else:
-            from mxsweep.run_one import run as run_one
+            return _record_failure(run, ConfigError(run.error))
+        from mxsweep.run_one import run as run_one
 
-            record = run_one(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
-    return record
+        return run_one(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
 
 
 def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from mxsweep.results.collect import COMPARABLE
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, betterness, rows_of
-from mxsweep.results.tables import format_value
+from mxsweep.results.tables import format_value, one_line
 from mxsweep.run_one import final_line
+from mxsweep.sweep.execute import LOG_FORMAT
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
 SECONDS_BETWEEN_LINES = 60.0  # of plain lines about how far runs are
-LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")
+LINE_WIDTH = 200  # characters of a reason
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Progress:
         self._ended += 1
         if record["status"] != "done":
             self._failed += 1
-            self._speak(f"{title} {_one_line(_failure(record))}")
+            self._speak(f"{title} {one_line(_failure(record), LINE_WIDTH)}")
             return
         self._learn(run, record)
         best = f", {self._best}" if self._best else ""
@@ -146,7 +147,7 @@ class Progress:
     def lost(self, run: Any, why: str) -> None:
         """A worker died in a run. It does not count as ended: should it be given up, `end` says so."""
         self._current.pop(run.folder, None)
-        self._speak(f"{self._title(self._number(run))} lost: {_one_line(why)}")
+        self._speak(f"{self._title(self._number(run))} lost: {one_line(why, LINE_WIDTH)}")
 
     def seconds_left(self) -> float | None:
         """About how long the sweep still takes, as if every run took the mean time; None if nothing is known."""
@@ -278,8 +279,3 @@ def _duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _one_line(text: str, most: int = 200) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."

@@ -11,12 +11,14 @@ import shlex
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mxsweep.errors import ConfigError
 from mxsweep.results.claims import holder, is_held, one_at_a_time
@@ -54,9 +56,13 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
         with begin_launch(folder, _launch_name()) as launch:
             manifest = merge_manifest(folder, command, map(_manifest_run, plan.runs))
             runs = _with_folders(plan.runs, manifest, folder)
-            done = [run for run in runs if settled(run)]
-            todo = [run for run in runs if run not in done]
-            _say_what_is_left(folder, runs, done, todo, plan)
+            done, todo = [], []
+            for run in runs:
+                if record := settled(run):
+                    done.append((run, record))
+                else:
+                    todo.append(run)
+            _say_what_is_left(folder, runs, todo, plan)
             with _observed(settings, runs, done, folder) as observers:
                 later = launch_runs(settings.launcher, todo, launch, observers) if todo else None
         if later is None:
@@ -182,10 +188,11 @@ def _manifest_run(run: PlannedRun) -> ManifestRun:
 def _with_folders(planned: Sequence[PlannedRun], manifest: Manifest, folder: Path) -> list[SweepRun]:
     """The runs where the manifest puts them: those that were planned before keep their folders."""
     places = {run.config_hash: run for run in manifest.runs}
+    uses = Counter(run.folder for run in manifest.runs)
     runs = []
     for run in planned:
         place = places[run.config_hash]
-        if sum(other.folder == place.folder for other in manifest.runs) > 1:
+        if uses[place.folder] > 1:
             raise ConfigError(
                 f"hydra.sweep.subdir: {place.folder!r} is the folder of another run of this sweep; leave it out"
             )
@@ -210,9 +217,7 @@ def _sweep_run(planned: PlannedRun, folder: Path, run_id: str) -> SweepRun:
     return replace(run, old_failure=(folder / RECORD_NAME).stat().st_mtime_ns)
 
 
-def _say_what_is_left(
-    folder: Path, runs: Sequence[SweepRun], done: Sequence[SweepRun], todo: Sequence[SweepRun], plan: Plan
-) -> None:
+def _say_what_is_left(folder: Path, runs: Sequence[SweepRun], todo: Sequence[SweepRun], plan: Plan) -> None:
     for run in plan.runs:
         for words in run.same:
             print(f"mxsweep: {' '.join(words)}: is the same run as {' '.join(run.overrides)}; it is run once")
@@ -221,19 +226,19 @@ def _say_what_is_left(
         again = f", {failed} failed and are run again" if failed else ""
         missing = f", {len(todo) - failed} are missing" if len(todo) > failed else ""
         what = "resuming" if any(run.folder.exists() for run in runs) else "nothing is done yet in"
-        print(f"mxsweep: {what} {folder}: {len(done)} of {len(runs)} runs are done and are skipped{again}{missing}")
+        done = len(runs) - len(todo)
+        print(f"mxsweep: {what} {folder}: {done} of {len(runs)} runs are done and are skipped{again}{missing}")
 
 
 @contextmanager
 def _observed(
-    settings: Settings, runs: Sequence[SweepRun], done: Sequence[SweepRun], folder: Path
+    settings: Settings, runs: Sequence[SweepRun], done: Sequence[tuple[SweepRun, dict[str, Any]]], folder: Path
 ) -> Iterator[list[Observer]]:
     """Show what happens, and log it where the settings say."""
     with ExitStack() as stack:
         progress = Progress(len(runs), len(done), varying=_varying(runs))
-        for run in done:
-            if record := settled(run):
-                progress.recall(run, record)
+        for run, record in done:
+            progress.recall(run, record)
         stack.enter_context(progress)
         logging.basicConfig(level=logging.INFO, handlers=[progress.handler], force=True)
         hub, retries = logging.getLogger("huggingface_hub.utils._http"), _HubRetries()
@@ -244,9 +249,8 @@ def _observed(
             from mxsweep.sweep.wandb_log import WandbLog
 
             wandb = stack.enter_context(WandbLog(settings.logging, group=folder.name))
-            for run in done:  # some perhaps while nobody looked
-                if record := settled(run):
-                    wandb.recall(run, record)
+            for run, record in done:  # some perhaps while nobody looked
+                wandb.recall(run, record)
             observers.append(wandb)
         yield observers
 
@@ -282,11 +286,11 @@ def _how_to_go_on(folder: Path) -> str:
 
 
 def _quoted(folder: Path) -> str:
-    text = str(shorten(folder))
+    text = str(_shorten(folder))
     return shlex.quote(f"./{text}" if text.startswith("~") else text)  # a name that is no user's home
 
 
-def shorten(folder: Path) -> Path:
+def _shorten(folder: Path) -> Path:
     return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
 
 
@@ -298,4 +302,4 @@ def _collect(folder: Path) -> None:
     if result.write_error:
         print(f"mxsweep: {result.write_error}", file=sys.stderr)
     else:
-        print(f"\nWritten to {shorten(folder)}: {', '.join(path.name for path in result.files)}")
+        print(f"\nWritten to {_shorten(folder)}: {', '.join(path.name for path in result.files)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from mxsweep.results.claims import is_held
-from mxsweep.sweep.execute import SweepRun, work
+from mxsweep.sweep.execute import LOG_FORMAT, SweepRun, work
 
 LOOK_EVERY_S = 0.5  # how soon a worker notices that its parent is gone
 STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
@@ -41,9 +41,8 @@ class Worker:
     all_gpus: bool = False
 
     def __call__(self) -> None:
-        logging.basicConfig(
-            level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
-        )
+        line, time_of_day = LOG_FORMAT
+        logging.basicConfig(level=logging.INFO, format=line, datefmt=time_of_day, stream=sys.stdout, force=True)
         logging.getLogger("submitit").propagate = False  # it has a handler of its own
         if self.parent is None:
             _stop_at(signal.SIGUSR2, signal.SIGTERM)
