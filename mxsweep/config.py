@@ -48,6 +48,7 @@ from mxsweep.overrides import option_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
+MOST_NOISE = 100  # further evaluations of a run
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ class RunConfig:
     batch_tokens: int | Literal["auto"]
     batch_size: int
     seed: int
+    diagnostics: bool
+    noise: int
 
     def __post_init__(self) -> None:
         check_flag("custom_cuda", self.custom_cuda)
@@ -178,6 +181,8 @@ class RunConfig:
             "batch_size", self.batch_size, 1, None, "a whole number of sequences at a time when generating, at least 1"
         )
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
+        check_flag("diagnostics", self.diagnostics)
+        check_integer("noise", self.noise, 0, MOST_NOISE, f"0 to {MOST_NOISE} further evaluations")
         check_limit(self.limit)
         _check_combination(self)
 
@@ -255,6 +260,11 @@ class RunConfig:
             "quantized": None if self.recipe.is_baseline else self._quantized_identity(),
             "seed": self.seed,  # of few-shot choice too, and how many a task takes by itself is not known here
         }
+        # What a run leaves besides its metrics; in the hash only where it is asked for.
+        if self.diagnostics and not self.recipe.is_baseline:
+            what["diagnostics"] = True
+        if self.noise:
+            what["noise"] = self.noise
         return json_digest(what)
 
     def _quantized_identity(self) -> dict[str, Any]:

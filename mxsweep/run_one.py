@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
@@ -20,7 +20,15 @@ from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
 from mxsweep.versions import record_environment
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mxsweep.evaluate.evaluate import Evaluation
+    from mxsweep.evaluate.lm import FastLM
+
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], object]  # told how many requests are answered, and how many there are
 
 
 def run(
@@ -30,13 +38,14 @@ def run(
     overrides: Sequence[str] = (),
     stamp: str | None = None,
     run_id: str | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate one config.
 
     Args:
         config: what to run; see :func:`mxsweep.compose`.
-        folder: where ``result.json`` (last), ``samples.parquet`` and ``lm_eval.json`` go; None to write nothing.
+        folder: where ``result.json`` (last), ``samples.parquet``, ``lm_eval.json`` and, where they are asked for,
+            ``diagnostics.parquet`` and ``noise.parquet`` go; None to write nothing.
         overrides: what the user set, for the record.
         stamp: the time in the run's id, ``%Y%m%d_%H%M%S``; None for now.
         run_id: the run's id; None for one made of the stamp and the config.
@@ -69,22 +78,83 @@ def run(
     details = record.pop("details", None)
     if folder is not None:
         if details is not None:
-            record["warnings"] += _write_details(folder, *details)
+            record["warnings"] += _write_details(folder, details)
         write_record(folder, record)
     return record
 
 
-def _evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
+def _evaluate(config: RunConfig, progress: Progress | None) -> dict[str, Any]:
     from mxsweep import environment
-    from mxsweep.evaluate.evaluate import evaluate, make_lm
-    from mxsweep.evaluate.tasks import load_tasks
+    from mxsweep.diagnostics import Diagnostics
+    from mxsweep.evaluate.evaluate import evaluate
     from mxsweep.model.layers import quantize_model
-    from mxsweep.model.load import load_model
     from mxsweep.numerics.cuda import launch_count
 
     clock = _Clock()
     launched_before = launch_count()
     environment.start(config.seed)
+    model, lm, tasks = _load(config)
+    load_s = clock.lap()
+    of_all = _counted_together(progress, 1 + config.noise)
+    asked: dict[str, Any] = {"limit": config.limit, "apply_chat_template": config.task.apply_chat_template}
+    diagnostics = None
+    with quantize_model(model, config.recipe, compare_exact=config.diagnostics) as report:
+        quantize_s = clock.lap()
+        for line in report.lines():
+            log.info(line)
+        launched = launch_count() - launched_before
+        lm.warm_up(config.recipe)
+        warm_up_s = clock.lap()
+        launched_before = launch_count()
+        found = evaluate(lm, tasks, **asked, progress=of_all(0))
+        # Here, so that of what follows nothing is counted.
+        memory, launched = environment.peak_memory(), launched + launch_count() - launched_before
+        repeats = [
+            _evaluate_perturbed(model, lm, tasks, config.seed, repeat, **asked, progress=of_all(repeat))
+            for repeat in range(1, 1 + config.noise)
+        ]
+        clock.lap()
+        if config.diagnostics and not config.recipe.is_baseline:
+            diagnostics = Diagnostics(lm, tasks["tasks"], config.seed)
+            diagnostics.read_quantized(model, report, config.recipe)
+        diagnostics_s = clock.lap()
+    details: dict[str, Any] = {"samples": found.samples, "lm_eval": found.results}
+    answer: dict[str, Any] = {
+        "details": details,
+        "metrics": found.metrics,
+        "n_effective": found.n_effective,
+        "timing": {
+            "load_s": load_s,
+            "quantize_s": quantize_s,
+            "warm_up_s": warm_up_s,
+            "prepare_s": found.prepare_s,
+            "eval_s": found.eval_s,
+        },
+        "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
+        "diagnostics": report.as_dict() | {"cuda_kernel_launches": launched},
+        "memory": memory | {"batch_tokens": found.batch_tokens},
+        "warnings": found.warnings,
+        "device": environment.describe_device(model),
+    }
+    if diagnostics is not None:
+        clock.lap()
+        diagnostics.read_unquantized(model)
+        answer["timing"]["diagnostics_s"] = diagnostics_s + clock.lap()
+        answer["diagnostics"] |= diagnostics.as_dict()
+        answer["warnings"] = found.warnings + diagnostics.warnings
+        details["diagnostics"] = diagnostics.rows()
+    if repeats:
+        answer["noise"] = _noise(repeats)
+        details["noise"] = [row | {"repeat": repeat} for repeat, one in enumerate(repeats, 1) for row in one.samples]
+    return answer
+
+
+def _load(config: RunConfig) -> tuple[PreTrainedModel, FastLM, dict[str, Any]]:
+    """The model as it is, lm-eval's class around it, and the tasks."""
+    from mxsweep.evaluate.evaluate import make_lm
+    from mxsweep.evaluate.tasks import load_tasks
+    from mxsweep.model.load import load_model
+
     task, model = config.task, config.model
     tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
     loaded = load_model(
@@ -107,28 +177,38 @@ def _evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) 
         batch_size=config.batch_size,
         max_length=model.max_length,
     )
-    load_s = clock.lap()
-    with quantize_model(loaded.model, config.recipe) as report:
-        quantize_s = clock.lap()
-        for line in report.lines():
-            log.info(line)
-        found = evaluate(lm, tasks, limit=config.limit, apply_chat_template=task.apply_chat_template, progress=progress)
-    return {
-        "details": (found.samples, found.results),
-        "metrics": found.metrics,
-        "n_effective": found.n_effective,
-        "timing": {
-            "load_s": load_s,
-            "quantize_s": quantize_s,
-            "prepare_s": found.prepare_s,
-            "eval_s": found.eval_s,
-        },
-        "examples_per_sec": sum(found.n_effective.values()) / found.eval_s,
-        "diagnostics": report.as_dict() | {"cuda_kernel_launches": launch_count() - launched_before},
-        "memory": environment.peak_memory() | {"batch_tokens": found.batch_tokens},
-        "warnings": found.warnings,
-        "device": environment.describe_device(loaded.model),
+    return loaded.model, lm, tasks
+
+
+def _evaluate_perturbed(
+    model: PreTrainedModel, lm: FastLM, tasks: dict[str, Any], seed: int, repeat: int, **asked: Any
+) -> Evaluation:
+    from mxsweep.evaluate.evaluate import evaluate
+    from mxsweep.model.noise import perturbed
+
+    with perturbed(model, seed, repeat):
+        return evaluate(lm, tasks, **asked)
+
+
+def _counted_together(progress: Progress | None, evaluations: int) -> Callable[[int], Progress | None]:
+    """What each of several evaluations, the first being number 0, tells its progress to."""
+
+    def of(number: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(number * total + done, evaluations * total)
+
+    return of
+
+
+def _noise(repeats: Sequence[Evaluation]) -> dict[str, Any]:
+    """The metrics of the perturbed evaluations, for the record."""
+    metrics = {
+        task: {name: [repeat.metrics[task][name] for repeat in repeats] for name in of_task if "_stderr" not in name}
+        for task, of_task in repeats[0].metrics.items()
     }
+    seconds = sum(repeat.prepare_s + repeat.eval_s for repeat in repeats)
+    return {"repeats": len(repeats), "metrics": metrics, "seconds": seconds}
 
 
 def check_backend(config: RunConfig) -> None:
@@ -201,18 +281,29 @@ def _plus_minus(metrics: dict[str, float], name: str) -> str:
     return "" if stderr is None else f" ± {stderr:.2g}"
 
 
-def _write_details(folder: Path, samples: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:
+def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
     """Write what goes beside the record; the metrics are in the record, so that trouble here costs no result."""
     import pandas as pd
     from lm_eval.utils import handle_non_serializable
 
+    from mxsweep.model.tensors import COLUMNS
+
+    def table(rows: list[dict[str, Any]], types: dict[str, str] | None = None) -> Callable[[Path], object]:
+        frame = pd.DataFrame(rows) if types is None else pd.DataFrame(rows, columns=list(types)).astype(types)
+        return lambda path: frame.to_parquet(path, index=False)
+
+    text = json.dumps(details["lm_eval"], indent=2, default=handle_non_serializable, ensure_ascii=False)
+    files: dict[str, Callable[[Path], object]] = {
+        "samples.parquet": table(details["samples"]),
+        "lm_eval.json": lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    if "diagnostics" in details:
+        files["diagnostics.parquet"] = table(details["diagnostics"], COLUMNS)
+    if "noise" in details:
+        files["noise.parquet"] = table(details["noise"])
     warnings = []
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    for name, write in (
-        ("samples.parquet", lambda path: pd.DataFrame(samples).to_parquet(path, index=False)),
-        ("lm_eval.json", lambda path: path.write_text(text, encoding="utf-8")),
-    ):
+    for name, write in files.items():
         try:
             partial = folder / f".{name}.partial"
             write(partial)

@@ -524,3 +524,16 @@ def test_generating_is_left_to_lm_eval(tiny: LoadedModel, capfd: pytest.CaptureF
     assert not generated.warnings
     scored = evaluate(fast(tiny), load_tasks(("story",)), limit=32)
     assert generated.metrics["story_generated"]["exact_match"] == scored.metrics["story"]["acc"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_is_warmed_up_once_a_kind_of_model() -> None:
+    loaded = load_model("embedded", device="cuda")
+    lm = make_lm(loaded.model, loaded.tokenizer, batch_tokens=2048)
+    passes: list[torch.Size] = []
+    handle = loaded.model.register_forward_hook(lambda module, args, output: passes.append(output.logits.shape))
+    for kind in ("a", "a", "b"):
+        lm.warm_up(kind)
+    handle.remove()
+    assert [shape[0] for shape in passes] == [2048 // 128] * 2

@@ -35,7 +35,7 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert record["overrides"] == ["block_size=16"]
     assert set(record["metrics"]["story"]) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
     assert record["n_effective"] == {"story": 24}
-    assert set(record["timing"]) == {"load_s", "quantize_s", "prepare_s", "eval_s", "total_s"}
+    assert set(record["timing"]) == {"load_s", "quantize_s", "warm_up_s", "prepare_s", "eval_s", "total_s"}
     assert record["examples_per_sec"] == pytest.approx(24 / record["timing"]["eval_s"])
     assert record["diagnostics"]["bits_per_weight"] == 4.5
     assert record["memory"]["peak_host_bytes"] > 1e8
@@ -212,7 +212,7 @@ def test_a_data_file_written_anew_is_evaluated_anew(tmp_path: Path) -> None:
 
 
 def test_kernel_launches_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = iter([100, 142])
+    counts = iter([100, 140, 1000, 1002])  # before and after quantizing the weights; before and after evaluating
     monkeypatch.setattr("mxsweep.numerics.cuda.launch_count", lambda: next(counts))
     record = run(compose(FEW))
     assert record["diagnostics"]["cuda_kernel_launches"] == 42

@@ -60,6 +60,12 @@ def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[Encoded]]:
     return [kept[text, lm.max_length] for text in texts]
 
 
+def encode_prompts(lm: HFLM, texts: Sequence[str]) -> list[Encoded]:
+    """Each prompt of a generation as a request for one token after it, whichever that may be."""
+    encoded = _encode(lm, texts)
+    return [_joined(encoded[text] or [lm.prefix_token_id], [0]) for text in texts]
+
+
 def _spaces_to_continuation(context: str, continuation: str) -> tuple[str, str]:
     """The context without its trailing spaces, which count as the continuation's, and the whole text."""
     return context.rstrip(), context + continuation

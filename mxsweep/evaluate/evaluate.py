@@ -83,6 +83,7 @@ def evaluate(
         progress: called after each batch with how many requests are answered so far, and how many there are in all.
     """
     started = time.perf_counter()
+    encoded_before, warned_before = lm.encode_s, len(lm.warnings)
     settings = (limit, apply_chat_template)
     with (
         closed_form_perplexity(),
@@ -97,7 +98,7 @@ def evaluate(
             apply_chat_template=apply_chat_template,
             confirm_run_unsafe_code=False,
         )
-    prepare_s = prepared.seconds + lm.encode_s
+    prepare_s = prepared.seconds + lm.encode_s - encoded_before
     eval_s = time.perf_counter() - started - prepare_s
     samples = found.pop("samples")
     metrics = {task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()}
@@ -112,7 +113,7 @@ def evaluate(
         prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
-        warnings=[*lm.warnings, *non_finite],
+        warnings=[*lm.warnings[warned_before:], *non_finite],
     )
 
 

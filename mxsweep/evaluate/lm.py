@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
+import numpy as np
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.encodings import encode_pairs, encode_windows
+from mxsweep.evaluate.encodings import Encoded, encode_pairs, encode_windows
 from mxsweep.evaluate.score import Scorer
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,9 @@ Progress = Callable[[int, int], object]  # told how many requests are answered s
 
 # On a CPU about the fastest of 1,024 to 16,384; on a GPU enough to keep an H200 busy with a model of a billion weights.
 AUTO_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
+WARM_UP_TOKENS = 128  # of a sequence
+
+_warm: WeakKeyDictionary[PreTrainedModel, set[Hashable]] = WeakKeyDictionary()
 
 
 class FastLM(HFLM):
@@ -77,6 +83,22 @@ class FastLM(HFLM):
         windows_of_all = [window for windows in texts for window in windows]
         answers = iter(self._scorer.score(windows_of_all, self._answered))
         return [sum(next(answers)[0] for _ in windows) for windows in texts]
+
+    def warm_up(self, kind: Hashable) -> None:
+        """On a GPU, read one batch of nothing, unless this process did so before with the same ``kind`` of model.
+
+        The first pass compiles and loads kernels, which is no part of an evaluation's speed.
+        """
+        done = _warm.setdefault(self.model, set())
+        if self.model.device.type != "cuda" or kind in done:
+            return
+        count = max(1, self.batch_tokens // WARM_UP_TOKENS)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        first = np.arange(count, dtype=np.int32) % vocabulary  # different, or they would share one pass
+        length = min(WARM_UP_TOKENS, self.max_length)
+        self._scorer.score([Encoded(np.append(token, np.zeros(length, dtype=np.int32)), 1) for token in first])
+        torch.cuda.synchronize(self.model.device)
+        done.add(kind)
 
     @contextmanager
     def reporting(self, progress: Progress | None, tasks: Iterable[Task]) -> Iterator[None]:

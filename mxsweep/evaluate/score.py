@@ -37,7 +37,7 @@ SOFTMAX_LOGITS = 2**27  # of which this many at a time are float32: 0.5 GiB, and
 
 
 @dataclass
-class _Input:
+class Input:
     """What the model reads for the requests in ``asked``, and at how many of its last tokens logits are needed."""
 
     tokens: np.ndarray
@@ -116,9 +116,9 @@ class Scorer:
                 "and were scored without their beginning"
             )
 
-    def _launched(self, requests: Sequence[Encoded]) -> Iterator[tuple[list[_Input], Callable[[], np.ndarray]]]:
+    def _launched(self, requests: Sequence[Encoded]) -> Iterator[tuple[list[Input], Callable[[], np.ndarray]]]:
         """Every batch after it was launched, with what fetches its answers."""
-        inputs = _unique_inputs(requests, self._max_length)
+        inputs = unique_inputs(requests, self._max_length)
         start = 0
         while start < len(inputs):
             batch = self._next_batch(inputs, start)
@@ -129,7 +129,7 @@ class Scorer:
                 start += len(batch)
                 yield batch, fetch
 
-    def _next_batch(self, inputs: list[_Input], start: int) -> list[_Input]:
+    def _next_batch(self, inputs: list[Input], start: int) -> list[Input]:
         """As many inputs from ``start`` on, longest first, as both limits allow, but at least one."""
         most = max(1, self.batch_tokens // len(inputs[start].tokens))
         batch, rows = inputs[start : start + 1], inputs[start].rows
@@ -148,11 +148,11 @@ class Scorer:
         try:
             return _fetch_later(_score_batch(self._model, layout))
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
-    def _shrink(self, batch: Sequence[_Input]) -> None:
+    def _shrink(self, batch: Sequence[Input]) -> None:
         tokens = len(batch) * len(batch[0].tokens)
         if len(batch) == 1:
             raise ConfigError(
@@ -167,24 +167,24 @@ class Scorer:
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Also where a library that torch calls, or a kernel's launch, found no memory."""
     named = any(name in str(error) for name in ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY"))
     return isinstance(error, torch.OutOfMemoryError) or named
 
 
-def _unique_inputs(requests: Sequence[Encoded], max_length: int) -> list[_Input]:
+def unique_inputs(requests: Sequence[Encoded], max_length: int) -> list[Input]:
     """What the model has to read, longest first. The last token of a request is only asked for, never read."""
-    inputs: dict[bytes, _Input] = {}
+    inputs: dict[bytes, Input] = {}
     for index, request in enumerate(requests):
         tokens = request.tokens[-(max_length + 1) : -1]
-        found = inputs.setdefault(tokens.tobytes(), _Input(tokens))
+        found = inputs.setdefault(tokens.tobytes(), Input(tokens))
         found.rows = max(found.rows, request.targets)
         found.asked.append(index)
     return sorted(inputs.values(), key=lambda item: -len(item.tokens))
 
 
-def _lay_out(batch: Sequence[_Input], requests: Sequence[Encoded]) -> _Layout:
+def _lay_out(batch: Sequence[Input], requests: Sequence[Encoded]) -> _Layout:
     longest = len(batch[0].tokens)
     ids = np.zeros((len(batch), longest), dtype=np.int64)
     positions: list[int] = []
@@ -203,7 +203,7 @@ def _lay_out(batch: Sequence[_Input], requests: Sequence[Encoded]) -> _Layout:
 def _score_batch(model: PreTrainedModel, layout: _Layout) -> Tensor:
     """(2, M) float32: the targets' log-probabilities, and 1 where a target is the most likely token, else 0."""
     ids, positions, rows, targets = layout.to(model.device)
-    with _logits_only_at(model, ids.shape, positions):
+    with logits_only_at(model, ids.shape, positions):
         logits = model(input_ids=ids, use_cache=False).logits[:, 0]  # (N, V)
     rows, targets = rows.to(logits.device), targets.to(logits.device)
     best, most_likely, normalizer = _normalize(logits)
@@ -225,7 +225,7 @@ def _normalize(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @contextmanager
-def _logits_only_at(model: PreTrainedModel, shape: torch.Size, positions: Tensor) -> Iterator[None]:
+def logits_only_at(model: PreTrainedModel, shape: torch.Size, positions: Tensor) -> Iterator[None]:
     """Give the output layer, of all hidden states (B, T, C), those at ``positions`` (N,): logits become (N, 1, V).
 
     Every row is an example of its own, so that stochastic rounding in an MX output layer, which counts elements

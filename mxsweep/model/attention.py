@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mxsweep.errors import ConfigError
+from mxsweep.model.observer import Observer
 from mxsweep.model.recipe import Recipe
 from mxsweep.numerics import MXFormat, quantize
 
@@ -32,26 +33,29 @@ STATE = "mxsweep_kv"  # the attribute of an attention module that says what its 
 
 @dataclass
 class KVQuantizer:
-    """What one attention module does to its keys and values, and how often it did."""
+    """What one attention module does to its keys and values, and how often it did; an observer is told of each."""
 
     recipe: Recipe
     stochastic_key: int
+    name: str
     calls: int = 0
+    observer: Observer | None = None
 
     def __call__(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         self.calls += 1
         return (
-            self._quantize(key, self.recipe.key, self.stochastic_key),
-            self._quantize(value, self.recipe.value, self.stochastic_key + 1),
+            self._quantize("key", key, self.recipe.key, self.stochastic_key),
+            self._quantize("value", value, self.recipe.value, self.stochastic_key + 1),
         )
 
-    def _quantize(self, x: Tensor, fmt: MXFormat | None, stochastic_key: int) -> Tensor:
+    def _quantize(self, kind: str, x: Tensor, fmt: MXFormat | None, stochastic_key: int) -> Tensor:
         if fmt is None:
             return x
         # Tokens come before heads, (B, T, H, D), so that an element's index within its example, from which
         # stochastic rounding draws, does not depend on how far the batch is padded.
+        x = x.transpose(1, 2)
         y = quantize(
-            x.transpose(1, 2),
+            x,
             fmt,
             axis=-1,
             backend=self.recipe.backend,
@@ -60,6 +64,8 @@ class KVQuantizer:
             tensor_dims=(2, 3),
             example_dims=1,
         )
+        if self.observer is not None:
+            self.observer(kind, self.name, x, fmt, y)
         return y.transpose(1, 2)
 
 
@@ -103,7 +109,7 @@ def quantized_attention(model: PreTrainedModel, recipe: Recipe, module_key: Call
             f"kv_quant: the attention of {type(model).__name__} ({plain}) does not go through transformers' attention "
             "interface, so its keys and values cannot be quantized; allowed: kv_quant=none"
         )
-    quantizers = {name: KVQuantizer(recipe, module_key(name)) for name in modules}
+    quantizers = {name: KVQuantizer(recipe, module_key(name), name) for name in modules}
     forwards = 0
 
     def count(*_: Any) -> None:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.errors import ConfigError
-from mxsweep.model.attention import quantized_attention
+from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
+from mxsweep.model.observer import Observer
 from mxsweep.model.recipe import LinearFormats, Recipe, in_decoder_block
 from mxsweep.model.report import LayerReport, QuantizationReport, Stored
-from mxsweep.numerics import MXFormat, block_statistics, quantize
+from mxsweep.numerics import Measured, MXFormat, fetch_statistics, measure_blocks, quantize
 
 KEPT_FREE = 0.2  # of a GPU's memory: for activations, logits, and what fragmentation wastes
 
@@ -41,6 +42,7 @@ class InputQuantizer:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        self.observer: Observer | None = None  # told of each tensor once, with the name of its first reader
         self._recipe = recipe
         self._last: tuple[Tensor, tuple[int, MXFormat, bool], Tensor] | None = None
 
@@ -62,6 +64,8 @@ class InputQuantizer:
             tensor_dims=(-1,),  # a token's scale must not depend on the tokens beside it
             example_dims=1 if x.dim() > 2 else 0,
         )
+        if self.observer is not None:
+            self.observer("activation", name, x, fmt, answer)
         self._last = (x, asked, answer)
         return answer
 
@@ -86,12 +90,12 @@ class MXLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("weight_mx", weight_mx, persistent=False)
-        self._name, self._activation, self._inputs = name, activation, inputs
+        self._name, self._activation, self.inputs = name, activation, inputs
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._activation is not None:
-            x = self._inputs(x, self._activation, self._name)
+            x = self.inputs(x, self._activation, self._name)
         assert isinstance(self.weight_mx, Tensor)
         return F.linear(x, self.weight_mx, self.bias)
 
@@ -109,7 +113,9 @@ class _Site:
 
 
 @contextmanager
-def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[QuantizationReport]:
+def quantize_model(
+    model: PreTrainedModel, recipe: Recipe, *, compare_exact: bool = False
+) -> Iterator[QuantizationReport]:
     """Put ``recipe`` into ``model`` while the context lasts; afterwards the model is bit for bit as before.
 
     For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
@@ -117,6 +123,7 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
     Args:
         model: a Hugging Face causal language model whose projections are ``nn.Linear``.
         recipe: what each kind of tensor becomes.
+        compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
 
     Yields:
         What was replaced, with the block statistics of every quantized weight.
@@ -128,15 +135,16 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe) -> Iterator[Quantizat
     sites = find_sites(model, recipe)
     stored = Stored.of(model, {site.name: site.formats.weight for site in sites})
     inputs = InputQuantizer(recipe)
-    reports: list[LayerReport] = []
+    measured: list[Measured | None] = []
     waiting = _Waiting(_without_room(model, sites))
     with quantized_attention(model, recipe, lambda name: stochastic_key(recipe.seed, name)) as attention_modules:
         try:
             for site in sites:
-                replacement, report = _quantize_site(site, recipe, inputs)
-                _put(model, site.name, replacement)
+                weight_mx, statistics = _quantize_weight(site, recipe, compare_exact)
+                _put(model, site.name, _replacement(site, weight_mx, inputs))
                 waiting.send_to_host(site.module)
-                reports.append(report)
+                measured.append(statistics)
+            reports = _layer_reports(sites, measured)
             yield QuantizationReport.of(recipe, reports, attention_modules, stored, waiting.bytes)
         finally:
             inputs.forget()
@@ -178,32 +186,81 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
     return sites
 
 
-def _quantize_site(site: _Site, recipe: Recipe, inputs: InputQuantizer) -> tuple[nn.Module, LayerReport]:
+def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]:
+    """What ``recipe`` does to the weights of ``model``, compared with exact arithmetic, too; nothing is replaced.
+
+    Only one quantized weight is in memory at a time.
+
+    Raises:
+        ConfigError: as :func:`quantize_model`.
+    """
+    sites = find_sites(model, recipe)
+    return _layer_reports(sites, [_quantize_weight(site, recipe, compare_exact=True)[1] for site in sites])
+
+
+def _quantize_weight(site: _Site, recipe: Recipe, compare_exact: bool) -> tuple[Tensor, Measured | None]:
+    """The weight that stands in for a site's own, and what became of it (None where it stays as it is)."""
     weight = site.module.weight
     if weight.device.type == "meta":
         raise ConfigError(
             f"model.device_map: {site.name} was offloaded from the GPUs, where its weight cannot be quantized; "
             "use more or larger GPUs, or model.device=cpu"
         )
-    fmt = site.formats.weight
-    weight_mx, statistics = weight.detach(), None
-    if fmt is not None:
-        stochastic = fmt.rounding == "stochastic"
-        with torch.no_grad():
-            weight_mx = quantize(
-                weight.detach(),
-                fmt,
-                axis=-1,
-                backend=recipe.backend,
-                arithmetic=recipe.arithmetic,
-                generator=stochastic_key(recipe.seed, f"{site.name}.weight") if stochastic else None,
-            )
-            statistics = block_statistics(weight.detach(), fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx)
-    report = LayerReport(site.name, fmt, site.formats.activation, weight.shape, weight.itemsize * 8, statistics)
+    weight, fmt = weight.detach(), site.formats.weight
+    if fmt is None:
+        return weight, None
+    stochastic = fmt.rounding == "stochastic"
+    weight_mx = quantize(
+        weight,
+        fmt,
+        axis=-1,
+        backend=recipe.backend,
+        arithmetic=recipe.arithmetic,
+        generator=stochastic_key(recipe.seed, f"{site.name}.weight") if stochastic else None,
+    )
+    measured = measure_blocks(
+        weight, fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx, compare_exact=compare_exact
+    )
+    return weight_mx, measured
+
+
+def _replacement(site: _Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:
     if isinstance(site.module, nn.Linear):
-        return MXLinear(site.module, site.name, weight_mx, site.formats.activation, inputs), report
+        return MXLinear(site.module, site.name, weight_mx, site.formats.activation, inputs)
     embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=site.module.padding_idx)
-    return embedding.train(site.module.training), report
+    return embedding.train(site.module.training)
+
+
+def _layer_reports(sites: Sequence[_Site], measured: Sequence[Measured | None]) -> list[LayerReport]:
+    fetched = iter(fetch_statistics([item for item in measured if item is not None]))
+    return [
+        LayerReport(
+            site.name,
+            site.formats.weight,
+            site.formats.activation,
+            site.module.weight.shape,
+            site.module.weight.itemsize * 8,
+            None if item is None else next(fetched),
+        )
+        for site, item in zip(sites, measured, strict=True)
+    ]
+
+
+@contextmanager
+def observed(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
+    """While the context lasts, tell ``observer`` of every input, key and value that a quantized model quantizes."""
+    watched: list[InputQuantizer | KVQuantizer] = []
+    for module in model.modules():
+        quantizer = module.inputs if isinstance(module, MXLinear) else getattr(module, STATE, None)
+        if isinstance(quantizer, InputQuantizer | KVQuantizer):
+            watched.append(quantizer)
+    try:
+        for quantizer in watched:
+            quantizer.observer = observer
+        yield
+    finally:
+        for quantizer in watched:
+            quantizer.observer = None
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

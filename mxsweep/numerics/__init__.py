@@ -27,12 +27,23 @@ NUMERICS_VERSION = 1
 
 if TYPE_CHECKING:
     from mxsweep.numerics.dispatch import quantize
-    from mxsweep.numerics.statistics import BlockStatistics, block_statistics
+    from mxsweep.numerics.statistics import (
+        BlockStatistics,
+        Measured,
+        block_statistics,
+        fetch_statistics,
+        measure_blocks,
+        sqnr_db,
+    )
 
 _LAZY = {
     "quantize": "mxsweep.numerics.dispatch",
     "BlockStatistics": "mxsweep.numerics.statistics",
+    "Measured": "mxsweep.numerics.statistics",
     "block_statistics": "mxsweep.numerics.statistics",
+    "fetch_statistics": "mxsweep.numerics.statistics",
+    "measure_blocks": "mxsweep.numerics.statistics",
+    "sqnr_db": "mxsweep.numerics.statistics",
 }
 
 __all__ = [
@@ -47,13 +58,17 @@ __all__ = [
     "BlockStatistics",
     "ElementFormat",
     "MXFormat",
+    "Measured",
     "ScaleFormat",
     "backend_problem",
     "block_statistics",
+    "fetch_statistics",
+    "measure_blocks",
     "microxcaling_problem",
     "parse_element",
     "parse_scale",
     "quantize",
+    "sqnr_db",
 ]
 
 

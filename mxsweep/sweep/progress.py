@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from mxsweep.results.collect import COMPARABLE
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, betterness, rows_of
-from mxsweep.results.tables import format_value, one_line
+from mxsweep.results.text import format_value, one_line
 from mxsweep.run_one import final_line
 from mxsweep.sweep.execute import LOG_FORMAT
 

@@ -1,0 +1,83 @@
+"""What a diagnostics pass sees of a quantized model: its inputs, keys and values, before and after.
+
+Legend: B sequences of a batch, T tokens of its longest, C channels, H heads, D head_dim; N real tokens of the batch,
+those that are no padding. A batch is padded on the right, and what stands there must not enter any statistics.
+
+Everything is gathered on the device and fetched once, at the end: the pass does not wait for a number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from mxsweep.model.tensors import TensorStatistics
+from mxsweep.numerics import BlockStatistics, Measured, MXFormat, fetch_statistics, measure_blocks
+
+
+class Observer(Protocol):
+    """Told of a quantized tensor.
+
+    Args:
+        kind: "activation", "key" or "value".
+        module: the name of the module that reads it; of several, the first.
+        x, y: the tensor before and after, (B, T, C), (B T, C) or (B, T, H, D); other shapes have no padding.
+        fmt: what it became.
+    """
+
+    def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None: ...
+
+
+class TensorObserver:
+    """An :class:`Observer` that measures what quantizing did.
+
+    Args:
+        arithmetic: the run's.
+    """
+
+    def __init__(self, arithmetic: str) -> None:
+        self._arithmetic = arithmetic
+        self._shape: tuple[int, int] = (0, 0)
+        self._real: Tensor | None = None
+        self._measured: list[tuple[str, str, MXFormat, int, Measured]] = []
+
+    def begin(self, shape: tuple[int, int], real: Tensor) -> None:
+        """A batch of ``shape`` (B, T) comes, whose tokens at ``real`` (N,), indices into the flattened B T, count."""
+        self._shape, self._real = shape, real
+
+    def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
+        if tuple(x.shape[:2]) == self._shape:
+            x, y = x.flatten(0, 1), y.flatten(0, 1)
+        elif x.dim() > 2:  # what an output layer reads: a row for each position whose logits are asked for
+            x, y = x.flatten(0, -2), y.flatten(0, -2)
+        if self._real is not None and len(x) == math.prod(self._shape):
+            real = self._real.to(x.device)
+            x, y = x.index_select(0, real), y.index_select(0, real)
+        measured = measure_blocks(
+            x,
+            fmt,
+            axis=-1,
+            arithmetic=self._arithmetic,
+            tensor_dims=tuple(range(1, x.ndim)),  # a token's scale, as when it was quantized
+            answer=y,
+            compare_exact=True,
+        )
+        self._measured.append((kind, module, fmt, len(x), measured))
+
+    def statistics(self, examples: int) -> list[TensorStatistics]:
+        """Of each tensor over all batches, which were of so many examples, in the order in which they were seen."""
+        seen: dict[tuple[str, str, MXFormat], list[tuple[int, BlockStatistics]]] = {}
+        fetched = fetch_statistics([measured for *_, measured in self._measured])
+        for (kind, module, fmt, tokens, _), statistics in zip(self._measured, fetched, strict=True):
+            seen.setdefault((kind, module, fmt), []).append((tokens, statistics))
+        return [
+            TensorStatistics(
+                *key,
+                BlockStatistics.pooled(item for _, item in items),
+                tokens=sum(tokens for tokens, _ in items),
+                examples=examples,
+            )
+            for key, items in seen.items()
+        ]
