@@ -188,7 +188,9 @@ def _key(argument: str) -> str:
 
 
 def _groups(folders: list[Path]) -> set[str]:
-    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - {"hydra"} | {LAUNCHER}
+    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - {"hydra", "reference"} | {
+        LAUNCHER
+    }
 
 
 def _check_text(argument: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
-from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, betterness, label, rows_of
+from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, betterness, label, main_metric, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ class Group:
 
     def main_metric(self) -> str | None:
         """The metric that says which run is the best, if one does."""
-        return next(filter(betterness, self.metric_names()), None)
+        return main_metric(self.metric_names())
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def gather(dirs: Folders) -> Results:
     rows = [row for run in runs for row in rows_of(run)]
     done = [row for row in rows if row.run.status == "done"]
     rest = [row for row in rows if row.run.status != "done"]
-    conditions = _telling(done, COMPARABLE, CONDITIONS)
+    conditions = knobs_that_tell(done, COMPARABLE, CONDITIONS)
     by = (*COMPARABLE, *conditions)
     shown = [name for name in KNOBS if name not in COMPARABLE and len(_values(done, name)) > 1]
     shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
-    done.sort(key=lambda row: (_sort_key(row, by), not row.is_baseline, _sort_key(row, shown), row.run.run_id))
+    done.sort(key=lambda row: (sort_key(row, by), not row.is_baseline, sort_key(row, shown), row.run.run_id))
     return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
 
 
@@ -156,10 +156,10 @@ def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
 
 def _tells(rows: Sequence[Row], name: str) -> bool:
     """Whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    return bool(_telling(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
+    return bool(knobs_that_tell(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
 
 
-def _telling(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
+def knobs_that_tell(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
     """Those of `names` that tell apart rows which `known`, and the names before, do not."""
     telling: list[str] = []
     for name in (name for name in names if len(_values(rows, name)) > 1):
@@ -188,7 +188,7 @@ def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
     return list(made.values())
 
 
-def _sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
+def sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
     """Numbers by size, then texts in natural order; before all of them no value, and "none", which is less than any."""
     key: list[tuple[Any, ...]] = []
     for name in names:

@@ -5,7 +5,9 @@ leaf (`model.dtype`) for the others. A knob without effect on a run (the block s
 from its row: it is neither a value nor a difference.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +39,10 @@ HOW_TO_QUANTIZE = (
 )
 HIGHER_IS_BETTER = ("f1", "exact_match", "acc_norm", "acc")  # the last is looked at first
 LOWER_IS_BETTER = ("perplexity", "word_perplexity")
+COUNTED = ("exact_match", "acc_norm", "acc")  # those of them that count examples answered right
 MAPPINGS = ("modules", "task.data")  # leaves, though mappings: their keys are the user's
+# What a run was asked to note besides its results: these decide no metric, so they tell no runs apart.
+NOTES = ("diagnostics", "noise")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,64 @@ class Row:
         """The metric that columns named ppl hold: perplexity, or the one per word."""
         return "perplexity" if "perplexity" in self.metrics else "word_perplexity"
 
+    @property
+    def accuracy_name(self) -> str | None:
+        """The metric that counts right answers, a filter's name included; None if there is none."""
+        return accuracy_metric(self.metrics)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits a quantized weight takes, its share of the scales included; where no weight is, those of its dtype."""
+        bits = self._number("diagnostics", "bits_per_weight")
+        if bits is None or not math.isfinite(bits):
+            bits = self._number("diagnostics", "bits_per_parameter")
+        return bits
+
+    @property
+    def parameter_bytes(self) -> float | None:
+        """Bytes that storing the whole model takes, what stays unquantized included."""
+        return self._number("diagnostics", "parameter_bytes")
+
+    @property
+    def diagnostics(self) -> dict[str, Any]:
+        """What quantizing did, as recorded (all the run's tasks together); empty where nothing was."""
+        return self._mapping("diagnostics")
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Errors pooled over the layers, by kind of tensor (weight, activation, key, value); empty if not measured."""
+        return self._mapping("diagnostics", "tensors")
+
+    @property
+    def distance(self) -> dict[str, Any]:
+        """How far the task's next-token distributions are from the unquantized model's; empty if not measured."""
+        return self._mapping("diagnostics", "distance", self.task or "")
+
+    @property
+    def kl_nats(self) -> float | None:
+        """Mean KL divergence of the unquantized model's next-token distribution from the run's, nats a position."""
+        return self._number("diagnostics", "distance", self.task or "", "kl_nats")
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of positions where the run's likeliest token is the unquantized model's."""
+        return self._number("diagnostics", "distance", self.task or "", "top1_agreement")
+
+    @property
+    def noise(self) -> dict[str, list[float]]:
+        """Each metric's values in perturbed repeats of the run, the unperturbed one left out; empty without repeats."""
+        metrics = self._mapping("noise", "metrics", self.task or "")
+        lists = {name: values for name, values in metrics.items() if isinstance(values, list)}
+        return {
+            _errors_last(name): [float(v) for v in values] for name, values in lists.items() if _all_numbers(values)
+        }
+
+    def _mapping(self, *path: str) -> dict[str, Any]:
+        value: Any = self.run.record
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
+
     def _number(self, *path: str) -> float | None:
         value: Any = self.run.record
         for name in path:
@@ -83,6 +146,21 @@ def betterness(metric: str) -> int:
     if name in HIGHER_IS_BETTER:
         return HIGHER_IS_BETTER.index(name) + 1
     return -LOWER_IS_BETTER.index(name) - 1 if name in LOWER_IS_BETTER else 0
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """The one of these metrics that matters most, the first by name of equals; None if none is known."""
+    return max(filter(betterness, sorted(names)), key=betterness, default=None)
+
+
+def accuracy_metric(names: Iterable[str]) -> str | None:
+    """The one of these metrics that counts right answers, the first by name of equals."""
+    return main_metric(name for name in names if name.split(",")[0] in COUNTED)
+
+
+def is_perplexity(name: str) -> bool:
+    """Whether a metric is an exponential of a mean log-likelihood."""
+    return name.split(",")[0] in ("perplexity", "word_perplexity", "byte_perplexity")
 
 
 def label(value: Any) -> str:
@@ -102,7 +180,7 @@ def rows_of(run: RunFolder) -> list[Row]:
     """A run's rows: one for each task, and one without a task if the run left no record."""
     if run.record is None:
         return [Row(run, None, {}, {}, False)]
-    leaves = _leaves(run.record["config"])
+    leaves = {name: value for name, value in _leaves(run.record["config"]).items() if name not in NOTES}
     is_baseline = all(leaves.get(name) == "none" for name in QUANTIZERS) and not leaves.get("modules")
     names = leaves.pop("task.names", None)
     named = leaves.pop("task.name", None)
@@ -140,4 +218,12 @@ def _numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
     Of a task with several filters lm-eval reports `exact_match,strict` and `exact_match_stderr,strict`.
     """
     numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
-    return {re.sub(r"_stderr(,.*)$", r"\1_stderr", name): float(value) for name, value in numbers.items()}
+    return {_errors_last(name): float(value) for name, value in numbers.items()}
+
+
+def _errors_last(name: str) -> str:
+    return re.sub(r"_stderr(,.*)$", r"\1_stderr", name)
+
+
+def _all_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

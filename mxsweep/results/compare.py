@@ -1,0 +1,295 @@
+"""Runs compared pair by pair on the same examples: with their baselines, and with runs that differ in one knob.
+
+    against_baselines    every run of a group with its baseline; a family of tests a group and metric
+    knob_effects         for each knob the runs that differ in it only, neighbours in its order; a family a knob
+    noise_floor          the difference between two runs that numerical noise makes by itself
+    why_groups           which knobs kept runs from being compared at all
+
+Differences are the run's (`row`) minus the other's (`other`). Runs of different models, tasks, limits or conditions of
+evaluation are in different groups (see collect.py), and nothing here compares across groups.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mxsweep.results.collect import COMPARABLE, CONDITIONS, Group, Results, knobs_that_tell, sort_key
+from mxsweep.results.noise import Floor, Noise
+from mxsweep.results.rows import Row, label
+from mxsweep.results.samples import SAMPLES_NAME, Outcomes, read_outcomes
+from mxsweep.results.statistics import (
+    Accuracy,
+    LogPerplexity,
+    compare_accuracy,
+    compare_log_perplexity,
+    holm,
+)
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same examples; differences are `row` minus `other`.
+
+    Attributes:
+        row: the run.
+        other: its baseline, or the run that it differs from in one knob.
+        n: examples compared; 0 where nothing was.
+        accuracy: None where the task counts no right answers.
+        perplexity: of the task's own perplexity (an example, word or byte); None where it has none.
+        accuracy_p, perplexity_p: p values adjusted by Holm's method over the family of tests.
+        identical: every example came out the same to the last digit.
+        floor: the noise floor of this difference; None if nothing was measured.
+        why_not: a sentence if the two cannot be compared; then all but row and other is None, n 0, identical False.
+        note: a sentence if one metric cannot be compared, though others can.
+    """
+
+    row: Row
+    other: Row
+    n: int = 0
+    accuracy: Accuracy | None = None
+    perplexity: LogPerplexity | None = None
+    accuracy_p: float | None = None
+    perplexity_p: float | None = None
+    identical: bool = False
+    floor: Floor | None = None
+    why_not: str | None = None
+    note: str | None = None
+
+    @property
+    def accuracy_significant(self) -> bool | None:
+        """Whether the accuracies differ by more than chance in the choice of examples, after adjustment."""
+        return _below(self.accuracy_p)
+
+    @property
+    def perplexity_significant(self) -> bool | None:
+        """Whether the perplexities differ by more than chance in the choice of examples, after adjustment."""
+        return _below(self.perplexity_p)
+
+    @property
+    def significant(self) -> bool | None:
+        """The same of the main metric: accuracy, or perplexity of a task that counts no right answers."""
+        return self.accuracy_significant if self.accuracy is not None else self.perplexity_significant
+
+    @property
+    def accuracy_above_floor(self) -> bool | None:
+        """Whether the accuracies differ by more than numerical noise; None if that was not measured."""
+        return _exceeds(self.accuracy, self.floor.accuracy if self.floor else None)
+
+    @property
+    def perplexity_above_floor(self) -> bool | None:
+        """Whether the perplexities differ by more than numerical noise; None if that was not measured."""
+        return _exceeds(self.perplexity, self.floor.log_perplexity if self.floor else None)
+
+    @property
+    def above_floor(self) -> bool | None:
+        """The same of the main metric."""
+        return self.accuracy_above_floor if self.accuracy is not None else self.perplexity_above_floor
+
+
+@dataclass(frozen=True)
+class KnobEffect:
+    """What one knob does: runs that differ in it only, each compared with its neighbour in the knob's order.
+
+    Attributes:
+        knob: its label.
+        family: a sentence that says which tests were adjusted together.
+        comparisons: `other` has the smaller (or alphabetically first) value of the knob.
+    """
+
+    knob: str
+    family: str
+    comparisons: list[Comparison]
+
+
+def against_baselines(group: Group) -> dict[Path, Comparison]:
+    """Each quantized run of the group with the baseline nearest to it, by the run's folder; none without a baseline.
+
+    The p values are adjusted over all of them, accuracies and perplexities apart.
+    """
+    noise = Noise.of(group)
+    found = []
+    for row in group.rows:
+        baseline = None if row.is_baseline else group.baseline_for(row)
+        if baseline is not None:
+            found.append(_compare(row, baseline, noise))
+    return {comparison.row.run.path: comparison for comparison in _adjusted(found)}
+
+
+def knob_effects(results: Results, group: Group) -> list[KnobEffect]:
+    """For each knob that the runs of the group differ in, the pairs of runs that differ in it only.
+
+    A quantized run is never paired with a baseline here. Of runs with the same config, one repeated, the first is
+    taken. A knob without such a pair is left out. The p values are adjusted over each knob's pairs, accuracies and
+    perplexities apart.
+    """
+    noise = Noise.of(group)
+    effects = []
+    for knob in results.shown:
+        pairs = _neighbours(group.rows, knob, [name for name in results.shown if name != knob])
+        if pairs:
+            comparisons = _adjusted([_compare(row, other, noise) for other, row in pairs])
+            runs = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+            family = f"Holm's method over the {runs} of runs that differ in {knob} only."
+            effects.append(KnobEffect(knob, family, comparisons))
+    return effects
+
+
+def noise_floor(group: Group, row: Row, other: Row) -> Floor | None:
+    """The noise floor of the difference between two runs of the group; None if no repeat of either kind was made.
+
+    The standard deviation of a metric comes from a run's own perturbed repeats and its unperturbed result (k + 1
+    values), or where it has none, from those of the group's other runs, pooled; quantized runs and baselines apart,
+    since they differ in it by orders of magnitude. A baseline with no repeats anywhere counts as exact. The floor is
+    t sqrt(sd_a^2 + sd_b^2), with the 97.5 % quantile of Student's t for as many degrees of freedom as there are repeats
+    behind it (of two runs with their own, Welch's).
+    """
+    return Noise.of(group).floor(row, other)
+
+
+def why_groups(results: Results) -> str | None:
+    """A sentence saying into which groups the runs were parted, and by which knobs; None with one group."""
+    if len(results.groups) < 2:
+        return None
+    rows = [row for group in results.groups for row in group.rows]
+    names = [name for name in COMPARABLE if len(_labels(rows, name)) > 1]
+    names += knobs_that_tell(rows, COMPARABLE, CONDITIONS)
+    knobs = [f"{name} ({', '.join(_labels(rows, name))})" for name in names]
+    listed = " and ".join(filter(None, [", ".join(knobs[:-1]), knobs[-1]]))
+    return (
+        f"The runs are in {len(results.groups)} groups, which are never compared with each other, since a metric means "
+        f"the same only on the same examples of the same task for the same model. They differ in {listed}."
+    )
+
+
+def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
+    """Without adjusted p values, which take the family."""
+    comparison = Comparison(row, other)
+    a, b = (read_outcomes(each.run, each.task or "") for each in (other, row))
+    if a is None or b is None:
+        return replace(comparison, why_not=_why_no_outcomes(other if a is None else row))
+    aligned = _aligned(a, b)
+    if aligned is None:
+        why_not = f"The two did not see the same documents: {len(b)} and {len(a)} of them, with different hashes."
+        return replace(comparison, why_not=why_not)
+    b = aligned
+    for each, outcomes in ((other, a), (row, b)):
+        if outcomes.loglikelihood is not None and (bad := int(np.isnan(outcomes.loglikelihood).sum())):
+            why_not = (
+                f"In {each.run.run_id} {bad:,} of {len(a):,} log-likelihoods are NaN, so its answers mean nothing."
+            )
+            return replace(comparison, why_not=why_not)
+    accuracy = perplexity = note = None
+    if a.correct is not None and b.correct is not None:
+        accuracy = compare_accuracy(a.correct, b.correct)
+    if a.loglikelihood is not None and b.loglikelihood is not None:
+        note = _why_no_perplexity(row, other, a, b)
+        if note is None:
+            perplexity = compare_log_perplexity(a.loglikelihood, b.loglikelihood, a.weights)
+    if accuracy is None and perplexity is None:
+        return replace(comparison, why_not=note or "The two have no metric in common that is known for each example.")
+    return replace(
+        comparison,
+        n=len(a),
+        accuracy=accuracy,
+        perplexity=perplexity,
+        identical=_same(a.correct, b.correct) and _same(a.loglikelihood, b.loglikelihood),
+        floor=noise.floor(row, other),
+        note=note,
+    )
+
+
+def _why_no_outcomes(row: Row) -> str:
+    if not (row.run.path / SAMPLES_NAME).exists():
+        return f"{row.run.run_id} has no {SAMPLES_NAME}, so nothing is known of single examples."
+    return f"{SAMPLES_NAME} of {row.run.run_id} is damaged, or holds no example of {row.task} that can be compared."
+
+
+def _why_no_perplexity(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | None:
+    if not _same(a.weights, b.weights):
+        return "The perplexities are not compared: the two do not agree on the documents' lengths."
+    if a.weights is not None and not (0 < a.weights.sum() < math.inf and (a.weights >= 0).all()):
+        return "The perplexities are not compared: the documents' lengths make no sense."
+    infinite = [
+        f"in {each.run.run_id} {count:,} of {len(a):,} log-likelihoods are infinite"
+        for each, values in ((other, a.loglikelihood), (row, b.loglikelihood))
+        if values is not None and (count := int(np.isinf(values).sum()))
+    ]
+    return f"The perplexities are not compared: {' and '.join(infinite)}." if infinite else None
+
+
+def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
+    """`b` in the order of `a`'s documents; None if the documents are not the same."""
+    if a.keys is b.keys or np.array_equal(a.keys, b.keys):
+        return b
+    if a.keys.shape != b.keys.shape or a.keys.dtype.kind != b.keys.dtype.kind:
+        return None
+    order_a, order_b = (np.argsort(each.keys, kind="stable") for each in (a, b))
+    if not np.array_equal(a.keys[order_a], b.keys[order_b]):
+        return None
+    order = np.empty_like(order_a)
+    order[order_a] = order_b
+    reordered = (None if x is None else x[order] for x in (b.correct, b.loglikelihood, b.weights))
+    return Outcomes(a.keys, *reordered)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p values adjusted over all of them.
+
+    A config that was run twice with the same outcome was tested once: it counts once in the family.
+    """
+
+    def adjust(p: Callable[[Comparison], float | None]) -> list[float | None]:
+        tests: dict[tuple[Any, ...], float] = {}
+        keys: list[tuple[Any, ...] | None] = []
+        for i, comparison in enumerate(comparisons):
+            value = p(comparison)
+            hashes = [(each.run.record or {}).get("config_hash") for each in (comparison.row, comparison.other)]
+            keys.append(None if value is None else (*hashes, value) if all(hashes) else (i, value))
+            if value is not None:
+                tests[keys[-1] or ()] = value
+        adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+        return [None if key is None else adjusted[key] for key in keys]
+
+    accuracy = adjust(lambda each: each.accuracy.p if each.accuracy else None)
+    perplexity = adjust(lambda each: each.perplexity.p if each.perplexity else None)
+    return [
+        replace(comparison, accuracy_p=accuracy_p, perplexity_p=perplexity_p)
+        for comparison, accuracy_p, perplexity_p in zip(comparisons, accuracy, perplexity, strict=True)
+    ]
+
+
+def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[tuple[Row, Row]]:
+    """Pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first."""
+    alike: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if knob in row.knobs:
+            key = (row.is_baseline, *(label(row.knobs[name]) if name in row.knobs else None for name in others))
+            alike.setdefault(key, {}).setdefault(label(row.knobs[knob]), row)
+    pairs: list[tuple[Row, Row]] = []
+    for by_value in alike.values():
+        ordered = sorted(by_value.values(), key=lambda row: sort_key(row, [knob]))
+        pairs += pairwise(ordered)
+    return pairs
+
+
+def _below(p: float | None) -> bool | None:
+    return None if p is None or math.isnan(p) else p < ALPHA
+
+
+def _exceeds(measured: Accuracy | LogPerplexity | None, floor: float | None) -> bool | None:
+    return None if measured is None or floor is None else abs(measured.difference) > floor
+
+
+def _labels(rows: Iterable[Row], name: str) -> list[str]:
+    return list(dict.fromkeys(label(row.knobs.get(name)) for row in rows))

@@ -1,0 +1,174 @@
+"""Per-example outcomes: what ``samples.parquet`` and ``noise.parquet`` beside a run's record hold, as arrays.
+
+A file is read once in a process, and again only if it was written anew. Runs over the same documents share one
+array of keys, so that a thousand runs take little memory and whether two saw the same documents is seen at once.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mxsweep.results.record import RunFolder
+from mxsweep.results.rows import accuracy_metric, is_perplexity, main_metric
+
+SAMPLES_NAME = "samples.parquet"
+NOISE_NAME = "noise.parquet"
+_CORRECT = ("acc", "acc_norm", "exact_match")  # by rank, see rows.HIGHER_IS_BETTER
+_WEIGHTS = ("words", "bytes")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What a run answered on one task, an element an example, in the order of doc_id.
+
+    Attributes:
+        keys: (n,) what tells the documents apart: doc_hash (str) or, in files without it, doc_id (int).
+        correct: (n,) bool; None where the task counts no right answers, or gives points for half right ones.
+        loglikelihood: (n,) float64, nats; None where the task has no perplexity.
+        weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity); None for 1 each.
+    """
+
+    keys: np.ndarray
+    correct: np.ndarray | None
+    loglikelihood: np.ndarray | None
+    weights: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+_read: dict[tuple[Any, ...], dict[str, list[Outcomes]]] = {}  # (file, its size and age) -> task -> repeats
+# Of each set of documents the column and the array: by length, first and last, so that few are looked through.
+_keys: dict[tuple[Any, ...], list[tuple[Any, np.ndarray]]] = {}
+
+
+def read_outcomes(run: RunFolder, task: str) -> Outcomes | None:
+    """What a run answered on a task; None without a samples.parquet that can be read, or with nothing to compare in it.
+
+    A task with several filters has several rows a document. Those of the filter that the run's main metric names are
+    taken (`exact_match,strict` names `strict`), or those of the first filter in the file where it names none.
+    """
+    return next(iter(_outcomes(run, SAMPLES_NAME).get(task, [])), None)
+
+
+def read_noise(run: RunFolder, task: str) -> list[Outcomes]:
+    """The same for each perturbed repeat of the run, in order; none without a noise.parquet that can be read."""
+    return _outcomes(run, NOISE_NAME).get(task, [])
+
+
+def _outcomes(run: RunFolder, name: str) -> dict[str, list[Outcomes]]:
+    path = run.path / name
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    stamp = (os.path.abspath(path), status.st_mtime_ns, status.st_size, status.st_ino)
+    if stamp not in _read:
+        _read[stamp] = _parse(path, (run.record or {}).get("metrics") or {})
+    return _read[stamp]
+
+
+def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
+    """What is in a file, by task; nothing if it is damaged. `metrics` are the record's, by task."""
+    import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
+    import pyarrow.parquet as pq
+
+    known = ("task", "repeat", "doc_id", "doc_hash", "filter", "loglikelihood", *_CORRECT, *_WEIGHTS)
+    try:
+        with pq.ParquetFile(path) as file:
+            there = set(file.schema_arrow.names)
+            names = [name for name in known if name in there]
+            table = file.read(columns=names, use_threads=False).combine_chunks()
+        if not {"task", "doc_id"} <= set(names):
+            return {}
+        found = {}
+        for task, rows in _parts(table, "task"):
+            of_task = _of_filter(rows, metrics.get(task) or {})
+            repeats = [part for _, part in _parts(of_task, "repeat")] if "repeat" in names else [of_task]
+            outcomes = [_of_table(part, metrics.get(task) or {}) for part in repeats]
+            if outcomes and all(each is not None for each in outcomes):
+                found[str(task)] = [each for each in outcomes if each is not None]
+        return found
+    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
+        return {}
+
+
+def _parts(table: Any, name: str) -> Iterable[tuple[Any, Any]]:
+    """The rows with each value of a column, values in the order that they appear in; of `repeat`, by size."""
+    import pyarrow.compute as pc
+
+    values = [value for value in pc.unique(table[name]).to_pylist() if value is not None]
+    if len(values) == 1 and table[name].null_count == 0:
+        return [(values[0], table)]
+    if name == "repeat":
+        values.sort()
+    return [(value, table.filter(pc.equal(table[name], value))) for value in values]
+
+
+def _of_filter(table: Any, metrics: dict[str, Any]) -> Any:
+    """The rows of one filter; see `read_outcomes`."""
+    if "filter" not in table.column_names:
+        return table
+    parts = dict(_parts(table, "filter"))
+    if len(parts) < 2:
+        return table
+    named = (main_metric(metrics) or "").partition(",")[2]
+    return parts.get(named, next(iter(parts.values())))
+
+
+def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
+    if not table.num_rows:
+        return None
+    doc_id = _numbers(table, "doc_id").astype(np.int64)
+    order = None if (np.diff(doc_id) > 0).all() else np.argsort(doc_id, kind="stable")
+    if order is not None:
+        table, doc_id = table.take(order), doc_id[order]
+    correct = _correct(table, metrics)
+    loglikelihood = _numbers(table, "loglikelihood") if "loglikelihood" in table.column_names else None
+    # pandas writes NaN as null: a column of nulls alone is one of another task, unless this one has a perplexity.
+    if loglikelihood is not None and np.isnan(loglikelihood).all() and not any(map(is_perplexity, metrics)):
+        loglikelihood = None
+    if correct is None and loglikelihood is None:
+        return None
+    weights = None
+    for name in _WEIGHTS if loglikelihood is not None else ():
+        if name in table.column_names and not np.isnan(column := _numbers(table, name)).any():
+            weights = column
+            break
+    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights)
+
+
+def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
+    main = (accuracy_metric(metrics) or "").split(",")[0]
+    for name in dict.fromkeys((main, *_CORRECT)):
+        if name in table.column_names:
+            column = _numbers(table, name)
+            if ((column == 0) | (column == 1)).all():
+                return column == 1
+    return None
+
+
+def _numbers(table: Any, name: str) -> np.ndarray:
+    """A column as float64, null as NaN."""
+    import pyarrow as pa
+
+    return table[name].cast(pa.float64()).to_numpy()
+
+
+def _keys_of(table: Any, doc_id: np.ndarray) -> np.ndarray:
+    import pyarrow as pa
+
+    by_hash = "doc_hash" in table.column_names and not table["doc_hash"].null_count
+    column = table["doc_hash"].combine_chunks() if by_hash else pa.array(doc_id)
+    # Comparing a column with those known takes a hundredth of the time that making texts of it does.
+    alike = _keys.setdefault((len(column), column[0].as_py(), column[-1].as_py()), [])
+    for known, keys in alike:
+        if known.equals(column):
+            return keys
+    keys = np.array(column.to_pylist(), dtype=str) if by_hash else doc_id
+    alike.append((column, keys))
+    return keys

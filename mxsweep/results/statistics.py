@@ -1,0 +1,148 @@
+"""Paired comparisons of two runs that answered the same examples: intervals and p values that need no simulation.
+
+Arrays are of shape (n,), an element an example, in the same order in both runs; a difference is b minus a. Intervals
+are 95 % and two-sided. Log-likelihoods and differences of log-perplexities are in nats. What cannot be computed (an
+interval from one example, anything from NaN) is NaN, never a guess.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr, stdtr, stdtrit
+
+LEVEL = 0.95
+_UPPER = 1 - (1 - LEVEL) / 2
+_Z = 1.959963984540054  # the normal distribution's quantile of _UPPER
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Two runs' answers to the same examples.
+
+    Attributes:
+        n: examples.
+        only_a, only_b: examples that only this run got right.
+        difference: accuracy of b minus that of a.
+        low, high: interval of the difference.
+        p: of McNemar's exact test, two-sided, unadjusted.
+    """
+
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class LogPerplexity:
+    """Two runs' log-likelihoods of the same examples.
+
+    Attributes:
+        n: examples.
+        difference: log-perplexity of b minus that of a, nats a unit of the perplexity (example, word or byte); above
+            0 where b is worse. exp of it is the ratio of the perplexities.
+        low, high: interval of the difference.
+        p: two-sided, of the paired t test, unadjusted.
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def compare_accuracy(a: np.ndarray, b: np.ndarray) -> Accuracy:
+    """Compare which examples two runs got right; ``a`` and ``b`` are bool.
+
+    The test is McNemar's in its exact form: of the examples that one run alone got right, each is as likely either's
+    (McNemar 1947; the exact form in Fagerland, Lydersen and Laake 2013, BMC Med. Res. Methodol. 13:91). The interval is
+    Wald's with Bonett and Price's adjustment (2012, J. Educ. Behav. Stat. 37:479), which Fagerland, Lydersen and Laake
+    (2014, Stat. Med. 33:2850) recommend: unlike the plain one it does not shrink to a point where runs agree
+    everywhere. Test and interval are of different making, so that near 0.05 one may exclude 0 and the other not.
+
+    Raises ValueError for arrays of different shape.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    n = _count(a, b)
+    only_a, only_b = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
+    if n == 0:
+        return Accuracy(0, 0, 0, math.nan, math.nan, math.nan, math.nan)
+    adjusted_a, adjusted_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    center = adjusted_b - adjusted_a
+    half = _Z * math.sqrt((adjusted_a + adjusted_b - center**2) / (n + 2))
+    low, high = max(-1.0, center - half), min(1.0, center + half)
+    return Accuracy(n, only_a, only_b, (only_b - only_a) / n, low, high, mcnemar_p(only_a, only_b))
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """The two-sided p value of McNemar's exact test: twice the smaller binomial tail, at most 1."""
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> LogPerplexity:
+    """Compare two runs' log-likelihoods of the examples, in nats.
+
+    A log-perplexity is -sum(log-likelihood) / sum(weight), with the words (or bytes) of an example as its weight, or
+    1 each. The difference is then a ratio of sums over examples, whose standard error is that of the linearized ratio
+    (Cochran, Sampling Techniques, 3rd ed., eq. 6.9); with equal weights it is exactly that of the paired t test. The
+    interval uses Student's t with n - 1 degrees of freedom.
+
+    With one example, interval and p are NaN; with NaN or two infinities among the log-likelihoods all is; an infinite
+    difference has no interval either. Where every example differs by the same (sd = 0), the interval is a point and p
+    is 1 for no difference, else 0.
+
+    Raises ValueError for arrays of different shape, and for weights that are negative, not finite or all 0.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    n = _count(a, b)
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if n == 0:
+        return LogPerplexity(0, math.nan, math.nan, math.nan, math.nan)
+    _count(a, w)
+    total = float(w.sum())
+    if not (math.isfinite(total) and total > 0 and (w >= 0).all()):
+        raise ValueError("weights must be finite and at least 0, and one above 0")
+    with np.errstate(invalid="ignore"):
+        worse = a - b  # what b's log-perplexity has more, an example
+    difference = float(worse.sum()) / total
+    if n == 1 or not math.isfinite(difference):
+        return LogPerplexity(n, difference, math.nan, math.nan, math.nan)
+    residuals = worse - difference * w
+    stderr = math.sqrt(n / (n - 1) * float(np.dot(residuals, residuals))) / total
+    if stderr == 0:
+        return LogPerplexity(n, difference, difference, difference, 1.0 if difference == 0 else 0.0)
+    half = t_quantile(n - 1) * stderr
+    p = 2 * float(stdtr(n - 1, -abs(difference) / stderr))
+    return LogPerplexity(n, difference, difference - half, difference + half, p)
+
+
+def t_quantile(degrees: float) -> float:
+    """The 97.5 % quantile of Student's t: half a 95 % interval, in standard errors."""
+    return float(stdtrit(degrees, _UPPER))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the order given (Holm 1979, Scand. J. Stat. 6:65).
+
+    Rejecting those below 0.05 keeps the probability of any false one below 5 %, however the tests depend on each other.
+    A NaN stays NaN and is not counted in the family.
+    """
+    order = sorted((i for i, value in enumerate(p) if not math.isnan(value)), key=lambda i: p[i])
+    adjusted = [math.nan] * len(p)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def _count(a: np.ndarray, b: np.ndarray) -> int:
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"shapes {a.shape} and {b.shape}: both must be (n,)")
+    return len(a)
