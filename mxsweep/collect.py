@@ -1,4 +1,4 @@
-"""`python -m mxsweep.collect [DIR...]`: what runs found, as a table, files and figures."""
+"""`python -m mxsweep.collect [DIR...]`: what runs found, as a table, files, figures and a page."""
 
 import argparse
 import shlex
@@ -6,13 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mxsweep import streams
-from mxsweep.results.collect import gather
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
 from mxsweep.results.status import status_text
-from mxsweep.results.tables import markdown_text, summary, terminal_text, write_csv, write_parquet
+
+# What compares, draws and writes is imported where it is used: --help, --status and a wrong folder do without it.
+
+if TYPE_CHECKING:
+    from mxsweep.results.collect import Results
+    from mxsweep.results.reference import Reference
 
 EXIT_UNWRITABLE = 1
 EXIT_NO_RUN = 2
@@ -36,43 +41,65 @@ class CollectResult:
     write_error: str | None = None  # why files are missing; the text is complete all the same
 
 
-def collect(dirs: Folders, output: Path | str | None = None) -> CollectResult:
-    """Collect the runs at or below `dirs` and write table, report and figures to `output`.
+def collect(dirs: Folders, output: Path | str | None = None, reference: str | Path | None = None) -> CollectResult:
+    """Collect the runs at or below `dirs` and write tables, figures and report.html to `output`.
 
-    `output` is by default the folder collected or, if there are several, ./collected. Raises CollectError
-    where there is no run; failed, running, missing and unreadable runs are no error but are listed.
+    `output` is by default the folder collected or, if there are several, ./collected. `reference` is published
+    numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
+    such reference; failed, running, missing and unreadable runs are no error but are listed.
     """
+    from mxsweep.results.collect import gather
+    from mxsweep.results.reference import BadReferenceError, load_reference
+    from mxsweep.results.tables import summary, terminal_text
+
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     try:
+        published = load_reference(reference) if reference is not None else None
         results = gather(dirs)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, BadReferenceError) as error:
         raise CollectError(str(error)) from error
     named = ", ".join(map(str, dirs))
     if not results.runs:
         raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
     folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
     counts = {status: len(results.with_status(status)) for status in STATUSES}
-    text = f"{named}: {summary(results)}\n\n{terminal_text(results)}"
+    text = f"{named}: {summary(results)}\n\n{terminal_text(results, published)}"
     files: list[Path] = []
     write_error = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The data first, so that they are there whatever becomes of the drawing.
-        files += [folder / "results.csv", folder / "results.parquet"]
-        write_csv(files[0], results.rows)
-        write_parquet(files[1], results.rows)
-        # Imported here: matplotlib takes a while, and --help and a wrong folder do without it.
-        from mxsweep.results.figures import draw_figures
-
-        figures = draw_figures(results, folder)
-        files.append(folder / "results.md")
-        files[-1].write_text(markdown_text(results, figures), encoding="utf-8")
-        files += [path for paths in figures.values() for path in paths]
+        _write(results, published, folder, files)
     except OSError as error:
         files = []
         reason = error.strerror or str(error)
         write_error = f"cannot write to {folder}: {reason}; name another folder with --output"
     return CollectResult(text, files, write_error=write_error, **counts)
+
+
+def _write(results: "Results", reference: "Reference | None", folder: Path, files: list[Path]) -> None:
+    """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
+    from mxsweep.results.figures import draw_figures, files_of
+    from mxsweep.results.latex import latex_text
+    from mxsweep.results.report.page import write_page
+    from mxsweep.results.report.study import studies
+    from mxsweep.results.tables import markdown_text, write_csv, write_parquet
+
+    # The data first, so that they are there whatever becomes of the drawing.
+    files += [folder / "results.csv", folder / "results.parquet"]
+    write_csv(files[0], results.rows)
+    write_parquet(files[1], results.rows)
+    studied = studies(results)
+    drawn = draw_figures(studied, folder)
+    named = files_of(drawn)
+    texts = {
+        "results.md": markdown_text(results, named, studied, reference),
+        "results.tex": latex_text(results, studied),
+    }
+    for name, content in texts.items():
+        files.append(folder / name)
+        files[-1].write_text(content, encoding="utf-8")
+    files += write_page(results, studied, drawn, reference, folder)
+    files += [path for paths in named.values() for path in paths]
 
 
 def _runs(dirs: Sequence[Path]) -> list[RunFolder]:
@@ -93,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mxsweep.collect",
-        description="Collect runs into a table, results.csv, results.parquet, results.md and figures.",
+        description="Collect runs into a table, report.html, results.md, .tex, .csv, .parquet, and figures.",
     )
     parser.add_argument(
         "dirs",
@@ -108,6 +135,11 @@ def _main(argv: Sequence[str] | None) -> int:
         type=Path,
         metavar="DIR",
         help="where the files go (default: the folder collected or, if there are several, ./collected)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="put published numbers beside these: a name in conf/reference, such as ex_report, or a YAML file",
     )
     parser.add_argument(
         "--status",
@@ -129,7 +161,7 @@ def _main(argv: Sequence[str] | None) -> int:
             if left and len(dirs) == 1 and (dirs[0] / MANIFEST_NAME).is_file():
                 print(f"To go on: python -m mxsweep resume=true hydra.sweep.dir={shlex.quote(str(dirs[0]))}")
             return 0
-        result = collect(dirs, arguments.output)
+        result = collect(dirs, arguments.output, arguments.reference)
     except CollectError as error:
         print(f"mxsweep.collect: {error}", file=sys.stderr)
         return EXIT_NO_RUN

@@ -286,8 +286,6 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
     import pandas as pd
     from lm_eval.utils import handle_non_serializable
 
-    from mxsweep.model.tensors import COLUMNS
-
     def table(rows: list[dict[str, Any]], types: dict[str, str] | None = None) -> Callable[[Path], object]:
         frame = pd.DataFrame(rows) if types is None else pd.DataFrame(rows, columns=list(types)).astype(types)
         return lambda path: frame.to_parquet(path, index=False)
@@ -298,6 +296,8 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
         "lm_eval.json": lambda path: path.write_text(text, encoding="utf-8"),
     }
     if "diagnostics" in details:
+        from mxsweep.model.tensors import COLUMNS
+
         files["diagnostics.parquet"] = table(details["diagnostics"], COLUMNS)
     if "noise" in details:
         files["noise.parquet"] = table(details["noise"])

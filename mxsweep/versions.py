@@ -18,7 +18,7 @@ def record_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "git_sha": git_sha(),
     }
 
@@ -42,7 +42,8 @@ def git_sha() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The installed version of a package; None where it is not installed, as when it is run from its source tree."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 A run takes some hundredths of a second and neither torch nor a model; its metrics follow from its config_hash, so that
 tables can be compared. Everything around it is the real thing: planning, claims, workers, records, tables; only figures
-are not drawn, which would take longer than all the rest. Seeds choose what becomes of a run:
+and the page are left out, which would take longer than all the rest. Seeds choose what becomes of a run:
 
     666   it raises an error             777   its process kills itself, every time
     888   it takes a minute              778   its process kills itself the first time
@@ -93,7 +93,10 @@ def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) -
     metrics = {"acc": draw.random(), "acc_stderr": 0.01, "perplexity": 1 + draw.random(), "perplexity_stderr": 0.02}
     text = draw.randbytes(int(os.environ.get("STAND_IN_SAMPLES", 1000)) // 2).hex()
     return {
-        "details": ([{"task": "story", "doc_id": 0, "text": text}], {"results": {"story": metrics}}),
+        "details": {
+            "samples": [{"task": "story", "doc_id": 0, "text": text}],
+            "lm_eval": {"results": {"story": metrics}},
+        },
         "metrics": {"story": metrics},
         "n_effective": {"story": 10},
         "timing": {"load_s": 0.0, "quantize_s": 0.0, "prepare_s": 0.0, "eval_s": seconds},
@@ -111,12 +114,18 @@ def draw_nothing(results: object, folder: Path) -> dict[str, list[Path]]:
     return {}
 
 
+def write_nothing(*_: object) -> list[Path]:
+    """In the place of mxsweep.results.report.page.write_page."""
+    return []
+
+
 def install() -> None:
-    """Put the stand-in into this process, in front of what would import torch, lm-eval and matplotlib."""
+    """Put the stand-in into this process, in front of what would import torch and lm-eval, and of what draws."""
     mxsweep.run_one._evaluate = evaluate
     for name, attributes in {
         "mxsweep.evaluate.quiet": {"no_progress_bars": contextlib.nullcontext},
-        "mxsweep.results.figures": {"draw_figures": draw_nothing},
+        "mxsweep.results.figures": {"draw_figures": draw_nothing, "files_of": dict},
+        "mxsweep.results.report.page": {"write_page": write_nothing},
         "lm_eval": {},
         "lm_eval.utils": {"handle_non_serializable": str},
     }.items():

@@ -14,9 +14,12 @@ import pytest
 
 from mxsweep.collect import CollectError, collect, main
 from mxsweep.results.collect import Results, gather, load_table
-from mxsweep.results.figures import draw_figures
+from mxsweep.results.figures import draw_figures, files_of
+from mxsweep.results.headline import headline
 from mxsweep.results.record import read_record, write_record
-from mxsweep.results.tables import format_value, headline, markdown_text, terminal_text
+from mxsweep.results.report.study import studies
+from mxsweep.results.tables import markdown_text, terminal_text
+from mxsweep.results.text import format_value
 
 FORMATS = {"none": ("none", "none"), "w4a6": ("fp4_e2m1", "fp6_e2m3"), "mxfp8_e4m3": ("fp8_e4m3", "fp8_e4m3")}
 PNG_START = b"\x89PNG\r\n"
@@ -278,8 +281,13 @@ def test_files_of_a_grid(tmp_path: Path) -> None:
     put_failed(tmp_path / "bad")
     result = collect([tmp_path], tmp_path / "out")
     assert (result.done, result.failed, result.missing, result.unreadable) == (7, 1, 0, 0)
-    names = ["results.csv", "results.parquet", "results.md"]
-    names += [f"{y}_vs_block_size.{ext}" for y in ("accuracy", "throughput") for ext in ("png", "svg")]
+    names = ["results.csv", "results.parquet", "results.md", "results.tex", "report.html"]
+    names += [
+        f"{y}_vs_{x}.{ext}"
+        for y in ("accuracy", "perplexity", "throughput")
+        for x in ("block_size", "scale_bits")
+        for ext in ("png", "svg")
+    ]
     assert [path.name for path in result.files] == names
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     svg = (tmp_path / "out" / "accuracy_vs_block_size.svg").read_text()
@@ -298,7 +306,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
     for fmt in ("w4a6", "mxfp8_e4m3"):
         put(tmp_path / fmt, {"wikitext": {"word_perplexity": 9.0}}, format=fmt)
     results = gather(tmp_path)
-    files = draw_figures(results, tmp_path)
+    files = files_of(draw_figures(studies(results), tmp_path))
     assert set(files) == {"story", "wikitext"}
     svg = (tmp_path / "accuracy_vs_block_size_story.svg").read_text()
     assert all(text in svg for text in ("whole axis", "16x16", ">48<"))
@@ -309,7 +317,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
 
 def test_a_figure_of_values_that_are_all_nan_says_so(tmp_path: Path) -> None:
     put(tmp_path / "a", {"word_perplexity": math.nan}, block_size=16)
-    draw_figures(gather(tmp_path), tmp_path)
+    draw_figures(studies(gather(tmp_path)), tmp_path)
     assert "no value" in (tmp_path / "word_perplexity_vs_block_size.svg").read_text()
 
 
@@ -359,7 +367,8 @@ def test_only_failures_still_give_every_file(tmp_path: Path) -> None:
     put_failed(tmp_path / "bad")
     result = collect(tmp_path)
     assert "0 done, 1 failed" in result.text and "ConfigError: no GPU here" in result.text
-    assert [path.name for path in result.files] == ["results.csv", "results.parquet", "results.md"]
+    names = ["results.csv", "results.parquet", "results.md", "results.tex", "report.html"]
+    assert [path.name for path in result.files] == names
 
 
 def test_odd_values_in_a_record_are_no_traceback(tmp_path: Path) -> None:
@@ -426,11 +435,11 @@ def test_an_unwritable_output_is_one_message_after_the_table(
     assert f"cannot write to {tmp_path / 'file'}" in captured.err and "--output" in captured.err
 
 
-def test_collecting_imports_no_torch_and_no_pyplot(tmp_path: Path) -> None:
+def test_collecting_imports_nothing_heavy(tmp_path: Path) -> None:
     put_grid(tmp_path)
     code = (
         "import sys; from mxsweep.collect import main; code = main([sys.argv[1]]); "
-        "heavy = {'torch', 'transformers', 'lm_eval', 'matplotlib.pyplot'} & set(sys.modules); "
+        "heavy = {'torch', 'transformers', 'lm_eval', 'altair', 'matplotlib'} & set(sys.modules); "
         "sys.exit(code or ('imported: ' + str(heavy) if heavy else 0))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

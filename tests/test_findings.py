@@ -9,6 +9,7 @@ import pytest
 
 from mxsweep.results.collect import Group
 from mxsweep.results.compare import Comparison, Floor, KnobEffect
+from mxsweep.results.diagnostics import read_tensors
 from mxsweep.results.findings import Finding, findings
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
@@ -179,3 +180,12 @@ def test_noise_is_told_of_quantized_and_unquantized_runs_apart(tmp_path: Path) -
         "Repeating a quantized config with rounding-sized perturbations moves its accuracy by up to 0.01 and "
         "perplexity by up to 2.50% (1 run, 2 repeats each).",
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no parquet", b"PAR1" + b"x" * 100 + b"PAR1"])
+def test_a_damaged_file_of_diagnostics_is_as_none(tmp_path: Path, content: bytes) -> None:
+    row = a_row(tmp_path, "a", tensors(weight=18.0, activation=31.0))
+    row.run.path.mkdir()
+    (row.run.path / "diagnostics.parquet").write_bytes(content)
+    assert read_tensors(row.run) == []
+    assert len(texts(told([row]), "error")) == 3

@@ -11,6 +11,7 @@ from mxsweep.results.record import RunFolder
 DIAGNOSTICS_NAME = "diagnostics.parquet"
 KINDS = ("weight", "activation", "key", "value")
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
+_COUNTS = ("saturated", "flushed", "clamped")
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,32 @@ class TensorError:
 
 
 def read_tensors(run: RunFolder) -> list[TensorError]:
-    """The tensors of a run, in the model's order; none where it was run without diagnostics.
-
-    Raises:
-        OSError, ValueError: the file is damaged.
-    """
+    """The tensors of a run, in the model's order; none where it was run without diagnostics, or the file is damaged."""
     path = run.path / DIAGNOSTICS_NAME
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else []
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are of these types, too
+        return []
 
 
 @lru_cache(maxsize=4096)
 def _read(path: Path, _written: int) -> list[TensorError]:
-    import pyarrow.parquet as parquet
+    from pyarrow.parquet import ParquetFile  # whose reading one file takes less time than read_table's
 
-    names = ["kind", "module", "layer", "elements", "blocks", "sqnr_db", "saturated", "flushed", "clamped"]
+    table = ParquetFile(path).read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS]).to_pydict()
     return [
         TensorError(
-            kind=row["kind"],
-            module=row["module"],
-            layer=row["layer"],
-            sqnr_db=math.nan if row["sqnr_db"] is None else row["sqnr_db"],
-            saturated=row["saturated"] / row["elements"] if row["elements"] else 0.0,
-            flushed=row["flushed"] / row["elements"] if row["elements"] else 0.0,
-            clamped=row["clamped"] / row["blocks"] if row["blocks"] else 0.0,
+            kind=kind,
+            module=module,
+            layer=layer,
+            sqnr_db=math.nan if sqnr_db is None else sqnr_db,
+            saturated=saturated / elements if elements else 0.0,
+            flushed=flushed / elements if elements else 0.0,
+            clamped=clamped / blocks if blocks else 0.0,
         )
-        for row in parquet.read_table(path, columns=names).to_pylist()
+        for kind, module, layer, elements, blocks, sqnr_db, saturated, flushed, clamped in zip(
+            *table.values(), strict=True
+        )
     ]
 
 

@@ -112,8 +112,8 @@ def _with_effect(effect: KnobEffect) -> Iterable[Finding]:
             parts.append(f"perplexity by a factor of {_span(factors, '.3f')} ({_verdict(verdicts)})")
         if parts:
             text = (
-                f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {_pairs(len(told))} of runs that differ "
-                "in nothing else."
+                f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {_pairs(len(told))} of runs that "
+                "differ in nothing else."
             )
             yield Finding("effect", text, _ids(row for pair in told for row in (pair.other, pair.row)))
 
@@ -230,7 +230,7 @@ def _unlike_exact(rows: Sequence[Row]) -> Iterable[Finding]:
     for row in rows:
         figures = tensor_figures(row)
         if any(figure.get("unlike_exact") is not None for figure in figures.values()):
-            dtype = str((row.run.record or {}).get("environment", {}).get("dtype"))
+            dtype = ((row.run.record or {}).get("environment") or {}).get("dtype") or "the tensors' own dtype"
             alike.setdefault(dtype, []).append((row, figures))
     for dtype, members in alike.items():
         spans = []

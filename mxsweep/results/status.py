@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from mxsweep.results.record import STATUSES, RunFolder
-from mxsweep.results.tables import one_line
+from mxsweep.results.text import one_line
 
 REASON_WIDTH = 200  # characters of a line; the whole of it is in the run's result.json
 

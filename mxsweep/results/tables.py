@@ -1,30 +1,48 @@
 """Results as text: the table in the terminal, results.md, results.csv and results.parquet.
 
-A cell shows as many digits as its standard error makes meaningful; the files for programs hold all of them.
+results.tex is in latex.py; how a number is written, in text.py; which runs the headline names, in headline.py.
 """
 
 import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 
 from mxsweep.results.collect import Group, Results, columns
+from mxsweep.results.compare import Comparison, why_groups
+from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.record import RunFolder
+from mxsweep.results.reference import Reference, match
+from mxsweep.results.report.study import Study, studies
 from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.text import (
+    ABSENT,
+    difference,
+    format_value,
+    interval,
+    metric_cell,
+    one_line,
+    p_of,
+    p_value,
+    significance,
+    size,
+    speed,
+)
 
-ABSENT = "–"
-METRIC_TITLES = {"perplexity": "ppl", "word_perplexity": "word ppl"}
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
     "with nothing quantized: run it with `format=none kv_quant=none` and collect both folders together."
 )
 HEADLINE_NOTE = (
     "A difference is the run minus the baseline, computed when the results were collected; ± is one standard "
-    "error of the run by itself. Most accurate and fastest are chosen among the quantized runs."
+    "error of the run by itself."
+)
+COMPARED_NOTE = (
+    "[…] is the 95 % interval of the difference, paired over the same examples (of a perplexity: of its ratio); p is "
+    "of McNemar's exact test for accuracy and of a paired t test for log-perplexity, adjusted by Holm's method over "
+    "the runs of a table."
 )
 SPEED_NOTE = "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format."
 SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
@@ -34,36 +52,6 @@ STATUS_TITLES = {
     "missing": "Missing (no result.json)",
     "unreadable": "Unreadable",
 }
-
-
-@dataclass(frozen=True)
-class Pick:
-    """A run that the headline names, and the baseline that it is compared with."""
-
-    title: str
-    row: Row
-    baseline: Row | None
-
-
-def headline(group: Group) -> list[Pick]:
-    """The baseline, and of a group's quantized runs the most accurate and the fastest, if there are any."""
-    quantized = [row for row in group.rows if not row.is_baseline]
-    picks: list[Pick] = []
-    metric = group.main_metric()
-    measured = [row for row in quantized if math.isfinite(row.metrics.get(metric or "", math.nan))]
-    if metric and measured:
-        best = max(measured, key=lambda row: betterness(metric) * row.metrics[metric])
-        title = "most accurate" if betterness(metric) > 0 else f"lowest {METRIC_TITLES.get(metric, metric)}"
-        equals = sum(row.metrics[metric] == best.metrics[metric] for row in measured) - 1
-        title += f" ({equals} more equal it)" if equals else ""
-        picks.append(Pick(title, best, group.baseline_for(best)))
-    timed = [row for row in quantized if row.examples_per_sec is not None and math.isfinite(row.examples_per_sec)]
-    if timed:
-        fastest = max(timed, key=lambda row: row.examples_per_sec or 0.0)
-        picks.append(Pick("fastest to simulate", fastest, group.baseline_for(fastest)))
-    references = [pick.baseline for pick in picks] or [row for row in group.rows if row.is_baseline][:1]
-    baselines = {row.run.path: Pick("baseline", row, None) for row in references if row is not None}
-    return [*baselines.values(), *picks]
 
 
 def summary(results: Results) -> str:
@@ -78,19 +66,23 @@ def constants_line(results: Results) -> str:
     return "Same in every finished run: " + ", ".join(knobs)
 
 
-def terminal_text(results: Results) -> str:
+def terminal_text(results: Results, reference: Reference | None = None) -> str:
     """What `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
     parts = [constants_line(results)] if results.constants else []
     for group in results.groups:
-        table = tabulate(_full_table(results, group), headers="keys", tablefmt="simple", disable_numparse=True)
-        parts.append(f"{_heading(group)}\n\n{table}")
+        table = tabulate(full_table(results, group), headers="keys", tablefmt="simple", disable_numparse=True)
+        parts.append(f"{heading(group)}\n\n{table}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
     if results.groups:
         parts.append(SPEED_NOTE)
-    if _has_several_tasks(results):
+    if reference is not None:
+        rows, said = reference_table(results, reference)
+        table = tabulate(rows, headers="keys", disable_numparse=True)
+        parts += [f"Published: {reference.source}", table, said]
+    if has_several_tasks(results):
         parts.append(SEVERAL_TASKS_NOTE)
-    if warned := _warnings(results):
+    if warned := warnings(results):
         parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
@@ -102,33 +94,47 @@ def terminal_text(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def markdown_text(results: Results, figures: Mapping[str, Sequence[Path]]) -> str:
-    """results.md: for each group headline, full table and `figures` (by slug), then the runs not done."""
+def markdown_text(
+    results: Results,
+    figures: Mapping[str, Sequence[Path]],
+    studied: Sequence[Study] | None = None,
+    reference: Reference | None = None,
+) -> str:
+    """results.md: for each group headline, findings, full table and `figures` (by slug), then the runs not done."""
     parts = ["# Results", f"Runs: {summary(results)}."]
     if results.constants:
-        parts.append(_escape(constants_line(results)) + ".")
-    for group in results.groups:
-        parts += [
-            f"## {_escape(_heading(group))}",
-            "### Headline",
-            _markdown(_headline_table(results, group)),
-        ]
-        if not any(row.is_baseline for row in group.rows):
+        parts.append(escape(constants_line(results)) + ".")
+    if why := why_groups(results):
+        parts.append(escape(why))
+    for study in studies(results) if studied is None else studied:
+        group = study.group
+        parts += [f"## {escape(heading(group))}", "### Headline", markdown(headline_table(study))]
+        if not study.has_baseline:
             parts.append(NO_BASELINE)
-        parts += [f"{HEADLINE_NOTE} {SPEED_NOTE}", "### All runs", _markdown(_full_table(results, group))]
-        if _has_several_tasks(results):
+        parts.append(f"{HEADLINE_NOTE} {SPEED_NOTE}")
+        chosen = {pick.title.split(" (")[0]: pick.chosen for pick in study.picks if pick.chosen}
+        parts.append("\n".join(f"- {escape(title)}: {escape(how)}." for title, how in chosen.items()))
+        if study.findings:
+            parts += ["### What the numbers say", "\n".join(f"- {escape(found.text)}" for found in study.findings)]
+        parts += ["### All runs", markdown(full_table(results, group, study.against))]
+        if any(comparison.n for comparison in study.against.values()):
+            parts.append(COMPARED_NOTE)
+        if has_several_tasks(results):
             parts.append(SEVERAL_TASKS_NOTE)
         parts += [
             f"![{path.stem.replace('_', ' ')}]({path.name})"
             for path in figures.get(group.slug, [])
             if path.suffix == ".png"
         ]
-    if warned := _warnings(results):
-        parts += ["## Warnings", "\n".join(f"- {_escape(line)}" for line in warned)]
+    if reference is not None:
+        rows, said = reference_table(results, reference)
+        parts += ["## Against published numbers", escape(reference.source), markdown(rows), escape(said)]
+    if warned := warnings(results):
+        parts += ["## Warnings", "\n".join(f"- {escape(line)}" for line in warned)]
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
-            parts += [f"## {title}: {len(runs)}", _markdown([_failure(run) for run in runs])]
-    return "\n\n".join(parts) + "\n"
+            parts += [f"## {title}: {len(runs)}", markdown([failure(run) for run in runs])]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -148,30 +154,12 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     pa.parquet.write_table(pa.table(columns(rows)), path)
 
 
-def format_value(value: float | None, stderr: float | None = None, digits: int | None = None) -> str:
-    """A metric for reading: to two digits of its standard error or, where given, to `digits` decimals."""
-    if value is None:
-        return ABSENT
-    error = stderr if stderr is not None and math.isfinite(stderr) and stderr > 0 else None
-    if not math.isfinite(value):
-        text = f"{value:g}"
-    elif abs(value) >= 1e7:
-        text = f"{value:.3e}"
-    elif digits is not None or error:
-        digits = digits if digits is not None else min(6, max(0, 1 - math.floor(math.log10(error or 1))))
-        text = f"{value:.{digits}f}"
-    else:
-        text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
-    if stderr is None:
-        return text
-    return f"{text} ± {stderr:.{digits}f}" if digits is not None else f"{text} ± {stderr:.2g}"
-
-
-def _has_several_tasks(results: Results) -> bool:
+def has_several_tasks(results: Results) -> bool:
+    """Whether any run evaluated more than one task."""
     return any(len((run.record or {}).get("metrics", {})) > 1 for run in results.with_status("done"))
 
 
-def _warnings(results: Results) -> list[str]:
+def warnings(results: Results) -> list[str]:
     """What finished runs warn of, each once, with the runs that do: all, or by their ids."""
     done = results.with_status("done")
     by_message: dict[str, list[str]] = {}
@@ -183,93 +171,128 @@ def _warnings(results: Results) -> list[str]:
     ]
 
 
-def _heading(group: Group) -> str:
+def heading(group: Group) -> str:
+    """A group's title, with the number of examples where it is the same in all its runs."""
     counts = {row.n for row in group.rows}
     return group.title + (f" (n = {counts.pop()})" if len(counts) == 1 and None not in counts else "")
 
 
-def _knob_cells(results: Results, row: Row) -> dict[str, str]:
+def knob_cells(results: Results, row: Row) -> dict[str, str]:
+    """The knobs that tell runs apart."""
     return {name: label(row.knobs[name]) if name in row.knobs else ABSENT for name in results.shown}
 
 
-def _metric_cell(row: Row, name: str) -> str:
-    digits = 4 if betterness(name) > 0 else None
-    return format_value(row.metrics.get(name), row.metrics.get(f"{name}_stderr"), digits)
-
-
-def _speed(value: float | None) -> str:
-    return format_value(value, digits=1 if value is not None and value >= 10 else 2)
-
-
-def _full_table(results: Results, group: Group) -> list[dict[str, str]]:
+def full_table(
+    results: Results, group: Group, against: Mapping[Path, Comparison] | None = None
+) -> list[dict[str, str]]:
+    """Every run of a group; with `against`, also intervals and p values of the differences from the baseline."""
     same_n = len({row.n for row in group.rows}) == 1
     has_baseline = any(row.is_baseline for row in group.rows)
+    metrics = group.metric_names()
+    compared = {name for name in metrics for c in (against or {}).values() if p_of(c, name) is not None}
+    has_bits = against is not None and any(row.bits_per_weight is not None for row in group.rows)
     table = []
     for row in group.rows:
-        cells = _knob_cells(results, row)
-        for name in group.metric_names():
+        cells = knob_cells(results, row)
+        baseline = group.baseline_for(row)
+        comparison = (against or {}).get(row.run.path)
+        for name in metrics:
             title = METRIC_TITLES.get(name, name)
-            cells[title] = _metric_cell(row, name)
+            cells[title] = metric_cell(row, name)
             if has_baseline and betterness(name):
-                cells[f"Δ {title}"] = _difference(row, group.baseline_for(row), name)
+                delta = [difference(row, baseline, name), interval(comparison, name)]
+                cells[f"Δ {title}"] = " ".join(filter(None, delta))
+            if name in compared:
+                cells[f"p {title}"] = p_value(p_of(comparison, name))
+        if has_bits:
+            cells["bits/weight"] = format_value(row.bits_per_weight)
         if not same_n:
             cells["n"] = ABSENT if row.n is None else str(row.n)
-        cells["eval_time_s"] = _speed(row.eval_time_s)
-        cells["examples/sec"] = _speed(row.examples_per_sec)
+        cells["eval_time_s"] = speed(row.eval_time_s)
+        cells["examples/sec"] = speed(row.examples_per_sec)
         table.append(cells | {"run_id": row.run.run_id})
     return table
 
 
-def _headline_table(results: Results, group: Group) -> list[dict[str, str]]:
+def headline_table(study: Study) -> list[dict[str, str]]:
     """The picks, each metric followed by its difference from the pick's baseline."""
+    group = study.group
     known = [name for name in group.metric_names() if betterness(name)]
+    sized = any(pick.row.parameter_bytes is not None for pick in study.picks)
     table = []
-    for pick in headline(group):
-        cells = {"": pick.title, **_knob_cells(results, pick.row)}
+    for pick in study.picks:
+        cells = {"": pick.title, **knob_cells(study.results, pick.row)}
+        comparison = study.against.get(pick.row.run.path)
         for name in known:
             title = METRIC_TITLES.get(name, name)
-            cells[title] = _metric_cell(pick.row, name)
-            cells[f"Δ {title}"] = _difference(pick.row, pick.baseline, name)
-        cells["examples/sec"] = _speed(pick.row.examples_per_sec)
+            cells[title] = metric_cell(pick.row, name)
+            delta = [difference(pick.row, pick.baseline, name), interval(comparison, name)]
+            cells[f"Δ {title}"] = " ".join([*filter(None, delta)])
+            if study.against and any(significance(c, name) for c in study.against.values()):
+                cells[f"Δ {title} is"] = significance(comparison, name) or ABSENT
+        if sized:
+            cells["bits/weight"] = format_value(pick.row.bits_per_weight)
+            cells["parameters, MB"] = size(pick.row.parameter_bytes)
+        cells["examples/sec"] = speed(pick.row.examples_per_sec)
         base = pick.baseline.examples_per_sec if pick.baseline else None
-        speed = pick.row.examples_per_sec
-        cells["speed / baseline"] = f"{speed / base:.2f}" if speed is not None and base else ABSENT
+        rate = pick.row.examples_per_sec
+        cells["speed / baseline"] = f"{rate / base:.2f}" if rate is not None and base else ABSENT
         table.append(cells | {"run_id": pick.row.run.run_id})
     return table
 
 
-def _difference(row: Row, baseline: Row | None, name: str) -> str:
-    """The run's metric minus the baseline's, to the digits of the metric; of a perplexity, whose size says little by
-    itself, also in %.
-    """
-    value = row.metrics.get(name)
-    base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
-    if value is None or base is None or not (math.isfinite(value) and math.isfinite(base)):
-        return ABSENT
-    if betterness(name) > 0:
-        return f"{value - base:+.4f}"
-    digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
-    return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
+def reference_table(results: Results, reference: Reference) -> tuple[list[dict[str, str]], str]:
+    """Published runs beside ours with the same knobs, and a sentence on what stands alone."""
+    pairs = match(results, reference)
+    published = [pair for pair in pairs if pair.theirs is not None]
+    knobs = list(dict.fromkeys(name for pair in published if pair.theirs for name in pair.theirs.knobs))
+    names = [name for row in reference.rows for name in row.metrics if not name.endswith("_stderr")]
+    table = []
+    for pair in published:
+        theirs, ours = pair.theirs, pair.ours
+        if theirs is None:
+            continue
+        cells = {name: label(theirs.knobs[name]) if name in theirs.knobs else ABSENT for name in knobs}
+        for name in dict.fromkeys(names):
+            title, digits = METRIC_TITLES.get(name, name), 4 if betterness(name) > 0 else None
+            value = theirs.metrics.get(name)
+            cells[f"{title}, theirs"] = format_value(value, theirs.metrics.get(f"{name}_stderr"), digits)
+            cells[f"{title}, ours"] = metric_cell(ours, name) if ours else ABSENT
+            delta = pair.difference.get(name)
+            cells[f"Δ {title}"] = ABSENT if delta is None else f"{delta:+.{4 if digits else 3}f}"
+        cells["eval_time_s, theirs"] = speed(theirs.eval_time_s)
+        cells["eval_time_s, ours"] = speed(ours.eval_time_s if ours else None)
+        cells["n, theirs"] = ABSENT if theirs.n is None else str(theirs.n)
+        cells["n, ours"] = ABSENT if ours is None or ours.n is None else str(ours.n)
+        differing = [name for name, each in pair.conditions.items() if each.match is False]
+        same = [name for name, each in pair.conditions.items() if each.match]
+        cells["other conditions"] = (pair.note or "") if ours is None else ", ".join(differing) or "none"
+        cells["same conditions"] = ", ".join(same) or ABSENT
+        table.append(cells | {"run_id": ours.run.run_id if ours else ABSENT})
+    without = sum(pair.ours is None for pair in published)
+    alone = sum(pair.theirs is None for pair in pairs)
+    said = (
+        f"Δ is ours minus theirs. {len(published) - without} rows go together, since they agree in every knob that "
+        f"the reference names; {without} published rows have none of ours beside them, and {alone} of ours no "
+        "published one."
+    )
+    return table, said
 
 
-def _failure(run: RunFolder) -> dict[str, str]:
+def failure(run: RunFolder) -> dict[str, str]:
+    """A run that is not done, and why."""
     overrides = " ".join(run.overrides) or ABSENT
     return {"folder": str(run.path), "overrides": overrides, "reason": one_line(run.reason)}
 
 
-def one_line(text: str | None, most: int = 2000) -> str:
-    """A text for a cell or a list, cut where it is long."""
-    line = " ".join((text or "").split())
-    return line if len(line) <= most else line[: most - 3] + "..."
-
-
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text as it stands, in Markdown."""
     return re.sub(r"([|*<`\\])", r"\\\1", text)
 
 
-def _markdown(table: list[dict[str, str]]) -> str:
+def markdown(table: list[dict[str, str]]) -> str:
     """A GitHub table; of nothing, a sentence."""
     if not table:
         return "None."
-    escaped = [{key: _escape(cell) for key, cell in row.items()} for row in table]
+    escaped = [{key: escape(cell) for key, cell in row.items()} for row in table]
     return tabulate(escaped, headers="keys", tablefmt="github", disable_numparse=True)

@@ -302,4 +302,6 @@ def _collect(folder: Path) -> None:
     if result.write_error:
         print(f"mxsweep: {result.write_error}", file=sys.stderr)
     else:
-        print(f"\nWritten to {_shorten(folder)}: {', '.join(path.name for path in result.files)}")
+        figures = [path for path in result.files if path.suffix in (".png", ".svg")]
+        others = ", ".join(path.name for path in result.files if path not in figures)
+        print(f"\nWritten to {_shorten(folder)}: {others}" + (f" and {len(figures)} figures" if figures else ""))
