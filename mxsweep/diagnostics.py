@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.task import Task
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -52,7 +51,8 @@ class Diagnostics:
         observer = TensorObserver(recipe.arithmetic)
         try:
             for sample in self._samples:
-                self._logits.append(_read(model, sample, observer))
+                with observed(model, observer):
+                    self._logits.append(read_logits(model, sample, observer.begin))
         except ConfigError as error:
             self._logits.clear()
             self.warnings.append(f"diagnostics: activations, keys and values were not measured: {error}")
@@ -66,7 +66,7 @@ class Diagnostics:
             for sample, quantized in zip(self._samples, self._logits, strict=False):
                 unquantized = kept_logits(model, sample)
                 if unquantized is None:
-                    unquantized = _read(model, sample)
+                    unquantized = read_logits(model, sample)
                     keep_logits(model, sample, unquantized)
                 self._distances[sample.task] = distance(sample, unquantized, quantized).as_dict()
         except ConfigError as error:
@@ -97,21 +97,3 @@ def describe(samples: Sequence[Sample], seed: int) -> str:
         f"distance from the unquantized model, and of these {len(measured):,} examples with {measured_tokens:,} tokens "
         "for activations, keys and values; weights whole"
     )
-
-
-def _read(model: PreTrainedModel, sample: Sample, observer: TensorObserver | None = None) -> Tensor:
-    """The logits at all scored positions. Observed or not, in the same batches, so that only the model differs.
-
-    The examples that tensors are measured on are a batch by themselves: measuring takes about as long for few tokens as
-    for many, and so it is done once.
-    """
-    first, rest = sample.examples[: sample.measured], sample.examples[sample.measured :]
-    parts = []
-    if first and observer is not None:
-        with observed(model, observer):
-            parts.append(read_logits(model, first, observer.begin))
-    elif first:
-        parts.append(read_logits(model, first))
-    if rest:
-        parts.append(read_logits(model, rest))
-    return torch.cat(parts)

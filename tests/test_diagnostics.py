@@ -132,7 +132,7 @@ def test_every_tensor_is_measured_over_its_real_tokens_alone(tiny: LoadedModel) 
         observer(kind, module, x, fmt, y)
 
     with quantize_model(tiny.model, recipe), observed(tiny.model, both):
-        read_logits(tiny.model, sample.examples, observer.begin)
+        read_logits(tiny.model, sample, observer.begin)
     found = {(tensor.kind, tensor.module): tensor for tensor in observer.statistics(12)}
     assert len(found) == len(seen) == 18
     longest_first = sorted(lengths, reverse=True)
@@ -154,8 +154,8 @@ def test_nobody_watches_afterwards(tiny: LoadedModel) -> None:
     (sample,) = stories(tiny, 4)
     with quantize_model(tiny.model, compose(ALL_KINDS).recipe):
         with pytest.raises(AssertionError), observed(tiny.model, never):
-            read_logits(tiny.model, sample.examples)
-        read_logits(tiny.model, sample.examples)
+            read_logits(tiny.model, sample)
+        read_logits(tiny.model, sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -205,7 +205,7 @@ def test_an_output_layer_is_measured_at_the_scored_positions(tmp_path: Path) -> 
     assert table["module"].tolist() == ["lm_head", "lm_head"]
     assert table["layer"].isna().all()
     head = table[table["kind"] == "activation"].iloc[0]
-    assert head["tokens"] == head["examples"] == record["diagnostics"]["tensors"]["activation"]["tokens"] < 40
+    assert head["tokens"] == record["diagnostics"]["distance"]["story"]["positions"] == 40
 
 
 def test_a_kind_of_several_formats_has_no_one_limit() -> None:
@@ -378,14 +378,14 @@ def test_answers_that_share_a_context_and_prompts(tiny: LoadedModel) -> None:
     assert passage.tokens.tolist() == tiny.tokenizer("Irene hid the kettle").input_ids
     assert passage.positions.tolist() == [len(passage.tokens) - 1]
     assert describe([choice, generated], 0).startswith("2 of 2 examples of choice, 1 of 1 examples of prompt")
-    assert read_logits(tiny.model, generated.examples).shape == (1, tiny.model.config.vocab_size)
+    assert read_logits(tiny.model, generated).shape == (1, tiny.model.config.vocab_size)
 
 
 def test_logits_come_in_the_order_of_the_examples(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     (sample,) = stories(tiny, 10)
-    together = read_logits(tiny.model, sample.examples)
+    together = read_logits(tiny.model, sample)
     monkeypatch.setattr(distances, "BATCH_TOKENS", 1)
-    assert torch.allclose(read_logits(tiny.model, sample.examples), together, atol=1e-4)
+    assert torch.allclose(read_logits(tiny.model, sample), together, atol=1e-4)
     with torch.no_grad():
         for row, (passage,) in zip(together, sample.examples, strict=True):
             alone = tiny.model(torch.from_numpy(passage.tokens.astype(np.int64))[None]).logits[0, passage.positions]

@@ -27,11 +27,11 @@ from mxsweep.evaluate.sample import Passage, Sample
 from mxsweep.evaluate.score import is_out_of_memory, logits_only_at
 from mxsweep.evaluate.stderr import weighted_mean_stderr
 
-BATCH_TOKENS = 8_192  # of a pass, padding included: the same whatever an evaluation's batches are
+BATCH_TOKENS = 16_384  # of a pass, padding included: the same whatever an evaluation's batches are
 PIECE = 2**22  # logits compared at a time, in float64
 KEPT_BYTES = 2**30  # of unquantized logits, in host memory
 
-# Told the shape (B, T) of a batch, and the places in B T of its tokens, none of them padding.
+# Told the shape (B, T) of a batch, and the places in B T of the tokens, none of them padding, that are measured.
 Began = Callable[[tuple[int, int], Tensor], None]
 
 # Of each model's samples the logits, and as what each was sampled. They are freed with the model.
@@ -54,8 +54,8 @@ class Distance:
         return asdict(self)
 
 
-def read_logits(model: PreTrainedModel, examples: Sequence[Sequence[Passage]], began: Began | None = None) -> Tensor:
-    """The model's logits at the scored positions of ``examples``, (P, V) in its dtype, in the order of the examples.
+def read_logits(model: PreTrainedModel, sample: Sample, began: Began | None = None) -> Tensor:
+    """The model's logits at the scored positions of ``sample``, (P, V) in its dtype, in the order of the examples.
 
     Args:
         began: told of each batch before the model reads it.
@@ -63,32 +63,54 @@ def read_logits(model: PreTrainedModel, examples: Sequence[Sequence[Passage]], b
     Raises:
         ConfigError: a passage does not fit in memory by itself.
     """
-    passages = [passage for example in examples for passage in example]
-    longest_first = sorted(range(len(passages)), key=lambda index: -len(passages[index].tokens))
+    examples = enumerate(sample.examples)
+    items = [_Item(passage, number < sample.measured) for number, example in examples for passage in example]
+    # Those that are measured first, so that they are in few batches: measuring many tokens takes about as long as few.
+    order = sorted(range(len(items)), key=lambda i: (not items[i].measured, -len(items[i].passage.tokens)))
     found: dict[int, Tensor] = {}
-    while longest_first:
-        count = max(1, BATCH_TOKENS // len(passages[longest_first[0]].tokens))
-        batch, longest_first = longest_first[:count], longest_first[count:]
-        found |= zip(batch, _read_batch(model, [passages[index] for index in batch], began), strict=True)
-    return torch.cat([found[index] for index in range(len(passages))])
+    while order:
+        count = _count_within(BATCH_TOKENS, [len(items[i].passage.tokens) for i in order])
+        batch, order = order[:count], order[count:]
+        found |= zip(batch, _read_batch(model, [items[i] for i in batch], began), strict=True)
+    return torch.cat([found[i] for i in range(len(items))])
 
 
-def _read_batch(model: PreTrainedModel, passages: Sequence[Passage], began: Began | None) -> Sequence[Tensor]:
+@dataclass(frozen=True)
+class _Item:
+    """A passage to read; whether tensors are measured on it."""
+
+    passage: Passage
+    measured: bool
+
+
+def _count_within(tokens: int, lengths: Sequence[int]) -> int:
+    """How many sequences, from the first on, make a batch of so many tokens, padding included; one at least."""
+    longest = 0
+    for count, length in enumerate(lengths, 1):
+        longest = max(longest, length)
+        if count * longest > tokens:
+            return max(1, count - 1)
+    return len(lengths)
+
+
+def _read_batch(model: PreTrainedModel, batch: Sequence[_Item], began: Began | None) -> Sequence[Tensor]:
     """Each passage's logits. A batch that does not fit in memory is read in halves."""
     try:
-        return _read(model, passages, began)
+        return _read(model, batch, began)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        if len(passages) == 1:
-            raise ConfigError(f"a passage of {len(passages[0].tokens):,} tokens does not fit in GPU memory") from None
+        if len(batch) == 1:
+            tokens = len(batch[0].passage.tokens)
+            raise ConfigError(f"a passage of {tokens:,} tokens does not fit in GPU memory") from None
     torch.cuda.empty_cache()  # here, where the failed pass has let go of its tensors
-    half = len(passages) // 2
-    return [*_read_batch(model, passages[:half], began), *_read_batch(model, passages[half:], began)]
+    half = len(batch) // 2
+    return [*_read_batch(model, batch[:half], began), *_read_batch(model, batch[half:], began)]
 
 
 @torch.no_grad()  # and not inference mode, whose tensors have no version by which MX layers recognize a shared input
-def _read(model: PreTrainedModel, passages: Sequence[Passage], began: Began | None) -> Sequence[Tensor]:
+def _read(model: PreTrainedModel, batch: Sequence[_Item], began: Began | None) -> Sequence[Tensor]:
+    passages = [item.passage for item in batch]
     lengths = [len(passage.tokens) for passage in passages]
     longest = max(lengths)
     ids = np.zeros((len(passages), longest), dtype=np.int64)  # padded on the right, which no real token sees
@@ -97,7 +119,8 @@ def _read(model: PreTrainedModel, passages: Sequence[Passage], began: Began | No
     counts = [len(passage.positions) for passage in passages]
     positions = np.concatenate([passage.positions + row * longest for row, passage in enumerate(passages)])
     if began is not None:
-        real = np.concatenate([np.arange(length) + row * longest for row, length in enumerate(lengths)])
+        places = [np.arange(length) + row * longest for row, length in enumerate(lengths) if batch[row].measured]
+        real = np.concatenate([np.zeros(0, dtype=np.int64), *places])
         began((len(passages), longest), _on_device(real, model.device))
     tokens, scored = _on_device(ids, model.device), _on_device(positions, model.device)
     with logits_only_at(model, tokens.shape, scored):

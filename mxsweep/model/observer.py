@@ -1,7 +1,7 @@
 """What a diagnostics pass sees of a quantized model: its inputs, keys and values, before and after.
 
-Legend: B sequences of a batch, T tokens of its longest, C channels, H heads, D head_dim; N real tokens of the batch,
-those that are no padding. A batch is padded on the right, and what stands there must not enter any statistics.
+Legend: B sequences of a batch, T tokens of its longest, C channels, H heads, D head_dim; N tokens of the batch that
+are measured. A batch is padded on the right, and what stands there must not enter any statistics.
 
 Everything is gathered on the device and fetched once, at the end: the pass does not wait for a number.
 """
@@ -44,7 +44,7 @@ class TensorObserver:
         self._measured: list[tuple[str, str, MXFormat, int, Measured]] = []
 
     def begin(self, shape: tuple[int, int], real: Tensor) -> None:
-        """A batch of ``shape`` (B, T) comes, whose tokens at ``real`` (N,), indices into the flattened B T, count."""
+        """A batch of ``shape`` (B, T) comes, of which the tokens at ``real`` (N,) in the flattened B T are measured."""
         self._shape, self._real = shape, real
 
     def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
@@ -55,6 +55,8 @@ class TensorObserver:
         if self._real is not None and len(x) == math.prod(self._shape):
             real = self._real.to(x.device)
             x, y = x.index_select(0, real), y.index_select(0, real)
+        if not len(x):
+            return
         measured = measure_blocks(
             x,
             fmt,

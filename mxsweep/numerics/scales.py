@@ -86,7 +86,7 @@ def exact_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None)
         tensor_scale: g of the per-tensor scale, float32, broadcastable to amax; where `fmt` has one.
     """
     if fmt.scale == "e8m0":
-        return _power_of_two(held_exponent(exact_exponent(amax, fmt), fmt))
+        return power_of_two(held_exponent(exact_exponent(amax, fmt), fmt))
     scale = fmt.scale_format
     wanted = wanted_scale(amax, fmt, tensor_scale)
     held = wanted.clamp(scale.smallest_subnormal, scale.largest)
@@ -124,7 +124,7 @@ def _quotient(dividend: Tensor, divisor: float) -> Tensor:
     return dividend / torch.full_like(dividend, divisor)
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent for whole numbers from -127 to 127, NaN for NaN, put together from bits: exact on every device."""
     biased = exponent.nan_to_num(0.0).to(torch.int32) + _EXPONENT_BIAS
     bits = (biased << _MANTISSA_BITS).clamp_(min=_BOTTOM_BITS)

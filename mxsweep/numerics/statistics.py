@@ -27,7 +27,14 @@ from mxsweep.numerics.definition import (
 from mxsweep.numerics.dispatch import check_arguments
 from mxsweep.numerics.mxformat import MXFormat
 from mxsweep.numerics.philox import draw_key
-from mxsweep.numerics.scales import exact_exponent, exact_scale, native_exponent, native_scale, wanted_scale
+from mxsweep.numerics.scales import (
+    exact_exponent,
+    exact_scale,
+    held_exponent,
+    native_exponent,
+    power_of_two,
+    wanted_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -221,18 +228,23 @@ class _Totals:
     def add_blocks(
         self, x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, native: bool, beside: Sequence[Tensor]
     ) -> None:
+        g = exponent = None
         if native:
             amax, centered = x.abs().amax(block_dims, keepdim=True), x
-            scale, exponent = native_scale(amax, fmt), native_exponent(amax, fmt)
+            exponent = native_exponent(amax, fmt)
+            scale = 2.0 ** held_exponent(exponent, fmt)
         else:
             amax, centered, _ = center_blocks(x, block_dims, fmt)
-            g = tensor_scale_per_block(block_dims, fmt, beside)
-            scale = exact_scale(amax, fmt, g)
-            exponent = exact_exponent(amax, fmt)
+            if fmt.scale == "e8m0":
+                exponent = exact_exponent(amax, fmt)
+                scale = power_of_two(held_exponent(exponent, fmt))
+            else:
+                g = tensor_scale_per_block(block_dims, fmt, beside)
+                scale = exact_scale(amax, fmt, g)
         self.blocks += amax.numel()
         self.add("saturated", ((centered / scale).abs() > fmt.element_format.largest).sum())
         wants_scale = (amax > 0) & amax.isfinite()
-        if fmt.scale == "e8m0":
+        if exponent is not None:
             self.add("clamped", (wants_scale & (exponent.abs() > fmt.max_scale_exponent)).sum())
             self.add("exponent_min", torch.where(wants_scale, exponent, math.inf).amin())
             self.add("exponent_max", torch.where(wants_scale, exponent, -math.inf).amax())
