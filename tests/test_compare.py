@@ -366,12 +366,13 @@ def test_without_repeats_there_is_no_floor(tmp_path: Path) -> None:
     assert noise_floor(group, named(group, "b32"), named(group, "base")) is None
 
 
-def test_repeats_that_agree_make_a_floor_of_zero(tmp_path: Path) -> None:
+def test_repeats_that_agree_leave_a_floor_of_one_example(tmp_path: Path) -> None:
     metrics = {"story": {"acc": 0.5, "perplexity": 2.0}}
     put(tmp_path / "base", outcomes(BASE), metrics, format="none")
     put(tmp_path / "run", worse(0.1), metrics, record=repeats([0.5, 0.5], [2.0, 2.0]))
     comparison = compared(tmp_path)["run"]
-    assert comparison.floor is not None and comparison.floor.accuracy == 0 and comparison.floor.log_perplexity == 0
+    assert comparison.floor is not None and comparison.floor.log_perplexity == 0
+    assert comparison.floor.accuracy == 1 / comparison.n
     assert comparison.perplexity_above_floor is True
 
 
@@ -394,3 +395,33 @@ def test_what_a_row_says_of_its_run(tmp_path: Path) -> None:
     assert run.accuracy_name == "acc"
     assert (base.bits_per_weight, base.parameter_bytes, base.kl_nats) == (32.0, 4000, None)
     assert base.noise == base.tensors == base.distance == {}
+
+
+def test_repeats_that_agree_by_chance_take_the_others_spread(tmp_path: Path) -> None:
+    metrics = {"story": {"acc": 0.5, "perplexity": 2.0}}
+    put(tmp_path / "base", outcomes(BASE), metrics, format="none")
+    put(tmp_path / "a", worse(0.1), metrics, record=repeats([0.5, 0.5], [2.0, 2.0]))
+    put(tmp_path / "b", worse(0.2), metrics, record=repeats([0.4, 0.6], [1.9, 2.1]), block_size=16)
+    found = compared(tmp_path)
+    assert found["a"].floor is not None and found["a"].floor.accuracy > 0.1
+    assert "pooled" in found["a"].floor.source
+
+
+def test_twins_with_the_same_repeats_are_pooled_once(tmp_path: Path) -> None:
+    metrics = {"story": {"acc": 0.5, "perplexity": 2.0}}
+    put(tmp_path / "base", outcomes(BASE), metrics, format="none")
+    put(tmp_path / "other", worse(0.1), metrics, block_size=64)
+    for bits in (6, 8):
+        put(tmp_path / str(bits), worse(0.2), metrics, record=repeats([0.4, 0.6], [1.9, 2.1]), scale_bits=bits)
+    floor = compared(tmp_path)["other"].floor
+    assert floor is not None and floor.repeats == 2
+
+
+def test_knobs_that_change_nothing_do_not_make_the_correction_harsher(tmp_path: Path) -> None:
+    metrics = {"story": {"acc": 0.5, "perplexity": 2.0}}
+    put(tmp_path / "base", outcomes(BASE), metrics, format="none")
+    put(tmp_path / "6", worse(0.1), metrics, scale_bits=6)
+    alone = compared(tmp_path)["6"].perplexity_p
+    put(tmp_path / "8", worse(0.1), metrics, scale_bits=8)
+    twins = compared(tmp_path)
+    assert twins["6"].perplexity_p == twins["8"].perplexity_p == alone

@@ -87,9 +87,9 @@ def test_runs_that_differ_are_not_called_identical(tmp_path: Path) -> None:
     found = told([a, b], an_effect("block_size", pair))
     assert not texts(found, "no effect")
     assert texts(found, "effect") == [
-        "block_size 16 → 32 changes accuracy by −0.0400 (1 of 1 significant, 0 of 1 within the numerical noise) and "
-        "perplexity by a factor of 1.105 (1 of 1 significant, 1 of 1 within the numerical noise), in 1 pair of runs "
-        "that differ in nothing else."
+        "block_size 16 → 32 changes accuracy by −0.0400 (1 of 1 significant and larger than the numerical "
+        "noise) and perplexity by a factor of 1.105 (0 of 1 significant and larger than the numerical noise), in 1 "
+        "pair of runs that differ in nothing else."
     ]
     assert found[0].runs == ["a", "b"]
 
@@ -189,3 +189,44 @@ def test_a_damaged_file_of_diagnostics_is_as_none(tmp_path: Path, content: bytes
     (row.run.path / "diagnostics.parquet").write_bytes(content)
     assert read_tensors(row.run) == []
     assert len(texts(told([row]), "error")) == 3
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tensors": {"weight": {}}},
+        {"tensors": {"weight": None, "key": 3}},
+        {"tensors": {"weight": {"elements": 0, "blocks": 0, "saturated": 0, "flushed": 0, "clamped": 0}}},
+        {"tensors": {"weight": {"elements": 1, "blocks": 1, "saturated": "no", "flushed": 0, "clamped": 0}}},
+        {"tensors": []},
+        {"distance": {"story": {"kl_nats": 0.1}}},
+        {"distance": {"story": {"kl_nats": None, "kl_nats_stderr": "x", "top1_agreement": 1}}},
+        {"weight_blocks": 10},
+    ],
+)
+def test_odd_records_are_not_spoken_of(tmp_path: Path, odd: dict[str, Any]) -> None:
+    a, b = a_row(tmp_path, "a", odd, knobs={"block_size": 16}, environment=["?"]), a_row(tmp_path, "b", odd)
+    found = told([a, b], an_effect("block_size", Comparison(b, a, 1000, accuracy(-0.001), None, 0.5)))
+    assert {finding.kind for finding in found} == {"effect"}
+
+
+@pytest.mark.parametrize("column", [{"kind": ["weights"]}, {"module": [None]}, {"layer": ["0"]}, {"sqnr_db": ["x"]}])
+def test_a_file_with_other_values_is_as_none(tmp_path: Path, column: dict[str, Any]) -> None:
+    good = {"kind": ["weight"], "module": ["model.layers.0.q"], "layer": [0], "elements": [10], "blocks": [1]}
+    good |= {"sqnr_db": [18.0], "saturated": [0], "flushed": [0], "clamped": [0]}
+    row = a_row(tmp_path, "a")
+    row.run.path.mkdir()
+    path = row.run.path / "diagnostics.parquet"
+    parquet.write_table(pa.table(good), path)
+    assert len(read_tensors(row.run)) == 1
+    path.unlink()
+    parquet.write_table(pa.table(good | column), path)
+    assert read_tensors(row.run) == []
+
+
+def test_twins_are_counted_and_tested_once(tmp_path: Path) -> None:
+    rows = [a_row(tmp_path, f"{size}-{bits}", knobs={"block_size": size}) for size in (16, 32) for bits in (6, 8)]
+    pairs = [Comparison(rows[2 + i], rows[i], 1000, accuracy(-0.04), perplexity(0.1), 0.004, 0.004) for i in (0, 1)]
+    (text,) = texts(told(rows, an_effect("block_size", *pairs)), "effect")
+    assert "(1 of 1 significant)" in text
+    assert text.endswith("in 2 pairs of runs that differ in nothing else, 1 of them with different outcomes.")

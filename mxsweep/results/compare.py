@@ -10,7 +10,7 @@ evaluation are in different groups (see collect.py), and nothing here compares a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +61,18 @@ class Comparison:
     floor: Floor | None = None
     why_not: str | None = None
     note: str | None = None
+
+    @property
+    def test(self) -> Hashable:
+        """The same for comparisons that came out the same, which are one test.
+
+        A config that was run twice, or knobs that change nothing (scale bits that all suffice). Perplexities that are
+        equal to the last digit are of equal log-likelihoods; accuracies alone may be equal by chance.
+        """
+        if self.perplexity is not None:
+            return self.accuracy, self.perplexity
+        hashes = [(each.run.record or {}).get("config_hash") for each in (self.row, self.other)]
+        return (*hashes, self.accuracy) if all(hashes) else (self.row.run.path, self.other.run.path)
 
     @property
     def accuracy_significant(self) -> bool | None:
@@ -246,20 +258,13 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with p values adjusted over all of them.
 
-    A config that was run twice with the same outcome was tested once: it counts once in the family.
+    What was tested once counts once in the family; see `Comparison.test`.
     """
 
     def adjust(p: Callable[[Comparison], float | None]) -> list[float | None]:
-        tests: dict[tuple[Any, ...], float] = {}
-        keys: list[tuple[Any, ...] | None] = []
-        for i, comparison in enumerate(comparisons):
-            value = p(comparison)
-            hashes = [(each.run.record or {}).get("config_hash") for each in (comparison.row, comparison.other)]
-            keys.append(None if value is None else (*hashes, value) if all(hashes) else (i, value))
-            if value is not None:
-                tests[keys[-1] or ()] = value
-        adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
-        return [None if key is None else adjusted[key] for key in keys]
+        values = {comparison.test: value for comparison in comparisons if (value := p(comparison)) is not None}
+        adjusted = dict(zip(values, holm(list(values.values())), strict=True))
+        return [adjusted.get(comparison.test) for comparison in comparisons]
 
     accuracy = adjust(lambda each: each.accuracy.p if each.accuracy else None)
     perplexity = adjust(lambda each: each.perplexity.p if each.perplexity else None)

@@ -12,6 +12,7 @@ DIAGNOSTICS_NAME = "diagnostics.parquet"
 KINDS = ("weight", "activation", "key", "value")
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
+_NUMBERS = ("elements", "blocks", *_COUNTS)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ def _read(path: Path, _written: int) -> list[TensorError]:
     from pyarrow.parquet import ParquetFile  # whose reading one file takes less time than read_table's
 
     table = ParquetFile(path).read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS]).to_pydict()
+    # A file that somebody else wrote: what is of another type is no file of diagnostics.
+    texts, numbers = [*table["kind"], *table["module"]], [n for name in _NUMBERS for n in table[name]]
+    if not (
+        set(table["kind"]) <= set(KINDS)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int) for number in numbers)
+        and all(layer is None or isinstance(layer, int) for layer in table["layer"])
+        and all(ratio is None or isinstance(ratio, float) for ratio in table["sqnr_db"])
+    ):
+        raise ValueError(f"{path} holds no diagnostics")
     return [
         TensorError(
             kind=kind,

@@ -17,8 +17,8 @@ from mxsweep.results.collect import Group
 from mxsweep.results.compare import ALPHA, Comparison, KnobEffect
 from mxsweep.results.diagnostics import KIND_TITLES, KINDS, read_tensors
 from mxsweep.results.rows import Row, label
+from mxsweep.results.statistics import holm
 
-Z_95 = 1.96  # of the normal distribution, two-sided
 # The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
 WEIGHT_FIGURES = {
     "elements": "weights_quantized",
@@ -40,18 +40,21 @@ class Finding:
     runs: list[str]
 
 
-def findings(group: Group, against: Mapping[Path, Comparison], effects: Sequence[KnobEffect]) -> list[Finding]:
+def findings(
+    group: Group, against: Mapping[Path, Comparison], effects: Sequence[KnobEffect], shown: Sequence[str] = ()
+) -> list[Finding]:
     """What can be said of a group of runs.
 
     Args:
         against: each run compared with its baseline, by the run's folder.
         effects: neighbours in each knob, compared.
+        shown: the knobs that tell runs apart.
     """
     quantized = [row for row in group.rows if not row.is_baseline]
     found = [finding for effect in effects for finding in (*_without_effect(effect), *_with_effect(effect))]
     found += [*_cost_of_kv(effects, against), *_where_error_enters(quantized), *_worst_tensors(quantized)]
     found += [*_lost_elements(quantized), *_clamped_scales(quantized), *_unlike_exact(quantized)]
-    found += [*_finer_than_accuracy(effects), *_noise(group)]
+    found += [*_finer_than_accuracy(effects, shown), *_noise(group)]
     return found
 
 
@@ -60,7 +63,20 @@ def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
     figures = dict(row.tensors)
     if "weight" not in figures and row.diagnostics.get("weight_blocks"):
         figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
-    return {kind: figures[kind] for kind in KINDS if figures.get(kind)}
+    return {kind: figures[kind] for kind in KINDS if _is_whole(figures.get(kind))}
+
+
+def _is_whole(figures: Any) -> bool:
+    """Whether what a record says of a kind of tensor is all there, and all numbers."""
+    if not isinstance(figures, dict):
+        return False
+    counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]
+    others = [figures.get(name) for name in ("sqnr_db", "exponent_min", "exponent_max", "unlike_exact")]
+    return (
+        all(isinstance(count, int) for count in counts)
+        and all(value is None or isinstance(value, int | float) for value in others)
+        and min(figures["elements"], figures["blocks"]) > 0
+    )
 
 
 def _without_effect(effect: KnobEffect) -> Iterable[Finding]:
@@ -75,7 +91,7 @@ def _without_effect(effect: KnobEffect) -> Iterable[Finding]:
             f"nothing else: every one of the {_span(counts, ',d')} examples has the same outcome to the last digit."
         )
         rows = [row for pair in same for row in (pair.other, pair.row)]
-        if effect.knob == "scale_bits":
+        if effect.knob == "scale_bits" and low.isdigit():
             text += _why_scale_bits_agree(rows, int(low))
         yield Finding("no effect", text, _ids(rows))
 
@@ -101,28 +117,36 @@ def _with_effect(effect: KnobEffect) -> Iterable[Finding]:
     """What going from one value of a knob to the next does, and whether that is more than chance and noise."""
     for (low, high), pairs in _by_values(effect).items():
         told = [pair for pair in pairs if not pair.identical and pair.why_not is None]
+        distinct = list({pair.test: pair for pair in told}.values())
         accuracies = [pair.accuracy.difference for pair in told if pair.accuracy]
         factors = [math.exp(pair.perplexity.difference) for pair in told if pair.perplexity]
         parts = []
         if accuracies:
-            verdicts = [(pair.accuracy_significant, pair.accuracy_above_floor) for pair in told if pair.accuracy]
+            verdicts = [(pair.accuracy_significant, pair.accuracy_above_floor) for pair in distinct if pair.accuracy]
             parts.append(f"accuracy by {_span(accuracies, '+.4f')} ({_verdict(verdicts)})")
         if factors:
-            verdicts = [(pair.perplexity_significant, pair.perplexity_above_floor) for pair in told if pair.perplexity]
+            verdicts = [
+                (pair.perplexity_significant, pair.perplexity_above_floor) for pair in distinct if pair.perplexity
+            ]
             parts.append(f"perplexity by a factor of {_span(factors, '.3f')} ({_verdict(verdicts)})")
         if parts:
             text = (
                 f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {_pairs(len(told))} of runs that "
-                "differ in nothing else."
+                f"differ in nothing else{_outcomes(len(distinct), len(told))}."
             )
             yield Finding("effect", text, _ids(row for pair in told for row in (pair.other, pair.row)))
 
 
 def _verdict(verdicts: Sequence[tuple[bool | None, bool | None]]) -> str:
-    """How many differences are significant, and how many no larger than noise makes them, where that is known."""
-    text = f"{sum(bool(significant) for significant, _ in verdicts)} of {len(verdicts)} significant"
-    known = [above for _, above in verdicts if above is not None]
-    return text + (f", {len(known) - sum(known)} of {len(known)} within the numerical noise" if known else "")
+    """How many differences are significant, and larger than noise makes them where that is known."""
+    count = sum(bool(significant) and above is not False for significant, above in verdicts)
+    known = any(above is not None for _, above in verdicts)
+    return f"{count} of {len(verdicts)} significant{' and larger than the numerical noise' if known else ''}"
+
+
+def _outcomes(distinct: int, pairs: int) -> str:
+    """What a count of pairs does not say: that some came out the same, and were tested once."""
+    return "" if distinct == pairs else f", {distinct} of them with different outcomes"
 
 
 def _cost_of_kv(effects: Sequence[KnobEffect], against: Mapping[Path, Comparison]) -> Iterable[Finding]:
@@ -230,7 +254,8 @@ def _unlike_exact(rows: Sequence[Row]) -> Iterable[Finding]:
     for row in rows:
         figures = tensor_figures(row)
         if any(figure.get("unlike_exact") is not None for figure in figures.values()):
-            dtype = ((row.run.record or {}).get("environment") or {}).get("dtype") or "the tensors' own dtype"
+            environment = (row.run.record or {}).get("environment")
+            dtype = str((isinstance(environment, dict) and environment.get("dtype")) or "the tensors' own dtype")
             alike.setdefault(dtype, []).append((row, figures))
     for dtype, members in alike.items():
         spans = []
@@ -242,7 +267,7 @@ def _unlike_exact(rows: Sequence[Row]) -> Iterable[Finding]:
                 if figure.get("unlike_exact") is not None
             ]
             if shares:
-                spans.append(f"{_span(shares, '.3%')} of the elements of {KIND_TITLES[kind]}")
+                spans.append(f"{_span(shares, '.3%')} of the elements of {KIND_TITLES[kind]}{_sampled(kind)}")
         text = (
             f"The native arithmetic, which takes block exponents from a logarithm in {dtype}, gives other values than "
             f"the exact one (of custom_cuda=true) for {_and(spans)}, in {_runs(len(members))}."
@@ -250,34 +275,47 @@ def _unlike_exact(rows: Sequence[Row]) -> Iterable[Finding]:
         yield Finding("arithmetic", text, _ids(row for row, _ in members))
 
 
-def _finer_than_accuracy(effects: Sequence[KnobEffect]) -> Iterable[Finding]:
-    """Neighbours that accuracy cannot tell apart, and whose distance from the baseline differs all the same."""
+def _finer_than_accuracy(effects: Sequence[KnobEffect], shown: Sequence[str]) -> Iterable[Finding]:
+    """Neighbours that accuracy cannot tell apart, and whose distance from the baseline differs all the same.
+
+    The distances are compared as if they were of different samples, which makes the test too careful, and by Holm's
+    method over each knob's pairs.
+    """
     for effect in effects:
-        for pair in effect.comparisons:
+        told = {pair.test: pair for pair in effect.comparisons if pair.accuracy_significant is False}
+        pairs = [pair for pair in told.values() if _has_distance(pair.row) and _has_distance(pair.other)]
+        for pair, p in zip(pairs, holm([_distance_p(pair.row, pair.other) for pair in pairs]), strict=True):
+            if not p < ALPHA:
+                continue
             ours, theirs = pair.row.distance, pair.other.distance
-            if pair.accuracy_p is None or pair.accuracy_p < ALPHA or not ours or not theirs:
-                continue
-            spread = math.hypot(ours["kl_nats_stderr"], theirs["kl_nats_stderr"])
-            if not abs(ours["kl_nats"] - theirs["kl_nats"]) > Z_95 * spread:
-                continue
             low, high = (label(row.knobs.get(effect.knob)) for row in (pair.other, pair.row))
-            elsewhere = _others(pair.row, effect)
             text = (
-                f"Accuracy does not tell {effect.knob} {low} from {high}{elsewhere} (p = {pair.accuracy_p:.2g}), the "
-                f"distance from the baseline does: Kullback-Leibler divergence {theirs['kl_nats']:.3g} against "
-                f"{ours['kl_nats']:.3g} nats, the same most likely token at {theirs['top1_agreement']:.1%} against "
-                f"{ours['top1_agreement']:.1%} of positions."
+                f"Accuracy does not tell {effect.knob} {low} from {high}{_elsewhere(pair, effect, shown)} (p = "
+                f"{pair.accuracy_p:.2g}), the distance from the baseline does (p = {p:.2g}): Kullback-Leibler "
+                f"divergence {theirs['kl_nats']:.3g} against {ours['kl_nats']:.3g} nats, the same most likely token at "
+                f"{theirs['top1_agreement']:.1%} against {ours['top1_agreement']:.1%} of the sampled positions."
             )
             yield Finding("distance", text, _ids([pair.other, pair.row]))
 
 
-def _others(row: Row, effect: KnobEffect) -> str:
+def _has_distance(row: Row) -> bool:
+    values = [row.distance.get(name) for name in ("kl_nats", "kl_nats_stderr", "top1_agreement")]
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _distance_p(row: Row, other: Row) -> float:
+    """Two-sided p value of the difference of two independent means, normally distributed; NaN without any error."""
+    spread = math.hypot(row.distance["kl_nats_stderr"], other.distance["kl_nats_stderr"])
+    difference = abs(row.distance["kl_nats"] - other.distance["kl_nats"])
+    return math.erfc(difference / spread / math.sqrt(2)) if spread else math.nan
+
+
+def _elsewhere(pair: Comparison, effect: KnobEffect, shown: Sequence[str]) -> str:
     """The knobs that tell a pair from the other pairs of its effect."""
-    rows = [pair.row for pair in effect.comparisons]
-    names = [
-        name for name in row.knobs if name != effect.knob and len({label(r.knobs.get(name, "")) for r in rows}) > 1
-    ]
-    return f" at {', '.join(f'{name}={label(row.knobs[name])}' for name in names)}" if names else ""
+    rows = [each.row for each in effect.comparisons]
+    names = [name for name in shown if name != effect.knob and name in pair.row.knobs]
+    names = [name for name in names if len({label(row.knobs.get(name, "")) for row in rows}) > 1]
+    return f" at {', '.join(f'{name}={label(pair.row.knobs[name])}' for name in names)}" if names else ""
 
 
 def _noise(group: Group) -> Iterable[Finding]:

@@ -18,10 +18,13 @@ from mxsweep.results.rows import Row, betterness
 
 METRIC_TITLES = {"perplexity": "ppl", "word_perplexity": "word ppl"}
 KNEE = (
-    "the knee of the Pareto front: with bits per weight and {loss} both scaled to 0…1 over the front, "
-    "the run with the smallest sum"
+    "the knee of the Pareto front: with bits per weight (without keys and values) and {loss} both scaled to 0…1 over "
+    "the front, the run with the smallest sum"
 )
-SHORT_FRONT = "of the Pareto front of bits per weight and {loss}, which has {count} here, the most accurate"
+SHORT_FRONT = (
+    "of the Pareto front of bits per weight (without keys and values) and {loss}, which has {count} here, the most "
+    "accurate"
+)
 
 
 @dataclass(frozen=True)

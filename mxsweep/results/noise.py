@@ -61,16 +61,20 @@ class Noise:
 
     @staticmethod
     def of(group: Group) -> "Noise":
-        spreads: dict[tuple[str, bool], list[_Spread]] = {}
+        # By their values: repeats that came out the same, of knobs that change nothing, were measured once.
+        spreads: dict[tuple[str, bool], dict[tuple[float, ...], _Spread]] = {}
         for row in group.rows:
             for metric in _METRICS:
-                if (own := _own_spread(row, metric)) is not None:
-                    spreads.setdefault((metric, row.is_baseline), []).append(own)
-        return Noise({key: _pooled(each) for key, each in spreads.items()})
+                values = _values(row, metric)
+                if (own := _Spread.of(values)) is not None:
+                    spreads.setdefault((metric, row.is_baseline), {})[tuple(values)] = own
+        return Noise({key: _pooled(list(each.values())) for key, each in spreads.items()})
 
     def spread(self, row: Row, metric: str) -> _Spread | None:
         """The row's own, or the pool's; None where neither was measured."""
-        found = _own_spread(row, metric) or self.pools.get((metric, row.is_baseline))
+        own, pool = _Spread.of(_values(row, metric)), self.pools.get((metric, row.is_baseline))
+        # Repeats that happen to agree do not say that there is no noise.
+        found = pool if own is None or (own.variance == 0 and pool is not None) else own
         return _EXACT if found is None and row.is_baseline else found
 
     def floor(self, row: Row, other: Row) -> Floor | None:
@@ -87,20 +91,22 @@ class Noise:
             source = f"{_repeats(repeats)} of other {_kind(row)} runs of this group, pooled."
         else:
             source = f"{_whose(ours, row)}; {_whose(theirs, other)}."
-        return Floor(floors["accuracy"], floors["log_perplexity"], repeats, source[0].upper() + source[1:])
+        accuracy = floors["accuracy"]
+        if accuracy is not None and row.n:
+            accuracy = max(accuracy, 1 / row.n)  # one example is the least that noise can change
+        return Floor(accuracy, floors["log_perplexity"], repeats, source[0].upper() + source[1:])
 
 
-def _own_spread(row: Row, metric: str) -> _Spread | None:
+def _values(row: Row, metric: str) -> list[float]:
+    """The unperturbed metric and its repeats, of a perplexity the logarithms; empty where there is no repeat."""
     name = _METRICS[metric](row)
     repeats = row.noise.get(name or "", [])
     if not repeats or name not in row.metrics:
-        return None
+        return []
     values = [row.metrics[name], *repeats]
     if metric == "log_perplexity":
-        if not all(value > 0 for value in values):
-            return None
-        values = [math.log(value) for value in values]
-    return _Spread.of(values)
+        return [math.log(value) for value in values] if all(value > 0 for value in values) else []
+    return values
 
 
 def _pooled(spreads: Sequence[_Spread]) -> _Spread:

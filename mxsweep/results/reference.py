@@ -85,6 +85,12 @@ class ReferenceRow:
     conditions: dict[str, Condition] = field(default_factory=dict)
 
     @property
+    def same_examples(self) -> bool:
+        """Whether no condition that decides the examples is known to differ; else the metrics are not comparable."""
+        names = ("task", "limit", "n")
+        return not any(name in self.conditions and self.conditions[name].match is False for name in names)
+
+    @property
     def note(self) -> str | None:
         """What a reader of the row must know: that there is nothing beside it, or which conditions differ."""
         if self.ours is None:

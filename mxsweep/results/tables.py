@@ -44,7 +44,10 @@ COMPARED_NOTE = (
     "of McNemar's exact test for accuracy and of a paired t test for log-perplexity, adjusted by Holm's method over "
     "the runs of a table."
 )
-SPEED_NOTE = "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format."
+SPEED_NOTE = (
+    "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format; single "
+    "runs vary, and on a GPU a process's first one, often the baseline, takes longer than it would later."
+)
 SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
 STATUS_TITLES = {
     "failed": "Failed",
@@ -164,7 +167,8 @@ def warnings(results: Results) -> list[str]:
     done = results.with_status("done")
     by_message: dict[str, list[str]] = {}
     for run in done:
-        for message in (run.record or {}).get("warnings") or []:
+        told = (run.record or {}).get("warnings")
+        for message in told if isinstance(told, list) else []:
             by_message.setdefault(one_line(str(message), 300), []).append(run.run_id)
     return [
         f"{'every run' if len(ids) == len(done) else ', '.join(ids)}: {message}" for message, ids in by_message.items()
@@ -258,10 +262,12 @@ def reference_table(results: Results, reference: Reference) -> tuple[list[dict[s
             value = theirs.metrics.get(name)
             cells[f"{title}, theirs"] = format_value(value, theirs.metrics.get(f"{name}_stderr"), digits)
             cells[f"{title}, ours"] = metric_cell(ours, name) if ours else ABSENT
-            delta = pair.difference.get(name)
+            delta = pair.difference.get(name) if pair.same_examples else None
             cells[f"Δ {title}"] = ABSENT if delta is None else f"{delta:+.{4 if digits else 3}f}"
         cells["eval_time_s, theirs"] = speed(theirs.eval_time_s)
         cells["eval_time_s, ours"] = speed(ours.eval_time_s if ours else None)
+        seconds = pair.difference.get("eval_time_s") if pair.same_examples else None
+        cells["Δ eval_time_s"] = ABSENT if seconds is None else f"{seconds:+.1f}"
         cells["n, theirs"] = ABSENT if theirs.n is None else str(theirs.n)
         cells["n, ours"] = ABSENT if ours is None or ours.n is None else str(ours.n)
         differing = [name for name, each in pair.conditions.items() if each.match is False]
@@ -269,11 +275,13 @@ def reference_table(results: Results, reference: Reference) -> tuple[list[dict[s
         cells["other conditions"] = (pair.note or "") if ours is None else ", ".join(differing) or "none"
         cells["same conditions"] = ", ".join(same) or ABSENT
         table.append(cells | {"run_id": ours.run.run_id if ours else ABSENT})
-    without = sum(pair.ours is None for pair in published)
+    with_ours = {id(pair.theirs) for pair in published if pair.ours is not None}
+    elsewhere = {id(pair.theirs) for pair in published if pair.ours is not None and not pair.same_examples}
     alone = sum(pair.theirs is None for pair in pairs)
     said = (
-        f"Δ is ours minus theirs. {len(published) - without} rows go together, since they agree in every knob that "
-        f"the reference names; {without} published rows have none of ours beside them, and {alone} of ours no "
+        "Δ is ours minus theirs, where both are of the same task, limit and number of examples. Of "
+        f"{len(reference.rows)} published rows, {len(with_ours)} have ours beside them, which agree in every knob that "
+        f"the reference names ({len(elsewhere)} of them on other examples only); {alone} rows of ours have no "
         "published one."
     )
     return table, said

@@ -19,8 +19,8 @@ class Cell:
 
     @property
     def key(self) -> str | None:
-        """The number to sort by, as text; NaN and infinities come last and first."""
-        return None if self.sort is None or math.isnan(self.sort) else repr(float(self.sort))
+        """The number to sort by, as JavaScript reads it; of NaN none, which comes last."""
+        return None if self.sort is None or math.isnan(self.sort) else repr(float(self.sort)).replace("inf", "Infinity")
 
 
 @dataclass(frozen=True)

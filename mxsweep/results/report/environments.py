@@ -22,9 +22,11 @@ class Environment:
 def environments(results: Results) -> list[Environment]:
     """Every different environment, the most used first."""
     alike: dict[tuple[tuple[str, str], ...], dict[str, int]] = {}
+    done = {run.path.parent for run in results.runs if run.status == "done"}
     for run in results.runs:
         found = (run.record or {}).get("environment")
-        if not isinstance(found, dict) or run.status != "done":
+        # A failed run's lacks what is known of the device: it is told where the sweep has no better one.
+        if not isinstance(found, dict) or (run.status != "done" and run.path.parent in done):
             continue
         values = {name: value for name, value in _flat(found).items() if name not in ("seed", "dtype")}
         sweeps = alike.setdefault(tuple(values.items()), {})

@@ -163,7 +163,7 @@ def noise_table(study: Study) -> Table | None:
                     Cell(row.run.run_id),
                 ]
             )
-    return Table("Repeats of the same config, each perturbed by less than a rounding", columns, rows)
+    return Table("Repeats of the same config, each with a perturbation of the size of a rounding", columns, rows)
 
 
 def _farthest(value: float | None, repeats: Sequence[float]) -> float | None:

@@ -57,7 +57,7 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
     different: set[tuple[TensorError, ...]] = set()
     for row in rows:
         by_kind: dict[str, list[TensorError]] = {}
-        for tensor in _tensors(row):
+        for tensor in read_tensors(row.run):
             by_kind.setdefault(tensor.kind, []).append(tensor)
         if by_kind:
             found.append((row, {kind: tuple(tensors) for kind, tensors in by_kind.items()}))
@@ -104,14 +104,6 @@ def _best_first(study: Study) -> list[Row]:
     quantized = [row for row in study.rows if not row.is_baseline]
     best = [pick.row for pick in study.picks if pick.title.startswith(("most accurate", "lowest"))][:1]
     return [*best, *(row for row in quantized if row not in best)]
-
-
-def _tensors(row: Row) -> list[TensorError]:
-    """Those of the run; a file that is damaged holds none."""
-    try:
-        return read_tensors(row.run)
-    except (OSError, ValueError, KeyError):
-        return []
 
 
 def _column(tensor: TensorError) -> str:

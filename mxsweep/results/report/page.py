@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -173,8 +174,7 @@ def vega() -> str:
 
 def closed(script: str) -> str:
     """A script that can stand in a page: none of its texts ends the element, and its names stay its own."""
-    for tag in ("script", "!--"):
-        script = script.replace(f"</{tag}", f"<\\/{tag}").replace("<!--", "<\\!--")
+    script = re.sub("</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", "<\\!--")
     return f'(function () {{\n"use strict";\n{script}\n}})();'
 
 

@@ -49,7 +49,7 @@ function sortKey(cell) {
 }
 
 function compare(a, b, sign) {
-  if (a.number !== null && b.number !== null) return sign * (a.number - b.number);
+  if (a.number !== null && b.number !== null) return sign * ((a.number > b.number) - (a.number < b.number));
   if ((a.number === null) !== (b.number === null)) return a.number === null ? 1 : -1;
   if ((a.text === null) !== (b.text === null)) return a.text === null ? 1 : -1;
   return a.text === null ? 0 : sign * collator.compare(a.text, b.text);

@@ -68,7 +68,7 @@ def study(results: Results, group: Group) -> Study:
         against,
         effects,
         headline(group),
-        findings(group, against, effects),
+        findings(group, against, effects, results.shown),
         pareto_front(group),
         loss_metric(group),
     )

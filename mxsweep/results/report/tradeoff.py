@@ -65,8 +65,9 @@ def trade_off_figure(study: Study) -> Figure | None:
         title=f"Effective bits per weight vs {quantity.title}",
         subtitle=study.group.title,
         caption=(
-            f"Effective bits per weight, scales included, against {quantity.title}: {better} and left is better. No "
-            "run beats one of the Pareto front in both; its runs, from few bits to many, are listed below."
+            f"Effective bits per weight, scales included, keys and values not counted, against {quantity.title}: "
+            f"{better} and left is better. No run beats one of the Pareto front in both; its runs, from few bits to "
+            "many, are listed below."
             f"{_baseline_bits(study)}"
         ),
         build=lambda ink: _chart(ink, study, metric, rows, series, names, baselines),
