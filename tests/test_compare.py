@@ -343,11 +343,11 @@ def test_runs_without_repeats_borrow_those_of_others(tmp_path: Path) -> None:
     t = stats.t.ppf(0.975, 4)
     both = noise_floor(group, named(group, "b128"), named(group, "b64"))
     assert both is not None and both.accuracy == pytest.approx(t * math.sqrt(2 * variance)) and both.repeats == 4
-    assert both.source == "4 perturbed repeats of other quantized runs of this group, pooled."
+    assert both.source == "4 perturbed repeats of the quantized runs of this group, pooled."
     one = noise_floor(group, named(group, "b64"), named(group, "base"))
     assert one is not None and one.accuracy == pytest.approx(t * math.sqrt(variance))
     assert one.source == (
-        "4 perturbed repeats of other quantized runs of this group, pooled, for id_b64; "
+        "4 perturbed repeats of the quantized runs of this group, pooled, for id_b64; "
         "the baseline id_base has no repeats and counts as exact."
     )
     mixed = noise_floor(group, named(group, "b64"), named(group, "b16"))

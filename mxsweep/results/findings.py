@@ -19,6 +19,7 @@ from mxsweep.results.diagnostics import KIND_TITLES, KINDS, read_tensors
 from mxsweep.results.rows import Row, label
 from mxsweep.results.statistics import holm
 
+LEAST_DB = 0.2  # of a change worth a sentence
 # The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
 WEIGHT_FIGURES = {
     "elements": "weights_quantized",
@@ -52,7 +53,12 @@ def findings(
     """
     quantized = [row for row in group.rows if not row.is_baseline]
     found = [finding for effect in effects for finding in (*_without_effect(effect), *_with_effect(effect))]
-    found += [*_cost_of_kv(effects, against), *_where_error_enters(quantized), *_worst_tensors(quantized)]
+    found += [
+        *_cost_of_kv(effects, against),
+        *_error_along(effects),
+        *_where_error_enters(quantized),
+        *_worst_tensors(quantized),
+    ]
     found += [*_lost_elements(quantized), *_clamped_scales(quantized), *_unlike_exact(quantized)]
     found += [*_finer_than_accuracy(effects, shown), *_noise(group)]
     return found
@@ -169,6 +175,21 @@ def _cost_of_kv(effects: Sequence[KnobEffect], against: Mapping[Path, Comparison
                     f"{_span(linear, '.3f')} that the linear layers' formats cost alone."
                 )
                 yield Finding("effect", text, _ids(rows))
+
+
+def _error_along(effects: Sequence[KnobEffect]) -> Iterable[Finding]:
+    """Of which kinds of tensor the signal over error changes with a knob, and by how much."""
+    for effect in effects:
+        for (low, high), pairs in _by_values(effect).items():
+            parts = []
+            for kind in KINDS:
+                both = [(_sqnrs(pair.other).get(kind), _sqnrs(pair.row).get(kind)) for pair in pairs]
+                changes = [after - before for before, after in both if before is not None and after is not None]
+                if changes and max(map(abs, changes)) >= LEAST_DB:
+                    parts.append(f"of {KIND_TITLES[kind]}{_sampled(kind)} by {_span(changes, '+.1f')} dB")
+            if parts:
+                text = f"{effect.knob} {low} → {high} changes the signal over quantization error {_and(parts)}."
+                yield Finding("error", text, _ids(row for pair in pairs for row in (pair.other, pair.row)))
 
 
 def _where_error_enters(rows: Sequence[Row]) -> Iterable[Finding]:

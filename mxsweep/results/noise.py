@@ -88,7 +88,7 @@ class Noise:
         repeats = ours.degrees + theirs.degrees
         if ours.pooled and theirs.pooled and row.is_baseline == other.is_baseline:
             repeats = ours.degrees
-            source = f"{_repeats(repeats)} of other {_kind(row)} runs of this group, pooled."
+            source = f"{_repeats(repeats)} of the {_kind(row)} runs of this group, pooled."
         else:
             source = f"{_whose(ours, row)}; {_whose(theirs, other)}."
         accuracy = floors["accuracy"]
@@ -133,7 +133,7 @@ def _whose(spread: _Spread, row: Row) -> str:
     if spread.degrees == 0:
         return f"the baseline {row.run.run_id} has no repeats and counts as exact"
     if spread.pooled:
-        return f"{_repeats(spread.degrees)} of other {_kind(row)} runs of this group, pooled, for {row.run.run_id}"
+        return f"{_repeats(spread.degrees)} of the {_kind(row)} runs of this group, pooled, for {row.run.run_id}"
     return f"{_repeats(spread.degrees)} of {row.run.run_id}"
 
 

@@ -179,7 +179,7 @@ def _conditions(theirs: Published, row: Row) -> dict[str, Condition]:
     environment = (row.run.record or {}).get("environment") or {}
     version = (environment.get("versions") or {}).get("lm_eval")
     ours = {
-        "model": row.knobs.get("model.path", row.knobs.get("model")),
+        "model": _model_of(row, theirs.conditions.get("model")),
         "task": row.task,
         "limit": row.knobs.get("limit"),
         "n": row.n,
@@ -202,6 +202,11 @@ def _conditions(theirs: Published, row: Row) -> dict[str, Condition]:
             matches = same[name](str(known), str(ours[name])) if name in same else known == ours[name]
         compared[name] = Condition(known, ours[name], matches)
     return compared
+
+
+def _model_of(row: Row, theirs: Any) -> Any:
+    """The model's path, or its label where that is what the reference calls it by."""
+    return theirs if theirs == row.knobs.get("model") else row.knobs.get("model.path", row.knobs.get("model"))
 
 
 def _same_model(theirs: str, ours: str) -> bool:
@@ -233,6 +238,11 @@ def _published(where: str, content: Any, conditions: dict[str, Any]) -> Publishe
     own = _mapping(f"{where}.conditions", row.get("conditions"))
     _check_names(f"{where}.conditions.", own, CONDITIONS)
     knobs, metrics = (_mapping(f"{where}.{name}", row.get(name)) for name in ("knobs", "metrics"))
+    from mxsweep.config import is_knob, no_such_knob  # here, since it takes a while
+
+    for name in knobs:
+        if not is_knob(name):
+            raise BadReferenceError(f"{where}.knobs: {no_such_knob(name)}")
     if not knobs:
         raise BadReferenceError(f"{where} has no knobs, so that no run goes with it")
     for name, value in [*metrics.items(), ("eval_time_s", row.get("eval_time_s"))]:
