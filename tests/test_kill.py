@@ -323,7 +323,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     # In a folder whose name a shell would not take as it is.
     arguments = [*SWEEP, *launcher, "hydra.sweep.dir='my sweep'"]
-    process = start(command(*arguments), tmp_path, STAND_IN_S=0.1)
+    process = start(command(*arguments), tmp_path, STAND_IN_S=0.3)
     wait_for(lambda: len(read_log(tmp_path / "evaluations.log")) >= 6, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(PATIENCE_S) == 130
