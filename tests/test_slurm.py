@@ -150,7 +150,7 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def loads(folder: Path) -> int:
-    """How many of the runs had to load the model and tokenize: a hundred times as slow as finding both there.
+    """How many of the runs had to load the model and tokenize, a hundred times as slow as finding both there.
 
     Either alone may be slow on a busy machine.
     """
