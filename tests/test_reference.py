@@ -178,5 +178,5 @@ def test_a_name_that_is_not_there_says_what_is(tmp_path: Path) -> None:
 
 def test_a_knob_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("rows: [{knobs: {blocksize: 16}, metrics: {acc: 0.5}}]")
-    with pytest.raises(BadReferenceError, match="blocksize: there is no such knob .near it: block_size"):
+    with pytest.raises(BadReferenceError, match=r"blocksize: there is no such knob \(near it: block_size\)"):
         load_reference(tmp_path / "own.yaml")
