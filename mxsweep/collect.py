@@ -81,7 +81,7 @@ def _write(results: "Results", reference: "Reference | None", folder: Path, file
     from mxsweep.results.figures import draw_figures, files_of
     from mxsweep.results.latex import latex_text
     from mxsweep.results.report.page import write_page
-    from mxsweep.results.report.study import studies
+    from mxsweep.results.study import studies
     from mxsweep.results.tables import markdown_text, write_csv, write_parquet
 
     # The data first, so that they are there whatever becomes of the drawing.

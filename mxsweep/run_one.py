@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.config import RunConfig
+from mxsweep.config import ModelConfig, RunConfig
 from mxsweep.errors import ConfigError
 from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mxsweep.evaluate.evaluate import Evaluation
     from mxsweep.evaluate.lm import FastLM
+    from mxsweep.model.load import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -153,19 +154,10 @@ def _load(config: RunConfig) -> tuple[PreTrainedModel, FastLM, dict[str, Any]]:
     """The model as it is, lm-eval's class around it, and the tasks."""
     from mxsweep.evaluate.evaluate import make_lm
     from mxsweep.evaluate.tasks import load_tasks
-    from mxsweep.model.load import load_model
 
     task, model = config.task, config.model
     tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
-    loaded = load_model(
-        model.path,
-        revision=model.revision,
-        dtype=model.dtype,
-        device=model.device,
-        device_map=model.device_map,
-        attention=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
+    loaded = load_configured(model)
     if task.apply_chat_template and not loaded.tokenizer.chat_template:
         raise ConfigError(
             f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model.label} has none"
@@ -178,6 +170,21 @@ def _load(config: RunConfig) -> tuple[PreTrainedModel, FastLM, dict[str, Any]]:
         max_length=model.max_length,
     )
     return loaded.model, lm, tasks
+
+
+def load_configured(model: ModelConfig) -> LoadedModel:
+    """The model that a config names, kept between runs. Raises ConfigError."""
+    from mxsweep.model.load import load_model
+
+    return load_model(
+        model.path,
+        revision=model.revision,
+        dtype=model.dtype,
+        device=model.device,
+        device_map=model.device_map,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def _evaluate_perturbed(

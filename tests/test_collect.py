@@ -17,7 +17,7 @@ from mxsweep.results.collect import Results, gather, load_table
 from mxsweep.results.figures import draw_figures, files_of
 from mxsweep.results.headline import headline
 from mxsweep.results.record import read_record, write_record
-from mxsweep.results.report.study import studies
+from mxsweep.results.study import studies
 from mxsweep.results.tables import markdown_text, terminal_text
 from mxsweep.results.text import format_value
 

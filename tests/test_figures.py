@@ -16,7 +16,7 @@ from mxsweep.results.report.figure import Figure
 from mxsweep.results.report.heatmap import heat_map
 from mxsweep.results.report.lines import MOST_LINES, places_of
 from mxsweep.results.report.look import look
-from mxsweep.results.report.study import Study, studies
+from mxsweep.results.study import Study, studies
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 

@@ -20,7 +20,7 @@ from mxsweep.results import latex
 from mxsweep.results.collect import gather
 from mxsweep.results.report import page
 from mxsweep.results.report.runs import config_lines
-from mxsweep.results.report.study import studies
+from mxsweep.results.study import studies
 
 POLICY_START = "default-src 'none'; script-src 'sha256-"
 VOID = {"meta", "link", "input", "br", "line", "path"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from mxsweep.config import RunConfig
 from mxsweep.model.layers import measure_weights
-from mxsweep.model.load import load_model
 from mxsweep.model.tensors import TensorStatistics, pooled_by_kind, weights_of
+from mxsweep.run_one import load_configured
 
 NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a weight
 
@@ -42,16 +42,7 @@ class Inspected:
 
 def inspect_weights(label: str, config: RunConfig) -> Inspected:
     """The weights of the config's model in its formats. Raises ConfigError."""
-    model = config.model
-    loaded = load_model(
-        model.path,
-        revision=model.revision,
-        dtype=model.dtype,
-        device=model.device,
-        device_map=model.device_map,
-        attention=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
+    loaded = load_configured(config.model)
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
     bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
     return Inspected(label, weights_of(layers), bits)

@@ -2,7 +2,6 @@
 
     against_baselines    every run of a group with its baseline; a family of tests a group and metric
     knob_effects         for each knob the runs that differ in it only, neighbours in its order; a family a knob
-    noise_floor          the difference between two runs that numerical noise makes by itself
     why_groups           which knobs kept runs from being compared at all
 
 Differences are the run's (`row`) minus the other's (`other`). Runs of different models, tasks, limits or conditions of
@@ -151,18 +150,6 @@ def knob_effects(results: Results, group: Group) -> list[KnobEffect]:
             family = f"Holm's method over the {runs} of runs that differ in {knob} only."
             effects.append(KnobEffect(knob, family, comparisons))
     return effects
-
-
-def noise_floor(group: Group, row: Row, other: Row) -> Floor | None:
-    """The noise floor of the difference between two runs of the group; None if no repeat of either kind was made.
-
-    The standard deviation of a metric comes from a run's own perturbed repeats and its unperturbed result (k + 1
-    values), or where it has none, from those of the group's other runs, pooled; quantized runs and baselines apart,
-    since they differ in it by orders of magnitude. A baseline with no repeats anywhere counts as exact. The floor is
-    t sqrt(sd_a^2 + sd_b^2), with the 97.5 % quantile of Student's t for as many degrees of freedom as there are repeats
-    behind it (of two runs with their own, Welch's).
-    """
-    return Noise.of(group).floor(row, other)
 
 
 def why_groups(results: Results) -> str | None:

@@ -5,14 +5,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from mxsweep.results.record import RunFolder
+from mxsweep.results.rows import Row
 
 DIAGNOSTICS_NAME = "diagnostics.parquet"
 KINDS = ("weight", "activation", "key", "value")
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
 _NUMBERS = ("elements", "blocks", *_COUNTS)
+
+# The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
+WEIGHT_FIGURES = {
+    "elements": "weights_quantized",
+    "blocks": "weight_blocks",
+    "saturated": "weights_saturated",
+    "flushed": "weights_flushed",
+    "clamped": "weight_blocks_scale_clamped",
+    "exponent_min": "weight_exponent_min",
+    "exponent_max": "weight_exponent_max",
+}
 
 
 @dataclass(frozen=True)
@@ -89,3 +102,24 @@ def kinds_of(kinds: Iterable[str]) -> list[str]:
     """Kinds in the order of KINDS, each once."""
     found = set(kinds)
     return [kind for kind in KINDS if kind in found]
+
+
+def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
+    """By kind of tensor what quantizing it did; of weights also where the run was made without diagnostics."""
+    figures = dict(row.tensors)
+    if "weight" not in figures and row.diagnostics.get("weight_blocks"):
+        figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
+    return {kind: figures[kind] for kind in KINDS if _is_whole(figures.get(kind))}
+
+
+def _is_whole(figures: Any) -> bool:
+    """Whether what a record says of a kind of tensor is all there, and all numbers."""
+    if not isinstance(figures, dict):
+        return False
+    counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]
+    others = [figures.get(name) for name in ("sqnr_db", "exponent_min", "exponent_max", "unlike_exact")]
+    return (
+        all(isinstance(count, int) for count in counts)
+        and all(value is None or isinstance(value, int | float) for value in others)
+        and min(figures["elements"], figures["blocks"]) > 0
+    )

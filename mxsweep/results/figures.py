@@ -13,8 +13,8 @@ from mxsweep.results.report.figure import Figure
 from mxsweep.results.report.heatmap import HeatMap, heat_map
 from mxsweep.results.report.lines import line_figure
 from mxsweep.results.report.quantity import THROUGHPUT, metric_quantity
-from mxsweep.results.report.study import Study
 from mxsweep.results.report.tradeoff import trade_off_figure
+from mxsweep.results.study import Study
 
 Drawn = dict[str, tuple[list[Figure], HeatMap | None]]  # by the group's slug
 

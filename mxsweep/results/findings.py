@@ -15,21 +15,11 @@ from typing import Any
 
 from mxsweep.results.collect import Group
 from mxsweep.results.compare import ALPHA, Comparison, KnobEffect
-from mxsweep.results.diagnostics import KIND_TITLES, KINDS, read_tensors
+from mxsweep.results.diagnostics import KIND_TITLES, KINDS, read_tensors, tensor_figures
 from mxsweep.results.rows import Row, label
 from mxsweep.results.statistics import holm
 
 LEAST_DB = 0.2  # of a change worth a sentence
-# The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
-WEIGHT_FIGURES = {
-    "elements": "weights_quantized",
-    "blocks": "weight_blocks",
-    "saturated": "weights_saturated",
-    "flushed": "weights_flushed",
-    "clamped": "weight_blocks_scale_clamped",
-    "exponent_min": "weight_exponent_min",
-    "exponent_max": "weight_exponent_max",
-}
 
 
 @dataclass(frozen=True)
@@ -64,27 +54,6 @@ def findings(
     return found
 
 
-def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
-    """By kind of tensor what quantizing it did; of weights also where the run was made without diagnostics."""
-    figures = dict(row.tensors)
-    if "weight" not in figures and row.diagnostics.get("weight_blocks"):
-        figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
-    return {kind: figures[kind] for kind in KINDS if _is_whole(figures.get(kind))}
-
-
-def _is_whole(figures: Any) -> bool:
-    """Whether what a record says of a kind of tensor is all there, and all numbers."""
-    if not isinstance(figures, dict):
-        return False
-    counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]
-    others = [figures.get(name) for name in ("sqnr_db", "exponent_min", "exponent_max", "unlike_exact")]
-    return (
-        all(isinstance(count, int) for count in counts)
-        and all(value is None or isinstance(value, int | float) for value in others)
-        and min(figures["elements"], figures["blocks"]) > 0
-    )
-
-
 def _without_effect(effect: KnobEffect) -> Iterable[Finding]:
     """Neighbours whose every outcome is the same, and, of scale bits, why."""
     for (low, high), pairs in _by_values(effect).items():
@@ -107,12 +76,10 @@ def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
     spans = []
     for kind in KINDS:
         figures = [known[kind] for row in rows if kind in (known := tensor_figures(row))]
-        lows = [figure["exponent_min"] for figure in figures if figure.get("exponent_min") is not None]
-        highs = [figure["exponent_max"] for figure in figures if figure.get("exponent_max") is not None]
         if any(figure.get("clamped") for figure in figures):
             return ""
-        if lows:
-            spans.append(f"of {KIND_TITLES[kind]}{_sampled(kind)} span {_number(min(lows))}…{_number(max(highs))}")
+        if span := _exponents(figures):
+            spans.append(f"of {KIND_TITLES[kind]}{_sampled(kind)} span {span}")
     if not spans:
         return ""
     held = 2 ** (bits - 1) - 1
@@ -261,11 +228,10 @@ def _clamped_scales(rows: Sequence[Row]) -> Iterable[Finding]:
     for (kind, scale), members in alike.items():
         shares = [figure["clamped"] / figure["blocks"] for _, figure in members]
         text = f"{scale} clamped the scales of {_span(shares, '.2%')} of the blocks of {KIND_TITLES[kind]}"
-        lows = [figure["exponent_min"] for _, figure in members if figure.get("exponent_min") is not None]
-        highs = [figure["exponent_max"] for _, figure in members if figure.get("exponent_max") is not None]
-        if lows and scale.startswith("scale_bits"):
+        span = _exponents([figure for _, figure in members])
+        if span and scale.startswith("scale_bits"):
             held = 2 ** (int(scale.partition("=")[2]) - 1) - 1
-            text += f", whose exponents span {_number(min(lows))}…{_number(max(highs))} where ±{held} can be held"
+            text += f", whose exponents span {span} where ±{held} can be held"
         yield Finding("scale", f"{text}, in {_runs(len(members))}.", _ids(row for row, _ in members))
 
 
@@ -382,8 +348,11 @@ def _span(values: Sequence[float], form: str) -> str:
     return _minus(low if low == high else f"{low} to {high}")
 
 
-def _number(value: int) -> str:
-    return _minus(str(value))
+def _exponents(figures: Sequence[dict[str, Any]]) -> str | None:
+    """From the smallest to the largest wanted exponent; None where the scales have none."""
+    lows = [figure["exponent_min"] for figure in figures if figure.get("exponent_min") is not None]
+    highs = [figure["exponent_max"] for figure in figures if figure.get("exponent_max") is not None]
+    return _minus(f"{min(lows)}…{max(highs)}") if lows and highs else None
 
 
 def _minus(text: str) -> str:

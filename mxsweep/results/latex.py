@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from mxsweep.results.collect import Results
 from mxsweep.results.headline import METRIC_TITLES
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row, betterness, is_perplexity, label
+from mxsweep.results.study import Study
 from mxsweep.results.text import difference, format_value, metric_cell, significance
 
 PREAMBLE = "% Written by mxsweep. Needs \\usepackage{booktabs}.\n"

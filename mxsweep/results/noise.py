@@ -78,7 +78,15 @@ class Noise:
         return _EXACT if found is None and row.is_baseline else found
 
     def floor(self, row: Row, other: Row) -> Floor | None:
-        """See `noise_floor`."""
+        """The noise floor of the difference between two runs of the group; None if no repeat of either kind was made.
+
+        The standard deviation of a metric comes from a run's own perturbed repeats and its unperturbed result (k + 1
+        values), or where it has none, or they happen to agree, from those of the group's runs, pooled; quantized runs
+        and baselines apart, since they differ in it by orders of magnitude. A baseline with no repeats anywhere counts
+        as exact. The floor is t sqrt(sd_a^2 + sd_b^2), with the 97.5 % quantile of Student's t for as many degrees of
+        freedom as there are repeats behind it (of two runs with their own, Welch's), and of accuracies at least one
+        example.
+        """
         pairs = {metric: (self.spread(row, metric), self.spread(other, metric)) for metric in _METRICS}
         floors = {metric: _floor(*pair) for metric, pair in pairs.items()}
         measured = next((pairs[metric] for metric, floor in floors.items() if floor is not None), None)

@@ -15,8 +15,8 @@ from mxsweep.results.compare import Comparison, why_groups
 from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.record import RunFolder
 from mxsweep.results.reference import Reference, match
-from mxsweep.results.report.study import Study, studies
 from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.study import Study, studies
 from mxsweep.results.text import (
     ABSENT,
     difference,

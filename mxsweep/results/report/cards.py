@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mxsweep.results.headline import METRIC_TITLES, Pick
-from mxsweep.results.report.study import Study
+from mxsweep.results.study import Study
 from mxsweep.results.text import (
     ABSENT,
     difference,

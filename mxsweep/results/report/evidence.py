@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mxsweep.results.compare import Comparison, KnobEffect
-from mxsweep.results.diagnostics import KIND_TITLES
-from mxsweep.results.findings import tensor_figures
+from mxsweep.results.diagnostics import KIND_TITLES, tensor_figures
 from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.report.cells import Cell, Table, interval_cell, number_cell, share_cell
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row, is_perplexity, label
+from mxsweep.results.study import Study
 from mxsweep.results.text import (
     ABSENT,
     format_value,

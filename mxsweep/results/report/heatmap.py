@@ -12,8 +12,8 @@ from typing import Any
 from mxsweep.results.diagnostics import KIND_TITLES, TensorError, kinds_of, read_tensors
 from mxsweep.results.report.figure import Figure, Spec, channel
 from mxsweep.results.report.look import FILE_INK
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row
+from mxsweep.results.study import Study
 
 MEASURES = {  # attribute of a tensor: what it is called, and how many digits are kept
     "sqnr_db": ("signal over quantization error, dB", 2),

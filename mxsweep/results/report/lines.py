@@ -37,8 +37,8 @@ from mxsweep.results.report.quantity import (
     varying,
     y_axis,
 )
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row, label
+from mxsweep.results.study import Study
 from mxsweep.results.text import format_value
 
 MOST_LINES = 24

@@ -40,8 +40,8 @@ from mxsweep.results.report.environments import environments, failures
 from mxsweep.results.report.figure import VEGA_LITE, Figure
 from mxsweep.results.report.heatmap import MEASURES, HeatMap
 from mxsweep.results.report.runs import RunTable, run_table
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import label
+from mxsweep.results.study import Study
 from mxsweep.results.tables import (
     COMPARED_NOTE,
     NO_BASELINE,

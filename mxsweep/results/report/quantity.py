@@ -7,8 +7,8 @@ from typing import Any
 
 from mxsweep.results.report.figure import Spec, by_series, tooltip
 from mxsweep.results.report.look import BASELINE_DASHES
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.study import Study
 from mxsweep.results.text import ABSENT, difference, format_value, interval, significance
 
 LOG_SCALE_FROM = 20.0  # a perplexity that varies by this factor is drawn on a log axis

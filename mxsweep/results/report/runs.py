@@ -11,8 +11,8 @@ from urllib.parse import quote
 from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 from mxsweep.results.report.cells import Cell, interval_cell
-from mxsweep.results.report.study import Study, values_of
 from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.study import Study, values_of
 from mxsweep.results.text import (
     ABSENT,
     difference,

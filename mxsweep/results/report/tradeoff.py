@@ -15,8 +15,8 @@ from mxsweep.results.report.quantity import (
     metric_quantity,
     y_axis,
 )
-from mxsweep.results.report.study import Study
 from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.study import Study
 from mxsweep.results.text import format_value, metric_cell, size
 
 # Knobs that move a point along one curve; the others tell curves apart.
