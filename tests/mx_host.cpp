@@ -1,6 +1,7 @@
-// The arithmetic of mx.cu compiled by a host compiler, for comparing it with the torch definition without a GPU.
-// MX_SOURCE is mx.cu; MX_FORMATS a file of initializers of Format, as cuda.py writes them.
+// The arithmetic of mx.cu and gptq.cu compiled by a host compiler, for comparing it with torch without a GPU.
+// MX_SOURCE is mx.cu, GPTQ_SOURCE gptq.cu; MX_FORMATS a file of initializers of Format, as cuda.py writes them.
 #include MX_SOURCE
+#include GPTQ_SOURCE
 
 static const Format formats[] = {
 #include MX_FORMATS
@@ -34,6 +35,15 @@ extern "C" long quantize_blocks(int format_index, const float* x, float* y, long
         }
     }
     return quick;
+}
+
+// gptq.cu's kernel, all rows.
+extern "C" void gptq_columns(int format_index, const float* values, const float* before, const float* ratios, long long stride,
+                             const float* scales, const float* midpoints, float* q, float* changes, long long rows,
+                             int columns) {
+    for (long long row = 0; row < rows; ++row) {
+        walk_columns(formats[format_index], values, before, ratios, stride, scales, midpoints, q, changes, rows, columns, row);
+    }
 }
 
 extern "C" float nearest_bfloat16_of(float value) { return nearest_bfloat16(value); }

@@ -7,15 +7,13 @@ compile for every GPU architecture that is promised. What only a GPU can show is
 import ctypes
 import itertools
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 from adversarial import adversarial, assert_same_bits
+from mx_host import host_library, pointer
 from safetensors import safe_open
 
 from mxsweep.numerics import (
@@ -29,21 +27,21 @@ from mxsweep.numerics import (
 )
 from mxsweep.numerics import backends as backends_module
 from mxsweep.numerics.blocks import block_regions
-from mxsweep.numerics.cuda import compile_kernels, format_initializer, lanes_of, quantize_cuda
+from mxsweep.numerics.cuda import compile_kernels, lanes_of, quantize_cuda
 
-HOST = Path(__file__).parent / "mx_host.cpp"
 GENERAL_ELEMENTS = ("fp3_e1m1", "fp8_e3m4", "fp6_e5m0", "fp12_e6m5", "fp16_e7m8", "int11")
+MINTS = ("mint2", "mint4", "mint8")
 # Every element format, every scale and both kinds of rounding, in all combinations that exist.
 FORMATS = [
     *(
         MXFormat(element, 32, "e8m0", scale_bits=bits, rounding=rounding, scale_rounding=scale_rounding)
-        for element in (*ELEMENT_NAMES, *GENERAL_ELEMENTS)
+        for element in (*dict.fromkeys((*ELEMENT_NAMES, *MINTS)), *GENERAL_ELEMENTS)
         for rounding in ROUNDINGS
         for scale_rounding, bits in zip(SCALE_ROUNDINGS, (8, 6, 4, 2), strict=True)
     ),
     *(
         MXFormat(element, 16, scale, rounding=rounding, tensor_scale=tensor_scale)
-        for element in (*ELEMENT_NAMES, *GENERAL_ELEMENTS)
+        for element in (*(name for name in ELEMENT_NAMES if name not in MINTS), *GENERAL_ELEMENTS)
         for rounding in ROUNDINGS
         for scale, tensor_scale in (("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
     ),
@@ -53,29 +51,16 @@ FORMATS = [
         for rounding in ROUNDINGS
         for scale in ("e8m0", "e5m3", "fp32")
     ),
+    *(MXFormat("mint4", 32, rounding=rounding, symmetric=False) for rounding in ROUNDINGS),
 ]
 
 
 @pytest.fixture(scope="session")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Tensor]:
     """`quantize` for a float32 tensor and one of `FORMATS` or of the recorded ones, by mx.cu compiled for the host."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or c++) on this machine")
-    folder = tmp_path_factory.mktemp("mx_host")
     formats = list(dict.fromkeys(FORMATS + RECORDED))
-    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt)},\n" for fmt in formats))
-    with resources.as_file(resources.files("mxsweep.numerics") / "mx.cu") as source:
-        subprocess.run(
-            [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-             f'-DMX_SOURCE="{source}"', f'-DMX_FORMATS="{folder}/formats.inc"', "-o", folder / "mx_host.so", HOST],
-            check=True,
-        )  # fmt: skip
-    library = ctypes.CDLL(str(folder / "mx_host.so"))
+    library = host_library(tmp_path_factory.mktemp("mx_host"), formats)
     library.quantize_blocks.restype = ctypes.c_long
-
-    def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
     def answer(x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0) -> torch.Tensor:
         y, answer.quick_blocks = torch.empty_like(x), 0  # type: ignore[attr-defined]

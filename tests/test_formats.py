@@ -20,9 +20,20 @@ from mxsweep.numerics import (
     parse_scale,
 )
 
-OTHER_ELEMENTS = ("fp3_e1m1", "fp5_e2m2", "fp8_e3m4", "fp9_e4m4", "fp6_e5m0", "fp8_e6m1", "fp16_e5m10", "int5")
+OTHER_ELEMENTS = (
+    "fp3_e1m1",
+    "fp5_e2m2",
+    "fp8_e3m4",
+    "fp9_e4m4",
+    "fp6_e5m0",
+    "fp8_e6m1",
+    "fp16_e5m10",
+    "int5",
+    "mint2",
+    "mint8",
+)
 
-# name: (bits, exponent of the largest value, largest, smallest normal, smallest positive, count of finite values)
+# name: (bits, exponent of the largest magnitude, largest, smallest normal, smallest positive, count of finite values)
 FACTS = {
     "fp8_e5m2": (8, 15, 57344.0, 2.0**-14, 2.0**-16, 247),
     "fp8_e4m3": (8, 8, 448.0, 2.0**-6, 2.0**-9, 253),
@@ -34,6 +45,7 @@ FACTS = {
     "int4": (4, 0, 1.75, 1.0, 0.25, 15),
     "int3": (3, 0, 1.5, 1.0, 0.5, 7),
     "int2": (2, 0, 1.0, 1.0, 1.0, 3),
+    "mint4": (4, 0, 0.875, 0.5, 0.125, 16),
 }
 
 
@@ -57,7 +69,7 @@ def test_every_code_decodes_as_the_definition_says(name: str) -> None:
         sign = -1 if text[0] == "1" else 1
         if element.is_integer:
             value = (int(text[1:], 2) - (sign < 0) * 2 ** (element.bits - 1)) / 2 ** (element.bits - 2)
-            value = math.nan if value == -2 else value
+            value = value / 2 if name.startswith("mint") else math.nan if value == -2 else value
         else:
             exponent = int(text[1 : 1 + element.exponent_bits], 2)
             fraction = int(text[1 + element.exponent_bits :] or "0", 2) / 2**element.mantissa_bits
@@ -138,6 +150,9 @@ def test_e3m0_holds_zero_and_powers_of_two() -> None:
         "int1",
         "int17",
         "int04",
+        "mint1",
+        "mint17",
+        "mint04",
         "float16",
         "mxfp4",
         " int8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
 from mxsweep.model import layers
 from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, quantize
+from mxsweep.numerics.clip import search_scales
 from mxsweep.numerics.cuda import launch_count
 from mxsweep.numerics.elements import round_exact
+from mxsweep.numerics.frozen import BlockScales
+from mxsweep.numerics.gptq import gptq, hessian_loss
 from mxsweep.numerics.philox import uniform_at
 from mxsweep.numerics.scales import exact_scale
 
@@ -286,3 +290,64 @@ def test_a_run_on_the_gpu_records_it() -> None:
     assert record["status"] == "done", record["error"]
     assert record["environment"]["device"] == "cuda:0"
     assert record["memory"]["peak_gpu_bytes"] > 1e6
+
+
+GPTQ_FORMATS = [
+    MXFormat("fp4_e2m1", rounding="even"),
+    MXFormat("mint4"),
+    MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True),
+    MXFormat("int4", scale="fp32", symmetric=False),
+    MXFormat("int3", block_size=(4, 16)),
+]
+
+
+def weight_and_hessian(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the Hessian of correlated inputs, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * columns, columns, generator=generator)
+    x = x @ (torch.randn(columns, columns, generator=generator) * torch.linspace(1, 0.05, columns)).T
+    return 0.02 * torch.randn(rows, columns, generator=generator), 2 * x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("fmt", GPTQ_FORMATS, ids=str)
+def test_gptq_on_the_gpu_is_that_on_the_cpu(fmt: MXFormat) -> None:
+    w, hessian = weight_and_hessian(300, 448)
+    scales = [search_scales(w.to(device), fmt, hessian.diagonal().to(device)) for device in ("cpu", "cuda")]
+    assert (scales[0].scale == scales[1].scale.cpu()).float().mean() > 0.999  # near ties of errors summed otherwise
+    on_gpu = [BlockScales.of(w.cuda(), fmt), BlockScales.of(w, fmt)]
+    assert torch.equal(on_gpu[0].scale.cpu(), on_gpu[1].scale)
+    before = launch_count()
+    ours = gptq(w.cuda(), hessian.cuda(), fmt, on_gpu[0]).cpu()
+    assert launch_count() > before
+    expected = gptq(w, hessian, fmt, on_gpu[1])
+    losses = [hessian_loss(w, q, hessian) for q in (ours, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.005)
+    assert (ours == expected).float().mean() > 0.9  # sums of another order turn a tie now and then, and its row with it
+    diagonal = gptq(w.cuda(), hessian.diagonal().diag().cuda(), fmt, on_gpu[0]).cpu()
+    assert torch.equal(diagonal, on_gpu[1].quantize(w, fmt))
+
+
+def test_gptq_without_its_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, hessian = (tensor.cuda() for tensor in weight_and_hessian(300, 448))
+    fmt = GPTQ_FORMATS[0]
+    scales = BlockScales.of(w, fmt)
+    with_kernel = gptq(w, hessian, fmt, scales)
+    monkeypatch.setattr("mxsweep.numerics.gptq._has_kernel", lambda device: False)
+    without = gptq(w, hessian, fmt, scales)
+    assert hessian_loss(w, with_kernel, hessian) == pytest.approx(hessian_loss(w, without, hessian), rel=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "columns"), [(3072, 2048), (2048, 8192)])
+def test_gptq_takes_less_than_a_second(rows: int, columns: int) -> None:
+    w = 0.02 * torch.randn(rows, columns, device="cuda")
+    x = torch.randn(2 * columns, columns, device="cuda") * torch.linspace(2, 0.1, columns, device="cuda")
+    hessian, fmt = 2 * x.T @ x / len(x), GPTQ_FORMATS[0]
+    seconds = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        gptq(w, hessian, fmt, search_scales(w, fmt, hessian.diagonal()))
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1

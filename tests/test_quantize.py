@@ -71,12 +71,14 @@ def probes(grid: list[float]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "even", "floor"])
-@pytest.mark.parametrize("name", (*ELEMENT_NAMES, "fp3_e1m1", "fp8_e3m4", "fp6_e5m0", "fp12_e6m5", "int11"))
+@pytest.mark.parametrize(
+    "name", (*ELEMENT_NAMES, "fp3_e1m1", "fp8_e3m4", "fp6_e5m0", "fp12_e6m5", "int11", "mint2", "mint8")
+)
 def test_elements_round_to_the_nearest_code(name: str, rounding: str) -> None:
     element = parse_element(name)
-    grid = magnitudes(element)
-    a = probes(grid)
-    expected = torch.tensor([round_to(grid, value, rounding) for value in a.tolist()])
+    grids = [magnitudes(element, negative) for negative in (False, True)]
+    a = torch.cat([probes(grid) for grid in grids])
+    expected = torch.tensor([round_to(grids[value < 0], value, rounding) for value in a.tolist()])
     assert_same(round_exact(a, element, rounding), expected)
 
 
@@ -103,6 +105,9 @@ FORMATS = [
     MXFormat("fp4_e3m0", 4, rounding="even"),
     MXFormat("int4", 4, rounding="floor", scale_rounding="ceil"),
     MXFormat("int2", 4, scale_rounding="even"),
+    MXFormat("mint4", 4),
+    MXFormat("mint3", 4, rounding="even", scale_bits=5),
+    MXFormat("mint8", 4, rounding="floor", symmetric=False),
     MXFormat("fp6_e2m3", 4, scale_rounding="even"),
     MXFormat("fp6_e3m2", 4, scale_rounding="rceil", rounding="even"),
     MXFormat("fp4_e2m1", 4, scale="e5m3"),
@@ -215,7 +220,7 @@ def test_nvfp4_holds_tiny_tensors() -> None:
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "even", "floor"])
-@pytest.mark.parametrize("name", ELEMENT_NAMES)
+@pytest.mark.parametrize("name", [name for name in ELEMENT_NAMES if MXFormat(name).has_native_arithmetic])
 def test_fast_native_elements_are_the_definition(name: str, rounding: str) -> None:
     element = parse_element(name)
     half_step = element.smallest_subnormal / 2

@@ -174,7 +174,7 @@ def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
     return math.prod(x.shape[dim] for dim in dims)
 
 
-def _tensor_scales(x: Tensor, kernels: _Kernels, tensor_dims: Sequence[int] | None) -> tuple[Tensor, int]:
+def _tensor_scales(x: Tensor, kernels: Kernels, tensor_dims: Sequence[int] | None) -> tuple[Tensor, int]:
     """(the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
     group = _group_size(x, tensor_dims)
     groups = x.numel() // group
@@ -199,11 +199,11 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
     return kept
 
 
-class _Kernels:
-    """The kernels of one format and dtype on one GPU."""
+class Kernels:
+    """The kernels of a compiled source (of one format and dtype, say) on one GPU, in thread blocks of ``block``."""
 
-    def __init__(self, module: Any, device: int) -> None:
-        self._module, self._device = module, device
+    def __init__(self, module: Any, device: int, block: int = THREADS) -> None:
+        self._module, self._device, self._block = module, device, block
         self._kernels: dict[str, Any] = {}
 
     def launch(self, name: str, threads: int, *arguments: Any) -> None:
@@ -214,7 +214,7 @@ class _Kernels:
         kernel = self._kernels.get(name)
         if kernel is None:
             kernel = self._kernels[name] = self._module.get_kernel(name)
-        config = _launch_config(-(-threads // THREADS))
+        config = _launch_config(-(-threads // self._block), self._block)
         stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
         launch(stream, config, kernel, *map(_as_int64, arguments))
         _launches += 1
@@ -227,10 +227,10 @@ def _as_int64(value: int) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch_config(thread_blocks: int) -> Any:
+def _launch_config(thread_blocks: int, block: int) -> Any:
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=thread_blocks, block=THREADS)
+    return LaunchConfig(grid=thread_blocks, block=block)
 
 
 @functools.lru_cache(maxsize=64)
@@ -242,16 +242,30 @@ def _stream(device: int, handle: int) -> Any:
 
 
 @functools.cache
-def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int) -> _Kernels:
+def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
+    return load_kernels(kernel_source(fmt, dtype), device)
+
+
+def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
+    """CUDA source compiled for a GPU, or taken from the folder that keeps what was compiled.
+
+    Raises:
+        BackendUnavailable: as :func:`compile_source`.
+    """
     from cuda.core import Device
 
     Device(device).set_current()
     major, minor = torch.cuda.get_device_capability(device)
-    return _Kernels(compile_kernels(fmt, dtype, f"sm_{major}{minor}", _disk_cache()), device)
+    return Kernels(compile_source(source, f"sm_{major}{minor}", _disk_cache()), device, block)
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:
-    """mx.cu for a format and a dtype, as a `cuda.core.ObjectCode` for `arch` (such as "sm_90"). Needs no GPU.
+    """mx.cu for a format and a dtype, as :func:`compile_source` does."""
+    return compile_source(kernel_source(fmt, dtype), arch, cache)
+
+
+def compile_source(source: str, arch: str, cache: Any = None) -> Any:
+    """CUDA source as a `cuda.core.ObjectCode` for `arch` (such as "sm_90"). Needs no GPU.
 
     Raises:
         BackendUnavailable: cuda-core or NVRTC is missing, or the compiler refused.
@@ -260,7 +274,7 @@ def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = N
         from cuda.core import Program, ProgramOptions
 
         # A product and a sum must stay two roundings.
-        program = Program(kernel_source(fmt, dtype), "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
+        program = Program(source, "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
         if cache is not None:
             try:
                 kept = program.compile("cubin", cache=cache)
@@ -295,11 +309,11 @@ def format_initializer(fmt: MXFormat) -> str:
     floating = fmt.scale in ("e5m3", "e4m3")
     scale_grid = (scale.mantissa_bits, scale.min_exponent, scale.largest) if floating else (0, 0, scale.largest)
 
-    def grid(mantissa_bits: int, min_exponent: int, largest: float) -> str:
-        return f"{{{mantissa_bits}, {min_exponent}, {largest.hex()}f}}"
+    def grid(mantissa_bits: int, min_exponent: int, largest: float, lowest: float = 0.0) -> str:
+        return f"{{{mantissa_bits}, {min_exponent}, {largest.hex()}f, {lowest.hex()}f}}"
 
     fields = (
-        grid(element.mantissa_bits, element.min_exponent, element.largest),
+        grid(element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
         element.max_exponent,
         ROUNDINGS.index(fmt.rounding),
         SCALE_NAMES.index(fmt.scale),

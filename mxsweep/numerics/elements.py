@@ -122,7 +122,7 @@ def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True)
         code = (t.view(torch.int32) >> _MANTISSA_BITS) - (grid.min_exponent + _EXPONENT_BIAS - 1)
         stays = (a.abs() == 1.5 * t) & (code % 2 == 0)
         rounded = torch.where(stays, t.copysign(a), rounded)
-    return rounded.clamp_(-grid.largest, grid.largest).copysign_(a)
+    return rounded.clamp_(grid.lowest, grid.largest).copysign_(a)
 
 
 def _ties_away(code: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
@@ -133,13 +133,13 @@ def _ties_away(code: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
 def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | None) -> Tensor:
     """Stochastic rounding where there are random numbers."""
     magnitude = a.abs()
-    rounded = _round_even(magnitude, grid, ties=False)
+    rounded = _round_even(a, grid, ties=False).abs_()
     u = _power_of_two(a, grid).mul_(2.0**-grid.mantissa_bits)
     rounded -= u * (rounded > magnitude)
     if random is not None:
         # Where |a| lies above the grid's largest value, the clamp undoes what this does.
         rounded += u * (random < (magnitude - rounded).div_(u))
-    return rounded.clamp_(max=grid.largest).copysign_(a)
+    return rounded.copysign_(a).clamp_(grid.lowest, grid.largest)
 
 
 def _code_just_below_half(spacing: float) -> int:

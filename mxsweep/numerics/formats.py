@@ -4,7 +4,7 @@ A microscaling (MX) format cuts a tensor into blocks and writes each block as on
 narrow number q per element; a value reads back as q * s. Three choices make a format:
 
 * the element format (`ElementFormat`): a small float ("minifloat") with a sign, E exponent bits and M
-  mantissa bits, or a signed integer read as a fixed-point fraction 1.xx;
+  mantissa bits, or a signed integer read as a fixed-point fraction 1.xx (`mint<n>`: 0.xx);
 * the scale format (`ScaleFormat`): a power of two (`e8m0`), a small unsigned float (`e5m3`, `e4m3`) or
   `fp32`;
 * the block (`MXFormat.block_size`) and the roundings.
@@ -34,13 +34,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 ELEMENT_NAMES = (
-    "fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "fp4_e3m0", "int8", "int4", "int3", "int2",
+    "fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "fp4_e3m0", "int8", "int4", "int3", "int2", "mint4",
 )  # fmt: skip
 SCALE_NAMES = ("e8m0", "e5m3", "e4m3", "fp32")
 ROUNDINGS = ("nearest", "even", "floor", "stochastic")
 SCALE_ROUNDINGS = ("floor", "even", "ceil", "rceil")
 
-# Limits of `fp<n>_e<E>m<M>` and `int<n>`: inside them, every intermediate of the float32 arithmetic is exact.
+# Limits of `fp<n>_e<E>m<M>`, `int<n>` and `mint<n>`: inside them, every intermediate of float32 arithmetic is exact.
 MAX_ELEMENT_BITS = 16
 MAX_EXPONENT_BITS = 7
 # From this many exponent bits on, the top exponent code means Inf or NaN (IEEE 754, section 3.4).
@@ -54,10 +54,10 @@ DEFAULT_SCALE_BITS = 8
 MIDPOINT_BITS = 16  # an asymmetric block keeps its midpoint in bfloat16
 
 _MINIFLOAT = re.compile(r"fp(\d+)_e(\d+)m(\d+)")
-_INTEGER = re.compile(r"int(\d+)")
+_INTEGER = re.compile(r"(m?)int(\d+)")
 _ELEMENTS_ALLOWED = (
     f"{', '.join(ELEMENT_NAMES)}, or any fp<n>_e<E>m<M> with n = 1 + E + M <= {MAX_ELEMENT_BITS} and "
-    f"1 <= E <= {MAX_EXPONENT_BITS}, or int<n> with 2 <= n <= {MAX_ELEMENT_BITS}"
+    f"1 <= E <= {MAX_EXPONENT_BITS}, or int<n> or mint<n> with 2 <= n <= {MAX_ELEMENT_BITS}"
 )
 
 
@@ -67,17 +67,21 @@ class ElementFormat:
 
     An integer is a minifloat without exponent bits: `int<n>` holds k / 2^(n-2) for |k| < 2^(n-1), so that its
     largest value is just under 2 (OCP MX v1.0, section 5.3.4, with the asymmetric code -2 left unused as that
-    section allows).
+    section allows). `mint<n>` is MXINT as Mase has it (github.com/DeepWok/mase, `mxint`): k / 2^(n-1) for every
+    two's complement k, from -1 to just under 1, under a scale 2^ceil(log2 amax). It is the one format whose most
+    negative value has no positive counterpart.
 
     Attributes:
         name: as in `MXFormat.element`, such as "fp4_e2m1".
         exponent_bits: E; 0 for an integer.
         mantissa_bits: M, the stored fraction bits; n - 2 for an integer.
+        is_fraction: whether an integer's values end at 1 (`mint<n>`), not at 2.
     """
 
     name: str
     exponent_bits: int
     mantissa_bits: int
+    is_fraction: bool = False
 
     @property
     def is_integer(self) -> bool:
@@ -99,12 +103,16 @@ class ElementFormat:
 
     @property
     def min_exponent(self) -> int:
-        """Exponent of the smallest normal value; below it the spacing stays what it is there."""
-        return 0 if self.is_integer else 1 - self.bias
+        """Exponent of the smallest normal value; below it the spacing stays what it is there. An integer's: of the
+        largest power of two among its positive values, since it has one spacing.
+        """
+        return -int(self.is_fraction) if self.is_integer else 1 - self.bias
 
     @property
     def max_exponent(self) -> int:
-        """Exponent of the largest value: what a block's scale exponent is lowered by (OCP MX v1.0, section 6.3)."""
+        """Exponent of the largest magnitude (of a `mint<n>`, -1): what a block's scale exponent is lowered by (OCP MX
+        v1.0, section 6.3).
+        """
         if self.is_integer:
             return 0
         return self.bias if self.reserves_top_exponent else self.bias + 1
@@ -114,7 +122,12 @@ class ElementFormat:
         significand = 2 - 2.0**-self.mantissa_bits
         if self.name == "fp8_e4m3":
             significand = 1.75  # the code above is NaN (OCP OFP8 v1.0, table 2)
-        return 2.0**self.max_exponent * significand
+        return 2.0 ** (self.max_exponent - self.is_fraction) * significand
+
+    @property
+    def lowest(self) -> float:
+        """The most negative value."""
+        return -1.0 if self.is_fraction else -self.largest
 
     @property
     def smallest_normal(self) -> float:
@@ -129,7 +142,7 @@ class ElementFormat:
         """The value of one code: sign, exponent, mantissa from the top bit down; two's complement for an
         integer.
 
-        NaN also stands for the one integer code that is never written, -2.
+        NaN also stands for the one code of an `int<n>` that is never written, -2.
 
         Raises:
             ValueError: the code does not fit into `bits`.
@@ -138,8 +151,8 @@ class ElementFormat:
             raise ValueError(f"code: {code!r} is not a code of {self.name}; allowed: 0 to {2**self.bits - 1}")
         negative = code >> (self.bits - 1) == 1
         if self.is_integer:
-            number = code - 2**self.bits if negative else code
-            return math.nan if number == -(2 ** (self.bits - 1)) else number * 2.0**-self.mantissa_bits
+            value = (code - 2**self.bits if negative else code) * self.smallest_subnormal
+            return math.nan if value < self.lowest else value
         magnitude = code & (2 ** (self.bits - 1) - 1)
         value = _decode_minifloat(magnitude, self.mantissa_bits, self.bias)
         if self.reserves_top_exponent and magnitude >> self.mantissa_bits == 2**self.exponent_bits - 1:
@@ -186,6 +199,10 @@ class ScaleFormat:
     def smallest_subnormal(self) -> float:
         """The smallest positive value."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
+
+    @property
+    def lowest(self) -> float:
+        return 0.0
 
     def decode(self, code: int) -> float:
         """The value of one code, NaN included. Codes with the sign bit set, where there is one, are refused.
@@ -234,9 +251,9 @@ def parse_element(name: str) -> ElementFormat:
     """
     spelled = normalize_element(name)
     if match := _INTEGER.fullmatch(spelled):
-        bits = int(match[1])
-        if 2 <= bits <= MAX_ELEMENT_BITS and spelled == f"int{bits}":
-            return ElementFormat(spelled, 0, bits - 2)
+        bits = int(match[2])
+        if 2 <= bits <= MAX_ELEMENT_BITS and spelled == f"{match[1]}int{bits}":
+            return ElementFormat(spelled, 0, bits - 2, is_fraction=bool(match[1]))
     elif match := _MINIFLOAT.fullmatch(spelled):
         bits, exponent_bits, mantissa_bits = map(int, match.groups())
         canonical = f"fp{bits}_e{exponent_bits}m{mantissa_bits}"

@@ -24,10 +24,10 @@ enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC };
 enum Scale { E8M0, E5M3, E4M3, FP32 };
 enum ScaleRounding { SCALE_FLOOR, SCALE_EVEN, SCALE_CEIL, SCALE_RCEIL };
 
-// The values of a small float: u = 2^(max(exponent, min_exponent) - mantissa_bits) apart, up to `largest`.
+// The values of a small float: u = 2^(max(exponent, min_exponent) - mantissa_bits) apart, from `lowest` to `largest`.
 struct Grid {
     int mantissa_bits, min_exponent;
-    float largest;
+    float largest, lowest;
 };
 
 // MXFormat, without its block size. Of `scale_grid` an fp32 scale has `largest` only, an e8m0 scale nothing.
@@ -68,7 +68,8 @@ MX_FUNCTION float power_of_two(int exponent) {
 //   STOCHASTIC  Up from there iff random < (|a| - down) / u, which is exact.
 // A NaN becomes `largest`: its block's scale is NaN, by which it is multiplied next.
 MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float random) {
-    float magnitude = fminf(fabsf(a), grid.largest);
+    // The same constant of every format but mint<n>.
+    float magnitude = fminf(fabsf(a), grid.lowest < -grid.largest && a < 0.0f ? -grid.lowest : grid.largest);
     // From the power of two 2^max(exponent, min_exponent) = u * 2^mantissa_bits, all in the bits of a float.
     const unsigned to_shift = (unsigned(MANTISSA_BITS - grid.mantissa_bits) << MANTISSA_BITS) + HALF_ONE;
     const unsigned least = (unsigned(grid.min_exponent + BIAS) << MANTISSA_BITS) + to_shift;

@@ -21,6 +21,8 @@ from mxsweep.numerics.formats import (
 
 BlockSize = int | tuple[int, int]
 
+_FRACTIONS_SCALE_ROUNDING = "ceil"  # of mint<n>, by definition
+
 
 @dataclass(frozen=True)
 class MXFormat:
@@ -37,7 +39,7 @@ class MXFormat:
         rounding: of elements. "nearest" (ties away from zero), "even" (ties to even), "floor" (toward zero)
             or "stochastic" (up with the probability of the distance).
         scale_rounding: how an `e8m0` exponent follows from the block's maximum, see `scales.py`; becomes
-            "floor" for other scale formats, which always round to nearest even.
+            "floor" for other scale formats, which always round to nearest even, and "ceil" for `mint<n>`.
         symmetric: if false, the block's midpoint, kept in bfloat16, is subtracted first and added back.
         tensor_scale: whether a float32 scale per tensor lies over the block scales (NVFP4); `scale="e4m3"`
             only.
@@ -73,6 +75,8 @@ class MXFormat:
             raise ValueError(f"scale_bits: {self.scale_bits!r} is not allowed; allowed: {low} to {high}")
         if self.tensor_scale and self.scale != "e4m3":
             raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale e4m3")
+        if self.element_format.is_fraction and self.scale != "e8m0":
+            raise ValueError(f"scale: {self.scale!r} does not go with element {self.element}; allowed: e8m0")
         self._normalize()
 
     def _normalize(self) -> None:
@@ -82,6 +86,8 @@ class MXFormat:
         if self.scale != "e8m0":
             assign(self, "scale_bits", DEFAULT_SCALE_BITS)
             assign(self, "scale_rounding", "floor")
+        elif self.element_format.is_fraction:
+            assign(self, "scale_rounding", _FRACTIONS_SCALE_ROUNDING)
 
     @property
     def element_format(self) -> ElementFormat:
@@ -145,7 +151,7 @@ class MXFormat:
             parts.append("tensor")
         if self.scale_bits != DEFAULT_SCALE_BITS:
             parts.append(f"sb{self.scale_bits}")
-        if self.scale_rounding != "floor":
+        if self.scale_rounding != (_FRACTIONS_SCALE_ROUNDING if self.element_format.is_fraction else "floor"):
             parts.append(f"scale_{self.scale_rounding}")
         if self.rounding != "nearest":
             parts.append(f"round_{self.rounding}")

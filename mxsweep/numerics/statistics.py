@@ -46,7 +46,7 @@ class BlockStatistics:
         blocks_scale_clamped: blocks whose wanted scale lay outside what `scale_bits`, or the scale format,
             holds. A block that is all zero or holds NaN or Inf wants no scale and is not among them.
         elements: number of elements.
-        elements_saturated: elements whose quotient x / s was larger than the largest element value.
+        elements_saturated: elements whose quotient x / s lay beyond the largest, or the most negative, element value.
         elements_flushed: elements that were not zero and became zero.
         exponent_min: smallest wanted `e8m0` exponent, before clamping; None without one.
         exponent_max: largest wanted `e8m0` exponent, before clamping; None without one.
@@ -242,7 +242,8 @@ class _Totals:
                 g = tensor_scale_per_block(block_dims, fmt, beside)
                 scale = exact_scale(amax, fmt, g)
         self.blocks += amax.numel()
-        self.add("saturated", ((centered / scale).abs() > fmt.element_format.largest).sum())
+        quotient, element = centered / scale, fmt.element_format
+        self.add("saturated", ((quotient > element.largest) | (quotient < element.lowest)).sum())
         wants_scale = (amax > 0) & amax.isfinite()
         if exponent is not None:
             self.add("clamped", (wants_scale & (exponent.abs() > fmt.max_scale_exponent)).sum())

@@ -1,0 +1,150 @@
+"""Rotation of a tensor's last dimension by an orthogonal matrix with entries of nearly one size.
+
+x W^T = (x R) (W R)^T for every orthogonal R, so rotating both operands of a product changes nothing until they are
+quantized: then an outlier of x no longer sets the scale of its block alone but is spread over all channels (QuaRot,
+arXiv 2404.00456). paley.py says which R. In blocks of b channels, R is block-diagonal with the same matrix of order b.
+
+R = B (x) S, where S is Sylvester's matrix, so a row is transformed in two steps: by S, and by B, a dense product. On a
+GPU S is a kernel of ours (hadamard_cuda.py), which is all there is to do for a power of two up to 16384. Elsewhere S is
+applied as Kronecker factors of orders 2 to 64, a matrix product each: 2^21 float32 elements take 4 to 8 ms on one core
+for the orders 64 to 8192, where butterflies made of PyTorch operations take 15 to 25 ms and a copy 0.6 ms. All of it is
+float32 (float64 for float64), rounded once at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mxsweep.numerics.paley import base_factor, sylvester
+
+DENSE_BITS, FACTOR_BITS = 6, 5  # a transform of up to 2^6 is one product, a longer one several of up to 2^5
+
+
+def hadamard(x: Tensor, block: int = 0, *, inverse: bool = False) -> Tensor:
+    """Each block of the last dimension of x times the orthogonal matrix R of that order (or, ``inverse``, times R^T).
+
+    It is linear and has a gradient of every order: the inverse transform of the gradient.
+
+    Args:
+        x: (..., C), any floating-point dtype, any strides, possibly empty.
+        block: channels to a block; 0 for all C. Where C is no multiple of it, the last block is shorter and has the
+            matrix of its own order.
+        inverse: whether to undo the transform.
+
+    Returns:
+        x's shape and dtype, contiguous.
+
+    Raises:
+        TypeError: x is not of a floating-point dtype.
+        ValueError: x has no dimension, or ``block`` is negative.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x: dtype {x.dtype} cannot be rotated; allowed: floating-point dtypes")
+    if x.ndim == 0:
+        raise ValueError("x: a tensor without dimensions cannot be rotated; allowed: at least one dimension")
+    if block < 0:
+        raise ValueError(f"block: {block} is not allowed; allowed: 0 for the whole dimension, or a positive number")
+    if torch.is_grad_enabled() and x.requires_grad:
+        answer: Tensor = _Rotation.apply(x, block, inverse)
+        return answer
+    return _rotated(x.detach(), block, inverse)
+
+
+def matrix(order: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """R of an order: (order, order), orthogonal; `hadamard(x)` is x @ R. Worked out in float64, rounded to ``dtype``.
+
+    Raises:
+        ValueError: order is not positive.
+    """
+    if order < 1:
+        raise ValueError(f"order: {order} is not allowed; allowed: a positive number")
+    base = torch.from_numpy(base_factor(order))
+    log_rest = (order // len(base)).bit_length() - 1
+    signs = torch.from_numpy(sylvester(log_rest)).to(torch.float64)
+    return torch.kron(base, signs * 2 ** (-log_rest / 2)).to(device, dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """y = x R, whose gradient is that of y times R^T."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: int, inverse: bool) -> Tensor:
+        ctx.block, ctx.inverse = block, inverse
+        return _rotated(x, block, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return hadamard(gradient, ctx.block, inverse=not ctx.inverse), None, None
+
+
+def _rotated(x: Tensor, block: int, inverse: bool) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    columns = x.shape[-1]
+    order = min(block, columns) or columns
+    rest = columns % order
+    if rest == 0:
+        return _transformed(x.reshape(-1, order), order, inverse).view(x.shape)
+    whole, last = x[..., : columns - rest], x[..., columns - rest :]
+    parts = (
+        _transformed(whole.reshape(-1, order), order, inverse).view(whole.shape),
+        _transformed(last.reshape(-1, rest), rest, inverse).view(last.shape),
+    )
+    return torch.cat(parts, dim=-1)
+
+
+def _transformed(x: Tensor, order: int, inverse: bool) -> Tensor:
+    """Rows (R, order) times the matrix of that order, contiguous."""
+    size = len(base_factor(order))
+    if size == 1:
+        return _sylvester(x, order)
+    y = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    base = _base(order, y.dtype, y.device)
+    if size == order:
+        return (y @ (base.T if inverse else base)).to(x.dtype)
+    y = _sylvester(y, order // size).view(-1, size, order // size)
+    return torch.matmul(base if inverse else base.T, y).view(x.shape).to(x.dtype)
+
+
+def _sylvester(x: Tensor, order: int) -> Tensor:
+    """Each run of ``order`` elements of x times Sylvester's orthogonal matrix, its own inverse; a new tensor."""
+    if order == 1:
+        return x.clone(memory_format=torch.contiguous_format)
+    if x.is_cuda:
+        from mxsweep.numerics.hadamard_cuda import can_transform, sylvester_cuda
+
+        if can_transform(x, order):
+            return sylvester_cuda(x, order)
+    y = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).reshape(-1)
+    inner = 1
+    for factor in _factors(order.bit_length() - 1, y.dtype, y.device):
+        size = len(factor)
+        y = y.view(-1, size) @ factor if inner == 1 else torch.matmul(factor, y.view(-1, size, inner))
+        inner *= size
+    return y.view(x.shape).to(x.dtype)
+
+
+@functools.lru_cache(maxsize=128)
+def _factors(log_order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Symmetric matrices whose Kronecker product is Sylvester's orthogonal one, the innermost first.
+
+    The innermost carries the whole scale; the others have entries +-1, which cost no rounding but that of sums.
+    """
+    count = 1 if log_order <= DENSE_BITS else math.ceil(log_order / FACTOR_BITS)
+    bits = [log_order // count + (index < log_order % count) for index in range(count)]
+    with torch.inference_mode(False):  # or a gradient could not go through them later
+        factors = [torch.from_numpy(sylvester(own)).to(device, dtype) for own in bits]
+        factors[0] = factors[0] * 2 ** (-log_order / 2)
+    return tuple(factors)
+
+
+@functools.lru_cache(maxsize=128)
+def _base(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.from_numpy(base_factor(order)).to(device, dtype)
