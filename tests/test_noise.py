@@ -13,8 +13,9 @@ from torch import nn
 
 from mxsweep import compose, run
 from mxsweep.errors import ConfigError
+from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.load import load_model
-from mxsweep.model.noise import decoder_blocks, perturbed
+from mxsweep.model.noise import perturbed
 
 QUANTIZED = ["format=w4a6", "kv_quant=fp4_e2m1", "limit=60", "model.device=cpu"]
 
@@ -75,7 +76,7 @@ def test_each_repeat_is_its_own_and_can_be_repeated() -> None:
 
 def test_the_blocks_of_a_model() -> None:
     assert len(decoder_blocks(load_model("embedded", device="cpu").model)) == 3
-    assert [type(block) for block in decoder_blocks(Model())] == [Block]  # and not the list within it
+    assert [type(block) for block in decoder_blocks(Model()).values()] == [Block]  # and not the list within it
     with pytest.raises(ConfigError, match=r"^noise: Linear has no decoder blocks"), perturbed(nn.Linear(2, 2), 0, 1):
         pass
 

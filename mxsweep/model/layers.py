@@ -2,6 +2,7 @@
 
 Legend: x (..., C) input, W (N, C) weight of a linear layer, y (..., N) = Q(x) Q(W)^T + b. Both are quantized along
 C, the dimension that the product sums over, so that a block's scales could be factored out of the sum in hardware.
+Where the recipe rotates the product, y = Q(x R) Q(W R)^T + b with R orthogonal.
 
 An MX layer keeps the original module beside its own quantized copy of the weight and never changes the original's
 values, which is why taking it out is exact: the parent module gets the very same object back. Where a GPU has no room
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,10 +27,12 @@ from transformers import PreTrainedModel
 from mxsweep.errors import ConfigError
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.observer import Observer
-from mxsweep.model.recipe import LinearFormats, Recipe, in_decoder_block
+from mxsweep.model.recipe import QUERY_KEY, LinearFormats, Prepared, Recipe, in_decoder_block
 from mxsweep.model.report import LayerReport, QuantizationReport, Stored
 from mxsweep.numerics import Measured, MXFormat, fetch_statistics, measure_blocks, quantize
+from mxsweep.numerics.hadamard import hadamard
 
+NOTHING_PREPARED = Prepared()
 KEPT_FREE = 0.2  # of a GPU's memory: for activations, logits, and what fragmentation wastes
 
 
@@ -44,15 +47,25 @@ class InputQuantizer:
     def __init__(self, recipe: Recipe) -> None:
         self.observer: Observer | None = None  # told of each tensor once, with the name of its first reader
         self._recipe = recipe
-        self._last: tuple[Tensor, tuple[int, MXFormat, bool], Tensor] | None = None
+        self._seen: Tensor | None = None
+        self._answers: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
 
-    def __call__(self, x: Tensor, fmt: MXFormat, name: str) -> Tensor:
+    def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
+        """What a layer multiplies by its weight: x, rotated and quantized as asked."""
         version = -1 if x.is_inference() else x._version
-        asked = (version, fmt, torch.is_grad_enabled())
-        if self._last is not None and version >= 0:
-            seen, seen_asked, answer = self._last
-            if seen is x and seen_asked == asked:
-                return answer
+        asked = (version, fmt, rotated, torch.is_grad_enabled())
+        if self._seen is not x or version < 0:
+            self._seen, self._answers = x, {}
+        if asked not in self._answers:
+            self._answers[asked] = self._answer(x, fmt, name, rotated)
+        return self._answers[asked]
+
+    def _answer(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool) -> Tensor:
+        if rotated:
+            assert self._recipe.rotation is not None
+            x = hadamard(x, self._recipe.rotation.block)
+        if fmt is None:
+            return x
         stochastic = fmt.rounding == "stochastic"
         answer = quantize(
             x,
@@ -66,12 +79,11 @@ class InputQuantizer:
         )
         if self.observer is not None:
             self.observer("activation", name, x, fmt, answer)
-        self._last = (x, asked, answer)
         return answer
 
     def forget(self) -> None:
         """Let go of the remembered tensors."""
-        self._last = None
+        self._seen, self._answers = None, {}
 
 
 class MXLinear(nn.Module):
@@ -81,22 +93,35 @@ class MXLinear(nn.Module):
         linear: the layer to stand in for; its parameters are shared, not copied.
         weight_mx: its quantized weight, (N, C), in the weight's dtype; the weight itself where it stays as it is.
         activation: the input's format, None to leave it.
+        rotated: whether weight_mx is of the rotated weight, and inputs are to be rotated.
+
+    Attributes:
+        tap: told of every input (..., C) as it is multiplied by the weight; None for nobody.
     """
 
     def __init__(
-        self, linear: nn.Linear, name: str, weight_mx: Tensor, activation: MXFormat | None, inputs: InputQuantizer
+        self,
+        linear: nn.Linear,
+        name: str,
+        weight_mx: Tensor,
+        activation: MXFormat | None,
+        inputs: InputQuantizer,
+        rotated: bool = False,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.weight_mx: Tensor
         self.register_buffer("weight_mx", weight_mx, persistent=False)
-        self._name, self._activation, self.inputs = name, activation, inputs
+        self._name, self._activation, self.inputs, self._rotated = name, activation, inputs, rotated
+        self.tap: Callable[[Tensor], None] | None = None
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._activation is not None:
-            x = self.inputs(x, self._activation, self._name)
-        assert isinstance(self.weight_mx, Tensor)
+        if self._activation is not None or self._rotated:
+            x = self.inputs(x, self._activation, self._name, self._rotated)
+        if self.tap is not None:
+            self.tap(x)
         return F.linear(x, self.weight_mx, self.bias)
 
     def extra_repr(self) -> str:
@@ -104,17 +129,30 @@ class MXLinear(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Site:
-    """A module to replace: where it is, and what its tensors become."""
+class Site:
+    """A module to replace: where it is, what its tensors become, and the order of its rotation (None for none)."""
 
     name: str
     module: nn.Linear | nn.Embedding
     formats: LinearFormats
+    rotation_block: int | None = None
+
+    def weight(self) -> Tensor:
+        """(N, C), in the basis in which it is quantized."""
+        weight = self.module.weight.detach()
+        if self.rotation_block is None:
+            return weight
+        return hadamard(weight, self.rotation_block)
 
 
 @contextmanager
 def quantize_model(
-    model: PreTrainedModel, recipe: Recipe, *, compare_exact: bool = False
+    model: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    prepared: Prepared = NOTHING_PREPARED,
+    compare_exact: bool = False,
+    keep_weights: bool = False,
 ) -> Iterator[QuantizationReport]:
     """Put ``recipe`` into ``model`` while the context lasts; afterwards the model is bit for bit as before.
 
@@ -123,6 +161,8 @@ def quantize_model(
     Args:
         model: a Hugging Face causal language model whose projections are ``nn.Linear``.
         recipe: what each kind of tensor becomes.
+        prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
+        keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
         compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
 
     Yields:
@@ -137,14 +177,20 @@ def quantize_model(
     inputs = InputQuantizer(recipe)
     measured: list[Measured | None] = []
     waiting = _Waiting(_without_room(model, sites))
-    with quantized_attention(model, recipe, lambda name: stochastic_key(recipe.seed, name)) as attention_modules:
+    with quantized_attention(
+        model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
+    ) as attention_modules:
         try:
             for site in sites:
-                weight_mx, statistics = _quantize_weight(site, recipe, compare_exact)
+                if keep_weights:
+                    weight_mx, statistics = site.weight(), None
+                else:
+                    known = prepared.weights.get(site.name)
+                    weight_mx, statistics = _quantize_weight(site, recipe, compare_exact, known)
                 _put(model, site.name, _replacement(site, weight_mx, inputs))
                 waiting.send_to_host(site.module)
                 measured.append(statistics)
-            reports = _layer_reports(sites, measured)
+            reports = _layer_reports(sites, measured, prepared.weights)
             yield QuantizationReport.of(recipe, reports, attention_modules, stored, waiting.bytes)
         finally:
             inputs.forget()
@@ -153,7 +199,7 @@ def quantize_model(
             waiting.bring_back()  # the replacements are freed by now
 
 
-def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
+def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     """The modules that ``recipe`` changes, in the model's order."""
     if any(isinstance(module, MXLinear) for module in model.modules()):
         raise RuntimeError(f"this {type(model).__name__} holds MX layers already; leave the context that put them in")
@@ -178,7 +224,11 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[_Site]:
                     f"modules: {name} is a {type(module).__name__}, for which there is no MX layer; "
                     f"leave it as it is with modules={{{name}: none}}"
                 )
-            sites.append(_Site(name, module, formats))
+            block = recipe.rotation.block if recipe.rotation is not None and recipe.rotation.of(name) else None
+            sites.append(Site(name, module, formats, block if isinstance(module, nn.Linear) else None))
+    for matmul in recipe.rotation.matmuls if recipe.rotation else ():
+        if matmul != QUERY_KEY and not any(name.endswith(f".{matmul}_proj") for name in candidates):
+            raise ConfigError(f"rotation.matmuls: {matmul!r} is no linear layer of {type(model).__name__}")
     if not sites and recipe.linear != LinearFormats():
         raise ConfigError(
             f"format: {type(model).__name__} has no torch.nn.Linear in its decoder blocks to quantize; allowed: none"
@@ -198,7 +248,9 @@ def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]
     return _layer_reports(sites, [_quantize_weight(site, recipe, compare_exact=True)[1] for site in sites])
 
 
-def _quantize_weight(site: _Site, recipe: Recipe, compare_exact: bool) -> tuple[Tensor, Measured | None]:
+def _quantize_weight(
+    site: Site, recipe: Recipe, compare_exact: bool, prepared: Tensor | None = None
+) -> tuple[Tensor, Measured | None]:
     """The weight that stands in for a site's own, and what became of it (None where it stays as it is)."""
     weight = site.module.weight
     if weight.device.type == "meta":
@@ -206,32 +258,37 @@ def _quantize_weight(site: _Site, recipe: Recipe, compare_exact: bool) -> tuple[
             f"model.device_map: {site.name} was offloaded from the GPUs, where its weight cannot be quantized; "
             "use more or larger GPUs, or model.device=cpu"
         )
-    weight, fmt = weight.detach(), site.formats.weight
+    weight, fmt = site.weight(), site.formats.weight
     if fmt is None:
         return weight, None
-    stochastic = fmt.rounding == "stochastic"
-    weight_mx = quantize(
-        weight,
-        fmt,
-        axis=-1,
-        backend=recipe.backend,
-        arithmetic=recipe.arithmetic,
-        generator=stochastic_key(recipe.seed, f"{site.name}.weight") if stochastic else None,
-    )
+    if prepared is not None:
+        weight_mx = prepared.to(weight.device, weight.dtype)
+    else:
+        weight_mx = quantize(
+            weight,
+            fmt,
+            axis=-1,
+            backend=recipe.backend,
+            arithmetic=recipe.arithmetic,
+            generator=stochastic_key(recipe.seed, f"{site.name}.weight") if fmt.rounding == "stochastic" else None,
+        )
     measured = measure_blocks(
         weight, fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx, compare_exact=compare_exact
     )
     return weight_mx, measured
 
 
-def _replacement(site: _Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:
+def _replacement(site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:
     if isinstance(site.module, nn.Linear):
-        return MXLinear(site.module, site.name, weight_mx, site.formats.activation, inputs)
+        rotated = site.rotation_block is not None
+        return MXLinear(site.module, site.name, weight_mx, site.formats.activation, inputs, rotated)
     embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=site.module.padding_idx)
     return embedding.train(site.module.training)
 
 
-def _layer_reports(sites: Sequence[_Site], measured: Sequence[Measured | None]) -> list[LayerReport]:
+def _layer_reports(
+    sites: Sequence[Site], measured: Sequence[Measured | None], prepared: Collection[str] = ()
+) -> list[LayerReport]:
     fetched = iter(fetch_statistics([item for item in measured if item is not None]))
     return [
         LayerReport(
@@ -241,6 +298,7 @@ def _layer_reports(sites: Sequence[_Site], measured: Sequence[Measured | None]) 
             site.module.weight.shape,
             site.module.weight.itemsize * 8,
             None if item is None else next(fetched),
+            site.name in prepared,
         )
         for site, item in zip(sites, measured, strict=True)
     ]
@@ -287,7 +345,7 @@ class _Waiting:
             module.weight.data = module.weight.data.to(home)
 
 
-def _without_room(model: nn.Module, sites: Sequence[_Site]) -> list[nn.Module]:
+def _without_room(model: nn.Module, sites: Sequence[Site]) -> list[nn.Module]:
     """The linear layers whose weights must leave their GPU for their quantized copies to fit."""
     # By every name, so that neither a weight that several modules share nor a module with several names is alone.
     users = Counter(
@@ -295,7 +353,7 @@ def _without_room(model: nn.Module, sites: Sequence[_Site]) -> list[nn.Module]:
         for _, module in model.named_modules(remove_duplicate=False)
         for parameter in module.parameters(recurse=False)
     )
-    quantized: dict[torch.device, list[_Site]] = {}
+    quantized: dict[torch.device, list[Site]] = {}
     for site in sites:
         if site.formats.weight is not None:
             quantized.setdefault(site.module.weight.device, []).append(site)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mxsweep.errors import ConfigError
-from mxsweep.model.recipe import in_decoder_block
+from mxsweep.model.decoder import decoder_blocks
 
 
 @contextmanager
@@ -35,22 +35,12 @@ def perturbed(model: nn.Module, seed: int, repeat: int) -> Iterator[None]:
         raise ConfigError(f"noise: {type(model).__name__} has no decoder blocks whose inputs could be perturbed")
     digest = hashlib.sha256(f"noise/{seed}/{repeat}".encode()).digest()
     perturb = _Perturbation(int.from_bytes(digest[:8], "little") >> 1)
-    handles = [block.register_forward_pre_hook(perturb, with_kwargs=True) for block in blocks]
+    handles = [block.register_forward_pre_hook(perturb, with_kwargs=True) for block in blocks.values()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def decoder_blocks(model: nn.Module) -> list[nn.Module]:
-    """The numbered children of the outermost lists, as ``model.layers.0``; not those of lists inside a block."""
-    return [
-        block
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and not in_decoder_block(name)
-        for block in module
-    ]
 
 
 class _Perturbation:

@@ -1,11 +1,21 @@
-"""Which format each kind of tensor gets. Plain data: no torch, no config."""
+"""Which format each kind of tensor gets, and in which basis. Plain data: no torch, no config."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from mxsweep.numerics import MXFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The matrix products of a decoder block by the last part of the name of their linear layer, without "_proj".
+LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
+QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache
+MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
 
 
 @dataclass(frozen=True)
@@ -17,12 +27,72 @@ class LinearFormats:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Operands of matrix products in another orthonormal basis, in which outliers are spread over all channels.
+
+    x W^T = (x R) (W R)^T for any orthogonal R, so without quantization nothing changes; with it, what is quantized is
+    x R and W R (QuaRot, arXiv 2404.00456, section 3).
+
+    Attributes:
+        matmuls: which of MATMULS, in their order.
+        block: R is block-diagonal with Hadamard matrices of this order; 0 for the whole dimension that is summed over.
+    """
+
+    matmuls: tuple[str, ...]
+    block: int = 0
+
+    def of(self, name: str) -> bool:
+        """Whether the linear layer of this name is rotated."""
+        matmul = name.rpartition(".")[2].removesuffix("_proj")
+        return matmul in LINEAR_MATMULS and matmul in self.matmuls
+
+
+@dataclass(frozen=True)
+class KVOptions:
+    """How keys and values are quantized, besides their formats.
+
+    Attributes:
+        key_axis: "token": blocks of keys lie along head_dim; "channel": along the sequence, a block of consecutive
+            tokens for each channel, which is quantized when it is complete: a query reads the keys of the block that it
+            stands in as they are, unless it is the block's last.
+        rope: keys are quantized "after" the rotary embedding or "before" it (and embedded then).
+        first, recent: how many tokens at the beginning, and for each query how many up to itself, stay as they are.
+        scales: "block", or "head": one scale for all of a head's dimensions (and of a per-tensor scale, one a head).
+        smooth: 0 to 1: keys are divided by s_c = max |k_c|^smooth over the calibration tokens (rounded to a power of
+            two, equal over the two channels of a RoPE pair), and queries multiplied by it. 0: not at all.
+    """
+
+    key_axis: str = "token"
+    rope: str = "after"
+    first: int = 0
+    recent: int = 0
+    scales: str = "block"
+    smooth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was worked out for a recipe beforehand, on calibration data.
+
+    Attributes:
+        weights: quantized weights (N, C) by module name, in the basis and on the grid that the recipe gives them; a
+            module that is not there is rounded to nearest.
+        key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    key_factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is quantized in a model, and by whom.
 
     Attributes:
         linear: formats of the linear layers of the decoder blocks (not of lm_head, not of embeddings).
-        key, value: formats of keys and values along head_dim, as attention reads them; None leaves them.
+        key, value: formats of keys and values, as attention reads them; None leaves them.
+        kv: how these are applied.
+        rotation: which operands are quantized in another basis; None for none.
         modules: (glob pattern over module names, formats) pairs; where several match a module, the last wins.
         backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
         seed: of stochastic rounding.
@@ -35,6 +105,8 @@ class Recipe:
     backend: str = "torch"
     arithmetic: str = "native"
     seed: int = 0
+    kv: KVOptions = KVOptions()
+    rotation: Rotation | None = None
 
     def formats(self) -> list[MXFormat]:
         """Every format that some tensor gets, each once."""

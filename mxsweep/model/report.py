@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One replaced module. ``bits`` is the width of the original dtype; ``statistics`` are of the weight's blocks."""
+    """One replaced module.
+
+    Attributes:
+        bits: the width of the original dtype.
+        statistics: of the weight's blocks, under the scales that rounding gives them.
+        prepared: whether the weight was worked out beforehand, perhaps on other scales. Its signal and noise are its
+            own all the same.
+    """
 
     name: str
     weight: MXFormat | None
@@ -27,6 +34,7 @@ class LayerReport:
     shape: Sequence[int]
     bits: int
     statistics: BlockStatistics | None
+    prepared: bool = False
 
     @property
     def weights(self) -> int:
@@ -130,6 +138,7 @@ class QuantizationReport:
             "originals_on_host_bytes": self.waiting_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,
+            "weights_prepared": sum(layer.prepared for layer in self.layers),
             "weight_blocks": self._sum("blocks"),
             "weight_blocks_scale_clamped": self._sum("blocks_scale_clamped"),
             "weights_quantized": self._sum("elements"),
@@ -156,13 +165,16 @@ class QuantizationReport:
                 f"{self.bits_per_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} bits a "
                 f"parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB)"
             )
-            span = ""
+            span = scales = ""
+            if data["weights_prepared"]:
+                lines.append(f"The weights of {data['weights_prepared']} layers were worked out beforehand")
+                scales = " under the scales that rounding gives"
             if data["weight_exponent_min"] is not None:
                 span = f" (exponents {data['weight_exponent_min']} to {data['weight_exponent_max']})"
             lines.append(
                 f"{data['weight_blocks_scale_clamped']:,} of {data['weight_blocks']:,} weight blocks had their scale "
-                f"clamped{span}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights saturated, "
-                f"{data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
+                f"clamped{span}{scales}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights "
+                f"saturated, {data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
             )
         if self.waiting_bytes:
             lines.append(
