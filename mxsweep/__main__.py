@@ -86,9 +86,9 @@ def _main(words: list[str]) -> int:
 def _ask_hydra(args: Namespace) -> int:
     """--help, --cfg and the like, which Hydra answers without running anything."""
     config_dir = Path(args.config_dir).resolve() if args.config_dir else None
-    overrides, _ = prepare(args.overrides, config_dir)
+    grids, _ = prepare(args.overrides, config_dir)
     # Says what is wrong with them, which Hydra would do at length. Of a sweep, the first run is shown.
-    asked = next(run for run in plan(overrides, True, config_dir).runs if not run.added)
+    asked = next(run for run in plan(grids, True, config_dir).runs if not run.added)
     overrides = [] if args.hydra_help else list(asked.words)  # the help is of Hydra's flags, and knows no knobs
     name_run("RUN_ID")
 

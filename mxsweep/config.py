@@ -31,10 +31,19 @@ from mxsweep.checks import (
 )
 from mxsweep.devices import device_type
 from mxsweep.errors import ConfigError
-from mxsweep.format_config import FormatConfig, element_name, resolve_format, resolve_modules
+from mxsweep.format_config import FormatConfig, resolve_format, resolve_modules
 from mxsweep.identity import json_digest
+from mxsweep.kv_config import KVConfig, resolve_kv
 from mxsweep.model.inventory import model_identity
-from mxsweep.model.recipe import LinearFormats, Recipe
+from mxsweep.model.recipe import (
+    LINEAR_MATMULS,
+    MATMULS,
+    QUERY_KEY,
+    KVOptions,
+    LinearFormats,
+    Recipe,
+    Rotation,
+)
 from mxsweep.numerics import (
     ARITHMETICS,
     BACKENDS,
@@ -45,22 +54,18 @@ from mxsweep.numerics import (
     microxcaling_problem,
 )
 from mxsweep.overrides import option_names
+from mxsweep.prepare.candidates import resolve_candidates
+from mxsweep.prepare.leak import refuse_same_file
+from mxsweep.prepare.texts import identity_of as calibration_identity
+from mxsweep.prepare.texts import resolve as resolve_calibration
+from mxsweep.remedy_config import CalibrationConfig, PTQConfig, RotationConfig, as_names, check_rotation_block
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
+# Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever any of them changes. It is
+# part of the hash of every run that has one, and of the key of everything that is cached of them.
+REMEDIES_VERSION = 1
 MOST_NOISE = 100  # further evaluations of a run
-
-
-@dataclass(frozen=True)
-class KVConfig:
-    """Element formats of keys and values; "none" leaves them as they are."""
-
-    key: str
-    value: str
-
-    @property
-    def name(self) -> str:
-        return self.key if self.key == self.value else f"k:{self.key},v:{self.value}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,10 @@ class RunConfig:
     model: ModelConfig
     task: TaskConfig
     modules: dict[str, FormatConfig]
+    ptq: PTQConfig
+    rotation: RotationConfig
+    rotation_block: int | str
+    calibration: CalibrationConfig
     rounding: str
     scale_rounding: str
     symmetric: bool
@@ -181,6 +190,7 @@ class RunConfig:
             "batch_size", self.batch_size, 1, None, "a whole number of sequences at a time when generating, at least 1"
         )
         check_integer("seed", self.seed, 0, 2**32 - 1, "0 to 2^32 - 1")
+        check_rotation_block(self.rotation_block)
         check_flag("diagnostics", self.diagnostics)
         check_integer("noise", self.noise, 0, MOST_NOISE, f"0 to {MOST_NOISE} further evaluations")
         check_limit(self.limit)
@@ -188,16 +198,69 @@ class RunConfig:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The formats of every tensor. Raises ConfigError where a format cannot be had."""
-        return Recipe(
+        """The formats of every tensor, before anything is searched. Raises ConfigError where one cannot be had."""
+        kv = dataclasses.replace(
+            self.format,
+            block_size=self.kv_quant.block_size,
+            scale=self.kv_quant.scale,
+            tensor_scale=self.kv_quant.tensor_scale,
+        )
+        recipe = Recipe(
             linear=self._linear("format", self.format),
-            key=self._mx("kv_quant.key", self.kv_quant.key, self.format),
-            value=self._mx("kv_quant.value", self.kv_quant.value, self.format),
+            key=self._mx("kv_quant.key", self.kv_quant.key, kv),
+            value=self._mx("kv_quant.value", self.kv_quant.value, kv),
+            kv=self.kv_quant.options,
             modules=tuple((pattern, self._linear(f"modules[{pattern}]", f)) for pattern, f in self.modules.items()),
             backend=self.backend,
             arithmetic=self.arithmetic,
             seed=self.seed,
         )
+        if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
+            recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
+        return recipe
+
+    @property
+    def candidates(self) -> tuple[Rotation, ...]:
+        """What a rotation search chooses among: the rotation of each matrix product that quantization touches."""
+        if self.rotation.method != "search":
+            return ()
+        matmuls = rotatable(self.recipe, self.rotation.matmuls)
+        return tuple(Rotation((matmul,), self._rotation_block) for matmul in matmuls)
+
+    @property
+    def judge(self) -> str:
+        """What weights a rotation search judges by: "rtn", on searched scales ("clip"), or as GPTQ solves for them."""
+        if not self.quantizes_weights or self.ptq.method == "rtn":
+            return "rtn"
+        return "gptq" if self.ptq.method == "gptq" and self.rotation.judge == "ptq" else "clip"
+
+    @property
+    def budget_formats(self) -> dict[str, LinearFormats]:
+        """The formats that a budget is spent on, by name."""
+        return {name: self._linear(f"ptq.formats[{name}]", own) for name, own in self.ptq.formats.items()}
+
+    @property
+    def _rotation_block(self) -> int:
+        if isinstance(self.rotation_block, int):
+            return self.rotation_block
+        if not isinstance(self.format.block_size, int):
+            raise ConfigError("rotation_block: 'mx' needs blocks in rows, and block_size is a tile; allowed: a number")
+        return self.format.block_size
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the run works something out on calibration data before it is quantized."""
+        return (
+            (self.quantizes_weights and self.ptq.needs_calibration)
+            or self.recipe.kv.smooth > 0
+            or bool(self.candidates)
+        )
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether some weight gets a format, so that ``ptq`` has an effect."""
+        layers = (self.recipe.linear, *(own for _, own in self.recipe.modules))
+        return any(formats.weight is not None for formats in layers)
 
     def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
         return LinearFormats(
@@ -257,7 +320,7 @@ class RunConfig:
             "task": [task.names, task.num_fewshot, task.apply_chat_template],
             "data": {name: file_digest(file) for name, file in task.data.items()},
             "limit": self.limit,
-            "quantized": None if self.recipe.is_baseline else self._quantized_identity(),
+            "quantized": None if self.recipe.is_baseline else self._quantized_identity() | self._remedies_identity(),
             "seed": self.seed,  # of few-shot choice too, and how many a task takes by itself is not known here
         }
         # What a run leaves besides its metrics; in the hash only where it is asked for.
@@ -276,6 +339,25 @@ class RunConfig:
             "computed": [recipe.backend, recipe.arithmetic, NUMERICS_VERSION],
         }
 
+    def _remedies_identity(self) -> dict[str, Any]:
+        """Of remedies; empty where there are none, so that the hashes of runs without any stay as they are."""
+        recipe = self.recipe
+        what: dict[str, Any] = {}
+        if recipe.kv != KVOptions():
+            what["kv_options"] = dataclasses.asdict(recipe.kv)
+        if recipe.rotation is not None:
+            what["rotation"] = dataclasses.asdict(recipe.rotation)
+        if self.candidates:
+            what["rotation_search"] = [dataclasses.asdict(candidate) for candidate in self.candidates]
+            what["rotation_judge"] = self.judge
+        if self.rotation.residual:
+            what["residual"] = True
+        if self.quantizes_weights and self.ptq.as_dict() != {"method": "rtn"}:
+            what["ptq"] = self.ptq.as_dict()
+        if self.needs_calibration:
+            what["calibration"] = calibration_identity(self.calibration)
+        return what | ({"remedies": REMEDIES_VERSION} if what else {})
+
     def run_id(self, stamp: str) -> str:
         """Such as ``20260207_220640_bs16_sb6_ccfalse_3fa91c04``: when, the habitual knobs, the hash's beginning."""
         size = self.format.block_size
@@ -286,7 +368,8 @@ class RunConfig:
         """For the record: nested, JSON-able, with the labels that tables use as ``name``."""
         data = dataclasses.asdict(self)
         own = data.pop("format")
-        data["kv_quant"] = {"name": self.kv_quant.name, **data["kv_quant"]}
+        data["kv_quant"] = self.kv_quant.as_dict(self.format)
+        data |= self._remedies_as_dict()
         data["model"]["name"] = self.model.label
         data["task"] = {"name": self.task.name, **data["task"]}
         data["task"].pop("fields")
@@ -297,6 +380,28 @@ class RunConfig:
             **data,
         }
         return json.loads(json.dumps(data))
+
+    def _remedies_as_dict(self) -> dict[str, Any]:
+        """What has an effect: tables show a knob that is there, and none that could as well be anything."""
+        data: dict[str, Any] = {"ptq": self.ptq.as_dict() if self.quantizes_weights else {"method": "rtn"}}
+        matmuls = rotatable(self.recipe, self.rotation.matmuls) if self.rotation.method != "none" else ()
+        data["rotation"] = {"method": self.rotation.method if matmuls else "none"}
+        data["rotation_block"] = self.rotation_block if matmuls else None
+        if matmuls:
+            data["rotation"]["matmuls"] = "+".join(matmuls)
+        if self.candidates and self.judge == "gptq":
+            data["rotation"]["judge"] = self.rotation.judge
+        if self.rotation.residual:
+            data["rotation"]["residual"] = True
+        data["calibration"] = dataclasses.asdict(self.calibration) if self.needs_calibration else None
+        return data
+
+
+def rotatable(recipe: Recipe, matmuls: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the matrix products of which something is quantized, in the order of MATMULS."""
+    linear = any(formats != LinearFormats() for formats in (recipe.linear, *(own for _, own in recipe.modules)))
+    touched = (LINEAR_MATMULS if linear else ()) + ((QUERY_KEY,) if recipe.key is not None else ())
+    return tuple(matmul for matmul in MATMULS if matmul in touched and matmul in matmuls)
 
 
 def _identity(fmt: MXFormat | None) -> str | None:
@@ -342,12 +447,19 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         modules=modules,
         backend=backend,
         arithmetic="exact" if arithmetic == "auto" else arithmetic,
-        kv_quant=KVConfig(**{key: element_name(value) for key, value in knobs.pop("kv_quant").items()}),
+        kv_quant=resolve_kv(knobs.pop("kv_quant"), run_format),
+        ptq=_ptq(knobs.pop("ptq"), run_format, explicit),
+        rotation=_rotation(knobs.pop("rotation")),
+        calibration=CalibrationConfig(**knobs.pop("calibration")),
         model=ModelConfig(**knobs.pop("model")),
         task=_task(knobs.pop("task")),
         **knobs,
     )
-    return _with_arithmetic(config, arithmetic)
+    config = _with_arithmetic(config, arithmetic)
+    if config.needs_calibration:
+        config = dataclasses.replace(config, calibration=resolve_calibration(config.calibration, config.model))
+        refuse_same_file(config.calibration, config.task)
+    return config
 
 
 def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
@@ -368,7 +480,15 @@ def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
 # Those of SWEEP_KNOBS decide no run's result: sweep/settings.py reads them.
 SWEEP_KNOBS = {"dry_run", "baseline", "resume", "logging"}
 KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale"} | SWEEP_KNOBS
-GROUPS = {"format": FormatConfig, "kv_quant": KVConfig, "model": ModelConfig, "task": TaskConfig}
+GROUPS = {
+    "format": FormatConfig,
+    "kv_quant": KVConfig,
+    "ptq": PTQConfig,
+    "rotation": RotationConfig,
+    "calibration": CalibrationConfig,
+    "model": ModelConfig,
+    "task": TaskConfig,
+}
 
 
 def of_omegaconf(error: OmegaConfBaseException) -> str:
@@ -404,6 +524,16 @@ def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
         raise ConfigError(f"{prefix}{key}: was taken away; every run needs a value of it")
 
 
+def _ptq(knobs: dict[str, Any], run: FormatConfig, explicit: dict[str, Any]) -> PTQConfig:
+    names = as_names(knobs["formats"])
+    return PTQConfig(**knobs | {"formats": resolve_candidates([str(name) for name in names], run, explicit)})
+
+
+def _rotation(knobs: dict[str, Any]) -> RotationConfig:
+    matmuls = as_names(knobs["matmuls"])
+    return RotationConfig(**knobs | {"matmuls": matmuls})
+
+
 def _task(knobs: dict[str, Any]) -> TaskConfig:
     names, data = knobs.pop("names"), knobs.pop("data")
     names = tuple(names) if isinstance(names, list) else (names,)
@@ -421,6 +551,18 @@ def _task(knobs: dict[str, Any]) -> TaskConfig:
 
 def _check_combination(config: RunConfig) -> None:
     """What cannot go together, though each value alone is fine."""
+    if config.ptq.budget is not None:
+        if not config.quantizes_weights:
+            raise ConfigError(
+                f"ptq.budget: {config.ptq.budget:g} is for the weights, and format={config.format.name} leaves them as "
+                "they are; allowed with it: null"
+            )
+        config.budget_formats  # noqa: B018 - each is checked
+    if config.quantizes_weights and config.ptq.method != "rtn" and config.rounding == "stochastic":
+        raise ConfigError(
+            f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "
+            "allowed: nearest, even, floor"
+        )
     for fmt in config.recipe.formats():
         problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
         if problem is not None:

@@ -6,8 +6,9 @@ Three things stand between ``block_size=16,48`` and Hydra 1.3:
   must be a string or a list"). Quoted, the same choice works, so values of groups are quoted here.
 - A group choice without an option file is an error. Where a value of one's own makes sense (``block_size=48``,
   ``format=fp6_e3m2``, ``task=arc_easy``, ``task=[a,b]``), an option of that name is put into Hydra's ConfigStore.
-- An experiment file cannot sweep numbers, for the first reason. It says what it sweeps under ``sweep:``, as YAML
-  lists, and that becomes part of the command line, where what the user typed wins.
+- An experiment file cannot sweep numbers, for the first reason. It says what it sweeps under ``sweep:``, as a mapping
+  of knobs to YAML lists, or a list of such grids, one after the other. Each grid becomes part of a command line of its
+  own, where what the user typed wins.
 - A path may hold what means something else in Hydra's grammar (commas, quotes, brackets, letters beyond ASCII). Where
   nothing but a path can be meant, it is quoted.
 
@@ -56,11 +57,11 @@ LAUNCHER = "hydra/launcher"
 # Folders of a sweep: whatever is typed is one, unless it is in quotes or refers to other knobs (${stamp}).
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 # Paths of which there may be several, or a mapping: taken as they are only where Hydra cannot read them.
-PATHS = ("model.path", "task.data")
+PATHS = ("model.path", "task.data", "calibration.path")
 MOST_VALUES = 10_000  # of one knob, and runs of a sweep: more are a slip, and composing them would take hours
 
 
-def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[str], bool]:
+def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[list[str]], bool]:
     """Rewrite overrides (``key=value`` words, no flags) for Hydra.
 
     Args:
@@ -68,7 +69,8 @@ def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[
         config_dir: a further folder of config groups (Hydra's ``--config-dir``), looked into first.
 
     Returns:
-        The overrides for Hydra, and whether an experiment among them makes this a multirun.
+        The overrides for Hydra, of each grid that an experiment sweeps (else once), and whether one makes this a
+        multirun.
 
     Raises:
         ConfigError: a word that is no override, a model or an experiment without an option file, an experiment file
@@ -84,10 +86,14 @@ def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[
     arguments = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
     arguments = [_quote_paths(_unquote_keys(argument)) for argument in arguments]
     arguments = [argument for argument in arguments if argument not in ("experiment=null", "experiment=")]
-    sweep = _experiment_sweep(arguments, folders)
+    grids = _experiment_grids(arguments, folders)
     typed = {_key(argument) for argument in arguments}
-    swept = [f"{key}={_render_sweep(values)}" for key, values in sweep.items() if key not in typed]
-    return [_rewrite(argument, folders) for argument in arguments + swept], bool(sweep)
+    overrides = [_rewrite(argument, folders) for argument in arguments]
+    swept = [
+        [_rewrite(f"{key}={_render_sweep(values)}", folders) for key, values in grid.items() if key not in typed]
+        for grid in grids
+    ]
+    return [overrides + words for words in swept or [[]]], bool(grids)
 
 
 def excerpt(text: str, most: int = 200) -> str:
@@ -234,20 +240,26 @@ def _unquote_keys(argument: str) -> str:
     return re.sub(r"""(["'])([^"']+)\1(\s*:)""", r"\2\3", argument)
 
 
-def _experiment_sweep(arguments: list[str], folders: list[Path]) -> dict[str, list[Any]]:
+def _experiment_grids(arguments: list[str], folders: list[Path]) -> list[dict[str, list[Any]]]:
+    """What the chosen experiment sweeps, grid by grid; none without one, or where it is a single run."""
     chosen = [argument.split("=", 1)[1] for argument in arguments if re.match(r"\+?experiment=", argument)]
     if not chosen:
-        return {}
+        return []
     name = chosen[-1].strip("'\"")
     if "," in name:
         raise ConfigError(
             f"experiment: {excerpt(name)!r} names several; choose one of "
             f"{', '.join(option_names('experiment', folders))}"
         )
-    sweep = (read_option("experiment", name, folders) or {}).get("sweep") or {}
-    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
-        raise ConfigError(f"experiment {name!r}: sweep must map knobs to lists of values, not {sweep!r}")
-    return sweep
+    sweep = (read_option("experiment", name, folders) or {}).get("sweep") or []
+    grids = sweep if isinstance(sweep, list) else [sweep]
+    for grid in grids:
+        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise ConfigError(
+                f"experiment {name!r}: sweep must map knobs to lists of values, or be a list of such mappings, and "
+                f"{excerpt(str(grid))} is none"
+            )
+    return grids
 
 
 def _render_sweep(values: list[Any]) -> str:

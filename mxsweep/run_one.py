@@ -10,9 +10,11 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mxsweep.config import ModelConfig, RunConfig
 from mxsweep.errors import ConfigError
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], object]  # told how many requests are answered, and how many there are
+
+class Progress(Protocol):
+    """Told how much is done of a phase of a run, and how much there is: requests, if the phase is not named."""
+
+    def __call__(self, done: int, total: int, phase: str = ..., /) -> object: ...
 
 
 def run(
@@ -50,7 +56,9 @@ def run(
         overrides: what the user set, for the record.
         stamp: the time in the run's id, ``%Y%m%d_%H%M%S``; None for now.
         run_id: the run's id; None for one made of the stamp and the config.
-        progress: called now and then while requests are scored, with how many are answered and how many there are.
+        progress: called now and then: while something is worked out before the model is quantized, with how much of it
+            is done, how much there is and what it is called; while requests are scored, with how many are answered and
+            how many there are.
 
     Returns:
         The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
@@ -69,7 +77,7 @@ def run(
         from mxsweep.evaluate.quiet import no_progress_bars
 
         with no_progress_bars():
-            found = _evaluate(config, progress)
+            found = _evaluate(config, progress, overrides)
         record["environment"] |= found.pop("device")
         record |= found | {"status": "done"}
     except Exception as error:
@@ -84,27 +92,36 @@ def run(
     return record
 
 
-def _evaluate(config: RunConfig, progress: Progress | None) -> dict[str, Any]:
+def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[str]) -> dict[str, Any]:
     from mxsweep import environment
     from mxsweep.diagnostics import Diagnostics
     from mxsweep.evaluate.evaluate import evaluate
     from mxsweep.model.layers import quantize_model
+    from mxsweep.model.residual import rotated_residual
     from mxsweep.numerics.cuda import launch_count
+    from mxsweep.prepare.prepare import prepare
 
     clock = _Clock()
-    launched_before = launch_count()
     environment.start(config.seed)
     model, lm, tasks = _load(config)
     load_s = clock.lap()
     of_all = _counted_together(progress, 1 + config.noise)
     asked: dict[str, Any] = {"limit": config.limit, "apply_chat_template": config.task.apply_chat_template}
     diagnostics = None
-    with quantize_model(model, config.recipe, compare_exact=config.diagnostics) as report:
+    with ExitStack() as stack:
+        if config.rotation.residual and not config.recipe.is_baseline:
+            stack.enter_context(rotated_residual(model))
+        made = prepare(model, lm.tokenizer, config, tasks["tasks"], lm.max_length, progress or _tell_nobody, overrides)
+        remedies_s = clock.lap()
+        launched_before = launch_count()
+        report = stack.enter_context(
+            quantize_model(model, made.recipe, prepared=made.prepared, compare_exact=config.diagnostics)
+        )
         quantize_s = clock.lap()
         for line in report.lines():
             log.info(line)
         launched = launch_count() - launched_before
-        lm.warm_up(config.recipe)
+        lm.warm_up(made.recipe)
         warm_up_s = clock.lap()
         launched_before = launch_count()
         found = evaluate(lm, tasks, **asked, progress=of_all(0))
@@ -117,15 +134,16 @@ def _evaluate(config: RunConfig, progress: Progress | None) -> dict[str, Any]:
         clock.lap()
         if config.diagnostics and not config.recipe.is_baseline:
             diagnostics = Diagnostics(lm, tasks["tasks"], config.seed)
-            diagnostics.read_quantized(model, report, config.recipe)
+            diagnostics.read_quantized(model, report, made.recipe)
         diagnostics_s = clock.lap()
-    details: dict[str, Any] = {"samples": found.samples, "lm_eval": found.results}
+    details: dict[str, Any] = {"samples": found.samples, "lm_eval": found.results, "files": made.files}
     answer: dict[str, Any] = {
         "details": details,
         "metrics": found.metrics,
         "n_effective": found.n_effective,
         "timing": {
             "load_s": load_s,
+            "remedies_s": remedies_s,
             "quantize_s": quantize_s,
             "warm_up_s": warm_up_s,
             "prepare_s": found.prepare_s,
@@ -137,6 +155,8 @@ def _evaluate(config: RunConfig, progress: Progress | None) -> dict[str, Any]:
         "warnings": found.warnings,
         "device": environment.describe_device(model),
     }
+    if made.account:
+        answer["remedies"] = made.account
     if diagnostics is not None:
         clock.lap()
         diagnostics.read_unquantized(model)
@@ -197,10 +217,12 @@ def _evaluate_perturbed(
         return evaluate(lm, tasks, **asked)
 
 
-def _counted_together(progress: Progress | None, evaluations: int) -> Callable[[int], Progress | None]:
+def _counted_together(
+    progress: Progress | None, evaluations: int
+) -> Callable[[int], Callable[[int, int], object] | None]:
     """What each of several evaluations, the first being number 0, tells its progress to."""
 
-    def of(number: int) -> Progress | None:
+    def of(number: int) -> Callable[[int, int], object] | None:
         if progress is None:
             return None
         return lambda done, total: progress(number * total + done, evaluations * total)
@@ -297,10 +319,10 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
         frame = pd.DataFrame(rows) if types is None else pd.DataFrame(rows, columns=list(types)).astype(types)
         return lambda path: frame.to_parquet(path, index=False)
 
-    text = json.dumps(details["lm_eval"], indent=2, default=handle_non_serializable, ensure_ascii=False)
+    results = json.dumps(details["lm_eval"], indent=2, default=handle_non_serializable, ensure_ascii=False)
     files: dict[str, Callable[[Path], object]] = {
         "samples.parquet": table(details["samples"]),
-        "lm_eval.json": lambda path: path.write_text(text, encoding="utf-8"),
+        "lm_eval.json": partial(_write_text, results),
     }
     if "diagnostics" in details:
         from mxsweep.model.tensors import COLUMNS
@@ -308,17 +330,28 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
         files["diagnostics.parquet"] = table(details["diagnostics"], COLUMNS)
     if "noise" in details:
         files["noise.parquet"] = table(details["noise"])
+    files |= {name: partial(_write_text, content) for name, content in details.get("files", {}).items()}
     warnings = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in files.items():
         try:
-            partial = folder / f".{name}.partial"
-            write(partial)
-            partial.replace(folder / name)
+            target = folder / name
+            unfinished = target.with_name(f".{target.name}.partial")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(unfinished)
+            unfinished.replace(target)
         except (OSError, ValueError) as error:
             warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
             log.warning(warnings[-1])
     return warnings
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _tell_nobody(_done: int, _total: int, _phase: str = "", /) -> None:
+    pass
 
 
 class _Clock:

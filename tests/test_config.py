@@ -140,7 +140,7 @@ def lambada_file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("format=banana", "format: 'banana' is no format; allowed: mxfp4"),
+        ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4"),
         ("format.activation=fp5_e9m9", "format.activation: 'fp5_e9m9'"),
         ("kv_quant=fp99", "kv_quant.key: 'fp99'"),
         ("block_size=-1", "block_size: -1 is not a block; allowed: a whole number of 1 or more"),

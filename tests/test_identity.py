@@ -158,6 +158,15 @@ _FORMATS = st.builds(
     MXFormat,
     st.sampled_from([*ELEMENT_NAMES, "mxfp4_e2m1", "fp3_e1m1"]),
     st.sampled_from([0, 1, 16, (1, 16), (16, 1)]),
+    st.just("e8m0"),
+    st.integers(2, 8),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from(SCALE_ROUNDINGS),
+    st.booleans(),
+) | st.builds(
+    MXFormat,
+    st.sampled_from([*(name for name in ELEMENT_NAMES if name != "mint4"), "mxfp4_e2m1", "fp3_e1m1"]),
+    st.sampled_from([0, 1, 16, (1, 16), (16, 1)]),
     st.sampled_from(SCALE_NAMES),
     st.integers(2, 8),
     st.sampled_from(ROUNDINGS),
@@ -542,6 +551,9 @@ def test_a_hash_needs_no_torch_and_is_the_same_with_it() -> None:
 NUMERICS_DIGESTS = {
     1: "a1527f046554ef03de949a0333ced439914bb3f4da61775a9dd9c9305f86d13a",
 }
+MINT_DIGESTS = {
+    1: "788600c6d87da293e82906276210bb29c23d7dbe65464dc6b1b1467a1deb0dd6",
+}
 
 
 def numerics_input() -> np.ndarray:
@@ -584,14 +596,27 @@ def under_a_maximum(powers: np.ndarray) -> np.ndarray:
     return np.where(np.arange(96) % 4, powers, 3 * np.abs(powers).max(axis=1, keepdims=True))
 
 
-def numerics_digest() -> str:
-    """Of all named formats by scales, roundings and arithmetics, and of each other field of a format by itself."""
-    formats = [MXFormat(e, 32, s, rounding=r) for e, s, r in product(ELEMENT_NAMES, SCALE_NAMES, ROUNDINGS)]
-    for element in ELEMENT_NAMES:
+def numerics_formats() -> list[MXFormat]:
+    """All named elements by scales and roundings, and each other field of a format by itself."""
+    elements = [name for name in ELEMENT_NAMES if name != "mint4"]  # which has one scale only
+    formats = [MXFormat(e, 32, s, rounding=r) for e, s, r in product(elements, SCALE_NAMES, ROUNDINGS)]
+    for element in elements:
         formats += [MXFormat(element, scale_rounding=name) for name in SCALE_ROUNDINGS[1:]]
         formats += [MXFormat(element, scale=name, symmetric=False) for name in SCALE_NAMES]
         formats += [MXFormat(element, 16, "e4m3", tensor_scale=True), MXFormat(element, scale_bits=4)]
         formats += [MXFormat(element, size) for size in (0, 16, 20, (4, 16))]
+    return formats
+
+
+def mint_formats() -> list[MXFormat]:
+    """Those of `mint4`, which came later than the first version's digest."""
+    formats = [MXFormat("mint4", rounding=rounding) for rounding in ROUNDINGS]
+    formats += [MXFormat("mint4", size) for size in (0, 16, 20, (4, 16))]
+    return [*formats, MXFormat("mint4", symmetric=False), MXFormat("mint4", scale_bits=4)]
+
+
+def numerics_digest(formats: list[MXFormat]) -> str:
+    """Of what `formats` make of a fixed input, in both arithmetics and all dtypes."""
     x = numerics_input()
     native = [fmt for fmt in formats if fmt.has_native_arithmetic]
     content = hashlib.sha256()
@@ -609,11 +634,18 @@ def numerics_digest() -> str:
     return content.hexdigest()
 
 
-def test_the_version_of_the_numerics_is_raised_when_answers_change() -> None:
-    assert max(NUMERICS_DIGESTS) == NUMERICS_VERSION, "NUMERICS_DIGESTS needs a digest for NUMERICS_VERSION"
-    found = numerics_digest()
-    assert found == NUMERICS_DIGESTS[NUMERICS_VERSION], (
+@pytest.mark.parametrize(
+    ("formats", "digests"),
+    [(numerics_formats(), NUMERICS_DIGESTS), (mint_formats(), MINT_DIGESTS)],
+    ids=["all that the first version had", "mint4"],
+)
+def test_the_version_of_the_numerics_is_raised_when_answers_change(
+    formats: list[MXFormat], digests: dict[int, str]
+) -> None:
+    assert max(digests) == NUMERICS_VERSION, "each table of digests needs one for NUMERICS_VERSION"
+    found = numerics_digest(formats)
+    assert found == digests[NUMERICS_VERSION], (
         "quantize's answers are no longer those of NUMERICS_VERSION "
         f"{NUMERICS_VERSION}. If that is meant, raise NUMERICS_VERSION in mxsweep/numerics/__init__.py and add "
-        f"{NUMERICS_VERSION + 1}: {found!r} to NUMERICS_DIGESTS"
+        f"{NUMERICS_VERSION + 1}: {found!r} to this table of digests"
     )

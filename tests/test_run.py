@@ -35,7 +35,15 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert record["overrides"] == ["block_size=16"]
     assert set(record["metrics"]["story"]) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
     assert record["n_effective"] == {"story": 24}
-    assert set(record["timing"]) == {"load_s", "quantize_s", "warm_up_s", "prepare_s", "eval_s", "total_s"}
+    assert set(record["timing"]) == {
+        "load_s",
+        "remedies_s",
+        "quantize_s",
+        "warm_up_s",
+        "prepare_s",
+        "eval_s",
+        "total_s",
+    }
     assert record["examples_per_sec"] == pytest.approx(24 / record["timing"]["eval_s"])
     assert record["diagnostics"]["bits_per_weight"] == 4.5
     assert record["memory"]["peak_host_bytes"] > 1e8
