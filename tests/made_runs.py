@@ -9,7 +9,23 @@ import pandas as pd
 
 from mxsweep.results.record import write_record
 
-FORMATS = {"none": ("none", "none"), "w4a6": ("fp4_e2m1", "fp6_e2m3"), "mxfp4": ("fp4_e2m1", "fp4_e2m1")}
+FORMATS = {
+    "none": ("none", "none"),
+    "w4a6": ("fp4_e2m1", "fp6_e2m3"),
+    "mxfp4": ("fp4_e2m1", "fp4_e2m1"),
+    "mint4": ("mint4", "mint4"),
+}
+_CALIBRATED = {"calibration": {"source": "stories", "samples": 128, "length": 512}}
+_NOT_ROTATED = {"rotation": {"method": "none"}, "rotation_block": None}
+_GPTQ = {"ptq": {"method": "gptq", "clip_loss": "output", "damping": 0.01, "act_order": True}, **_CALIBRATED}
+# What a run's config has of remedies, by name: `put(folder, **REMEDIES["gptq"])`.
+REMEDIES: dict[str, dict[str, Any]] = {
+    "old": {},  # from before there were any
+    "rtn": {"ptq": {"method": "rtn"}, "calibration": None, **_NOT_ROTATED},
+    "clip": {"ptq": {"method": "clip", "clip_loss": "output"}, **_CALIBRATED, **_NOT_ROTATED},
+    "gptq": {**_GPTQ, **_NOT_ROTATED},
+    "search": {**_GPTQ, "rotation": {"method": "search", "matmuls": "q+k+v"}, "rotation_block": 0},
+}
 
 
 def config(**knobs: Any) -> dict[str, Any]:
@@ -24,7 +40,7 @@ def config(**knobs: Any) -> dict[str, Any]:
         "scale_bits": 8,
         "scale": "e8m0",
         "custom_cuda": False,
-        "kv_quant": {"name": kv, "key": kv, "value": kv},
+        "kv_quant": {"name": kv, "key": kv, "value": kv} | knobs.pop("kv", {}),
         "limit": None,
         "model": model,
         "task": task,

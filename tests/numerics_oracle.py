@@ -43,10 +43,10 @@ def ceil_log2(value: Fraction) -> int:
     return exponent if Fraction(2) ** exponent == value else exponent + 1
 
 
-def magnitudes(grid: ElementFormat | ScaleFormat) -> list[float]:
-    """The values >= 0 of a format in the order of their codes."""
+def magnitudes(grid: ElementFormat | ScaleFormat, negative: bool = False) -> list[float]:
+    """The values >= 0 of a format, or the magnitudes of those <= 0, in the order of their codes."""
     if isinstance(grid, ElementFormat):
-        return [value for value in grid.values() if value >= 0]
+        return sorted(abs(value) for value in grid.values() if (value <= 0 if negative else value >= 0))
     values = (grid.decode(code) for code in range(2 ** (grid.bits - (grid.name == "e4m3"))))
     return [value for value in values if not math.isnan(value)]
 
@@ -117,10 +117,10 @@ def quantize_block(
     scale = scale_of(max(map(abs, centered)), fmt, g)
     if math.isnan(scale):
         return [math.nan] * len(block)
-    grid = magnitudes(fmt.element_format)
+    grids = [magnitudes(fmt.element_format, negative) for negative in (False, True)]
     answer = []
     for value, random in zip(centered, randoms or [0.0] * len(block), strict=True):
-        q = round_to(grid, float32(Fraction(value) / Fraction(scale)), fmt.rounding, random)
+        q = round_to(grids[value < 0], float32(Fraction(value) / Fraction(scale)), fmt.rounding, random)
         product = float32(Fraction(q) * Fraction(scale))
         answer.append(float32(Fraction(product) + Fraction(midpoint)) if math.isfinite(product) else product)
     return answer

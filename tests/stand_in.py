@@ -70,7 +70,7 @@ def _note(what: str, config_hash: str) -> None:
         os.close(descriptor)
 
 
-def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
+def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any = ()) -> dict[str, Any]:
     """In the place of mxsweep.run_one._evaluate."""
     log, digest = Path(os.environ["STAND_IN_LOG"]), config.config_hash
     began_before = sum(event.what == "begin" and event.config_hash == digest for event in read_log(log))

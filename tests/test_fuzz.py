@@ -111,7 +111,7 @@ class Answer:
     left: list[str]
 
 
-def evaluated(config: Any, progress: Any) -> dict[str, Any]:
+def evaluated(config: Any, progress: Any, overrides: Any = ()) -> dict[str, Any]:
     """In the place of the evaluation: at once, and the same every time."""
     return {
         "metrics": {config.task.names[0]: {"acc": 0.5, "acc_stderr": 0.01}},
@@ -284,7 +284,7 @@ def states(folder: Path) -> tuple[str, ...]:
 def test_what_an_interrupted_sweep_says_can_be_pasted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: Any, progress: Any) -> dict[str, Any]:
+    def interrupted(config: Any, progress: Any, overrides: Any) -> dict[str, Any]:
         if not config.recipe.is_baseline:
             raise KeyboardInterrupt
         return evaluated(config, progress)
@@ -455,7 +455,7 @@ def test_damaged_files_are_no_traceback(
 def test_a_hub_that_does_not_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def asking(config: Any, progress: Any) -> dict[str, Any]:
+    def asking(config: Any, progress: Any, overrides: Any) -> dict[str, Any]:
         hub = logging.getLogger("huggingface_hub.utils._http")
         for attempt in range(1, 6):
             hub.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://huggingface.co/x")

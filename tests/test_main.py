@@ -29,7 +29,7 @@ def test_help_explains_every_group(tmp_path: Path) -> None:
     answer = mxsweep("--help", cwd=tmp_path)
     assert answer.returncode == 0
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "reference")]
-    assert len(groups) == 11
+    assert len(groups) == 14
     assert "\n  hydra/launcher " in answer.stdout
     for group in groups:
         assert f"\n  {group} " in answer.stdout
@@ -50,7 +50,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
 BAD_INPUT = [
     ("block_size=-1", "block_size: -1 is not a block; allowed: "),
     ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
-    ("format=banana", "format: 'banana' is no format; allowed: mxfp4, "),
+    ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4, "),
     ("model=banana", "model: 'banana' is not known; allowed: hf, llama3_2_1b, tiny"),
     ("experiment=ex9", "experiment: 'ex9' is not known; allowed: ex1, ex2, ex3"),
     ("model=hf", "model.path: is not given; give the name"),

@@ -15,7 +15,7 @@ from mxsweep.overrides import conf_dir, excerpt, option_names, prepare, read_opt
 
 
 def composed(*arguments: str) -> DictConfig:
-    overrides, _ = prepare(list(arguments))
+    (overrides,), _ = prepare(list(arguments))
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("config", overrides=overrides)
 
@@ -53,14 +53,14 @@ def composed(*arguments: str) -> DictConfig:
     ],
 )
 def test_rewritten(typed: str, expected: str) -> None:
-    assert prepare([typed]) == ([expected], False)
+    assert prepare([typed]) == ([[expected]], False)
 
 
 def test_every_option_file_can_be_chosen_without_quotes() -> None:
     for folder in conf_dir().iterdir():
         if folder.is_dir() and folder.name not in ("hydra", "reference"):
             for name in option_names(folder.name):
-                overrides, _ = prepare([f"{folder.name}={name}"])
+                (overrides, *_), _ = prepare([f"{folder.name}={name}"])
                 with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                     compose("config", overrides=overrides[:1])  # without what an experiment sweeps
 
@@ -88,10 +88,10 @@ def test_values_without_an_option_file(typed: str, key: str, value: object) -> N
 
 
 def test_experiment_sweeps_by_itself_and_yields_to_what_was_typed() -> None:
-    overrides, sweeps = prepare(["experiment=ex1", "block_size=16"])
+    (overrides,), sweeps = prepare(["experiment=ex1", "block_size=16"])
     assert sweeps
     assert overrides == ["experiment='ex1'", "block_size='16'", "scale_bits='6','8'", "custom_cuda='false','true'"]
-    assert prepare(["experiment=ex3"]) == (["experiment='ex3'"], False)
+    assert prepare(["experiment=ex3"]) == ([["experiment='ex3'"]], False)
 
 
 def test_experiment_of_ones_own(tmp_path: Path) -> None:
@@ -99,21 +99,48 @@ def test_experiment_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nsweep: {block_size: [16, [2, 16]], limit: [null, 0.1]}\n"
     )
-    overrides, sweeps = prepare(["experiment=mine"], tmp_path)
+    (overrides,), sweeps = prepare(["experiment=mine"], tmp_path)
     assert sweeps
     assert overrides[1:] == ["block_size='16','2+16'", "limit='none','0.1'"]
 
 
-@pytest.mark.parametrize("content", ["sweep: [1]", "sweep: {block_size: 3}", "sweep: {block_size: []}", "- 1"])
+def test_experiment_of_several_grids(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "sweep:\n- {block_size: [16, 32], rotation.matmuls: [[q, k]]}\n- {scale_bits: [6]}\n- {}\n"
+    )
+    grids, sweeps = prepare(["experiment=mine", "seed=1"], tmp_path)
+    first = ["experiment='mine'", "seed=1"]
+    assert sweeps
+    assert grids == [
+        [*first, "block_size='16','32'", "rotation.matmuls=[q,k]"],
+        [*first, "scale_bits='6'"],
+        first,
+    ]
+    typed = ["experiment='mine'", "block_size='8'"]
+    assert prepare(["experiment=mine", "block_size=8"], tmp_path) == (
+        [[*typed, "rotation.matmuls=[q,k]"], [*typed, "scale_bits='6'"], typed],
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("sweep: [1]", "sweep: {block_size: 3}", "sweep: {block_size: []}", "- 1"),
+        *("sweep: [{block_size: [16]}, {scale_bits: 6}]", "sweep: [[block_size]]", "sweep: word"),
+    ],
+)
 def test_experiment_that_makes_no_sense(tmp_path: Path, content: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "bad.yaml").write_text(content)
-    with pytest.raises(ConfigError, match=r"bad"):
+    with pytest.raises(ConfigError, match=r"bad") as caught:
         prepare(["experiment=bad"], tmp_path)
+    assert str(caught.value).count("\n") == 0
 
 
 def test_several_experiments_are_refused() -> None:
-    with pytest.raises(ConfigError, match="choose one of ex1, ex2, ex3"):
+    with pytest.raises(ConfigError, match="choose one of ex1, ex2, ex3, kv_rescue, pareto, tutorial7"):
         prepare(["experiment=ex1,ex2"])
 
 
@@ -125,7 +152,7 @@ def test_several_experiments_are_refused() -> None:
         ("seed=\udcff", r"seed=\\udcff: is not UTF-8 text"),
         ("seed=\0", r"seed=\\x00: holds a NUL"),
         ("task=FILE.yaml", "task: 'FILE.yaml' names a file; allowed: the name of a task of lm-eval"),
-        ("format=a/b", "format: 'a/b' is not known; allowed: mxfp4, "),
+        ("format=a/b", "format: 'a/b' is not known; allowed: mint4, mxfp4, "),
         ("block_size=${seed}", "block_size: .* is not known; allowed: auto, 8, 16"),
         ("block_size=range(1,2,0)", "has no end; allowed: range"),
         ("block_size=range(0,1e9)", "is 1,000,000,000 values; allowed: range.* of at most 10,000"),
@@ -141,7 +168,7 @@ def test_refused(typed: str, message: str) -> None:
 
 
 def test_no_experiment_is_the_default() -> None:
-    assert prepare(["experiment=null", "seed=1"]) == (["seed=1"], False)
+    assert prepare(["experiment=null", "seed=1"]) == ([["seed=1"]], False)
 
 
 def test_an_option_is_not_a_file_elsewhere() -> None:

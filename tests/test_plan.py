@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from mxsweep.errors import ConfigError
 from mxsweep.overrides import prepare
+from mxsweep.sweep.dry_run import dry_run_text
 from mxsweep.sweep.plan import Plan, plan
 
 
@@ -83,6 +85,56 @@ def test_a_baseline_whatever_leaves_an_experiment_sets(tmp_path: Path) -> None:
     baseline, *others = plan(overrides, True, tmp_path).runs
     assert baseline.config is not None and baseline.config.recipe.is_baseline
     assert len(others) == 2 and all(run.config and run.config.kv_quant.value == "int4" for run in others)
+
+
+def test_the_grids_of_an_experiment_are_one_sweep(tmp_path: Path) -> None:
+    """One baseline for all of them, and what comes twice once; what is typed wins in each."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nsweep:\n- {block_size: [16, 32]}\n- {scale_bits: [6, 8], block_size: [32]}\n"
+    )
+    grids, sweeps = prepare(["experiment=own"], tmp_path)
+    assert sweeps
+    assert said(plan(grids, True, tmp_path)) == [
+        "experiment=own format=none kv_quant=none",
+        "experiment=own block_size=16",
+        "experiment=own block_size=32",
+        "experiment=own scale_bits=6 block_size=32",
+    ]
+    typed, _ = prepare(["experiment=own", "block_size=64"], tmp_path)
+    assert said(plan(typed, True, tmp_path))[1:] == [
+        "experiment=own block_size=64",
+        "experiment=own block_size=64 scale_bits=6",
+    ]
+
+
+@pytest.mark.parametrize(("recipe", "runs"), [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26)])
+def test_recipes_of_remedies(recipe: str, runs: int) -> None:
+    """Each run can be, none comes twice, and the task is left to the user."""
+    baseline, *others = planned(f"experiment={recipe}", "task=wikitext").runs
+    assert baseline.config is not None and baseline.config.recipe.is_baseline
+    assert [run.error for run in others if run.error] == []
+    assert len(others) == runs and not any(run.same for run in others)
+    assert all(run.config and run.config.task.name == "wikitext" for run in others)
+
+
+def test_a_dry_run_names_the_remedies() -> None:
+    words = ("format=mxfp4", "kv_quant=int4", "kv_quant.first=0,4", "rotation=none,hadamard", "baseline=false")
+    lines = dry_run_text(planned(*words).runs).splitlines()[4:8]
+    names = [re.split(r"\s{2,}", line)[8] for line in lines]
+    kept = "first 4 tokens kept"
+    assert names == ["rtn", "rtn + rotation", f"rtn + {kept}", f"rtn + rotation + {kept}"]
+    text = dry_run_text(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs)
+    assert re.search(r"gptq \+ budget of 4.5 bits .* ≤ 4.5 ", text) and "Under a budget (≤)" in text
+
+
+def test_more_runs_than_anybody_means(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    grid = "- {seed: [" + ",".join(map(str, range(90))) + "], block_size: [" + ",".join(map(str, range(1, 90))) + "]}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\nsweep:\n{grid}{grid}")
+    grids, _ = prepare(["experiment=own"], tmp_path)
+    with pytest.raises(ConfigError, match="come to 16,020 runs or more; allowed: 10,000"):
+        plan(grids, True, tmp_path)
 
 
 def test_runs_that_are_the_same_are_run_once() -> None:

@@ -205,6 +205,32 @@ class TestSecondsLeft:
         go(progress, clock, make_run("a=1"), done(), 10)
         assert progress.seconds_left() == 20
 
+    def test_a_phase_before_the_answers_says_nothing_of_the_whole(self, clock):
+        progress, _ = plain(clock, 2)
+        progress.begin(make_run("a=1"))
+        clock.now += 50
+        progress.advance(make_run("a=1"), 9, 10, "gptq")
+        assert progress.seconds_left() is None
+        clock.now += 10
+        progress.advance(make_run("a=1"), 10, 10, "gptq")
+        clock.now += 4
+        progress.advance(make_run("a=1"), 1, 5)
+        assert progress.seconds_left() == 16 + (60 + 20)  # at the pace of the answers; then one like it
+
+    def test_a_prepared_run_goes_on_at_its_own_pace(self, clock):
+        progress, _ = plain(clock, 2)
+        go(progress, clock, make_run("a=1"), done(), 10)
+        progress.begin(make_run("a=2"))
+        clock.now += 4
+        progress.advance(make_run("a=2"), 1, 10, "rotation search")
+        assert progress.seconds_left() == 6
+        clock.now += 100
+        progress.advance(make_run("a=2"), 10, 10, "rotation search")
+        assert progress.seconds_left() == 0  # longer than usual, and nobody knows how long
+        clock.now += 2
+        progress.advance(make_run("a=2"), 1, 4)
+        assert progress.seconds_left() == 6
+
     def test_failed_runs_do_not_count(self, clock):
         progress, _ = plain(clock, 3)
         go(progress, clock, make_run("a=1"), failed(), 0.1)
@@ -270,6 +296,20 @@ def test_at_most_one_plain_line_a_minute(clock):
     assert lines()[3].startswith("run 1 of 3: 48% answered; ")
 
 
+def test_plain_lines_name_the_phase(clock):
+    progress, lines = plain(clock, 8)
+    progress.begin(make_run("a=1"))
+    progress.begin(make_run("a=2"))
+    clock.now += 61
+    progress.advance(make_run("a=1"), 37, 100, "gptq")
+    clock.now += 61
+    progress.advance(make_run("a=2"), 1, 2)
+    assert lines()[2:] == [
+        "run 1 of 8: 37% of gptq; run 2 of 8: 0% answered",
+        "run 1 of 8: 37% of gptq; run 2 of 8: 50% answered, about 14 min left",
+    ]
+
+
 @pytest.mark.parametrize("share", [(5, 0), (7, 5), (-1, 5)])
 def test_a_senseless_share_does_no_harm(clock, share):
     progress, lines = plain(clock, 1)
@@ -330,6 +370,14 @@ class TestDisplay:
             f"run 4  {bar(1, 2)} 50% a=3",
             f"{'':27} best acc 0.9230 (a=1)",
         ]
+
+    def test_the_bar_of_a_phase(self, clock):
+        progress, _, rows = self.make(clock, 4)
+        progress.begin(make_run("a=1"))
+        progress.advance(make_run("a=1"), 1, 4, "rotation search")
+        assert rows() == [f"sweep  {'━' * 20} 0 of 4 runs", f"run 1  {bar(1, 4)} 25% of rotation search a=1"]
+        progress.advance(make_run("a=1"), 1, 2)
+        assert rows()[1] == f"run 1  {bar(1, 2)} 50% a=1"
 
     def test_a_row_for_each_current_run(self, clock):
         progress, _, rows = self.make(clock, 4)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import put
+from made_runs import REMEDIES, put
 
 from mxsweep.results.collect import gather
 from mxsweep.results.reference import BadReferenceError, ReferenceRow, load_reference, match
@@ -45,6 +45,31 @@ def test_the_report_that_this_starts_from() -> None:
     assert times == [154.085, 154.078]
     seen = {(tuple(row.knobs.items()), row.conditions["limit"]) for row in reference.rows}
     assert len(seen) == 26
+
+
+def test_mase_s_tutorial(tmp_path: Path) -> None:
+    """Its runs and ours go together by their remedies, not by their formats alone."""
+    task = {"name": "wikitext", "names": ["wikitext"]}
+    put(tmp_path / "base", None, {"wikitext": {"word_perplexity": 12.9}}, format="none", model=LLAMA, task=task)
+    for name, ppl in (("rtn", 54.0), ("gptq", 30.0), ("search", 20.0)):
+        metrics = {"wikitext": {"word_perplexity": ppl}}
+        put(tmp_path / name, None, metrics, model=LLAMA, task=task, format="mint4", kv_quant="mint4", **REMEDIES[name])
+    put(tmp_path / "other", None, {"wikitext": {"word_perplexity": 1.0}}, model=LLAMA, task=task, **REMEDIES["rtn"])
+    found = match(gather(tmp_path), load_reference("tutorial7"))
+    published = [(each.theirs.metrics["word_perplexity"], each.ours) for each in found if each.theirs]
+    names = [(theirs, ours.run.path.name if ours else None) for theirs, ours in published]
+    assert names == [(12.88, "base"), (54.89, "rtn"), (31.04, "gptq"), (20.41, "search")]
+    assert found[1].difference["word_perplexity"] == pytest.approx(54.0 - 54.89)
+    assert [each.ours.run.path.name for each in found if each.theirs is None and each.ours] == ["other"]
+
+
+def test_who_says_nothing_of_remedies_had_none(tmp_path: Path) -> None:
+    for name in ("rtn", "gptq"):
+        put(tmp_path / name, **REMEDIES[name])
+    put(tmp_path / "head", kv_quant="fp4_e2m1", kv={"scales": "head"}, **REMEDIES["rtn"])
+    rows = "rows: [{knobs: {format: w4a6}, metrics: {acc: 0.5}}]"
+    found = match(gather(tmp_path), load_reference(write(tmp_path, HEAD + rows)))
+    assert [each.ours.run.path.name for each in found if each.theirs and each.ours] == ["rtn"]
 
 
 def test_the_standard_errors_of_accuracies_fit_their_n() -> None:
@@ -167,7 +192,7 @@ def test_what_is_no_reference_says_why(tmp_path: Path, text: str, message: str) 
 
 
 def test_a_name_that_is_not_there_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(BadReferenceError, match=r"no reference of this name \(ex_report\) and no such file"):
+    with pytest.raises(BadReferenceError, match=r"no reference of this name \(ex_report, tutorial7\) and no such file"):
         load_reference("ex_repotr")
     with pytest.raises(BadReferenceError, match="no such file"):
         load_reference(tmp_path)

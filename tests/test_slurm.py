@@ -349,7 +349,7 @@ def test_a_slurm_that_does_not_answer_may_still_have_the_jobs(monkeypatch: pytes
 
 
 def test_missing_commands_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = plan(["hydra/launcher='slurm'"], True).settings
+    settings = plan([["hydra/launcher='slurm'"]], True).settings
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Exception, match="there is no sbatch here"):
         launchers.check_launcher(settings.launcher, [])

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mxsweep.results.statistics import compare_accuracy, compare_log_perplexity, holm, mcnemar_p, t_quantile
+from mxsweep.results.statistics import (
+    compare_accuracy,
+    compare_log_perplexity,
+    holm,
+    mcnemar_p,
+    share_closed,
+    t_quantile,
+)
 
 statsmodels = pytest.importorskip("statsmodels")
 from statsmodels.stats.contingency_tables import mcnemar  # noqa: E402
@@ -195,3 +202,55 @@ def test_holm_leaves_nan_out() -> None:
     assert math.isnan(found[1])
     assert [found[0], *found[2:]] == pytest.approx([0.08, 0.03, 0.9])
     assert holm([]) == [] and math.isnan(holm([math.nan])[0])
+
+
+def made_gap(seed: int, n: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-likelihoods of a baseline, of a plain run, and of a remedy that closes a share of their gap on average."""
+    rng = np.random.default_rng(seed)
+    base, lost = -rng.gamma(1, 2, n), rng.gamma(2, 0.2, n)
+    return base, base - lost, base - lost * (1 - share) - rng.normal(0, 0.15, n)
+
+
+def test_the_share_closed_is_of_log_perplexities() -> None:
+    base, plain, remedy = made_gap(0, 500, 0.6)
+    weights = np.random.default_rng(1).integers(1, 50, 500).astype(float)
+    found = share_closed(base, plain, remedy, weights)
+    assert found is not None and found.n == 500
+    logs = [-x.sum() / weights.sum() for x in (base, plain, remedy)]
+    assert found.share == pytest.approx(1 - (logs[2] - logs[0]) / (logs[1] - logs[0]), rel=1e-12)
+    unweighted = share_closed(base, plain, remedy)
+    assert unweighted == found  # the weights cancel
+
+
+def test_the_interval_of_a_share_is_the_jackknife_s() -> None:
+    base, plain, remedy = made_gap(2, 400, 0.4)
+    found = share_closed(base, plain, remedy)
+    assert found is not None
+    left, lost = (base - remedy), (base - plain)
+    without = 1 - (left.sum() - left) / (lost.sum() - lost)
+    stderr = math.sqrt(399 / 400 * ((without - without.mean()) ** 2).sum())
+    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 399) * stderr, rel=0.01)
+    assert found.low + found.high == pytest.approx(2 * found.share)
+
+
+def test_the_interval_of_a_share_holds_the_truth() -> None:
+    found = [share_closed(*made_gap(seed, 80, 0.5)) for seed in range(1000)]
+    held = sum(one.low < 0.5 < one.high for one in found if one is not None)
+    assert 925 <= held <= 975  # of 1,000: 950 expected, 6.9 the standard deviation
+
+
+def test_shares_at_the_ends() -> None:
+    base, plain, _ = made_gap(3, 100, 0.5)
+    for remedy, share in ((plain, 0.0), (base, 1.0), (2 * plain - base, -1.0)):
+        found = share_closed(base, plain, remedy)
+        assert found is not None
+        assert (found.share, found.low, found.high) == pytest.approx((share, share, share), abs=1e-12)
+
+
+def test_no_share_of_a_gap_that_is_none() -> None:
+    base, plain, remedy = made_gap(4, 100, 0.5)
+    assert share_closed(base, base, remedy) is None
+    assert share_closed(plain, base, remedy) is None  # quantizing made it better
+    assert share_closed(base, base + np.random.default_rng(0).normal(0, 1, 100), remedy) is None
+    assert share_closed(base, plain, np.full(100, np.nan)) is None
+    assert share_closed(base[:1], plain[:1], remedy[:1]) is None

@@ -26,7 +26,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[int]:
     monkeypatch.chdir(tmp_path)
     counts: Counter[int] = Counter()
 
-    def pretend(config: RunConfig, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
+    def pretend(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any) -> dict[str, Any]:
         size = 0 if config.recipe.is_baseline else config.format.block_size
         assert isinstance(size, int)
         counts[size] += 1
@@ -204,10 +204,10 @@ def test_an_interrupted_sweep_says_how_to_go_on(
 ) -> None:
     pretend = run_one._evaluate
 
-    def interrupted(config: RunConfig, progress: Any) -> dict[str, Any]:
+    def interrupted(config: RunConfig, progress: Any, overrides: Any) -> dict[str, Any]:
         if config.format.block_size == 32 and not config.recipe.is_baseline:
             raise KeyboardInterrupt
-        return pretend(config, progress)
+        return pretend(config, progress, overrides)
 
     monkeypatch.setattr(run_one, "_evaluate", interrupted)
     assert main(["-m", "block_size=16,32,64", "hydra.sweep.dir=it's here"]) == 130

@@ -102,6 +102,7 @@ def test_what_is_logged(tmp_path, fake, capfd):
     with WandbLog(replace(SETTINGS, entity="us"), "sweep_7") as log:
         log.begin(run)
         log.advance(run, 1, 2)
+        log.advance(run, 1, 2, "gptq")
         assert module.calls == []
         log.end(run, record)
     (logged,) = module.runs

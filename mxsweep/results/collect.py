@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
+from mxsweep.results.remedies import LADDERS
 from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, betterness, label, main_metric, rows_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ DECIDED_BY = {
     "tensor_scale": ("format",),
     "backend": ("custom_cuda",),
     "arithmetic": ("custom_cuda", "backend", "scale"),
+    "rotation.matmuls": ("rotation", "format", "kv_quant"),  # those of what is quantized
+    "kv_quant.block_size": ("kv_quant", "block_size"),
+    "kv_quant.scale": ("kv_quant", "scale"),
+    "kv_quant.tensor_scale": ("kv_quant", "format", "tensor_scale", "scale", "kv_quant.scale"),
 }
 
 
@@ -116,6 +121,8 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     table |= {name: [row.metrics.get(name) for row in rows] for name in ("acc", "acc_stderr")}
     table |= {name: [row.metrics.get(row.ppl_name + end) for row in rows] for name, end in ppl.items()}
     table["n"] = [row.n for row in rows]
+    if any(row.remedies_s is not None for row in rows):
+        table["remedies_s"] = [row.remedies_s for row in rows]
     table["eval_time_s"] = [row.eval_time_s for row in rows]
     table["examples/sec"] = [row.examples_per_sec for row in rows]
     for name in sorted({name for row in rows for name in row.metrics} - set(table)):
@@ -189,15 +196,22 @@ def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
 
 
 def sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
-    """Numbers by size, then texts in natural order; before all of them no value, and "none", which is less than any."""
-    key: list[tuple[Any, ...]] = []
-    for name in names:
-        value = row.knobs.get(name)
-        if isinstance(value, int | float):
-            key.append((1, value))
-        else:
-            key.append((0,) if label(value) == "none" else (2, natural_key(label(value))))
-    return key
+    """The places of a row's values of knobs; see `place_of`."""
+    return [place_of(name, row.knobs.get(name)) for name in names]
+
+
+def place_of(name: str, value: Any) -> tuple[Any, ...]:
+    """Where a knob's value stands among others.
+
+    Numbers by size, then texts in natural order, those of remedies from the least that is done to the most; before all
+    of them no value, and "none", which is less than any.
+    """
+    if isinstance(value, int | float):
+        return (1, value)
+    text = label(value)
+    if text in LADDERS.get(name, ()):
+        return (1, LADDERS[name].index(text))
+    return (0,) if text == "none" else (2, natural_key(text))
 
 
 def _one_type(values: list[Any]) -> list[Any]:

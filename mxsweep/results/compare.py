@@ -24,9 +24,11 @@ from mxsweep.results.samples import SAMPLES_NAME, Outcomes, read_outcomes
 from mxsweep.results.statistics import (
     Accuracy,
     LogPerplexity,
+    ShareClosed,
     compare_accuracy,
     compare_log_perplexity,
     holm,
+    share_closed,
 )
 
 ALPHA = 0.05
@@ -124,13 +126,15 @@ def against_baselines(group: Group) -> dict[Path, Comparison]:
 
     The p values are adjusted over all of them, accuracies and perplexities apart.
     """
+    pairs = [(row, group.baseline_for(row)) for row in group.rows if not row.is_baseline]
+    found = compare_all(group, [(row, baseline) for row, baseline in pairs if baseline is not None])
+    return {comparison.row.run.path: comparison for comparison in found}
+
+
+def compare_all(group: Group, pairs: Iterable[tuple[Row, Row]]) -> list[Comparison]:
+    """Each of these runs of a group with the other one; the p values are adjusted over all of them."""
     noise = Noise.of(group)
-    found = []
-    for row in group.rows:
-        baseline = None if row.is_baseline else group.baseline_for(row)
-        if baseline is not None:
-            found.append(_compare(row, baseline, noise))
-    return {comparison.row.run.path: comparison for comparison in _adjusted(found)}
+    return _adjusted([_compare(row, other, noise) for row, other in pairs])
 
 
 def knob_effects(results: Results, group: Group) -> list[KnobEffect]:
@@ -140,16 +144,32 @@ def knob_effects(results: Results, group: Group) -> list[KnobEffect]:
     taken. A knob without such a pair is left out. The p values are adjusted over each knob's pairs, accuracies and
     perplexities apart.
     """
-    noise = Noise.of(group)
     effects = []
     for knob in results.shown:
         pairs = _neighbours(group.rows, knob, [name for name in results.shown if name != knob])
         if pairs:
-            comparisons = _adjusted([_compare(row, other, noise) for other, row in pairs])
+            comparisons = compare_all(group, [(row, other) for other, row in pairs])
             runs = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
             family = f"Holm's method over the {runs} of runs that differ in {knob} only."
             effects.append(KnobEffect(knob, family, comparisons))
     return effects
+
+
+def closed_share(row: Row, plain: Row, baseline: Row) -> ShareClosed | None:
+    """Which share of the gap in log-perplexity between `plain` and its baseline `row` closes; None where unknown."""
+    outcomes = [read_outcomes(each.run, each.task or "") for each in (baseline, plain, row)]
+    base = outcomes[0]
+    if base is None or base.loglikelihood is None:
+        return None
+    found = []
+    for each in outcomes:
+        aligned = _aligned(base, each) if each is not None else None
+        if aligned is None or _why_no_perplexity(plain, baseline, base, aligned) is not None:
+            return None
+        if aligned.loglikelihood is None or not np.isfinite(aligned.loglikelihood).all():
+            return None
+        found.append(aligned.loglikelihood)
+    return share_closed(found[0], found[1], found[2], base.weights)
 
 
 def why_groups(results: Results) -> str | None:
@@ -262,17 +282,25 @@ def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[tuple[Row, Row]]:
-    """Pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first."""
+    """Pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first.
+
+    A knob without effect on one of the two (GPTQ's damping on weights rounded to nearest) is no difference.
+    """
     alike: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         if knob in row.knobs:
             key = (row.is_baseline, *(label(row.knobs[name]) if name in row.knobs else None for name in others))
             alike.setdefault(key, {}).setdefault(label(row.knobs[knob]), row)
-    pairs: list[tuple[Row, Row]] = []
-    for by_value in alike.values():
+    partial = [key for key in alike if None in key]
+    pairs: dict[tuple[Path, Path], tuple[Row, Row]] = {}
+    for key, own in alike.items():
+        by_value = dict(own)
+        for other in partial:
+            if all(theirs is None or theirs == mine for mine, theirs in zip(key, other, strict=True)):
+                by_value = alike[other] | by_value
         ordered = sorted(by_value.values(), key=lambda row: sort_key(row, [knob]))
-        pairs += pairwise(ordered)
-    return pairs
+        pairs |= {(low.run.path, high.run.path): (low, high) for low, high in pairwise(ordered)}
+    return list(pairs.values())
 
 
 def _below(p: float | None) -> bool | None:

@@ -26,7 +26,7 @@ LEAST_DB = 0.2  # of a change worth a sentence
 class Finding:
     """A sentence or two, and the runs that they rest on."""
 
-    kind: str  # "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise"
+    kind: str  # "remedy", "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise"
     text: str
     runs: list[str]
 

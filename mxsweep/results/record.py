@@ -203,6 +203,9 @@ def _open_run(path: Path, planned: list[str]) -> RunFolder:
 
 def _who_works(notes: dict[str, Any]) -> str:
     who = f"process {notes.get('pid', '?')} on {notes.get('host', '?')}"
+    if phase := notes.get("phase"):
+        done, total = notes.get("done"), notes.get("total")
+        return f"{who}, {done / total:.0%} of {phase}" if done and total else f"{who}, {phase}"
     answered, requests = notes.get("answered"), notes.get("requests")
     return f"{who}, {answered / requests:.0%} answered" if answered and requests else who
 

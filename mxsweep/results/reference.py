@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mxsweep.results.collect import Results
+from mxsweep.results.remedies import NO_REMEDY
 from mxsweep.results.rows import Row, label
 
 CONDITIONS = ("model", "task", "limit", "n", "hardware", "library")
@@ -152,7 +153,9 @@ def _goes_with(theirs: Published, row: Row) -> bool:
     if theirs.is_baseline or row.is_baseline:
         shared = {name: value for name, value in theirs.knobs.items() if name in row.knobs}
         return theirs.is_baseline and row.is_baseline and _agrees(shared, row)
-    return _agrees(theirs.knobs, row)
+    # Who says nothing of remedies had none.
+    implied = {name: value for name, value in NO_REMEDY.items() if name in row.knobs}
+    return _agrees(implied | theirs.knobs, row)
 
 
 def _agrees(knobs: dict[str, Any], row: Row) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.results.record import RunFolder
+from mxsweep.results.remedies import with_remedies
 
 KNOBS = {  # label: path in the config
     "format": "format.name",
@@ -20,6 +21,8 @@ KNOBS = {  # label: path in the config
     "scale": "scale",
     "custom_cuda": "custom_cuda",
     "kv_quant": "kv_quant.name",
+    "ptq": "ptq.method",
+    "rotation": "rotation.method",
     "limit": "limit",
     "model": "model.name",
 }
@@ -64,6 +67,11 @@ class Row:
     def eval_time_s(self) -> float | None:
         """Seconds that the run's evaluation took, all its tasks together."""
         return self._number("timing", "eval_s")
+
+    @property
+    def remedies_s(self) -> float | None:
+        """Seconds that working out the run's remedies took; None where it had nothing to work out."""
+        return self._number("timing", "remedies_s")
 
     @property
     def examples_per_sec(self) -> float | None:
@@ -189,6 +197,7 @@ def rows_of(run: RunFolder) -> list[Row]:
         knobs = {name: value for name, value in knobs.items() if value != "auto"}
     if is_baseline:
         knobs = {name: value for name, value in knobs.items() if name not in HOW_TO_QUANTIZE}
+    knobs = with_remedies(knobs, is_baseline)
     if knobs.get("scale", "e8m0") != "e8m0":
         knobs.pop("scale_bits", None)  # only the width of an e8m0 scale can be chosen
     planned = [str(name) for name in names] if isinstance(names, list) and names else [named]

@@ -122,6 +122,47 @@ def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | N
     return LogPerplexity(n, difference, difference - half, difference + half, p)
 
 
+@dataclass(frozen=True)
+class ShareClosed:
+    """Which share of the gap that quantization opens a remedy closes, in log-perplexity.
+
+    Attributes:
+        n: examples.
+        share: 1 closes all of it, 0 nothing, below 0 widens it.
+        low, high: interval of the share.
+    """
+
+    n: int
+    share: float
+    low: float
+    high: float
+
+
+def share_closed(
+    base: np.ndarray, plain: np.ndarray, remedy: np.ndarray, weights: np.ndarray | None = None
+) -> ShareClosed | None:
+    """1 - (L_remedy - L_base) / (L_plain - L_base), L the log-perplexities of three runs over the same examples.
+
+    Arguments are log-likelihoods, (n,), in nats, and the examples' weights as `compare_log_perplexity` takes them,
+    which cancel in the share. It is one minus a ratio of two sums over the examples, and its interval that of the
+    linearized ratio (the delta method; Cochran, Sampling Techniques, 3rd ed., eq. 6.9), with Student's t. That holds
+    where the denominator is well away from 0, and without a gap there is nothing to close: None unless the whole
+    interval of the gap is above 0.
+    """
+    gap = compare_log_perplexity(base, plain, weights)
+    if not gap.low > 0:
+        return None
+    lost, left = (np.asarray(base, dtype=np.float64) - np.asarray(each, dtype=np.float64) for each in (plain, remedy))
+    total = float(lost.sum())
+    ratio = float(left.sum()) / total
+    if not math.isfinite(ratio):
+        return None
+    residuals = left - ratio * lost
+    n = gap.n
+    half = t_quantile(n - 1) * math.sqrt(n / (n - 1) * float(np.dot(residuals, residuals))) / total
+    return ShareClosed(n, 1 - ratio, 1 - ratio - half, 1 - ratio + half)
+
+
 def t_quantile(degrees: float) -> float:
     """The 97.5 % quantile of Student's t: half a 95 % interval, in standard errors."""
     return float(stdtrit(degrees, _UPPER))

@@ -10,6 +10,7 @@ from mxsweep.results.compare import Comparison, KnobEffect, against_baselines, k
 from mxsweep.results.findings import Finding, findings
 from mxsweep.results.headline import Pick, headline, loss_metric, pareto_front
 from mxsweep.results.rows import Row, label
+from mxsweep.results.won_back import WonBack, sentences, won_back
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Study:
     group: Group
     against: dict[Path, Comparison]  # each quantized run with its baseline, by the run's folder
     effects: list[KnobEffect]
+    won_back: list[WonBack]
     picks: list[Pick]
     findings: list[Finding]
     front: list[Row]  # of effective bits per weight and loss
@@ -61,14 +63,15 @@ class Study:
 
 def study(results: Results, group: Group) -> Study:
     """Compare the runs of a group with their baselines and with each other."""
-    against, effects = against_baselines(group), knob_effects(results, group)
+    against, effects, won = against_baselines(group), knob_effects(results, group), won_back(results, group)
     return Study(
         results,
         group,
         against,
         effects,
+        won,
         headline(group),
-        findings(group, against, effects, results.shown),
+        sentences(won) + findings(group, against, effects, results.shown),
         pareto_front(group),
         loss_metric(group),
     )

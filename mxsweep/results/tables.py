@@ -15,6 +15,7 @@ from mxsweep.results.compare import Comparison, why_groups
 from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.record import RunFolder
 from mxsweep.results.reference import Reference, match
+from mxsweep.results.remedies import what_was_found
 from mxsweep.results.rows import Row, betterness, label
 from mxsweep.results.study import Study, studies
 from mxsweep.results.text import (
@@ -30,6 +31,7 @@ from mxsweep.results.text import (
     size,
     speed,
 )
+from mxsweep.results.won_back import Step, WonBack, share_text, won_back
 
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
@@ -44,6 +46,14 @@ COMPARED_NOTE = (
     "of McNemar's exact test for accuracy and of a paired t test for log-perplexity, adjusted by Holm's method over "
     "the runs of a table."
 )
+WON_BACK_NOTE = (
+    "Δ is the difference from the step before, the run with the most of the same remedies or of weaker forms of them "
+    "(clip than gptq, a rotation of all than one searched), of equals the best; […] is its 95 % interval, paired over "
+    "the same examples (of a perplexity: of its ratio); significant after Holm's correction over the steps of a group. "
+    "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
+    "share closed is that of a ratio of paired sums, linearized (the delta method)."
+)
+MOST_STEPS = 24  # of remedies, in a terminal
 SPEED_NOTE = (
     "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format; single "
     "runs vary, and on a GPU a process's first one, often the baseline, takes longer than it would later."
@@ -77,6 +87,11 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
         parts.append(f"{heading(group)}\n\n{table}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
+        steps = won_back_table(group, won_back(results, group))
+        if 0 < len(steps) <= MOST_STEPS:
+            cells = [{name: cell for name, cell in step.items() if name != "run_id"} for step in steps]
+            table = tabulate(cells, headers="keys", tablefmt="simple", disable_numparse=True)
+            parts += ["What the remedies win back", table]
     if results.groups:
         parts.append(SPEED_NOTE)
     if reference is not None:
@@ -119,6 +134,7 @@ def markdown_text(
         parts.append("\n".join(f"- {escape(title)}: {escape(how)}." for title, how in chosen.items()))
         if study.findings:
             parts += ["### What the numbers say", "\n".join(f"- {escape(found.text)}" for found in study.findings)]
+        parts += _won_back_parts(study)
         parts += ["### All runs", markdown(full_table(results, group, study.against))]
         if any(comparison.n for comparison in study.against.values()):
             parts.append(COMPARED_NOTE)
@@ -138,6 +154,13 @@ def markdown_text(
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown([failure(run) for run in runs])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _won_back_parts(study: Study) -> list[str]:
+    found = [f"- {escape(config)}: {escape(text)}" for config, text in found_by_remedies(study)]
+    parts = [markdown(won_back_table(study.group, study.won_back)), WON_BACK_NOTE] if study.won_back else []
+    parts += ["\n".join(found)] if found else []
+    return ["### What the remedies win back", *parts] if parts else []
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -216,6 +239,38 @@ def full_table(
         cells["examples/sec"] = speed(row.examples_per_sec)
         table.append(cells | {"run_id": row.run.run_id})
     return table
+
+
+def won_back_table(group: Group, found: Sequence[WonBack]) -> list[dict[str, str]]:
+    """Of each base configuration the baseline, the run without remedies, and the steps from there."""
+    metrics = [name for name in group.metric_names() if betterness(name)]
+    steps_before = [step.before for one in found for step in one.steps]
+    compared = {name for name in metrics if any(p_of(each, name) is not None for each in steps_before)}
+    timed = any(step.row.remedies_s is not None for one in found for step in one.steps)
+    table = []
+    for one in found:
+        config = {"config": one.config} if one.config else {}
+        steps = ([Step(one.baseline, "baseline")] if one.baseline is not None else []) + one.steps
+        for step in steps:
+            cells = config | {"remedies": step.text, "step before": step.before_text or ABSENT}
+            for name in metrics:
+                title = METRIC_TITLES.get(name, name)
+                cells[title] = metric_cell(step.row, name)
+                if name in compared:
+                    change = difference(step.row, step.before.other, name) if step.before else ABSENT
+                    cells[f"Δ {title}"] = " ".join(filter(None, [change, interval(step.before, name)]))
+                    cells[f"Δ {title} is"] = significance(step.before, name) or ABSENT
+            cells["gap closed"] = share_text(step.closed) or ABSENT
+            cells["bits/weight"] = format_value(step.row.bits_per_weight)
+            if timed:
+                cells["remedies_s"] = speed(step.row.remedies_s)
+            table.append(cells | {"run_id": step.row.run.run_id})
+    return table
+
+
+def found_by_remedies(study: Study) -> list[tuple[str, str]]:
+    """What searches and budgets found: a run's config, and a sentence."""
+    return [(study.config_text(row), text) for row in study.rows for text in what_was_found(row.run.record)]
 
 
 def headline_table(study: Study) -> list[dict[str, str]]:

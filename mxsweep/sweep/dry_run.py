@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
@@ -10,6 +11,9 @@ from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
 from mxsweep.model.inventory import footprint, read_inventory, unmatched_patterns
 from mxsweep.model.recipe import LinearFormats
+from mxsweep.results.record import RunFolder
+from mxsweep.results.remedies import remedy_text
+from mxsweep.results.rows import rows_of
 from mxsweep.run_one import check_backend
 from mxsweep.sweep.plan import PlannedRun
 
@@ -27,6 +31,8 @@ def dry_run_text(runs: Sequence[PlannedRun]) -> str:
             "bits/weight: of the weights that are quantized, scales included. stored: the whole model at those bits. "
             "in memory: what simulating it takes, the quantized weights beside the originals."
         )
+        if any(run.config and run.config.ptq.budget is not None for run in runs):
+            lines.append("Under a budget (≤) stored is what the run's own format would take.")
     for number, run in enumerate(runs, 1):
         if problem := problem_of(run):
             lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
@@ -56,6 +62,8 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         size_of = footprint(entries, recipe, DTYPE_BITS.get(config.model.dtype))
         bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
         stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
+        if config.ptq.budget is not None and bits != "-":
+            bits = f"≤ {config.ptq.budget:g}"
         memory = f"{size_of.simulated_bytes / 1e6:,.1f} MB"
     return {
         "run": str(number),
@@ -66,6 +74,7 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "activations": str(recipe.linear.activation or "none"),
         "keys": str(recipe.key or "none"),
         "values": str(recipe.value or "none"),
+        "remedies": "-" if recipe.is_baseline else _remedies(config),
         "modules": " ".join(f"{pattern}={_formats(linear)}" for pattern, linear in recipe.modules) or "-",
         "block": "x".join(map(str, size)) if isinstance(size, tuple) else str(size),
         "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}",
@@ -73,6 +82,12 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "stored": stored,
         "in memory": memory,
     }
+
+
+def _remedies(config: RunConfig) -> str:
+    """As tables of results call them."""
+    record = {"config": config.as_dict(), "metrics": {}}
+    return remedy_text(rows_of(RunFolder(Path(), "done", record))[0].knobs)
 
 
 def _formats(linear: LinearFormats) -> str:

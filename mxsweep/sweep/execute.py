@@ -24,6 +24,7 @@ from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_
 
 LOG_NAME = "mxsweep.log"
 LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
+ANSWERED = "answered"  # the phase of a run in which it scores its requests; what comes before has other names
 NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
 
 
@@ -54,7 +55,7 @@ class Observer(Protocol):
 
     def begin(self, run: SweepRun) -> None: ...
 
-    def advance(self, run: SweepRun, done: int, total: int) -> None: ...
+    def advance(self, run: SweepRun, done: int, total: int, phase: str = ANSWERED) -> None: ...
 
     def end(self, run: SweepRun, record: dict[str, Any]) -> None: ...
 
@@ -122,13 +123,14 @@ def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequen
         observer.begin(run)
     last_noted = time.monotonic()
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int, phase: str = ANSWERED) -> None:
         nonlocal last_noted
         for observer in observers:
-            observer.advance(run, done, total)
+            observer.advance(run, done, total, phase)
         if time.monotonic() - last_noted > NOTES_EVERY_S:
             last_noted = time.monotonic()
-            _note(claim, notes | {"answered": done, "requests": total})
+            share = {"answered": done, "requests": total}
+            _note(claim, notes | (share if phase == ANSWERED else {"phase": phase, "done": done, "total": total}))
 
     try:
         record = _perform(run, advance)
@@ -145,7 +147,7 @@ def _note(claim: Lock, notes: dict[str, Any]) -> None:
         claim.write(notes)
 
 
-def _perform(run: SweepRun, advance: Callable[[int, int], None]) -> dict[str, Any]:
+def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
     for name, content in run.yaml.items():
         write_atomically(run.folder / HYDRA_FOLDER / name, content)
     with _logged_to(run.folder / LOG_NAME):

@@ -77,6 +77,8 @@ class Watch:
                 self.running[name] = notes
                 if "requests" in notes:
                     self._tell("advance", run, notes.get("answered", 0), notes["requests"])
+                elif "phase" in notes:
+                    self._tell("advance", run, notes["done"], notes["total"], notes["phase"])
             elif name in self.running:
                 del self.running[name]
                 self._tell("lost", run, "the process that did it stopped or died")

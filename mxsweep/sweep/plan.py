@@ -30,12 +30,15 @@ from mxsweep.sweep.settings import Settings
 QUANTIZATION_KNOBS = (
     *("format", "kv_quant", "modules", "block_size", "scale_bits", "scale", "tensor_scale", "custom_cuda"),
     *("rounding", "scale_rounding", "symmetric", "backend", "arithmetic"),
+    *("ptq", "rotation", "rotation_block", "calibration"),
 )
 # Leaves as well as groups: an experiment may have set a leaf, over which a group chosen here would not win.
 BASELINE = (
     *("format='none'", "format.weight=none", "format.activation=none"),
     *("kv_quant='none'", "kv_quant.key=none", "kv_quant.value=none"),
     *("modules=null", "custom_cuda='false'", "backend=auto", "arithmetic=auto"),
+    *("ptq=rtn", "ptq.method=rtn", "ptq.budget=null", "rotation=none", "rotation.method=none", "calibration=auto"),
+    *("calibration.source=auto", "calibration.path=null", "rotation.residual=false"),
 )
 
 
@@ -81,8 +84,8 @@ class Plan:
     settings: Settings
 
 
-def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = None) -> Plan:
-    """Expand prepared overrides (see :func:`mxsweep.overrides.prepare`) into runs.
+def plan(grids: Sequence[Sequence[str]], multirun: bool, config_dir: Path | None = None) -> Plan:
+    """Expand prepared overrides (see :func:`mxsweep.overrides.prepare`), grid by grid, into runs.
 
     In a multirun the baselines are added (unless ``baseline=false``), and runs on one model follow each other, so that
     it is loaded once.
@@ -92,23 +95,34 @@ def plan(overrides: Sequence[str], multirun: bool, config_dir: Path | None = Non
             A value that is not allowed is no error here but the planned run's.
     """
     try:
-        parsed = [read_override(override) for override in overrides]
-        jobs, count = [list(overrides)], 1
-        for override in parsed:
-            _check_override(override)
-            if override.is_sweep_override():
-                count *= len(sweep_values(override))
-            if count > MOST_VALUES:
-                raise ConfigError(f"-m: the values come to {count:,} runs or more; allowed: {MOST_VALUES:,}")
-            if override.is_sweep_override() and not multirun:
-                typed = excerpt((override.input_line or "").replace("'", ""))
-                raise ConfigError(f"{override.key_or_group}: {typed} names several values; add -m to run them all")
+        parsed = [[read_override(override) for override in overrides] for overrides in grids]
+        _check_count([_count(overrides, multirun) for overrides in parsed])
+        jobs = [list(overrides) for overrides in grids]
         if multirun:
-            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            jobs = [job for grid in parsed for job in BasicSweeper.split_arguments(grid, max_batch_size=None)[0]]
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
             return _compose_all(jobs, multirun, config_dir)
     except OmegaConfBaseException as error:
         raise ConfigError(of_omegaconf(error)) from error
+
+
+def _count(overrides: Sequence[Override], multirun: bool) -> int:
+    """How many runs the overrides of one grid come to."""
+    count = 1
+    for override in overrides:
+        _check_override(override)
+        if override.is_sweep_override():
+            count *= len(sweep_values(override))
+        _check_count([count])
+        if override.is_sweep_override() and not multirun:
+            typed = excerpt((override.input_line or "").replace("'", ""))
+            raise ConfigError(f"{override.key_or_group}: {typed} names several values; add -m to run them all")
+    return count
+
+
+def _check_count(counts: Sequence[int]) -> None:
+    if sum(counts) > MOST_VALUES:
+        raise ConfigError(f"-m: the values come to {sum(counts):,} runs or more; allowed: {MOST_VALUES:,}")
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:

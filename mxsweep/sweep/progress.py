@@ -18,7 +18,7 @@ from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, betterness, rows_of
 from mxsweep.results.text import format_value, one_line
 from mxsweep.run_one import final_line
-from mxsweep.sweep.execute import LOG_FORMAT
+from mxsweep.sweep.execute import ANSWERED, LOG_FORMAT
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -36,6 +36,27 @@ class _Current:
     knobs: str
     began: float
     share: float | None = None  # of its requests answered; None: not known yet
+    phase: str = ANSWERED  # what it does, and the share of that; other phases come before its requests
+    phase_share: float | None = None
+    prepared_until: float | None = None  # when it was last heard of in another phase
+
+    @property
+    def said(self) -> str:
+        """How far it is."""
+        return f"{_percent(self.phase_share)} {'' if self.phase == ANSWERED else 'of '}{self.phase}"
+
+    def seconds_in_all(self, now: float, share: float) -> float:
+        """About how long it takes: what came before its requests, and these at their pace."""
+        since = self.prepared_until or self.began
+        return since - self.began + (now - since) / share
+
+    def seconds_left(self, now: float, usual: float) -> float:
+        """About how long it still takes, where runs usually take so long. How far another phase is says nothing."""
+        if not self.share:
+            return max(0.0, self.began + usual - now)
+        if self.prepared_until is None:
+            return usual * (1 - self.share)
+        return (now - self.prepared_until) * (1 / self.share - 1)
 
 
 class Progress:
@@ -119,14 +140,18 @@ class Progress:
         elif self._live is not None:
             self._live.refresh()
 
-    def advance(self, run: Any, done: int, total: int) -> None:
-        """So many of the run's requests are answered. May be called often."""
+    def advance(self, run: Any, done: int, total: int, phase: str = ANSWERED) -> None:
+        """So many of the run's requests are answered, or so much of another phase is done. May be called often."""
         current = self._current.get(run.folder)
         if current is None or total <= 0:
             return
-        current.share = min(max(done / total, 0.0), 1.0)
+        current.phase, current.phase_share = phase, min(max(done / total, 0.0), 1.0)
+        if phase == ANSWERED:
+            current.share = current.phase_share
+        else:
+            current.prepared_until = self._clock()
         if self._console is None and self._clock() - self._spoke >= SECONDS_BETWEEN_LINES:
-            runs = (f"{self._title(run.number)}: {_percent(run.share)} answered" for run in self._current.values())
+            runs = (f"{self._title(run.number)}: {run.said}" for run in self._current.values())
             self._speak("; ".join(runs) + self._left())
 
     def end(self, run: Any, record: dict[str, Any]) -> None:
@@ -152,11 +177,11 @@ class Progress:
     def seconds_left(self) -> float | None:
         """About how long the sweep still takes, as if every run took the mean time; None if nothing is known."""
         now, current = self._clock(), list(self._current.values())
-        walls = self._walls or [(now - run.began) / run.share for run in current if run.share]
+        walls = self._walls or [run.seconds_in_all(now, run.share) for run in current if run.share]
         if not walls:
             return None
         wall = sum(walls) / len(walls)
-        left = [wall * (1 - run.share) if run.share else max(0.0, run.began + wall - now) for run in current]
+        left = [run.seconds_left(now, wall) for run in current]
         ends = left + [0.0] * (self._at_a_time - len(left))
         heapq.heapify(ends)
         for _ in range(self._total - self._skipped - self._ended - len(current)):
@@ -232,8 +257,9 @@ class Progress:
         table.add_column(ratio=1)
         table.add_row("sweep", ProgressBar(max(self._total, 1), done), Text(self._counts()))
         for run in current:
-            bar = ProgressBar(1.0, run.share or 0.0)
-            table.add_row(f"run {run.number}", bar, cut(f"{_percent(run.share)} {run.knobs}"))
+            bar = ProgressBar(1.0, run.phase_share or 0.0)
+            said = _percent(run.share) if run.phase == ANSWERED else run.said
+            table.add_row(f"run {run.number}", bar, cut(f"{said} {run.knobs}"))
         if self._best:
             table.add_row("", "", cut(self._best))
         return table

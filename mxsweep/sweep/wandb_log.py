@@ -72,7 +72,7 @@ class WandbLog:
         if not (run.folder / "wandb").exists():
             self.end(run, record)
 
-    def advance(self, run: Any, done: int, total: int) -> None:
+    def advance(self, run: Any, done: int, total: int, phase: str = "") -> None:
         """Nothing."""
 
     def lost(self, run: Any, why: str) -> None:

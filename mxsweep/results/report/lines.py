@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mxsweep.results.record import natural_key
+from mxsweep.results.collect import place_of
 from mxsweep.results.report.figure import (
     HIDDEN,
     SHOWN,
@@ -111,14 +111,8 @@ def places_of(knob: str, rows: Sequence[Row]) -> dict[Any, float]:
     lengths = sorted(value for value in values if knob == "block_size" and _is_length(value))
     places = {label(value): math.log2(value) for value in lengths}
     first = max(places.values(), default=0.0) + 1
-    rest = sorted((value for value in values if label(value) not in places), key=_order)
+    rest = sorted((value for value in values if label(value) not in places), key=lambda value: place_of(knob, value))
     return places | {label(value): first + index for index, value in enumerate(rest)}
-
-
-def _order(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (1, value)
-    return (0,) if label(value) == "none" else (2, natural_key(label(value)))
 
 
 def _is_length(block_size: Any) -> bool:

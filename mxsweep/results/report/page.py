@@ -48,11 +48,14 @@ from mxsweep.results.tables import (
     SEVERAL_TASKS_NOTE,
     SPEED_NOTE,
     STATUS_TITLES,
+    WON_BACK_NOTE,
+    found_by_remedies,
     has_several_tasks,
     heading,
     reference_table,
     summary,
     warnings,
+    won_back_table,
 )
 from mxsweep.versions import version_of
 
@@ -77,6 +80,8 @@ class GroupView:
     heat: HeatMap | None
     table: RunTable
     effects: list[tuple[str, Table]]
+    won_back: Table | None
+    found: list[tuple[str, str]]  # by searches and budgets: a run's config, and a sentence
     errors: Table | None
     distances: Table | None
     samples: list[str]
@@ -128,6 +133,7 @@ def write_page(
                 "baseline": NO_BASELINE.replace("`", ""),
                 "speed": SPEED_NOTE,
                 "compared": COMPARED_NOTE,
+                "won_back": WON_BACK_NOTE,
                 "tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else "",
             },
             most_named=MOST_NAMED,
@@ -225,6 +231,8 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         figures=by_quantity,
         heat=heat,
         table=run_table(study, folder),
+        won_back=_won_back(study),
+        found=found_by_remedies(study),
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
         errors=evidence.error_table(study),
         distances=evidence.distance_table(study),
@@ -233,6 +241,16 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
     )
+
+
+def _won_back(study: Study) -> Table | None:
+    return _as_table("", won_back_table(study.group, study.won_back)) if study.won_back else None
+
+
+def _as_table(caption: str, rows: Sequence[dict[str, str]]) -> Table:
+    """Rows of texts as a table of the page."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(caption, columns, [[Cell(row.get(name, "")) for name in columns] for row in rows])
 
 
 def _by_kind(found: Sequence[Finding]) -> list[list[Finding]]:
@@ -254,10 +272,6 @@ def _reference(results: Results, reference: Reference | None) -> dict[str, Any] 
     if reference is None:
         return None
     rows, said = reference_table(results, reference)
-    table = Table(
-        f"Published by {reference.source}",
-        list(rows[0]) if rows else [],
-        [[Cell(c) for c in r.values()] for r in rows],
-    )
+    table = _as_table(f"Published by {reference.source}", rows)
     conditions = ", ".join(f"{name} {label(value)}" for name, value in reference.conditions.items())
     return {"table": table, "said": said, "source": reference.source, "conditions": conditions}

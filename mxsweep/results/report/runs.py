@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from mxsweep.results.headline import METRIC_TITLES
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
+from mxsweep.results.remedies import what_was_found
 from mxsweep.results.report.cells import Cell, interval_cell
 from mxsweep.results.rows import Row, betterness, label
 from mxsweep.results.study import Study, values_of
@@ -43,6 +44,7 @@ class RunView:
     files: list[tuple[str, str]]  # name and link
     config: str
     note: str = ""  # why it cannot be compared
+    found: list[str] = field(default_factory=list)  # by its remedies
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class _Folders:
             [(name, f"{self.link(row.run.path)}/{name}") for name in _listed(row.run.path)],
             "\n".join(config_lines((row.run.record or {}).get("config") or {})),
             (comparison.why_not or comparison.note or "") if comparison else "",
+            what_was_found(row.run.record),
         )
 
     def link(self, path: Path) -> str:

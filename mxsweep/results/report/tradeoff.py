@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mxsweep.results.remedies import is_remedy, remedy_text
 from mxsweep.results.report.figure import HIDDEN, SHOWN, Entry, Figure, Spec, channel, error_bars, numbers_of, points
 from mxsweep.results.report.lines import MOST_LINES
 from mxsweep.results.report.look import look
@@ -30,6 +31,7 @@ TIPS = {
     "difference": "against the baseline",
     "also": "same place",
 }
+FEW_LINES = 8  # combinations of knobs, remedies among them, that are told apart one by one
 FRONT_DASH = (1.0, 0.0)
 
 
@@ -91,15 +93,22 @@ def trade_off_figure(study: Study) -> Figure | None:
 
 
 def _series(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Each row's curve: what tells it apart but for ALONG, or of too many such combinations, its format."""
+    """Each row's curve: what tells it apart but for ALONG, or of too many such combinations, its remedies or format.
+
+    Where remedies were swept, they are what the figure is about, and few combinations are many.
+    """
     names = [name for name in study.swept if name not in ALONG]
-    for choice in (names, ["format", "kv_quant"], ["format"]):
-        texts = [", ".join(f"{name}={label(row.knobs[name])}" for name in choice if name in row.knobs) for row in rows]
-        if len(set(texts)) <= MOST_LINES:
-            break
-    else:
-        return ["quantized"] * len(rows)
-    return [text or "quantized" for text in texts]
+    most = FEW_LINES if any(map(is_remedy, names)) else MOST_LINES
+
+    def texts(choice: Sequence[str]) -> list[str]:
+        return [", ".join(f"{name}={label(row.knobs[name])}" for name in choice if name in row.knobs) for row in rows]
+
+    choices = [(texts(names), most)]
+    if any(map(is_remedy, names)):
+        choices.append(([remedy_text(row.knobs) for row in rows], MOST_LINES))
+    choices += [(texts(["format", "kv_quant"]), MOST_LINES), (texts(["format"]), MOST_LINES)]
+    found = next((series for series, most in choices if len(set(series)) <= most), [""] * len(rows))
+    return [text or "quantized" for text in found]
 
 
 def _baseline_bits(study: Study) -> str:
