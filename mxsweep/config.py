@@ -19,14 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.checks import (
-    EMBEDDED,
     check_choice,
     check_flag,
     check_integer,
     check_limit,
-    check_model_path,
-    check_rows,
-    check_text_or_null,
     file_digest,
 )
 from mxsweep.devices import device_type
@@ -44,6 +40,7 @@ from mxsweep.model.recipe import (
     Recipe,
     Rotation,
 )
+from mxsweep.model_config import ModelConfig
 from mxsweep.numerics import (
     ARITHMETICS,
     BACKENDS,
@@ -59,85 +56,12 @@ from mxsweep.prepare.leak import refuse_same_file
 from mxsweep.prepare.texts import identity_of as calibration_identity
 from mxsweep.prepare.texts import resolve as resolve_calibration
 from mxsweep.remedy_config import CalibrationConfig, PTQConfig, RotationConfig, as_names, check_rotation_block
+from mxsweep.task_config import TaskConfig, resolve_task
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTIONS = ("sdpa", "eager")
 # Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever any of them changes. It is
 # part of the hash of every run that has one, and of the key of everything that is cached of them.
 REMEDIES_VERSION = 1
 MOST_NOISE = 100  # further evaluations of a run
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model, and how it is loaded; the fields are those of ``conf/config.yaml``."""
-
-    name: str
-    path: str
-    revision: str | None
-    dtype: str
-    device: str
-    device_map: str | None
-    attention: str
-    max_length: int | None
-    trust_remote_code: bool
-
-    def __post_init__(self) -> None:
-        check_model_path(self.path)
-        if self.name == "tiny" and self.path != EMBEDDED:
-            raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
-        check_text_or_null("model.revision", self.revision)
-        check_choice("model.dtype", self.dtype, DTYPES)
-        check_choice("model.attention", self.attention, ATTENTIONS)
-        if self.device_map not in (None, "auto"):
-            raise ConfigError(f"model.device_map: {self.device_map!r} is not known; allowed: auto, null")
-        if self.device_map and self.device != "auto":
-            raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
-        check_flag("model.trust_remote_code", self.trust_remote_code)
-        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ConfigError(f"model.device: {self.device!r} is not a device; allowed: auto, cpu, cuda, cuda:0, mps")
-        if self.max_length is not None:
-            check_integer("model.max_length", self.max_length, 2, None, "tokens, at least 2, or null")
-
-    @property
-    def label(self) -> str:
-        """A short name for tables: of a hub name or a folder the last part."""
-        return self.name if self.name != "hf" else self.path.rstrip("/").rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """Which lm-eval tasks, and what feeds them.
-
-    ``data`` maps a task to a local file that replaces its data set; ``fields`` to the field a row must hold.
-    """
-
-    names: tuple[str, ...]
-    fields: dict[str, str]
-    data: dict[str, str]
-    num_fewshot: int | None
-    apply_chat_template: bool
-
-    def __post_init__(self) -> None:
-        if not self.names or not all(isinstance(name, str) and name for name in self.names):
-            raise ConfigError(f"task: {list(self.names)!r} must be one or more names of lm-eval tasks")
-        if not isinstance(self.fields, dict):
-            raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
-        if len(set(self.names)) != len(self.names):
-            raise ConfigError(f"task: {list(self.names)!r} names a task twice")
-        if self.num_fewshot is not None:
-            check_integer("task.num_fewshot", self.num_fewshot, 0, None, "0 or more, or null for the task's own")
-        check_flag("task.apply_chat_template", self.apply_chat_template)
-        for name, file in self.data.items():
-            if name not in self.names:
-                raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")
-            if name == "story":
-                raise ConfigError("task.data: the task 'story' generates its own data and takes no file")
-            check_rows(file, self.fields.get(name), first_only=True)
-
-    @property
-    def name(self) -> str:
-        return "+".join(self.names)
 
 
 @dataclass(frozen=True)
@@ -354,6 +278,11 @@ class RunConfig:
             what["residual"] = True
         if self.quantizes_weights and self.ptq.as_dict() != {"method": "rtn"}:
             what["ptq"] = self.ptq.as_dict()
+            if self.ptq.budget is not None:
+                named = self.budget_formats.items()
+                what["ptq"]["formats"] = [
+                    [name, _identity(own.weight), _identity(own.activation)] for name, own in named
+                ]
         if self.needs_calibration:
             what["calibration"] = calibration_identity(self.calibration)
         return what | ({"remedies": REMEDIES_VERSION} if what else {})
@@ -452,7 +381,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         rotation=_rotation(knobs.pop("rotation")),
         calibration=CalibrationConfig(**knobs.pop("calibration")),
         model=ModelConfig(**knobs.pop("model")),
-        task=_task(knobs.pop("task")),
+        task=resolve_task(knobs.pop("task")),
         **knobs,
     )
     config = _with_arithmetic(config, arithmetic)
@@ -534,19 +463,14 @@ def _rotation(knobs: dict[str, Any]) -> RotationConfig:
     return RotationConfig(**knobs | {"matmuls": matmuls})
 
 
-def _task(knobs: dict[str, Any]) -> TaskConfig:
-    names, data = knobs.pop("names"), knobs.pop("data")
-    names = tuple(names) if isinstance(names, list) else (names,)
-    if data is None:
-        data = {}
-    elif not isinstance(data, dict):
-        if len(names) > 1:
-            raise ConfigError(
-                f"task.data: {data!r} is one file for the tasks {', '.join(names)}; "
-                f"write a mapping, as task.data={{{names[0]}: FILE.jsonl}}"
-            )
-        data = {names[0]: data}
-    return TaskConfig(names=names, data={key: str(file) for key, file in data.items()}, **knobs)
+def _check_budget(config: RunConfig, budget: float) -> None:
+    """What can be said of a budget before the shapes are known; modules with formats of their own count, too."""
+    bits = [own.weight.bits_per_element for own in config.budget_formats.values() if own.weight is not None]
+    if not config.modules and budget < min(bits):
+        raise ConfigError(
+            f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(config.ptq.formats)}; "
+            f"allowed: from {min(bits):g}, which is the least they take, to {max(bits):g}, the most"
+        )
 
 
 def _check_combination(config: RunConfig) -> None:
@@ -557,7 +481,7 @@ def _check_combination(config: RunConfig) -> None:
                 f"ptq.budget: {config.ptq.budget:g} is for the weights, and format={config.format.name} leaves them as "
                 "they are; allowed with it: null"
             )
-        config.budget_formats  # noqa: B018 - each is checked
+        _check_budget(config, config.ptq.budget)
     if config.quantizes_weights and config.ptq.method != "rtn" and config.rounding == "stochastic":
         raise ConfigError(
             f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mxsweep.config import ModelConfig, RunConfig
+from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
+from mxsweep.model_config import ModelConfig
 from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
 from mxsweep.versions import record_environment
@@ -143,7 +144,6 @@ def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[
         "n_effective": found.n_effective,
         "timing": {
             "load_s": load_s,
-            "remedies_s": remedies_s,
             "quantize_s": quantize_s,
             "warm_up_s": warm_up_s,
             "prepare_s": found.prepare_s,
@@ -157,6 +157,7 @@ def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[
     }
     if made.account:
         answer["remedies"] = made.account
+        answer["timing"]["remedies_s"] = remedies_s
     if diagnostics is not None:
         clock.lap()
         diagnostics.read_unquantized(model)

@@ -38,7 +38,7 @@ WORKERS = ("hydra/launcher=gpus", "hydra.launcher.n=2")
 REAL_SWEEP = ("-m", "block_size=16,32,64", "limit=30", "model.device=cpu")
 N_REAL_RUNS = 4
 # What two sweeps of the same command may differ in.
-TIMES_AND_PLACES = ("eval_time_s", "examples/sec", "run_id", "folder")
+TIMES_AND_PLACES = ("eval_time_s", "remedies_s", "examples/sec", "run_id", "folder")
 PATIENCE_S = 120.0
 
 

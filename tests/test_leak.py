@@ -14,14 +14,15 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 from transformers import AutoTokenizer
 
-from mxsweep.config import ModelConfig, TaskConfig
 from mxsweep.errors import ConfigError
 from mxsweep.evaluate.stories import stories
 from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.model_config import ModelConfig
 from mxsweep.prepare import leak
 from mxsweep.prepare.leak import refuse_evaluated, refuse_same_file
 from mxsweep.prepare.texts import Calibration, calibration_tokens
 from mxsweep.remedy_config import CalibrationConfig
+from mxsweep.task_config import TaskConfig
 
 HF = ModelConfig("hf", "owner/name", None, "auto", "cpu", None, "sdpa", None, False)
 

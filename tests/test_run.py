@@ -37,7 +37,6 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert record["n_effective"] == {"story": 24}
     assert set(record["timing"]) == {
         "load_s",
-        "remedies_s",
         "quantize_s",
         "warm_up_s",
         "prepare_s",

@@ -22,10 +22,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import mxsweep.prepare.documents
-from mxsweep.config import ModelConfig
 from mxsweep.errors import ConfigError
 from mxsweep.evaluate.stories import SPLITS, stories
 from mxsweep.model.inventory import model_folder
+from mxsweep.model_config import ModelConfig
 from mxsweep.prepare import files, texts
 from mxsweep.prepare.texts import Calibration, calibration_tokens, identity_of, resolve
 from mxsweep.remedy_config import CalibrationConfig
@@ -453,8 +453,8 @@ def test_files_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
 
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys; from mxsweep.prepare.texts import resolve, identity_of; from mxsweep.config import ModelConfig; "
-        "from mxsweep.remedy_config import CalibrationConfig; "
+        "import sys; from mxsweep.prepare.texts import resolve, identity_of; "
+        "from mxsweep.model_config import ModelConfig; from mxsweep.remedy_config import CalibrationConfig; "
         "model = ModelConfig('tiny', 'embedded', None, 'auto', 'cpu', None, 'sdpa', None, False); "
         f"text = CalibrationConfig('text', {str(numbered(tmp_path, 10))!r}, None, 'train', 'text', 1, 2, 0); "
         "stories = CalibrationConfig('auto', None, None, 'train', 'text', 1, 2, 0); "

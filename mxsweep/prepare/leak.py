@@ -23,9 +23,9 @@ from mxsweep.errors import ConfigError
 from mxsweep.prepare.texts import identity_of
 
 if TYPE_CHECKING:
-    from mxsweep.config import TaskConfig
     from mxsweep.prepare.texts import Calibration
     from mxsweep.remedy_config import CalibrationConfig
+    from mxsweep.task_config import TaskConfig
 
 RUN_WORDS = 32
 SHORT_WORDS = 13  # documents of fewer words are too likely to be met by chance

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-    from mxsweep.config import ModelConfig
+    from mxsweep.model_config import ModelConfig
     from mxsweep.remedy_config import CalibrationConfig
 
 log = logging.getLogger(__name__)
