@@ -223,6 +223,7 @@ class _Work:
         found["seconds"] = time.perf_counter() - began
         if on_gpu:
             found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self._model.device)
+            torch.cuda.reset_peak_memory_stats(self._model.device)  # the run's own peak is without it
         self._account(**{name: found})
 
     @property
