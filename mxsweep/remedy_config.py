@@ -19,7 +19,7 @@ METHODS = ("rtn", "clip", "gptq")
 CLIP_LOSSES = ("output", "weight")
 ROTATIONS = ("none", "hadamard", "search")
 JUDGES = ("clip", "ptq")
-ROTATION_BLOCK_OF_FORMAT = "mx"  # the block of the format that the rotated tensor gets
+ROTATION_BLOCK_OF_FORMAT = "mx"  # the run's block_size
 MOST_DAMPING = 1.0
 
 
@@ -129,7 +129,7 @@ class RotationConfig:
 def check_rotation_block(value: Any) -> None:
     if value != ROTATION_BLOCK_OF_FORMAT:
         check_integer(
-            "rotation_block", value, 0, None, "mx (the format's block), a whole number, or 0 for the whole dimension"
+            "rotation_block", value, 0, None, "mx (the run's block_size), a whole number, or 0 for the whole dimension"
         )
 
 

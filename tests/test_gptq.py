@@ -66,7 +66,8 @@ def reference(w: Tensor, hessian: Tensor, fmt: MXFormat, variant: str, damping: 
             v[:, block.stop :] -= torch.linalg.solve(own, error, left=False) @ u[block, block.stop :]
             continue
         for j in range(start, start + length):
-            q[:, j] = scales.quantize(v[:, [j]].float(), fmt, order[[j]])[:, 0].double()
+            column = BlockScales(scales.scale[:, order[[j]] // scales.length], None, 1)
+            q[:, j] = column.quantize(v[:, [j]].float(), fmt)[:, 0].double()
             v[:, j + 1 :] -= torch.outer((v[:, j] - q[:, j]) / u[j, j], u[j, j + 1 :])
     answer = torch.empty_like(w)
     answer[:, order] = q.float()

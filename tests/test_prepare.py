@@ -157,3 +157,18 @@ def test_phases_are_told(tmp_path: Path) -> None:
     assert record["status"] == "done", record["error"]
     assert phases == ["budget", "rotation search", "gptq", "answered"]
     assert json.loads((tmp_path / "result.json").read_text())["remedies"]["budget"]["budget"] == 5
+
+
+def test_inputs_that_are_not_finite_are_one_sentence() -> None:
+    record = run(compose([*W4A4, "scale_bits=2", "ptq=gptq"]))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "ConfigError"
+    assert "are not finite" in record["error"]["message"]
+    assert "layers.0" in record["error"]["message"]
+
+
+def test_a_seed_that_nothing_draws_from_costs_nothing() -> None:
+    done(*W4A4, "ptq=gptq")
+    assert done(*W4A4, "ptq=gptq", "seed=7")["remedies"]["ptq"]["cached"]
+    done(*W4A4, "ptq.budget=5")
+    assert done(*W4A4, "kv_quant=int4", "ptq.budget=5")["remedies"]["budget"]["cached"]

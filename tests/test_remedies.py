@@ -152,13 +152,13 @@ def test_what_a_search_found_and_in_which_order() -> None:
 
 def test_what_a_budget_was_spent_on() -> None:
     modules = {f"model.layers.{i}.mlp.up_proj": "mxfp4" for i in range(5)} | {"model.layers.0.mlp.down_proj": "mxint8"}
-    assert what_was_found({"remedies": {"budget": {"bits": 4.49, "modules": modules, "seconds": 2.0}}}) == [
+    assert what_was_found({"remedies": {"budget": {"bits_per_weight": 4.49, "modules": modules, "seconds": 2.0}}}) == [
         "The budget (4.49 bits a weight, 2.0 s) gives mxint8 to layers.0.mlp.down_proj, mxfp4 to the other 5."
     ]
     many = {f"a{i}": "int8" for i in range(10)} | {f"b{i}": "int4" for i in range(11)}
     (text,) = what_was_found({"remedies": {"budget": {"modules": many}}})
     assert text.startswith("The budget (bits unknown) gives int8 to a0, a1, ") and "a7 and 2 more, int4 to" in text
-    (text,) = what_was_found({"remedies": {"budget": {"bits": 4.25, "modules": {"a": "int4"}}}})
+    (text,) = what_was_found({"remedies": {"budget": {"bits_per_weight": 4.25, "modules": {"a": "int4"}}}})
     assert text == "The budget (4.25 bits a weight) gives int4 to all 1."
 
 

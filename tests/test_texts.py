@@ -355,7 +355,7 @@ def test_a_data_set_in_files(kind: str, stored: Callable[[str], Path]) -> None:
     read = [place for window in places(found) for place in window]
     assert len(set(read)) == 90 and min(read) >= 0 and max(read) < 300 and read != sorted(read)
     files = identity_of(one)["files"]
-    assert files and all(len(digest) == 64 for digest in files)
+    assert files and all(len(digest) == 64 for digest in files.values())
 
 
 def test_documents_are_read_until_there_are_enough(
@@ -511,3 +511,14 @@ def test_a_real_text_and_tokenizer(shared_dir: Path, caplog: pytest.LogCaptureFi
     # The window's own text comes to nearly the same tokens; only its edges may differ.
     again = tokenizer(found.texts[0], add_special_tokens=False)["input_ids"]
     assert found.sequences[0].tolist()[5:-5] == again[5:][: len(found.sequences[0]) - 10]
+
+
+def test_which_file_of_a_data_set_is_which_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"text": "two"}\n', encoding="utf-8")
+    known = identity_of(config("hub", folder))
+    for name, text in (("train", "two"), ("test", "one")):
+        (folder / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n', encoding="utf-8")
+    assert identity_of(config("hub", folder)) != known

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from mxsweep.errors import ConfigError
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.observer import Observer
-from mxsweep.model.recipe import QUERY_KEY, LinearFormats, Prepared, Recipe, in_decoder_block
+from mxsweep.model.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Prepared, Recipe, in_decoder_block
 from mxsweep.model.report import LayerReport, QuantizationReport, Stored
 from mxsweep.numerics import Measured, MXFormat, fetch_statistics, measure_blocks, quantize
 from mxsweep.numerics.hadamard import hadamard
@@ -228,7 +228,11 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
             sites.append(Site(name, module, formats, block if isinstance(module, nn.Linear) else None))
     for matmul in recipe.rotation.matmuls if recipe.rotation else ():
         if matmul != QUERY_KEY and not any(name.endswith(f".{matmul}_proj") for name in candidates):
-            raise ConfigError(f"rotation.matmuls: {matmul!r} is no linear layer of {type(model).__name__}")
+            there = [own for own in LINEAR_MATMULS if any(name.endswith(f".{own}_proj") for name in candidates)]
+            raise ConfigError(
+                f"rotation.matmuls: {matmul!r} is no linear layer of {type(model).__name__}; allowed: "
+                f"{', '.join([*there, QUERY_KEY])}"
+            )
     if not sites and recipe.linear != LinearFormats():
         raise ConfigError(
             f"format: {type(model).__name__} has no torch.nn.Linear in its decoder blocks to quantize; allowed: none"

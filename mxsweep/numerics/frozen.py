@@ -54,26 +54,17 @@ class BlockScales:
 
         return scales_found(w, fmt, elementwise_inputs(w, fmt, None, None, 0), default)
 
-    def quantize(self, w: Tensor, fmt: MXFormat, columns: Tensor | None = None) -> Tensor:
-        """Values on the grids of these scales: q((w - m) / s) * s + m, as exact arithmetic has it.
-
-        Args:
-            w: (N, C) float32; or (N, c), what stands in `columns`.
-            columns: (c,) int64, for values of some columns only.
-        """
-        scale, midpoint = (self._spread(own, w.shape[1], columns) for own in (self.scale, self.midpoint))
+    def quantize(self, w: Tensor, fmt: MXFormat) -> Tensor:
+        """Values (N, C) float32 on the grids of these scales: q((w - m) / s) * s + m, as exact arithmetic has it."""
+        scale, midpoint = (self._spread(own, w.shape[1]) for own in (self.scale, self.midpoint))
         assert scale is not None
         centered = w if midpoint is None else w - midpoint
         q = round_exact(centered / scale, fmt.element_format, fmt.rounding).mul_(scale)
         return q if midpoint is None else q.add_(midpoint)
 
-    def _spread(self, per_block: Tensor | None, width: int, columns: Tensor | None) -> Tensor | None:
-        """(N, K) to (N, c)."""
-        if per_block is None:
-            return None
-        if columns is None:
-            return per_block.repeat_interleave(self.length, dim=1)[:, :width]
-        return per_block[:, columns // self.length]
+    def _spread(self, per_block: Tensor | None, width: int) -> Tensor | None:
+        """(N, K) to (N, C)."""
+        return None if per_block is None else per_block.repeat_interleave(self.length, dim=1)[:, :width]
 
 
 def scales_found(

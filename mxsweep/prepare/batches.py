@@ -14,9 +14,14 @@ Batch = Tensor  # (B, T) int64, in host memory
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
 
 
+def batch_tokens_on(device: torch.device) -> int:
+    """Tokens of a pass on a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
 def batches_of(sequences: Sequence[np.ndarray], device: torch.device) -> list[Batch]:
     """Batches of sequences (T,) of equal length, the longest first; the order within a length is kept."""
-    most = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    most = batch_tokens_on(device)
     by_length: dict[int, list[np.ndarray]] = {}
     for sequence in sequences:
         by_length.setdefault(len(sequence), []).append(sequence)

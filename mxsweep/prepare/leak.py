@@ -107,7 +107,7 @@ def refuse_same_file(config: CalibrationConfig, task: TaskConfig) -> None:
     Needs neither texts nor tasks, so that it can be asked while runs are planned.
     """
     sampled = identity_of(config)
-    own = {sampled["file"]} if "file" in sampled else set(sampled.get("files", ()))
+    own = {sampled["file"]} if "file" in sampled else set(sampled.get("files", {}).values())
     for name, file in task.data.items():
         if own and file_digest(file) in own:
             raise ConfigError(

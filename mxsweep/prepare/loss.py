@@ -28,11 +28,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.errors import ConfigError
+from mxsweep.prepare.batches import batch_tokens_on
 
 if TYPE_CHECKING:
     from mxsweep.prepare.texts import Calibration
 
-BATCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}  # of a pass, padding included
 BATCH_LOGITS = 2**29  # B T V of a pass: 1 GiB in bfloat16
 LOSS_PIECE = 2**26  # logits in float32 at a time: 0.25 GiB
 KL_PIECE = 2**22  # logits in float64 at a time: 32 MiB, a few times over
@@ -175,7 +175,7 @@ def _each_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """(index, logits (T - 1, V)) of every sequence: of each token but the last, which is only predicted, never read."""
     if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
+        batch_tokens = batch_tokens_on(model.device)
     most = max(1, min(batch_tokens, BATCH_LOGITS // _vocabulary(model)))
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     while order:

@@ -22,7 +22,7 @@ from mxsweep.config import REMEDIES_VERSION, RunConfig
 from mxsweep.model.inventory import model_identity
 from mxsweep.model.kv import key_factors
 from mxsweep.model.layers import find_sites, quantize_model
-from mxsweep.model.recipe import Prepared, Recipe
+from mxsweep.model.recipe import KVOptions, Prepared, Recipe, in_decoder_block
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.prepare.batches import batches_of
 from mxsweep.prepare.budget import recipe_yaml
@@ -129,7 +129,10 @@ class _Work:
         assert config.ptq.budget is not None
         candidates = config.budget_formats
         # Of the costs, which hold for any budget.
-        artefact = self._artefact("costs", candidates={name: repr(formats) for name, formats in candidates.items()})
+        alone = dataclasses.replace(recipe, key=None, value=None, kv=KVOptions())
+        artefact = self._artefact(
+            "costs", alone, candidates={name: repr(formats) for name, formats in candidates.items()}
+        )
         with artefact.lock(), self._measured("budget") as found:
             known = artefact.load_json("costs")
             recipe, choice, account = solve_budget(
@@ -150,7 +153,7 @@ class _Work:
     def smooth_keys(self) -> None:
         """Work out what keys are divided by."""
         recipe = self.result.recipe
-        artefact = self._artefact("key_factors", smooth=recipe.kv.smooth, rope=recipe.kv.rope)
+        artefact = self._artefact("key_factors", None, smooth=recipe.kv.smooth, rope=recipe.kv.rope)
         with artefact.lock(), self._measured("smooth") as found:
             factors = artefact.load("factors")
             found["cached"] = factors is not None
@@ -164,7 +167,7 @@ class _Work:
         """Find out which products to rotate."""
         config, recipe = self._config, self.result.recipe
         judge = [config.judge, config.ptq.of_weights() if config.judge == "gptq" else None]
-        artefact = self._artefact("rotations", block=config.candidates[0].block, judge=judge)
+        artefact = self._artefact("rotations", recipe, block=config.candidates[0].block, judge=judge)
         proxies = _Proxies(self._model)
 
         def loss_of(candidate: Recipe) -> float:
@@ -191,7 +194,7 @@ class _Work:
     def solve_weights(self) -> None:
         """Quantize the weights."""
         ptq, recipe = self._config.ptq, self.result.recipe
-        artefact = self._artefact("weights", ptq=ptq.of_weights())
+        artefact = self._artefact("weights", recipe, ptq=ptq.of_weights())
         told = self._phase(ptq.method)
         with artefact.lock(), self._measured("ptq") as found:
             if ptq.by_output:
@@ -236,9 +239,11 @@ class _Work:
         for batch in batches_of(self._sequences.sequences, self._model.device):
             self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
 
-    def _artefact(self, kind: str, **settings: Any) -> Artefact:
-        # The prepared key factors follow from the recipe and the calibration.
-        return Artefact(self._key | {"kind": kind, "recipe": repr(self.result.recipe), **settings})
+    def _artefact(self, kind: str, recipe: Recipe | None, **settings: Any) -> Artefact:
+        """What depends on ``recipe``, besides the model and the calibration. Key factors follow from these."""
+        if recipe is not None and not any(fmt.rounding == "stochastic" for fmt in recipe.formats()):
+            recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
+        return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
 
     def _phase(self, name: str) -> Callable[[int, int], object]:
         return lambda done, total: self._told(done, total, name)
@@ -264,7 +269,7 @@ class _Proxies:
     def of(self, recipe: Recipe) -> dict[str, Tensor]:
         weights = {}
         for site in find_sites(self._model, recipe):
-            if site.formats.weight is None:
+            if site.formats.weight is None or not in_decoder_block(site.name):
                 continue
             key = site.name, site.rotation_block
             if key not in self._known:

@@ -112,13 +112,18 @@ def _quantized_layers(name: str, block: nn.Module, recipe: Recipe) -> dict[str, 
 
 def _take(layers: dict[str, MXLinear], weights: dict[str, Tensor]) -> None:
     for name, layer in layers.items():
-        layer.weight_mx = weights[name].to(layer.weight.device, layer.weight.dtype)
+        layer.weight_mx = weights[name].to(layer.weight_mx.device, layer.weight_mx.dtype)
 
 
 def _solve_block(streams: _Streams, layers: dict[str, MXLinear], solve: Solver, recipe: Recipe) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group in _groups(streams, layers):
         hessian = _hessian(streams, layers[group[0]])
+        if not bool(hessian.isfinite().all()):
+            raise ConfigError(
+                f"ptq.method: on the calibration tokens the inputs of {group[0]} are not finite, so its weights cannot "
+                "be calibrated; allowed: rtn, clip with ptq.clip_loss=weight, or scales with a wider range"
+            )
         # One solution for all that share a format as well: their rows are independent of each other.
         formats = {name: recipe.formats_of(name, True).weight for name in group}
         for fmt in dict.fromkeys(formats.values()):
@@ -128,11 +133,21 @@ def _solve_block(streams: _Streams, layers: dict[str, MXLinear], solve: Solver, 
             apart = fmt.tensor_scale or not isinstance(fmt.block_size, int)
             for together in [[name] for name in names] if apart else [names]:
                 rows = [layers[name].weight_mx.float() for name in together]
-                answer = solve(torch.cat(rows), hessian, fmt)
+                answer = _solution(together[0], solve, torch.cat(rows), hessian, fmt)
                 for name, part in zip(together, answer.split([len(own) for own in rows]), strict=True):
                     layers[name].weight_mx = part.to(layers[name].weight.dtype)
                     found[name] = layers[name].weight_mx.to("cpu")
     return found
+
+
+def _solution(name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
+    try:
+        return solve(weight, hessian, fmt)
+    except ValueError as error:
+        raise ConfigError(
+            f"ptq.method: the weights of {name} cannot be calibrated: {error}; allowed: rtn, a larger ptq.damping, or "
+            "more calibration.samples"
+        ) from error
 
 
 def _groups(streams: _Streams, layers: dict[str, MXLinear]) -> list[list[str]]:
@@ -162,7 +177,7 @@ def _groups(streams: _Streams, layers: dict[str, MXLinear]) -> list[list[str]]:
 
 def _hessian(streams: _Streams, layer: MXLinear) -> Tensor:
     """H (C, C) float32 of what a layer multiplies, over all calibration tokens."""
-    hessian = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float32, device=layer.weight.device)
+    hessian = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float32, device=layer.weight_mx.device)
     tokens = 0
 
     def add(x: Tensor) -> None:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -127,9 +128,16 @@ def identity_of(config: CalibrationConfig) -> dict[str, Any]:
         return shared | {"task": config.path, "split": config.split}
     if config.source == "hub":
         files = local_files(config)
-        what: Any = {"name": config.path} if files is None else {"files": sorted(digests(config, files))}
+        what: Any = {"name": config.path} if files is None else {"files": _named_digests(config, files)}
         return shared | what | {"configuration": config.name, "split": config.split, "field": config.field}
     raise ValueError(f"calibration.source={config.source!r} is not resolved")
+
+
+def _named_digests(config: CalibrationConfig, files: list[Path]) -> dict[str, str]:
+    """By the names in the data set's folder, or of a single file its suffix: these decide what is read of them."""
+    root = path_of(config)
+    names = [file.relative_to(root).as_posix() if root.is_dir() else file.suffix for file in files]
+    return dict(zip(names, digests(config, files), strict=True))
 
 
 def calibration_tokens(

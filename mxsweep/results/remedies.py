@@ -113,7 +113,7 @@ def _budget_text(found: dict[str, Any]) -> str:
     *few, (commonest, others) = sorted(by_format.items(), key=lambda item: len(item[1]))
     parts = [f"{fmt} to {_listed(names)}" for fmt, names in few]
     parts.append(f"{commonest} to {'the other' if few else 'all'} {len(others)}")
-    bits = found.get("bits")
+    bits = found.get("bits_per_weight")
     spent = f"{bits:.3g} bits a weight" if isinstance(bits, int | float) else "bits unknown"
     return f"The budget ({spent}{_cost(found)}) gives {', '.join(parts)}."
 
