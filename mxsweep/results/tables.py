@@ -47,8 +47,8 @@ COMPARED_NOTE = (
     "the runs of a table."
 )
 WON_BACK_NOTE = (
-    "Δ is the difference from the step before, the run with the most of the same remedies or of weaker forms of them "
-    "(clip than gptq, a rotation of all than one searched), of equals the best; […] is its 95 % interval, paired over "
+    "Δ is the difference from the step before, the best of the runs with some of its remedies or weaker forms of them "
+    "(clip than gptq, a rotation of all than one searched); […] is its 95 % interval, paired over "
     "the same examples (of a perplexity: of its ratio); significant after Holm's correction over the steps of a group. "
     "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
     "share closed is that of a ratio of paired sums, linearized (the delta method)."

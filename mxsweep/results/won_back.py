@@ -1,8 +1,8 @@
 """What remedies win back: the runs of one base configuration, from none to many remedies, each beside the step before.
 
 A base configuration is all that is swept but remedies: formats, blocks, scales. The step before a run is, of the runs
-with remedies that it has too, or with weaker forms of them, the one with the most, and of equals the best. The gap of
-which a run closes a share is that in log-perplexity which quantizing without remedies opens to the baseline.
+with remedies that it has too, or with weaker forms of them, the best. The gap of which a run closes a share is that in
+log-perplexity which quantizing without remedies opens to the baseline.
 """
 
 import math
@@ -133,9 +133,9 @@ def _chain(
     if not ordered or applied(ordered[0][1].knobs):
         return []
 
-    def rank(other: Row) -> tuple[tuple[int, int], float]:
+    def rank(other: Row) -> tuple[float, tuple[int, int]]:
         lost = losses[other.run.path]
-        return _height(applied(other.knobs)), -math.inf if math.isnan(lost) else -lost
+        return -math.inf if math.isnan(lost) else -lost, _height(applied(other.knobs))
 
     chain: list[tuple[str, Row, Row | None]] = []
     for text, row in ordered:
