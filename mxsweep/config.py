@@ -30,7 +30,6 @@ from mxsweep.errors import ConfigError
 from mxsweep.format_config import FormatConfig, resolve_format, resolve_modules
 from mxsweep.identity import json_digest
 from mxsweep.kv_config import KVConfig, resolve_kv
-from mxsweep.model.inventory import model_identity
 from mxsweep.model.recipe import (
     LINEAR_MATMULS,
     MATMULS,
@@ -234,9 +233,7 @@ class RunConfig:
         """
         model, task = self.model, self.task
         what = {
-            "model": model_identity(
-                model.path, revision=model.revision, dtype=model.dtype, trust_remote_code=model.trust_remote_code
-            ),
+            "model": model.identity(),
             "attention": model.attention,
             "max_length": model.max_length,
             # Spread over GPUs; where it is planned, as on a cluster's login node, there may be none.

@@ -14,6 +14,7 @@ from mxsweep.checks import (
     check_text_or_null,
 )
 from mxsweep.errors import ConfigError
+from mxsweep.model.inventory import model_identity
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
@@ -49,6 +50,12 @@ class ModelConfig:
             raise ConfigError(f"model.device: {self.device!r} is not a device; allowed: auto, cpu, cuda, cuda:0, mps")
         if self.max_length is not None:
             check_integer("model.max_length", self.max_length, 2, None, "tokens, at least 2, or null")
+
+    def identity(self) -> dict[str, str]:
+        """What tells the model from every other. Raises ConfigError: a file of it vanished or cannot be read."""
+        return model_identity(
+            self.path, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
 
     @property
     def label(self) -> str:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mxsweep import streams
-from mxsweep.checks import is_folder
-from mxsweep.config import SWEEP_KNOBS
 from mxsweep.errors import ConfigError
-from mxsweep.overrides import excerpt, prepare
+from mxsweep.measuring import answered, check_command_line, left, write_csv
+from mxsweep.overrides import prepare
 from mxsweep.run_one import check_backend
 from mxsweep.sweep.plan import PlannedRun, plan
 
-EXIT_UNWRITABLE = 1
-EXIT_USAGE = 2  # nothing was measured: the command line makes no sense
-EXIT_INTERRUPTED = 130
+PROGRAM = "mxsweep.inspect"
 EPILOG = """\
 examples
   python -m mxsweep.inspect format=mxfp4                         the embedded model
@@ -32,21 +27,7 @@ examples
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
-    return streams.steadily(lambda: _answered(argv))
-
-
-def _answered(argv: Sequence[str] | None) -> int:
-    try:
-        return _main(argv)
-    except ConfigError as error:
-        print(f"mxsweep.inspect: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        why = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
-        print(f"mxsweep.inspect: {why}", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return answered(PROGRAM, lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -81,47 +62,32 @@ def _main(argv: Sequence[str] | None) -> int:
         found.append(inspect_weights(label, run.config))
     print(one_text(found[0]) if len(found) == 1 else side_by_side_text(found))
     output = arguments.output or Path("outputs") / f"inspect_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        files = [output / "inspect.csv"]
-        _write_csv(files[0], [row for one in found for row in one.rows()])
+
+    def write(folder: Path) -> list[Path]:
+        table = folder / "inspect.csv"
+        write_csv(table, [row for one in found for row in one.rows()])
         from mxsweep.inspect.heat_map import draw
 
-        files += draw(found, output)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        print(f"mxsweep.inspect: cannot write to {output}: {reason}; name another --output", file=sys.stderr)
-        return EXIT_UNWRITABLE
-    print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
-    return 0
+        return [table, *draw(found, folder)]
+
+    return left(PROGRAM, output, write)
 
 
 def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
     """The configs that the knobs mean and that quantize a weight. Raises ConfigError."""
-    if config_dir is not None and not is_folder(config_dir):
-        raise ConfigError(f"--config-dir: {str(config_dir)!r} is not a folder")
-    for knob in knobs:
-        key = knob.partition("=")[0].lstrip("+~")
-        if key.partition(".")[0] in SWEEP_KNOBS or key.startswith("hydra"):
-            raise ConfigError(f"{excerpt(key)}: has no use here, where nothing is run")
+    check_command_line(knobs, config_dir)
     overrides, _ = prepare(knobs, config_dir and config_dir.resolve())
     asked = [run for run in plan(overrides, True, config_dir and config_dir.resolve()).runs if not run.added]
     for run in asked:
         if run.config is None:
             raise ConfigError(run.error or "")
         check_backend(run.config)
-    runs = [run for run in asked if run.config is not None and _quantizes_weights(run)]
+    runs = [run for run in asked if run.config is not None and run.config.quantizes_weights]
     if not runs:
         raise ConfigError(
             "format: no weight is quantized, so there is nothing to measure; give a format, as format=mxfp4"
         )
     return runs
-
-
-def _quantizes_weights(run: PlannedRun) -> bool:
-    assert run.config is not None
-    recipe = run.config.recipe
-    return any(formats.weight is not None for formats in (recipe.linear, *(formats for _, formats in recipe.modules)))
 
 
 def _labels(runs: Sequence[PlannedRun]) -> list[str]:
@@ -139,13 +105,6 @@ def _labels(runs: Sequence[PlannedRun]) -> list[str]:
 def _is_number(word: str) -> bool:
     """Whether a knob's value means nothing without the knob's name."""
     return re.fullmatch(r"[\d.]+|true|false|none|null", word.partition("=")[2]) is not None
-
-
-def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

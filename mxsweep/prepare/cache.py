@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.identity import json_digest
+from mxsweep.results.atomic import write_atomically
 from mxsweep.results.claims import CLAIM_NAME, Lock, holder, this_process
 
 log = logging.getLogger(__name__)
@@ -152,10 +153,9 @@ class Artefact:
         if self.folder is None:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / KEY_FILE).exists():  # for people
-                _replace(self.folder / KEY_FILE, json.dumps(self._key, indent=1).encode())
-            _replace(self.folder / file, content())
+                write_atomically(self.folder / KEY_FILE, json.dumps(self._key, indent=1))
+            write_atomically(self.folder / file, content())
         except OSError as error:
             self._cannot_be_kept(error)
 
@@ -208,17 +208,3 @@ def _read_json(path: Path) -> Any:
     if not isinstance(kept, dict) or "value" not in kept or kept.get(_DIGEST) != json_digest(kept["value"]):
         raise ValueError("it does not hold what was written")
     return kept["value"]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens. Raises OSError, and leaves no litter then."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

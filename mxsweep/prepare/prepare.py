@@ -19,10 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.config import REMEDIES_VERSION, RunConfig
-from mxsweep.model.inventory import model_identity
 from mxsweep.model.kv import key_factors
-from mxsweep.model.layers import find_sites, quantize_model
-from mxsweep.model.recipe import KVOptions, Prepared, Recipe, in_decoder_block
+from mxsweep.model.layers import quantize_model
+from mxsweep.model.recipe import KVOptions, Prepared, Recipe
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.prepare.batches import batches_of
 from mxsweep.prepare.budget import recipe_yaml
@@ -34,7 +33,7 @@ from mxsweep.prepare.search import search_rotations
 from mxsweep.prepare.sequential import Solved, solve_weights, tell_nobody
 from mxsweep.prepare.sequential import Told as Blocks
 from mxsweep.prepare.texts import Calibration, calibration_tokens
-from mxsweep.prepare.weights import clipped, clipped_weights, solver
+from mxsweep.prepare.weights import clipped, clipped_weights, solver, weight_sites
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +102,7 @@ class _Work:
         self._model, self._config, self._told = model, config, told
         self._calibration: Calibration | None = None
         self._key: dict[str, Any] = {
-            "model": model_identity(
-                config.model.path,
-                revision=config.model.revision,
-                dtype=config.model.dtype,
-                trust_remote_code=config.model.trust_remote_code,
-            ),
+            "model": config.model.identity(),
             "attention": config.model.attention,
             "device": model.device.type,
             "residual": config.rotation.residual,
@@ -268,9 +262,7 @@ class _Proxies:
     @torch.no_grad()
     def of(self, recipe: Recipe) -> dict[str, Tensor]:
         weights = {}
-        for site in find_sites(self._model, recipe):
-            if site.formats.weight is None or not in_decoder_block(site.name):
-                continue
+        for site in weight_sites(self._model, recipe):
             key = site.name, site.rotation_block
             if key not in self._known:
                 self._known[key] = clipped(site.weight(), site.formats.weight).to("cpu")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.model.layers import find_sites
+from mxsweep.model.layers import Site, find_sites
 from mxsweep.model.recipe import Recipe, in_decoder_block
 from mxsweep.numerics import MXFormat
 from mxsweep.numerics.clip import search_scales
@@ -33,14 +33,18 @@ def solver(config: PTQConfig) -> Solver:
     return solve
 
 
+def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
+    """The linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
+    sites = find_sites(model, recipe)
+    return [site for site in sites if site.formats.weight is not None and in_decoder_block(site.name)]
+
+
 @torch.no_grad()
 def clipped_weights(
     model: PreTrainedModel, recipe: Recipe, told: Callable[[int, int], object] = lambda done, total: None
 ) -> dict[str, Tensor]:
     """Every linear layer's weight in the decoder blocks on the scales of least weight error, in host memory."""
-    sites = [
-        site for site in find_sites(model, recipe) if site.formats.weight is not None and in_decoder_block(site.name)
-    ]
+    sites = weight_sites(model, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):
         weights[site.name] = clipped(site.weight(), site.formats.weight).to("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxsweep import streams
-from mxsweep.checks import is_folder
-from mxsweep.config import SWEEP_KNOBS, RunConfig
+from mxsweep.config import RunConfig
 from mxsweep.errors import ConfigError
+from mxsweep.measuring import answered, check_command_line, left, write_csv
 from mxsweep.overrides import excerpt, prepare, read_override
 from mxsweep.run_one import check_backend, load_configured
 from mxsweep.sweep.plan import plan
@@ -22,9 +20,7 @@ from mxsweep.sweep.plan import plan
 if TYPE_CHECKING:
     from mxsweep.sensitivity.measure import Sensitivity
 
-EXIT_UNWRITABLE = 1
-EXIT_USAGE = 2  # nothing was measured: the command line makes no sense
-EXIT_INTERRUPTED = 130
+PROGRAM = "mxsweep.sensitivity"
 EPILOG = """\
 examples
   python -m mxsweep.sensitivity format=mxfp4                          every module of the embedded model
@@ -36,21 +32,7 @@ examples
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
-    return streams.steadily(lambda: _answered(argv))
-
-
-def _answered(argv: Sequence[str] | None) -> int:
-    try:
-        return _main(argv)
-    except ConfigError as error:
-        print(f"mxsweep.sensitivity: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        why = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
-        print(f"mxsweep.sensitivity: {why}", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return answered(PROGRAM, lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -68,19 +50,15 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     print(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(found)}")
     output = arguments.output or Path("outputs") / f"sensitivity_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        files = [output / "sensitivity.csv"]
-        _write_csv(files[0], found.rows())
+
+    def write(folder: Path) -> list[Path]:
+        table = folder / "sensitivity.csv"
+        write_csv(table, found.rows())
         from mxsweep.sensitivity.heat_map import draw
 
-        files += draw(found, formats, output)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        print(f"mxsweep.sensitivity: cannot write to {output}: {reason}; name another --output", file=sys.stderr)
-        return EXIT_UNWRITABLE
-    print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
-    return 0
+        return [table, *draw(found, formats, folder)]
+
+    return left(PROGRAM, output, write)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,14 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
     """The one config that the knobs mean. Raises ConfigError."""
-    if config_dir is not None and not is_folder(config_dir):
-        raise ConfigError(f"--config-dir: {str(config_dir)!r} is not a folder")
+    check_command_line(knobs, config_dir)
     for knob in knobs:
-        key = knob.partition("=")[0].lstrip("+~")
-        if key == "by":
+        if knob.partition("=")[0].lstrip("+~") == "by":
             raise ConfigError(f"{excerpt(knob)}: is an option of this command and no knob; write --{excerpt(knob)}")
-        if key.partition(".")[0] in SWEEP_KNOBS or key.startswith("hydra"):
-            raise ConfigError(f"{excerpt(key)}: has no use here, where nothing is run")
     folder = config_dir and config_dir.resolve()
     grids, sweeps = prepare(knobs, folder)
     if sweeps:
@@ -185,15 +159,6 @@ def _shown() -> Iterator[Any]:
             bars.update(tasks[phase], completed=done, total=total)
 
         yield told
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
 
 
 if __name__ == "__main__":
