@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(args: argparse.Namespace, material: Material, path: str) -> dict[str, Any]:
     """One path's figures, or the reason why there are none."""
     from mxsweep import compose, run
-    from mxsweep.evaluate.distance import forget_logits
+    from mxsweep.evaluate.logit_distance import forget_logits
 
     words = ["model=hf", f"model.path={material.model}", f"task={TASK}", f"task.data={material.data}", *PATHS[path]]
     words += args.knobs

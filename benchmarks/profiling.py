@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import markdown_table, say
 
 if TYPE_CHECKING:
-    from mxsweep.config import RunConfig
+    from mxsweep.config.run_config import RunConfig
 
 # The first pattern that occurs in a kernel's name says its kind. Attention kernels are named after the matmul
 # library that they are written in as well, so they come first; those of quantization likewise.

@@ -133,9 +133,9 @@ def measure(name: str, words: Sequence[str]) -> dict[str, Any]:
 def forward_seconds(words: Sequence[str]) -> float:
     """Seconds of one unquantized pass over the calibration tokens, logits included; the best of three."""
     from mxsweep import compose
-    from mxsweep.prepare.loss import calibration_loss
-    from mxsweep.prepare.texts import calibration_tokens
-    from mxsweep.run_one import load_configured
+    from mxsweep.calibrate.loss import calibration_loss
+    from mxsweep.calibrate.texts import calibration_tokens
+    from mxsweep.runs.story import load_configured
 
     config = compose([*words, "ptq=gptq"])
     loaded = load_configured(config.model)

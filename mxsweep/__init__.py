@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mxsweep.model.layers import quantize_model
-    from mxsweep.model.recipe import LinearFormats, Recipe
-    from mxsweep.run_one import run
-    from mxsweep.sweep.plan import compose
+    from mxsweep.formats.recipe import LinearFormats, Recipe
+    from mxsweep.model.linear import quantize_model
+    from mxsweep.runs.story import run
+    from mxsweep.sweeps.plan import compose
 
 __all__ = ["LinearFormats", "Recipe", "compose", "quantize_model", "run"]
 
 _HOMES = {
-    "LinearFormats": "mxsweep.model.recipe",
-    "Recipe": "mxsweep.model.recipe",
-    "compose": "mxsweep.sweep.plan",
-    "quantize_model": "mxsweep.model.layers",
-    "run": "mxsweep.run_one",
+    "LinearFormats": "mxsweep.formats.recipe",
+    "Recipe": "mxsweep.formats.recipe",
+    "compose": "mxsweep.sweeps.plan",
+    "quantize_model": "mxsweep.model.linear",
+    "run": "mxsweep.runs.story",
 }
 
 

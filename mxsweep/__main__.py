@@ -12,19 +12,19 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from mxsweep import streams
-from mxsweep.checks import expanded, is_folder
-from mxsweep.config import SWEEP_KNOBS
-from mxsweep.devices import visible_gpu_count
-from mxsweep.errors import ConfigError
-from mxsweep.overrides import conf_dir, prepare, verbatim
+from mxsweep.config.checks import expanded, is_folder
+from mxsweep.config.overrides import conf_dir, prepare, verbatim
+from mxsweep.config.run_config import SWEEP_KNOBS
+from mxsweep.config.sweep_settings import Slurm
+from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.results.manifest import Command, ManifestError, read_manifest
 from mxsweep.results.record import newest_sweep
-from mxsweep.run_one import check_backend
-from mxsweep.sweep.dry_run import dry_run_text
-from mxsweep.sweep.plan import Plan, PlannedRun, name_run, plan
-from mxsweep.sweep.run_sweep import EXIT_INTERRUPTED, run_single, run_sweep
-from mxsweep.sweep.settings import Slurm
+from mxsweep.runs.story import check_backend
+from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.plan import Plan, PlannedRun, name_run, plan
+from mxsweep.sweeps.run_sweep import EXIT_INTERRUPTED, run_single, run_sweep
+from mxsweep.terminal import streams
+from mxsweep.terminal.errors import ConfigError
 
 EXIT_USAGE = 2  # nothing was run: the command line makes no sense
 SWEEP_DIR = "hydra.sweep.dir"

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mxsweep import streams
+from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
-from mxsweep.results.status import status_text
+from mxsweep.terminal import streams
 
 # What compares, draws and writes is imported where it is used: --help, --status and a wrong folder do without it.
 
 if TYPE_CHECKING:
-    from mxsweep.results.collect import Results
-    from mxsweep.results.reference import Reference
+    from mxsweep.results.groups import Results
+    from mxsweep.study.published import Reference
 
 EXIT_UNWRITABLE = 1
 EXIT_NO_RUN = 2
@@ -48,9 +48,9 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
     such reference; failed, running, missing and unreadable runs are no error but are listed.
     """
-    from mxsweep.results.collect import gather
-    from mxsweep.results.reference import BadReferenceError, load_reference
-    from mxsweep.results.tables import summary, terminal_text
+    from mxsweep.report.tables import summary, terminal_text
+    from mxsweep.results.groups import gather
+    from mxsweep.study.published import BadReferenceError, load_reference
 
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     try:
@@ -78,11 +78,11 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
 
 def _write(results: "Results", reference: "Reference | None", folder: Path, files: list[Path]) -> None:
     """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
-    from mxsweep.results.figures import draw_figures, files_of
-    from mxsweep.results.latex import latex_text
-    from mxsweep.results.report.page import write_page
-    from mxsweep.results.study import studies
-    from mxsweep.results.tables import markdown_text, write_csv, write_parquet
+    from mxsweep.report.figures.figure_files import draw_figures, files_of
+    from mxsweep.report.latex import latex_text
+    from mxsweep.report.page.page import write_page
+    from mxsweep.report.tables import markdown_text, write_csv, write_parquet
+    from mxsweep.study.group_study import studies
 
     # The data first, so that they are there whatever becomes of the drawing.
     files += [folder / "results.csv", folder / "results.parquet"]

@@ -15,7 +15,7 @@ from mxsweep.evaluate.lm import FastLM, Progress
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.requests import reuse_requests
-from mxsweep.evaluate.stderr import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
+from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""lm-eval's model class, with log-likelihoods by :mod:`mxsweep.evaluate.score`.
+"""lm-eval's model class, with log-likelihoods by :mod:`mxsweep.forward.scoring`.
 
 What is generated, chat templates, and which tokens a text becomes (beginning-of-sequence tokens, truncation, rolling
 windows) stay lm-eval's.
@@ -19,8 +19,8 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.encodings import Encoded, encode_pairs, encode_windows
-from mxsweep.evaluate.score import Scorer
+from mxsweep.evaluate.request_tokens import Encoded, encode_pairs, encode_windows
+from mxsweep.forward.scoring import Scorer
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from mxsweep.checks import check_rows, file_digest
-from mxsweep.errors import ConfigError
+from mxsweep.config.checks import check_rows, file_digest
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
+from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.model.interface import STATE, attention_modules, listening
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.attention_interface import STATE, attention_modules, listening
 from mxsweep.model.kv import KVQuantizer, formats_of_heads, versioned_attention
-from mxsweep.model.recipe import Recipe
 from mxsweep.model.rope import KeysBeforeRope
 
 __all__ = ["STATE", "KVQuantizer", "quantized_attention"]

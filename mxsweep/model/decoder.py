@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mxsweep.model.recipe import in_decoder_block
+from mxsweep.formats.recipe import in_decoder_block
 
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:

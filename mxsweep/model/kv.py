@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.errors import ConfigError
-from mxsweep.model.interface import Attended, Call, attention_modules, listening
+from mxsweep.formats.recipe import QUERY_KEY, KVOptions, Recipe
+from mxsweep.model.attention_interface import Attended, Call, attention_modules, listening
+from mxsweep.model.key_versions import CLOSED, OPEN, RECENT, VersionedAttention, Zones
 from mxsweep.model.observer import Observer
-from mxsweep.model.recipe import QUERY_KEY, KVOptions, Recipe
 from mxsweep.model.rope import KeysBeforeRope
-from mxsweep.model.versions import CLOSED, OPEN, RECENT, VersionedAttention, Zones
 from mxsweep.numerics import MXFormat, quantize
+from mxsweep.terminal.errors import ConfigError
 
 
 def formats_of_heads(recipe: Recipe) -> tuple[MXFormat | None, MXFormat | None]:

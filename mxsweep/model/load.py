@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.errors import ConfigError
-from mxsweep.model.inventory import model_folder, model_stamps
+from mxsweep.files.checkpoints import model_folder, model_stamps
+from mxsweep.terminal.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mxsweep.model.tensors import TensorStatistics
+from mxsweep.model.tensor_statistics import TensorStatistics
 from mxsweep.numerics import BlockStatistics, Measured, MXFormat, fetch_statistics, measure_blocks
 
 

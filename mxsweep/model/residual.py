@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mxsweep.errors import ConfigError
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.numerics.hadamard import hadamard
+from mxsweep.terminal.errors import ConfigError
 
 PIECE = 2**24  # elements of a weight that are worked on at once, in float32 or float64 beside it
 _READERS = {  # of a block's norms
@@ -51,7 +51,7 @@ _NORM_TOLERANCE = 2**-5  # relative, for each channel: several roundings to bflo
 def rotated_residual(model: PreTrainedModel) -> Iterator[None]:
     """Rotate the residual stream of ``model`` while the context lasts; afterwards it is bit for bit as before.
 
-    Enter it before :func:`mxsweep.model.layers.quantize_model` and leave it after. Parameters stay the same objects,
+    Enter it before :func:`mxsweep.model.linear.quantize_model` and leave it after. Parameters stay the same objects,
     with other values, but for the weight of a tied lm_head, which has one of its own meanwhile. The original values
     wait in host memory.
 

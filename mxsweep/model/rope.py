@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mxsweep.errors import ConfigError
+from mxsweep.terminal.errors import ConfigError
 
 TOLERANCE = 1e-2  # of the largest key: bfloat16 rounds to 4e-3
 

@@ -7,8 +7,8 @@ names that need it are loaded when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.numerics.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem, microxcaling_problem
-from mxsweep.numerics.formats import (
+from mxsweep.formats.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem, microxcaling_problem
+from mxsweep.formats.element_formats import (
     ELEMENT_NAMES,
     ROUNDINGS,
     SCALE_NAMES,
@@ -18,7 +18,7 @@ from mxsweep.numerics.formats import (
     parse_element,
     parse_scale,
 )
-from mxsweep.numerics.mxformat import MXFormat
+from mxsweep.formats.mxformat import MXFormat
 
 # Of quantize's answers: raised whenever any of them changes, in any format, arithmetic or backend, and then only. It is
 # part of the hash of every quantized run, so that a result of other numerics is not taken for a run's own.
@@ -26,8 +26,7 @@ from mxsweep.numerics.mxformat import MXFormat
 NUMERICS_VERSION = 1
 
 if TYPE_CHECKING:
-    from mxsweep.numerics.dispatch import quantize
-    from mxsweep.numerics.statistics import (
+    from mxsweep.numerics.block_statistics import (
         BlockStatistics,
         Measured,
         block_statistics,
@@ -35,15 +34,16 @@ if TYPE_CHECKING:
         measure_blocks,
         sqnr_db,
     )
+    from mxsweep.numerics.dispatch import quantize
 
 _LAZY = {
     "quantize": "mxsweep.numerics.dispatch",
-    "BlockStatistics": "mxsweep.numerics.statistics",
-    "Measured": "mxsweep.numerics.statistics",
-    "block_statistics": "mxsweep.numerics.statistics",
-    "fetch_statistics": "mxsweep.numerics.statistics",
-    "measure_blocks": "mxsweep.numerics.statistics",
-    "sqnr_db": "mxsweep.numerics.statistics",
+    "BlockStatistics": "mxsweep.numerics.block_statistics",
+    "Measured": "mxsweep.numerics.block_statistics",
+    "block_statistics": "mxsweep.numerics.block_statistics",
+    "fetch_statistics": "mxsweep.numerics.block_statistics",
+    "measure_blocks": "mxsweep.numerics.block_statistics",
+    "sqnr_db": "mxsweep.numerics.block_statistics",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from mxsweep.numerics.mxformat import BlockSize
+from mxsweep.formats.mxformat import BlockSize
 
 # Elements of a piece: 1 MiB of float32, which with its temporaries stays in a core's cache (of 2^14 to 2^20 elements
 # the fastest on one and on two threads), and enough to share among threads.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.numerics.backends import BackendUnavailable, backend_problem, check_backend
+from mxsweep.formats.backends import BackendUnavailable, backend_problem, check_backend
+from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.definition import quantize_torch
-from mxsweep.numerics.mxformat import MXFormat
 from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.reference.definition import quantize_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -124,7 +124,7 @@ def _dispatch(
     if backend == "cuda":
         if arithmetic == "native" and fmt.has_native_arithmetic:
             raise BackendUnavailable("backend 'cuda' computes arithmetic exact and has no native")
-        from mxsweep.numerics.cuda import quantize_cuda
+        from mxsweep.numerics.kernels.cuda import quantize_cuda
 
         return quantize_cuda(x, fmt, axis, key, tensor_dims, example_dims)
     from mxsweep.numerics.microxcaling import quantize_microxcaling

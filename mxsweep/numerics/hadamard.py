@@ -117,7 +117,7 @@ def _sylvester(x: Tensor, order: int) -> Tensor:
     if order == 1:
         return x.clone(memory_format=torch.contiguous_format)
     if x.is_cuda:
-        from mxsweep.numerics.hadamard_cuda import can_transform, sylvester_cuda
+        from mxsweep.numerics.kernels.hadamard_cuda import can_transform, sylvester_cuda
 
         if can_transform(x, order):
             return sylvester_cuda(x, order)

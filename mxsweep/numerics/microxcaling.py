@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mxsweep.numerics.backends import MICROXCALING_INSTALL, BackendUnavailable, microxcaling_problem
-from mxsweep.numerics.mxformat import MXFormat
+from mxsweep.formats.backends import MICROXCALING_INSTALL, BackendUnavailable, microxcaling_problem
+from mxsweep.formats.mxformat import MXFormat
 
 
 def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tensor:

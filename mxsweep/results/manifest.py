@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxsweep.results.atomic import write_atomically
-from mxsweep.results.claims import one_at_a_time
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.locks import one_at_a_time
 
 SCHEMA = 1
 MANIFEST_NAME = "sweep.json"

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxsweep.results.atomic import write_atomically
-from mxsweep.results.claims import holder
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.locks import holder
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 
 SCHEMA = 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mxsweep.model.recipe import KVOptions
+from mxsweep.formats.recipe import KVOptions
 
 # What each remedy is where nothing is done, which is also what the records of runs from before there were any mean by
 # leaving it out.

@@ -1,0 +1,210 @@
+"""Artefacts on disk: what takes minutes to work out, kept under a hash of everything that it depends on.
+
+An artefact is a folder with parts, each a file that is whole or absent, so that work which was interrupted goes on
+where it was. Parts are in $XDG_CACHE_HOME/mxsweep/artefacts (~/.cache/mxsweep/artefacts), which may be removed at any
+time. A cache that cannot be used costs the work again, and a warning; never a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.digests import json_digest
+from mxsweep.files.locks import CLAIM_NAME, Lock, holder, this_process
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KEY_FILE = "key.json"
+_WAIT_S = 0.2  # between two looks at a lock that another process holds
+_DIGEST = "sha256"
+
+
+def cache_folder() -> Path:
+    """Where artefacts are: $XDG_CACHE_HOME/mxsweep/artefacts. Raises RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "artefacts"
+
+
+class Artefact:
+    """Parts of one piece of work, by name: mappings of tensors, and plain data.
+
+    Use it as ::
+
+        with artefact.lock():
+            for layer in layers:
+                found = artefact.load(layer)
+                if found is None:
+                    artefact.save(layer, found := work_out(layer))
+
+    Args:
+        key: everything that the parts depend on, the version of the code included; plain data.
+
+    Attributes:
+        digest: SHA-256 (hex) of the key.
+        folder: where the parts are; None where there is no place for them.
+    """
+
+    def __init__(self, key: Mapping[str, Any]) -> None:
+        self._key = dict(key)
+        self.digest = json_digest(self._key)
+        self._warned = False
+        self.folder: Path | None
+        try:
+            self.folder = cache_folder() / self.digest
+        except RuntimeError as error:
+            self.folder = None
+            self._cannot_be_kept(error)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the artefact: another process waits here, and finds everything done afterwards.
+
+        Not to be entered twice by one process at a time. Where locks cannot be had, nobody waits: work may then be done
+        twice, and each part is whole all the same.
+        """
+        lock = None
+        if self.folder is not None:
+            try:
+                lock = self._wait(self.folder)
+                lock.write(this_process())
+                self._tidy(self.folder)
+            except OSError as error:
+                self._cannot_be_kept(error)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors of a part, on the CPU, as they were saved; None if there are none, or they are damaged."""
+        return self._read(f"{_checked(name)}.safetensors", _read_tensors)
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors, of any device and dtype, as a part; in the place of what was there."""
+        own = {key: _own(tensor) for key, tensor in tensors.items()}
+
+        def content() -> bytes:
+            return safetensors.torch.save(own, metadata={_DIGEST: _digest(own)})
+
+        self._write(f"{_checked(name)}.safetensors", content)
+
+    def load_json(self, name: str) -> Any | None:
+        """The plain data of a part; None if there is none, or it is damaged."""
+        return self._read(f"{_checked(name)}.json", _read_json)
+
+    def save_json(self, name: str, value: Any) -> None:
+        """Keep plain data as a part; tuples come back as lists, and keys of mappings as text."""
+        plain = json.loads(json.dumps(value))
+        kept = {_DIGEST: json_digest(plain), "value": plain}
+        self._write(f"{_checked(name)}.json", json.dumps(kept, indent=1).encode)
+
+    def _wait(self, folder: Path) -> Lock:
+        """The lock, once nobody else has it. Raises OSError."""
+        said = False
+        while (lock := Lock.take(folder / CLAIM_NAME)) is None:
+            if not said:
+                who = holder(folder) or {}
+                log.info(
+                    "waiting for process %s on %s, which works on the same (%s)",
+                    *(who.get("pid", "?"), who.get("host", "?"), self._title()),
+                )
+                said = True
+            time.sleep(_WAIT_S)
+        return lock
+
+    def _tidy(self, folder: Path) -> None:
+        """Remove what processes left that died while they wrote: whoever holds the lock is the only one who writes."""
+        for file in folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+    def _read(self, file: str, read: Callable[[Path], T]) -> T | None:
+        if self.folder is None:
+            return None
+        path = self.folder / file
+        try:
+            return read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read and is made again: %s", path, error)
+            return None
+        except (ValueError, safetensors.SafetensorError) as error:
+            log.warning("%s is damaged and made again: %s", path, " ".join(str(error).split())[:200])
+            return None
+
+    def _write(self, file: str, content: Callable[[], bytes]) -> None:
+        if self.folder is None:
+            return
+        try:
+            if not (self.folder / KEY_FILE).exists():  # for people
+                write_atomically(self.folder / KEY_FILE, json.dumps(self._key, indent=1))
+            write_atomically(self.folder / file, content())
+        except OSError as error:
+            self._cannot_be_kept(error)
+
+    def _cannot_be_kept(self, error: Exception) -> None:
+        """Said once: the parts that follow cannot be kept either."""
+        if not self._warned:
+            log.warning("%s is not kept, and worked out again next time: %s", self._title(), error)
+        self._warned = True
+
+    def _title(self) -> str:
+        kind = self._key.get("kind")
+        return f"artefact {kind}/{self.digest[:8]}" if isinstance(kind, str) else f"artefact {self.digest[:8]}"
+
+
+def _checked(name: str) -> str:
+    """A part's name, which is a file's. Raises ValueError."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == Path(KEY_FILE).stem:
+        raise ValueError(f"name={name!r}: must be of letters, digits and _.-, and not {Path(KEY_FILE).stem!r}")
+    return name
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and in a storage of its own, as safetensors demands."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of names, dtypes, shapes and values: a file's format tells its size, not whether a bit flipped."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        content.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb"):  # which says in Python's own errors if it is not there
+        pass
+    with safetensors.safe_open(path, framework="pt") as file:
+        # Copies, since a tensor of the file's own memory is lost with the file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        expected = (file.metadata() or {}).get(_DIGEST)
+    if _digest(tensors) != expected:
+        raise ValueError("it does not hold what was written")
+    return tensors
+
+
+def _read_json(path: Path) -> Any:
+    kept = json.loads(path.read_bytes())
+    if not isinstance(kept, dict) or "value" not in kept or kept.get(_DIGEST) != json_digest(kept["value"]):
+        raise ValueError("it does not hold what was written")
+    return kept["value"]

@@ -1,0 +1,201 @@
+"""Documents to calibrate on that others keep: splits of lm-eval's tasks, data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import datasets
+import huggingface_hub
+from datasets.exceptions import DatasetsError
+
+from mxsweep.config.calibration_files import path_of
+from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.terminal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxsweep.config.remedy_config import CalibrationConfig
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0
+# What reads a single file of a data set, by its suffix.
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow", ".txt": "text"}
+_WITHOUT_NETWORK = "without a network, give a text with calibration=text calibration.path=FILE"
+
+
+def of_task(config: CalibrationConfig) -> Sequence[str]:
+    """The documents of a split of an lm-eval task, as the task puts them.
+
+    Raises:
+        ConfigError: no such task, a group of tasks, a task without that split, or one whose data cannot be had.
+    """
+    name = str(config.path)
+    try:
+        with offline_where_unreachable():
+            tasks = load_tasks((name,))["tasks"]
+    except ConfigError as error:
+        reason = str(error).removeprefix("task: ").partition("; without a network")[0]
+        raise ConfigError(f"calibration.path: {reason}; {_WITHOUT_NETWORK}") from error
+    if len(tasks) != 1:
+        raise ConfigError(f"calibration.path: {name!r} is {len(tasks)} tasks; allowed: one, as {next(iter(tasks), '')}")
+    task = next(iter(tasks.values()))
+    has, documents = {
+        "train": (task.has_training_docs, task.training_docs),
+        "validation": (task.has_validation_docs, task.validation_docs),
+    }[config.split]
+    if not has():
+        hint = "calibration=stories generates stories" if name == "story" else "give a task that has one"
+        raise ConfigError(f"calibration.path: the task {name!r} has no {config.split} split; {hint}")
+    return _TaskTexts(task, documents())
+
+
+def of_hub(config: CalibrationConfig) -> Sequence[str]:
+    """A column of a data set: of the hub, of a folder, or of a single file.
+
+    Raises:
+        ConfigError: a data set that cannot be had, a split or a column that it does not have.
+    """
+    path = path_of(config)
+    try:
+        data = _local_data(config, path) if path.exists() else _hub_data(config)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = "check name, split and files" if path.exists() else _WITHOUT_NETWORK
+        raise ConfigError(
+            f"calibration.path: {config.path!r} cannot be loaded ({type(error).__name__}: {reason}); {hint}"
+        ) from error
+    if config.field not in data.column_names:
+        there = ", ".join(map(repr, data.column_names))
+        raise ConfigError(f"calibration.field: {config.field!r} is not in {config.path!r}; it has {there}")
+    return _ColumnTexts(config, data)
+
+
+def text_of(task: Any, document: Any) -> str:
+    """A document with its answer, as the task is scored: context and continuation in one.
+
+    Where an answer is generated, it stands behind the context as in a few-shot prompt; of several, the first.
+    """
+    text, target = task.doc_to_text(document), task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return str(target)
+    choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") else None
+    text, target = (_chosen(value, choices) for value in (text, target))
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return text + target
+    delimiter = task.get_config("target_delimiter")
+    return f"{text}{' ' if delimiter is None else delimiter}{target}"
+
+
+def _chosen(value: Any, choices: Sequence[str] | None) -> str:
+    """A text, or the choice whose number is given instead."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else ""
+    if choices and isinstance(value, int) and 0 <= value < len(choices):
+        value = choices[value]
+    return str(value)
+
+
+class _Texts(Sequence[str]):
+    """Documents that become texts when they are asked for."""
+
+    def __init__(self, documents: Any) -> None:
+        # A task written in Python may generate them.
+        self._documents = documents if hasattr(documents, "__getitem__") else list(documents)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._text(self._documents[index])
+
+    def _text(self, document: Any) -> str:
+        raise NotImplementedError
+
+
+class _TaskTexts(_Texts):
+    def __init__(self, task: Any, documents: Any) -> None:
+        super().__init__(documents)
+        self._task = task
+
+    def _text(self, document: Any) -> str:
+        return text_of(self._task, document)
+
+
+class _ColumnTexts(_Texts):
+    def __init__(self, config: CalibrationConfig, data: datasets.Dataset) -> None:
+        super().__init__(data.select_columns([config.field]))
+        self._config = config
+
+    def _text(self, document: Any) -> str:
+        text = document[self._config.field]
+        if not isinstance(text, str | None):
+            raise ConfigError(
+                f"calibration.field: {self._config.field!r} of {self._config.path!r} holds {str(text)[:50]!r}; "
+                "allowed: a column of texts"
+            )
+        return text or ""
+
+
+def _local_data(config: CalibrationConfig, path: Path) -> datasets.Dataset:
+    if path.is_file():
+        builder = _BUILDERS.get(path.suffix.lower())
+        if builder is None:
+            raise ValueError(f"a file of a data set ends in {', '.join(_BUILDERS)}")
+        return datasets.load_dataset(builder, data_files=str(path), split=config.split)
+    if (path / "state.json").is_file():  # as Dataset.save_to_disk leaves it
+        return datasets.load_from_disk(str(path))
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path))[config.split]
+    return datasets.load_dataset(str(path), config.name, split=config.split)
+
+
+def _hub_data(config: CalibrationConfig) -> datasets.Dataset:
+    with offline_where_unreachable():
+        return datasets.load_dataset(str(config.path), config.name, split=config.split)
+
+
+@contextmanager
+def offline_where_unreachable() -> Iterator[None]:
+    """While the context lasts, only the hub's cache is looked into if the hub does not answer.
+
+    Otherwise its libraries try again for half a minute, file by file, before they say so.
+    """
+    holders: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [holder.HF_HUB_OFFLINE for holder in holders]
+    if not any(before) and not _is_reachable():
+        log.info("The Hugging Face hub does not answer; only what is in its cache can be had")
+        for holder in holders:
+            holder.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.HF_HUB_OFFLINE = value
+
+
+def _is_reachable() -> bool:
+    """Whether the hub answers at all, by Python's own means: which library the hub's client uses changes."""
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not to this question
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # the client may know other certificates
+    except (OSError, HTTPException):
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""Refuses to calibrate on what is evaluated: a model that has seen the questions answers for nothing.
+
+What has the same source is refused by its name or content; any other text by what it says: no run of 32 words of a
+calibration sequence may stand in an evaluated document, whatever the case, the punctuation or the line breaks. A
+document of 13 to 31 words counts as one such run. (13 words are what GPT-3's authors compared, arXiv 2005.14165,
+appendix C; a sentence of so many is quoted in good faith, 32 hardly ever.)
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mxsweep.calibrate.texts import identity_of
+from mxsweep.config.checks import file_digest
+from mxsweep.terminal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxsweep.calibrate.texts import Calibration
+    from mxsweep.config.remedy_config import CalibrationConfig
+    from mxsweep.config.task_config import TaskConfig
+
+RUN_WORDS = 32
+SHORT_WORDS = 13  # documents of fewer words are too likely to be met by chance
+_QUOTED_WORDS = 12
+
+# Letters and digits; of scripts that put no space between words (Thai, Japanese, Chinese) every character.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\W_{_UNSPACED}]+|[{_UNSPACED}]")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Texts as hashes of their words, one text behind the other.
+
+    Attributes:
+        hashes: uint64 (W,), of this process only.
+        text_of: int64 (W,), which text a word stands in.
+        lengths: int64 (texts,), in words.
+    """
+
+    hashes: np.ndarray
+    text_of: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> _Words:
+        words = [_words(text) for text in texts]
+        lengths = np.array([len(of_text) for of_text in words], dtype=np.int64)
+        hashes = np.fromiter((hash(word) for of_text in words for word in of_text), np.int64, int(lengths.sum()))
+        return cls(hashes.view(np.uint64), np.repeat(np.arange(len(words)), lengths), lengths)
+
+    def runs(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """A hash of each run of ``length`` words within a text, uint64 (R,), and where it begins, int64 (R,)."""
+        count = len(self.hashes) - length + 1
+        if count <= 0:
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        runs = np.zeros(count, np.uint64)
+        for i in range(length):
+            runs = runs * _FACTOR + self.hashes[i : i + count]  # modulo 2^64
+        (starts,) = np.nonzero(self.text_of[:count] == self.text_of[length - 1 :])
+        return runs[starts], starts
+
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # any odd number: an even one would forget the first words
+
+# lm-eval's tasks are kept between runs, and so are their words.
+_evaluated: WeakKeyDictionary[Any, _Words] = WeakKeyDictionary()
+
+
+def refuse_evaluated(
+    calibration: Calibration, tasks: Mapping[str, Any], task: TaskConfig, config: CalibrationConfig
+) -> None:
+    """Raise ConfigError if ``calibration`` is, or holds, what is evaluated.
+
+    Args:
+        tasks: lm-eval's tasks by name, as :func:`mxsweep.evaluate.tasks.load_tasks` has them: all that is evaluated.
+        task: the config that they are of.
+        config: the config that the calibration is of.
+    """
+    refuse_same_file(config, task)
+    for name, evaluated in tasks.items():
+        _refuse_same_split(config, name, evaluated)
+    sequences = _Words.of(calibration.texts)
+    for name, evaluated in tasks.items():
+        shared = _shared_documents(sequences, _words_of(evaluated))
+        if len(shared):
+            document = _text_of(evaluated, int(shared[0]))
+            count = f"{len(shared):,} of the {len(_words_of(evaluated).lengths):,} documents that {name} evaluates"
+            raise ConfigError(
+                f"calibration: {calibration.description}: {count} stand{'s' * (len(shared) == 1)} there in "
+                f"{RUN_WORDS} words or more, the first of them '{_beginning(document)}'; allowed: texts that are not "
+                "evaluated"
+            )
+
+
+def refuse_same_file(config: CalibrationConfig, task: TaskConfig) -> None:
+    """Raise ConfigError if a file that is calibrated on holds what a file of ``task.data`` does.
+
+    Needs neither texts nor tasks, so that it can be asked while runs are planned.
+    """
+    sampled = identity_of(config)
+    own = {sampled["file"]} if "file" in sampled else set(sampled.get("files", {}).values())
+    for name, file in task.data.items():
+        if own and file_digest(file) in own:
+            raise ConfigError(
+                f"calibration.path: {config.path!r} holds the same as {file!r}, which {name} evaluates; allowed: texts "
+                "that are not evaluated"
+            )
+
+
+def _refuse_same_split(config: CalibrationConfig, name: str, evaluated: Any) -> None:
+    split = "test" if evaluated.has_test_docs() else "validation"
+    if config.source == "task" and config.path == name and config.split == split:
+        raise ConfigError(
+            f"calibration.split: {config.split!r} is what {name} evaluates; allowed: another split, or another task"
+        )
+    if config.source == "hub" and evaluated.get_config("dataset_path") == config.path:
+        names = {config.name, evaluated.get_config("dataset_name")} - {None}  # without a name, the only configuration
+        parts = {part.partition("[")[0].strip() for part in config.split.split("+")}  # "train[:10%]+test"
+        if len(names) < 2 and parts & {evaluated.get_config(f"{split}_split"), "all"}:
+            raise ConfigError(
+                f"calibration.split: {config.split!r} of {config.path!r} is what {name} evaluates; allowed: another "
+                "split, or another data set"
+            )
+
+
+def _shared_documents(sequences: _Words, documents: _Words) -> np.ndarray:
+    """Numbers of the documents that have a run of words in common with a sequence, ascending."""
+    found = [_shared_runs(sequences, documents, RUN_WORDS)]
+    for length in np.unique(documents.lengths):
+        if SHORT_WORDS <= length < RUN_WORDS:
+            of_length = documents.lengths == length
+            words = of_length[documents.text_of]
+            short = _Words(documents.hashes[words], documents.text_of[words], documents.lengths)
+            found.append(_shared_runs(sequences, short, int(length)))
+    return np.unique(np.concatenate(found))
+
+
+def _shared_runs(sequences: _Words, documents: _Words, length: int) -> np.ndarray:
+    runs, starts = documents.runs(length)
+    return documents.text_of[starts[np.isin(runs, sequences.runs(length)[0])]]
+
+
+def _words_of(task: Any) -> _Words:
+    if task not in _evaluated:
+        # Here, since it imports lm-eval.
+        from mxsweep.calibrate.documents import text_of
+
+        _evaluated[task] = _Words.of(text_of(task, document) for document in task.eval_docs)
+    return _evaluated[task]
+
+
+def _text_of(task: Any, number: int) -> str:
+    from mxsweep.calibrate.documents import text_of
+
+    return text_of(task, next(islice(task.eval_docs, number, None)))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, in a form that spelling of the same characters, case and punctuation do not change."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _beginning(document: str) -> str:
+    words = document.split()
+    return " ".join(words[:_QUOTED_WORDS]) + " ..." * (len(words) > _QUOTED_WORDS)

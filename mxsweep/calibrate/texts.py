@@ -1,0 +1,306 @@
+"""Calibration tokens: what a model reads before it is quantized, and never what it is evaluated on.
+
+Texts become windows of equal length at random places; stories stay whole. Every choice follows from the seed through
+`random.Random.random()`, whose sequence Python promises to keep. What does not need tokens (:func:`resolve`,
+:func:`identity_of`) is worked out while runs are planned, and imports neither torch nor lm-eval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from mxsweep.config.calibration_files import (
+    BETWEEN_DOCUMENTS,
+    check_text_file,
+    digests,
+    has_rows,
+    local_files,
+    path_of,
+    text_of_file,
+)
+from mxsweep.config.checks import EMBEDDED, check_choice
+from mxsweep.evaluate.stories import stream
+from mxsweep.files.digests import json_digest
+from mxsweep.terminal.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+    from mxsweep.config.model_config import ModelConfig
+    from mxsweep.config.remedy_config import CalibrationConfig
+
+log = logging.getLogger(__name__)
+
+SAMPLING_VERSION = 1  # raised when the same config comes to other sequences
+TASK_SPLITS = ("train", "validation")
+# A text much longer than what is asked for is not tokenized whole: about 6 s for so many characters on one core.
+LARGE_TEXT = 2**23
+# Generous: tokenizers make 3 to 5 characters of most languages one token.
+CHARACTERS_PER_TOKEN = 16
+
+_kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], Calibration]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Sequences of tokens, each read by itself.
+
+    Attributes:
+        sequences: token ids, int64 (T_i,), T_i >= 2; with the tokens that the tokenizer itself puts in front.
+        texts: the text behind each sequence, as it was before it was tokenized (of a tokenizer written in Python: the
+            tokens decoded).
+        identity: plain data that tells these tokens from any others, for the keys of what is worked out on them.
+        description: what they are, a phrase for people.
+    """
+
+    sequences: tuple[np.ndarray, ...]
+    texts: tuple[str, ...]
+    identity: dict[str, Any]
+    description: str
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all sequences have together."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+
+def resolve(config: CalibrationConfig, model: ModelConfig) -> CalibrationConfig:
+    """The config with "auto" resolved, and checked as far as it can be without reading or downloading texts.
+
+    Raises:
+        ConfigError: nothing to calibrate on, a file or a folder that is not there, a row without the field.
+    """
+    if config.source == "auto":
+        if model.path != EMBEDDED:
+            raise ConfigError(
+                f"calibration: 'auto' has texts for the embedded model only, and model.path is {model.path!r}; "
+                "give calibration=text calibration.path=FILE (allowed: text, task, hub, stories)"
+            )
+        config = dataclasses.replace(config, source="stories")
+    if config.source == "text":
+        check_text_file(config)
+    elif config.source == "task":
+        check_choice("calibration.split", config.split, TASK_SPLITS)
+    elif config.source == "hub":
+        path = path_of(config)
+        if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", config.path or ""):
+            raise ConfigError(
+                f"calibration.path: {config.path!r} does not exist; give the name of a data set on the Hugging Face "
+                "hub (owner/name), a folder or a file of one"
+            )
+    return config
+
+
+def identity_of(config: CalibrationConfig) -> dict[str, Any]:
+    """What decides the sequences, given a tokenizer and a longest length, for a run's hash: files by their content.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        ConfigError: a file vanished or cannot be read.
+    """
+    shared = {
+        "source": config.source,
+        "samples": config.samples,
+        "length": config.length,
+        "seed": config.seed,
+        "version": SAMPLING_VERSION,
+    }
+    if config.source == "stories":
+        return shared
+    if config.source == "text":
+        rows = {"field": config.field} if has_rows(path_of(config)) else {}
+        return shared | {"file": digests(config, [path_of(config)])[0]} | rows
+    if config.source == "task":
+        return shared | {"task": config.path, "split": config.split}
+    if config.source == "hub":
+        files = local_files(config)
+        what: Any = {"name": config.path} if files is None else {"files": _named_digests(config, files)}
+        return shared | what | {"configuration": config.name, "split": config.split, "field": config.field}
+    raise ValueError(f"calibration.source={config.source!r} is not resolved")
+
+
+def _named_digests(config: CalibrationConfig, files: list[Path]) -> dict[str, str]:
+    """By the names in the data set's folder, or of a single file its suffix: these decide what is read of them."""
+    root = path_of(config)
+    names = [file.relative_to(root).as_posix() if root.is_dir() else file.suffix for file in files]
+    return dict(zip(names, digests(config, files), strict=True))
+
+
+def calibration_tokens(
+    config: CalibrationConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Calibration:
+    """The sequences of a config; the same call again returns the same object.
+
+    Windows do not overlap. Where there are fewer than asked for, all there are (with a warning); where the text is
+    shorter than one, the whole of it is the only sequence. Stories are cut at ``length``, documents of tasks and hub
+    data sets are joined by empty lines in an order of the seed.
+
+    Args:
+        max_length: tokens that the model takes; a longer ``length`` is cut to it.
+
+    Raises:
+        ConfigError: as :func:`resolve`; a text, task or data set that cannot be had; fewer than 2 tokens.
+    """
+    config = resolve(config, model)
+    sampled = identity_of(config)
+    of_tokenizer = _kept.setdefault(tokenizer, {})
+    key = (json_digest(sampled), max_length)
+    if key not in of_tokenizer:
+        of_tokenizer[key] = _sample(config, sampled, tokenizer, max_length)
+    return of_tokenizer[key]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A text in tokens; ``encoding`` says which characters each is, None of a tokenizer that cannot tell."""
+
+    text: str
+    ids: np.ndarray
+    encoding: Encoding | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def text_of(self, part: slice, tokenizer: PreTrainedTokenizerBase) -> str:
+        first, last = (self._span(index) for index in (part.start, min(part.stop, len(self)) - 1))
+        if first is None or last is None:
+            return str(tokenizer.decode(self.ids[part]))
+        return self.text[first[0] : last[1]]
+
+    def _span(self, index: int) -> tuple[int, int] | None:
+        return None if self.encoding is None else self.encoding.token_to_chars(index)
+
+
+def _sample(
+    config: CalibrationConfig, sampled: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Calibration:
+    import numpy as np
+
+    prefix = _prefix(tokenizer)
+    length = min(config.length, max_length)
+    room = length - len(prefix)
+    if room < 1 or length < 2:
+        raise ConfigError(
+            f"calibration.length: {length} tokens leave no room beside the {len(prefix)} that the tokenizer puts in "
+            f"front; allowed: at least {max(2, len(prefix) + 1)}"
+        )
+    rng = random.Random(f"calibration-{config.seed}")
+    if config.source == "stories":
+        told = islice(stream("calibration", config.seed), config.samples)
+        chosen = [(tokens, slice(0, room)) for tokens in (_tokenize(tokenizer, story.text) for story in told)]
+        cut = any(len(tokens) > room for tokens, _ in chosen)
+        description = f"{len(chosen)} generated stories"
+    else:
+        tokens = _read(config, tokenizer, rng, room)
+        chosen = [(tokens, part) for part in _windows(config, len(tokens), len(prefix), room, rng)]
+        cut = True
+        shown = len(chosen[0][0].ids[chosen[0][1]]) + len(prefix)
+        description = f"{len(chosen)} sequence{'s' * (len(chosen) > 1)} of {shown} tokens from {_origin(config)}"
+    description += f" (seed {config.seed})"
+    if cut and length < config.length:
+        description += f"; calibration.length {config.length} is cut to {length}, the most that the model takes"
+    beginning = np.array(prefix, dtype=np.int64)
+    sequences = tuple(np.concatenate([beginning, tokens.ids[part]]) for tokens, part in chosen)
+    identity = {"tokens": _digest(sequences), "sequences": len(sequences), "sampled": sampled}
+    texts = tuple(tokens.text_of(part, tokenizer) for tokens, part in chosen)
+    return Calibration(sequences, texts, identity, description)
+
+
+def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng: random.Random) -> list[slice]:
+    """Parts of ``total`` tokens, of ``room`` each and apart from one another, in their order."""
+    if total + prefix < 2:
+        raise ConfigError(f"calibration.path: {config.path!r} comes to {total} tokens; allowed: a text of at least 2")
+    count = min(config.samples, total // room)
+    if count < config.samples:
+        there = f"{count} of {room + prefix}" if count else f"one of {total + prefix}"
+        log.warning(
+            "calibration: %s is too short for %d sequences of %d tokens: there is %s",
+            *(_origin(config), config.samples, room + prefix, there),
+        )
+    if not count:
+        return [slice(0, total)]
+    # What lies between windows, before the first and after the last, cut at random.
+    spare = total - count * room
+    gaps = sorted(int(rng.random() * (spare + 1)) for _ in range(count))
+    return [slice(gap + i * room, gap + (i + 1) * room) for i, gap in enumerate(gaps)]
+
+
+def _read(config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, rng: random.Random, room: int) -> _Tokens:
+    """The text that windows are drawn from, in tokens, without those that the tokenizer puts in front."""
+    wanted = config.samples * room
+    if config.source == "text":
+        text = text_of_file(config)
+        most = max(LARGE_TEXT, wanted * CHARACTERS_PER_TOKEN)
+        start = int(rng.random() * (len(text) - most + 1)) if len(text) > most else 0
+        return _tokenize(tokenizer, text[start : start + most])
+    from mxsweep.calibrate import documents
+
+    found = documents.of_task(config) if config.source == "task" else documents.of_hub(config)
+    return _joined(tokenizer, _shuffled(found, rng), wanted)
+
+
+def _shuffled(documents: Sequence[str], rng: random.Random) -> Iterator[str]:
+    """Documents that hold something, in random order; those that are not asked for are not read."""
+    order = sorted(range(len(documents)), key=[rng.random() for _ in range(len(documents))].__getitem__)
+    return (text for text in (documents[index] for index in order) if text.strip())
+
+
+def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterator[str], wanted: int) -> _Tokens:
+    """As many documents as come to ``wanted`` tokens, or all there are."""
+    parts: list[str] = []
+    characters, limit = 0, wanted * 6
+    while True:
+        for document in documents:
+            parts.append(document)
+            characters += len(document)
+            if characters >= limit:
+                break
+        tokens = _tokenize(tokenizer, BETWEEN_DOCUMENTS.join(parts))
+        if len(tokens) >= wanted or characters < limit:
+            return tokens
+        limit = 2 * characters
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> _Tokens:
+    import numpy as np
+
+    # Not verbose: that the whole is longer than the model takes is no news, for windows are not.
+    encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    encoding = encoded.encodings[0] if tokenizer.is_fast and encoded.encodings else None
+    return _Tokens(text, np.array(encoded["input_ids"], dtype=np.int64), encoding)
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer by itself puts in front of a text, as a beginning-of-sequence token."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return whole[:start]
+
+
+def _digest(sequences: Sequence[np.ndarray]) -> str:
+    """SHA-256 (hex) of the tokens and where each sequence ends."""
+    content = hashlib.sha256(repr([len(sequence) for sequence in sequences]).encode())
+    for sequence in sequences:
+        content.update(sequence.astype("<i8").tobytes())
+    return content.hexdigest()
+
+
+def _origin(config: CalibrationConfig) -> str:
+    if config.source == "task":
+        return f"the {config.split} split of {config.path}"
+    return f"{path_of(config).name if local_files(config) is not None else config.path}"

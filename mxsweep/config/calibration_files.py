@@ -1,0 +1,91 @@
+"""Calibration texts in local files: where they are, what they hold, and what tells them from others.
+
+Imports nothing heavy: planning reads files, too. Every error is a ConfigError that names ``calibration.path``.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mxsweep.config.checks import check_rows, expanded
+from mxsweep.files.digests import file_digests
+from mxsweep.terminal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxsweep.config.remedy_config import CalibrationConfig
+
+ROWS_SUFFIX = ".jsonl"
+BETWEEN_DOCUMENTS = "\n\n"
+CHECKED_BYTES = 2**16  # of a text, before it is read
+
+
+def local_files(config: CalibrationConfig) -> list[Path] | None:
+    """The files that texts come from; None where they are generated or come from the hub."""
+    if config.source not in ("text", "hub"):
+        return None
+    path = path_of(config)
+    if path.is_file():
+        return [path]
+    if config.source == "hub" and path.is_dir():
+        below = (file for file in path.rglob("*") if file.is_file())
+        return sorted(file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts))
+    return None
+
+
+def path_of(config: CalibrationConfig) -> Path:
+    """``calibration.path`` with its ~ replaced, whether there is anything or not."""
+    return expanded("calibration.path", config.path or "")
+
+
+def has_rows(path: Path) -> bool:
+    """Whether each line of the file is a document of its own, in JSON."""
+    return path.suffix.lower() == ROWS_SUFFIX
+
+
+def check_text_file(config: CalibrationConfig) -> None:
+    """Raise ConfigError for a file that is not there, is empty or no UTF-8, or whose first row lacks the field."""
+    path = path_of(config)
+    try:
+        if not path.is_file():
+            raise ConfigError(
+                f"calibration.path: {config.path!r} is not a file; give a UTF-8 text, or {ROWS_SUFFIX} with the "
+                f"field {config.field!r}"
+            )
+        if has_rows(path):
+            _rows(config, first_only=True)
+            return
+        with path.open("rb") as file:
+            beginning = file.read(CHECKED_BYTES)
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)  # which may end within a character
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
+    if not beginning.strip():
+        raise ConfigError(f"calibration.path: {config.path!r} is empty; give a UTF-8 text")
+
+
+def text_of_file(config: CalibrationConfig) -> str:
+    """All of a text file; of rows, their texts with an empty line between."""
+    if has_rows(path_of(config)):
+        return BETWEEN_DOCUMENTS.join(row[config.field] for row in _rows(config))
+    try:
+        return path_of(config).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
+
+
+def _rows(config: CalibrationConfig, first_only: bool = False) -> list[dict[str, Any]]:
+    try:
+        return check_rows(str(config.path), config.field, first_only)
+    except ConfigError as error:  # which is about the file of another knob, with the same demands
+        raise ConfigError(str(error).replace("task.data:", "calibration.path:", 1)) from None
+
+
+def digests(config: CalibrationConfig, files: Sequence[Path]) -> list[str]:
+    """SHA-256 (hex) of each file's content."""
+    try:
+        return file_digests(files)
+    except OSError as error:
+        raise ConfigError(f"calibration.path: {config.path!r} cannot be read: {error.strerror or error}") from None

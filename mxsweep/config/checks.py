@@ -1,0 +1,149 @@
+"""Checks of single values: each raises ConfigError naming the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mxsweep.files.digests import file_digests
+from mxsweep.terminal.errors import ConfigError
+
+EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
+
+
+# What a checkpoint's weights are called, whoever wrote it: a folder without any of these is not worth loading.
+_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+
+
+def expanded(field: str, path: str) -> Path:
+    """The path with its ~ replaced. Raises ConfigError where there is no such home."""
+    try:
+        return Path(path).expanduser() if path.startswith("~") else Path(path)  # ./~x is no home
+    except RuntimeError:
+        raise ConfigError(f"{field}: {path!r} is below a home that cannot be found; give the full path") from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name; not where the name is longer than one can be, or may not be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def check_flag(field: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
+
+
+def check_integer(field: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
+
+
+def check_text_or_null(field: str, value: Any) -> None:
+    if not (value is None or (isinstance(value, str) and value)):
+        raise ConfigError(f"{field}: {value!r} must be a word or null")
+
+
+def check_model_path(path: Any) -> None:
+    hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
+    if path is None:
+        raise ConfigError(f"model.path: is not given; give {hint}")
+    if path == "":
+        raise ConfigError(f"model.path: '' is empty; give {hint}")
+    if not isinstance(path, str):
+        raise ConfigError(f"model.path: {path!r} is not a name; give {hint}")
+    if path == EMBEDDED:
+        return
+    folder = expanded("model.path", path)
+    if is_folder(folder):
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path: {path!r} is a folder without a config.json; give {hint}")
+        if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+            raise ConfigError(
+                f"model.path: {path!r} is a folder without weights; give one that holds a model.safetensors (or its "
+                "parts with their index, or a pytorch_model.bin)"
+            )
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+        raise ConfigError(f"model.path: {path!r} does not exist; give {hint}")
+
+
+def check_limit(limit: Any) -> None:
+    whole = isinstance(limit, int) and not isinstance(limit, bool) and 0 < limit < 2**63
+    share = isinstance(limit, float) and 0 < limit < 1
+    if limit is not None and not whole and not share:
+        raise ConfigError(
+            f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
+        )
+
+
+def file_digest(file: str) -> str:
+    """SHA-256 (hex) of a data file's content: what it holds decides a result, not where it lies.
+
+    Raises:
+        ConfigError: a file that is not there any more, or cannot be read.
+    """
+    try:
+        return file_digests([Path(file).expanduser()])[0]
+    except OSError as error:
+        raise ConfigError(f"task.data: {file!r} cannot be read: {error.strerror or error}") from None
+
+
+def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, each checked to be an object that holds ``field`` (where one is known).
+
+    Raises:
+        ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.
+    """
+    path = expanded("task.data", file)
+    if not _is_file(path):
+        raise ConfigError(f"task.data: {file!r} is not a file; give a JSON-lines file, one document a row")
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                rows.append(_row(file, number, line, field))
+                if first_only:
+                    break
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"task.data: {file!r} cannot be read: {error}") from None
+    if not rows:
+        raise ConfigError(f"task.data: {file!r} holds no rows; give a JSON-lines file, one document a row")
+    return rows
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than one can be
+        return False
+
+
+def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"task.data: {file!r} line {number} is not JSON ({error.msg}); give JSON lines") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"task.data: {file!r} line {number} is not an object with named fields")
+    if field in row and not isinstance(row[field], str):
+        held = json.dumps(row[field], ensure_ascii=False)
+        raise ConfigError(
+            f"task.data: {file!r} line {number}: the field {field!r} is {held[:50]}; allowed: text, in quotes"
+        )
+    if field is not None and field not in row:
+        there = ", ".join(map(repr, row)) or "none"
+        raise ConfigError(f"task.data: {file!r} line {number} has no text field {field!r}; it has {there}")
+    return row

@@ -1,0 +1,98 @@
+"""Keys and values as a config has them: element formats, and how they are applied."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mxsweep.config.checks import check_choice, check_flag, check_integer
+from mxsweep.config.format_config import FormatConfig, element_name
+from mxsweep.formats.mxformat import BlockSize
+from mxsweep.formats.recipe import KVOptions
+from mxsweep.numerics import SCALE_NAMES
+from mxsweep.terminal.errors import ConfigError
+
+KEY_AXES = ("token", "channel")
+ROPES = ("after", "before")
+SCALES = ("block", "head")
+DEFAULTS = KVOptions()
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """Element formats of keys and values ("none" leaves them as they are) and what else there is to choose of them."""
+
+    key: str
+    value: str
+    block_size: BlockSize
+    scale: str
+    tensor_scale: bool
+    key_axis: str
+    rope: str
+    first: int
+    recent: int
+    scales: str
+    smooth: float
+
+    def __post_init__(self) -> None:
+        check_choice("kv_quant.scale", self.scale, SCALE_NAMES)
+        check_choice("kv_quant.key_axis", self.key_axis, KEY_AXES)
+        check_choice("kv_quant.rope", self.rope, ROPES)
+        check_choice("kv_quant.scales", self.scales, SCALES)
+        for field in ("first", "recent"):
+            check_integer(f"kv_quant.{field}", getattr(self, field), 0, None, "tokens, 0 or more")
+        number = isinstance(self.smooth, int | float) and not isinstance(self.smooth, bool)
+        if not number or not 0 <= self.smooth <= 1:
+            raise ConfigError(f"kv_quant.smooth: {self.smooth!r} is not allowed; allowed: 0 to 1")
+        if self.key_axis == "channel" and self.key != "none":
+            self._check_channel()
+
+    def _check_channel(self) -> None:
+        if self.block_size == 0 or isinstance(self.block_size, tuple):
+            raise ConfigError(
+                f"kv_quant.block_size: {self.block_size!r} does not go with kv_quant.key_axis=channel, whose blocks "
+                "are of tokens; allowed: a whole number of 1 or more"
+            )
+        for field, value, allowed in (("scales", self.scales, "block"), ("tensor_scale", self.tensor_scale, False)):
+            if value != allowed:
+                raise ConfigError(
+                    f"kv_quant.{field}: {str(value).lower()} does not go with kv_quant.key_axis=channel; "
+                    f"allowed: {str(allowed).lower()}"
+                )
+
+    @property
+    def name(self) -> str:
+        return self.key if self.key == self.value else f"k:{self.key},v:{self.value}"
+
+    @property
+    def options(self) -> KVOptions:
+        """What decides a result; of what has no effect, the default, so that equal runs are equal."""
+        if self.key == self.value == "none":
+            return DEFAULTS
+        if self.key == "none":
+            return KVOptions(first=self.first, recent=self.recent, scales=self.scales)
+        return KVOptions(self.key_axis, self.rope, self.first, self.recent, self.scales, float(self.smooth))
+
+    def as_dict(self, run: FormatConfig) -> dict[str, Any]:
+        """For the record: the name that tables give it, and what has an effect and is not the run's anyway."""
+        data: dict[str, Any] = {"name": self.name, "key": self.key, "value": self.value}
+        if self.key == self.value == "none":
+            return data
+        for field in ("block_size", "scale", "tensor_scale"):
+            if getattr(self, field) != getattr(run, field):
+                data[field] = getattr(self, field)
+        return data | dataclasses.asdict(self.options)
+
+
+def resolve_kv(knobs: dict[str, Any], run: FormatConfig) -> KVConfig:
+    """The config of keys and values; what is "auto" is the run's."""
+    own = dict(knobs)
+    block_size = run.block_size if own["block_size"] == "auto" else own["block_size"]
+    if own["block_size"] != "auto":
+        check_integer("kv_quant.block_size", block_size, 0, None, "auto, a whole number, or 0 for the whole axis")
+    scale = run.scale if own["scale"] == "auto" else own["scale"]
+    tensor_scale = run.tensor_scale and scale == run.scale if own["tensor_scale"] == "auto" else own["tensor_scale"]
+    check_flag("kv_quant.tensor_scale", tensor_scale)
+    elements = {kind: element_name(own[kind]) for kind in ("key", "value")}
+    return KVConfig(**own | elements | {"block_size": block_size, "scale": scale, "tensor_scale": tensor_scale})

@@ -1,0 +1,167 @@
+"""How a sweep is gone about, as opposed to what it runs: the knobs that change no result, typed and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mxsweep.config.checks import check_choice, check_flag, check_integer, check_text_or_null, expanded
+from mxsweep.config.run_config import of_omegaconf
+from mxsweep.terminal.errors import ConfigError
+
+LOGGING_MODES = ("online", "offline")
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """``hydra/launcher=gpus``: processes on this host, each with a GPU of its own, or on the CPU."""
+
+    n: int | None
+    retries: int
+
+    def __post_init__(self) -> None:
+        if self.n is not None:
+            check_integer("hydra.launcher.n", self.n, 1, None, "a whole number of processes, at least 1, or null")
+        check_integer("hydra.launcher.retries", self.retries, 0, None, "0 or more")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """``hydra/launcher=slurm``; the fields are those of ``conf/hydra/launcher/slurm.yaml``."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    time_min: int
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_gb: int | float | None
+    runs_per_job: int
+    array_parallelism: int
+    setup: list[str]
+    sbatch: dict[str, Any]
+    wait: bool
+    max_requeues: int
+    retries: int
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str | int) and str(value).strip()):
+                raise ConfigError(f"hydra.launcher.{name}: {value!r} must be a word or null")
+        for name in ("time_min", "cpus_per_task", "runs_per_job", "array_parallelism"):
+            check_integer(f"hydra.launcher.{name}", getattr(self, name), 1, None, "a whole number, at least 1")
+        for name in ("gpus_per_node", "max_requeues", "retries"):
+            check_integer(f"hydra.launcher.{name}", getattr(self, name), 0, None, "0 or more")
+        memory = self.mem_gb
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
+            raise ConfigError(f"hydra.launcher.mem_gb: {memory!r} is not allowed; allowed: gigabytes above 0, or null")
+        check_flag("hydra.launcher.wait", self.wait)
+        if not isinstance(self.setup, list) or not all(isinstance(line, str) for line in self.setup):
+            raise ConfigError(
+                f"hydra.launcher.setup: {self.setup!r} must be a list of shell lines, as '[module load x]'"
+            )
+        if not isinstance(self.sbatch, dict):
+            raise ConfigError(f"hydra.launcher.sbatch: {self.sbatch!r} must be a mapping, as {{reservation: NAME}}")
+
+
+LAUNCHERS = {"gpus": Gpus, "slurm": Slurm}
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where results are logged besides their folders; the fields are those of ``conf/logging/``."""
+
+    name: str
+    project: str
+    entity: str | None
+    mode: str
+
+    def __post_init__(self) -> None:
+        check_choice("logging.name", self.name, ("none", "wandb"))
+        check_choice("logging.mode", self.mode, LOGGING_MODES)
+        check_text_or_null("logging.entity", self.entity)
+        if self.name == "wandb" and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("logging: 'wandb' is not installed here: pip install 'mxsweep[wandb]', or logging=none")
+        if not isinstance(self.project, str) or not self.project:
+            raise ConfigError(f"logging.project: {self.project!r} must be a word")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a sweep but its runs.
+
+    Attributes:
+        launcher: None for this process.
+        run_dir: the folder of a single run; ``sweep_dir`` that of a sweep.
+    """
+
+    baseline: bool
+    resume: bool
+    dry_run: bool
+    logging: Logging
+    launcher: Gpus | Slurm | None
+    run_dir: Path
+    sweep_dir: Path
+
+    @classmethod
+    def from_hydra(cls, cfg: DictConfig) -> Settings:
+        """Of a config composed with Hydra's own node. Raises ConfigError."""
+        for name in ("baseline", "resume", "dry_run"):
+            check_flag(name, cfg.get(name))
+        logging, launcher = _typed("logging", cfg.logging, Logging), _launcher(cfg.hydra.launcher)
+        if logging.name == "wandb" and isinstance(launcher, Slurm) and not launcher.wait:
+            raise ConfigError(
+                "logging: 'wandb' is done by this process, which does not wait; allowed with it: logging=none"
+            )
+        return cls(
+            baseline=cfg.baseline,
+            resume=cfg.resume,
+            dry_run=cfg.dry_run,
+            logging=logging,
+            launcher=launcher,
+            run_dir=_folder("hydra.run.dir", cfg.hydra.run.dir),
+            sweep_dir=_folder("hydra.sweep.dir", cfg.hydra.sweep.dir),
+        )
+
+
+def _folder(field: str, path: str) -> Path:
+    if not path:
+        raise ConfigError(f"{field}: '' is empty; give a folder")
+    return expanded(field, path)
+
+
+def _launcher(node: DictConfig) -> Gpus | Slurm | None:
+    known = f"allowed: basic, {', '.join(LAUNCHERS)}"
+    if "_target_" in node:  # a plugin of Hydra's, of which the one that runs jobs in turn is ours, too
+        if not str(node["_target_"]).endswith(".BasicLauncher"):
+            raise ConfigError(f"hydra/launcher: {node['_target_']!r} is not known; {known}")
+        if further := [str(key) for key in node if key != "_target_"]:
+            raise ConfigError(f"hydra.launcher.{further[0]}: hydra/launcher=basic has no knobs; {known}")
+        return None
+    if node.get("name") not in LAUNCHERS:
+        raise ConfigError(f"hydra.launcher.name: {node.get('name')!r} is not known; choose by hydra/launcher; {known}")
+    launcher: Gpus | Slurm = _typed("hydra.launcher", node, LAUNCHERS[node["name"]], without=("name",))
+    return launcher
+
+
+def _typed(field: str, node: DictConfig, of: Any, without: tuple[str, ...] = ()) -> Any:
+    try:
+        data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(of_omegaconf(error)) from None
+    assert isinstance(data, dict)
+    given = {str(key): value for key, value in data.items() if key not in without}
+    known = {item.name for item in dataclasses.fields(of)}
+    for key in given.keys() ^ known:
+        there = "there is no such knob" if key in given else "was taken away; every sweep needs a value of it"
+        raise ConfigError(f"{field}.{key}: {there}; allowed below {field}: {', '.join(sorted(known))}")
+    return of(**given)

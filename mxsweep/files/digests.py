@@ -1,0 +1,154 @@
+"""What files hold, as SHA-256: their content identifies a run, not where they lie.
+
+A large file is read once. Its digest is kept where the compiled kernels are, in $XDG_CACHE_HOME/mxsweep
+(~/.cache/mxsweep), and holds for as long as the file's size, times and inode are the same. Imports nothing heavy:
+planning needs digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# Smaller files are read again by every process, in a few milliseconds each.
+LARGE_BYTES = 16 * 2**20
+_CACHED_FILES = 4096  # kept at most
+# A file that is written again within one tick of its file system's clock (2 s on FAT) shows no other times: the digest
+# of one that is younger is not kept.
+_TICK_NS = 2 * 10**9
+_THREADS = 8  # more gain nothing: the disk is slower than so many cores
+_CHUNK_BYTES = 2**20
+
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    stamp: Stamp
+    digest: str
+
+
+_kept: dict[str, _Kept] = {}  # of this process, by resolved path
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What changes when a file does; without reading it."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def stamps(files: Iterable[Path]) -> tuple[Stamp | None, ...]:
+    """The stamp of each file, None for one that is not there."""
+
+    def of(file: Path) -> Stamp | None:
+        try:
+            return stamp_of(file.stat())
+        except OSError:
+            return None
+
+    return tuple(map(of, files))
+
+
+def json_digest(what: Any) -> str:
+    """SHA-256 (hex) of plain data; the order of a mapping's keys does not count."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """SHA-256 (hex) of each file's content. Files are read in threads, and not again while they are the same.
+
+    Raises:
+        OSError: a file is not there, cannot be read, or is being written.
+    """
+    paths = [str(file.resolve()) for file in files]
+    now = {path: stamp_of(os.stat(path)) for path in paths}
+    known = {path: kept.digest for path, stamp in now.items() if (kept := _kept.get(path)) and kept.stamp == stamp}
+    large = {path for path, stamp in now.items() if stamp[0] >= LARGE_BYTES}
+    if large - known.keys():
+        on_disk = _read_cache()
+        for path in large - known.keys():
+            if (kept := on_disk.get(path)) and kept.stamp == now[path]:
+                _kept[path], known[path] = kept, kept.digest
+    unread = [path for path in now if path not in known]
+    if unread:
+        with ThreadPoolExecutor(min(len(unread), os.cpu_count() or 1, _THREADS)) as pool:
+            read = dict(zip(unread, pool.map(_read, unread), strict=True))
+        settled = {path: kept for path, kept in read.items() if time.time_ns() - kept.stamp[2] > _TICK_NS}
+        _kept.update(settled)
+        _write_cache({path: kept for path, kept in settled.items() if path in large})
+        known |= {path: kept.digest for path, kept in read.items()}
+    return [known[path] for path in paths]
+
+
+def _read(path: str) -> _Kept:
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    for _ in range(2):
+        with open(path, "rb", buffering=0) as file:
+            stamp, content = stamp_of(os.fstat(file.fileno())), hashlib.sha256()
+            while length := file.readinto(buffer):
+                content.update(buffer[:length])
+            if stamp_of(os.fstat(file.fileno())) == stamp:
+                return _Kept(stamp, content.hexdigest())
+    raise OSError("it is being written")
+
+
+def _cache_file() -> Path:
+    """Beside the kernels that `mxsweep.numerics.kernels.cuda` keeps. Raises RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "digests.json"
+
+
+def _read_cache() -> dict[str, _Kept]:
+    """The digests on disk; of a file that is damaged, those that are whole. No reason to stop anything."""
+    try:
+        entries = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {path: kept for path, entry in entries.items() if (kept := _entry(entry)) is not None}
+
+
+def _entry(entry: Any) -> _Kept | None:
+    if not isinstance(entry, list) or len(entry) != 5 or not all(type(number) is int for number in entry[:4]):
+        return None
+    whole = isinstance(entry[4], str) and re.fullmatch("[0-9a-f]{64}", entry[4])
+    return _Kept((entry[0], entry[1], entry[2], entry[3]), entry[4]) if whole else None
+
+
+def _write_cache(new: Mapping[str, _Kept]) -> None:
+    """Adds to the digests on disk. Where two processes do at once, the last one's stay: the others are made again."""
+    if not new:
+        return
+    temporary = None
+    try:
+        file = _cache_file()
+        # The newest last, so that the oldest go first.
+        entries = {path: kept for path, kept in _read_cache().items() if path not in new} | dict(new)
+        newest = list(entries.items())[-_CACHED_FILES:]
+        text = json.dumps({path: [*kept.stamp, kept.digest] for path, kept in newest})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:
+        log.warning("digests of model files are not kept, and made again next time: %s", error)
+        if temporary is not None:
+            _remove(temporary)
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        log.debug("%s stays", file)

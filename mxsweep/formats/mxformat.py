@@ -1,0 +1,178 @@
+"""`MXFormat`: one element format, one scale format, one block shape and their roundings, checked together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mxsweep.formats.element_formats import (
+    DEFAULT_SCALE_BITS,
+    MIDPOINT_BITS,
+    ROUNDINGS,
+    SCALE_BITS,
+    SCALE_ROUNDINGS,
+    ElementFormat,
+    ScaleFormat,
+    normalize_element,
+    parse_element,
+    parse_scale,
+)
+
+BlockSize = int | tuple[int, int]
+
+_FRACTIONS_SCALE_ROUNDING = "ceil"  # of mint<n>, by definition
+
+
+@dataclass(frozen=True)
+class MXFormat:
+    """A block format (OCP MX v1.0, section 5.1), frozen and hashable. It checks and normalizes itself.
+
+    Attributes:
+        element: name of the element format; `mxfp4_e2m1` becomes `fp4_e2m1`.
+        block_size: how many elements along the axis share a scale; 0 for the whole axis; (rows, columns) for
+            a tile of the last two dimensions.
+        scale: name of the scale format.
+        scale_bits: width of an `e8m0` scale, 2 to 8. n bits hold exponents of ±(2^(n-1) - 1); a block that
+            wants more becomes NaN, one that wants less gets the bottom. Other scale formats have one width:
+            the field says nothing there and becomes 8, so that equal formats are equal.
+        rounding: of elements. "nearest" (ties away from zero), "even" (ties to even), "floor" (toward zero)
+            or "stochastic" (up with the probability of the distance).
+        scale_rounding: how an `e8m0` exponent follows from the block's maximum, see `scales.py`; becomes
+            "floor" for other scale formats, which always round to nearest even, and "ceil" for `mint<n>`.
+        symmetric: if false, the block's midpoint, kept in bfloat16, is subtracted first and added back.
+        tensor_scale: whether a float32 scale per tensor lies over the block scales (NVFP4); `scale="e4m3"`
+            only.
+
+    Raises:
+        ValueError: a field, or a combination, that is not allowed; the message names field, value and choice.
+    """
+
+    element: str
+    block_size: BlockSize = 32
+    scale: str = "e8m0"
+    scale_bits: int = DEFAULT_SCALE_BITS
+    rounding: str = "nearest"
+    scale_rounding: str = "floor"
+    symmetric: bool = True
+    tensor_scale: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("element", "scale", "rounding", "scale_rounding"):
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                raise ValueError(f"{field}: {value!r} is not a name; allowed: a string")
+        for field in ("symmetric", "tensor_scale"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise ValueError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
+        parse_element(self.element)
+        parse_scale(self.scale)
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("scale_rounding", self.scale_rounding, SCALE_ROUNDINGS)
+        if not _is_int(self.scale_bits) or self.scale_bits not in SCALE_BITS:
+            low, high = SCALE_BITS[0], SCALE_BITS[-1]
+            raise ValueError(f"scale_bits: {self.scale_bits!r} is not allowed; allowed: {low} to {high}")
+        if self.tensor_scale and self.scale != "e4m3":
+            raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale e4m3")
+        if self.element_format.is_fraction and self.scale != "e8m0":
+            raise ValueError(f"scale: {self.scale!r} does not go with element {self.element}; allowed: e8m0")
+        self._normalize()
+
+    def _normalize(self) -> None:
+        assign = object.__setattr__  # the one place that writes to the frozen object
+        assign(self, "element", normalize_element(self.element))
+        assign(self, "block_size", _checked_block_size(self.block_size))
+        if self.scale != "e8m0":
+            assign(self, "scale_bits", DEFAULT_SCALE_BITS)
+            assign(self, "scale_rounding", "floor")
+        elif self.element_format.is_fraction:
+            assign(self, "scale_rounding", _FRACTIONS_SCALE_ROUNDING)
+
+    @property
+    def element_format(self) -> ElementFormat:
+        return parse_element(self.element)
+
+    @property
+    def scale_format(self) -> ScaleFormat:
+        return parse_scale(self.scale)
+
+    @property
+    def max_scale_exponent(self) -> int:
+        """Largest exponent that an `e8m0` scale of `scale_bits` holds; its negative is the smallest."""
+        return int(2 ** (self.scale_bits - 1) - 1)
+
+    @property
+    def has_native_arithmetic(self) -> bool:
+        """Whether `arithmetic="native"` differs from "exact" by definition.
+
+        Native arithmetic is what microxcaling's PyTorch path does, so it is defined for what that path
+        offers: `e8m0` scales chosen by "floor", symmetric blocks, deterministic rounding. Everything else is
+            exact.
+        """
+        return (
+            self.scale == "e8m0" and self.scale_rounding == "floor" and self.symmetric and self.rounding != "stochastic"
+        )
+
+    @property
+    def bits_per_element(self) -> float:
+        """Stored bits per element, the block's share of scale and midpoint included.
+
+        The float32 per-tensor scale of `tensor_scale` is not counted: it is 32 bits per weight tensor or per
+        token. Neither is the scale of `block_size=0`, whose share depends on the length of the axis.
+        """
+        if self.block_size == 0:
+            return float(self.element_format.bits)
+        size = self.block_size if isinstance(self.block_size, int) else self.block_size[0] * self.block_size[1]
+        return self.element_format.bits + self._bits_beside_elements / size
+
+    def stored_bits(self, shape: Sequence[int]) -> int:
+        """Bits of a whole tensor of `shape` blocked along its last axis (a tile: its last two), shorter last blocks
+        and all; without the per-tensor scale.
+        """
+        if isinstance(self.block_size, int):
+            blocks = math.prod(shape[:-1]) * math.ceil(shape[-1] / (self.block_size or shape[-1] or 1))
+        else:
+            rows, columns = self.block_size
+            blocks = math.prod(shape[:-2]) * math.ceil(shape[-2] / rows) * math.ceil(shape[-1] / columns)
+        return math.prod(shape) * self.element_format.bits + blocks * self._bits_beside_elements
+
+    @property
+    def _bits_beside_elements(self) -> int:
+        """Of one block: its scale and, where it has one, its midpoint."""
+        scale = self.scale_bits if self.scale == "e8m0" else self.scale_format.bits
+        return scale if self.symmetric else scale + MIDPOINT_BITS
+
+    def __str__(self) -> str:
+        """Short and unique: `fp4_e2m1-b32-e8m0`, with a suffix for everything that is not the default."""
+        block = str(self.block_size) if isinstance(self.block_size, int) else "x".join(map(str, self.block_size))
+        parts = [self.element, f"b{block}", self.scale]
+        if self.tensor_scale:
+            parts.append("tensor")
+        if self.scale_bits != DEFAULT_SCALE_BITS:
+            parts.append(f"sb{self.scale_bits}")
+        if self.scale_rounding != (_FRACTIONS_SCALE_ROUNDING if self.element_format.is_fraction else "floor"):
+            parts.append(f"scale_{self.scale_rounding}")
+        if self.rounding != "nearest":
+            parts.append(f"round_{self.rounding}")
+        if not self.symmetric:
+            parts.append("asym")
+        return "-".join(parts)
+
+
+def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked_block_size(value: object) -> BlockSize:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, tuple | list) and len(value) == 2 and all(_is_int(n) and n >= 1 for n in value):
+        return (value[0], value[1])
+    allowed = "a whole number >= 1, 0 for the whole axis, or (rows, columns)"
+    raise ValueError(f"block_size: {value!r} is not allowed; allowed: {allowed}")

@@ -1,0 +1,1 @@
+"""Tokens through a model: batches, logits, losses."""

@@ -1,0 +1,111 @@
+"""`python -m mxsweep.inspect [KNOB=VALUE ...]`: what formats do to a model's weights, as a table and a heat map."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from mxsweep.config.overrides import prepare
+from mxsweep.runs.story import check_backend
+from mxsweep.sweeps.plan import PlannedRun, plan
+from mxsweep.terminal.command import answered, check_command_line, left, write_csv
+from mxsweep.terminal.errors import ConfigError
+
+PROGRAM = "mxsweep.inspect"
+EPILOG = """\
+examples
+  python -m mxsweep.inspect format=mxfp4                         the embedded model
+  python -m mxsweep.inspect format=mxfp4,nvfp4                   two formats side by side
+  python -m mxsweep.inspect format=mxfp4 block_size=16,32,64     any knob can be swept
+  python -m mxsweep.inspect format=nvfp4 model=hf model.path=FOLDER --output DIR
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
+    return answered(PROGRAM, lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mxsweep.inspect",
+        usage="%(prog)s [--output DIR] [KNOB=VALUE ...]",
+        description="The error of every quantized weight of a model (no task is needed, nothing is evaluated): "
+        "signal-to-noise ratio, root mean square error, saturated and flushed elements, clamped scales and their "
+        "exponents. The knobs are those of `python -m mxsweep`; several values of one stand side by side.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("knobs", nargs="*", metavar="KNOB=VALUE", help="as of `python -m mxsweep` (see its --help)")
+    parser.add_argument("-m", "--multirun", action="store_true", help="may stand here as it does there; has no effect")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the files go (default: outputs/inspect_<time>)"
+    )
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="a further folder of config files")
+    arguments = parser.parse_intermixed_args(argv)
+    runs = _planned(arguments.knobs, arguments.config_dir)
+    # Here, after the knobs are known to be good: torch and transformers take seconds to import.
+    import transformers.utils.logging as transformers_logging
+
+    from mxsweep.measure.weight_tables import one_text, side_by_side_text
+    from mxsweep.measure.weights import inspect_weights
+
+    transformers_logging.disable_progress_bar()
+    labels = _labels(runs)
+    found = []
+    for run, label in zip(runs, labels, strict=True):
+        assert run.config is not None
+        found.append(inspect_weights(label, run.config))
+    print(one_text(found[0]) if len(found) == 1 else side_by_side_text(found))
+    output = arguments.output or Path("outputs") / f"inspect_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
+
+    def write(folder: Path) -> list[Path]:
+        table = folder / "inspect.csv"
+        write_csv(table, [row for one in found for row in one.rows()])
+        from mxsweep.report.figures.weight_heat_map import draw
+
+        return [table, *draw(found, folder)]
+
+    return left(PROGRAM, output, write)
+
+
+def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
+    """The configs that the knobs mean and that quantize a weight. Raises ConfigError."""
+    check_command_line(knobs, config_dir)
+    overrides, _ = prepare(knobs, config_dir and config_dir.resolve())
+    asked = [run for run in plan(overrides, True, config_dir and config_dir.resolve()).runs if not run.added]
+    for run in asked:
+        if run.config is None:
+            raise ConfigError(run.error or "")
+        check_backend(run.config)
+    runs = [run for run in asked if run.config is not None and run.config.quantizes_weights]
+    if not runs:
+        raise ConfigError(
+            "format: no weight is quantized, so there is nothing to measure; give a format, as format=mxfp4"
+        )
+    return runs
+
+
+def _labels(runs: Sequence[PlannedRun]) -> list[str]:
+    """What tells each config from the others, as typed; of a single one its weights' format."""
+    common = set.intersection(*(set(run.overrides) for run in runs))
+    own = [[word for word in run.overrides if word not in common] for run in runs]
+    if len(runs) == 1 or not all(own):
+        return [run.config.format.name for run in runs if run.config is not None]
+    knobs = {tuple(word.partition("=")[0] for word in words) for words in own}
+    if len(knobs) == 1 and len(own[0]) == 1:  # one knob differs: its values say enough
+        return [words[0].partition("=")[2] if not _is_number(words[0]) else words[0] for words in own]
+    return [" ".join(words) for words in own]
+
+
+def _is_number(word: str) -> bool:
+    """Whether a knob's value means nothing without the knob's name."""
+    return re.fullmatch(r"[\d.]+|true|false|none|null", word.partition("=")[2]) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

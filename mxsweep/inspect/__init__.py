@@ -1,1 +1,0 @@
-"""`python -m mxsweep.inspect`: what formats do to a model's weights, without a run."""

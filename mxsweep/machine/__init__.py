@@ -1,0 +1,1 @@
+"""The machine that mxsweep runs on: GPUs, versions, seeds, memory."""

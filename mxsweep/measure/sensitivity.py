@@ -1,0 +1,206 @@
+"""The loss that each part of a model brings: when it alone is quantized, and when it alone is not.
+
+The two need not agree. Alone, a part is judged in a model that is otherwise as it was: what it breaks. Left out, it is
+judged among errors that the others make anyway: what giving it more bits would mend. Where errors are small the first
+adds up to the whole's loss, and both rank parts alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from mxsweep.calibrate.loss import Divergence, Shift
+from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, in_decoder_block
+from mxsweep.measure.weights import projections
+from mxsweep.model.linear import find_sites, quantize_model
+
+BY = ("module", "layer", "kind")
+
+Progress = Callable[[int, int], object]  # told how many measurements are done, and how many there are
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is quantized, or left, together.
+
+    Attributes:
+        place: among the parts, in the model's order.
+        name: of the module, the layer or the kind; "keys" or "values".
+        layer: number of the decoder block; None where it is in several or none.
+        kind: as q or down; None where it is of several.
+        modules: by name, with their formats; empty for keys and values.
+        weights: how many elements the modules' weights have.
+    """
+
+    place: int
+    name: str
+    layer: int | None
+    kind: str | None
+    modules: Mapping[str, LinearFormats]
+    weights: int = 0
+
+    @property
+    def formats(self) -> list[LinearFormats]:
+        """Each once."""
+        return list(dict.fromkeys(self.modules.values()))
+
+
+@dataclass(frozen=True)
+class PartLoss:
+    """A part's losses: of the model with it alone quantized, and with all that the recipe quantizes but it."""
+
+    part: Part
+    alone: Shift
+    without: Shift
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every part of a model, the worst first, and the loss with everything quantized."""
+
+    by: str
+    whole: Shift
+    parts: tuple[PartLoss, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For a CSV: losses in nats a token."""
+        return [self._row(rank, found) for rank, found in enumerate(self.parts, 1)]
+
+    def _row(self, rank: int, found: PartLoss) -> dict[str, Any]:
+        part, alone, without = found.part, found.alone, found.without
+        row: dict[str, Any] = {
+            "rank": rank,
+            "by": self.by,
+            "part": part.name,
+            "layer": part.layer,
+            "kind": part.kind,
+            "modules": len(part.modules),
+            "weights": part.weights,
+            "formats": "; ".join(map(str, (_text(formats) for formats in part.formats))),
+        }
+        for name, shift in (("alone", alone), ("without", without), ("whole", self.whole)):
+            row |= {f"{field}_{name}": getattr(shift, field) for field in ("kl", "kl_stderr", "loss", "loss_stderr")}
+        saved = {"kl_saved": self.whole.kl - without.kl, "loss_saved": self.whole.loss - without.loss}
+        return row | saved | {"positions": alone.positions}
+
+
+def measure(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    divergence: Divergence,
+    by: str,
+    prepared: Prepared,
+    progress: Progress,
+) -> Sensitivity:
+    """The losses of every part of what ``recipe`` quantizes.
+
+    Args:
+        model: unquantized, as ``divergence`` knows it; so it is afterwards.
+        by: "module", "layer" or "kind": how linear layers are divided. Keys and values are a part each.
+        prepared: what was worked out for the recipe.
+        progress: told after each measurement.
+
+    Raises:
+        ConfigError: as :func:`mxsweep.model.linear.quantize_model`.
+    """
+    parts = parts_of(model, recipe, by)
+    nothing = dataclasses.replace(recipe, linear=LinearFormats(), modules=(), key=None, value=None)
+    cache: dict[str, tuple[Recipe, Recipe]] = {}
+    if recipe.key is not None:
+        cache["keys"] = dataclasses.replace(nothing, key=recipe.key), dataclasses.replace(recipe, key=None)
+    if recipe.value is not None:
+        cache["values"] = dataclasses.replace(nothing, value=recipe.value), dataclasses.replace(recipe, value=None)
+    done, total = 0, 2 * (len(parts) + len(cache)) + 1
+
+    def told(shift: Shift) -> Shift:
+        nonlocal done
+        done += 1
+        progress(done, total)
+        return shift
+
+    def quantized(other: Recipe) -> Shift:
+        with quantize_model(model, other, prepared=prepared):
+            return told(divergence.measure())
+
+    alone, without = {}, {}
+    for part in parts:
+        alone[part.name] = quantized(dataclasses.replace(nothing, modules=tuple(part.modules.items())))
+    originals = {name: model.get_submodule(name) for part in parts for name in part.modules}
+    with quantize_model(model, recipe, prepared=prepared):
+        whole = told(divergence.measure())
+        for part in parts:
+            with _as_it_was(model, {name: originals[name] for name in part.modules}):
+                without[part.name] = told(divergence.measure())
+    for name, (only, all_but) in cache.items():
+        parts.append(Part(len(parts), name, None, name, {}))
+        alone[name], without[name] = quantized(only), quantized(all_but)
+    found = [PartLoss(part, alone[part.name], without[part.name]) for part in parts]
+    # NaN, which a block without a scale brings, is the worst.
+    found.sort(key=lambda one: -math.inf if math.isnan(one.alone.kl) else -one.alone.kl)
+    return Sensitivity(by, whole, tuple(found))
+
+
+def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
+    """The linear layers (and embeddings) that ``recipe`` quantizes, in the model's order. What is in no decoder block,
+    as an lm_head, is a part by itself.
+    """
+    sites = find_sites(model, recipe)
+    kinds = {name: kind.removesuffix("_proj") for name, kind in projections([site.name for site in sites]).items()}
+    grouped: dict[str, list[Any]] = {}
+    for site in sites:
+        key = site.name
+        if in_decoder_block(site.name) and by != "module":
+            key = f"layer {_layer(site.name)}" if by == "layer" else kinds[site.name]
+        grouped.setdefault(key, []).append(site)
+    return [
+        Part(
+            place=place,
+            name=key,
+            layer=_only({_layer(site.name) for site in group}),
+            kind=_only({kinds[site.name] for site in group}),
+            modules={site.name: site.formats for site in group},
+            weights=sum(site.module.weight.numel() for site in group),
+        )
+        for place, (key, group) in enumerate(grouped.items())
+    ]
+
+
+def _only(values: set[Any]) -> Any:
+    return values.pop() if len(values) == 1 else None
+
+
+def _layer(module: str) -> int | None:
+    return next((int(part) for part in module.split(".") if part.isdigit()), None)
+
+
+def _text(formats: LinearFormats) -> str:
+    return f"weights {formats.weight or 'as they are'}, inputs {formats.activation or 'as they are'}"
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel, originals: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While the context lasts, a quantized model with these modules as they were before."""
+    replaced = {name: model.get_submodule(name) for name in originals}
+    moved: list[tuple[Any, Any]] = []
+    try:
+        for name, module in originals.items():
+            home = next(replaced[name].buffers(), None)
+            weight: Any = module.weight
+            if home is not None and weight.device != home.device:  # it waits in host memory, for want of room
+                moved.append((weight, weight.data))
+                weight.data = weight.data.to(home.device)
+            model.set_submodule(name, module)
+        yield
+    finally:
+        for weight, data in moved:
+            weight.data = data
+        for name, module in replaced.items():
+            model.set_submodule(name, module)

@@ -1,0 +1,63 @@
+"""Every weight of a model in one or several formats: measured, as rows, and beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mxsweep.config.run_config import RunConfig
+from mxsweep.model.linear import measure_weights
+from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind, weights_of
+from mxsweep.runs.story import load_configured
+
+NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a weight
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One config's weights.
+
+    Attributes:
+        label: what tells it from the other configs, as typed.
+        bits_per_weight: of the weights that are quantized, scales included.
+    """
+
+    label: str
+    tensors: list[TensorStatistics]
+    bits_per_weight: float
+
+    @property
+    def total(self) -> dict[str, Any]:
+        """The numbers over all weights."""
+        return pooled_by_kind(self.tensors)["weight"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each weight."""
+        return [
+            {"config": self.label} | {name: value for name, value in tensor.row().items() if name not in NOT_OF_WEIGHTS}
+            for tensor in self.tensors
+        ]
+
+
+def inspect_weights(label: str, config: RunConfig) -> Inspected:
+    """The weights of the config's model in its formats. Raises ConfigError."""
+    loaded = load_configured(config.model)
+    layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
+    bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
+    return Inspected(label, weights_of(layers), bits)
+
+
+def projections(modules: Sequence[str]) -> dict[str, str]:
+    """The name of each module without its decoder block; its last part alone where that is unambiguous."""
+    names = {module: _in_block(module) for module in modules}
+    short = {name: name.rpartition(".")[2] for name in names.values()}
+    if len(set(short.values())) == len(short):
+        names = {module: short[name] for module, name in names.items()}
+    return names
+
+
+def _in_block(module: str) -> str:
+    parts = module.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(parts[number + 1 :])

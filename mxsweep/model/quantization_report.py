@@ -1,0 +1,191 @@
+"""What putting a recipe into a model did: which layers, at how many bits, and what its scales ran into."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mxsweep.formats.recipe import Recipe, in_decoder_block
+from mxsweep.numerics import MXFormat
+
+if TYPE_CHECKING:
+    from mxsweep.numerics import BlockStatistics
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One replaced module.
+
+    Attributes:
+        bits: the width of the original dtype.
+        statistics: of the weight's blocks, under the scales that rounding gives them.
+        prepared: whether the weight was worked out beforehand, perhaps on other scales. Its signal and noise are its
+            own all the same.
+    """
+
+    name: str
+    weight: MXFormat | None
+    activation: MXFormat | None
+    shape: Sequence[int]
+    bits: int
+    statistics: BlockStatistics | None
+    prepared: bool = False
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def stored_bits(self) -> int:
+        return self.weight.stored_bits(self.shape) if self.weight else self.weights * self.bits
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What storing a model takes.
+
+    Attributes:
+        parameters: each counted once, however many modules share it.
+        bits: a parameter that modules share in one format is stored once, in two formats twice: an lm_head in int8
+            that is tied to an embedding left as it is takes both.
+        block_weights, block_weights_kept: elements of the matrices in the decoder blocks; those that stay as they are.
+    """
+
+    parameters: int
+    bits: int
+    block_weights: int
+    block_weights_kept: int
+
+    @staticmethod
+    def of(model: nn.Module, formats: Mapping[str, MXFormat | None]) -> Stored:
+        """Of ``model`` before anything is replaced; ``formats`` says what the weights of some modules become."""
+        numel: dict[int, int] = {}
+        bits: dict[tuple[int, MXFormat | None], int] = {}
+        block_weights = kept = 0
+        for name, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                fmt = formats.get(name) if own == "weight" else None
+                numel[id(parameter)] = parameter.numel()
+                plain = parameter.numel() * parameter.itemsize * 8
+                bits[id(parameter), fmt] = fmt.stored_bits(parameter.shape) if fmt else plain
+                if parameter.ndim > 1 and in_decoder_block(name):
+                    block_weights += parameter.numel()
+                    kept += 0 if fmt else parameter.numel()
+        return Stored(sum(numel.values()), sum(bits.values()), block_weights, kept)
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """Totals over the replaced modules.
+
+    Attributes:
+        bits_per_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
+        stored: of the whole model, embeddings and what else stayed as it was included.
+        waiting_bytes: of original weights that were moved to host memory because the GPU had no room for them.
+    """
+
+    layers: tuple[LayerReport, ...]
+    attention_modules: int
+    key: MXFormat | None
+    value: MXFormat | None
+    bits_per_weight: float
+    stored: Stored
+    waiting_bytes: int = 0
+
+    @staticmethod
+    def of(
+        recipe: Recipe, layers: Sequence[LayerReport], attention: int, stored: Stored, waiting_bytes: int = 0
+    ) -> QuantizationReport:
+        weights = sum(layer.weights for layer in layers)
+        return QuantizationReport(
+            layers=tuple(layers),
+            attention_modules=attention,
+            key=recipe.key,
+            value=recipe.value,
+            bits_per_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
+            stored=stored,
+            waiting_bytes=waiting_bytes,
+        )
+
+    @property
+    def bits_per_parameter(self) -> float:
+        return self.stored.bits / self.stored.parameters
+
+    @property
+    def parameter_bytes(self) -> int:
+        return round(self.stored.bits / 8)
+
+    def _sum(self, field: str) -> int:
+        return sum(getattr(layer.statistics, field) for layer in self.layers if layer.statistics is not None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record's ``diagnostics``."""
+        statistics = [layer.statistics for layer in self.layers if layer.statistics is not None]
+        return {
+            "layers_replaced": len(self.layers),
+            "formats": _format_counts(self.layers),
+            "attention_modules": self.attention_modules,
+            "key": None if self.key is None else str(self.key),
+            "value": None if self.value is None else str(self.value),
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_parameter": self.bits_per_parameter,
+            "parameter_bytes": self.parameter_bytes,
+            "originals_on_host_bytes": self.waiting_bytes,
+            "block_weights": self.stored.block_weights,
+            "block_weights_kept": self.stored.block_weights_kept,
+            "weights_prepared": sum(layer.prepared for layer in self.layers),
+            "weight_blocks": self._sum("blocks"),
+            "weight_blocks_scale_clamped": self._sum("blocks_scale_clamped"),
+            "weights_quantized": self._sum("elements"),
+            "weights_saturated": self._sum("elements_saturated"),
+            "weights_flushed": self._sum("elements_flushed"),
+            "weight_exponent_min": min((e for s in statistics if (e := s.exponent_min) is not None), default=None),
+            "weight_exponent_max": max((e for s in statistics if (e := s.exponent_max) is not None), default=None),
+        }
+
+    def lines(self) -> list[str]:
+        """For a person: what was replaced, and what its scales ran into."""
+        if not self.layers and not self.attention_modules:
+            return ["Nothing is quantized: this is the baseline."]
+        data, lines = self.as_dict(), []
+        for formats, count in data["formats"].items():
+            lines.append(f"Replaced {count} layer{'s' * (count != 1)}: {formats}")
+        if self.attention_modules:
+            lines.append(
+                f"Keys in {self.key or 'no format'}, values in {self.value or 'no format'} "
+                f"in {self.attention_modules} attention layers"
+            )
+        if data["weight_blocks"]:
+            lines.append(
+                f"{self.bits_per_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} bits a "
+                f"parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB)"
+            )
+            span = scales = ""
+            if data["weights_prepared"]:
+                lines.append(f"The weights of {data['weights_prepared']} layers were worked out beforehand")
+                scales = " under the scales that rounding gives"
+            if data["weight_exponent_min"] is not None:
+                span = f" (exponents {data['weight_exponent_min']} to {data['weight_exponent_max']})"
+            lines.append(
+                f"{data['weight_blocks_scale_clamped']:,} of {data['weight_blocks']:,} weight blocks had their scale "
+                f"clamped{span}{scales}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights "
+                f"saturated, {data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
+            )
+        if self.waiting_bytes:
+            lines.append(
+                f"The original weights ({self.waiting_bytes / 1e9:,.1f} GB) wait in host memory: the GPU has no room "
+                "for them beside the quantized ones"
+            )
+        if data["weight_blocks"] and self.stored.block_weights_kept:
+            share = self.stored.block_weights_kept / self.stored.block_weights
+            lines.append(f"{share:.1%} of the weights in the decoder blocks stay as they are")
+        return lines
+
+
+def _format_counts(layers: Sequence[LayerReport]) -> dict[str, int]:
+    return dict(Counter(f"weights {x.weight or 'as they are'}, inputs {x.activation or 'as they are'}" for x in layers))

@@ -1,0 +1,283 @@
+"""What quantizing did to a tensor, in numbers: how many scales were clamped, how many elements saturated.
+
+A run that reports them explains itself: when `scale_bits` 6 and 8 agree to the last digit, it is because no
+block's scale was clamped at either.
+
+The numbers are gathered on the tensor's device (`measure_blocks`) and fetched together (`fetch_statistics`), for any
+number of tensors in one transfer: on a GPU each number fetched by itself would wait for everything before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.backends import check_backend
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.blocks import block_regions, pieces
+from mxsweep.numerics.dispatch import check_arguments
+from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.reference.definition import (
+    center_blocks,
+    elementwise_inputs,
+    quantize_torch,
+    tensor_scale_per_block,
+)
+from mxsweep.numerics.reference.scales import (
+    exact_exponent,
+    exact_scale,
+    held_exponent,
+    native_exponent,
+    power_of_two,
+    wanted_scale,
+)
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """What quantizing one tensor did.
+
+    Attributes:
+        blocks: number of blocks.
+        blocks_scale_clamped: blocks whose wanted scale lay outside what `scale_bits`, or the scale format,
+            holds. A block that is all zero or holds NaN or Inf wants no scale and is not among them.
+        elements: number of elements.
+        elements_saturated: elements whose quotient x / s lay beyond the largest, or the most negative, element value.
+        elements_flushed: elements that were not zero and became zero.
+        exponent_min: smallest wanted `e8m0` exponent, before clamping; None without one.
+        exponent_max: largest wanted `e8m0` exponent, before clamping; None without one.
+        sqnr_db: 10 log10(signal / noise) in decibels; inf where nothing was lost, NaN where y holds NaN.
+        signal: sum x^2, in float64. Sums over tensors give the ratio of all of them.
+        noise: sum (x - y)^2, in float64.
+        unlike_exact: elements whose value differs from the one of exact arithmetic; None where that was not
+            asked for, or where the arithmetic is exact by itself.
+    """
+
+    blocks: int
+    blocks_scale_clamped: int
+    elements: int
+    elements_saturated: int
+    elements_flushed: int
+    exponent_min: int | None
+    exponent_max: int | None
+    sqnr_db: float
+    signal: float = field(default=math.nan, compare=False)  # sqnr_db is compared, which is their ratio
+    noise: float = field(default=math.nan, compare=False)
+    unlike_exact: int | None = None
+
+    @property
+    def rmse(self) -> float:
+        """sqrt(noise / elements), in x's unit; NaN without elements."""
+        return math.sqrt(self.noise / self.elements) if self.elements else math.nan
+
+    @staticmethod
+    def pooled(statistics: Iterable[BlockStatistics]) -> BlockStatistics:
+        """Of all tensors taken together, as if they were one."""
+        parts = list(statistics)
+        signal, noise = (math.fsum(getattr(part, name) for part in parts) for name in ("signal", "noise"))
+        unlike = [part.unlike_exact for part in parts if part.unlike_exact is not None]
+        return BlockStatistics(
+            blocks=sum(part.blocks for part in parts),
+            blocks_scale_clamped=sum(part.blocks_scale_clamped for part in parts),
+            elements=sum(part.elements for part in parts),
+            elements_saturated=sum(part.elements_saturated for part in parts),
+            elements_flushed=sum(part.elements_flushed for part in parts),
+            exponent_min=min((part.exponent_min for part in parts if part.exponent_min is not None), default=None),
+            exponent_max=max((part.exponent_max for part in parts if part.exponent_max is not None), default=None),
+            sqnr_db=sqnr_db(signal, noise),
+            signal=signal,
+            noise=noise,
+            unlike_exact=sum(unlike) if unlike else None,
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The statistics of one tensor, still on its device.
+
+    Attributes:
+        elements, blocks: numbers of them.
+        numbers: float64, one entry for each of `_NUMBERS`. Counts are exact up to 2^53.
+        has_exponents: whether the format's scales are `e8m0`.
+        has_unlike: whether the values were compared with those of exact arithmetic.
+    """
+
+    elements: int
+    blocks: int
+    numbers: Tensor
+    has_exponents: bool
+    has_unlike: bool
+
+
+_NUMBERS = ("signal", "noise", "saturated", "flushed", "clamped", "unlike", "exponent_min", "exponent_max")
+
+
+def block_statistics(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int = -1,
+    *,
+    arithmetic: str = "native",
+    generator: torch.Generator | int = 0,
+    tensor_dims: Sequence[int] | None = None,
+    example_dims: int = 0,
+    answer: Tensor | None = None,
+    compare_exact: bool = False,
+) -> BlockStatistics:
+    """Statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are.
+
+    Args:
+        generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
+            `elements_flushed`, and those little.
+        answer: what `quantize` gave, where it is at hand, so that it is not computed again.
+        compare_exact: whether to count the elements that exact arithmetic would have given another value.
+
+    Raises:
+        TypeError, ValueError: as `quantize`.
+    """
+    measured = measure_blocks(
+        x,
+        fmt,
+        axis,
+        arithmetic=arithmetic,
+        generator=generator,
+        tensor_dims=tensor_dims,
+        example_dims=example_dims,
+        answer=answer,
+        compare_exact=compare_exact,
+    )
+    return fetch_statistics([measured])[0]
+
+
+def measure_blocks(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int = -1,
+    *,
+    arithmetic: str = "native",
+    generator: torch.Generator | int = 0,
+    tensor_dims: Sequence[int] | None = None,
+    example_dims: int = 0,
+    answer: Tensor | None = None,
+    compare_exact: bool = False,
+) -> Measured:
+    """As `block_statistics`, without waiting for the device."""
+    check_backend("torch", arithmetic)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
+    x = x.detach()
+    y = answer
+    if y is None:
+        key = draw_key(generator) if fmt.rounding == "stochastic" else None
+        y = quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
+    native = arithmetic == "native" and fmt.has_native_arithmetic
+    totals = _Totals()
+    if x.numel():
+        beside = elementwise_inputs(x, fmt, None, tensor_dims, example_dims)
+        for region in block_regions(x.shape, fmt.block_size, axis):
+            views = [region.view(tensor) for tensor in (x, y, *beside)]
+            for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
+                totals.add_elements(x_piece, y_piece)
+                totals.add_blocks(x_piece, region.block_dims, fmt, native, beside_piece)
+        if native and compare_exact:
+            exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims, example_dims)
+            totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
+    return Measured(x.numel(), totals.blocks, totals.numbers(x.device), fmt.scale == "e8m0", native and compare_exact)
+
+
+def fetch_statistics(measured: Sequence[Measured]) -> list[BlockStatistics]:
+    """The statistics of several tensors, fetched in one transfer from each device."""
+    rows: dict[int, list[float]] = {}
+    for device in dict.fromkeys(item.numbers.device for item in measured):
+        here = [index for index, item in enumerate(measured) if item.numbers.device == device]
+        rows |= zip(here, torch.stack([measured[index].numbers for index in here]).tolist(), strict=True)
+    return [_result(item, dict(zip(_NUMBERS, rows[index], strict=True))) for index, item in enumerate(measured)]
+
+
+class _Totals:
+    """Numbers of a tensor's pieces, put together at the end: on a GPU it is launching operations that takes time."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self._found: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, number: Tensor) -> None:
+        self._found.setdefault(name, []).append(number)
+
+    def numbers(self, device: torch.device) -> Tensor:
+        """The entries of `_NUMBERS`, float64."""
+        return torch.stack([self._total(name, device) for name in _NUMBERS])
+
+    def _total(self, name: str, device: torch.device) -> Tensor:
+        reduce = {"exponent_min": torch.amin, "exponent_max": torch.amax}.get(name, torch.sum)
+        found = [number.to(torch.float64) for number in self._found.get(name, [])]
+        if not found:
+            of_nothing = {"exponent_min": math.inf, "exponent_max": -math.inf}.get(name, 0.0)
+            return torch.full((), of_nothing, dtype=torch.float64, device=device)
+        return found[0] if len(found) == 1 else reduce(torch.stack(found))
+
+    def add_elements(self, x: Tensor, y: Tensor) -> None:
+        self.add("flushed", ((x != 0) & (y == 0)).sum())
+        x_double = x.to(torch.float64)
+        self.add("signal", x_double.square().sum())
+        self.add("noise", x_double.sub_(y).square().sum())
+
+    def add_blocks(
+        self, x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, native: bool, beside: Sequence[Tensor]
+    ) -> None:
+        g = exponent = None
+        if native:
+            amax, centered = x.abs().amax(block_dims, keepdim=True), x
+            exponent = native_exponent(amax, fmt)
+            scale = 2.0 ** held_exponent(exponent, fmt)
+        else:
+            amax, centered, _ = center_blocks(x, block_dims, fmt)
+            if fmt.scale == "e8m0":
+                exponent = exact_exponent(amax, fmt)
+                scale = power_of_two(held_exponent(exponent, fmt))
+            else:
+                g = tensor_scale_per_block(block_dims, fmt, beside)
+                scale = exact_scale(amax, fmt, g)
+        self.blocks += amax.numel()
+        quotient, element = centered / scale, fmt.element_format
+        self.add("saturated", ((quotient > element.largest) | (quotient < element.lowest)).sum())
+        wants_scale = (amax > 0) & amax.isfinite()
+        if exponent is not None:
+            self.add("clamped", (wants_scale & (exponent.abs() > fmt.max_scale_exponent)).sum())
+            self.add("exponent_min", torch.where(wants_scale, exponent, math.inf).amin())
+            self.add("exponent_max", torch.where(wants_scale, exponent, -math.inf).amax())
+        else:
+            wanted = wanted_scale(amax, fmt, g)
+            outside = (wanted < fmt.scale_format.smallest_subnormal) | (wanted > fmt.scale_format.largest)
+            self.add("clamped", (wants_scale & outside).sum())
+
+
+def _result(measured: Measured, numbers: dict[str, float]) -> BlockStatistics:
+    low, high = numbers["exponent_min"], numbers["exponent_max"]
+    return BlockStatistics(
+        blocks=measured.blocks,
+        blocks_scale_clamped=int(numbers["clamped"]),
+        elements=measured.elements,
+        elements_saturated=int(numbers["saturated"]),
+        elements_flushed=int(numbers["flushed"]),
+        exponent_min=int(low) if measured.has_exponents and math.isfinite(low) else None,
+        exponent_max=int(high) if measured.has_exponents and math.isfinite(high) else None,
+        sqnr_db=sqnr_db(numbers["signal"], numbers["noise"]),
+        signal=numbers["signal"],
+        noise=numbers["noise"],
+        unlike_exact=int(numbers["unlike"]) if measured.has_unlike else None,
+    )
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) in decibels; inf without noise, -inf without signal, NaN where either is NaN."""
+    if math.isnan(signal) or math.isnan(noise):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    if signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / noise)

@@ -1,0 +1,133 @@
+"""Fake quantization, the definition: what a tensor becomes in a microscaling format, in plain torch.
+
+For each block of x, with the element format's rounding function q(.):
+
+    amax = max |x|          the block's largest magnitude
+    s = scale(amax)         see scales.py
+    y = q(x / s) * s        see elements.py
+
+The result lies on the format's grid but has x's shape and dtype, so that a model runs on it as on any other
+tensor.
+
+Two arithmetics answer for this. `exact` computes in float32 throughout: the IEEE quotient x / s, its exact
+rounding, the IEEE product, one rounding to x's dtype at the end. It is the definition that a CUDA kernel
+reproduces bit for bit. `native` computes what the PyTorch path of Microsoft's microxcaling library computes,
+in x's own dtype, quirks included: bit for bit the same on a CPU. It is defined for what that library offers
+(`MXFormat.has_native_arithmetic`); other formats are exact in both.
+
+Options beyond the library's:
+
+* Not symmetric: m = bfloat16((min + max) / 2) of the block is subtracted first and added last,
+  y = q((x - m) / s) * s + m with amax = max |x - m|, each operation rounded to float32. The halves of min
+  and max are added, so that the sum cannot overflow, and m is held to bfloat16's largest value.
+* A per-tensor scale (NVFP4): the block scale is relative to one float32 scale per `tensor_dims`; see
+  scales.py.
+* Stochastic rounding: |x / s| is rounded up to the next grid value iff u < f, f being its exact distance from
+  the value below in units of the spacing there, u the random number of the element; see philox.py.
+
+NaN and Inf: a block that holds one has no scale and becomes NaN throughout; under a per-tensor scale
+everything below that scale does. A block whose wanted e8m0 exponent lies above what `scale_bits` holds
+becomes NaN too. A result beyond the largest value of x's dtype, which a maximum close to that value and a
+scale rounded up can produce, becomes Inf. In native arithmetic an all-zero float16 block becomes NaN, as do
+float16 blocks whose scale float16 does not hold (scales.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.blocks import block_regions, pieces
+from mxsweep.numerics.philox import uniform
+from mxsweep.numerics.reference.rounding import round_exact, round_native
+from mxsweep.numerics.reference.scales import exact_scale, native_scale, tensor_scale_of
+
+_BFLOAT16_LARGEST = torch.finfo(torch.bfloat16).max
+
+
+def quantize_torch(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int,
+    arithmetic: str,
+    key: int | None,
+    tensor_dims: Sequence[int] | None,
+    example_dims: int,
+) -> Tensor:
+    """`quantize` without its checks and its gradient; `key` is the 64-bit key of stochastic rounding or None."""
+    y = torch.empty_like(x)
+    if x.numel() == 0:
+        return y
+    native = arithmetic == "native" and fmt.has_native_arithmetic
+    beside = elementwise_inputs(x, fmt, key, tensor_dims, example_dims)
+    for region in block_regions(x.shape, fmt.block_size, axis):
+        views = [region.view(tensor) for tensor in (x, y, *beside)]
+        if native:
+            _quantize_native(views[0], views[1], region.block_dims, fmt)
+            continue
+        for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
+            _quantize_exact(x_piece, y_piece, region.block_dims, fmt, beside_piece)
+    return y
+
+
+def elementwise_inputs(
+    x: Tensor, fmt: MXFormat, key: int | None, tensor_dims: Sequence[int] | None, example_dims: int
+) -> list[Tensor]:
+    """What an element needs beside x, expanded to x's shape: its random number, then its per-tensor scale g."""
+    inputs = []
+    if key is not None:
+        example = x.shape[example_dims:]
+        inputs.append(uniform(key, math.prod(example), x.device).view(example).expand(x.shape))
+    if fmt.tensor_scale:
+        dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
+        amax = x.abs().amax(dims, keepdim=True).to(torch.float32)
+        inputs.append(tensor_scale_of(amax, fmt).expand(x.shape))
+    return inputs
+
+
+def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
+    """Writes to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
+    amax = x.new_empty([1 if dim in block_dims else length for dim, length in enumerate(x.shape)])
+    for x_piece, amax_piece in pieces((x, amax), block_dims):
+        torch.amax(x_piece.abs(), block_dims, keepdim=True, out=amax_piece)
+    # At once for all blocks: each logarithm on a CPU wakes the threads of torch's mathematical library.
+    scale = native_scale(amax, fmt)
+    for x_piece, y_piece, scale_piece in pieces((x, y, scale), block_dims):
+        q = round_native(x_piece / scale_piece, fmt.element_format, fmt.rounding)
+        torch.mul(q, scale_piece, out=y_piece)
+
+
+def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> None:
+    """Writes to y [..., k, b, ...] what x [..., k, b, ...] becomes in exact arithmetic."""
+    amax, centered, midpoint = center_blocks(x, block_dims, fmt)
+    scale = exact_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, beside))
+    random = beside[0] if fmt.rounding == "stochastic" else None
+    q = round_exact(centered / scale, fmt.element_format, fmt.rounding, random)
+    q.mul_(scale)
+    y.copy_(q if midpoint is None else q.add_(midpoint))
+
+
+def center_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(largest magnitude, x less its midpoint, midpoint or None) of the blocks x [..., k, b, ...], all float32."""
+    x = x.to(torch.float32)
+    if fmt.symmetric:
+        return x.abs().amax(block_dims, keepdim=True), x, None
+    low, high = x.amin(block_dims, keepdim=True), x.amax(block_dims, keepdim=True)
+    middle = (low * 0.5 + high * 0.5).clamp_(-_BFLOAT16_LARGEST, _BFLOAT16_LARGEST)
+    midpoint = middle.to(torch.bfloat16).to(torch.float32)
+    # Subtraction rounds monotonically, so that the extremes of x are the extremes of the difference.
+    return torch.maximum(high - midpoint, midpoint - low), x - midpoint, midpoint
+
+
+def tensor_scale_per_block(block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> Tensor | None:
+    """The per-tensor scale g of each block [..., k, 1, ...]; None where the format has none."""
+    if not fmt.tensor_scale:
+        return None
+    g = beside[-1]
+    for dim in block_dims:
+        g = g.narrow(dim, 0, 1)
+    return g

@@ -1,0 +1,1 @@
+"""Figures: Vega-Lite charts, drawn in the page and as files."""

@@ -1,0 +1,181 @@
+"""A figure: one Vega-Lite chart, drawn in the page and as files from the same layers.
+
+In the page it is as wide as its place, and has a legend of buttons beside it. A file has its title and its legend in
+the picture.
+
+Charts are written as the mappings that Vega-Lite reads. altair would make the same ones, copying the data of a layer
+many times and checking it element by element: 4 s for ten figures of a dozen runs. A test checks them all against
+altair's schema.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mxsweep.report.figures.look import FILE_INK, INK, Look, config
+
+VEGA_LITE = "6.4"  # of the versions that vl-convert has, altair's
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name: nothing is fetched from there
+Spec = dict[str, Any]
+WIDTH, HEIGHT = 460, 300  # pixels, of the axes in a file
+TITLE_CHARACTERS = 90
+LEGEND_ROW = 19  # pixels
+CHARACTER = 6.6  # pixels, at most, of a letter in the legend
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the legend: a look, or the `dash` of a rule."""
+
+    name: str
+    look: Look | None = None
+    dash: tuple[float, ...] | None = None
+    note: str = ""  # said after the name
+    joined: bool = True  # by a line
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is drawn and said of one figure.
+
+    `build(ink)` makes the chart, with what is no data drawn in that colour: layers (or a mark), their `datasets` and
+    `params`. `columns` and `cells` are the same data for who cannot see them or wants the numbers.
+    """
+
+    stem: str  # of the file names, and the page's id
+    title: str
+    subtitle: str
+    caption: str
+    build: Callable[[str], Spec]
+    entries: Sequence[Entry] = ()
+    columns: Sequence[str] = ()
+    cells: Sequence[Sequence[str]] = ()
+    about: str = ""  # which quantity, to set figures of one beside each other
+    height: int = HEIGHT
+    in_page: bool = True
+    wide: bool = False  # in the page
+    notes: Sequence[str] = ()  # listed below it
+    files: list[Path] = field(default_factory=list)
+
+    def page_spec(self) -> Spec:
+        """The chart for the page: without title and legend, and as wide as its place."""
+        return {
+            "$schema": SCHEMA,
+            **self.build(INK),
+            "width": "container",
+            "height": self.height,
+            "config": config(INK),
+            "autosize": {"type": "fit-x", "contains": "padding"},
+        }
+
+    def file_spec(self) -> Spec:
+        """The chart for a file: with title and legend."""
+        chart = {"width": WIDTH, "height": max(self.height, LEGEND_ROW * len(self.entries)), **self.build(FILE_INK)}
+        top = {
+            "$schema": SCHEMA,
+            "config": config(FILE_INK),
+            "title": {"text": self.title, "subtitle": textwrap.wrap(self.subtitle, TITLE_CHARACTERS)},
+        }
+        if not self.entries:
+            return top | chart
+        # What names data and parameters stands at the top.
+        for name in ("datasets", "params"):
+            top[name] = chart.pop(name)
+        return top | {"hconcat": [chart, _legend(self.entries)], "spacing": 10}
+
+    def write(self, folder: Path) -> None:
+        """Write it to `folder` as SVG and PNG, and note the files. Raises OSError."""
+        import vl_convert
+
+        svg = vl_convert.vegalite_to_svg(self.file_spec(), vl_version=VEGA_LITE)
+        paths = [folder / f"{self.stem}.png", folder / f"{self.stem}.svg"]
+        paths[0].write_bytes(vl_convert.svg_to_png(svg, scale=2))
+        paths[1].write_text(svg, encoding="utf-8")
+        self.files.extend(paths)
+
+
+def channel(field_name: str, kind: str = "nominal", **more: Any) -> Spec:
+    """An encoding of a field; `kind` is nominal or quantitative."""
+    return {"field": field_name, "type": kind, **more}
+
+
+def tooltip(titles: dict[str, str]) -> list[Spec]:
+    """An encoding that shows these fields under these titles."""
+    return [channel(name, title=title) for name, title in titles.items()]
+
+
+def by_series(names: Sequence[str], values: Sequence[Any]) -> Spec:
+    """An encoding of the field series: a value for each name."""
+    return channel("series", scale={"domain": list(names), "range": list(values)}, legend=None)
+
+
+def points(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look], tips: dict[str, str]) -> Spec:
+    """The layer of markers. What is a number of the look is a field: scales from names to numbers would interpolate."""
+    colours = by_series(names, [one.colour for one in looks])
+    return {
+        "mark": {"type": "point", "opacity": 1, "strokeWidth": 1.6},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "stroke": colours,
+            "fill": colours,
+            "fillOpacity": channel("filled", "quantitative", scale=None),
+            "shape": by_series(names, [one.shape for one in looks]),
+            "size": channel("size", "quantitative", scale=None),
+            "tooltip": tooltip(tips),
+        },
+    }
+
+
+def error_bars(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look]) -> Spec:
+    """The layer of error bars, from the field low to high, of what has them; `y` is the encoding of the values."""
+    return {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "rule", "opacity": 0.8, "strokeWidth": 1.5},
+        "encoding": {
+            "x": x,
+            "y": {**y, "field": "low"},
+            "y2": {"field": "high"},
+            "color": by_series(names, [one.colour for one in looks]),
+        },
+    }
+
+
+def numbers_of(one: Look) -> dict[str, float]:
+    """The numbers of a look, as fields of a datum."""
+    return {"size": one.size**2, "width": one.width, "filled": float(one.filled)}
+
+
+HIDDEN = [{"name": "hidden", "value": []}]  # the series that the page's legend has switched off
+SHOWN = [{"filter": "indexof(hidden, datum.series) < 0"}]
+
+
+def _legend(entries: Sequence[Entry]) -> Spec:
+    """The legend of a file, drawn: Vega's own shows a line's dash and its marker in separate legends."""
+    y: Spec = {"axis": None, "scale": {"domain": [-0.5, len(entries) - 0.5], "reverse": True, "nice": False}}
+    x: Spec = {"axis": None, "scale": {"domain": [0, 1], "range": [0, 34], "nice": False}}
+    marks: list[Spec] = []
+    for row, entry in enumerate(entries):
+        at = {"datum": row, "type": "quantitative", **y}
+        if entry.joined:
+            line: Spec = {"type": "rule", "strokeDash": list(entry.look.dash if entry.look else entry.dash or (1, 0))}
+            line["color"] = entry.look.colour if entry.look else FILE_INK
+            line["strokeWidth"] = entry.look.width if entry.look else 1.3
+            ends = {"x": {"datum": 0, "type": "quantitative", **x}, "x2": {"datum": 1}}
+            marks.append({"mark": line, "encoding": {**ends, "y": at}})
+        if entry.look:
+            point = {"type": "point", "shape": entry.look.shape, "size": entry.look.size**2, "strokeWidth": 1.4}
+            point |= {"stroke": entry.look.colour, "opacity": 1}
+            point["fill"] = entry.look.colour if entry.look.filled else "white"
+            marks.append({"mark": point, "encoding": {"x": {"datum": 0.5, "type": "quantitative", **x}, "y": at}})
+        text = {"type": "text", "align": "left", "dx": 8, "fontSize": 11, "text": entry.name + entry.note}
+        marks.append({"mark": text, "encoding": {"x": {"datum": 1, "type": "quantitative", **x}, "y": at}})
+    widest = max(len(entry.name + entry.note) for entry in entries)
+    return {
+        "data": {"values": [{}]},
+        "layer": marks,
+        "width": 40 + CHARACTER * widest,
+        "height": LEGEND_ROW * len(entries),
+    }

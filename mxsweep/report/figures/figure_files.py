@@ -1,0 +1,55 @@
+"""The figures of a collection: which are drawn, and their files.
+
+Accuracy, perplexity and throughput against every knob that was swept, one line for each combination of the others;
+bits per weight against perplexity; and where error enters. Each as PNG and SVG, and in report.html, from one chart.
+Those against block_size are always drawn, under names that stay.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.heat_map import HeatMap, heat_map
+from mxsweep.report.figures.lines import line_figure
+from mxsweep.report.figures.quantity import THROUGHPUT, metric_quantity
+from mxsweep.report.figures.trade_off import trade_off_figure
+from mxsweep.study.group_study import Study
+from mxsweep.study.headline import loss_metric
+
+Drawn = dict[str, tuple[list[Figure], HeatMap | None]]  # by the group's slug
+
+
+def draw_figures(studies: Sequence[Study], output: Path) -> Drawn:
+    """Draw every group's figures into `output`. Raises OSError."""
+    drawn: Drawn = {}
+    for study in studies:
+        heat = heat_map(study)
+        figures = group_figures(study)
+        for figure in [*figures, *([heat.figure] if heat else [])]:
+            figure.write(output)
+        drawn[study.group.slug] = figures, heat
+    return drawn
+
+
+def group_figures(study: Study) -> list[Figure]:
+    """A group's figures but for the heat map, not drawn yet: by quantity, and of each by knob."""
+    knobs = study.swept
+    has_blocks = any("block_size" in row.knobs for row in study.rows)
+    files = ["block_size", *(name for name in knobs if name != "block_size")] if has_blocks else knobs
+    main, second = study.group.main_metric(), loss_metric(study.group)
+    quantities = [metric_quantity(name, study.rows) for name in dict.fromkeys((main, second)) if name]
+    figures = [
+        line_figure(study, quantity, knob, in_page=knob in knobs or not knobs)
+        for quantity in (*quantities, THROUGHPUT)
+        for knob in files
+    ]
+    trade_off = trade_off_figure(study)
+    return figures + ([trade_off] if trade_off else [])
+
+
+def files_of(drawn: Drawn) -> dict[str, list[Path]]:
+    """The files by the group's slug."""
+    return {
+        slug: [path for figure in [*figures, *([heat.figure] if heat else [])] for path in figure.files]
+        for slug, (figures, heat) in drawn.items()
+    }

@@ -1,0 +1,182 @@
+"""Where error enters: one run's tensors, layer by layer, coloured by how much of the signal is left over the error.
+
+The page shows any run that has diagnostics, chosen from a list; the file the most accurate one. Runs often share the
+errors of some tensors (scale_bits 6 and 8, or all weights of a format), which the page then holds once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mxsweep.report.figures.figure import Figure, Spec, channel
+from mxsweep.report.figures.look import FILE_INK
+from mxsweep.results.rows import Row
+from mxsweep.results.tensor_errors import KIND_TITLES, TensorError, kinds_of, read_tensors
+from mxsweep.study.group_study import Study
+
+MEASURES = {  # attribute of a tensor: what it is called, and how many digits are kept
+    "sqnr_db": ("signal over quantization error, dB", 2),
+    "saturated": ("share of elements saturated", 6),
+    "flushed": ("share of elements that became zero", 6),
+    "clamped": ("share of blocks with a clamped scale", 6),
+}
+ROW_HEIGHT, COLUMN_WIDTH = 18, 36  # pixels, in a file
+NARROWEST = 27  # pixels of a cell that has room for its number
+MOST_CELLS = 60_000  # in the page, of about 30 bytes each
+OUTSIDE = "outside"  # the layer of a tensor that belongs to no decoder block
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The errors of all runs of a group that have diagnostics.
+
+    Attributes:
+        figure: of the first run.
+        runs: the name of each run.
+        kinds: the kinds of tensor that any run has, by their names in sentences.
+        columns: the tensors of a decoder block, by kind and projection, in the model's order.
+        layers: their numbers, as text, and OUTSIDE.
+        parts: each run's distinct pieces, one for each kind, as indices into `pieces`; -1 of a kind that it lacks.
+        pieces: a kind's cells, each [column, layer, sqnr_db, saturated, flushed, clamped].
+    """
+
+    figure: Figure
+    runs: list[str]
+    kinds: list[str]
+    columns: list[str]
+    layers: list[str]
+    parts: list[list[int]]
+    pieces: list[list[list[Any]]]
+
+
+def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
+    """The group's heat map; None where no run has diagnostics. What comes after `most_cells` cells is left out."""
+    rows = _best_first(study)
+    found: list[tuple[Row, dict[str, tuple[TensorError, ...]]]] = []
+    different: set[tuple[TensorError, ...]] = set()
+    for row in rows:
+        by_kind: dict[str, list[TensorError]] = {}
+        for tensor in read_tensors(row.run):
+            by_kind.setdefault(tensor.kind, []).append(tensor)
+        if by_kind:
+            found.append((row, {kind: tuple(tensors) for kind, tensors in by_kind.items()}))
+            different.update(found[-1][1].values())
+        if sum(map(len, different)) > most_cells:
+            break
+    if not found:
+        return None
+    kinds = kinds_of(kind for _, own in found for kind in own)
+    columns = list(dict.fromkeys(_column(tensor) for kind in kinds for _, own in found for tensor in own.get(kind, ())))
+    numbers = sorted({tensor.layer for piece in different for tensor in piece if tensor.layer is not None})
+    outside = any(tensor.layer is None for piece in different for tensor in piece)
+    layers = [*map(str, numbers), *([OUTSIDE] if outside else [])]
+    column_at, layer_at = ({name: index for index, name in enumerate(some)} for some in (columns, layers))
+    pieces: dict[tuple[TensorError, ...], int] = {}
+    for _, own in found:
+        for piece in own.values():
+            pieces.setdefault(piece, len(pieces))
+    parts = [[pieces[own[kind]] if kind in own else -1 for kind in kinds] for _, own in found]
+    runs = [f"{study.config_text(row)} ({row.run.run_id})" for row, _ in found]
+    lists = [[_cell(tensor, column_at, layer_at) for tensor in piece] for piece in pieces]
+    first = [cell for index in parts[0] if index >= 0 for cell in lists[index]]
+    has_more = len(rows) > rows.index(found[-1][0]) + 1
+    figure = Figure(
+        stem="_".join(part for part in ("sqnr", study.group.slug) if part),
+        title="Signal over quantization error by layer and tensor, dB",
+        subtitle=f"{study.group.title}; {runs[0]}",
+        caption=(
+            "Signal over quantization error (10 log10 of the sums of squares) of each quantized tensor; little means "
+            "much error. Weights are whole, activations, keys and values sampled. "
+            + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
+        ),
+        build=lambda ink: _chart(ink, columns, layers, first),
+        columns=["layer", *columns],
+        cells=_table(columns, layers, first),
+        about="where error enters",
+        height=max(120, ROW_HEIGHT * len(layers)),
+    )
+    return HeatMap(figure, runs, [KIND_TITLES[kind] for kind in kinds], columns, layers, parts, lists)
+
+
+def _best_first(study: Study) -> list[Row]:
+    """The most accurate run, then the others in the tables' order."""
+    quantized = [row for row in study.rows if not row.is_baseline]
+    best = [pick.row for pick in study.picks if pick.title.startswith(("most accurate", "lowest"))][:1]
+    return [*best, *(row for row in quantized if row not in best)]
+
+
+def _column(tensor: TensorError) -> str:
+    title = KIND_TITLES[tensor.kind]
+    if tensor.kind in ("key", "value"):  # of one module a block
+        return title
+    return f"{title[:-1]} {tensor.projection.rsplit('.', 1)[-1]}"
+
+
+def _cell(tensor: TensorError, columns: dict[str, int], layers: dict[str, int]) -> list[Any]:
+    layer = OUTSIDE if tensor.layer is None else str(tensor.layer)
+    values = []
+    for name, (_, digits) in MEASURES.items():
+        value = getattr(tensor, name)
+        values.append(round(value, digits) if value is not None and math.isfinite(value) else None)
+    return [columns[_column(tensor)], layers[layer], *values]
+
+
+def _table(columns: Sequence[str], layers: Sequence[str], cells: Sequence[Sequence[Any]]) -> list[list[str]]:
+    at = {(cell[1], cell[0]): cell[2] for cell in cells}
+    table = []
+    for row, layer in enumerate(layers):
+        values = [at.get((row, column)) for column in range(len(columns))]
+        table.append([layer, *("–" if value is None else f"{value:.1f}" for value in values)])
+    return table
+
+
+def _chart(ink: str, columns: Sequence[str], layers: Sequence[str], cells: Sequence[Sequence[Any]]) -> Spec:
+    values = [cell[2] for cell in cells if cell[2] is not None]
+    middle = (min(values) + max(values)) / 2 if values else 0.0
+    data = [
+        {"tensor": columns[cell[0]], "layer": layers[cell[1]], "value": cell[2], "dark": cell[2] < middle}
+        for cell in cells
+        if cell[2] is not None
+    ]
+    seen = [name for name in columns if any(datum["tensor"] == name for datum in data)]
+    scale: Spec = {"scheme": "cividis", "zero": False}
+    in_page = ink != FILE_INK
+    legend: Spec = {"title": "dB", "orient": "bottom" if in_page else "right"}
+    if in_page:
+        legend["gradientLength"] = 200
+    slanted = {"labelAngle": -40, "labelOverlap": False}
+    return {
+        "datasets": {"cells": data},
+        "data": {"name": "cells"},
+        "encoding": {
+            "x": channel("tensor", sort=None, title=None, axis=slanted, scale={"domain": seen}),
+            "y": channel("layer", sort=None, title="decoder block", scale={"domain": list(layers)}),
+        },
+        "layer": [
+            {
+                "mark": {"type": "rect"},
+                "encoding": {
+                    "color": channel("value", "quantitative", scale=scale, legend=legend),
+                    "tooltip": [
+                        channel("layer", title="decoder block"),
+                        channel("tensor"),
+                        channel("value", "quantitative", format=".4~g", title=MEASURES["sqnr_db"][0]),
+                    ],
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 10},
+                "encoding": {
+                    "text": channel("value", "quantitative", format=".1f"),
+                    # Light on the scale's dark end, and none where the cells are narrower than the numbers.
+                    "color": {"condition": {"test": "datum.dark", "value": "white"}, "value": "black"},
+                    "opacity": {
+                        "condition": {"test": f"width < {NARROWEST * len(seen)}", "value": 0},
+                        "value": 1,
+                    },
+                },
+            },
+        ],
+        **({} if in_page else {"width": max(COLUMN_WIDTH * len(seen), 220)}),
+    }

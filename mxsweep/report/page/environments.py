@@ -1,0 +1,54 @@
+"""What runs were made with, and what became of those that are not done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mxsweep.report.page.cells import Cell, Table
+from mxsweep.report.wording import ABSENT
+from mxsweep.results.groups import Results
+from mxsweep.results.record import RunFolder
+from mxsweep.results.rows import label
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One environment, and the sweeps made in it."""
+
+    sweeps: list[tuple[str, int]]  # folder and runs
+    values: dict[str, str]
+
+
+def environments(results: Results) -> list[Environment]:
+    """Every different environment, the most used first."""
+    alike: dict[tuple[tuple[str, str], ...], dict[str, int]] = {}
+    done = {run.path.parent for run in results.runs if run.status == "done"}
+    for run in results.runs:
+        found = (run.record or {}).get("environment")
+        # A failed run's lacks what is known of the device: it is told where the sweep has no better one.
+        if not isinstance(found, dict) or (run.status != "done" and run.path.parent in done):
+            continue
+        values = {name: value for name, value in _flat(found).items() if name not in ("seed", "dtype")}
+        sweeps = alike.setdefault(tuple(values.items()), {})
+        sweeps[str(run.path.parent)] = sweeps.get(str(run.path.parent), 0) + 1
+    ordered = sorted(alike.items(), key=lambda item: -sum(item[1].values()))
+    return [Environment(list(sweeps.items()), dict(values)) for values, sweeps in ordered]
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            flat |= {key: label(item) for key, item in value.items()}
+        else:
+            flat[name] = label(value)
+    return flat
+
+
+def failures(runs: Sequence[RunFolder]) -> Table:
+    """Runs that are not done, and why."""
+    rows = [
+        [Cell(run.path.name), Cell(" ".join(run.overrides) or ABSENT), Cell(run.reason or ABSENT), Cell(str(run.path))]
+        for run in runs
+    ]
+    return Table("", ["run", "overrides", "why", "folder"], rows)

@@ -1,0 +1,196 @@
+"""What the numbers rest on, as tables: what each knob does, where error enters, how far noise reaches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mxsweep.report.page.cells import Cell, Table, interval_cell, number_cell, share_cell
+from mxsweep.report.wording import (
+    ABSENT,
+    format_value,
+    p_of,
+    p_value,
+    percent,
+    significance,
+)
+from mxsweep.results.rows import Row, is_perplexity, label
+from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.study.compare import Comparison, KnobEffect
+from mxsweep.study.group_study import Study
+from mxsweep.study.headline import METRIC_TITLES
+
+
+def effect_table(study: Study, effect: KnobEffect) -> Table:
+    """Every pair of runs that differ in the knob only."""
+    metrics = [
+        name for name in study.group.metric_names() if any(p_of(c, name) is not None for c in effect.comparisons)
+    ]
+    elsewhere = [_elsewhere(study, pair.row, effect.knob) for pair in effect.comparisons]
+    columns = [effect.knob, *(["at"] if any(elsewhere) else [])]
+    for name in metrics:
+        title = METRIC_TITLES.get(name, name)
+        columns += [f"Δ {title}", f"Δ {title}, 95 %", f"p, {title}"]
+    columns += ["n", "verdict"]
+    rows = []
+    for pair, where in zip(effect.comparisons, elsewhere, strict=True):
+        low, high = (label(row.knobs.get(effect.knob)) for row in (pair.other, pair.row))
+        cells = [Cell(f"{low} → {high}"), *([Cell(where)] if any(elsewhere) else [])]
+        for name in metrics:
+            change = _change(pair, name)
+            cells += [change, interval_cell(pair, name), Cell(p_value(p_of(pair, name)), p_of(pair, name))]
+        rows.append([*cells, Cell(f"{pair.n:,}" if pair.n else ABSENT, pair.n), Cell(_verdict(pair))])
+    return Table(effect.family, columns, rows)
+
+
+def _elsewhere(study: Study, row: Row, knob: str) -> str:
+    """The other knobs that tell this pair from other pairs."""
+    names = [name for name in study.swept if name != knob and name in row.knobs]
+    return " ".join(f"{name}={label(row.knobs[name])}" for name in names)
+
+
+def _change(pair: Comparison, name: str) -> Cell:
+    if is_perplexity(name):
+        own = pair.perplexity
+        return Cell(percent(own.difference), own.difference) if own and name == pair.row.ppl_name else Cell(ABSENT)
+    if pair.accuracy is None or name != pair.row.accuracy_name:
+        return Cell(ABSENT)
+    return Cell(f"{pair.accuracy.difference:+.4f}", pair.accuracy.difference)
+
+
+def _verdict(pair: Comparison) -> str:
+    if pair.why_not:
+        return pair.why_not
+    if pair.identical:
+        return "identical to the last digit"
+    names = [name for name in (pair.row.accuracy_name, pair.row.ppl_name) if name and significance(pair, name)]
+    said = [f"{METRIC_TITLES.get(name, name)}: {significance(pair, name)}" for name in names]
+    return "; ".join(said) or ABSENT
+
+
+def error_table(study: Study) -> Table | None:
+    """A row for each run and kind of tensor; None where no run tells anything."""
+    found = [(row, kind, f) for row in study.rows if not row.is_baseline for kind, f in tensor_figures(row).items()]
+    if not found:
+        return None
+    columns = ["config", "tensors", "SQNR, dB", "RMSE", "saturated", "became zero", "scales clamped", "exponents"]
+    columns += ["scale holds", "unlike exact", "run_id"]
+    rows = []
+    for row, kind, figures in found:
+        elements, blocks = figures.get("elements"), figures.get("blocks")
+        limit = _limit(row, figures)
+        rows.append(
+            [
+                Cell(study.config_text(row)),
+                Cell(KIND_TITLES.get(kind, kind)),
+                number_cell(figures.get("sqnr_db"), ".2f"),
+                number_cell(figures.get("rmse"), ".3g"),
+                share_cell(figures.get("saturated"), elements),
+                share_cell(figures.get("flushed"), elements),
+                share_cell(figures.get("clamped"), blocks),
+                Cell(_span(figures), figures.get("exponent_max")),
+                Cell(ABSENT if limit is None else f"±{limit:g}", limit),
+                share_cell(figures.get("unlike_exact"), elements),
+                Cell(row.run.run_id),
+            ]
+        )
+    return Table("Errors of quantizing, pooled over the layers, by run and kind of tensor", columns, rows)
+
+
+def _limit(row: Row, figures: dict[str, Any]) -> float | None:
+    """The largest exponent, either way, that the scale holds; of a run without diagnostics, from its scale bits."""
+    if figures.get("exponent_limit") is not None:
+        return float(figures["exponent_limit"])
+    bits = row.knobs.get("scale_bits")
+    return 2 ** (bits - 1) - 1 if isinstance(bits, int) and row.knobs.get("scale") == "e8m0" else None
+
+
+def _span(figures: dict[str, Any]) -> str:
+    low, high = figures.get("exponent_min"), figures.get("exponent_max")
+    return ABSENT if low is None or high is None else f"{low}…{high}".replace("-", "−")
+
+
+def distance_table(study: Study) -> Table | None:
+    """How far each run's next-token distributions are from the unquantized model's."""
+    found = [(row, row.distance) for row in study.rows if row.kl_nats is not None]
+    if not found:
+        return None
+    columns = ["config", "KL divergence, nats", "same most likely token", "positions", "examples", "run_id"]
+    rows = []
+    for row, distance in found:
+        kl, same = distance.get("kl_nats"), distance.get("top1_agreement")
+        rows.append(
+            [
+                Cell("baseline" if row.is_baseline else study.config_text(row)),
+                Cell(format_value(kl, distance.get("kl_nats_stderr")), kl),
+                Cell(format_value(same, distance.get("top1_agreement_stderr"), 4), same),
+                number_cell(distance.get("positions"), ","),
+                number_cell(distance.get("examples"), ","),
+                Cell(row.run.run_id),
+            ]
+        )
+    return Table(
+        "Distance from the unquantized model's next-token distribution, at the sampled positions", columns, rows
+    )
+
+
+def samples_of(study: Study) -> list[str]:
+    """How the diagnostics' samples were taken, each way once."""
+    texts = [row.diagnostics.get("sample") for row in study.rows]
+    return list(dict.fromkeys(str(text) for text in texts if text))
+
+
+def noise_table(study: Study) -> Table | None:
+    """What repeats of one config differ by."""
+    found = [row for row in study.rows if row.noise]
+    if not found:
+        return None
+    columns = ["config", "metric", "unperturbed", "repeats", "lowest", "highest", "farthest from it", "run_id"]
+    rows = []
+    for row in found:
+        for name in study.group.metric_names():
+            values = row.noise.get(name)
+            if not values:
+                continue
+            rows.append(
+                [
+                    Cell("baseline" if row.is_baseline else study.config_text(row)),
+                    Cell(METRIC_TITLES.get(name, name)),
+                    Cell(format_value(row.metrics.get(name), digits=4), row.metrics.get(name)),
+                    Cell(str(len(values)), len(values)),
+                    Cell(format_value(min(values), digits=4), min(values)),
+                    Cell(format_value(max(values), digits=4), max(values)),
+                    number_cell(_farthest(row.metrics.get(name), values), ".2g"),
+                    Cell(row.run.run_id),
+                ]
+            )
+    return Table("Repeats of the same config, each with a perturbation of the size of a rounding", columns, rows)
+
+
+def _farthest(value: float | None, repeats: Sequence[float]) -> float | None:
+    return None if value is None else max((abs(repeat - value) for repeat in repeats), default=None)
+
+
+def floor_table(study: Study) -> Table | None:
+    """Each run's differences from its baseline beside what noise makes by itself."""
+    found = [c for c in study.against.values() if c.floor is not None]
+    if not found:
+        return None
+    columns = ["config", "Δ acc", "its floor", "above it", "Δ log ppl", "its floor", "above it", "estimated from"]
+    rows = []
+    for c in found:
+        floor = c.floor
+        if floor is None:
+            continue
+        above = {None: ABSENT, True: "yes", False: "no"}
+        rows.append(
+            [
+                Cell(study.config_text(c.row)),
+                number_cell(c.accuracy and c.accuracy.difference, "+.4f"),
+                number_cell(floor.accuracy, ".2g"),
+                Cell(above[c.accuracy_above_floor]),
+                number_cell(c.perplexity and c.perplexity.difference, "+.4f"),
+                number_cell(floor.log_perplexity, ".2g"),
+                Cell(above[c.perplexity_above_floor]),
+                Cell(floor.source),
+            ]
+        )
+    return Table("Differences from the baseline and their noise floor", columns, rows)

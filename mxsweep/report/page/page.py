@@ -1,0 +1,277 @@
+"""report.html: one file that opens from disk, asks no network for anything, and is readable without JavaScript.
+
+Figures are drawn by Vega, whose scripts vl-convert carries. A Content-Security-Policy forbids every request and every
+script but the page's own three, known by their hashes: a text of a user's that got past the escaping would still not
+run. Vega then evaluates its expressions by interpreting them, since the policy forbids eval as well.
+
+Tables are HTML, with a script of the page's own to sort, filter and group them. The bundle of DataTables that comes
+with itables does not suit: it is an ES module, to be imported from a blob, which the policy would have to allow; it is
+725 kB, most of it for what is not used here; and it takes the rows that it does not show out of the page, and so from
+print.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from mxsweep.files.atomic import write_atomically
+from mxsweep.machine.versions import version_of
+from mxsweep.report.figures.figure import VEGA_LITE, Figure
+from mxsweep.report.figures.figure_files import Drawn
+from mxsweep.report.figures.heat_map import MEASURES, HeatMap
+from mxsweep.report.page import evidence
+from mxsweep.report.page.cards import Card, cards
+from mxsweep.report.page.cells import Cell, Table
+from mxsweep.report.page.environments import environments, failures
+from mxsweep.report.page.run_table import RunTable, run_table
+from mxsweep.report.tables import (
+    COMPARED_NOTE,
+    NO_BASELINE,
+    SEVERAL_TASKS_NOTE,
+    SPEED_NOTE,
+    STATUS_TITLES,
+    WON_BACK_NOTE,
+    found_by_remedies,
+    has_several_tasks,
+    heading,
+    reference_table,
+    summary,
+    warnings,
+    won_back_table,
+)
+from mxsweep.results.groups import Results
+from mxsweep.results.rows import label
+from mxsweep.study.compare import why_groups
+from mxsweep.study.findings import Finding
+from mxsweep.study.group_study import Study
+from mxsweep.study.published import Reference
+
+REPORT_NAME = "report.html"
+HERE = Path(__file__).parent
+MOST_FINDINGS = 6  # of a kind, before the others fold away
+MOST_NOTED = 8  # runs of a Pareto front, before the others fold away
+MOST_NAMED = 30  # runs that a finding rests on and that are named
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """What the template shows of a group."""
+
+    id: str
+    study: Study
+    heading: str
+    cards: list[Card]
+    findings: list[Finding]
+    more_findings: list[Finding]  # of a kind that has MOST_FINDINGS already
+    figures: dict[str, list[Figure]]  # by quantity
+    heat: HeatMap | None
+    table: RunTable
+    effects: list[tuple[str, Table]]
+    won_back: Table | None
+    found: list[tuple[str, str]]  # by searches and budgets: a run's config, and a sentence
+    errors: Table | None
+    distances: Table | None
+    samples: list[str]
+    noise: Table | None
+    floors: Table | None
+    not_compared: list[str]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each run in the full table, by its id; of two with one id, the last."""
+        return {run.run_id: run.number for run in self.table.runs}
+
+
+def write_page(
+    results: Results, studied: Sequence[Study], drawn: Drawn, reference: Reference | None, folder: Path
+) -> list[Path]:
+    """Write report.html to `folder`, and return its path in a list. Raises OSError."""
+    groups = [_group(index, study, drawn, folder) for index, study in enumerate(studied, 1)]
+    figures = [figure for group in groups for shown in group.figures.values() for figure in shown]
+    figures += [group.heat.figure for group in groups if group.heat]
+    data = {"figures": {figure.stem: figure.page_spec() for figure in figures}, "heat": {}}
+    data["heat"] = {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat}
+    scripts = [*([vega()] if figures else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
+    html = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title="mxsweep report",
+            version=version_of("mxsweep"),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            policy=policy(scripts),
+            style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            data=Markup(as_json(data)),
+            results=results,
+            summary=summary(results),
+            constants={name: label(value) for name, value in results.constants.items()},
+            why_groups=why_groups(results),
+            groups=groups,
+            reference=_reference(results, reference),
+            environments=environments(results),
+            warnings=warnings(results),
+            undone=[
+                (title, failures(runs))
+                for status, title in STATUS_TITLES.items()
+                if (runs := results.with_status(status))
+            ],
+            notes={
+                "baseline": NO_BASELINE.replace("`", ""),
+                "speed": SPEED_NOTE,
+                "compared": COMPARED_NOTE,
+                "won_back": WON_BACK_NOTE,
+                "tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else "",
+            },
+            most_named=MOST_NAMED,
+            most_noted=MOST_NOTED,
+            measures={name: title for name, (title, _) in MEASURES.items()},
+        )
+    )
+    path = folder / REPORT_NAME
+    path.write_text(html, encoding="utf-8")
+    return [path]
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """The Content-Security-Policy: nothing but these scripts, styles of the page, and images made in it."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window.
+
+    Putting it together takes vl-convert 1.2 s, so it is kept in $XDG_CACHE_HOME/mxsweep (~/.cache/mxsweep), by version.
+    """
+    import vl_convert
+
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep"
+        kept = folder / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
+        if kept.is_file():
+            return kept.read_text(encoding="utf-8")
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        kept = None
+    script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
+    if kept is not None:
+        with contextlib.suppress(OSError):
+            write_atomically(kept, script)
+    return script
+
+
+def closed(script: str) -> str:
+    """A script that can stand in a page: none of its texts ends the element, and its names stay its own."""
+    script = re.sub("</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", "<\\!--")
+    return f'(function () {{\n"use strict";\n{script}\n}})();'
+
+
+def as_json(data: Any) -> str:
+    """Data as JSON for a script element: no text in it can end the element, and NaN is null."""
+    try:
+        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("mxsweep.report", "page")
+    environment = Environment(
+        loader=loader,
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment
+
+
+def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
+    figures, heat = drawn.get(study.group.slug, ([], None))
+    by_quantity: dict[str, list[Figure]] = {}
+    for figure in figures:
+        if figure.in_page:
+            by_quantity.setdefault(figure.about, []).append(figure)
+    shown = [found for kind in _by_kind(study.findings) for found in kind[:MOST_FINDINGS]]
+    reasons = [c.why_not or c.note for c in study.against.values()]
+    return GroupView(
+        id=f"group-{index}",
+        study=study,
+        heading=heading(study.group),
+        cards=cards(study),
+        findings=[found for found in study.findings if found in shown],
+        more_findings=[found for found in study.findings if found not in shown],
+        figures=by_quantity,
+        heat=heat,
+        table=run_table(study, folder),
+        won_back=_won_back(study),
+        found=found_by_remedies(study),
+        effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
+        errors=evidence.error_table(study),
+        distances=evidence.distance_table(study),
+        samples=evidence.samples_of(study),
+        noise=evidence.noise_table(study),
+        floors=evidence.floor_table(study),
+        not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
+    )
+
+
+def _won_back(study: Study) -> Table | None:
+    return _as_table("", won_back_table(study.group, study.won_back)) if study.won_back else None
+
+
+def _as_table(caption: str, rows: Sequence[dict[str, str]]) -> Table:
+    """Rows of texts as a table of the page."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(caption, columns, [[Cell(row.get(name, "")) for name in columns] for row in rows])
+
+
+def _by_kind(found: Sequence[Finding]) -> list[list[Finding]]:
+    return [[one for one in found if one.kind == kind] for kind in dict.fromkeys(one.kind for one in found)]
+
+
+def _heat(heat: HeatMap) -> dict[str, Any]:
+    return {
+        "runs": heat.runs,
+        "columns": heat.columns,
+        "layers": heat.layers,
+        "parts": heat.parts,
+        "pieces": heat.pieces,
+        "measures": [{"name": name, "title": title} for name, (title, _) in MEASURES.items()],
+    }
+
+
+def _reference(results: Results, reference: Reference | None) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    rows, said = reference_table(results, reference)
+    table = _as_table(f"Published by {reference.source}", rows)
+    conditions = ", ".join(f"{name} {label(value)}" for name, value in reference.conditions.items())
+    return {"table": table, "said": said, "source": reference.source, "conditions": conditions}

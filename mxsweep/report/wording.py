@@ -1,0 +1,134 @@
+"""Numbers and differences in words, the same in every table and on the page.
+
+A cell shows as many digits as its standard error makes meaningful; the files for programs hold all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mxsweep.results.rows import Row, betterness, is_perplexity
+
+if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
+    from mxsweep.study.compare import Comparison
+
+ABSENT = "–"
+MEGA = 1e6
+
+
+def one_line(text: str | None, most: int = 2000) -> str:
+    """A text for a cell or a list, cut where it is long."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def format_value(value: float | None, stderr: float | None = None, digits: int | None = None) -> str:
+    """A metric for reading: to two digits of its standard error or, where given, to `digits` decimals."""
+    if value is None:
+        return ABSENT
+    error = stderr if stderr is not None and math.isfinite(stderr) and stderr > 0 else None
+    if not math.isfinite(value):
+        text = f"{value:g}"
+    elif abs(value) >= 1e7:
+        text = f"{value:.3e}"
+    elif digits is not None or error:
+        digits = digits if digits is not None else min(6, max(0, 1 - math.floor(math.log10(error or 1))))
+        text = f"{value:.{digits}f}"
+    else:
+        text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
+    if stderr is None:
+        return text
+    return f"{text} ± {stderr:.{digits}f}" if digits is not None else f"{text} ± {stderr:.2g}"
+
+
+def metric_cell(row: Row, name: str) -> str:
+    """A metric of a row and its standard error."""
+    return format_value(row.metrics.get(name), row.metrics.get(f"{name}_stderr"), _digits(name))
+
+
+def difference(row: Row, baseline: Row | None, name: str) -> str:
+    """The run's metric minus the baseline's, to the digits of the metric; of a perplexity, whose size says little by
+    itself, also in %.
+    """
+    value = row.metrics.get(name)
+    base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
+    if value is None or base is None or not (math.isfinite(value) and math.isfinite(base)):
+        return ABSENT
+    if betterness(name) > 0:
+        return f"{value - base:+.4f}"
+    digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
+    return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
+
+
+def interval(comparison: Comparison | None, name: str) -> str:
+    """The 95 % interval of the difference of a metric: of a perplexity that of its ratio, in %; empty if unknown."""
+    if comparison is None:
+        return ""
+    if is_perplexity(name):
+        measured = comparison.perplexity
+        if measured is None or not is_own_perplexity(comparison, name) or math.isnan(measured.low):
+            return ""
+        return f"[{percent(measured.low)}, {percent(measured.high)}]"
+    if comparison.accuracy is None or name != comparison.row.accuracy_name:
+        return ""
+    return f"[{comparison.accuracy.low:+.4f}, {comparison.accuracy.high:+.4f}]"
+
+
+def is_own_perplexity(comparison: Comparison, name: str) -> bool:
+    """Whether `name` is the perplexity that was compared."""
+    return name == comparison.row.ppl_name
+
+
+def percent(log_ratio: float) -> str:
+    """A difference of logarithms as a change in %."""
+    try:
+        change = math.expm1(log_ratio)
+    except OverflowError:
+        return "> 10^300 %"
+    return f"{change:+.1%}" if abs(change) < 100 else f"×{change + 1:.3g}"
+
+
+def p_value(p: float | None) -> str:
+    """A p value for reading."""
+    if p is None or math.isnan(p):
+        return ABSENT
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_of(comparison: Comparison | None, name: str) -> float | None:
+    """The adjusted p value of a metric's difference."""
+    if comparison is None:
+        return None
+    if is_perplexity(name):
+        return comparison.perplexity_p if is_own_perplexity(comparison, name) else None
+    return comparison.accuracy_p if name == comparison.row.accuracy_name else None
+
+
+def significance(comparison: Comparison | None, name: str) -> str:
+    """Whether a metric's difference is significant, and whether it exceeds the numerical noise; empty if unknown."""
+    p = p_of(comparison, name)
+    if comparison is None or p is None or math.isnan(p):
+        return ""
+    is_ppl = is_perplexity(name)
+    significant = comparison.perplexity_significant if is_ppl else comparison.accuracy_significant
+    above = comparison.perplexity_above_floor if is_ppl else comparison.accuracy_above_floor
+    words = "significant" if significant else "not significant"
+    noise = {None: "", True: "", False: ", within the numerical noise"}[above]
+    return words + noise
+
+
+def size(count: float | None) -> str:
+    """Bytes as megabytes."""
+    if count is None:
+        return ABSENT
+    return f"{count / MEGA:,.0f}" if count >= 100 * MEGA else f"{count / MEGA:.3g}"
+
+
+def speed(value: float | None) -> str:
+    """Seconds, or examples a second."""
+    return format_value(value, digits=1 if value is not None and value >= 10 else 2)
+
+
+def _digits(name: str) -> int | None:
+    return 4 if betterness(name) > 0 else None

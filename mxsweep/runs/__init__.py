@@ -1,0 +1,1 @@
+"""One run: load a model, quantize it, evaluate it, record the result."""

@@ -1,1 +1,0 @@
-"""`python -m mxsweep.sensitivity`: the loss that each part of a model brings when it is quantized."""

@@ -1,0 +1,1 @@
+"""Weight methods: how the codes of a quantized weight are chosen. One file a method."""

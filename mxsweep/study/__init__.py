@@ -1,0 +1,1 @@
+"""What runs say: paired comparisons, noise, findings, remedies, published results. No torch."""

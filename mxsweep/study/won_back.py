@@ -1,0 +1,163 @@
+"""What remedies win back: the runs of one base configuration, from none to many remedies, each beside the step before.
+
+A base configuration is all that is swept but remedies: formats, blocks, scales. The step before a run is, of the runs
+with remedies that it has too, or with weaker forms of them, the best. The gap of which a run closes a share is that in
+log-perplexity which quantizing without remedies opens to the baseline.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxsweep.results.groups import Group, Results
+from mxsweep.results.remedies import KV_FORMAT, LADDERS, NO_REMEDY, applied, is_remedy, remedy_text
+from mxsweep.results.rows import Row, label
+from mxsweep.study.compare import Comparison, closed_share, compare_all
+from mxsweep.study.findings import Finding
+from mxsweep.study.headline import loss, loss_metric
+from mxsweep.study.paired_tests import ShareClosed
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run with remedies.
+
+    Attributes:
+        text: its remedies.
+        before: the run compared with the step before; p values are adjusted over the steps of a group. None of the
+            run without remedies.
+        before_text: the remedies of the step before.
+        closed: None where there is no gap, or it is not known example by example.
+    """
+
+    row: Row
+    text: str
+    before: Comparison | None = None
+    before_text: str = ""
+    closed: ShareClosed | None = None
+
+
+@dataclass(frozen=True)
+class WonBack:
+    """A base configuration, named by what tells it from others of the group ("" for the only one).
+
+    Attributes:
+        steps: the run without remedies, and those with more and more of them.
+    """
+
+    config: str
+    baseline: Row | None
+    steps: list[Step]
+
+
+def won_back(results: Results, group: Group) -> list[WonBack]:
+    """Every base configuration of the group that was run without remedies and with some."""
+    names = [name for name in results.shown if not is_remedy(name)]
+    families: dict[tuple[str | None, ...], list[Row]] = {}
+    for row in group.rows:
+        if not row.is_baseline:
+            key = tuple(label(row.knobs[name]) if name in row.knobs else None for name in names)
+            families.setdefault(key, []).append(row)
+    metric = loss_metric(group)
+    losses = {row.run.path: loss(row, metric) if metric else math.nan for row in group.rows}
+    chains = {key: _chain(rows, results.shown, losses) for key, rows in families.items()}
+    chains = {key: chain for key, chain in chains.items() if len(chain) > 1}
+    pairs = [(row, before) for chain in chains.values() for _, row, before in chain if before is not None]
+    compared = {each.row.run.path: each for each in compare_all(group, pairs)}
+    telling = [name for i, name in enumerate(names) if len({key[i] for key in chains}) > 1]
+    found = []
+    for chain in chains.values():
+        plain = chain[0][1]
+        texts = {row.run.path: text for text, row, _ in chain}
+        baseline = group.baseline_for(plain)
+        steps = [Step(plain, chain[0][0])]
+        for text, row, _ in chain[1:]:
+            comparison = compared[row.run.path]
+            closed = closed_share(row, plain, baseline) if baseline is not None else None
+            steps.append(Step(row, text, comparison, texts[comparison.other.run.path], closed))
+        config = " ".join(f"{name}={label(plain.knobs[name])}" for name in telling if name in plain.knobs)
+        found.append(WonBack(config, baseline, steps))
+    return found
+
+
+def sentences(found: Iterable[WonBack]) -> list[Finding]:
+    """Of each base configuration the shares closed by steps that are significantly better than the one before."""
+    told = []
+    for one in found:
+        better = [step for step in one.steps[1:] if _is_better(step)]
+        if not better:
+            continue
+        verbs = [" wins back", *[""] * (len(better) - 1)]
+        parts = [f"{step.text}{verb} {share_text(step.closed)}" for step, verb in zip(better, verbs, strict=True)]
+        where = f" of {one.config}" if one.config else ""
+        each = "each " if len(parts) > 1 else ""
+        text = (
+            f"Of the gap in log-perplexity that {one.steps[0].text}{where} leaves to the baseline, "
+            f"{', '.join(parts)}, {each}significantly better than the step before."
+        )
+        runs = [one.steps[0].row, *(step.row for step in better)]
+        told.append(Finding("remedy", text, list(dict.fromkeys(row.run.run_id for row in runs))))
+    return told
+
+
+def share_text(closed: ShareClosed | None) -> str:
+    """A share and its 95 % interval; nothing of one that is not known."""
+    return "" if closed is None else f"{closed.share:.1%} [{closed.low:.1%}, {closed.high:.1%}]".replace("-", "−")
+
+
+def _is_better(step: Step) -> bool:
+    """Whether a run closes some of the gap, and is better than the one before, by more than chance and noise."""
+    before = step.before
+    if before is None or before.perplexity is None or step.closed is None or not step.closed.low > 0:
+        return False
+    better = before.perplexity.difference < 0 and bool(before.perplexity_significant)
+    return better and before.perplexity_above_floor is not False
+
+
+def _chain(
+    rows: Sequence[Row], shown: Sequence[str], losses: Mapping[Path, float]
+) -> list[tuple[str, Row, Row | None]]:
+    """Remedies in words, run, and step before, from few remedies to many; empty without a run without remedies.
+
+    Of runs with the same remedies the first is taken.
+    """
+    how = [name for name in shown if is_remedy(name) and name not in NO_REMEDY]
+    how = [name for name in how if name.removeprefix("kv_quant.") not in KV_FORMAT]  # which `applied` knows
+    by_text: dict[str, Row] = {}
+    for row in rows:
+        more = [f"{name}={label(row.knobs[name])}" for name in how if name in row.knobs]
+        by_text.setdefault(" ".join([remedy_text(row.knobs), *more]), row)
+    ordered = sorted(by_text.items(), key=lambda item: _height(applied(item[1].knobs)))
+    if not ordered or applied(ordered[0][1].knobs):
+        return []
+
+    def rank(other: Row) -> tuple[float, tuple[int, int]]:
+        lost = losses[other.run.path]
+        return -math.inf if math.isnan(lost) else -lost, _height(applied(other.knobs))
+
+    chain: list[tuple[str, Row, Row | None]] = []
+    for text, row in ordered:
+        below = [other for _, other, _ in chain if _is_below(applied(other.knobs), applied(row.knobs))]
+        if below or not chain:
+            chain.append((text, row, max(below, key=rank, default=None)))
+    return chain
+
+
+def _height(remedies: Mapping[str, Any]) -> tuple[int, int]:
+    """How many remedies these are, and how far up their ladders."""
+    return len(remedies), sum(_rung(name, value) for name, value in remedies.items())
+
+
+def _is_below(some: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
+    """Whether these remedies are among those, or weaker forms of them, and not the same."""
+    return some != more and all(
+        name in more and (value == more[name] or _rung(name, value) < _rung(name, more[name]))
+        for name, value in some.items()
+    )
+
+
+def _rung(name: str, value: Any) -> int:
+    ladder = LADDERS.get(name, ())
+    return ladder.index(value) if value in ladder else 0

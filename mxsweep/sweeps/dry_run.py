@@ -1,0 +1,94 @@
+"""What a sweep would do, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from mxsweep.config.run_config import RunConfig
+from mxsweep.files.checkpoints import footprint, read_inventory, unmatched_patterns
+from mxsweep.formats.recipe import LinearFormats
+from mxsweep.results.record import RunFolder
+from mxsweep.results.remedies import remedy_text
+from mxsweep.results.rows import rows_of
+from mxsweep.runs.story import check_backend
+from mxsweep.sweeps.plan import PlannedRun
+from mxsweep.terminal.errors import ConfigError
+
+DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+def dry_run_text(runs: Sequence[PlannedRun]) -> str:
+    """The planned runs with their formats, bits and memory; runs that cannot be, with the reason."""
+    rows = [_row(number, run.config) for number, run in enumerate(runs, 1) if run.config is not None]
+    lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} planned, nothing run (dry_run=true).", ""]
+    if rows:
+        lines.append(tabulate(rows, headers="keys", disable_numparse=True))
+        lines.append("")
+        lines.append(
+            "bits/weight: of the weights that are quantized, scales included. stored: the whole model at those bits. "
+            "in memory: what simulating it takes, the quantized weights beside the originals."
+        )
+        if any(run.config and run.config.ptq.budget is not None for run in runs):
+            lines.append("Under a budget (≤) stored is what the run's own format would take.")
+    for number, run in enumerate(runs, 1):
+        if problem := problem_of(run):
+            lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
+    return "\n".join(lines)
+
+
+def problem_of(run: PlannedRun) -> str | None:
+    """Why a planned run would fail, as far as can be told without loading a model or a task; None if it can not."""
+    if run.config is None:
+        return run.error
+    entries = read_inventory(run.config.model.path)
+    unmatched = unmatched_patterns(entries, run.config.recipe) if entries else []
+    if unmatched:
+        return f"modules: the pattern {unmatched[0]!r} matches no weight of the model"
+    try:
+        check_backend(run.config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _row(number: int, config: RunConfig) -> dict[str, str]:
+    recipe, size = config.recipe, config.format.block_size
+    entries = read_inventory(config.model.path)
+    bits, stored, memory = "unknown", "unknown", "unknown"
+    if entries:
+        size_of = footprint(entries, recipe, DTYPE_BITS.get(config.model.dtype))
+        bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
+        stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
+        if config.ptq.budget is not None and bits != "-":
+            bits = f"≤ {config.ptq.budget:g}"
+        memory = f"{size_of.simulated_bytes / 1e6:,.1f} MB"
+    return {
+        "run": str(number),
+        "model": config.model.label,
+        "task": config.task.name,
+        "limit": "all" if config.limit is None else str(config.limit),
+        "weights": str(recipe.linear.weight or "none"),
+        "activations": str(recipe.linear.activation or "none"),
+        "keys": str(recipe.key or "none"),
+        "values": str(recipe.value or "none"),
+        "remedies": "-" if recipe.is_baseline else _remedies(config),
+        "modules": " ".join(f"{pattern}={_formats(linear)}" for pattern, linear in recipe.modules) or "-",
+        "block": "x".join(map(str, size)) if isinstance(size, tuple) else str(size),
+        "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}",
+        "bits/weight": bits,
+        "stored": stored,
+        "in memory": memory,
+    }
+
+
+def _remedies(config: RunConfig) -> str:
+    """As tables of results call them."""
+    record = {"config": config.as_dict(), "metrics": {}}
+    return remedy_text(rows_of(RunFolder(Path(), "done", record))[0].knobs)
+
+
+def _formats(linear: LinearFormats) -> str:
+    return f"{linear.weight or 'none'}/{linear.activation or 'none'}"

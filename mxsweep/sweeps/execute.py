@@ -1,0 +1,186 @@
+"""Runs of a sweep, done one after the other by whoever gets to them first.
+
+Any number of processes may work on one sweep: this one, workers beside it, others on machines that see the same folder.
+They need no one to hand out work: each goes through the list of runs, claims one that has no result and no claim
+(results/claims.py), does it, and goes on. What is done is what a result.json says is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mxsweep.config.run_config import RunConfig
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.locks import CLAIM_NAME, Lock, this_process
+from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record, write_record
+from mxsweep.terminal.errors import ConfigError
+
+LOG_NAME = "mxsweep.log"
+LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
+ANSWERED = "answered"  # the phase of a run in which it scores its requests; what comes before has other names
+NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A planned run with its folder: everything that a worker needs to do it.
+
+    Attributes:
+        config: None where it cannot be; then ``error`` says why, and ``asked`` holds what was composed.
+        yaml: what Hydra composed, file name to content.
+        old_failure: of a run that failed before this launch, when (st_mtime_ns of its result.json): that failure does
+            not count, a later one does.
+    """
+
+    run_id: str
+    folder: Path
+    overrides: tuple[str, ...]
+    config_hash: str
+    config: RunConfig | None
+    error: str | None
+    asked: dict[str, Any]
+    yaml: dict[str, str]
+    old_failure: int | None = None
+
+
+class Observer(Protocol):
+    """Who is told how a sweep goes."""
+
+    def begin(self, run: SweepRun) -> None: ...
+
+    def advance(self, run: SweepRun, done: int, total: int, phase: str = ANSWERED) -> None: ...
+
+    def end(self, run: SweepRun, record: dict[str, Any]) -> None: ...
+
+    def lost(self, run: SweepRun, why: str) -> None: ...
+
+
+def settled(run: SweepRun) -> dict[str, Any] | None:
+    """The run's record, if nothing is left to do: it is done, or it failed since the launch began."""
+    path = run.folder / RECORD_NAME
+    try:
+        written = path.stat().st_mtime_ns
+        record = read_record(path)
+    except (FileNotFoundError, RecordError):
+        return None
+    if record.get("config_hash") != run.config_hash:
+        return None
+    return record if record["status"] == "done" or written != run.old_failure else None
+
+
+def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Sequence[Observer] = ()) -> None:
+    """Do all runs that are not settled and that no other process does, until there is none.
+
+    Args:
+        launch: a name of the launch that this process belongs to; a run's deaths are counted within one.
+        retries: how often a run is begun again whose process died.
+
+    Raises:
+        OSError: a run's files cannot be written, which would be so for the next run, too.
+    """
+    pending = list(runs)
+    found_work = True
+    while pending and found_work:
+        found_work, claimed_by_others = False, []
+        for run in pending:
+            if (record := settled(run)) is None:
+                claim = Lock.take(run.folder / CLAIM_NAME)
+                if claim is None:
+                    claimed_by_others.append(run)
+                    continue
+                try:
+                    record = settled(run)  # by whoever had the claim before
+                    if record is None:
+                        found_work = True
+                        record = _do(run, claim, launch, retries, observers)
+                finally:
+                    claim.release()
+            for observer in observers:
+                observer.end(run, record)
+        # Once more: one of the others may have died since.
+        pending = claimed_by_others
+
+
+def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequence[Observer]) -> dict[str, Any]:
+    """A run that this process has claimed. Its death, should it die, is counted before it could."""
+    before = claim.read()
+    deaths = before.get("deaths", 0) if before.get("launch") == launch else 0
+    notes = {**this_process(), "launch": launch, "deaths": deaths + 1}
+    if deaths > retries:
+        times = "once" if deaths == 1 else f"{deaths} times"
+        return _record_failure(
+            run, RuntimeError(f"the process that did this run died {times} (killed, crashed, or out of host memory)")
+        )
+    claim.write(notes)
+    for observer in observers:
+        observer.begin(run)
+    last_noted = time.monotonic()
+
+    def advance(done: int, total: int, phase: str = ANSWERED) -> None:
+        nonlocal last_noted
+        for observer in observers:
+            observer.advance(run, done, total, phase)
+        if time.monotonic() - last_noted > NOTES_EVERY_S:
+            last_noted = time.monotonic()
+            share = {"answered": done, "requests": total}
+            _note(claim, notes | (share if phase == ANSWERED else {"phase": phase, "done": done, "total": total}))
+
+    try:
+        record = _perform(run, advance)
+    except BaseException:
+        _note(claim, notes | {"deaths": deaths})  # stopped, which is no death
+        raise
+    _note(claim, {})
+    return record
+
+
+def _note(claim: Lock, notes: dict[str, Any]) -> None:
+    """Say how far it is. That this cannot be written is no reason to lose the run."""
+    with contextlib.suppress(OSError):
+        claim.write(notes)
+
+
+def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
+    for name, content in run.yaml.items():
+        write_atomically(run.folder / HYDRA_FOLDER / name, content)
+    with _logged_to(run.folder / LOG_NAME):
+        if run.config is None:
+            return _record_failure(run, ConfigError(run.error))
+        from mxsweep.runs.story import run as run_one
+
+        return run_one(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
+
+
+def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:
+    from mxsweep.runs.story import describe_error, new_record
+
+    asked = run.config.as_dict() if run.config else run.asked
+    record = new_record(run.run_id, asked, run.overrides, run.config_hash)
+    record["error"] = describe_error(error)
+    write_record(run.folder, record)
+    return record
+
+
+class _RunLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a log that cannot be written is no reason to lose the run, or to fill a terminal."""
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Have what is logged in a run also in its folder."""
+    handler = _RunLog(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -1,0 +1,88 @@
+"""A launch: one go at the runs of a sweep, and what other processes do in it, seen from the one that began it.
+
+submitit starts the processes and keeps their output, in a new folder for each launch. What it or Slurm says of a job is
+only ever a hint at whether somebody is still at work; whether a run is done, its result.json says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxsweep.files.locks import Lock, holder
+from mxsweep.sweeps.execute import Observer, SweepRun, settled
+
+LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and submitit's files
+LOCK_NAME = "lock"
+
+
+class LaunchError(Exception):
+    """The runs cannot be done where they should be; the message says what to mend."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One go at the runs of a sweep: a name, and a folder for what belongs to it alone."""
+
+    name: str
+    folder: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / LOCK_NAME
+
+
+@contextmanager
+def begin_launch(sweep: Path, name: str) -> Iterator[Launch]:
+    """A launch's folder, locked for as long as this process is at it."""
+    launch = Launch(name, sweep / LAUNCHES / name)
+    lock = Lock.take(launch.lock)
+    assert lock is not None, f"{launch.lock} is locked: launch names repeat"
+    try:
+        yield launch
+    finally:
+        lock.release()
+
+
+class Watch:
+    """What other processes do with some runs, told to observers."""
+
+    def __init__(self, runs: Sequence[SweepRun], observers: Sequence[Observer]) -> None:
+        self.unsettled = {run.run_id: run for run in runs}
+        self.running: dict[str, dict[str, Any]] = {}  # run_id: what the process at work says
+        self._observers = observers
+
+    @property
+    def idle(self) -> list[SweepRun]:
+        """Runs that nobody works on and that are not settled."""
+        return [run for name, run in self.unsettled.items() if name not in self.running]
+
+    def look(self) -> None:
+        for name, run in list(self.unsettled.items()):
+            # Before the result is looked for: a process gives up its claim only after it wrote one.
+            notes = holder(run.folder)
+            record = settled(run)
+            if record is not None:
+                if name not in self.running:
+                    self._tell("begin", run)
+                self.running.pop(name, None)
+                del self.unsettled[name]
+                self._tell("end", run, record)
+            elif notes is not None:
+                if name not in self.running:
+                    self._tell("begin", run)
+                self.running[name] = notes
+                if "requests" in notes:
+                    self._tell("advance", run, notes.get("answered", 0), notes["requests"])
+                elif "phase" in notes:
+                    self._tell("advance", run, notes["done"], notes["total"], notes["phase"])
+            elif name in self.running:
+                del self.running[name]
+                self._tell("lost", run, "the process that did it stopped or died")
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for observer in self._observers:
+            getattr(observer, what)(*arguments)

@@ -1,0 +1,99 @@
+"""A process that works on a sweep for another: what submitit starts, on this host or on a Slurm cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from mxsweep.files.locks import is_held
+from mxsweep.sweeps.execute import LOG_FORMAT, SweepRun, work
+
+LOOK_EVERY_S = 0.5  # how soon a worker notices that its parent is gone
+STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
+
+
+@dataclass
+class Worker:
+    """A callable for submitit, which pickles it.
+
+    Attributes:
+        runs, launch, retries: as :func:`mxsweep.sweeps.execute.work` takes them.
+        parent: a file that the process which started this one holds a lock on; when it does no longer, this process
+            ends. None where a worker outlives its parent, as on a cluster.
+        threads: of the CPU; None for as many as torch takes.
+        all_gpus: on a cluster, whether a process uses all GPUs of its job, rather than one.
+    """
+
+    runs: Sequence[SweepRun]
+    launch: str
+    retries: int
+    parent: Path | None = None
+    threads: int | None = None
+    all_gpus: bool = False
+
+    def __call__(self) -> None:
+        line, time_of_day = LOG_FORMAT
+        logging.basicConfig(level=logging.INFO, format=line, datefmt=time_of_day, stream=sys.stdout, force=True)
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
+        if self.parent is None:
+            _stop_at(signal.SIGUSR2, signal.SIGTERM)
+            if not self.all_gpus:
+                _take_one_gpu()
+        else:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        work(self.runs, self.launch, self.retries)
+
+
+def _end_with(parent: Path) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # a file system that does not answer for a moment
+            if not is_held(parent):
+                break
+        time.sleep(LOOK_EVERY_S)
+    # In the middle of a run, as if killed: what is in its folder bears that, and a GPU must not stay taken.
+    os._exit(1)
+
+
+def _stop_at(*signals: signal.Signals) -> None:
+    """End at one of these, the first time, with the exit code that a shell gives to a process that died of it.
+
+    By USR2 Slurm says that a job's time is nearly over or that it is preempted; by TERM that it is preempted or
+    cancelled. To tell these apart, and to have the job queued again, is up to the job's script (see on_slurm.py).
+    submitit's own handler does it in this process: it takes a preemption of a short job for a time-out, stops only the
+    first of several tasks, and raises, in the middle of a run, where Slurm was quicker.
+    """
+
+    def stop(received: int, _: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # another one must not disturb the end
+        print(f"stopped by Slurm ({signal.Signals(received).name})", flush=True)
+        code = 128 + received
+        # Should somebody's `except` swallow the exit, or something not end.
+        patience = threading.Timer(STOP_WITHIN_S, os._exit, [code])
+        patience.daemon = True
+        patience.start()
+        sys.exit(code)
+
+    for each in signals:
+        signal.signal(each, stop)
+
+
+def _take_one_gpu() -> None:
+    """Of the GPUs that a job has, let each of its tasks see one."""
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if len(visible) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ.get("SLURM_LOCALID", "0")) % len(visible)]

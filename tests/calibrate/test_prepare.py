@@ -1,0 +1,174 @@
+"""Remedies in whole runs of the embedded model: what they find, what they keep, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mxsweep import compose, run
+from mxsweep.config.overrides import prepare
+from mxsweep.model.linear import quantize_model
+from mxsweep.runs.story import load_configured
+from mxsweep.sweeps.plan import plan
+
+SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]
+W4A4 = [*SMALL, "format=mxfp4"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def done(*words: str, folder: Path | None = None) -> dict[str, Any]:
+    record = run(compose(list(words)), folder)
+    assert record["status"] == "done", record["error"]
+    return record
+
+
+def nats(record: dict[str, Any]) -> float:
+    return math.log(record["metrics"]["story"]["perplexity"])
+
+
+def test_gptq_wins_back_what_rounding_lost() -> None:
+    base, rounded = done(*SMALL, "format=none"), done(*W4A4, "format.activation=none")
+    solved = done(*W4A4, "format.activation=none", "ptq=gptq")
+    assert nats(base) < nats(solved) < nats(rounded)
+    account = solved["remedies"]
+    assert account["ptq"]["method"] == "gptq"
+    assert account["ptq"]["layers"] == 21
+    assert not account["ptq"]["cached"]
+    assert "stor" in account["calibration"]
+    assert solved["timing"]["remedies_s"] > 0
+    assert solved["diagnostics"]["bits_per_weight"] == rounded["diagnostics"]["bits_per_weight"]
+
+
+def test_what_was_worked_out_is_not_worked_out_again() -> None:
+    first, again = (done(*W4A4, "ptq=gptq") for _ in range(2))
+    assert again["remedies"]["ptq"]["cached"]
+    assert again["metrics"] == first["metrics"]
+    other = done(*W4A4, "ptq=gptq", "ptq.damping=0.1")
+    assert not other["remedies"]["ptq"]["cached"]
+    calibrated_else = done(*W4A4, "ptq=gptq", "calibration.seed=1")
+    assert not calibrated_else["remedies"]["ptq"]["cached"]
+
+
+def test_clip_by_weight_needs_no_calibration_and_is_on_the_grid() -> None:
+    config = compose([*W4A4, "ptq=clip", "ptq.clip_loss=weight"])
+    assert not config.needs_calibration
+    assert "calibration" not in run(config)["remedies"]
+    rounded = done(*W4A4)
+    assert done(*W4A4, "ptq=clip")["metrics"] != rounded["metrics"]
+
+
+def test_a_search_rotates_what_lowers_the_loss() -> None:
+    record = done(*W4A4, "kv_quant=int4", "rotation=search")
+    found = record["remedies"]["rotation"]
+    assert found["loss_after"] < found["loss_before"]
+    kept = [step["matmul"] for step in found["steps"] if step["kept"]]
+    assert sorted(kept) == sorted(found["found"]) != []
+    fixed = done(*W4A4, "kv_quant=int4", "rotation=hadamard", f"rotation.matmuls=[{','.join(found['found'])}]")
+    assert fixed["metrics"] == record["metrics"]
+    assert done(*W4A4, "kv_quant=int4", "rotation=search")["remedies"]["rotation"]["cached"]
+
+
+@pytest.mark.parametrize("block", ["0", "mx", "48"])
+def test_rotations_change_nothing_without_quantization(block: str) -> None:
+    # Formats so wide that quantization is a rounding error; the rotation itself is at work all the same.
+    wide = ["format=int16", "kv_quant=int16", "arithmetic=exact"]
+    plain = done(*SMALL, "format=none")
+    rotated = done(*SMALL, *wide, "rotation=hadamard", f"rotation_block={block}")
+    assert nats(rotated) == pytest.approx(nats(plain), abs=2e-3)
+
+
+def test_a_rotated_residual_stream_changes_nothing_without_quantization() -> None:
+    plain = done(*SMALL, "format=none")
+    wide = done(*SMALL, "format=int16", "arithmetic=exact", "rotation.residual=true")
+    assert nats(wide) == pytest.approx(nats(plain), abs=2e-3)
+    assert done(*SMALL, "format=none", "seed=5")["metrics"] == plain["metrics"]  # the model is as it was
+    assert done(*W4A4, "rotation.residual=true")["metrics"] != done(*W4A4)["metrics"]
+
+
+def test_a_budget_chooses_formats_and_leaves_a_recipe(tmp_path: Path) -> None:
+    record = done(*W4A4, "ptq.budget=4.75", folder=tmp_path / "run")
+    spent = record["remedies"]["budget"]
+    assert 4.25 < spent["bits_per_weight"] <= 4.75
+    assert record["diagnostics"]["bits_per_weight"] == pytest.approx(spent["bits_per_weight"])
+    assert len(set(spent["modules"].values())) > 1
+    assert nats(record) < nats(done(*W4A4))
+    grids, _ = prepare([*W4A4, "experiment=budget"], tmp_path / "run")
+    runs = plan(grids, False, tmp_path / "run").runs
+    assert runs[0].config is not None, runs[0].error
+    assert run(runs[0].config)["metrics"] == record["metrics"]
+    other = done(*W4A4, "ptq.budget=5.5")
+    assert other["remedies"]["budget"]["cached"]  # the costs hold for any budget
+
+
+def test_smoothed_keys_and_gptq_together() -> None:
+    record = done(*W4A4, "kv_quant=fp4_e2m1", "kv_quant.smooth=0.5", "ptq=gptq")
+    assert record["remedies"]["smooth"]["largest_factor"] > 1
+    assert record["remedies"]["ptq"]["layers"] == 21
+
+
+def test_the_model_is_as_it_was_after_everything() -> None:
+    model = load_configured(compose(W4A4).model).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done(*W4A4, "kv_quant=int4", "ptq=gptq", "rotation=search", "rotation.residual=true", "kv_quant.smooth=0.5")
+    assert model is load_configured(compose(W4A4).model).model
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with quantize_model(model, compose(W4A4).recipe):  # and can be quantized again
+        pass
+
+
+def test_calibration_on_what_is_evaluated_is_refused(tmp_path: Path) -> None:
+    from mxsweep.evaluate.stories import stories
+
+    text = tmp_path / "leak.txt"
+    text.write_text("\n".join(stories(40)), encoding="utf-8")
+    record = run(compose([*W4A4, "ptq=gptq", "calibration=text", f"calibration.path={text}", "calibration.length=64"]))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "ConfigError"
+    assert "calibration" in record["error"]["message"]
+
+
+def test_a_baseline_has_no_remedies() -> None:
+    record = done(*SMALL, "format=none", "ptq=gptq", "rotation=search")
+    assert "remedies" not in record
+    assert compose([*SMALL, "format=none", "ptq=gptq"]).config_hash == compose([*SMALL, "format=none"]).config_hash
+    assert record["config"]["ptq"] == {"method": "rtn"}
+
+
+def test_phases_are_told(tmp_path: Path) -> None:
+    phases: list[str] = []
+
+    def progress(done: int, total: int, phase: str = "answered") -> None:
+        assert 0 <= done <= total
+        if not phases or phases[-1] != phase:
+            phases.append(phase)
+
+    record = run(compose([*W4A4, "ptq=gptq", "rotation=search", "ptq.budget=5"]), tmp_path, progress=progress)
+    assert record["status"] == "done", record["error"]
+    assert phases == ["budget", "rotation search", "gptq", "answered"]
+    assert json.loads((tmp_path / "result.json").read_text())["remedies"]["budget"]["budget"] == 5
+
+
+def test_inputs_that_are_not_finite_are_one_sentence() -> None:
+    record = run(compose([*W4A4, "scale_bits=2", "ptq=gptq"]))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "ConfigError"
+    assert "are not finite" in record["error"]["message"]
+    assert "layers.0" in record["error"]["message"]
+
+
+def test_a_seed_that_nothing_draws_from_costs_nothing() -> None:
+    done(*W4A4, "ptq=gptq")
+    assert done(*W4A4, "ptq=gptq", "seed=7")["remedies"]["ptq"]["cached"]
+    done(*W4A4, "ptq.budget=5")
+    assert done(*W4A4, "kv_quant=int4", "ptq.budget=5")["remedies"]["budget"]["cached"]

@@ -1,0 +1,154 @@
+"""Weights solved for layer by layer: what each is solved with, what is kept on disk, and how it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.sequential import Solved, solve_weights
+from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
+from mxsweep.forward.batches import batches_of
+from mxsweep.model.linear import MXLinear, quantize_model
+from mxsweep.model.load import load_model
+from mxsweep.numerics import MXFormat, quantize
+from mxsweep.terminal.errors import ConfigError
+
+FP4, INT4 = MXFormat("fp4_e2m1"), MXFormat("int4")
+RECIPE = Recipe(linear=LinearFormats(FP4, MXFormat("fp6_e2m3")), key=FP4, value=FP4, arithmetic="exact")
+BLOCKS, LAYERS = 3, 21  # of the embedded model
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Tensor]:
+    rng = np.random.default_rng(0)
+    lengths = [24] * 6 + [17] * 3
+    return batches_of([rng.integers(2, 100, length) for length in lengths], torch.device("cpu"))
+
+
+class Rounding:
+    """A solver that rounds, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Tensor, Tensor, MXFormat]] = []
+
+    def __call__(self, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
+        self.asked.append((weight.clone(), hessian.clone(), fmt))
+        return quantize(weight, fmt, arithmetic="exact")
+
+
+def solve(
+    recipe: Recipe, batches: list[Tensor], solver: Any = None, key: str = "test", told: Any = None
+) -> tuple[Solved, Any]:
+    model = load_model("embedded", device="cpu").model
+    solver = solver or Rounding()
+    told = told or (lambda done, total: None)
+    return solve_weights(model, recipe, Prepared(), batches, solver, Artefact({"key": key}), told), solver
+
+
+def hessians_of(recipe: Recipe, weights: dict[str, Tensor], batches: list[Tensor]) -> dict[str, Tensor]:
+    """2 x^T x / tokens of what every layer multiplies in the finished model."""
+    model = load_model("embedded", device="cpu").model
+    seen: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), quantize_model(model, recipe, prepared=Prepared(weights=weights)):
+        for name, module in model.named_modules():
+            if isinstance(module, MXLinear):
+                module.tap = seen.setdefault(name, []).append
+        for batch in batches:
+            model(input_ids=batch, use_cache=False)
+    rows = {name: torch.cat([x.flatten(0, -2) for x in xs]).double() for name, xs in seen.items()}
+    return {name: (2 * x.T @ x / len(x)).float() for name, x in rows.items()}
+
+
+@pytest.mark.parametrize("rotated", [False, True], ids=["plain", "rotated"])
+def test_each_weight_is_solved_on_the_inputs_of_the_finished_model(rotated: bool, batches: list[Tensor]) -> None:
+    # What comes later in the pass does not change what a layer reads, so what it reads in the finished model is what it
+    # must have been solved with.
+    recipe = replace(RECIPE, rotation=Rotation(("q", "down"), 32) if rotated else None)
+    attention = [("q_proj",), ("k_proj", "v_proj")] if rotated else [("q_proj", "k_proj", "v_proj")]
+    groups = [*attention, ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
+    solved, solver = solve(recipe, batches)
+    assert len(solved.weights) == LAYERS
+    wanted = hessians_of(recipe, solved.weights, batches)
+    for name in solved.weights:
+        block, kind = int(name.split(".")[2]), name.split(".")[-1]
+        group = next(index for index, names in enumerate(groups) if kind in names)
+        _, hessian, _ = solver.asked[block * len(groups) + group]
+        torch.testing.assert_close(hessian, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_layers_that_read_one_tensor_are_solved_together(batches: list[Tensor]) -> None:
+    _, solver = solve(RECIPE, batches)
+    rows = [len(weight) for weight, _, _ in solver.asked]
+    hidden, kv, mlp = 128, 64, 256
+    assert rows == [hidden + 2 * kv, hidden, 2 * mlp, hidden] * BLOCKS
+    _, solver = solve(replace(RECIPE, rotation=Rotation(("q",), 0)), batches, key="rotated")
+    assert [len(weight) for weight, _, _ in solver.asked][:3] == [hidden, 2 * kv, hidden]
+
+
+def test_formats_and_per_tensor_scales_are_kept_apart(batches: list[Tensor]) -> None:
+    mixed = replace(RECIPE, modules=(("*.k_proj", LinearFormats(INT4, FP4)), ("*.up_proj", LinearFormats())))
+    solved, solver = solve(mixed, batches)
+    assert {fmt for _, _, fmt in solver.asked} == {FP4, INT4}
+    assert not any(name.endswith("up_proj") for name in solved.weights)
+    nvfp4 = MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True)
+    _, solver = solve(Recipe(linear=LinearFormats(nvfp4, nvfp4), arithmetic="exact"), batches, key="nvfp4")
+    assert len(solver.asked) == LAYERS  # one by one: each has a scale of its own
+
+
+def test_finished_blocks_are_not_solved_again(batches: list[Tensor]) -> None:
+    whole, _ = solve(RECIPE, batches, key="whole")
+    assert (whole.blocks, whole.blocks_kept) == (BLOCKS, 0)
+
+    class Stopped(Rounding):
+        def __call__(self, *args: Any) -> Tensor:
+            if len(self.asked) == 6:  # in the second block
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(RECIPE, batches, Stopped(), key="stopped")
+    told: list[tuple[int, int]] = []
+    rest, solver = solve(RECIPE, batches, key="stopped", told=lambda done, total: told.append((done, total)))
+    assert rest.blocks_kept == 1
+    assert len(solver.asked) == 8
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert rest.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(rest.weights[name], whole.weights[name]) for name in whole.weights)
+    again, solver = solve(RECIPE, batches, key="stopped")
+    assert again.blocks_kept == BLOCKS
+    assert solver.asked == []
+
+
+def test_a_model_without_blocks_is_refused(batches: list[Tensor]) -> None:
+    class Bare(torch.nn.Module):
+        pass
+
+    with pytest.raises(ConfigError, match="no decoder blocks"):
+        solve_weights(
+            Bare(),  # type: ignore[arg-type]
+            RECIPE,
+            Prepared(),
+            batches,
+            Rounding(),
+            Artefact({"key": "bare"}),
+            lambda done, total: None,
+        )
+
+
+def test_batches_hold_every_sequence_once_and_pad_nothing() -> None:
+    sequences = [np.full(length, number) for number, length in enumerate([5, 3, 5, 4000, 3, 3])]
+    batches = batches_of(sequences, torch.device("cpu"))
+    assert [tuple(batch.shape) for batch in batches] == [(1, 4000), (2, 5), (3, 3)]
+    assert sorted(int(row[0]) for batch in batches for row in batch) == list(range(6))

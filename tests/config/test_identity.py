@@ -1,0 +1,653 @@
+"""What identifies a run: its hash, the content of its files, the device, the version of the numerics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.adversarial import assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mxsweep import compose
+from mxsweep.config.checks import file_digest
+from mxsweep.config.run_config import RunConfig
+from mxsweep.files import digests as identity
+from mxsweep.files.checkpoints import model_folder
+from mxsweep.machine import gpus as devices
+from mxsweep.model.load import load_model
+from mxsweep.numerics import (
+    ELEMENT_NAMES,
+    NUMERICS_VERSION,
+    ROUNDINGS,
+    SCALE_NAMES,
+    SCALE_ROUNDINGS,
+    MXFormat,
+    quantize,
+)
+from mxsweep.terminal.errors import ConfigError
+
+TINY = model_folder("embedded")
+assert TINY is not None
+
+
+def of(*overrides: str) -> str:
+    return compose(list(overrides)).config_hash
+
+
+# The hash and what a config means
+
+
+KNOBS = {
+    "format": ["none", "w4a6", "mxfp4", "mxfp4_e2m1", "fp4_e2m1", "nvfp4", "int2", "fp4_e3m0"],
+    "block_size": ["auto", "16", "32", "0"],
+    "scale_bits": ["8", "6"],
+    "scale": ["auto", "e8m0", "e4m3", "fp32"],
+    "kv_quant": ["none", "int8"],
+    "rounding": ["nearest", "stochastic"],
+    "scale_rounding": ["floor", "even", "ceil", "rceil"],
+    "symmetric": ["true", "false"],
+    "custom_cuda": ["false", "true"],
+    "backend": ["auto", "torch"],
+    "arithmetic": ["auto", "exact"],
+    "modules": ["null", "{lm_head: none}", "{lm_head: int8}"],
+    "limit": ["none", "100"],
+    "seed": ["1234", "1"],
+    "model.dtype": ["auto", "float32", "bfloat16"],
+    "model.attention": ["sdpa", "eager"],
+    "model.device": ["auto", "cuda", "cuda:1"],
+    "model.revision": ["null", "v2"],
+    "model.trust_remote_code": ["false", "true"],
+    "batch_size": ["32", "7"],
+    "batch_tokens": ["auto", "64"],
+    "task.num_fewshot": ["null", "0"],
+}
+
+
+@st.composite
+def two_command_lines(draw: st.DrawFn) -> tuple[list[str], list[str]]:
+    """Two that differ in few knobs, so that many pairs mean the same."""
+
+    def some(count: int) -> dict[str, str]:
+        knobs = draw(st.lists(st.sampled_from(sorted(KNOBS)), max_size=count, unique=True))
+        return {knob: draw(st.sampled_from(KNOBS[knob])) for knob in knobs}
+
+    first = some(6)
+    second = first | some(2)
+    return [f"{knob}={value}" for knob, value in first.items()], [f"{knob}={value}" for knob, value in second.items()]
+
+
+def meaning(config: RunConfig) -> tuple[Any, ...]:
+    """What of KNOBS decides a result, told another way than the hash tells it."""
+
+    def plain(fmt: MXFormat | None) -> MXFormat | None:
+        # The largest value of these two is a power of two.
+        without_mantissa = fmt is not None and fmt.element in ("int2", "fp4_e3m0") and fmt.scale_rounding == "rceil"
+        return replace(fmt, scale_rounding="ceil") if fmt is not None and without_mantissa else fmt
+
+    recipe = config.recipe
+    formats = [recipe.linear.weight, recipe.linear.activation, recipe.key, recipe.value]
+    modules = tuple((name, plain(linear.weight), plain(linear.activation)) for name, linear in recipe.modules)
+    quantized = (*map(plain, formats), modules, config.backend, config.arithmetic)
+    is_gpu = config.model.device.startswith("cuda") or torch.cuda.is_available()
+    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype  # what the embedded model's config says
+    baseline = not any(formats) and not any(weight or activation for _, weight, activation in modules)
+    return (
+        None if baseline else quantized, config.limit, config.seed, dtype, config.model.attention, is_gpu,
+        config.task.num_fewshot,
+    )  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(two_command_lines())
+def test_runs_have_one_hash_if_and_only_if_they_mean_the_same(lines: tuple[list[str], list[str]]) -> None:
+    try:
+        first, second = (compose(line) for line in lines)
+    except ConfigError:
+        return
+    assert (first.config_hash == second.config_hash) == (meaning(first) == meaning(second))
+
+
+def test_knobs_without_an_effect_are_not_in_it() -> None:
+    none = of("format=none")
+    for knob in (
+        "scale=e5m3", "scale_bits=4", "rounding=even", "symmetric=false", "scale_rounding=ceil", "custom_cuda=true",
+        "backend=microxcaling", "arithmetic=exact", "modules={lm_head: none}", "block_size=64",
+    ):  # fmt: skip
+        assert of("format=none", knob) == none, knob
+    for scale in ("e5m3", "e4m3", "fp32"):
+        assert of(f"scale={scale}", "scale_bits=5", "scale_rounding=ceil") == of(f"scale={scale}")
+    assert of("custom_cuda=true", "backend=torch") == of()
+    assert of("custom_cuda=true") == of("backend=cuda")
+    assert of("scale=e5m3", "arithmetic=exact") == of("scale=e5m3")
+    assert of("model.trust_remote_code=true") == of("batch_tokens=5") == of("batch_size=2") == of()
+    tile = ["format.activation=none", "block_size=[1,16]"]
+    assert of(*tile) == of("format.activation=none", "block_size=16") != of(*tile[:1], "block_size=[2,16]")
+    assert of("task=lambada_openai") == of("task=lambada_openai", "+task.fields.other=x")
+
+
+def test_a_tile_of_one_row_is_a_block() -> None:
+    x = torch.randn(6, 40)
+    assert_same_bits(quantize(x, MXFormat("fp4_e2m1", (1, 16))), quantize(x, MXFormat("fp4_e2m1", 16)))
+
+
+def test_the_seed_and_the_order_of_patterns_are_in_it() -> None:
+    assert of("seed=1") != of() and of("format=none", "seed=1") != of("format=none")
+    assert of("modules={a*: int8, '*b': int4}") != of("modules={'*b': int4, a*: int8}")
+
+
+def test_only_quantized_runs_have_the_version_of_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(), of("kv_quant=int8", "format=none"), of("format=none")
+    monkeypatch.setattr("mxsweep.config.run_config.NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    after = of(), of("kv_quant=int8", "format=none"), of("format=none")
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+_FORMATS = st.builds(
+    MXFormat,
+    st.sampled_from([*ELEMENT_NAMES, "mxfp4_e2m1", "fp3_e1m1"]),
+    st.sampled_from([0, 1, 16, (1, 16), (16, 1)]),
+    st.just("e8m0"),
+    st.integers(2, 8),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from(SCALE_ROUNDINGS),
+    st.booleans(),
+) | st.builds(
+    MXFormat,
+    st.sampled_from([*(name for name in ELEMENT_NAMES if name != "mint4"), "mxfp4_e2m1", "fp3_e1m1"]),
+    st.sampled_from([0, 1, 16, (1, 16), (16, 1)]),
+    st.sampled_from(SCALE_NAMES),
+    st.integers(2, 8),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from(SCALE_ROUNDINGS),
+    st.booleans(),
+)
+
+
+@given(_FORMATS, _FORMATS, st.booleans())
+def test_a_formats_text_tells_it_from_every_other(one: MXFormat, other: MXFormat, tensor_scale: bool) -> None:
+    assert (str(one) == str(other)) == (one == other)
+    if one.scale == "e4m3":
+        assert (str(replace(one, tensor_scale=tensor_scale)) == str(one)) == (not tensor_scale)
+
+
+# Models
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def of_model(folder: Path | str, *overrides: str) -> str:
+    return of("model=hf", f"model.path={folder}", *overrides)
+
+
+def test_a_folder_is_its_content(model: Path, tmp_path: Path) -> None:
+    before = of_model(model)
+    assert before == of() == of("model.dtype=float32") == of_model(model, "model.revision=v2")
+    (model / "README.md").write_text("another")
+    (model / "training.json").unlink()
+    (model / "pytorch_model.bin").write_bytes(b"not read beside safetensors")
+    moved = model.rename(tmp_path / "moved")
+    assert of_model(moved) == before
+    linked = tmp_path / "linked"  # as the hub's cache has them
+    linked.mkdir()
+    for file in moved.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert of_model(linked) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_changes_it(model: Path, name: str) -> None:
+    before = of_model(model)
+    content = bytearray((model / name).read_bytes())
+    content[-2] ^= 1
+    (model / name).write_bytes(content)
+    assert of_model(model) != before
+    content[-2] ^= 1
+    (model / name).write_bytes(content)
+    assert of_model(model) == before
+
+
+def test_a_file_more_changes_it(model: Path) -> None:
+    seen = [of_model(model)]
+    for name in ("chat_template.jinja", "special_tokens_map.json", "additional_chat_templates/tool.jinja"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("{}")
+        seen.append(of_model(model))
+    (model / "tokenizer.json").rename(model / "tokenizer.model")
+    seen.append(of_model(model))
+    assert len(set(seen)) == len(seen)
+
+
+def test_code_counts_where_it_is_trusted(model: Path) -> None:
+    plain, trusted = of_model(model), of_model(model, "model.trust_remote_code=true")
+    assert plain == trusted
+    (model / "modeling_tiny.py").write_text("1")
+    assert of_model(model) == plain != of_model(model, "model.trust_remote_code=true")
+
+
+def test_shards_are_those_of_the_index(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "sub").mkdir()
+    (model / "sub" / "a.safetensors").write_bytes(b"1")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "sub/a.safetensors", "y": "missing.safetensors"}}))
+    before = of_model(model)
+    (model / "sub" / "a.safetensors").write_bytes(b"2")
+    assert of_model(model) != before
+    for damaged in ("{", "[]", "[1]", '{"x": 5, "y": []}', '{"x": ".."}', '{"x": "/etc/hosts"}'):
+        index.write_text(damaged if damaged in ("{", "[]") else f'{{"weight_map": {damaged}}}')
+        of_model(model)  # loading the model says what is wrong with it
+
+
+def test_pickled_weights_count_where_there_are_no_others(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    before = of_model(model)
+    (model / "training_args.bin").write_bytes(b"1")
+    assert of_model(model) == before
+    (model / "pytorch_model.bin").write_bytes(b"1")
+    assert of_model(model) != before
+
+
+def test_a_hub_name_is_its_name_and_revision() -> None:
+    name = "someone/some-model"
+    assert of_model(name) == of_model(name, "model.revision=main")
+    different = [of_model(name), of_model(name, "model.revision=v2"), of_model("someone/other"),
+                 of_model(name, "model.dtype=bfloat16"), of_model(name, "model.max_length=2048")]  # fmt: skip
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"dtype": "bfloat16", "torch_dtype": "float16"}, "bfloat16"),
+        ({}, None),
+        ({"dtype": None}, None),
+        ({"dtype": "bfloat16", "text_config": {"dtype": "float32"}}, None),
+    ],
+)
+def test_dtype_auto_is_what_the_config_says(model: Path, stored: dict[str, Any], dtype: str | None) -> None:
+    config = json.loads((model / "config.json").read_text())
+    del config["dtype"]
+    (model / "config.json").write_text(json.dumps(config | stored))
+    auto = of_model(model)
+    for explicit in ("float32", "bfloat16", "float16"):
+        assert (of_model(model, f"model.dtype={explicit}") == auto) == (explicit == dtype)
+    if "text_config" not in stored:
+        loaded = load_model(str(model), device="cpu").model
+        assert str(loaded.dtype) == f"torch.{dtype or 'float32'}"
+
+
+def test_a_folder_written_anew_is_loaded_anew(model: Path) -> None:
+    first = load_model(str(model), device="cpu")
+    assert load_model(str(model), device="cpu") is first
+    shutil.copy(model / "model.safetensors", model / "copy")
+    (model / "copy").replace(model / "model.safetensors")
+    assert load_model(str(model), device="cpu") is not first
+
+
+# Files
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder of the test's own, in which every file counts as large and as settled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "LARGE_BYTES", 0)
+    monkeypatch.setattr(identity, "_TICK_NS", -1)
+    monkeypatch.setattr(identity, "_kept", {})
+    yield tmp_path / "cache" / "mxsweep" / "digests.json"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files read from here on."""
+    names: list[str] = []
+    read = identity._read
+
+    def noting(path: str) -> Any:
+        names.append(Path(path).name)
+        return read(path)
+
+    monkeypatch.setattr(identity, "_read", noting)
+    return names
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_digests_are_sha256_and_in_order(tmp_path: Path) -> None:
+    contents = [b"", b"a", b"b" * (2**20 + 1), b"a"]
+    files = [tmp_path / str(number) for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    assert identity.file_digests([*files, files[1]]) == [*map(sha256, contents), sha256(b"a")]
+    assert identity.file_digests([]) == []
+
+
+def test_a_large_file_is_read_once(
+    cache: Path, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(b"12")
+    for _ in range(2):
+        assert identity.file_digests([file]) == [sha256(b"12")]
+    monkeypatch.setattr(identity, "_kept", {})  # another process
+    assert identity.file_digests([file]) == [sha256(b"12")]
+    assert reads == ["large"]
+    status = file.stat()
+    file.write_bytes(b"34")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time of modification
+    assert identity.file_digests([file]) == [sha256(b"34")]
+    file.rename(tmp_path / "moved")
+    assert identity.file_digests([tmp_path / "moved"]) == [sha256(b"34")]
+    assert reads == ["large", "large", "moved"]
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_small_file_is_read_once_a_process(
+    cache: Path, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "LARGE_BYTES", 3)
+    (tmp_path / "small").write_bytes(b"12")
+    for _ in range(2):
+        identity.file_digests([tmp_path / "small"])
+    assert reads == ["small"] and not cache.exists()
+
+
+def test_the_digest_of_a_file_just_written_is_not_kept(
+    cache: Path, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_TICK_NS", 10**12)
+    (tmp_path / "new").write_bytes(b"12")
+    for _ in range(2):
+        identity.file_digests([tmp_path / "new"])
+    assert reads == ["new", "new"] and not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[1]", "null", "\xff\xfe", '{"FILE": 3}', '{"FILE": [1, 2, 3]}', "[" * 100_000]
+)
+def test_a_damaged_cache_costs_time_only(
+    cache: Path, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(b"12")
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(damage.replace("FILE", str(file)).encode("latin-1"))
+    assert identity.file_digests([file]) == [sha256(b"12")]
+    monkeypatch.setattr(identity, "_kept", {})
+    assert identity.file_digests([file]) == [sha256(b"12")]
+    assert reads == ["large"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_cached_digest_holds_for_the_same_stamp_only(
+    cache: Path, reads: list[str], tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(b"12")
+    identity.file_digests([file])
+    entries = json.loads(cache.read_text())
+    entries[str(file)][number] += 1
+    entries[str(file)][4] = "0" * 64
+    cache.write_text(json.dumps(entries))
+    monkeypatch.setattr(identity, "_kept", {})
+    assert identity.file_digests([file]) == [sha256(b"12")]
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    (tmp_path / "large").write_bytes(b"12")
+    assert identity.file_digests([tmp_path / "large"]) == [sha256(b"12")]
+    assert "are not kept" in caplog.text
+
+
+def test_the_cache_does_not_grow_without_end(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_CACHED_FILES", 3)
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(b"12")
+        identity.file_digests([tmp_path / str(number)])
+    assert [Path(path).name for path in json.loads(cache.read_text())] == ["2", "3", "4"]
+
+
+def test_processes_and_threads_at_once(cache: Path, tmp_path: Path) -> None:
+    files = [tmp_path / str(number) for number in range(20)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    code = (
+        "import sys; from pathlib import Path; from mxsweep import identity as i; i.LARGE_BYTES = 0; i._TICK_NS = -1\n"
+        "for file in sys.argv[1:]: i.file_digests([Path(file)])"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, *map(str, files)]) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: [identity.file_digests([file]) for file in files]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    kept = json.loads(cache.read_text())
+    assert kept and all(entry[4] == sha256(Path(path).name.encode()) for path, entry in kept.items())
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(b"12")
+    fstat = os.fstat
+
+    def growing(descriptor: int) -> os.stat_result:
+        with file.open("ab") as stream:
+            stream.write(b"x")
+        return fstat(descriptor)
+
+    monkeypatch.setattr(identity.os, "fstat", growing)
+    with pytest.raises(ConfigError, match=r"task.data: .*data' cannot be read: it is being written"):
+        file_digest(str(file))
+
+
+def test_a_file_that_vanished_is_refused_by_its_fields_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "a b c"}\n')
+    config = replace(compose(["task=lambada_openai", f"task.data={data}"]))
+    data.unlink()
+    with pytest.raises(ConfigError, match=r"^task.data: '.*data.jsonl' cannot be read: No such file") as refused:
+        _ = config.config_hash
+    assert "\n" not in str(refused.value)
+
+    def refuse(path: str) -> Any:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(identity, "_read", refuse)
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    with pytest.raises(ConfigError, match=r"^model.path: '.*model' cannot be read: .*\w+: Permission denied"):
+        of_model(model)
+
+
+# Devices
+
+
+def test_auto_is_the_device_that_it_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.visible_gpu_count() == 0
+    assert of() == of("model.device=cpu") != of("model.device=cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.visible_gpu_count() == 2
+    assert of() == of("model.device=cuda") == of("model.device=cuda:1") != of("model.device=cpu")
+    assert of("model.device_map=auto") == of() != of("model.device=mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a login node plans for nodes with GPUs
+    assert of("model.device_map=auto") == of("model.device=cuda")
+
+
+_FAKE_DRIVER = """
+#include <stdlib.h>
+#include <string.h>
+static int gpus(void) { const char *visible = getenv("CUDA_VISIBLE_DEVICES"); return visible ? strlen(visible) : 4; }
+int cuInit(unsigned flags) { return gpus() ? 0 : 100; }
+int cuDeviceGetCount(int *count) { *count = gpus(); return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    ("build", "counts"), [("2.13.0", "4 1 2 0"), ("2.13.0+cu130", "4 1 2 0"), ("2.13.0+cpu", "0 0 0 0")]
+)
+def test_gpus_are_counted_without_torch(tmp_path: Path, build: str, counts: str) -> None:
+    (tmp_path / "cuda.c").write_text(_FAKE_DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True, timeout=60)
+    code = (
+        "import os, sys; from mxsweep import devices\n"
+        f"devices.version = lambda name: {build!r}\n"
+        "def count(visible):\n"
+        "    os.environ['CUDA_VISIBLE_DEVICES'] = visible\n"
+        "    return devices.visible_gpu_count()\n"
+        "print(devices.visible_gpu_count(), count('3'), count('01'), count(''))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert answer.stdout.split() == counts.split()
+
+
+def test_a_hash_needs_no_torch_and_is_the_same_with_it() -> None:
+    code = (
+        "import sys; from mxsweep import compose; print(compose(['experiment=ex3']).config_hash)\n"
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == of("experiment=ex3")
+
+
+# The numerics
+
+
+# Of quantize's answers in each version of the numerics. The same on CPUs with and without AVX2 and AVX-512, and for any
+# number of threads.
+NUMERICS_DIGESTS = {
+    1: "a1527f046554ef03de949a0333ced439914bb3f4da61775a9dd9c9305f86d13a",
+}
+MINT_DIGESTS = {
+    1: "788600c6d87da293e82906276210bb29c23d7dbe65464dc6b1b1467a1deb0dd6",
+}
+
+
+def numerics_input() -> np.ndarray:
+    """float32 [28, 96], where decisions are close: from SHAKE-256, so that no library's random numbers are in it.
+
+    Four rows each: ties of every format, these an ulp less or more, powers of two with their neighbours, ordinary
+    numbers of one magnitude, subnormals, any bit pattern (in every other row without NaN and Inf), and blocks of 16
+    whose largest are the smallest normal number and the smallest scale, with their neighbours.
+    """
+    words = np.frombuffer(hashlib.shake_256(b"mxsweep").digest(28 * 96 * 4), "<u4").reshape(7, 4, 96).astype(np.int64)
+    shift = (words[..., :1] >> 8) % 33 - 16
+    sign = np.where(words & 1, -1, 1)
+    ties = np.ldexp((words % 1025 - 512) / 64, shift).astype(np.float32)
+    powers = (sign * np.ldexp(1.0, (words >> 4) % 17 - 8 + shift)).astype(np.float32)
+    ordinary = np.ldexp((words % 2**24 - 2**23) / 2**22, shift).astype(np.float32)
+    small = ((words % 2**24) >> (words >> 25) % 24).astype(np.uint32).view(np.float32)
+    tame = (words & 0x807FFFFF) | (100 + (words >> 24) % 51) << 23
+    bits = np.where(np.arange(4)[:, None] % 2, tame, words).astype(np.uint32).view(np.float32)
+    largest = np.repeat([0x007FFFFF, 0x00800000, 0x00800001, 0x003FFFFF, 0x00400000, 0x00400001], 16)
+    edges = np.where(np.arange(96) % 16, words % 0x003FFFFF, largest).astype(np.uint32).view(np.float32)
+    steps = (words >> 6) % 3 - 1
+    parts = (ties, beside(ties, steps), beside(powers, steps), ordinary, small, bits, edges)
+    return np.concatenate([part[index] for index, part in enumerate(parts)])
+
+
+def beside(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """`x` some ulps further from zero, or nearer."""
+    return np.where(x == 0, x, (x.view(np.int32) + steps.astype(np.int32)).view(np.float32))
+
+
+def without_close_ones(x: np.ndarray) -> np.ndarray:
+    """Without what is so close to a power of two that a logarithm's last bit, another on every CPU, decides."""
+    mantissa, exponent = x.view(np.int32) & 0x7FFFFF, x.view(np.int32) >> 23 & 0xFF
+    close = ((mantissa > 0) & (mantissa < 256)) | (mantissa > 2**23 - 256) | (exponent == 0)
+    return np.where(close, np.float32(0), x)
+
+
+def under_a_maximum(powers: np.ndarray) -> np.ndarray:
+    """Every fourth made its block's largest, far from a power of two: of the others no logarithm is taken."""
+    return np.where(np.arange(96) % 4, powers, 3 * np.abs(powers).max(axis=1, keepdims=True))
+
+
+def numerics_formats() -> list[MXFormat]:
+    """All named elements by scales and roundings, and each other field of a format by itself."""
+    elements = [name for name in ELEMENT_NAMES if name != "mint4"]  # which has one scale only
+    formats = [MXFormat(e, 32, s, rounding=r) for e, s, r in product(elements, SCALE_NAMES, ROUNDINGS)]
+    for element in elements:
+        formats += [MXFormat(element, scale_rounding=name) for name in SCALE_ROUNDINGS[1:]]
+        formats += [MXFormat(element, scale=name, symmetric=False) for name in SCALE_NAMES]
+        formats += [MXFormat(element, 16, "e4m3", tensor_scale=True), MXFormat(element, scale_bits=4)]
+        formats += [MXFormat(element, size) for size in (0, 16, 20, (4, 16))]
+    return formats
+
+
+def mint_formats() -> list[MXFormat]:
+    """Those of `mint4`, which came later than the first version's digest."""
+    formats = [MXFormat("mint4", rounding=rounding) for rounding in ROUNDINGS]
+    formats += [MXFormat("mint4", size) for size in (0, 16, 20, (4, 16))]
+    return [*formats, MXFormat("mint4", symmetric=False), MXFormat("mint4", scale_bits=4)]
+
+
+def numerics_digest(formats: list[MXFormat]) -> str:
+    """Of what `formats` make of a fixed input, in both arithmetics and all dtypes."""
+    x = numerics_input()
+    native = [fmt for fmt in formats if fmt.has_native_arithmetic]
+    content = hashlib.sha256()
+    for arithmetic, values, of_these in (
+        ("exact", x, formats),
+        ("native", without_close_ones(x), native),
+        # Rounding toward zero takes the logarithm of every element.
+        ("native", under_a_maximum(x[8:12]), [fmt for fmt in native if fmt.rounding != "floor"]),
+    ):
+        for dtype, fmt in product((torch.float32, torch.bfloat16, torch.float16), of_these):
+            y = quantize(torch.from_numpy(values).to(dtype), fmt, arithmetic=arithmetic, generator=7)
+            y = y.masked_fill(y.isnan(), torch.nan)
+            codes = y.view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
+            content.update(f"{arithmetic} {dtype} {fmt}".encode() + codes.astype("<i4").tobytes())
+    return content.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("formats", "digests"),
+    [(numerics_formats(), NUMERICS_DIGESTS), (mint_formats(), MINT_DIGESTS)],
+    ids=["all that the first version had", "mint4"],
+)
+def test_the_version_of_the_numerics_is_raised_when_answers_change(
+    formats: list[MXFormat], digests: dict[int, str]
+) -> None:
+    assert max(digests) == NUMERICS_VERSION, "each table of digests needs one for NUMERICS_VERSION"
+    found = numerics_digest(formats)
+    assert found == digests[NUMERICS_VERSION], (
+        "quantize's answers are no longer those of NUMERICS_VERSION "
+        f"{NUMERICS_VERSION}. If that is meant, raise NUMERICS_VERSION in mxsweep/numerics/__init__.py and add "
+        f"{NUMERICS_VERSION + 1}: {found!r} to this table of digests"
+    )

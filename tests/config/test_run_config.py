@@ -1,0 +1,264 @@
+"""The typed config: what a format says for itself, what wins over it, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mxsweep import compose
+from mxsweep.config.overrides import option_names
+from mxsweep.config.run_config import RunConfig
+from mxsweep.numerics import MXFormat
+from mxsweep.terminal.errors import ConfigError
+
+
+def test_defaults() -> None:
+    config = compose([])
+    assert (config.format.name, config.format.block_size, config.scale_bits) == ("w4a6", 32, 8)
+    assert (config.backend, config.arithmetic) == ("torch", "native")
+    assert config.recipe.linear.weight == MXFormat("fp4_e2m1")
+    assert config.recipe.linear.activation == MXFormat("fp6_e2m3")
+    assert config.recipe.key is None
+    assert (config.task.names, config.limit, config.model.path) == (("story",), None, "embedded")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weight"),
+    [
+        (["format=nvfp4"], MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True)),
+        (["format=nvfp4", "block_size=32"], MXFormat("fp4_e2m1", block_size=32, scale="e4m3", tensor_scale=True)),
+        (["format=nvfp4", "scale=e8m0"], MXFormat("fp4_e2m1", block_size=16, scale="e8m0")),
+        (["format=nvfp4", "tensor_scale=false"], MXFormat("fp4_e2m1", block_size=16, scale="e4m3")),
+        (["format=mxfp4", "scale=e4m3"], MXFormat("fp4_e2m1", scale="e4m3")),
+        (
+            ["format=mxfp4", "scale=e4m3", "tensor_scale=true"],
+            MXFormat("fp4_e2m1", scale="e4m3", tensor_scale=True),
+        ),
+        (["format.weight=int8"], MXFormat("int8")),
+        (["format=fp6_e3m2", "scale_bits=3"], MXFormat("fp6_e3m2", scale_bits=3)),
+        (["rounding=even", "scale_rounding=ceil"], MXFormat("fp4_e2m1", rounding="even", scale_rounding="ceil")),
+        (["block_size=[4,16]", "format.activation=none"], MXFormat("fp4_e2m1", block_size=(4, 16))),
+        (["block_size=0"], MXFormat("fp4_e2m1", block_size=0)),
+        (["symmetric=false"], MXFormat("fp4_e2m1", symmetric=False)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_explicit_values_win_over_a_formats_own(overrides: list[str], weight: MXFormat) -> None:
+    assert compose(overrides).recipe.linear.weight == weight
+
+
+@pytest.mark.parametrize(
+    ("overrides", "backend", "arithmetic"),
+    [
+        ([], "torch", "native"),
+        (["scale=e5m3"], "torch", "exact"),
+        (["arithmetic=exact"], "torch", "exact"),
+        (["rounding=stochastic"], "torch", "exact"),
+        (["modules={lm_head: nvfp4}"], "torch", "native"),  # the other layers as without it
+        (["custom_cuda=true"], "cuda", "exact"),
+        (["custom_cuda=true", "backend=torch"], "torch", "native"),
+        (["backend=microxcaling"], "microxcaling", "native"),
+    ],
+)
+def test_backend_and_arithmetic(overrides: list[str], backend: str, arithmetic: str) -> None:
+    config = compose(overrides)
+    assert (config.backend, config.arithmetic) == (backend, arithmetic)
+
+
+def test_experiments() -> None:
+    config = compose(["experiment=ex3"])
+    assert config.recipe.linear.weight == config.recipe.key == MXFormat("fp4_e2m1", block_size=16, scale="e5m3")
+    assert config.custom_cuda and config.backend == "cuda"
+    with pytest.raises(ConfigError, match=r"is a sweep.*; compose\(\) makes one"):
+        compose(["experiment=ex1"])
+
+
+def test_modules_later_patterns_win_and_are_made_whole() -> None:
+    config = compose(
+        [
+            "block_size=16",
+            "modules={model.layers.0.*: none, '*.down_proj': mxfp8_e4m3, '*.up_proj': {weight: int8, block_size: 64}, "
+            "lm_head: nvfp4, '*.q_proj': {scale: e5m3}}",
+            "arithmetic=exact",
+        ]
+    )
+    formats = config.recipe.formats_of
+    assert formats("model.layers.0.q_proj_", True).weight is None
+    assert formats("model.layers.0.down_proj", True).weight == MXFormat("fp8_e4m3", block_size=16)
+    up = formats("model.layers.1.up_proj", True)
+    assert (up.weight, up.activation) == (MXFormat("int8", block_size=64), MXFormat("fp6_e2m3", block_size=64))
+    assert formats("model.layers.1.k_proj", True).weight == MXFormat("fp4_e2m1", block_size=16)
+    # A block size that was typed wins over nvfp4's own.
+    assert formats("lm_head", False).weight == MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True)
+    assert formats("model.layers.1.q_proj", True).weight == MXFormat("fp4_e2m1", block_size=16, scale="e5m3")
+    assert formats("model.embed_tokens", False).weight is None
+
+
+@pytest.mark.parametrize("name", [name for name in option_names("format") if name != "none"])
+def test_a_modules_format_is_the_one_of_that_name(name: str) -> None:
+    (_, formats), *_ = compose([f"modules={{lm_head: {name}}}"]).recipe.modules
+    assert formats == compose([f"format={name}"]).recipe.linear
+
+
+def test_labels_come_from_the_typed_config() -> None:
+    assert compose(["format.weight=int8"]).format.name == "w:int8,a:fp6_e2m3"
+    assert compose(["format=fp6_e3m2"]).format.name == "mxfp6_e3m2"
+    assert compose(["format=int3"]).format.name == "int3"
+    assert compose(["format=nvfp4"]).format.name == "nvfp4"
+    assert compose(["format=nvfp4", "scale=e8m0"]).format.name == "mxfp4"
+    assert compose(["kv_quant=int8", "kv_quant.key=none"]).kv_quant.name == "k:none,v:int8"
+    assert compose(["block_size=48", "scale_bits=6"]).run_id("T").startswith("T_bs48_sb6_ccfalse_")
+
+
+def test_hash_tells_apart_what_changes_the_result_and_nothing_else() -> None:
+    def of(*overrides: str) -> str:
+        return compose(list(overrides)).config_hash
+
+    different = [
+        of(), of("block_size=16"), of("scale_bits=6"), of("kv_quant.key=int8"), of("limit=3"), of("seed=1"),
+        of("modules={'*.q_proj': none}"), of("backend=microxcaling"), of("arithmetic=exact"), of("task=wikitext"),
+        of("task.num_fewshot=2"), of("model.dtype=bfloat16"), of("model.max_length=64"), of("format=nvfp4"),
+        of("format=nvfp4", "tensor_scale=false"), of("rounding=even"), of("scale=e5m3"), of("format=none"),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert of("block_size=32") == of() == of("batch_size=7") == of("batch_tokens=64")
+    assert of("scale=e5m3", "scale_bits=6") == of("scale=e5m3")  # e5m3 has no scale bits
+    assert of("format=none", "block_size=16") == of("format=none", "backend=microxcaling") == of("format=none")
+
+
+@pytest.fixture
+def lambada_file(tmp_path: Path) -> Path:
+    file = tmp_path / "lambada.jsonl"
+    file.write_text('{"text": "a b c"}\n{"page": "x"}\n')
+    return file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4"),
+        ("format.activation=fp5_e9m9", "format.activation: 'fp5_e9m9'"),
+        ("kv_quant=fp99", "kv_quant.key: 'fp99'"),
+        ("block_size=-1", "block_size: -1 is not a block; allowed: a whole number of 1 or more"),
+        ("block_size=1.5", "block_size: 1.5"),
+        ("block_size=", "block_size: ''"),
+        ("block_size=[0,16]", "block_size: [0, 16]"),
+        ("block_size=[4,16]", "block_size: [4, 16] is a tile, which only weights can have, and format.activation"),
+        ("scale_bits=1", "scale_bits: 1 is not allowed; allowed: 2 to 8"),
+        ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
+        ("scale=e9m9", "scale: 'e9m9' is not known; allowed: e8m0, e5m3, e4m3, fp32"),
+        ("scale=e5m3 arithmetic=native", "arithmetic: 'native' is defined for e8m0 scales"),
+        (
+            "scale=e5m3 backend=microxcaling",
+            "backend: 'microxcaling' has no scale e5m3; it has e8m0 (asked for",
+        ),
+        (
+            "custom_cuda=true model.device=cpu",
+            "custom_cuda: true needs a GPU, and model.device is 'cpu'; allowed: auto, cuda",
+        ),
+        (
+            "backend=cuda model.device=cpu",
+            "backend: 'cuda' needs a GPU, and model.device is 'cpu'; allowed: auto, cuda",
+        ),
+        ("custom_cuda=true arithmetic=native", "arithmetic: 'native' is not what the CUDA kernels compute"),
+        ("tensor_scale=true", "tensor_scale"),
+        ("custom_cuda=maybe", "custom_cuda: 'maybe' is not a yes or no; allowed: true, false"),
+        ("limit=0", "limit: 0 is not allowed; give none (all), a fraction between 0 and 1, or a whole count"),
+        ("limit=-3", "limit: -3"),
+        ("limit=2.5", "limit: 2.5"),
+        ("limit=nan", "limit: nan is not allowed"),
+        ("limit=inf", "limit: inf is not allowed"),
+        ("limit=many", "limit: 'many'"),
+        ("rounding=up", "rounding: 'up' is not known; allowed: nearest, even, floor, stochastic"),
+        ("scale_rounding=up", "scale_rounding: 'up'"),
+        ("backend=tpu", "backend: 'tpu'"),
+        ("arithmetic=fuzzy", "arithmetic: 'fuzzy'"),
+        ("symmetric=3", "symmetric: 3"),
+        (
+            "batch_size=0",
+            "batch_size: 0 is not allowed; allowed: a whole number of sequences at a time when generating, at least 1",
+        ),
+        (
+            "batch_tokens=0",
+            "batch_tokens: 0 is not allowed; allowed: auto, or a whole number of tokens a forward pass, at least 1",
+        ),
+        ("batch_tokens=many", "batch_tokens: 'many' is not allowed; allowed: auto, or a whole number of tokens"),
+        ("batch_tokens=null", "batch_tokens: None is not allowed; allowed: auto, or a whole number of tokens"),
+        ("seed=-1", "seed: -1"),
+        ("model.path=gpt2", "model.path: 'gpt2' goes with model=hf"),
+        ("model=hf", "model.path: is not given; give the name of a model on the Hugging Face hub"),
+        ("model=hf model.path=''", "model.path: '' is empty"),
+        ("model=hf model.path=/no/such/folder", "model.path: '/no/such/folder' does not exist"),
+        ("model.dtype=int8", "model.dtype: 'int8'"),
+        ("model.device=gpu", "model.device: 'gpu' is not a device; allowed: auto, cpu, cuda, cuda:0, mps"),
+        ("model.attention=flash", "model.attention: 'flash'"),
+        ("model.max_length=0", "model.max_length: 0"),
+        ("model.trust_remote_code=yes_please", "model.trust_remote_code: 'yes_please'"),
+        ("task=[story,story]", "names a task twice"),
+        ("task.num_fewshot=-1", "task.num_fewshot: -1"),
+        ("task=lambada_openai task.data=/no/file.jsonl", "task.data: '/no/file.jsonl' is not a file"),
+        ("task=[lambada_openai,wikitext] task.data=x.jsonl", "is one file for the tasks lambada_openai, wikitext"),
+        ("task.data=x.jsonl", "the task 'story' generates its own data"),
+        ("modules=3", "modules: 3 must map glob patterns to formats"),
+        ("modules={a: {wait: int8}}", "modules[a]: 'wait' is not a field"),
+        ("modules={a: banana}", "modules[a].weight: 'banana'"),
+    ],
+)
+def test_refused(overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(_split(overrides))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_hash_is_of_a_data_files_content(lambada_file: Path, tmp_path: Path) -> None:
+    def of(file: Path) -> str:
+        return compose(["task=lambada_openai", f"task.data={file}"]).config_hash
+
+    before = of(lambada_file)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(lambada_file.read_bytes())
+    assert of(copy) == before
+    copy.write_text('{"text": "a b d"}\n')
+    assert of(copy) != before
+
+
+def test_data_file_with_the_wrong_field(lambada_file: Path, tmp_path: Path) -> None:
+    compose(["task=lambada_openai", f"task.data={lambada_file}"])  # only the first row is read so early
+    with pytest.raises(ConfigError, match=r"line 1 has no text field 'page'; it has 'text'"):
+        compose(["task=wikitext", f"task.data={lambada_file}"])
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="holds no rows"):
+        compose(["task=wikitext", f"task.data={tmp_path / 'empty.jsonl'}"])
+    (tmp_path / "text.txt").write_text("once upon a time\n")
+    with pytest.raises(ConfigError, match="line 1 is not JSON"):
+        compose(["task=wikitext", f"task.data={tmp_path / 'text.txt'}"])
+
+
+def test_config_is_checked_without_torch() -> None:
+    code = (
+        "import sys; from mxsweep import compose; compose(['experiment=ex3', 'custom_cuda=false']);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'lm_eval' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_as_dict_is_json_and_holds_the_knobs_where_conf_has_them() -> None:
+    config = compose(["block_size=[4,16]", "format.activation=none", "task=[story,lambada_openai]"])
+    data = json.loads(json.dumps(config.as_dict()))
+    assert data["block_size"] == [4, 16]
+    assert data["format"] == {"name": "w:fp4_e2m1,a:none", "weight": "fp4_e2m1", "activation": "none"}
+    assert data["kv_quant"] == {"name": "none", "key": "none", "value": "none"}
+    assert data["task"]["name"] == "story+lambada_openai"
+    assert {field.name for field in RunConfig.__dataclass_fields__.values()} <= set(data)
+
+
+def _split(words: str) -> list[str]:
+    """At the blanks that begin a new override."""
+    import re
+
+    return re.split(r" (?=[a-z_.]+=)", words)

@@ -1,0 +1,147 @@
+"""The command as people type it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mxsweep.__main__ import main
+from mxsweep.config.overrides import conf_dir
+
+
+def mxsweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mxsweep", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+
+
+def records(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(file.read_text()) for file in sorted(folder.rglob("result.json"))]
+
+
+def test_help_explains_every_group(tmp_path: Path) -> None:
+    answer = mxsweep("--help", cwd=tmp_path)
+    assert answer.returncode == 0
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "reference")]
+    assert len(groups) == 14
+    assert "\n  hydra/launcher " in answer.stdout
+    for group in groups:
+        assert f"\n  {group} " in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
+    answer = mxsweep("experiment=ex2", "block_size=16", "dry_run=true", cwd=tmp_path)
+    assert answer.returncode == 0
+    assert "5 runs planned, nothing run" in answer.stdout  # the baseline is one of them
+    assert "fp4_e2m1-b16-e8m0" in answer.stdout
+    assert "cuda, exact" in answer.stdout
+    assert "4.38" in answer.stdout  # 4 + 6/16 bits a weight
+    assert list(tmp_path.iterdir()) == []
+
+
+# What needs no process of its own: main() answers before Hydra starts anything.
+BAD_INPUT = [
+    ("block_size=-1", "block_size: -1 is not a block; allowed: "),
+    ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
+    ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4, "),
+    ("model=banana", "model: 'banana' is not known; allowed: hf, llama3_2_1b, tiny"),
+    ("experiment=ex9", "experiment: 'ex9' is not known; allowed: ex1, ex2, ex3"),
+    ("model=hf", "model.path: is not given; give the name"),
+    ("blocksize=16", "blocksize: there is no such knob (near it: block_size); `python -m mxsweep --help` lists"),
+    ("model.pth=x", "model.pth: there is no such knob"),
+    ("+blocksize=16", "blocksize: there is no such knob"),
+    ("+model.pth=x", "model.pth: there is no such knob"),
+    ("~scale_bits", "scale_bits: was taken away"),
+    ("block_size=16,32", "block_size: block_size=16,32 names several values; add -m"),
+    ("-m block_size=-1,-2", "block_size: -2"),
+    ("task=lambada_openai task.data=nowhere.jsonl", "task.data: 'nowhere.jsonl' is not a file"),
+    ("block_size=[", "block_size=[: cannot be read as KNOB=VALUE"),
+    ("=3", "=3: cannot be read as KNOB=VALUE"),
+    ("formät=3", "formät=3: cannot be read as KNOB=VALUE"),
+    ("block_size", "block_size: cannot be read as KNOB=VALUE"),
+    ("limit=5 -m block_size=-1,-2", "block_size: -2"),
+    (
+        "hydra.run.dir=/proc/nowhere",
+        "hydra.run.dir: '/proc/nowhere' cannot be made or written (No such file or directory)",
+    ),
+    ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
+    ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[arguments for arguments, _ in BAD_INPUT])
+def test_bad_input_is_refused_before_anything_runs(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_leaves_no_traceback_and_imports_no_torch(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mxsweep", "block_size=-1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert "mxsweep: block_size: -1 is not a block" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    for module in ("torch", "transformers", "lm_eval", "pandas"):
+        assert not re.search(rf"\| +{module}$", answer.stderr, re.MULTILINE), module
+
+
+def test_single_run(tmp_path: Path) -> None:
+    answer = mxsweep("limit=16", "hydra.run.dir=here", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    (record,) = records(tmp_path / "here")
+    assert record["status"] == "done"
+    assert record["overrides"] == ["limit=16"]
+    assert "story: acc" in answer.stdout + answer.stderr
+    # A second run into the same folder would overwrite the first.
+    again = mxsweep("limit=8", "hydra.run.dir=here", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "hydra.run.dir: 'here' already holds a run" in again.stderr
+    assert records(tmp_path / "here") == [record]
+
+
+def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
+    answer = mxsweep("-m", "block_size=16,48", "limit=16", "format=none,w4a6", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    assert len(records(sweep)) == 3  # the baseline has no block size, and is run once
+    assert "block_size=48 limit=16 format=none: is the same run as block_size=16 limit=16 format=none" in answer.stdout
+    assert {path.name.split("_")[2] for path in sweep.iterdir() if "_" in path.name and path.is_dir()} == {
+        "bs16",
+        "bs48",
+    }
+    table = pd.read_csv(sweep / "results.csv")
+    assert sorted(table["block_size"].dropna()) == [16, 48]  # a baseline has none
+    assert (sweep / "accuracy_vs_block_size.png").stat().st_size > 1000
+    assert "examples/sec" in answer.stdout
+
+
+def test_runs_that_differ_in_nothing_that_matters_are_run_once(tmp_path: Path) -> None:
+    answer = mxsweep("-m", "batch_size=4,8", "limit=8", "baseline=false", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "batch_size=8 limit=8: is the same run as batch_size=4 limit=8" in answer.stdout
+    (record,) = records(tmp_path)
+    assert record["config"]["batch_size"] == 4
+
+
+def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    answer = mxsweep("-m", "scale_bits=1,8", "block_size=16", "limit=8", cwd=tmp_path)
+    assert answer.returncode == 1
+    statuses = {record["status"]: record for record in records(tmp_path)}
+    assert set(statuses) == {"done", "failed"}
+    assert statuses["failed"]["environment"]["versions"]["torch"]
+    assert statuses["failed"]["error"]["message"] == "scale_bits: 1 is not allowed; allowed: 2 to 8"
+    assert "scale_bits: 1 is not allowed" in answer.stdout
+    assert "Traceback" not in answer.stderr + answer.stdout

@@ -1,0 +1,364 @@
+"""Hadamard rotations: the matrices against their definition, the transforms against the matrices.
+
+hadamard.cu runs here compiled by the host's compiler, its threads taking turns; what only a GPU shows is marked so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from benchmarks import hadamard as benchmark
+from mxsweep.numerics.hadamard import hadamard, matrix
+from mxsweep.numerics.kernels import cuda
+from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, STORAGE, Plan, can_transform, plan_of
+from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
+
+HOST = Path(__file__).parents[1] / "helpers" / "hadamard_host.cpp"
+LOG_ORDERS = range(1, MAX_LOG_ORDER + 1)
+# The multiples of 4 up to 300 that Paley's constructions, with Sylvester's, leave out.
+NOT_PALEY = {92, 116, 156, 172, 184, 188, 232, 236, 260, 268, 292}
+# Sizes of Llama-2-7B, TinyLlama, Llama-3-8B, Qwen2.5-0.5B, -1.5B and -7B, and the order of their dense factor.
+MODEL_SIZES = {11008: 344, 5632: 44, 14336: 28, 4864: 76, 8960: 140, 18944: 148, 3072: 12, 896: 28, 1536: 12, 3584: 28}
+# Largest difference that two orders of summation leave in an element of a transformed N(0, 1) row, in float32.
+ROUNDING = 2e-6
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("order", [*range(1, 301), *MODEL_SIZES])
+def test_factors_are_orthogonal_and_flat(order: int) -> None:
+    base = base_factor(order)
+    size = len(base)
+    assert order % size == 0
+    assert (order // size).bit_count() == 1
+    np.testing.assert_allclose(base @ base.T, np.eye(size), atol=1e-12)
+    flatness = np.abs(base).max() * math.sqrt(size)
+    assert flatness <= math.sqrt(2) + 1e-12
+    if order <= 2 or (order % 4 == 0 and order not in NOT_PALEY):
+        np.testing.assert_allclose(np.abs(base), 1 / math.sqrt(size), rtol=1e-15)
+    else:
+        assert flatness > 1.01
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 12, 20, 23, 36, 64, 92, 96, 100, 300])
+def test_matrices_are_orthogonal(order: int) -> None:
+    r = matrix(order, torch.float64)
+    torch.testing.assert_close(r @ r.T, torch.eye(order, dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(matrix(order), r.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", MODEL_SIZES)
+def test_dense_factors_of_models_are_small(size: int) -> None:
+    assert len(base_factor(size)) == MODEL_SIZES[size]
+
+
+@pytest.mark.parametrize("log_order", range(11))
+def test_powers_of_two_are_sylvesters(log_order: int) -> None:
+    expected = torch.from_numpy(scipy.linalg.hadamard(2**log_order)).double() / math.sqrt(2**log_order)
+    torch.testing.assert_close(matrix(2**log_order, torch.float64), expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("q", [3, 5, 7, 9, 11, 25, 27, 49, 81, 121, 243])
+def test_fields(q: int) -> None:
+    """Half of the elements are squares; -1 is one iff q = 1 mod 4; characters of different rows correlate to -1."""
+    field = prime_power(q)
+    assert field is not None
+    powers = powers_of_a_generator(*field)
+    assert len(set(powers)) == q - 1
+    characters = quadratic_characters(*field).astype(int)
+    assert (characters.sum(1) == 0).all()
+    assert np.array_equal(characters.T, characters if q % 4 == 1 else -characters)
+    assert np.array_equal(characters @ characters.T, q * np.eye(q, dtype=int) - 1)
+
+
+def test_prime_powers() -> None:
+    found = {q: field for q in range(1, 130) if (field := prime_power(q))}
+    assert {q: field for q, field in found.items() if field[1] > 1} == {
+        4: (2, 2), 8: (2, 3), 9: (3, 2), 16: (2, 4), 25: (5, 2), 27: (3, 3), 32: (2, 5), 49: (7, 2), 64: (2, 6),
+        81: (3, 4), 121: (11, 2), 125: (5, 3), 128: (2, 7),
+    }  # fmt: skip
+    assert sum(power == 1 for _, power in found.values()) == 31  # primes up to 127
+    assert paley(92) is None
+    assert paley(6) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 7, 8, 12, 31, 32, 64, 92, 96, 128, 172, 1024, 1536, 4096])
+def test_the_transform_is_the_product_with_the_matrix(order: int, dtype: torch.dtype) -> None:
+    x = randn(3, 2, order, dtype=dtype)
+    before = x.clone()
+    for inverse in (False, True):
+        y, r = hadamard(x, inverse=inverse), matrix(order, torch.float64)
+        exact = x.double() @ (r.T if inverse else r)
+        assert (y.shape, y.dtype, y.is_contiguous()) == (x.shape, dtype, True)
+        if dtype.itemsize == 2:  # float32 inside, and rounded once: next to the exact answer, and nearly always at it
+            assert (y.double() - exact).abs().max() <= 2**-8 * exact.abs().max()
+            assert (y == exact.to(dtype)).float().mean() > 0.97
+        else:
+            bound = ROUNDING if dtype == torch.float32 else 1e-13
+            torch.testing.assert_close(y.double(), exact, rtol=0, atol=bound)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 96, 200, 4864])
+@pytest.mark.parametrize("block", [0, 1, 6, 16, 32, 100, 8192])
+def test_blocks_and_the_way_back(columns: int, block: int) -> None:
+    x = randn(4, columns, dtype=torch.float64)
+    y = hadamard(x, block)
+    size = min(block or columns, columns)
+    for first in range(0, columns, size):
+        piece = x[:, first : first + size]
+        expected = hadamard(piece) if columns > 300 else piece @ matrix(piece.shape[1], torch.float64)
+        torch.testing.assert_close(y[:, first : first + size], expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(hadamard(y, block, inverse=True), x, rtol=0, atol=1e-13)
+    torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1))
+
+
+def test_products_are_kept() -> None:
+    x, w = randn(5, 11008), randn(7, 11008, seed=1)
+    for block in (0, 32, 100):
+        product = hadamard(x, block).double() @ hadamard(w, block).double().T
+        torch.testing.assert_close(product, x.double() @ w.double().T, rtol=0, atol=1e-3)
+
+
+def test_an_outlier_is_spread_evenly() -> None:
+    x = torch.zeros(896)
+    x[17] = 100.0
+    torch.testing.assert_close(hadamard(x).abs(), torch.full((896,), 100 / math.sqrt(896)))
+
+
+def test_large_numbers_do_not_overflow_on_the_way() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        largest = torch.finfo(dtype).max
+        x = torch.zeros(4096, dtype=dtype)
+        x[::64] = largest
+        y = hadamard(x)
+        assert y.isfinite().all()
+        torch.testing.assert_close(y[0].double(), torch.tensor(largest).double(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("block", [0, 8, 20])
+def test_strides_and_emptiness(block: int) -> None:
+    x = randn(48, 6, 10)
+    for view in (x.transpose(0, 2), x.permute(1, 2, 0), x[1:, ::2, 1:], x[:, :1].expand(48, 6, 10)):
+        assert torch.equal(hadamard(view, block), hadamard(view.contiguous(), block))
+    for shape in ((0,), (3, 0), (0, 64), (2, 0, 20)):
+        empty = torch.empty(shape, dtype=torch.bfloat16)
+        assert hadamard(empty, block).shape == shape
+        assert hadamard(empty, block).dtype == torch.bfloat16
+    alone = randn(8)
+    assert hadamard(alone, 1).data_ptr() != alone.data_ptr()
+
+
+@pytest.mark.parametrize(("columns", "block"), [(16, 0), (12, 0), (22, 0), (20, 8)])
+def test_gradients(columns: int, block: int) -> None:
+    x = randn(3, columns, dtype=torch.float64).requires_grad_()
+    for inverse in (False, True):
+        assert torch.autograd.gradcheck(lambda x, inverse=inverse: hadamard(x, block, inverse=inverse), (x,))
+        assert torch.autograd.gradgradcheck(lambda x, inverse=inverse: hadamard(x, block, inverse=inverse) ** 2, (x,))
+    upstream = randn(3, columns, dtype=torch.float64, seed=1)
+    hadamard(x, block).backward(upstream)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, hadamard(upstream, block, inverse=True))
+
+
+def test_no_gradient_where_none_is_wanted() -> None:
+    x = randn(2, 24).requires_grad_()
+    with torch.no_grad():
+        assert not hadamard(x).requires_grad
+    with torch.inference_mode():  # the first to ask for this order, whose factors are kept
+        hadamard(randn(2, 2 * 28))
+    y = randn(2, 2 * 28).requires_grad_()
+    hadamard(y).sum().backward()
+    assert y.grad is not None
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^x: dtype torch\.int64 cannot be rotated; allowed: floating-point dtypes$"):
+        hadamard(torch.arange(4))
+    with pytest.raises(ValueError, match=r"^block: -1 is not allowed; allowed: 0 for the whole dimension"):
+        hadamard(torch.zeros(4), -1)
+    with pytest.raises(ValueError, match=r"^x: a tensor without dimensions"):
+        hadamard(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"^order: 0 is not allowed"):
+        matrix(0)
+
+
+Library = Callable[[Plan], ctypes.CDLL]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """hadamard.cu of a plan, compiled for the host."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++ or c++) on this machine")
+    folder = tmp_path_factory.mktemp("hadamard_host")
+
+    def compiled(plan: Plan) -> ctypes.CDLL:
+        name = folder / f"{plan.log_order}_{plan.storage}"
+        source, built = name.with_suffix(".cu"), name.with_suffix(".so")
+        source.write_text(plan.source, encoding="utf-8")
+        subprocess.run(
+            [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+             f'-DHADAMARD_SOURCE="{source}"', "-o", built, HOST],
+            check=True,
+        )  # fmt: skip
+        return ctypes.CDLL(str(built))
+
+    return compiled
+
+
+@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+@pytest.mark.parametrize("log_order", LOG_ORDERS)
+def test_the_kernel_is_the_transform(log_order: int, dtype: torch.dtype, library: Library) -> None:
+    plan = plan_of(log_order, dtype)
+    loaded = library(plan)
+    # Two thread blocks and a part of a third: whole rows, and whole 16-byte vectors.
+    step = max(2**log_order, 16 // dtype.itemsize)
+    x = randn((2 * plan.elements + plan.elements // 3) // step * step + step, dtype=dtype)
+    y = torch.full_like(x, 7.0)
+    arguments = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_longlong(x.nbytes // 16))
+    loaded.hadamard_on_host(*arguments)
+    expected = hadamard(x, 2**log_order)
+    if dtype == torch.float32:
+        torch.testing.assert_close(y, expected, rtol=0, atol=ROUNDING)
+    else:
+        assert (y == expected).float().mean() > 0.99
+        assert (y.float() - expected.float()).abs().max() <= 2**-6  # a step at the largest of some 10^4 numbers
+
+
+@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+@pytest.mark.parametrize("log_order", LOG_ORDERS)
+def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library: Library) -> None:
+    plan = plan_of(log_order, dtype)
+    loaded = library(plan)
+    loaded.place_in_shared.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool]
+    assert loaded.shared_bytes() <= 48 * 1024
+    if not loaded.shared_bytes():
+        assert log_order < 10
+        return
+    for exchanged in (False, True):
+        places = np.array(
+            [
+                [loaded.place_in_shared(thread, i, exchanged) for i in range(2**plan.log_kept)]
+                for thread in range(plan.threads)
+            ]
+        )
+        assert len(np.unique(places)) == places.size
+        assert places.max() < loaded.shared_bytes() // 4
+        for warp in places.reshape(-1, 32, 2**plan.log_kept):
+            assert all(len(np.unique(warp[:, i] % 32)) == 32 for i in range(2**plan.log_kept))
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    for log_order in (1, 5, 9, 10, 13, 14):
+        code = cuda.compile_source(plan_of(log_order, dtype).source, arch).code
+        assert code[:4] == b"\x7fELF"
+        assert b"hadamard" in code
+
+
+def test_the_kernel_is_asked_for_what_it_can_do_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mxsweep.numerics.kernels.hadamard_cuda._kernels_can_work", lambda: True)
+
+    class OnGPU:
+        """A tensor's figures, as if on a GPU."""
+
+        is_cuda = True
+
+        def __init__(self, elements: int, dtype: torch.dtype) -> None:
+            self.dtype, self.nbytes = dtype, elements * dtype.itemsize
+
+    def can(elements: int, dtype: torch.dtype, order: int) -> bool:
+        return can_transform(OnGPU(elements, dtype), order)  # type: ignore[arg-type]
+
+    assert can(64, torch.bfloat16, 32)
+    assert can(2**14, torch.float16, 2**14)
+    assert not can(2**15, torch.float16, 2**15)
+    assert not can(96, torch.bfloat16, 12)
+    assert not can(64, torch.float64, 32)
+    assert not can(12, torch.bfloat16, 4)
+    assert can(16, torch.bfloat16, 4)
+    assert not can_transform(torch.zeros(64), 32)
+
+
+def test_the_operator_can_be_traced() -> None:
+    x = torch.empty(4, 64, dtype=torch.bfloat16, device="meta").t()
+    y = torch.ops.mxsweep.hadamard(x, 4)
+    assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
+
+
+def test_the_benchmark_measures_what_it_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--device", "cpu", "--rows", "8", "--columns", "64", "--blocks", "16,12", "--dtypes", "float32"]
+    assert benchmark.main([*sizes, "--json", str(tmp_path / "figures.json")]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["block"], row["dense"], row["rows"], row["columns"]) for row in rows] == [
+        (16, 1, 8, 64),
+        (12, 12, 42, 12),
+    ]
+    assert all(row["rotation_s"] > 0 and row["copy_s"] > 0 for row in rows)
+    assert "| 12    |           12 | 42 x 12 | float32 |" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+class TestOnGPU:
+    @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+    @pytest.mark.parametrize("order", [*(2**log for log in LOG_ORDERS), 12, 92, 896, 4864, 11008, 2**15])
+    def test_the_answer_is_the_cpus(self, order: int, dtype: torch.dtype) -> None:
+        x = randn(33 * max(1, 2048 // order), order, dtype=dtype)
+        before = cuda.launch_count()
+        for inverse in (False, True):
+            y, expected = hadamard(x.cuda(), inverse=inverse).cpu(), hadamard(x, inverse=inverse)
+            if dtype == torch.float32:
+                torch.testing.assert_close(y, expected, rtol=0, atol=ROUNDING)
+            else:
+                assert (y == expected).float().mean() > 0.99
+                assert (y.float() - expected.float()).abs().max() <= 2**-6
+        if order in (2**log for log in range(3, MAX_LOG_ORDER + 1)):
+            assert cuda.launch_count() == before + 2
+
+    def test_strides_blocks_and_gradients(self) -> None:
+        x = randn(6, 200, 5).cuda().transpose(1, 2).requires_grad_()
+        for block in (0, 32, 64, 7):
+            torch.testing.assert_close(hadamard(x, block).cpu(), hadamard(x.cpu(), block), rtol=0, atol=ROUNDING)
+        (gradient,) = torch.autograd.grad(hadamard(x, 64).square().sum() / 2, x)
+        torch.testing.assert_close(gradient, x.detach(), rtol=0, atol=ROUNDING)
+        shifted = randn(257).cuda()[1:]
+        torch.testing.assert_close(hadamard(shifted).cpu(), hadamard(shifted.cpu()), rtol=0, atol=ROUNDING)
+
+    def test_streams_and_graphs(self) -> None:
+        x = randn(64, 4096, dtype=torch.bfloat16).cuda()
+        expected = hadamard(x)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            assert torch.equal(hadamard(x), expected)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = hadamard(x)
+        x.mul_(2)
+        graph.replay()
+        assert torch.equal(y, 2 * expected)
+
+    def test_no_odd_one_out_in_a_large_tensor(self) -> None:
+        x = torch.randn(2**18, 2**14, device="cuda", dtype=torch.bfloat16)  # 8 GiB: indices beyond 32 bits
+        y = hadamard(x)
+        assert torch.equal(y[-3:], hadamard(x[-3:].clone()))

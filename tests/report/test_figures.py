@@ -1,0 +1,227 @@
+"""Figures: what is drawn of which runs, under which names, as valid Vega-Lite."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import altair
+import pytest
+from helpers.made_report import put_study
+from helpers.made_runs import put
+
+from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.figure_files import draw_figures, group_figures
+from mxsweep.report.figures.heat_map import heat_map
+from mxsweep.report.figures.lines import MOST_LINES, places_of
+from mxsweep.report.figures.look import look
+from mxsweep.results.groups import gather
+from mxsweep.study.group_study import Study, studies
+from mxsweep.study.headline import headline, knee, pareto_front
+
+INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
+
+
+def only_study(folder: Path) -> Study:
+    (study,) = studies(gather(folder))
+    return study
+
+
+def figure(study: Study, stem: str) -> Figure:
+    return next(figure for figure in group_figures(study) if figure.stem == stem)
+
+
+def data(spec: dict[str, Any], name: str = "points") -> list[dict[str, Any]]:
+    return spec["datasets"][name]
+
+
+def test_each_swept_knob_has_its_figures(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    study = only_study(tmp_path)
+    lines = [
+        f"{y}_vs_{x}"
+        for y in ("accuracy", "perplexity", "throughput")
+        for x in ("block_size", "scale_bits", "kv_quant")
+    ]
+    assert [figure.stem for figure in group_figures(study)] == [*lines, "tradeoff"]
+    (figures, heat) = draw_figures([study], tmp_path / "..")[""]
+    assert heat is not None and heat.figure.stem == "sqnr"
+    for drawn in [*figures, heat.figure]:
+        png, svg = drawn.files
+        assert png.read_bytes().startswith(b"\x89PNG\r\n") and svg.read_text().startswith("<svg")
+
+
+def test_charts_are_valid_vega_lite(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    study = only_study(tmp_path)
+    heat = heat_map(study)
+    assert heat is not None
+    for drawn in [*group_figures(study), heat.figure]:
+        for spec in (drawn.page_spec(), drawn.file_spec()):
+            altair.Chart.from_dict(spec)  # checks it against the schema
+            assert spec["$schema"] == "https://vega.github.io/schema/vega-lite/v6.json"
+
+
+def test_a_line_for_each_combination_of_the_other_knobs(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    drawn = figure(only_study(tmp_path), "perplexity_vs_block_size")
+    names = [f"scale_bits={bits}, kv_quant={kv}" for bits, kv in itertools.product((6, 8), ("none", "fp4_e2m1"))]
+    assert [entry.name for entry in drawn.entries] == [*names, "baseline"]
+    points = data(drawn.page_spec())
+    assert len(points) == 12 and {point["series"] for point in points} == set(names)
+    assert all(point["low"] < point["y"] < point["high"] for point in points)
+    (base,) = data(drawn.page_spec(), "baselines")
+    assert base["series"] == "baseline" and base["low"] < base["y"] < base["high"]
+    assert drawn.columns == ["block_size", "line", "perplexity", "run"] and len(drawn.cells) == 12
+
+
+def test_equal_lines_stand_apart_and_say_so(tmp_path: Path) -> None:
+    put_study(tmp_path, kv=("none",))
+    points = data(figure(only_study(tmp_path), "accuracy_vs_block_size").page_spec())
+    six, eight = ([p for p in points if p["series"] == f"scale_bits={bits}"] for bits in (6, 8))
+    for a, b in zip(six, eight, strict=True):
+        assert a["y"] == b["y"] and 0 < b["x"] - a["x"] < 0.2
+        assert (a["also"], b["also"]) == ("scale_bits=8", "scale_bits=6")
+        assert (a["size"], a["filled"]) != (b["size"], b["filled"])
+
+
+def test_a_point_says_its_difference_and_whether_it_is_significant(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    points = data(figure(only_study(tmp_path), "perplexity_vs_block_size").page_spec())
+    assert all(point["difference"].endswith("significant") and "[+" in point["difference"] for point in points)
+    speeds = data(figure(only_study(tmp_path), "throughput_vs_block_size").page_spec())
+    assert not any("difference" in point or "low" in point for point in speeds)
+
+
+def test_too_many_lines_become_medians_of_the_knob_that_tells_most(tmp_path: Path) -> None:
+    put(tmp_path / "base", metrics={"story": {"acc": 0.9}}, format="none")
+    for index, (seed, bits, block) in enumerate(itertools.product(range(MOST_LINES), (6, 8), (16, 32))):
+        value = 0.5 + bits / 100 - block / 1000 + seed / 1e5
+        put(tmp_path / str(index), metrics={"story": {"acc": value}}, seed=seed, scale_bits=bits, block_size=block)
+    drawn = figure(only_study(tmp_path), "accuracy_vs_block_size")
+    assert [entry.name for entry in drawn.entries] == ["scale_bits=6", "scale_bits=8", "baseline"]
+    assert f"of {2 * MOST_LINES} combinations" in drawn.caption
+    points = data(drawn.page_spec())
+    assert len(points) == 4
+    assert points[0]["y"] == pytest.approx(0.5 + 0.06 - 0.016 + (MOST_LINES - 1) / 2e5)
+    assert (points[0]["low"], points[0]["high"]) == pytest.approx((0.544, 0.544 + (MOST_LINES - 1) / 1e5))
+
+
+def test_places_keep_the_order_of_values(tmp_path: Path) -> None:
+    for index, block in enumerate((0, [16, 16], 48, 16, 8)):
+        put(tmp_path / str(index), block_size=block)
+    rows = gather(tmp_path).groups[0].rows
+    places = places_of("block_size", rows)
+    assert sorted(places, key=lambda text: places[text]) == ["8", "16", "48", "0", "16x16"]
+    assert places["16"] - places["8"] == 1 and places["48"] - places["16"] == pytest.approx(1.585, abs=1e-3)
+
+
+def test_infinite_and_nan_values_are_not_drawn(tmp_path: Path) -> None:
+    put(tmp_path / "a", metrics={"story": INFINITE}, block_size=16)
+    put(tmp_path / "b", metrics={"story": INFINITE | {"perplexity": 3.0}}, block_size=32)
+    study = only_study(tmp_path)
+    draw_figures([study], tmp_path)
+    assert [point["run"] for point in data(figure(study, "perplexity_vs_block_size").page_spec())] == ["id_b"]
+    assert len(data(figure(study, "accuracy_vs_block_size").page_spec())) == 2
+
+
+def test_wide_perplexities_have_an_axis_of_logarithms(tmp_path: Path) -> None:
+    for block, ppl in ((16, 3.0), (32, 300.0)):
+        metrics = {"perplexity": ppl, "perplexity_stderr": 2 * ppl}
+        put(tmp_path / str(block), metrics={"story": metrics}, block_size=block)
+    spec = figure(only_study(tmp_path), "perplexity_vs_block_size").page_spec()
+    assert '"log"' in str(spec).replace("'", '"')
+    assert min(point["low"] for point in data(spec)) > 0
+
+
+def test_names_with_odd_characters_make_files_and_texts(tmp_path: Path) -> None:
+    for index, name in enumerate(('a"b]</script>', "ü ✓ \\ '")):
+        put(tmp_path / str(index), metrics={"story": {"acc": 0.5 + index / 10}}, modules={name: "none"})
+    study = only_study(tmp_path)
+    (figures, _) = draw_figures([study], tmp_path)[""]
+    assert "accuracy_vs_modules" in {drawn.stem for drawn in figures}
+    assert "</script>" not in (tmp_path / "accuracy_vs_modules.svg").read_text()
+
+
+def test_looks_differ() -> None:
+    looks = [look(index) for index in range(2 * MOST_LINES)]
+    assert len({(one.colour, one.shape, one.dash) for one in looks}) == len(looks)
+    for a, b in itertools.pairwise(looks):
+        assert a.colour != b.colour and a.shape != b.shape and a.dash != b.dash and a.size != b.size
+
+
+# ------------------------------------------------------------------------------------------- trade-off
+
+
+def put_sized(folder: Path, bits: float, ppl: float, **knobs: Any) -> None:
+    record = {"diagnostics": {"bits_per_weight": bits, "parameter_bytes": 1000 * bits}}
+    put(folder, metrics={"story": {"perplexity": ppl}}, record=record, **knobs)
+
+
+def test_pareto_front_and_its_knee(tmp_path: Path) -> None:
+    points = {"a": (4.0, 9.0), "b": (4.5, 3.0), "c": (5.0, 4.0), "d": (8.0, 2.5), "e": (8.0, 2.5), "f": (4.0, 10.0)}
+    for seed, (name, (bits, ppl)) in enumerate(points.items()):
+        put_sized(tmp_path / name, bits, ppl, seed=seed)
+    (group,) = gather(tmp_path).groups
+    front = pareto_front(group)
+    assert [row.run.path.name for row in front] == ["a", "b", "d"]
+    assert knee(front, "perplexity").run.path.name == "b"
+    picks = {pick.title: pick for pick in headline(group)}
+    assert picks["best trade-off"].row.run.path.name == "b"
+    assert "knee" in picks["best trade-off"].chosen
+    assert picks["smallest"].row.run.path.name == "a"
+    drawn = figure(only_study(tmp_path), "tradeoff")
+    assert [point["number"] for point in data(drawn.page_spec(), "front")] == ["1", "2", "3"]
+    assert [note[0] for note in drawn.notes] == ["1", "2", "3"]
+    assert next(row for row in drawn.cells if row[0] == "id_e")[-1] == "no"  # as good as d, but not the first
+
+
+def test_a_short_front_has_no_knee(tmp_path: Path) -> None:
+    put_sized(tmp_path / "a", 4.0, 9.0, seed=1)
+    put_sized(tmp_path / "b", 8.0, 2.0, seed=2)
+    (group,) = gather(tmp_path).groups
+    pick = next(pick for pick in headline(group) if pick.title == "best trade-off")
+    assert pick.row.run.path.name == "b" and "two runs" in pick.chosen
+
+
+def test_a_broken_run_is_no_headline(tmp_path: Path) -> None:
+    put_sized(tmp_path / "nan", 2.0, float("nan"), seed=1)
+    put_sized(tmp_path / "ok", 4.0, 2.0, seed=2)
+    (group,) = gather(tmp_path).groups
+    assert {pick.row.run.path.name for pick in headline(group)} == {"ok"}
+
+
+def test_without_bits_there_is_no_trade_off(tmp_path: Path) -> None:
+    put(tmp_path / "a", metrics={"story": {"perplexity": 2.0}})
+    assert "tradeoff" not in {drawn.stem for drawn in group_figures(only_study(tmp_path))}
+
+
+# ------------------------------------------------------------------------------------------- heat map
+
+
+def test_heat_map_has_every_run_and_holds_equal_tensors_once(tmp_path: Path) -> None:
+    put_study(tmp_path, scale_bits=(6, 8))
+    heat = heat_map(only_study(tmp_path))
+    assert heat is not None and len(heat.runs) == 12
+    assert heat.kinds == ["weights", "activations", "keys", "values"]
+    assert heat.columns[:3] == ["weight q_proj", "weight o_proj", "weight down_proj"]
+    assert heat.columns[-2:] == ["keys", "values"] and heat.layers == ["0", "1", "2"]
+    # By block size weights and activations differ; scale bits and the other runs of a block size change nothing.
+    assert len(heat.pieces) == 3 + 3 + 1 + 1
+    assert heat.parts[0][2:] == [-1, -1]  # the most accurate run has no quantized keys
+    assert heat.pieces[heat.parts[0][0]][0] == [0, 0, 17.75, 0.02, 0.13, 0.0]
+    assert heat.figure.cells[0][:3] == ["0", "17.8", "18.8"]
+
+
+def test_heat_map_leaves_runs_out_for_its_size(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    heat = heat_map(only_study(tmp_path), most_cells=20)
+    assert heat is not None and 1 <= len(heat.runs) < 12
+    assert f"of {len(heat.runs)} runs, for its size" in heat.figure.caption
+
+
+def test_damaged_diagnostics_are_none(tmp_path: Path) -> None:
+    put_study(tmp_path, blocks=(16,), scale_bits=(8,), kv=("none",), noise=False)
+    study = only_study(tmp_path)
+    for file in tmp_path.glob("*/diagnostics.parquet"):
+        file.write_bytes(b"PAR1")
+    assert heat_map(study) is None

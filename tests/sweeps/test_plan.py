@@ -1,0 +1,216 @@
+"""The runs that a command line means: each once, with their baselines, model by model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mxsweep.config.overrides import prepare
+from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.plan import Plan, plan
+from mxsweep.terminal.errors import ConfigError
+
+
+def planned(*words: str, multirun: bool = True) -> Plan:
+    overrides, sweeps = prepare(list(words))
+    return plan(overrides, multirun or sweeps)
+
+
+def said(found: Plan) -> list[str]:
+    return [" ".join(run.overrides) for run in found.runs]
+
+
+def test_a_sweep_has_its_baseline_first() -> None:
+    assert said(planned("block_size=16,32", "limit=10")) == [
+        "limit=10 format=none kv_quant=none",
+        "block_size=16 limit=10",
+        "block_size=32 limit=10",
+    ]
+
+
+def test_no_baseline_if_nobody_wants_one() -> None:
+    assert said(planned("block_size=16,32", "baseline=false")) == ["block_size=16", "block_size=32"]
+    assert said(planned("block_size=16", multirun=False)) == ["block_size=16"]
+
+
+def test_a_baseline_that_is_asked_for_is_not_added() -> None:
+    assert said(planned("format=none,mxfp4")) == ["format=none", "format=mxfp4"]
+    # What a baseline has no use for does not make it another one.
+    assert said(planned("format=none,mxfp4", "block_size=16")) == [
+        "format=none block_size=16",
+        "format=mxfp4 block_size=16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("swept", "baselines"),
+    [
+        ("limit=10,20", 2),
+        ("model.dtype=float32,bfloat16", 2),
+        ("task=story,lambada_openai", 2),
+        ("model.max_length=64,128", 2),
+        ("seed=1,2", 1),
+        ("seed=1,2 task.num_fewshot=2", 2),
+        ("rounding=nearest,even", 1),
+        ("kv_quant=none,int8 custom_cuda=true,false", 1),
+        ("batch_tokens=100,200", 1),
+    ],
+)
+def test_a_baseline_for_each_model_task_limit_and_dtype(swept: str, baselines: int) -> None:
+    runs = planned(*swept.split(), "format=mxfp4").runs
+    found = [run for run in runs if run.config and run.config.recipe.is_baseline]
+    assert len(found) == baselines
+
+
+@pytest.mark.parametrize("recipe", ["ex1", "ex2", "ex3"])
+def test_a_recipe_has_a_baseline(recipe: str) -> None:
+    runs = planned(f"experiment={recipe}", "limit=10").runs
+    baseline, *others = runs
+    assert baseline.config is not None and baseline.config.recipe.is_baseline
+    assert baseline.config.limit == 10
+    assert not any(run.config and run.config.recipe.is_baseline for run in others)
+    assert baseline.run_id.split("_")[4] == "ccfalse"
+
+
+def test_a_baseline_whatever_leaves_an_experiment_sets(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nkv_quant: {key: int8, value: int4}\nmodules: {lm_head: int8}\n"
+        "sweep: {block_size: [16, 32]}\n"
+    )
+    overrides, _ = prepare(["experiment=own"], tmp_path)
+    baseline, *others = plan(overrides, True, tmp_path).runs
+    assert baseline.config is not None and baseline.config.recipe.is_baseline
+    assert len(others) == 2 and all(run.config and run.config.kv_quant.value == "int4" for run in others)
+
+
+def test_the_grids_of_an_experiment_are_one_sweep(tmp_path: Path) -> None:
+    """One baseline for all of them, and what comes twice once; what is typed wins in each."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nsweep:\n- {block_size: [16, 32]}\n- {scale_bits: [6, 8], block_size: [32]}\n"
+    )
+    grids, sweeps = prepare(["experiment=own"], tmp_path)
+    assert sweeps
+    assert said(plan(grids, True, tmp_path)) == [
+        "experiment=own format=none kv_quant=none",
+        "experiment=own block_size=16",
+        "experiment=own block_size=32",
+        "experiment=own scale_bits=6 block_size=32",
+    ]
+    typed, _ = prepare(["experiment=own", "block_size=64"], tmp_path)
+    assert said(plan(typed, True, tmp_path))[1:] == [
+        "experiment=own block_size=64",
+        "experiment=own block_size=64 scale_bits=6",
+    ]
+
+
+@pytest.mark.parametrize(("recipe", "runs"), [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26)])
+def test_recipes_of_remedies(recipe: str, runs: int) -> None:
+    """Each run can be, none comes twice, and the task is left to the user."""
+    baseline, *others = planned(f"experiment={recipe}", "task=wikitext").runs
+    assert baseline.config is not None and baseline.config.recipe.is_baseline
+    assert [run.error for run in others if run.error] == []
+    assert len(others) == runs and not any(run.same for run in others)
+    assert all(run.config and run.config.task.name == "wikitext" for run in others)
+
+
+def test_a_dry_run_names_the_remedies() -> None:
+    words = ("format=mxfp4", "kv_quant=int4", "kv_quant.first=0,4", "rotation=none,hadamard", "baseline=false")
+    lines = dry_run_text(planned(*words).runs).splitlines()[4:8]
+    names = [re.split(r"\s{2,}", line)[8] for line in lines]
+    kept = "first 4 tokens kept"
+    assert names == ["rtn", "rtn + rotation", f"rtn + {kept}", f"rtn + rotation + {kept}"]
+    text = dry_run_text(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs)
+    assert re.search(r"gptq \+ budget of 4.5 bits .* ≤ 4.5 ", text) and "Under a budget (≤)" in text
+
+
+def test_more_runs_than_anybody_means(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    grid = "- {seed: [" + ",".join(map(str, range(90))) + "], block_size: [" + ",".join(map(str, range(1, 90))) + "]}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\nsweep:\n{grid}{grid}")
+    grids, _ = prepare(["experiment=own"], tmp_path)
+    with pytest.raises(ConfigError, match="come to 16,020 runs or more; allowed: 10,000"):
+        plan(grids, True, tmp_path)
+
+
+def test_runs_that_are_the_same_are_run_once() -> None:
+    found = planned("scale=e8m0,e5m3", "scale_bits=6,8", "baseline=false").runs
+    assert [run.overrides for run in found] == [
+        ("scale=e8m0", "scale_bits=6"),
+        ("scale=e8m0", "scale_bits=8"),
+        ("scale=e5m3", "scale_bits=6"),
+    ]
+    assert found[2].same == (("scale=e5m3", "scale_bits=8"),)
+
+
+def test_a_value_typed_twice_is_one_run() -> None:
+    (run,) = planned("block_size=48,48", "baseline=false").runs
+    assert run.same == ()
+
+
+def test_a_model_is_loaded_once() -> None:
+    found = planned("block_size=16,32", "model.dtype=float32,bfloat16", "baseline=false")
+    assert said(found) == [
+        "block_size=16 model.dtype=float32",
+        "block_size=32 model.dtype=float32",
+        "block_size=16 model.dtype=bfloat16",
+        "block_size=32 model.dtype=bfloat16",
+    ]
+
+
+def test_a_run_that_cannot_be_has_an_id_of_its_own() -> None:
+    found = planned("scale_bits=1,40,8").runs
+    baseline, *runs = sorted(found, key=lambda run: run.overrides[-1] != "kv_quant=none")
+    assert baseline.error is None
+    assert sum(run.error is not None for run in runs) == 2
+    assert len({run.run_id for run in found}) == len({run.subdir for run in found}) == 4
+    assert all(run.asked["scale_bits"] in (1, 40) for run in runs if run.error)
+
+
+def test_all_runs_of_a_sweep_have_one_stamp() -> None:
+    assert len({run.run_id[:15] for run in planned("block_size=16,32,64").runs}) == 1
+    assert planned("stamp='20260207_220640'", "block_size=16").runs[1].run_id.startswith("20260207_220640_bs16_sb8_")
+
+
+def test_one_folder_for_two_runs_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hydra.sweep.subdir: 'same' would be the folder of two runs"):
+        planned("block_size=16,32", "hydra.sweep.subdir=same")
+    found = planned("block_size=16,32", "hydra.sweep.subdir=${hydra.job.num}")
+    assert len({run.subdir for run in found.runs}) == 3
+
+
+def test_what_hydra_composed_goes_along() -> None:
+    (run,) = planned("block_size=16", "baseline=false").runs
+    assert "block_size: 16" in run.yaml["config.yaml"]
+    assert run.yaml["overrides.yaml"] == "- block_size=16\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("baseline=3", "baseline: 3 is not a yes or no"),
+        ("resume=maybe", "resume: 'maybe' is not a yes or no"),
+        ("logging.mode=loud", "logging.mode: 'loud' is not known; allowed: online, offline"),
+        ("logging=mlflow", "logging: 'mlflow' is not known; allowed: none, wandb"),
+        ("hydra/launcher=gpus hydra.launcher.n=0", "hydra.launcher.n: 0 is not allowed"),
+        ("hydra/launcher=gpus hydra.launcher.m=1", "hydra.launcher.m: there is no such knob"),
+        ("hydra/launcher=gpus +hydra.launcher.m=1", "hydra.launcher.m: there is no such knob; allowed below"),
+        ("hydra/launcher=slurm hydra.launcher.time_min=0", "hydra.launcher.time_min: 0 is not allowed"),
+        ("hydra/launcher=slurm hydra.launcher.setup=x", "hydra.launcher.setup: 'x' must be a list"),
+        ("hydra/launcher=slurm hydra.launcher.mem_gb=-1", "hydra.launcher.mem_gb: -1 is not allowed"),
+    ],
+)
+def test_knobs_of_a_sweep_are_checked(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(*word.split())
+    assert message in str(caught.value)
+
+
+def test_a_plan_can_be_written_down() -> None:
+    """What goes into sweep.json is plain data."""
+    for run in planned("block_size=16,[8,8]", "format.activation=none").runs:
+        json.dumps([run.overrides, run.run_id, run.subdir, run.config_hash, run.asked])
