@@ -4,102 +4,16 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
-from mxsweep.results.record import STATUSES, Folders, RunFolder, find_runs, newest_sweep
+from mxsweep.results.record import RunFolder, find_runs, newest_sweep
 from mxsweep.terminal import streams
-
-# What compares, draws and writes is imported where it is used: --help, --status and a wrong folder do without it.
-
-if TYPE_CHECKING:
-    from mxsweep.results.groups import Results
-    from mxsweep.study.published import Reference
 
 EXIT_UNWRITABLE = 1
 EXIT_NO_RUN = 2
-
-
-class CollectError(Exception):
-    """There is nothing to collect; the message names the folder."""
-
-
-@dataclass(frozen=True)
-class CollectResult:
-    """What was collected: a text to print, the files written, and how many runs ended how."""
-
-    text: str
-    files: list[Path] = field(default_factory=list)
-    done: int = 0
-    failed: int = 0
-    running: int = 0
-    missing: int = 0
-    unreadable: int = 0
-    write_error: str | None = None  # why files are missing; the text is complete all the same
-
-
-def collect(dirs: Folders, output: Path | str | None = None, reference: str | Path | None = None) -> CollectResult:
-    """Collect the runs at or below `dirs` and write tables, figures and report.html to `output`.
-
-    `output` is by default the folder collected or, if there are several, ./collected. `reference` is published
-    numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
-    such reference; failed, running, missing and unreadable runs are no error but are listed.
-    """
-    from mxsweep.report.tables import summary, terminal_text
-    from mxsweep.results.groups import gather
-    from mxsweep.study.published import BadReferenceError, load_reference
-
-    dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
-    try:
-        published = load_reference(reference) if reference is not None else None
-        results = gather(dirs)
-    except (FileNotFoundError, BadReferenceError) as error:
-        raise CollectError(str(error)) from error
-    named = ", ".join(map(str, dirs))
-    if not results.runs:
-        raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
-    folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
-    counts = {status: len(results.with_status(status)) for status in STATUSES}
-    text = f"{named}: {summary(results)}\n\n{terminal_text(results, published)}"
-    files: list[Path] = []
-    write_error = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(results, published, folder, files)
-    except OSError as error:
-        files = []
-        reason = error.strerror or str(error)
-        write_error = f"cannot write to {folder}: {reason}; name another folder with --output"
-    return CollectResult(text, files, write_error=write_error, **counts)
-
-
-def _write(results: "Results", reference: "Reference | None", folder: Path, files: list[Path]) -> None:
-    """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
-    from mxsweep.report.figures.figure_files import draw_figures, files_of
-    from mxsweep.report.latex import latex_text
-    from mxsweep.report.page.page import write_page
-    from mxsweep.report.tables import markdown_text, write_csv, write_parquet
-    from mxsweep.study.group_study import studies
-
-    # The data first, so that they are there whatever becomes of the drawing.
-    files += [folder / "results.csv", folder / "results.parquet"]
-    write_csv(files[0], results.rows)
-    write_parquet(files[1], results.rows)
-    studied = studies(results)
-    drawn = draw_figures(studied, folder)
-    named = files_of(drawn)
-    texts = {
-        "results.md": markdown_text(results, named, studied, reference),
-        "results.tex": latex_text(results, studied),
-    }
-    for name, content in texts.items():
-        files.append(folder / name)
-        files[-1].write_text(content, encoding="utf-8")
-    files += write_page(results, studied, drawn, reference, folder)
-    files += [path for paths in named.values() for path in paths]
 
 
 def _runs(dirs: Sequence[Path]) -> list[RunFolder]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from mxsweep.config.command_line import check_command_line
 from mxsweep.config.overrides import prepare
 from mxsweep.runs.story import check_backend
 from mxsweep.sweeps.plan import PlannedRun, plan
-from mxsweep.terminal.command import answered, check_command_line, left, write_csv
+from mxsweep.terminal.command import answered, left, write_csv
 from mxsweep.terminal.errors import ConfigError
 
 PROGRAM = "mxsweep.inspect"

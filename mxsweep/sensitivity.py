@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxsweep.config.command_line import check_command_line
 from mxsweep.config.overrides import excerpt, prepare, read_override
 from mxsweep.config.run_config import RunConfig
 from mxsweep.runs.story import check_backend, load_configured
 from mxsweep.sweeps.plan import plan
-from mxsweep.terminal.command import answered, check_command_line, left, write_csv
+from mxsweep.terminal.command import answered, left, write_csv
 from mxsweep.terminal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,11 +116,12 @@ def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
 def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
     """The losses, and what they were measured on. Raises ConfigError."""
     from mxsweep.calibrate.loss import Divergence
-    from mxsweep.calibrate.texts import calibration_tokens, resolve
+    from mxsweep.calibrate.texts import calibration_tokens
+    from mxsweep.config.calibration_data import resolve_calibration
     from mxsweep.formats.recipe import Prepared
     from mxsweep.measure.sensitivity import measure
 
-    calibrated_on = resolve(config.calibration, config.model)  # whatever else needs it, this does
+    calibrated_on = resolve_calibration(config.calibration, config.model)  # whatever else needs it, this does
     loaded = load_configured(config.model)
     model = loaded.model
     length = config.model.max_length or model.config.get_text_config().max_position_embeddings

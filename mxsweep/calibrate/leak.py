@@ -18,8 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mxsweep.calibrate.texts import identity_of
-from mxsweep.config.checks import file_digest
+from mxsweep.config.calibration_data import refuse_same_file
 from mxsweep.terminal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,21 +97,6 @@ def refuse_evaluated(
                 f"calibration: {calibration.description}: {count} stand{'s' * (len(shared) == 1)} there in "
                 f"{RUN_WORDS} words or more, the first of them '{_beginning(document)}'; allowed: texts that are not "
                 "evaluated"
-            )
-
-
-def refuse_same_file(config: CalibrationConfig, task: TaskConfig) -> None:
-    """Raise ConfigError if a file that is calibrated on holds what a file of ``task.data`` does.
-
-    Needs neither texts nor tasks, so that it can be asked while runs are planned.
-    """
-    sampled = identity_of(config)
-    own = {sampled["file"]} if "file" in sampled else set(sampled.get("files", {}).values())
-    for name, file in task.data.items():
-        if own and file_digest(file) in own:
-            raise ConfigError(
-                f"calibration.path: {config.path!r} holds the same as {file!r}, which {name} evaluates; allowed: texts "
-                "that are not evaluated"
             )
 
 

@@ -1,34 +1,28 @@
 """Calibration tokens: what a model reads before it is quantized, and never what it is evaluated on.
 
 Texts become windows of equal length at random places; stories stay whole. Every choice follows from the seed through
-`random.Random.random()`, whose sequence Python promises to keep. What does not need tokens (:func:`resolve`,
-:func:`identity_of`) is worked out while runs are planned, and imports neither torch nor lm-eval.
+`random.Random.random()`, whose sequence Python promises to keep. What needs no tokens is worked out while
+runs are planned, by :mod:`mxsweep.config.calibration_data`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from mxsweep.config.calibration_data import calibration_identity, resolve_calibration
 from mxsweep.config.calibration_files import (
     BETWEEN_DOCUMENTS,
-    check_text_file,
-    digests,
-    has_rows,
     local_files,
     path_of,
     text_of_file,
 )
-from mxsweep.config.checks import EMBEDDED, check_choice
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import json_digest
 from mxsweep.terminal.errors import ConfigError
@@ -43,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAMPLING_VERSION = 1  # raised when the same config comes to other sequences
-TASK_SPLITS = ("train", "validation")
 # A text much longer than what is asked for is not tokenized whole: about 6 s for so many characters on one core.
 LARGE_TEXT = 2**23
 # Generous: tokenizers make 3 to 5 characters of most languages one token.
@@ -76,70 +68,6 @@ class Calibration:
         return sum(len(sequence) for sequence in self.sequences)
 
 
-def resolve(config: CalibrationConfig, model: ModelConfig) -> CalibrationConfig:
-    """The config with "auto" resolved, and checked as far as it can be without reading or downloading texts.
-
-    Raises:
-        ConfigError: nothing to calibrate on, a file or a folder that is not there, a row without the field.
-    """
-    if config.source == "auto":
-        if model.path != EMBEDDED:
-            raise ConfigError(
-                f"calibration: 'auto' has texts for the embedded model only, and model.path is {model.path!r}; "
-                "give calibration=text calibration.path=FILE (allowed: text, task, hub, stories)"
-            )
-        config = dataclasses.replace(config, source="stories")
-    if config.source == "text":
-        check_text_file(config)
-    elif config.source == "task":
-        check_choice("calibration.split", config.split, TASK_SPLITS)
-    elif config.source == "hub":
-        path = path_of(config)
-        if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", config.path or ""):
-            raise ConfigError(
-                f"calibration.path: {config.path!r} does not exist; give the name of a data set on the Hugging Face "
-                "hub (owner/name), a folder or a file of one"
-            )
-    return config
-
-
-def identity_of(config: CalibrationConfig) -> dict[str, Any]:
-    """What decides the sequences, given a tokenizer and a longest length, for a run's hash: files by their content.
-
-    Args:
-        config: resolved.
-
-    Raises:
-        ConfigError: a file vanished or cannot be read.
-    """
-    shared = {
-        "source": config.source,
-        "samples": config.samples,
-        "length": config.length,
-        "seed": config.seed,
-        "version": SAMPLING_VERSION,
-    }
-    if config.source == "stories":
-        return shared
-    if config.source == "text":
-        rows = {"field": config.field} if has_rows(path_of(config)) else {}
-        return shared | {"file": digests(config, [path_of(config)])[0]} | rows
-    if config.source == "task":
-        return shared | {"task": config.path, "split": config.split}
-    if config.source == "hub":
-        files = local_files(config)
-        what: Any = {"name": config.path} if files is None else {"files": _named_digests(config, files)}
-        return shared | what | {"configuration": config.name, "split": config.split, "field": config.field}
-    raise ValueError(f"calibration.source={config.source!r} is not resolved")
-
-
-def _named_digests(config: CalibrationConfig, files: list[Path]) -> dict[str, str]:
-    """By the names in the data set's folder, or of a single file its suffix: these decide what is read of them."""
-    root = path_of(config)
-    names = [file.relative_to(root).as_posix() if root.is_dir() else file.suffix for file in files]
-    return dict(zip(names, digests(config, files), strict=True))
-
-
 def calibration_tokens(
     config: CalibrationConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Calibration:
@@ -153,10 +81,10 @@ def calibration_tokens(
         max_length: tokens that the model takes; a longer ``length`` is cut to it.
 
     Raises:
-        ConfigError: as :func:`resolve`; a text, task or data set that cannot be had; fewer than 2 tokens.
+        ConfigError: nothing to calibrate on; a text, task or data set that cannot be had; fewer than 2 tokens.
     """
-    config = resolve(config, model)
-    sampled = identity_of(config)
+    config = resolve_calibration(config, model)
+    sampled = calibration_identity(config)
     of_tokenizer = _kept.setdefault(tokenizer, {})
     key = (json_digest(sampled), max_length)
     if key not in of_tokenizer:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mxsweep.files.checkpoints import EMBEDDED
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
-
-EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
-
 
 # What a checkpoint's weights are called, whoever wrote it: a folder without any of these is not worth loading.
 _WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")

@@ -8,9 +8,9 @@ from typing import Any
 
 from mxsweep.config.checks import check_choice, check_flag, check_integer
 from mxsweep.config.format_config import FormatConfig, element_name
+from mxsweep.formats import SCALE_NAMES
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.formats.recipe import KVOptions
-from mxsweep.numerics import SCALE_NAMES
 from mxsweep.terminal.errors import ConfigError
 
 KEY_AXES = ("token", "channel")

@@ -18,9 +18,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.calibrate.leak import refuse_same_file
-from mxsweep.calibrate.texts import identity_of as calibration_identity
-from mxsweep.calibrate.texts import resolve as resolve_calibration
+from mxsweep.config.calibration_data import calibration_identity, refuse_same_file, resolve_calibration
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.checks import (
     check_choice,
@@ -36,6 +34,15 @@ from mxsweep.config.overrides import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig, as_names, check_rotation_block
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.files.digests import json_digest
+from mxsweep.formats import (
+    ARITHMETICS,
+    BACKENDS,
+    NUMERICS_VERSION,
+    ROUNDINGS,
+    SCALE_ROUNDINGS,
+    MXFormat,
+    microxcaling_problem,
+)
 from mxsweep.formats.recipe import (
     LINEAR_MATMULS,
     MATMULS,
@@ -46,15 +53,6 @@ from mxsweep.formats.recipe import (
     Rotation,
 )
 from mxsweep.machine.gpus import device_type
-from mxsweep.numerics import (
-    ARITHMETICS,
-    BACKENDS,
-    NUMERICS_VERSION,
-    ROUNDINGS,
-    SCALE_ROUNDINGS,
-    MXFormat,
-    microxcaling_problem,
-)
 from mxsweep.terminal.errors import ConfigError
 
 # Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever any of them changes. It is

@@ -21,8 +21,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from mxsweep.evaluate.lm import FastLM
-from mxsweep.evaluate.request_tokens import Encoded, encode_pairs, encode_prompts, encode_windows
-from mxsweep.forward.scoring import unique_inputs
+from mxsweep.evaluate.request_tokens import encode_pairs, encode_prompts, encode_windows
+from mxsweep.forward.scoring import ScoringRequest, unique_inputs
 
 # Of all tasks of a run together, shared out evenly; but a task has LEAST_EXAMPLES at least, as far as it has so many.
 EXAMPLES = 64
@@ -147,8 +147,8 @@ def _passages(lm: FastLM, instances: Sequence[Instance]) -> tuple[Passage, ...]:
     return tuple(passages)
 
 
-def _encoded(lm: FastLM, instances: Sequence[Instance]) -> list[Encoded]:
-    encoded: list[Encoded] = []
+def _encoded(lm: FastLM, instances: Sequence[Instance]) -> list[ScoringRequest]:
+    encoded: list[ScoringRequest] = []
     for instance in instances:
         if instance.request_type == "loglikelihood":
             encoded += encode_pairs(lm, [instance.args])
@@ -161,10 +161,10 @@ def _encoded(lm: FastLM, instances: Sequence[Instance]) -> list[Encoded]:
     return [_cut(request, longest) if request.targets > longest else request for request in encoded]
 
 
-def _cut(request: Encoded, longest: int) -> Encoded:
+def _cut(request: ScoringRequest, longest: int) -> ScoringRequest:
     whole = len(request.tokens) - request.targets
     context = min(whole, longest // 2)
-    return Encoded(request.tokens[whole - context :][: longest + 1], longest + 1 - context)
+    return ScoringRequest(request.tokens[whole - context :][: longest + 1], longest + 1 - context)
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

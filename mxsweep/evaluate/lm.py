@@ -19,8 +19,8 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.request_tokens import Encoded, encode_pairs, encode_windows
-from mxsweep.forward.scoring import Scorer
+from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
+from mxsweep.forward.scoring import Scorer, ScoringRequest
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class FastLM(HFLM):
         vocabulary = self.model.config.get_text_config().vocab_size
         first = np.arange(count, dtype=np.int32) % vocabulary  # different, or they would share one pass
         length = min(WARM_UP_TOKENS, self.max_length)
-        self._scorer.score([Encoded(np.append(token, np.zeros(length, dtype=np.int32)), 1) for token in first])
+        self._scorer.score([ScoringRequest(np.append(token, np.zeros(length, dtype=np.int32)), 1) for token in first])
         torch.cuda.synchronize(self.model.device)
         done.add(kind)
 

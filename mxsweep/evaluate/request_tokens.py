@@ -8,7 +8,6 @@ beside the tokenizer for as long as that lives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,21 +16,14 @@ from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """A request: ``tokens`` (context, then continuation), the last ``targets`` of which are scored given the rest."""
-
-    tokens: np.ndarray  # int32
-    targets: int
-
+from mxsweep.forward.scoring import ScoringRequest
 
 # Values must not refer to the tokenizer, or it would never be freed.
-_pairs: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str], Encoded]] = WeakKeyDictionary()
-_windows: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], list[Encoded]]] = WeakKeyDictionary()
+_pairs: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str], ScoringRequest]] = WeakKeyDictionary()
+_windows: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], list[ScoringRequest]]] = WeakKeyDictionary()
 
 
-def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[ScoringRequest]:
     """Each (context, continuation) as HFLM encodes it; an empty context stands for the prefix token."""
     kept = _pairs.setdefault(lm.tokenizer, {})
     new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
@@ -47,7 +39,7 @@ def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
     return [kept[pair] for pair in pairs]
 
 
-def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[Encoded]]:
+def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[ScoringRequest]]:
     """Each text cut into windows of at most ``lm.max_length`` tokens, which together score every token once."""
     kept = _windows.setdefault(lm.tokenizer, {})
     new = [text for text in dict.fromkeys(texts) if (text, lm.max_length) not in kept]
@@ -60,7 +52,7 @@ def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[Encoded]]:
     return [kept[text, lm.max_length] for text in texts]
 
 
-def encode_prompts(lm: HFLM, texts: Sequence[str]) -> list[Encoded]:
+def encode_prompts(lm: HFLM, texts: Sequence[str]) -> list[ScoringRequest]:
     """Each prompt of a generation as a request for one token after it, whichever that may be."""
     encoded = _encode(lm, texts)
     return [_joined(encoded[text] or [lm.prefix_token_id], [0]) for text in texts]
@@ -71,13 +63,13 @@ def _spaces_to_continuation(context: str, continuation: str) -> tuple[str, str]:
     return context.rstrip(), context + continuation
 
 
-def _after_prefix(prefix: int, tokens: list[int]) -> Encoded:
+def _after_prefix(prefix: int, tokens: list[int]) -> ScoringRequest:
     """A continuation of nothing follows the prefix token, unless it begins with one itself."""
     return _joined(tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else _joined([prefix], tokens)
 
 
-def _joined(context: list[int], continuation: list[int]) -> Encoded:
-    return Encoded(np.array(context + continuation, dtype=np.int32), len(continuation))
+def _joined(context: list[int], continuation: list[int]) -> ScoringRequest:
+    return ScoringRequest(np.array(context + continuation, dtype=np.int32), len(continuation))
 
 
 def _encode(lm: HFLM, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, list[int]]:

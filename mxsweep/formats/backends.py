@@ -9,6 +9,11 @@ from mxsweep.formats.mxformat import MXFormat
 BACKENDS = ("torch", "cuda", "microxcaling")
 ARITHMETICS = ("native", "exact")
 
+# Of quantize's answers: raised whenever any of them changes, in any format, arithmetic or backend, and then only. It is
+# part of the hash of every quantized run, so that a result of other numerics is not taken for a run's own.
+# tests/config/test_identity.py notices a change.
+NUMERICS_VERSION = 1
+
 MICROXCALING_INSTALL = (
     "backend 'microxcaling' needs Microsoft's library (module mx), which is not on PyPI: install it with "
     "`pip install --no-deps git+https://github.com/microsoft/microxcaling` (without --no-deps it pins an old "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from mxsweep.numerics import MXFormat
+from mxsweep.formats.mxformat import MXFormat
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,13 +27,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mxsweep.evaluate.request_tokens import Encoded
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 BATCH_LOGITS = 2**30  # N V of a batch: 2 GiB in bfloat16
 SOFTMAX_LOGITS = 2**27  # of which this many at a time are float32: 0.5 GiB, and the same again for their exponentials
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """A request: ``tokens`` (context, then continuation), the last ``targets`` of which are scored given the rest."""
+
+    tokens: np.ndarray  # int32
+    targets: int
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Scorer:
         self._vocabulary = model.config.get_text_config().vocab_size
 
     def score(
-        self, requests: Sequence[Encoded], progress: Callable[[int], Any] = lambda _: None
+        self, requests: Sequence[ScoringRequest], progress: Callable[[int], Any] = lambda _: None
     ) -> list[tuple[float, bool]]:
         """For each request its log-likelihood in nats, and whether each of its targets is the most likely token.
 
@@ -100,7 +107,7 @@ class Scorer:
             progress(len(asked))
         return [answers[index] for index in range(len(requests))]
 
-    def _check(self, requests: Sequence[Encoded]) -> None:
+    def _check(self, requests: Sequence[ScoringRequest]) -> None:
         for request in requests:
             if not 0 < request.targets < len(request.tokens):
                 raise ConfigError("task: for this tokenizer a request has no token to score, or none before it")
@@ -116,7 +123,7 @@ class Scorer:
                 "and were scored without their beginning"
             )
 
-    def _launched(self, requests: Sequence[Encoded]) -> Iterator[tuple[list[Input], Callable[[], np.ndarray]]]:
+    def _launched(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[list[Input], Callable[[], np.ndarray]]]:
         """Every batch after it was launched, with what fetches its answers."""
         inputs = unique_inputs(requests, self._max_length)
         start = 0
@@ -173,7 +180,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or named
 
 
-def unique_inputs(requests: Sequence[Encoded], max_length: int) -> list[Input]:
+def unique_inputs(requests: Sequence[ScoringRequest], max_length: int) -> list[Input]:
     """What the model has to read, longest first. The last token of a request is only asked for, never read."""
     inputs: dict[bytes, Input] = {}
     for index, request in enumerate(requests):
@@ -184,7 +191,7 @@ def unique_inputs(requests: Sequence[Encoded], max_length: int) -> list[Input]:
     return sorted(inputs.values(), key=lambda item: -len(item.tokens))
 
 
-def _lay_out(batch: Sequence[Input], requests: Sequence[Encoded]) -> _Layout:
+def _lay_out(batch: Sequence[Input], requests: Sequence[ScoringRequest]) -> _Layout:
     longest = len(batch[0].tokens)
     ids = np.zeros((len(batch), longest), dtype=np.int64)
     positions: list[int] = []

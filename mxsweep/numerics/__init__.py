@@ -7,23 +7,23 @@ names that need it are loaded when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.formats.backends import ARITHMETICS, BACKENDS, BackendUnavailable, backend_problem, microxcaling_problem
-from mxsweep.formats.element_formats import (
+from mxsweep.formats import (
+    ARITHMETICS,
+    BACKENDS,
     ELEMENT_NAMES,
+    NUMERICS_VERSION,
     ROUNDINGS,
     SCALE_NAMES,
     SCALE_ROUNDINGS,
+    BackendUnavailable,
     ElementFormat,
+    MXFormat,
     ScaleFormat,
+    backend_problem,
+    microxcaling_problem,
     parse_element,
     parse_scale,
 )
-from mxsweep.formats.mxformat import MXFormat
-
-# Of quantize's answers: raised whenever any of them changes, in any format, arithmetic or backend, and then only. It is
-# part of the hash of every quantized run, so that a result of other numerics is not taken for a run's own.
-# tests/test_identity.py notices a change.
-NUMERICS_VERSION = 1
 
 if TYPE_CHECKING:
     from mxsweep.numerics.block_statistics import (

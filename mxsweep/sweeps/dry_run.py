@@ -8,8 +8,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.files.checkpoints import footprint, read_inventory, unmatched_patterns
+from mxsweep.files.checkpoints import read_inventory
 from mxsweep.formats.recipe import LinearFormats
+from mxsweep.model.footprint import footprint, unmatched_patterns
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import rows_of

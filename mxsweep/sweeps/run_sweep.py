@@ -295,7 +295,7 @@ def _shorten(folder: Path) -> Path:
 
 
 def _collect(folder: Path) -> None:
-    from mxsweep.collect import collect
+    from mxsweep.report.collection import collect
 
     result = collect([folder])
     print(f"\n{result.text}")

@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mxsweep.config.checks import is_folder
-from mxsweep.config.overrides import excerpt
-from mxsweep.config.run_config import SWEEP_KNOBS
 from mxsweep.terminal import streams
 from mxsweep.terminal.errors import ConfigError
 
@@ -36,16 +33,6 @@ def answered(program: str, command: Callable[[], int]) -> int:
             return EXIT_INTERRUPTED
 
     return streams.steadily(answer)
-
-
-def check_command_line(knobs: Sequence[str], config_dir: Path | None) -> None:
-    """Raises ConfigError for a folder that is not there, and for knobs of sweeps and launchers."""
-    if config_dir is not None and not is_folder(config_dir):
-        raise ConfigError(f"--config-dir: {str(config_dir)!r} is not a folder")
-    for knob in knobs:
-        key = knob.partition("=")[0].lstrip("+~")
-        if key.partition(".")[0] in SWEEP_KNOBS or key.startswith("hydra"):
-            raise ConfigError(f"{excerpt(key)}: has no use here, where nothing is run")
 
 
 def left(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int:

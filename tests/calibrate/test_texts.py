@@ -23,8 +23,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 import mxsweep.calibrate.documents
 from mxsweep.calibrate import texts
-from mxsweep.calibrate.texts import Calibration, calibration_tokens, identity_of, resolve
+from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.config import calibration_files as files
+from mxsweep.config.calibration_data import calibration_identity, resolve_calibration
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.stories import SPLITS, stories
@@ -174,7 +175,7 @@ def test_the_identity_is_of_the_tokens(tmp_path: Path) -> None:
     file = numbered(tmp_path, 200)
     with_bos, without = (calibration_tokens(config(path=file), HF, words_tokenizer(bos), 512) for bos in (True, False))
     assert with_bos.identity["tokens"] != without.identity["tokens"]
-    assert with_bos.identity["sampled"] == without.identity["sampled"] == identity_of(config(path=file))
+    assert with_bos.identity["sampled"] == without.identity["sampled"] == calibration_identity(config(path=file))
     assert json.loads(json.dumps(with_bos.identity)) == with_bos.identity
     parts = [np.array([1, 2, 3]), np.array([4])], [np.array([1, 2]), np.array([3, 4])]
     assert texts._digest(parts[0]) != texts._digest(parts[1])
@@ -186,7 +187,7 @@ def test_rows_of_a_file_are_texts(tmp_path: Path) -> None:
     found = calibration_tokens(config(path=file, field="body"), HF, words_tokenizer(), 512)
     assert [place for window in places(found) for place in window] == list(range(36))
     assert found.texts[0].startswith("w0 w1\n\nw2 w3\n\n")
-    assert identity_of(config(path=file, field="body")) != identity_of(config(path=file, field="n"))
+    assert calibration_identity(config(path=file, field="body")) != calibration_identity(config(path=file, field="n"))
 
 
 # ---------------------------------------------------------------------------------------------------- stories
@@ -275,7 +276,7 @@ def test_a_task_gives_its_validation_documents_where_they_are_asked_for(made: Ca
     read = [place for window in places(found) for place in window if place >= 0]
     assert min(read) >= 200 and max(read) < 250
     with pytest.raises(ConfigError, match=r"calibration\.split: 'test' is not known; allowed: train, validation"):
-        resolve(config("task", "made", split="test"), HF)
+        resolve_calibration(config("task", "made", split="test"), HF)
 
 
 CHOICE = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"], "doc_to_target": 1}
@@ -355,7 +356,7 @@ def test_a_data_set_in_files(kind: str, stored: Callable[[str], Path]) -> None:
     assert f"from {kind}" in found.description and len(found.sequences) == 10
     read = [place for window in places(found) for place in window]
     assert len(set(read)) == 90 and min(read) >= 0 and max(read) < 300 and read != sorted(read)
-    files = identity_of(one)["files"]
+    files = calibration_identity(one)["files"]
     assert files and all(len(digest) == 64 for digest in files.values())
 
 
@@ -419,16 +420,16 @@ def test_without_a_network_it_is_said_soon_and_what_to_do(source: str, monkeypat
 
 
 def test_auto_is_stories_for_the_embedded_model_only() -> None:
-    assert resolve(config("auto"), TINY) == config("stories")
+    assert resolve_calibration(config("auto"), TINY) == config("stories")
     with pytest.raises(ConfigError, match=r"calibration: 'auto' .* model\.path is 'owner/name'; give calibration=text"):
-        resolve(config("auto"), HF)
+        resolve_calibration(config("auto"), HF)
     with pytest.raises(ValueError, match="not resolved"):
-        identity_of(config("auto"))
+        calibration_identity(config("auto"))
 
 
 def test_files_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     good = numbered(tmp_path, 10)
-    assert resolve(config(path=good), HF) == config(path=good)
+    assert resolve_calibration(config(path=good), HF) == config(path=good)
     for name, content, message in (
         ("none.txt", None, "is not a file; give a UTF-8 text"),
         ("empty.txt", b" \n", "is empty"),
@@ -442,10 +443,10 @@ def test_files_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=message) as raised:
-            resolve(config(path=tmp_path / name), HF)
+            resolve_calibration(config(path=tmp_path / name), HF)
         assert str(raised.value).startswith("calibration.path: ") and name in str(raised.value)
     with pytest.raises(ConfigError, match="is not a file"):
-        resolve(config(path=tmp_path), HF)
+        resolve_calibration(config(path=tmp_path), HF)
     late = tmp_path / "late.txt"
     late.write_bytes(b"a " * 2**16 + b"\xe9 ")
     with pytest.raises(ConfigError, match=r"calibration\.path: .* cannot be read as UTF-8"):
@@ -454,13 +455,13 @@ def test_files_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
 
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys; from mxsweep.calibrate.texts import resolve, identity_of; "
+        "import sys; from mxsweep.config.calibration_data import resolve_calibration, calibration_identity; "
         "from mxsweep.config.model_config import ModelConfig; "
         "from mxsweep.config.remedy_config import CalibrationConfig; "
         "model = ModelConfig('tiny', 'embedded', None, 'auto', 'cpu', None, 'sdpa', None, False); "
         f"text = CalibrationConfig('text', {str(numbered(tmp_path, 10))!r}, None, 'train', 'text', 1, 2, 0); "
         "stories = CalibrationConfig('auto', None, None, 'train', 'text', 1, 2, 0); "
-        "[identity_of(resolve(one, model)) for one in (text, stories)]; "
+        "[calibration_identity(resolve_calibration(one, model)) for one in (text, stories)]; "
         "assert not {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -469,34 +470,38 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_a_character_on_the_edge_of_what_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "edge.txt"
     file.write_bytes(b"a" * (files.CHECKED_BYTES - 1) + "ä ä".encode())
-    resolve(config(path=file), HF)
+    resolve_calibration(config(path=file), HF)
 
 
 def test_names_of_data_sets_are_checked(tmp_path: Path) -> None:
     for name in ("wikitext", "Salesforce/wikitext"):
-        resolve(config("hub", name), HF)
+        resolve_calibration(config("hub", name), HF)
     for name in ("./nothing", "/not/there", "a/b/c", "~/nothing/there", "x y"):
         with pytest.raises(ConfigError, match=r"calibration\.path: .* does not exist; give the name of a data set"):
-            resolve(config("hub", name), HF)
+            resolve_calibration(config("hub", name), HF)
 
 
 def test_the_identity_of_a_config_is_of_what_counts(tmp_path: Path) -> None:
     file = numbered(tmp_path, 10)
-    known = identity_of(config(path=file))
-    assert identity_of(config(path=numbered(tmp_path, 10, "copy.txt"), field="x", name="y", split="z")) == known
+    known = calibration_identity(config(path=file))
+    assert (
+        calibration_identity(config(path=numbered(tmp_path, 10, "copy.txt"), field="x", name="y", split="z")) == known
+    )
     for change in ({"samples": 5}, {"length": 11}, {"seed": 1}, {"path": numbered(tmp_path, 11, "other.txt")}):
-        assert identity_of(config(**({"path": file} | change))) != known
-    stories_too = identity_of(config("stories"))
-    assert stories_too == identity_of(config("stories", field="x")) != known
-    hub = identity_of(config("hub", "owner/data"))
+        assert calibration_identity(config(**({"path": file} | change))) != known
+    stories_too = calibration_identity(config("stories"))
+    assert stories_too == calibration_identity(config("stories", field="x")) != known
+    hub = calibration_identity(config("hub", "owner/data"))
     for change in ({"name": "en"}, {"split": "test"}, {"field": "x"}):
-        assert identity_of(config("hub", "owner/data", **change)) != hub
-    assert identity_of(config("task", "piqa")) != identity_of(config("task", "piqa", split="validation"))
+        assert calibration_identity(config("hub", "owner/data", **change)) != hub
+    assert calibration_identity(config("task", "piqa")) != calibration_identity(
+        config("task", "piqa", split="validation")
+    )
     for identity in (known, stories_too, hub):
         assert json.loads(json.dumps(identity)) == identity
     file.unlink()
     with pytest.raises(ConfigError, match=r"calibration\.path: .* cannot be read"):
-        identity_of(config(path=file))
+        calibration_identity(config(path=file))
 
 
 # ------------------------------------------------------------------------------------------------- real texts
@@ -520,7 +525,7 @@ def test_which_file_of_a_data_set_is_which_counts(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
     (folder / "test.jsonl").write_text('{"text": "two"}\n', encoding="utf-8")
-    known = identity_of(config("hub", folder))
+    known = calibration_identity(config("hub", folder))
     for name, text in (("train", "two"), ("test", "one")):
         (folder / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n', encoding="utf-8")
-    assert identity_of(config("hub", folder)) != known
+    assert calibration_identity(config("hub", folder)) != known

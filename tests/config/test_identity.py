@@ -436,7 +436,7 @@ def test_processes_and_threads_at_once(cache: Path, tmp_path: Path) -> None:
     for file in files:
         file.write_bytes(file.name.encode())
     code = (
-        "import sys; from pathlib import Path; from mxsweep import identity as i; i.LARGE_BYTES = 0; i._TICK_NS = -1\n"
+        "import sys; from pathlib import Path; from mxsweep.files import digests as i; i.LARGE_BYTES = 0; i._TICK_NS = -1\n"
         "for file in sys.argv[1:]: i.file_digests([Path(file)])"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, *map(str, files)]) for _ in range(3)]
@@ -520,7 +520,7 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, build: str, counts: str)
     library = tmp_path / "libcuda.so.1"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True, timeout=60)
     code = (
-        "import os, sys; from mxsweep import devices\n"
+        "import os, sys; from mxsweep.machine import gpus as devices\n"
         f"devices.version = lambda name: {build!r}\n"
         "def count(visible):\n"
         "    os.environ['CUDA_VISIBLE_DEVICES'] = visible\n"

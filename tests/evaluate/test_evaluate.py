@@ -24,7 +24,6 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
-from mxsweep.collect import collect
 from mxsweep.evaluate.evaluate import Evaluation, make_lm
 from mxsweep.evaluate.evaluate import evaluate as evaluate_lm
 from mxsweep.evaluate.quiet import no_progress_bars
@@ -38,6 +37,7 @@ from mxsweep.evaluate.stories import story_task_config
 from mxsweep.evaluate.tasks import _manager_of, load_tasks
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.model.load import LoadedModel, load_model
+from mxsweep.report.collection import collect
 from mxsweep.results.record import read_record
 from mxsweep.terminal.errors import ConfigError
 

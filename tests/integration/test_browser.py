@@ -12,7 +12,7 @@ import pytest
 from helpers.made_report import NASTY, put_failed, put_study
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from mxsweep.collect import collect
+from mxsweep.report.collection import collect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from mxsweep.collect import CollectError, collect, main
+from mxsweep.collect import main
+from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.figures.figure_files import draw_figures, files_of
 from mxsweep.report.tables import markdown_text, terminal_text
 from mxsweep.report.wording import format_value

@@ -15,8 +15,9 @@ from helpers.made_report import NASTY, put_failed, put_study
 from helpers.made_runs import put
 from markupsafe import escape
 
-from mxsweep.collect import CollectError, collect, main
+from mxsweep.collect import main
 from mxsweep.report import latex
+from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.page import page
 from mxsweep.report.page.run_table import config_lines
 from mxsweep.results.groups import gather

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
 from mxsweep.evaluate.stories import stories
-from mxsweep.files.checkpoints import footprint, model_folder, read_inventory, unmatched_patterns
+from mxsweep.files.checkpoints import model_folder, read_inventory
+from mxsweep.model.footprint import footprint, unmatched_patterns
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.results.record import read_record

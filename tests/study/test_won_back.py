@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.made_runs import REMEDIES, outcomes, put
 
-from mxsweep.collect import collect
+from mxsweep.report.collection import collect
 from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.tables import terminal_text, won_back_table
 from mxsweep.results.groups import gather, load_table
