@@ -26,7 +26,7 @@ from mxsweep.formats import (
 )
 
 if TYPE_CHECKING:
-    from mxsweep.numerics.block_statistics import (
+    from mxsweep.numerics.block_measures import (
         BlockStatistics,
         Measured,
         block_statistics,
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "quantize": "mxsweep.numerics.dispatch",
-    "BlockStatistics": "mxsweep.numerics.block_statistics",
-    "Measured": "mxsweep.numerics.block_statistics",
-    "block_statistics": "mxsweep.numerics.block_statistics",
-    "fetch_statistics": "mxsweep.numerics.block_statistics",
-    "measure_blocks": "mxsweep.numerics.block_statistics",
-    "sqnr_db": "mxsweep.numerics.block_statistics",
+    "BlockStatistics": "mxsweep.numerics.block_measures",
+    "Measured": "mxsweep.numerics.block_measures",
+    "block_statistics": "mxsweep.numerics.block_measures",
+    "fetch_statistics": "mxsweep.numerics.block_measures",
+    "measure_blocks": "mxsweep.numerics.block_measures",
+    "sqnr_db": "mxsweep.numerics.block_measures",
 }
 
 __all__ = [
