@@ -436,7 +436,8 @@ def test_processes_and_threads_at_once(cache: Path, tmp_path: Path) -> None:
     for file in files:
         file.write_bytes(file.name.encode())
     code = (
-        "import sys; from pathlib import Path; from mxsweep.files import digests as i; i.LARGE_BYTES = 0; i._TICK_NS = -1\n"
+        "import sys; from pathlib import Path; from mxsweep.files import digests as i\n"
+        "i.LARGE_BYTES = 0; i._TICK_NS = -1\n"
         "for file in sys.argv[1:]: i.file_digests([Path(file)])"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, *map(str, files)]) for _ in range(3)]
