@@ -1,1 +1,1 @@
-"""The machine that mxsweep runs on: GPUs, versions, seeds, memory."""
+"""The machine that mxsweep runs on: GPUs, versions of packages, the commit of the source tree."""

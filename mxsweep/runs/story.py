@@ -96,14 +96,14 @@ def run(
 def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[str]) -> dict[str, Any]:
     from mxsweep.calibrate.prepare import prepare
     from mxsweep.evaluate.evaluate import evaluate
-    from mxsweep.machine import environment
+    from mxsweep.runs import environment
     from mxsweep.model.linear import quantize_model
     from mxsweep.model.residual import rotated_residual
     from mxsweep.numerics.kernels.cuda import launch_count
     from mxsweep.runs.diagnostics import Diagnostics
 
     clock = _Clock()
-    environment.start(config.seed)
+    environment.seed_and_count_memory(config.seed)
     model, lm, tasks = _load(config)
     load_s = clock.lap()
     of_all = _counted_together(progress, 1 + config.noise)

@@ -1,4 +1,4 @@
-"""What a run ran on: seeds, device, memory."""
+"""Prepare and describe the process that a run happens in: seeds, peak memory, device."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 
-def start(seed: int) -> None:
-    """Seed every generator, and count GPU memory from here."""
+def seed_and_count_memory(seed: int) -> None:
+    """Seed every generator, and count the peak of GPU memory from here."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -24,7 +24,7 @@ def start(seed: int) -> None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes: the process' peak since it began, and the GPUs' since :func:`start`."""
+    """Return peaks in bytes: the process' since it began, and the GPUs' since :func:`seed_and_count_memory`."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     gpu = [torch.cuda.max_memory_allocated(index) for index in devices]
@@ -35,7 +35,7 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def describe_device(model: nn.Module) -> dict[str, Any]:
-    """Where a model is and in which dtype, for the record."""
+    """Return where a model is and in which dtype, for the record."""
     parameter = next(model.parameters())
     on_gpu = parameter.device.type == "cuda"
     return {
