@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mxsweep.config.command_line import check_command_line
 from mxsweep.config.overrides import prepare
+from mxsweep.files.atomic import write_csv
 from mxsweep.runs.story import check_backend
 from mxsweep.sweeps.plan import PlannedRun, plan
-from mxsweep.terminal.command import answered, left, write_csv
+from mxsweep.terminal.command import answered, left
 from mxsweep.terminal.errors import ConfigError
 
 PROGRAM = "mxsweep.inspect"
@@ -66,7 +67,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
     def write(folder: Path) -> list[Path]:
         table = folder / "inspect.csv"
-        write_csv(table, [row for one in found for row in one.rows()])
+        rows = [row for one in found for row in one.rows()]
+        write_csv(table, rows[0], [row.values() for row in rows])
         from mxsweep.report.figures.weight_heat_map import draw
 
         return [table, *draw(found, folder)]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from mxsweep.config.command_line import check_command_line
 from mxsweep.config.overrides import excerpt, prepare, read_override
 from mxsweep.config.run_config import RunConfig
+from mxsweep.files.atomic import write_csv
 from mxsweep.runs.story import check_backend, load_configured
 from mxsweep.sweeps.plan import plan
-from mxsweep.terminal.command import answered, left, write_csv
+from mxsweep.terminal.command import answered, left
 from mxsweep.terminal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
     def write(folder: Path) -> list[Path]:
         table = folder / "sensitivity.csv"
-        write_csv(table, found.rows())
+        rows = found.rows()
+        write_csv(table, rows[0], [row.values() for row in rows])
         from mxsweep.report.figures.sensitivity_heat_map import draw
 
         return [table, *draw(found, formats, folder)]

@@ -1,7 +1,7 @@
 """Artefacts on disk: what takes minutes to work out, kept under a hash of everything that it depends on.
 
 An artefact is a folder with parts, each a file that is whole or absent, so that work which was interrupted goes on
-where it was. Parts are in $XDG_CACHE_HOME/mxsweep/artefacts (~/.cache/mxsweep/artefacts), which may be removed at any
+where it was. Parts are in the folder `artefacts` of the cache folder, which may be removed at any
 time. A cache that cannot be used costs the work again, and a warning; never a run.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.files.cache import cache_folder
 from mxsweep.files.digests import json_digest
 from mxsweep.files.locks import CLAIM_NAME, Lock, holder, this_process
 
@@ -34,11 +34,6 @@ T = TypeVar("T")
 KEY_FILE = "key.json"
 _WAIT_S = 0.2  # between two looks at a lock that another process holds
 _DIGEST = "sha256"
-
-
-def cache_folder() -> Path:
-    """Where artefacts are: $XDG_CACHE_HOME/mxsweep/artefacts. Raises RuntimeError where there is no home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "artefacts"
 
 
 class Artefact:
@@ -66,8 +61,8 @@ class Artefact:
         self._warned = False
         self.folder: Path | None
         try:
-            self.folder = cache_folder() / self.digest
-        except RuntimeError as error:
+            self.folder = cache_folder("artefacts") / self.digest
+        except OSError as error:
             self.folder = None
             self._cannot_be_kept(error)
 

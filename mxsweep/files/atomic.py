@@ -1,24 +1,62 @@
-"""Files that a reader sees whole or not at all, whatever happens to the writer."""
+"""Write files that a reader sees whole or not at all, whatever happens to the writer.
 
+A file is written under another name in the same folder, and renamed when it is whole: a rename is atomic within a file
+system, and only there. Whoever fails leaves what was there before, and nothing beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
 import os
+import threading
+from collections.abc import Callable, Iterable
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` (a text in UTF-8) to `path`, in the place of what was there.
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = True) -> None:
+    """Write a file in the place of what was there; folders that are not there are made.
 
-    Raises OSError, and leaves no litter then.
+    Args:
+        content: a text (written in UTF-8), bytes, or a function that writes a file of the name that it is given.
+        durable: force the content to the disk before the file takes its place, so that a power cut cannot leave an
+            empty one. Wanted of what cannot be made again; it takes milliseconds.
+
+    Raises:
+        OSError: the file cannot be written; and whatever ``content`` raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within a file system. Not made by `tempfile`,
-    # whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not made by `tempfile`, whose files only their owner may read. Processes and threads write under names of their
+    # own: of several writers of one file the last one's stays, whole.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if callable(content):
+            content(unfinished)
+        else:
+            unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        if durable:
+            _force_to_disk(unfinished)
+        os.replace(unfinished, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a second error would hide the first
+            unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as a CSV file under the columns' names. Raises OSError."""
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue(), durable=False)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,7 @@
-"""What files hold, as SHA-256: their content identifies a run, not where they lie.
+"""Identify files by their content, as SHA-256: what they hold makes a run, not where they lie.
 
-A large file is read once. Its digest is kept where the compiled kernels are, in $XDG_CACHE_HOME/mxsweep
-(~/.cache/mxsweep), and holds for as long as the file's size, times and inode are the same. Imports nothing heavy:
-planning needs digests.
+A large file is read once. Its digest is kept in the cache folder (`mxsweep.files.cache`), and holds for as long as the
+file's size, times and inode are the same. Imports nothing heavy: planning needs digests.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.cache import cache_folder
+
 log = logging.getLogger(__name__)
 
 # Smaller files are read again by every process, in a few milliseconds each.
 LARGE_BYTES = 16 * 2**20
+CACHE_NAME = "digests.json"
 _CACHED_FILES = 4096  # kept at most
 # A file that is written again within one tick of its file system's clock (2 s on FAT) shows no other times: the digest
 # of one that is younger is not kept.
@@ -103,16 +105,11 @@ def _read(path: str) -> _Kept:
     raise OSError("it is being written")
 
 
-def _cache_file() -> Path:
-    """Beside the kernels that `mxsweep.numerics.kernels.cuda` keeps. Raises RuntimeError where there is no home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "digests.json"
-
-
 def _read_cache() -> dict[str, _Kept]:
     """The digests on disk; of a file that is damaged, those that are whole. No reason to stop anything."""
     try:
-        entries = json.loads(_cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError, RecursionError):
+        entries = json.loads((cache_folder() / CACHE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}
@@ -130,25 +127,11 @@ def _write_cache(new: Mapping[str, _Kept]) -> None:
     """Adds to the digests on disk. Where two processes do at once, the last one's stay: the others are made again."""
     if not new:
         return
-    temporary = None
     try:
-        file = _cache_file()
         # The newest last, so that the oldest go first.
         entries = {path: kept for path, kept in _read_cache().items() if path not in new} | dict(new)
         newest = list(entries.items())[-_CACHED_FILES:]
         text = json.dumps({path: [*kept.stamp, kept.digest] for path, kept in newest})
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:
+        write_atomically(cache_folder() / CACHE_NAME, text, durable=False)
+    except OSError as error:
         log.warning("digests of model files are not kept, and made again next time: %s", error)
-        if temporary is not None:
-            _remove(temporary)
-
-
-def _remove(file: Path) -> None:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError:
-        log.debug("%s stays", file)

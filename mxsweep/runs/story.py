@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.run_config import RunConfig
+from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.versions import record_environment
 from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
@@ -321,9 +321,9 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
         return lambda path: frame.to_parquet(path, index=False)
 
     results = json.dumps(details["lm_eval"], indent=2, default=handle_non_serializable, ensure_ascii=False)
-    files: dict[str, Callable[[Path], object]] = {
+    files: dict[str, str | Callable[[Path], object]] = {
         "samples.parquet": table(details["samples"]),
-        "lm_eval.json": partial(_write_text, results),
+        "lm_eval.json": results,
     }
     if "diagnostics" in details:
         from mxsweep.model.tensor_statistics import COLUMNS
@@ -331,24 +331,15 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
         files["diagnostics.parquet"] = table(details["diagnostics"], COLUMNS)
     if "noise" in details:
         files["noise.parquet"] = table(details["noise"])
-    files |= {name: partial(_write_text, content) for name, content in details.get("files", {}).items()}
+    files |= details.get("files", {})
     warnings = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, write in files.items():
+    for name, content in files.items():
         try:
-            target = folder / name
-            unfinished = target.with_name(f".{target.name}.partial")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(unfinished)
-            unfinished.replace(target)
+            write_atomically(folder / name, content, durable=False)
         except (OSError, ValueError) as error:
             warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
             log.warning(warnings[-1])
     return warnings
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _tell_nobody(_done: int, _total: int, _phase: str = "", /) -> None:

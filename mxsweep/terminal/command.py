@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mxsweep.terminal import streams
 from mxsweep.terminal.errors import ConfigError
@@ -46,13 +44,3 @@ def left(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int
         return EXIT_UNWRITABLE
     print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
     return 0
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A row for each mapping, under the first one's keys; the file is whole or absent. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)

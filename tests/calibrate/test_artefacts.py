@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mxsweep.calibrate.artefacts import Artefact, cache_folder
+from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.files.digests import json_digest
 from mxsweep.files.locks import CLAIM_NAME, Lock, is_held, this_process
 
@@ -85,17 +85,18 @@ def damages(caplog: pytest.LogCaptureFixture) -> int:
 
 def test_the_folder_follows_from_the_key(tmp_path: Path) -> None:
     artefact = Artefact(KEY)
-    assert cache_folder() == tmp_path / "cache" / "mxsweep" / "artefacts"
-    assert artefact.digest == json_digest(KEY) and artefact.folder == cache_folder() / artefact.digest
+    folder = tmp_path / "cache" / "mxsweep" / "artefacts"
+    assert artefact.digest == json_digest(KEY) and artefact.folder == folder / artefact.digest
     assert Artefact(dict(reversed(KEY.items()))).digest == artefact.digest
     assert Artefact(KEY | {"model": "abd"}).digest != artefact.digest
-    assert not cache_folder().exists()  # nothing is written before there is something
+    assert not folder.exists()  # nothing is written before there is something
 
 
 def test_the_folder_without_xdg_is_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "mxsweep" / "artefacts"
+    artefact = Artefact(KEY)
+    assert artefact.folder == tmp_path / ".cache" / "mxsweep" / "artefacts" / artefact.digest
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,7 +5,7 @@ written. What does not fit that (blocks along another axis, tiles, blocks that e
 kernel that takes any block, a warp or a thread each. A per-tensor scale costs one more reading of the tensor.
 
 The source is compiled by NVRTC through `cuda.core`, once for a format, a dtype and a GPU architecture, in a few tenths
-of a second, and kept on disk in $XDG_CACHE_HOME/mxsweep (~/.cache/mxsweep). The kernels are the torch operator
+of a second, and kept on disk in the cache folder (`mxsweep.files.cache`). The kernels are the torch operator
 `mxsweep::quantize`, whose arguments are MXFormat's fields, so that a profile names it and torch.compile can trace it.
 """
 
@@ -14,16 +14,15 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.element_formats import ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
 from mxsweep.formats.mxformat import MXFormat
@@ -333,8 +332,7 @@ def _disk_cache() -> Any:
     from cuda.core.utils import FileStreamProgramCache
 
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep" / "kernels"
-        return FileStreamProgramCache(folder, max_size_bytes=CACHE_BYTES)
-    except (OSError, RuntimeError) as error:  # a folder that cannot be written, or no home to have one in
+        return FileStreamProgramCache(cache_folder("kernels"), max_size_bytes=CACHE_BYTES)
+    except OSError as error:  # a folder that cannot be written, or no home to have one in
         log.warning("compiled CUDA kernels are not kept: %s", error)
         return None

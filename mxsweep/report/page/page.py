@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.files.cache import cache_folder
 from mxsweep.machine.versions import version_of
 from mxsweep.report.figures.figure import VEGA_LITE, Figure
 from mxsweep.report.figures.figure_files import Drawn
@@ -160,21 +160,20 @@ def policy(scripts: Sequence[str]) -> str:
 def vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window.
 
-    Putting it together takes vl-convert 1.2 s, so it is kept in $XDG_CACHE_HOME/mxsweep (~/.cache/mxsweep), by version.
+    Putting it together takes vl-convert 1.2 s, so it is kept in the cache folder, by version.
     """
     import vl_convert
 
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mxsweep"
-        kept = folder / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
+        kept = cache_folder() / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
         if kept.is_file():
             return kept.read_text(encoding="utf-8")
-    except (OSError, RuntimeError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         kept = None
     script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
     if kept is not None:
         with contextlib.suppress(OSError):
-            write_atomically(kept, script)
+            write_atomically(kept, script, durable=False)
     return script
 
 
