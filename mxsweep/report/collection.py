@@ -41,13 +41,13 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     such reference; failed, running, missing and unreadable runs are no error but are listed.
     """
     from mxsweep.report.tables import summary, terminal_text
-    from mxsweep.results.groups import gather
+    from mxsweep.results.groups import read_results
     from mxsweep.study.published import BadReferenceError, load_reference
 
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     try:
         published = load_reference(reference) if reference is not None else None
-        results = gather(dirs)
+        results = read_results(dirs)
     except (FileNotFoundError, BadReferenceError) as error:
         raise CollectError(str(error)) from error
     named = ", ".join(map(str, dirs))
@@ -70,7 +70,7 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
 
 def _write(results: Results, reference: Reference | None, folder: Path, files: list[Path]) -> None:
     """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
-    from mxsweep.report.figures.figure_files import draw_figures, files_of
+    from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.page import write_page
     from mxsweep.report.tables import markdown_text, write_csv, write_parquet
@@ -82,7 +82,7 @@ def _write(results: Results, reference: Reference | None, folder: Path, files: l
     write_parquet(files[1], results.rows)
     studied = studies(results)
     drawn = draw_figures(studied, folder)
-    named = files_of(drawn)
+    named = written_files(drawn)
     texts = {
         "results.md": markdown_text(results, named, studied, reference),
         "results.tex": latex_text(results, studied),

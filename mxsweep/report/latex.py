@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from mxsweep.report.wording import difference, format_value, metric_cell, significance
 from mxsweep.results.groups import Results
-from mxsweep.results.rows import Row, betterness, is_perplexity, label
+from mxsweep.results.metrics import betterness, is_perplexity, short_title
+from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study
-from mxsweep.study.headline import METRIC_TITLES
 
 PREAMBLE = "% Written by mxsweep. Needs \\usepackage{booktabs}.\n"
 _SPECIAL = {
@@ -51,7 +51,7 @@ def _table(results: Results, study: Study) -> str:
     sized = any(row.bits_per_weight is not None for row in group.rows)
     heads = [escape(name) for name in knobs]
     for name in metrics:
-        title = escape(METRIC_TITLES.get(name, name))
+        title = escape(short_title(name))
         heads += [title, f"$\\Delta$ {title}"] if study.has_baseline and betterness(name) else [title]
     heads += ["bits/weight"] if sized else []
     numbers = len(heads) - len(knobs)

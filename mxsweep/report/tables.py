@@ -24,12 +24,12 @@ from mxsweep.report.wording import (
     speed,
 )
 from mxsweep.results.groups import Group, Results, columns
+from mxsweep.results.metrics import betterness, short_title
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import what_was_found
-from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.rows import Row, label
 from mxsweep.study.compare import Comparison, why_groups
 from mxsweep.study.group_study import Study, studies
-from mxsweep.study.headline import METRIC_TITLES
 from mxsweep.study.published import Reference, match
 from mxsweep.study.won_back import Step, WonBack, share_text, won_back
 
@@ -224,7 +224,7 @@ def full_table(
         baseline = group.baseline_for(row)
         comparison = (against or {}).get(row.run.path)
         for name in metrics:
-            title = METRIC_TITLES.get(name, name)
+            title = short_title(name)
             cells[title] = metric_cell(row, name)
             if has_baseline and betterness(name):
                 delta = [difference(row, baseline, name), interval(comparison, name)]
@@ -254,7 +254,7 @@ def won_back_table(group: Group, found: Sequence[WonBack]) -> list[dict[str, str
         for step in steps:
             cells = config | {"remedies": step.text, "step before": step.before_text or ABSENT}
             for name in metrics:
-                title = METRIC_TITLES.get(name, name)
+                title = short_title(name)
                 cells[title] = metric_cell(step.row, name)
                 if name in compared:
                     change = difference(step.row, step.before.other, name) if step.before else ABSENT
@@ -283,7 +283,7 @@ def headline_table(study: Study) -> list[dict[str, str]]:
         cells = {"": pick.title, **knob_cells(study.results, pick.row)}
         comparison = study.against.get(pick.row.run.path)
         for name in known:
-            title = METRIC_TITLES.get(name, name)
+            title = short_title(name)
             cells[title] = metric_cell(pick.row, name)
             delta = [difference(pick.row, pick.baseline, name), interval(comparison, name)]
             cells[f"Δ {title}"] = " ".join([*filter(None, delta)])
@@ -313,7 +313,7 @@ def reference_table(results: Results, reference: Reference) -> tuple[list[dict[s
             continue
         cells = {name: label(theirs.knobs[name]) if name in theirs.knobs else ABSENT for name in knobs}
         for name in dict.fromkeys(names):
-            title, digits = METRIC_TITLES.get(name, name), 4 if betterness(name) > 0 else None
+            title, digits = short_title(name), 4 if betterness(name) > 0 else None
             value = theirs.metrics.get(name)
             cells[f"{title}, theirs"] = format_value(value, theirs.metrics.get(f"{name}_stderr"), digits)
             cells[f"{title}, ours"] = metric_cell(ours, name) if ours else ABSENT

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mxsweep.results.rows import Row, betterness, is_perplexity
+from mxsweep.results.metrics import betterness, is_perplexity
+from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.compare import Comparison

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import LADDERS
-from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, betterness, label, main_metric, rows_of
+from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, label, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,17 +82,17 @@ class Results:
         return [run for run in self.runs if run.status == status]
 
 
-def gather(dirs: Folders) -> Results:
+def read_results(dirs: Folders) -> Results:
     """Read every run at or below `dirs` and sort out what can be compared with what."""
     runs = find_runs(dirs)
-    rows = [row for run in runs for row in rows_of(run)]
+    rows = [row for run in runs for row in read_rows(run)]
     done = [row for row in rows if row.run.status == "done"]
     rest = [row for row in rows if row.run.status != "done"]
-    conditions = knobs_that_tell(done, COMPARABLE, CONDITIONS)
+    conditions = distinguishing_knobs(done, COMPARABLE, CONDITIONS)
     by = (*COMPARABLE, *conditions)
     shown = [name for name in KNOBS if name not in COMPARABLE and len(_values(done, name)) > 1]
     shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
-    done.sort(key=lambda row: (sort_key(row, by), not row.is_baseline, sort_key(row, shown), row.run.run_id))
+    done.sort(key=lambda row: (row_order(row, by), not row.is_baseline, row_order(row, shown), row.run.run_id))
     return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
 
 
@@ -101,7 +102,7 @@ def load_table(dirs: Folders) -> "pd.DataFrame":
 
     types = {bool: "boolean", int: "Int64", float: "float64", str: "string"}
     table = {}
-    for name, values in columns(gather(dirs).rows).items():
+    for name, values in columns(read_results(dirs).rows).items():
         kind = next((type(value) for value in values if value is not None), None)
         table[name] = pd.Series(values, dtype=types[kind] if kind else "object")
     return pd.DataFrame(table)
@@ -163,10 +164,10 @@ def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
 
 def _tells(rows: Sequence[Row], name: str) -> bool:
     """Whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    return bool(knobs_that_tell(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
+    return bool(distinguishing_knobs(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
 
 
-def knobs_that_tell(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
+def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
     """Those of `names` that tell apart rows which `known`, and the names before, do not."""
     telling: list[str] = []
     for name in (name for name in names if len(_values(rows, name)) > 1):
@@ -195,12 +196,12 @@ def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
     return list(made.values())
 
 
-def sort_key(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
-    """The places of a row's values of knobs; see `place_of`."""
-    return [place_of(name, row.knobs.get(name)) for name in names]
+def row_order(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
+    """The places of a row's values of knobs; see `value_order`."""
+    return [value_order(name, row.knobs.get(name)) for name in names]
 
 
-def place_of(name: str, value: Any) -> tuple[Any, ...]:
+def value_order(name: str, value: Any) -> tuple[Any, ...]:
     """Where a knob's value stands among others.
 
     Numbers by size, then texts in natural order, those of remedies from the least that is done to the most; before all

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mxsweep.results.metrics import COUNTED, accuracy_metric, is_perplexity, main_metric
 from mxsweep.results.record import RunFolder
-from mxsweep.results.rows import accuracy_metric, is_perplexity, main_metric
 
 SAMPLES_NAME = "samples.parquet"
 NOISE_NAME = "noise.parquet"
-_CORRECT = ("acc", "acc_norm", "exact_match")  # by rank, see rows.HIGHER_IS_BETTER
 _WEIGHTS = ("words", "bytes")
 
 
@@ -77,7 +76,7 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
     import pyarrow.parquet as pq
 
-    known = ("task", "repeat", "doc_id", "doc_hash", "filter", "loglikelihood", *_CORRECT, *_WEIGHTS)
+    known = ("task", "repeat", "doc_id", "doc_hash", "filter", "loglikelihood", *COUNTED, *_WEIGHTS)
     try:
         with pq.ParquetFile(path) as file:
             there = set(file.schema_arrow.names)
@@ -144,7 +143,7 @@ def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
 
 def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
     main = (accuracy_metric(metrics) or "").split(",")[0]
-    for name in dict.fromkeys((main, *_CORRECT)):
+    for name in dict.fromkeys((main, *COUNTED)):
         if name in table.column_names:
             column = _numbers(table, name)
             if ((column == 0) | (column == 1)).all():

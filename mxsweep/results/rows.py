@@ -7,10 +7,10 @@ from its row: it is neither a value nor a difference.
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mxsweep.results.metrics import accuracy_metric
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import with_remedies
 
@@ -40,9 +40,6 @@ HOW_TO_QUANTIZE = (
     "backend",
     "arithmetic",
 )
-HIGHER_IS_BETTER = ("f1", "exact_match", "acc_norm", "acc")  # the last is looked at first
-LOWER_IS_BETTER = ("perplexity", "word_perplexity")
-COUNTED = ("exact_match", "acc_norm", "acc")  # those of them that count examples answered right
 MAPPINGS = ("modules", "task.data")  # leaves, though mappings: their keys are the user's
 # What a run was asked to note besides its results: these decide no metric, so they tell no runs apart.
 NOTES = ("diagnostics", "noise")
@@ -148,29 +145,6 @@ class Row:
         return value if isinstance(value, int | float) else None
 
 
-def betterness(metric: str) -> int:
-    """Above 0 if more of a metric is better, below 0 if less is, 0 if unknown; the greatest matters most."""
-    name = metric.split(",")[0]  # a filter's name follows the comma
-    if name in HIGHER_IS_BETTER:
-        return HIGHER_IS_BETTER.index(name) + 1
-    return -LOWER_IS_BETTER.index(name) - 1 if name in LOWER_IS_BETTER else 0
-
-
-def main_metric(names: Iterable[str]) -> str | None:
-    """The one of these metrics that matters most, the first by name of equals; None if none is known."""
-    return max(filter(betterness, sorted(names)), key=betterness, default=None)
-
-
-def accuracy_metric(names: Iterable[str]) -> str | None:
-    """The one of these metrics that counts right answers, the first by name of equals."""
-    return main_metric(name for name in names if name.split(",")[0] in COUNTED)
-
-
-def is_perplexity(name: str) -> bool:
-    """Whether a metric is an exponential of a mean log-likelihood."""
-    return name.split(",")[0] in ("perplexity", "word_perplexity", "byte_perplexity")
-
-
 def label(value: Any) -> str:
     """A config value as tables and legends show it."""
     if value is None or value == {}:
@@ -184,7 +158,7 @@ def label(value: Any) -> str:
     return str(value)
 
 
-def rows_of(run: RunFolder) -> list[Row]:
+def read_rows(run: RunFolder) -> list[Row]:
     """A run's rows: one for each task, and one without a task if the run left no record."""
     if run.record is None:
         return [Row(run, None, {}, {}, False)]

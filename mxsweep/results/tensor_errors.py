@@ -98,7 +98,7 @@ def _read(path: Path, _written: int) -> list[TensorError]:
     ]
 
 
-def kinds_of(kinds: Iterable[str]) -> list[str]:
+def in_order_of_kinds(kinds: Iterable[str]) -> list[str]:
     """Kinds in the order of KINDS, each once."""
     found = set(kinds)
     return [kind for kind in KINDS if kind in found]

@@ -96,10 +96,10 @@ def run(
 def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[str]) -> dict[str, Any]:
     from mxsweep.calibrate.prepare import prepare
     from mxsweep.evaluate.evaluate import evaluate
-    from mxsweep.runs import environment
     from mxsweep.model.linear import quantize_model
     from mxsweep.model.residual import rotated_residual
     from mxsweep.numerics.kernels.cuda import launch_count
+    from mxsweep.runs import environment
     from mxsweep.runs.diagnostics import Diagnostics
 
     clock = _Clock()

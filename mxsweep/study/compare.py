@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mxsweep.results.groups import COMPARABLE, CONDITIONS, Group, Results, knobs_that_tell, sort_key
+from mxsweep.results.groups import COMPARABLE, CONDITIONS, Group, Results, distinguishing_knobs, row_order
 from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
 from mxsweep.results.rows import Row, label
 from mxsweep.study.noise_floor import Floor, Noise
@@ -178,7 +178,7 @@ def why_groups(results: Results) -> str | None:
         return None
     rows = [row for group in results.groups for row in group.rows]
     names = [name for name in COMPARABLE if len(_labels(rows, name)) > 1]
-    names += knobs_that_tell(rows, COMPARABLE, CONDITIONS)
+    names += distinguishing_knobs(rows, COMPARABLE, CONDITIONS)
     knobs = [f"{name} ({', '.join(_labels(rows, name))})" for name in names]
     listed = " and ".join(filter(None, [", ".join(knobs[:-1]), knobs[-1]]))
     return (
@@ -298,7 +298,7 @@ def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[t
         for other in partial:
             if all(theirs is None or theirs == mine for mine, theirs in zip(key, other, strict=True)):
                 by_value = alike[other] | by_value
-        ordered = sorted(by_value.values(), key=lambda row: sort_key(row, [knob]))
+        ordered = sorted(by_value.values(), key=lambda row: row_order(row, [knob]))
         pairs |= {(low.run.path, high.run.path): (low, high) for low, high in pairwise(ordered)}
     return list(pairs.values())
 

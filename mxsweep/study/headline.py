@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxsweep.results.groups import Group
-from mxsweep.results.rows import Row, betterness
+from mxsweep.results.metrics import betterness, short_title
+from mxsweep.results.rows import Row
 
-METRIC_TITLES = {"perplexity": "ppl", "word_perplexity": "word ppl"}
 KNEE = (
     "the knee of the Pareto front: with bits per weight (without keys and values) and {loss} both scaled to 0…1 over "
     "the front, the run with the smallest sum"
@@ -75,7 +75,7 @@ def loss(row: Row, metric: str) -> float:
 
 def loss_name(metric: str) -> str:
     """What `loss` is called in a sentence."""
-    return f"1 − {metric}" if betterness(metric) > 0 else f"log {METRIC_TITLES.get(metric, metric)}"
+    return f"1 − {metric}" if betterness(metric) > 0 else f"log {short_title(metric)}"
 
 
 def pareto_front(group: Group) -> list[Row]:
@@ -117,7 +117,7 @@ def _best(group: Group, rows: Sequence[Row]) -> Pick | None:
     if metric is None or not measured:
         return None
     best = max(measured, key=lambda row: betterness(metric) * row.metrics[metric])
-    title = "most accurate" if betterness(metric) > 0 else f"lowest {METRIC_TITLES.get(metric, metric)}"
+    title = "most accurate" if betterness(metric) > 0 else f"lowest {short_title(metric)}"
     equals = sum(row.metrics[metric] == best.metrics[metric] for row in measured) - 1
     title += f" ({equals} more equal it)" if equals else ""
     return Pick(title, best, group.baseline_for(best), f"the best {metric} of the quantized runs, the first of equals")

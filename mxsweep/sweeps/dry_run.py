@@ -13,7 +13,7 @@ from mxsweep.formats.recipe import LinearFormats
 from mxsweep.model.footprint import footprint, unmatched_patterns
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
-from mxsweep.results.rows import rows_of
+from mxsweep.results.rows import read_rows
 from mxsweep.runs.story import check_backend
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -88,7 +88,7 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
 def _remedies(config: RunConfig) -> str:
     """As tables of results call them."""
     record = {"config": config.as_dict(), "metrics": {}}
-    return remedy_text(rows_of(RunFolder(Path(), "done", record))[0].knobs)
+    return remedy_text(read_rows(RunFolder(Path(), "done", record))[0].knobs)
 
 
 def _formats(linear: LinearFormats) -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mxsweep.report.wording import format_value, one_line
 from mxsweep.results.groups import COMPARABLE
+from mxsweep.results.metrics import betterness
 from mxsweep.results.record import RunFolder
-from mxsweep.results.rows import Row, betterness, rows_of
+from mxsweep.results.rows import Row, read_rows
 from mxsweep.runs.story import final_line
 from mxsweep.sweeps.execute import ANSWERED, LOG_FORMAT
 
@@ -196,7 +197,7 @@ class Progress:
         if math.isfinite(seconds) and seconds > 0:
             self._seconds += seconds
             self._examples += sum(record["n_effective"].values())
-        for row in rows_of(RunFolder(run.folder, "done", record))[:1]:
+        for row in read_rows(RunFolder(run.folder, "done", record))[:1]:
             metric = max(filter(betterness, row.metrics), key=betterness, default="")
             if not metric:
                 return

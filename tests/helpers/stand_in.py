@@ -124,7 +124,7 @@ def install() -> None:
     mxsweep.runs.story._evaluate = evaluate
     for name, attributes in {
         "mxsweep.evaluate.quiet": {"no_progress_bars": contextlib.nullcontext},
-        "mxsweep.report.figures.figure_files": {"draw_figures": draw_nothing, "files_of": dict},
+        "mxsweep.report.figures.figure_files": {"draw_figures": draw_nothing, "written_files": dict},
         "mxsweep.report.page.page": {"write_page": write_nothing},
         "lm_eval": {},
         "lm_eval.utils": {"handle_non_serializable": str},

@@ -14,10 +14,10 @@ import pytest
 
 from mxsweep.collect import main
 from mxsweep.report.collection import CollectError, collect
-from mxsweep.report.figures.figure_files import draw_figures, files_of
+from mxsweep.report.figures.figure_files import draw_figures, written_files
 from mxsweep.report.tables import markdown_text, terminal_text
 from mxsweep.report.wording import format_value
-from mxsweep.results.groups import Results, gather, load_table
+from mxsweep.results.groups import Results, load_table, read_results
 from mxsweep.results.record import read_record, write_record
 from mxsweep.study.group_study import studies
 from mxsweep.study.headline import headline
@@ -114,7 +114,7 @@ def test_warnings_of_runs_are_told(tmp_path: Path) -> None:
         put(tmp_path / name, acc(0.5))
         record = read_record(tmp_path / name / "result.json")
         write_record(tmp_path / name, record | {"warnings": warnings})
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     expected = ["id_a: 10 requests were cut", "every run: small batches"]
     assert "Warnings\n  " + "\n  ".join(expected) in terminal_text(results)
     assert "## Warnings\n\n- " + "\n- ".join(expected) in markdown_text(results, {}).replace("\\", "")
@@ -126,7 +126,7 @@ def order(results: Results) -> list[str]:
 
 def test_rows_are_in_natural_order_with_the_baseline_first(tmp_path: Path) -> None:
     put_grid(tmp_path)
-    results = gather([tmp_path])
+    results = read_results([tmp_path])
     assert order(results) == [
         "id_base",
         *(f"id_{block_size}-{scale_bits}" for block_size in (8, 16, 128) for scale_bits in (6, 8)),
@@ -165,7 +165,7 @@ def test_a_knob_shows_only_where_it_tells_runs_apart(tmp_path: Path) -> None:
     put(tmp_path / "c", acc(0.6), custom_cuda=True, rounding="even")
     put(tmp_path / "d", acc(0.6), custom_cuda=True, weight="int8")
     put(tmp_path / "e", acc(0.6), format="mxfp8_e4m3")
-    results = gather([tmp_path])
+    results = read_results([tmp_path])
     assert results.shown == ["format", "custom_cuda", "format.weight", "rounding"]
     assert results.constants["block_size"] == 32
     columns = load_table([tmp_path]).columns
@@ -175,7 +175,7 @@ def test_a_knob_shows_only_where_it_tells_runs_apart(tmp_path: Path) -> None:
 
 def test_a_name_that_all_runs_share_is_spelt_out(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), weight="int8")
-    constants = gather([tmp_path]).constants
+    constants = read_results([tmp_path]).constants
     assert (constants["format"], constants["format.weight"]) == ("w4a6", "int8")
     assert "kv_quant.key" not in constants  # kv_quant=none says it
 
@@ -183,7 +183,7 @@ def test_a_name_that_all_runs_share_is_spelt_out(tmp_path: Path) -> None:
 def test_an_override_common_to_all_runs_is_said_above_the_table(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), rounding="even", block_size=16)
     put(tmp_path / "b", acc(0.5), rounding="even", block_size=32)
-    text = terminal_text(gather([tmp_path]))
+    text = terminal_text(read_results([tmp_path]))
     assert text.startswith("Same in every finished run: format=w4a6, scale_bits=8, scale=e8m0")
     assert "rounding=even" in text.splitlines()[0]
     assert "seed" not in text
@@ -192,14 +192,14 @@ def test_an_override_common_to_all_runs_is_said_above_the_table(tmp_path: Path) 
 def test_scale_bits_mean_nothing_to_other_scales_than_e8m0(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), scale="e5m3", scale_bits=8)
     put(tmp_path / "b", acc(0.5), scale="e8m0", scale_bits=6)
-    results = gather([tmp_path])
+    results = read_results([tmp_path])
     assert results.shown == ["scale"]
     assert results.constants["scale_bits"] == 6
 
 
 def test_headline_and_differences_from_the_baseline(tmp_path: Path) -> None:
     put_grid(tmp_path)
-    results = gather([tmp_path])
+    results = read_results([tmp_path])
     picks = headline(results.groups[0])
     assert [(pick.title, pick.row.run.run_id) for pick in picks] == [
         ("baseline", "id_base"),
@@ -218,7 +218,7 @@ def test_headline_and_differences_from_the_baseline(tmp_path: Path) -> None:
 def test_only_a_run_with_nothing_quantized_is_a_baseline(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), format="none", kv_quant="int8")
     put(tmp_path / "b", acc(0.5), format="none", modules={"*.down_proj": "mxfp8_e4m3"})
-    results = gather([tmp_path])
+    results = read_results([tmp_path])
     assert not any(row.is_baseline for row in results.rows)
     for text in (terminal_text(results), markdown_text(results, {})):
         assert "No baseline among these runs" in text
@@ -230,7 +230,7 @@ def test_a_run_is_compared_with_the_nearest_baseline(tmp_path: Path) -> None:
     for dtype, value in (("float32", 0.9), ("bfloat16", 0.8)):
         put(tmp_path / f"base-{dtype}", acc(value), format="none", dtype=dtype)
         put(tmp_path / f"run-{dtype}", acc(value - 0.1), dtype=dtype)
-    (group,) = gather([tmp_path]).groups
+    (group,) = read_results([tmp_path]).groups
     pairs = {row.run.run_id: group.baseline_for(row) for row in group.rows if not row.is_baseline}
     assert {name: base.run.run_id for name, base in pairs.items() if base} == {
         "id_run-float32": "id_base-float32",
@@ -246,7 +246,7 @@ def test_what_cannot_be_compared_is_in_groups_of_its_own(tmp_path: Path) -> None
     put(tmp_path / "hundred", acc(0.6), limit=100)
     put(tmp_path / "shots", acc(0.7), shots=5)
     put(tmp_path / "other", acc(0.7), model="other")
-    groups = {group.title: group for group in gather([tmp_path]).groups}
+    groups = {group.title: group for group in read_results([tmp_path]).groups}
     assert list(groups) == [
         "model=other, task=story, limit=none, task.num_fewshot=none",
         "model=tiny, task=story, limit=none, task.num_fewshot=none",
@@ -258,7 +258,7 @@ def test_what_cannot_be_compared_is_in_groups_of_its_own(tmp_path: Path) -> None
     assert len({group.slug for group in groups.values()}) == 6
     with_baseline = [title for title, group in groups.items() if any(row.is_baseline for row in group.rows)]
     assert with_baseline == [list(groups)[1], list(groups)[5]]
-    text = markdown_text(gather([tmp_path]), {})
+    text = markdown_text(read_results([tmp_path]), {})
     assert text.count("No baseline among these runs") == 4
     assert "word ppl" in text and "lowest word ppl" in text
 
@@ -269,7 +269,7 @@ def test_nan_is_shown_and_never_the_best(tmp_path: Path) -> None:
     put(tmp_path / "ok", {"word_perplexity": 50.25}, block_size=64)
     result = collect(tmp_path)
     assert "nan ± nan" in result.text and " inf " in result.text and "50.25" in result.text
-    (group,) = gather(tmp_path).groups
+    (group,) = read_results(tmp_path).groups
     assert headline(group)[0].row.run.run_id == "id_ok"
     rows = {row["run_id"]: row for row in csv.DictReader((tmp_path / "results.csv").open())}
     assert (rows["id_nan"]["ppl"], rows["id_inf"]["ppl"], rows["id_ok"]["acc"]) == ("nan", "inf", "")
@@ -306,8 +306,8 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
         put(tmp_path / f"tile{i}", acc(0.5 + i / 10), block_size=block_size)
     for fmt in ("w4a6", "mxfp8_e4m3"):
         put(tmp_path / fmt, {"wikitext": {"word_perplexity": 9.0}}, format=fmt)
-    results = gather(tmp_path)
-    files = files_of(draw_figures(studies(results), tmp_path))
+    results = read_results(tmp_path)
+    files = written_files(draw_figures(studies(results), tmp_path))
     assert set(files) == {"story", "wikitext"}
     svg = (tmp_path / "accuracy_vs_block_size_story.svg").read_text()
     assert all(text in svg for text in ("whole axis", "16x16", ">48<"))
@@ -318,7 +318,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
 
 def test_a_figure_of_values_that_are_all_nan_says_so(tmp_path: Path) -> None:
     put(tmp_path / "a", {"word_perplexity": math.nan}, block_size=16)
-    draw_figures(studies(gather(tmp_path)), tmp_path)
+    draw_figures(studies(read_results(tmp_path)), tmp_path)
     assert "no value" in (tmp_path / "word_perplexity_vs_block_size.svg").read_text()
 
 
@@ -326,7 +326,7 @@ def test_an_unknown_metric_is_tabled_but_not_judged(tmp_path: Path) -> None:
     put(tmp_path / "a", {"bleu": 12.5, "bleu_stderr": 0.5})
     result = collect(tmp_path)
     assert "bleu" in result.text and "12.50 ± 0.50" in result.text
-    assert [pick.title for pick in headline(gather(tmp_path).groups[0])] == ["fastest to simulate"]
+    assert [pick.title for pick in headline(read_results(tmp_path).groups[0])] == ["fastest to simulate"]
     assert load_table(tmp_path)["bleu"].tolist() == [12.5]
 
 

@@ -14,7 +14,7 @@ from mxsweep.report.figures.figure_files import draw_figures, group_figures
 from mxsweep.report.figures.heat_map import heat_map
 from mxsweep.report.figures.lines import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
-from mxsweep.results.groups import gather
+from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, studies
 from mxsweep.study.headline import headline, knee, pareto_front
 
@@ -22,7 +22,7 @@ INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("
 
 
 def only_study(folder: Path) -> Study:
-    (study,) = studies(gather(folder))
+    (study,) = studies(read_results(folder))
     return study
 
 
@@ -109,7 +109,7 @@ def test_too_many_lines_become_medians_of_the_knob_that_tells_most(tmp_path: Pat
 def test_places_keep_the_order_of_values(tmp_path: Path) -> None:
     for index, block in enumerate((0, [16, 16], 48, 16, 8)):
         put(tmp_path / str(index), block_size=block)
-    rows = gather(tmp_path).groups[0].rows
+    rows = read_results(tmp_path).groups[0].rows
     places = places_of("block_size", rows)
     assert sorted(places, key=lambda text: places[text]) == ["8", "16", "48", "0", "16x16"]
     assert places["16"] - places["8"] == 1 and places["48"] - places["16"] == pytest.approx(1.585, abs=1e-3)
@@ -161,7 +161,7 @@ def test_pareto_front_and_its_knee(tmp_path: Path) -> None:
     points = {"a": (4.0, 9.0), "b": (4.5, 3.0), "c": (5.0, 4.0), "d": (8.0, 2.5), "e": (8.0, 2.5), "f": (4.0, 10.0)}
     for seed, (name, (bits, ppl)) in enumerate(points.items()):
         put_sized(tmp_path / name, bits, ppl, seed=seed)
-    (group,) = gather(tmp_path).groups
+    (group,) = read_results(tmp_path).groups
     front = pareto_front(group)
     assert [row.run.path.name for row in front] == ["a", "b", "d"]
     assert knee(front, "perplexity").run.path.name == "b"
@@ -178,7 +178,7 @@ def test_pareto_front_and_its_knee(tmp_path: Path) -> None:
 def test_a_short_front_has_no_knee(tmp_path: Path) -> None:
     put_sized(tmp_path / "a", 4.0, 9.0, seed=1)
     put_sized(tmp_path / "b", 8.0, 2.0, seed=2)
-    (group,) = gather(tmp_path).groups
+    (group,) = read_results(tmp_path).groups
     pick = next(pick for pick in headline(group) if pick.title == "best trade-off")
     assert pick.row.run.path.name == "b" and "two runs" in pick.chosen
 
@@ -186,7 +186,7 @@ def test_a_short_front_has_no_knee(tmp_path: Path) -> None:
 def test_a_broken_run_is_no_headline(tmp_path: Path) -> None:
     put_sized(tmp_path / "nan", 2.0, float("nan"), seed=1)
     put_sized(tmp_path / "ok", 4.0, 2.0, seed=2)
-    (group,) = gather(tmp_path).groups
+    (group,) = read_results(tmp_path).groups
     assert {pick.row.run.path.name for pick in headline(group)} == {"ok"}
 
 

@@ -20,7 +20,7 @@ from mxsweep.report import latex
 from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.page import page
 from mxsweep.report.page.run_table import config_lines
-from mxsweep.results.groups import gather
+from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import studies
 
 POLICY_START = "default-src 'none'; script-src 'sha256-"
@@ -252,7 +252,7 @@ def test_latex_escapes_everything_special() -> None:
 
 def test_latex_without_runs(tmp_path: Path) -> None:
     put_failed(tmp_path / "bad")
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     assert "No run is done" in latex.latex_text(results, studies(results))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers.made_runs import REMEDIES, outcomes, put
 
-from mxsweep.results.groups import Results, gather
+from mxsweep.results.groups import Results, read_results
 from mxsweep.results.remedies import applied, remedy_text, what_was_found
 from mxsweep.study.compare import knob_effects
 
@@ -18,7 +18,7 @@ def put_all(folder: Path, *names: str, **knobs: Any) -> Results:
     """Runs with these remedies; each is a little worse than the one before, so that none is the same."""
     for index, name in enumerate(names):
         put(folder / name, outcomes([-0.1 * index - 0.01 * n for n in range(1, 30)]), **REMEDIES[name], **knobs)
-    return gather(folder)
+    return read_results(folder)
 
 
 def pairs(results: Results) -> dict[str, list[tuple[str, str]]]:
@@ -53,7 +53,7 @@ def test_an_old_record_s_keys_and_values_were_plain(tmp_path: Path) -> None:
     put(tmp_path / "old", outcomes([-1.0, -2.0]), kv_quant="fp4_e2m1")
     put(tmp_path / "new", outcomes([-1.0, -2.1]), kv_quant="fp4_e2m1", kv=TOKEN)
     put(tmp_path / "channel", outcomes([-1.0, -2.2]), kv_quant="fp4_e2m1", kv=TOKEN | {"key_axis": "channel"})
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     assert results.shown == ["kv_quant.key_axis"]
     assert len({row.knobs["kv_quant.key_axis"] for row in results.rows}) == 2
 
@@ -63,7 +63,7 @@ def test_a_knob_that_only_one_of_two_has_is_no_difference(tmp_path: Path) -> Non
     put_all(tmp_path, "rtn", "clip", "gptq", "search")
     put(tmp_path / "damped", outcomes([-3.0] * 29), **_with(REMEDIES["gptq"], damping=0.1))
     put(tmp_path / "more", outcomes([-4.0] * 29), **(REMEDIES["gptq"] | {"calibration": {"samples": 512}}))
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     assert {"ptq", "rotation", "ptq.damping", "calibration.samples"} <= set(results.shown)
     found = pairs(results)
     assert found["ptq"][0] == ("rtn", "clip")
@@ -78,14 +78,14 @@ def test_what_quantizing_keys_and_values_does_whatever_their_options(tmp_path: P
     put(tmp_path / "no", outcomes([-1.0, -2.0]), kv=CHANNEL)  # which says nothing: they are not quantized
     put(tmp_path / "plain", outcomes([-1.0, -2.1]), kv_quant="fp4_e2m1", kv=TOKEN)
     put(tmp_path / "channel", outcomes([-1.0, -2.2]), kv_quant="fp4_e2m1", kv=TOKEN | {"key_axis": "channel"})
-    found = pairs(gather(tmp_path))
+    found = pairs(read_results(tmp_path))
     assert sorted(found["kv_quant"]) == [("no", "channel"), ("no", "plain")]
     assert found["kv_quant.key_axis"] == [("channel", "plain")]
 
 
 def test_rounding_weights_means_nothing_where_none_is_quantized(tmp_path: Path) -> None:
     put(tmp_path / "kv", format="none", kv_quant="fp4_e2m1", kv=CHANNEL, **REMEDIES["gptq"])
-    (row,) = gather(tmp_path).rows
+    (row,) = read_results(tmp_path).rows
     assert not row.is_baseline and not [name for name in row.knobs if name.startswith("ptq")]
     assert row.knobs["kv_quant.first"] == 4
 
@@ -93,9 +93,9 @@ def test_rounding_weights_means_nothing_where_none_is_quantized(tmp_path: Path) 
 def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
     for block in (16, 32):
         put(tmp_path / f"b{block}", kv_quant="fp4_e2m1", kv=TOKEN, block_size=block)
-    assert gather(tmp_path).shown == ["block_size"]
+    assert read_results(tmp_path).shown == ["block_size"]
     put(tmp_path / "own", kv_quant="fp4_e2m1", kv=TOKEN | {"block_size": 64}, block_size=32)
-    assert gather(tmp_path).shown == ["block_size", "kv_quant.block_size"]
+    assert read_results(tmp_path).shown == ["block_size", "kv_quant.block_size"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
 )
 def test_what_runs_are_called(tmp_path: Path, knobs: dict[str, Any], text: str) -> None:
     put(tmp_path / "run", **knobs)
-    (row,) = gather(tmp_path).rows
+    (row,) = read_results(tmp_path).rows
     assert remedy_text(row.knobs) == text
     assert bool(applied(row.knobs)) == (text not in ("rtn", "plain"))
 

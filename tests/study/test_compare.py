@@ -11,7 +11,7 @@ import pytest
 from helpers.made_runs import outcomes, put
 from scipy import stats
 
-from mxsweep.results.groups import Group, Results, gather
+from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
 from mxsweep.study.compare import Comparison, against_baselines, knob_effects, why_groups
 from mxsweep.study.noise_floor import Noise
@@ -26,7 +26,7 @@ def worse(by: float, seed: int = 1) -> pd.DataFrame:
 
 
 def only(tmp_path: Path) -> tuple[Results, Group]:
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     (group,) = results.groups
     return results, group
 
@@ -262,7 +262,7 @@ def test_tasks_and_limits_are_never_compared(tmp_path: Path) -> None:
     put(tmp_path / "base", both, metrics, format="none", task=task)
     put(tmp_path / "run", both, metrics, task=task)
     put(tmp_path / "limited", worse(0.1).iloc[:50], limit=50)
-    results = gather(tmp_path)
+    results = read_results(tmp_path)
     found = [{path.name: each for path, each in against_baselines(group).items()} for group in results.groups]
     assert [(list(each), {c.row.task for c in each.values()}) for each in found] == [
         (["run"], {"other"}),
@@ -278,13 +278,13 @@ def test_tasks_and_limits_are_never_compared(tmp_path: Path) -> None:
 
 def test_one_group_needs_no_reason(tmp_path: Path) -> None:
     put(tmp_path / "a", worse(0.1))
-    assert why_groups(gather(tmp_path)) is None
+    assert why_groups(read_results(tmp_path)) is None
 
 
 def test_shots_part_runs_too(tmp_path: Path) -> None:
     put(tmp_path / "a", worse(0.1))
     put(tmp_path / "b", worse(0.1), task={"num_fewshot": 5})
-    sentence = why_groups(gather(tmp_path))
+    sentence = why_groups(read_results(tmp_path))
     assert sentence is not None and sentence.endswith("They differ in task.num_fewshot (none, 5).")
 
 

@@ -10,7 +10,7 @@ from helpers.made_runs import REMEDIES, outcomes, put
 from mxsweep.report.collection import collect
 from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.tables import terminal_text, won_back_table
-from mxsweep.results.groups import gather, load_table
+from mxsweep.results.groups import load_table, read_results
 from mxsweep.study.group_study import studies
 from mxsweep.study.won_back import Step, WonBack, won_back
 
@@ -33,7 +33,7 @@ def put_sweep(top: Path, fmt: str = "w4a6", costs: dict[str, float] = COSTS, bas
 
 
 def found(top: Path) -> list[WonBack]:
-    results = gather(top)
+    results = read_results(top)
     (group,) = results.groups
     return won_back(results, group)
 
@@ -136,12 +136,12 @@ def test_without_what_it_takes(tmp_path: Path) -> None:
     put(tmp_path / "d" / "base", metrics={"story": {"acc": 0.7}}, format="none")
     (one,) = found(tmp_path / "d")
     assert one.steps[1].before is not None and one.steps[1].before.why_not and one.steps[1].closed is None
-    assert "What the remedies win back" in terminal_text(gather(tmp_path / "d"))
+    assert "What the remedies win back" in terminal_text(read_results(tmp_path / "d"))
 
 
 def test_what_is_said_of_it(tmp_path: Path) -> None:
     put_sweep(tmp_path)
-    (study,) = studies(gather(tmp_path))
+    (study,) = studies(read_results(tmp_path))
     (finding,) = [one for one in study.findings if one.kind == "remedy"]
     shares = {each.text: each.closed for each in study.won_back[0].steps}
     for text in ("clip wins back", "gptq", "gptq + rotation search"):
@@ -154,7 +154,7 @@ def test_what_is_said_of_it(tmp_path: Path) -> None:
 
 def test_what_is_worse_or_may_be_chance_is_not_said(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0, "clip": 1.2, "gptq": 1.1999})
-    (study,) = studies(gather(tmp_path))
+    (study,) = studies(read_results(tmp_path))
     assert not [one for one in study.findings if one.kind == "remedy"]
     closed = study.won_back[0].steps[1].closed
     assert closed is not None and closed.high < 0  # the gap is wider
@@ -169,7 +169,7 @@ def test_where_it_is_shown(tmp_path: Path) -> None:
     result = collect(tmp_path)
     assert result.write_error is None
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
-    share = f"{studies(gather(tmp_path))[0].won_back[0].steps[-1].closed.share:.1%}"  # type: ignore[union-attr]
+    share = f"{studies(read_results(tmp_path))[0].won_back[0].steps[-1].closed.share:.1%}"  # type: ignore[union-attr]
     for text in (page, markdown, result.text):
         assert "What the remedies win back" in text and "gap closed" in text and share in text
     assert "2.1000 nats a token on, &lt;q&gt; (2.0000)" in page and "<q>" not in page
@@ -182,20 +182,20 @@ def test_how_long_it_took(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0})
     assert "remedies_s" not in load_table(tmp_path)
     put(tmp_path / "gptq", outcomes(BASE), record={"timing": {"eval_s": 1.0, "remedies_s": 12.34}}, **REMEDIES["gptq"])
-    (study,) = studies(gather(tmp_path))
+    (study,) = studies(read_results(tmp_path))
     assert [cells["remedies_s"] for cells in won_back_table(study.group, study.won_back)] == ["–", "–", "12.3"]
     assert load_table(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
 
 
 def test_a_trade_off_of_many_runs_is_told_apart_by_remedies(tmp_path: Path) -> None:
     put_sweep(tmp_path)
-    (study,) = studies(gather(tmp_path))
+    (study,) = studies(read_results(tmp_path))
     figure = trade_off_figure(study)
     assert figure is not None
     assert [entry.name for entry in figure.entries][:2] == ["ptq=rtn, rotation=none", "ptq=clip, rotation=none"]
     for fmt in ("mxfp4", "mint4"):
         put_sweep(tmp_path, fmt, baseline=False)
-    (study,) = studies(gather(tmp_path))
+    (study,) = studies(read_results(tmp_path))
     figure = trade_off_figure(study)
     assert figure is not None
     assert [entry.name for entry in figure.entries][:4] == ["rtn", "clip", "gptq", "gptq + rotation search"]

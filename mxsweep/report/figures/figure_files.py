@@ -47,7 +47,7 @@ def group_figures(study: Study) -> list[Figure]:
     return figures + ([trade_off] if trade_off else [])
 
 
-def files_of(drawn: Drawn) -> dict[str, list[Path]]:
+def written_files(drawn: Drawn) -> dict[str, list[Path]]:
     """The files by the group's slug."""
     return {
         slug: [path for figure in [*figures, *([heat.figure] if heat else [])] for path in figure.files]

@@ -12,7 +12,7 @@ from typing import Any
 from mxsweep.report.figures.figure import Figure, Spec, channel
 from mxsweep.report.figures.look import FILE_INK
 from mxsweep.results.rows import Row
-from mxsweep.results.tensor_errors import KIND_TITLES, TensorError, kinds_of, read_tensors
+from mxsweep.results.tensor_errors import KIND_TITLES, TensorError, in_order_of_kinds, read_tensors
 from mxsweep.study.group_study import Study
 
 MEASURES = {  # attribute of a tensor: what it is called, and how many digits are kept
@@ -66,7 +66,7 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
             break
     if not found:
         return None
-    kinds = kinds_of(kind for _, own in found for kind in own)
+    kinds = in_order_of_kinds(kind for _, own in found for kind in own)
     columns = list(dict.fromkeys(_column(tensor) for kind in kinds for _, own in found for tensor in own.get(kind, ())))
     numbers = sorted({tensor.layer for piece in different for tensor in piece if tensor.layer is not None})
     outside = any(tensor.layer is None for piece in different for tensor in piece)

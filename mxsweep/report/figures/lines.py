@@ -29,15 +29,15 @@ from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
     Quantity,
     against_baseline,
+    baseline_data,
     baseline_layers,
-    baselines_of,
     finite,
     is_log,
     varying,
     y_axis,
 )
 from mxsweep.report.wording import format_value
-from mxsweep.results.groups import place_of
+from mxsweep.results.groups import value_order
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study
 
@@ -85,7 +85,7 @@ def line_figure(study: Study, quantity: Quantity, knob: str, in_page: bool = Tru
         )
     else:
         lines, told = _lines(members, knob, places, quantity), "line" if len(members) > 1 else ""
-    baselines = baselines_of(study, quantity)
+    baselines = baseline_data(study, quantity)
     entries = [Entry(line.name, look(i), note="" if line.points else ": no value") for i, line in enumerate(lines)] + [
         Entry(base["series"], dash=tuple(base["dash"])) for base in baselines
     ]
@@ -111,7 +111,7 @@ def places_of(knob: str, rows: Sequence[Row]) -> dict[Any, float]:
     lengths = sorted(value for value in values if knob == "block_size" and _is_length(value))
     places = {label(value): math.log2(value) for value in lengths}
     first = max(places.values(), default=0.0) + 1
-    rest = sorted((value for value in values if label(value) not in places), key=lambda value: place_of(knob, value))
+    rest = sorted((value for value in values if label(value) not in places), key=lambda value: value_order(knob, value))
     return places | {label(value): first + index for index, value in enumerate(rest)}
 
 

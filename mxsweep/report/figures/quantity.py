@@ -8,11 +8,11 @@ from typing import Any
 from mxsweep.report.figures.figure import Spec, by_series, tooltip
 from mxsweep.report.figures.look import BASELINE_DASHES
 from mxsweep.report.wording import ABSENT, difference, format_value, interval, significance
-from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.metrics import betterness, long_title
+from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study
 
 LOG_SCALE_FROM = 20.0  # a perplexity that varies by this factor is drawn on a log axis
-NAMES = {"acc": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ THROUGHPUT = Quantity(
 
 def metric_quantity(name: str, rows: Sequence[Row]) -> Quantity:
     """A metric with its standard error."""
-    stem = NAMES.get(name, name.replace(",", "_"))
+    stem = long_title(name).replace(",", "_")
     has_error = any(finite(row.metrics.get(f"{name}_stderr")) is not None for row in rows)
     return Quantity(
         stem,
@@ -69,7 +69,7 @@ def is_log(quantity: Quantity, values: Sequence[float]) -> bool:
     return named and bool(values) and max(values) > LOG_SCALE_FROM * min(values) > 0
 
 
-def baselines_of(study: Study, quantity: Quantity) -> list[dict[str, Any]]:
+def baseline_data(study: Study, quantity: Quantity) -> list[dict[str, Any]]:
     """The group's baselines as data, those of the same config once."""
     rows = [row for row in study.rows if row.is_baseline and finite(quantity.value(row)) is not None]
     names = varying(study.results.shown, rows)

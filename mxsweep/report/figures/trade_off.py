@@ -9,15 +9,16 @@ from mxsweep.report.figures.lines import MOST_LINES
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
     against_baseline,
+    baseline_data,
     baseline_layers,
-    baselines_of,
     is_log,
     metric_quantity,
     y_axis,
 )
 from mxsweep.report.wording import format_value, metric_cell, size
+from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import is_remedy, remedy_text
-from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study
 
 # Knobs that move a point along one curve; the others tell curves apart.
@@ -50,7 +51,7 @@ def trade_off_figure(study: Study) -> Figure | None:
     quantity = metric_quantity(metric, study.rows)
     series = _series(study, rows)
     names = list(dict.fromkeys(series))
-    baselines = baselines_of(study, quantity)
+    baselines = baseline_data(study, quantity)
     better = "low" if betterness(metric) < 0 else "high"
     entries = [Entry(name, look(index), joined=False) for index, name in enumerate(names)]
     if len(study.front) > 1:

@@ -12,8 +12,9 @@ from mxsweep.report.wording import (
     size,
     speed,
 )
+from mxsweep.results.metrics import short_title
 from mxsweep.study.group_study import Study
-from mxsweep.study.headline import METRIC_TITLES, Pick
+from mxsweep.study.headline import Pick
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _card(study: Study, pick: Pick) -> Card:
         change = difference(row, pick.baseline, name)
         metrics.append(
             Metric(
-                METRIC_TITLES.get(name, name),
+                short_title(name),
                 metric_cell(row, name),
                 "" if change == ABSENT else change,
                 interval(comparison, name),

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from mxsweep.report.wording import ABSENT, interval
-from mxsweep.results.rows import is_perplexity
+from mxsweep.results.metrics import is_perplexity
 from mxsweep.study.compare import Comparison
 
 

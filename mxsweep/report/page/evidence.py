@@ -12,11 +12,11 @@ from mxsweep.report.wording import (
     percent,
     significance,
 )
-from mxsweep.results.rows import Row, is_perplexity, label
+from mxsweep.results.metrics import is_perplexity, short_title
+from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.compare import Comparison, KnobEffect
 from mxsweep.study.group_study import Study
-from mxsweep.study.headline import METRIC_TITLES
 
 
 def effect_table(study: Study, effect: KnobEffect) -> Table:
@@ -27,7 +27,7 @@ def effect_table(study: Study, effect: KnobEffect) -> Table:
     elsewhere = [_elsewhere(study, pair.row, effect.knob) for pair in effect.comparisons]
     columns = [effect.knob, *(["at"] if any(elsewhere) else [])]
     for name in metrics:
-        title = METRIC_TITLES.get(name, name)
+        title = short_title(name)
         columns += [f"Δ {title}", f"Δ {title}, 95 %", f"p, {title}"]
     columns += ["n", "verdict"]
     rows = []
@@ -62,7 +62,7 @@ def _verdict(pair: Comparison) -> str:
     if pair.identical:
         return "identical to the last digit"
     names = [name for name in (pair.row.accuracy_name, pair.row.ppl_name) if name and significance(pair, name)]
-    said = [f"{METRIC_TITLES.get(name, name)}: {significance(pair, name)}" for name in names]
+    said = [f"{short_title(name)}: {significance(pair, name)}" for name in names]
     return "; ".join(said) or ABSENT
 
 
@@ -132,7 +132,7 @@ def distance_table(study: Study) -> Table | None:
     )
 
 
-def samples_of(study: Study) -> list[str]:
+def sample_descriptions(study: Study) -> list[str]:
     """How the diagnostics' samples were taken, each way once."""
     texts = [row.diagnostics.get("sample") for row in study.rows]
     return list(dict.fromkeys(str(text) for text in texts if text))
@@ -153,7 +153,7 @@ def noise_table(study: Study) -> Table | None:
             rows.append(
                 [
                     Cell("baseline" if row.is_baseline else study.config_text(row)),
-                    Cell(METRIC_TITLES.get(name, name)),
+                    Cell(short_title(name)),
                     Cell(format_value(row.metrics.get(name), digits=4), row.metrics.get(name)),
                     Cell(str(len(values)), len(values)),
                     Cell(format_value(min(values), digits=4), min(values)),

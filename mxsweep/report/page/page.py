@@ -235,7 +235,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
         errors=evidence.error_table(study),
         distances=evidence.distance_table(study),
-        samples=evidence.samples_of(study),
+        samples=evidence.sample_descriptions(study),
         noise=evidence.noise_table(study),
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],

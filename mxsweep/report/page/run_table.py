@@ -21,10 +21,10 @@ from mxsweep.report.wording import (
     speed,
 )
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
+from mxsweep.results.metrics import betterness, short_title
 from mxsweep.results.remedies import what_was_found
-from mxsweep.results.rows import Row, betterness, label
+from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study, values_of
-from mxsweep.study.headline import METRIC_TITLES
 
 LINKED = ("result.json", "samples.parquet", "diagnostics.parquet", "noise.parquet", "lm_eval.json", "mxsweep.log")
 
@@ -70,7 +70,7 @@ def run_table(study: Study, page: Path) -> RunTable:
     }
     columns: list[str] = list(knobs)
     for name in metrics:
-        title = METRIC_TITLES.get(name, name)
+        title = short_title(name)
         columns.append(title)
         if study.has_baseline and betterness(name):
             columns.append(f"Δ {title}")

@@ -1,0 +1,80 @@
+"""The metrics that mxsweep knows: what they are called, whether more or less is better, and which matters most.
+
+Every other metric that a task reports is shown under its own name, and nothing is concluded from it. lm-eval writes the
+name of a filter behind a comma (`exact_match,strict`); a metric with a filter is the metric before the comma.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Describe one metric.
+
+    Attributes:
+        name: as lm-eval reports it.
+        rank: above 0 if more is better, below 0 if less is, 0 if nothing is concluded; the greatest matters most.
+        short: the title in tables.
+        long: the title on axes and in the names of files.
+        counts: an example's value says whether it was answered right.
+        is_perplexity: an exponential of a mean log-likelihood, compared by ratio.
+    """
+
+    name: str
+    rank: int = 0
+    short: str = ""
+    long: str = ""
+    counts: bool = False
+    is_perplexity: bool = False
+
+
+METRICS = (
+    Metric("acc", 4, long="accuracy", counts=True),
+    Metric("acc_norm", 3, counts=True),
+    Metric("exact_match", 2, counts=True),
+    Metric("f1", 1),
+    Metric("perplexity", -1, short="ppl", is_perplexity=True),
+    Metric("word_perplexity", -2, short="word ppl", is_perplexity=True),
+    Metric("byte_perplexity", is_perplexity=True),
+)
+_BY_NAME = {metric.name: metric for metric in METRICS}
+COUNTED = tuple(metric.name for metric in METRICS if metric.counts)  # by rank, the highest first
+
+
+def known_metric(name: str) -> Metric:
+    """Return a metric's declaration, its filter ignored; an unknown metric gets one that concludes nothing."""
+    bare = name.split(",")[0]
+    return _BY_NAME.get(bare) or Metric(bare)
+
+
+def betterness(name: str) -> int:
+    """Return a metric's rank; see :class:`Metric`."""
+    return known_metric(name).rank
+
+
+def short_title(name: str) -> str:
+    """Return what tables call a metric: a title where one is declared without a filter, or the name itself."""
+    known = _BY_NAME.get(name)
+    return known.short or name if known else name
+
+
+def long_title(name: str) -> str:
+    """Return what axes and names of files call a metric."""
+    known = _BY_NAME.get(name)
+    return known.long or name if known else name
+
+
+def is_perplexity(name: str) -> bool:
+    """Return whether a metric is an exponential of a mean log-likelihood."""
+    return known_metric(name).is_perplexity
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """Return the one of these metrics that matters most, the first by name of equals; None if none is known."""
+    return max(filter(betterness, sorted(names)), key=betterness, default=None)
+
+
+def accuracy_metric(names: Iterable[str]) -> str | None:
+    """Return the one of these metrics that counts right answers, the first by name of equals; None if none does."""
+    return main_metric(name for name in names if known_metric(name).counts)
