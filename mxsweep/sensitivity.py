@@ -18,6 +18,7 @@ from mxsweep.runs.story import check_backend, load_configured
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.command import answered, left
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress, in_phase
 
 if TYPE_CHECKING:
     from mxsweep.measure.sensitivity import Sensitivity
@@ -140,24 +141,23 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
             recipe, prepared = made.recipe, made.prepared
         calibration = calibration_tokens(calibrated_on, config.model, loaded.tokenizer, length)
         divergence = Divergence(model, calibration)
-        found = measure(
-            model, recipe, divergence, by, prepared, lambda done, total: told(done, total, f"losses by {by}")
-        )
+        found = measure(model, recipe, divergence, by, prepared, in_phase(told, f"losses by {by}"))
     return found, calibration.description
 
 
 @contextmanager
-def _shown() -> Iterator[Any]:
+def _shown() -> Iterator[Progress]:
     """What shows how much of a phase is done, at the foot of a terminal; elsewhere nothing does."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def told(done: int, total: int, phase: str = "") -> None:
+        def told(done: int, total: int, phase: str = "", /) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done, total=total)

@@ -38,6 +38,7 @@ from mxsweep.config.candidates import as_written
 from mxsweep.config.format_config import FormatConfig
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from mxsweep.calibrate.texts import Calibration
 
 Costs = dict[str, dict[str, float]]  # module -> candidate -> loss, nats a token
-Progress = Callable[[int, int], object]  # told how many measurements are done, and how many there are
 
 SCALED_COSTS = 1e6  # what the costs' range is scaled to: HiGHS stops at an absolute gap of 1e-6
 TIE = 1e-9  # of the costs' range: choices that differ by less are equally good
@@ -172,7 +172,7 @@ def measure_costs(
     recipe: Recipe,
     candidates: Mapping[str, LinearFormats],
     divergence: Divergence,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,
@@ -198,8 +198,7 @@ def measure_costs(
                     of_module[name] = divergence()
         if keep is not None:
             keep(costs)
-        if progress is not None:
-            progress(number + 1, len(modules))
+        progress(number + 1, len(modules))
     return costs
 
 
@@ -234,7 +233,7 @@ def solve(
     candidates: Mapping[str, LinearFormats],
     budget: float,
     calibration: Calibration,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,7 @@ from mxsweep.calibrate.budget import solve as solve_budget
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.loss import calibration_loss
 from mxsweep.calibrate.rotation_search import search_rotations
-from mxsweep.calibrate.sequential import Solved, solve_weights, tell_nobody
-from mxsweep.calibrate.sequential import Told as Blocks
+from mxsweep.calibrate.sequential import Solved, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.calibrate.weights import clipped, clipped_weights, solver, weight_sites
 from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
@@ -34,10 +33,9 @@ from mxsweep.forward.batches import batches_of
 from mxsweep.model.kv import key_factors
 from mxsweep.model.linear import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION
+from mxsweep.terminal.progress_callback import Progress, in_phase, silent
 
 log = logging.getLogger(__name__)
-
-Told = Callable[[int, int, str], object]  # how much is done, how much there is, of what
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def prepare(
     config: RunConfig,
     tasks: Mapping[str, Any],
     max_length: int,
-    told: Told,
+    progress: Progress,
     overrides: Sequence[str] = (),
 ) -> Preparation:
     """Work out what ``config`` asks for on ``model``, which is as it is before and after.
@@ -71,7 +69,7 @@ def prepare(
     Args:
         tasks: lm-eval's, by name: what is evaluated must not be calibrated on.
         max_length: tokens that a sequence may have.
-        told: called as it goes.
+        progress: called as it goes, phase by phase.
         overrides: what the user set, for the files.
 
     Raises:
@@ -79,7 +77,7 @@ def prepare(
     """
     if config.recipe.is_baseline:
         return Preparation(config.recipe)
-    work = _Work(model, config, told)
+    work = _Work(model, config, progress)
     if config.needs_calibration:
         calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)
         refuse_evaluated(calibration, tasks, config.task, config.calibration)
@@ -98,8 +96,8 @@ def prepare(
 class _Work:
     """What is worked out, one thing after the other; each sees what was found before it."""
 
-    def __init__(self, model: PreTrainedModel, config: RunConfig, told: Told) -> None:
-        self._model, self._config, self._told = model, config, told
+    def __init__(self, model: PreTrainedModel, config: RunConfig, progress: Progress) -> None:
+        self._model, self._config, self._progress = model, config, progress
         self._calibration: Calibration | None = None
         self._key: dict[str, Any] = {
             "model": config.model.identity(),
@@ -189,24 +187,24 @@ class _Work:
         """Quantize the weights."""
         ptq, recipe = self._config.ptq, self.result.recipe
         artefact = self._artefact("weights", recipe, ptq=ptq.of_weights())
-        told = self._phase(ptq.method)
+        progress = self._phase(ptq.method)
         with artefact.lock(), self._measured("ptq") as found:
             if ptq.by_output:
-                solved = self._solved(recipe, artefact, told)
+                solved = self._solved(recipe, artefact, progress)
                 weights, cached = solved.weights, solved.blocks_kept == solved.blocks
             else:
                 kept = artefact.load("weights")
-                weights = clipped_weights(self._model, recipe, told) if kept is None else kept
+                weights = clipped_weights(self._model, recipe, progress) if kept is None else kept
                 cached = kept is not None
                 if kept is None:
                     artefact.save("weights", weights)
             found |= {"method": ptq.method, "layers": len(weights), "cached": cached}
         self._update(prepared=dataclasses.replace(self.result.prepared, weights=weights))
 
-    def _solved(self, recipe: Recipe, artefact: Artefact | None = None, told: Blocks = tell_nobody) -> Solved:
+    def _solved(self, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent) -> Solved:
         batches = batches_of(self._sequences.sequences, self._model.device)
         solve = solver(self._config.ptq)
-        return solve_weights(self._model, recipe, self.result.prepared, batches, solve, artefact, told)
+        return solve_weights(self._model, recipe, self.result.prepared, batches, solve, artefact, progress)
 
     @contextmanager
     def _measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -239,8 +237,8 @@ class _Work:
             recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
         return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
 
-    def _phase(self, name: str) -> Callable[[int, int], object]:
-        return lambda done, total: self._told(done, total, name)
+    def _phase(self, name: str) -> Progress:
+        return in_phase(self._progress, name)
 
     def _update(self, **changes: Any) -> None:
         self.result = dataclasses.replace(self.result, **changes)

@@ -15,9 +15,9 @@ from typing import Any
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
+from mxsweep.terminal.progress_callback import Progress
 
 LossOf = Callable[[Recipe], float]  # of the model under a recipe, in nats a token
-Told = Callable[[int, int], object]
 
 _LOSSES = "losses"
 
@@ -61,14 +61,14 @@ class Found:
 
 
 def search_rotations(
-    recipe: Recipe, candidates: Sequence[Rotation], loss_of: LossOf, artefact: Artefact, told: Told
+    recipe: Recipe, candidates: Sequence[Rotation], loss_of: LossOf, artefact: Artefact, progress: Progress
 ) -> Found:
     """Which of ``candidates``, each of one product, to rotate in ``recipe``.
 
     Args:
         loss_of: the loss of the model under a recipe; a NaN counts as worse than anything.
         artefact: where losses are kept.
-        told: how many losses are known, and how many there may be.
+        progress: how many losses are known, and how many there may be.
     """
     losses: dict[str, float] = dict(artefact.load_json(_LOSSES) or {})
     computed = looked_at = 0
@@ -82,7 +82,7 @@ def search_rotations(
             artefact.save_json(_LOSSES, losses)
             computed += 1
         looked_at += 1
-        told(looked_at, most)
+        progress(looked_at, most)
         return losses[key]
 
     kept: frozenset[str] = frozenset()
@@ -98,7 +98,7 @@ def search_rotations(
             break
         kept, best = kept | {winner}, tried[winner]
         left.remove(winner)
-    told(most, most)
+    progress(most, most)
     return Found(_rotation(kept, candidates), tuple(steps), before, best, computed)
 
 

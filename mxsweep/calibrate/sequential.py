@@ -28,15 +28,10 @@ from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.linear import MXLinear, quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress, silent
 
 Solver = Callable[[Tensor, Tensor, MXFormat], Tensor]
 """The quantized weight (N, C) float32 for a weight (N, C) float32, H (C, C) float32 and a format."""
-
-Told = Callable[[int, int], object]  # how many blocks are done, and how many there are
-
-
-def tell_nobody(_done: int, _total: int) -> None:
-    """A :data:`Told` that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def solve_weights(
     batches: Sequence[Batch],
     solve: Solver,
     artefact: Artefact | None = None,
-    told: Told = tell_nobody,
+    progress: Progress = silent,
 ) -> Solved:
     """Solve for the weights of all linear layers in the decoder blocks that ``recipe`` quantizes.
 
@@ -96,7 +91,7 @@ def solve_weights(
             weights |= found or {}
             if streams is not None and index + 1 < len(blocks):
                 streams.advance()
-            told(index + 1, len(blocks))
+            progress(index + 1, len(blocks))
     return Solved(weights, len(blocks), kept)
 
 

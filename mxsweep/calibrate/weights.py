@@ -5,8 +5,6 @@ Legend: W (N, C) a weight in the basis in which it is quantized, H (C, C) the He
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +16,7 @@ from mxsweep.model.linear import Site, find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq
+from mxsweep.terminal.progress_callback import Progress, silent
 
 
 def solver(config: PTQConfig) -> Solver:
@@ -40,15 +39,13 @@ def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
 
 
 @torch.no_grad()
-def clipped_weights(
-    model: PreTrainedModel, recipe: Recipe, told: Callable[[int, int], object] = lambda done, total: None
-) -> dict[str, Tensor]:
+def clipped_weights(model: PreTrainedModel, recipe: Recipe, progress: Progress = silent) -> dict[str, Tensor]:
     """Every linear layer's weight in the decoder blocks on the scales of least weight error, in host memory."""
     sites = weight_sites(model, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):
         weights[site.name] = clipped(site.weight(), site.formats.weight).to("cpu")
-        told(done, len(sites))
+        progress(done, len(sites))
     return weights
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import lm_eval
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.evaluate.lm import FastLM, Progress
+from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.requests import reuse_requests
 from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
+from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def evaluate(
     *,
     limit: int | float | None = None,
     apply_chat_template: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate ``tasks`` (of :func:`mxsweep.evaluate.tasks.load_tasks`) on a model (of :func:`make_lm`).
 

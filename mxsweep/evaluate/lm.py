@@ -21,10 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
 from mxsweep.forward.scoring import Scorer, ScoringRequest
+from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], object]  # told how many requests are answered so far, and how many there are in all
 
 # On a CPU about the fastest of 1,024 to 16,384; on a GPU enough to keep an H200 busy with a model of a billion weights.
 AUTO_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
@@ -60,7 +59,7 @@ class FastLM(HFLM):
         )
         self.warnings: list[str] = []
         self.encode_s = 0.0
-        self._answered: Callable[[int], None] = _tell_nobody
+        self._on_answered: Callable[[int], object] = _ignore
         if batch_tokens is None:
             batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
         self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
@@ -74,14 +73,14 @@ class FastLM(HFLM):
         """For each request of (context, continuation): the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
             pairs = encode_pairs(self, [request.args for request in requests])
-        return self._scorer.score(pairs, self._answered)
+        return self._scorer.score(pairs, self._on_answered)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """For each request of (text,): the log-likelihood in nats of all its tokens, in windows of ``max_length``."""
         with self._encoding():
             texts = encode_windows(self, [request.args[0] for request in requests])
         windows_of_all = [window for windows in texts for window in windows]
-        answers = iter(self._scorer.score(windows_of_all, self._answered))
+        answers = iter(self._scorer.score(windows_of_all, self._on_answered))
         return [sum(next(answers)[0] for _ in windows) for windows in texts]
 
     def warm_up(self, kind: Hashable) -> None:
@@ -101,28 +100,28 @@ class FastLM(HFLM):
         done.add(kind)
 
     @contextmanager
-    def reporting(self, progress: Progress | None, tasks: Iterable[Task]) -> Iterator[None]:
+    def reporting(self, progress: Progress, tasks: Iterable[Task]) -> Iterator[None]:
         """While the context lasts, tell ``progress``, batch by batch, how many requests of ``tasks`` are answered.
 
         A text that is scored in windows counts as so many requests; what is generated does not count.
         """
-        if progress is None:
+        if progress is silent:
             yield
             return
         done, total = 0, None
 
-        def answered(count: int) -> None:
+        def count_answered(count: int) -> None:
             nonlocal done, total
             if total is None:  # known by now: lm-eval builds the requests of every task before it scores the first
                 total = self._count(tasks)
             done += count
             progress(done, total)
 
-        self._answered = answered
+        self._on_answered = count_answered
         try:
             yield
         finally:
-            self._answered = _tell_nobody
+            self._on_answered = _ignore
 
     def _count(self, tasks: Iterable[Task]) -> int:
         requests = [request for task in tasks for request in task.instances for _ in range(request.repeats or 1)]
@@ -142,5 +141,5 @@ class FastLM(HFLM):
         self.warnings.append(message)
 
 
-def _tell_nobody(_count: int) -> None:
+def _ignore(_count: int) -> None:
     pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,9 @@ from mxsweep.calibrate.loss import Divergence, Shift
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, in_decoder_block
 from mxsweep.measure.weights import projections
 from mxsweep.model.linear import find_sites, quantize_model
+from mxsweep.terminal.progress_callback import Progress
 
 BY = ("module", "layer", "kind")
-
-Progress = Callable[[int, int], object]  # told how many measurements are done, and how many there are
 
 
 @dataclass(frozen=True)

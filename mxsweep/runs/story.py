@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.run_config import RunConfig
@@ -22,6 +22,7 @@ from mxsweep.machine.versions import record_environment
 from mxsweep.numerics import backend_problem
 from mxsweep.results.record import SCHEMA, write_record
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
     from mxsweep.model.load import LoadedModel
 
 log = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """Told how much is done of a phase of a run, and how much there is: requests, if the phase is not named."""
-
-    def __call__(self, done: int, total: int, phase: str = ..., /) -> object: ...
 
 
 def run(
@@ -78,7 +73,7 @@ def run(
         from mxsweep.evaluate.quiet import no_progress_bars
 
         with no_progress_bars():
-            found = _evaluate(config, progress, overrides)
+            found = _evaluate(config, progress or silent, overrides)
         record["environment"] |= found.pop("device")
         record |= found | {"status": "done"}
     except Exception as error:
@@ -93,7 +88,7 @@ def run(
     return record
 
 
-def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[str]) -> dict[str, Any]:
+def _evaluate(config: RunConfig, progress: Progress, overrides: Sequence[str]) -> dict[str, Any]:
     from mxsweep.calibrate.prepare import prepare
     from mxsweep.evaluate.evaluate import evaluate
     from mxsweep.model.linear import quantize_model
@@ -112,7 +107,7 @@ def _evaluate(config: RunConfig, progress: Progress | None, overrides: Sequence[
     with ExitStack() as stack:
         if config.rotation.residual and not config.recipe.is_baseline:
             stack.enter_context(rotated_residual(model))
-        made = prepare(model, lm.tokenizer, config, tasks["tasks"], lm.max_length, progress or _tell_nobody, overrides)
+        made = prepare(model, lm.tokenizer, config, tasks["tasks"], lm.max_length, progress, overrides)
         remedies_s = clock.lap()
         launched_before = launch_count()
         report = stack.enter_context(
@@ -218,15 +213,14 @@ def _evaluate_perturbed(
         return evaluate(lm, tasks, **asked)
 
 
-def _counted_together(
-    progress: Progress | None, evaluations: int
-) -> Callable[[int], Callable[[int, int], object] | None]:
-    """What each of several evaluations, the first being number 0, tells its progress to."""
+def _counted_together(progress: Progress, evaluations: int) -> Callable[[int], Progress]:
+    """Return, for each of several evaluations, the first being number 0, the callback that hears its progress."""
 
-    def of(number: int) -> Callable[[int, int], object] | None:
-        if progress is None:
-            return None
-        return lambda done, total: progress(number * total + done, evaluations * total)
+    def of(number: int) -> Progress:
+        def report(done: int, total: int, _phase: str = "", /) -> None:
+            progress(number * total + done, evaluations * total)
+
+        return report
 
     return of
 
@@ -340,10 +334,6 @@ def _write_details(folder: Path, details: dict[str, Any]) -> list[str]:
             warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
             log.warning(warnings[-1])
     return warnings
-
-
-def _tell_nobody(_done: int, _total: int, _phase: str = "", /) -> None:
-    pass
 
 
 class _Clock:

@@ -47,7 +47,7 @@ def search(losses: Mapping[str, float], kept: Kept | None = None) -> tuple[Any, 
         CANDIDATES,
         of_sets(losses, asked),
         kept or Kept(),  # type: ignore[arg-type]
-        lambda done, total: told.append((done, total)),
+        lambda *progress: told.append(progress[:2]),
     )
     return found, asked, told
 

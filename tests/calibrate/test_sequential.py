@@ -19,6 +19,7 @@ from mxsweep.model.linear import MXLinear, quantize_model
 from mxsweep.model.load import load_model
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import silent
 
 FP4, INT4 = MXFormat("fp4_e2m1"), MXFormat("int4")
 RECIPE = Recipe(linear=LinearFormats(FP4, MXFormat("fp6_e2m3")), key=FP4, value=FP4, arithmetic="exact")
@@ -53,7 +54,7 @@ def solve(
 ) -> tuple[Solved, Any]:
     model = load_model("embedded", device="cpu").model
     solver = solver or Rounding()
-    told = told or (lambda done, total: None)
+    told = told or silent
     return solve_weights(model, recipe, Prepared(), batches, solver, Artefact({"key": key}), told), solver
 
 
@@ -120,7 +121,7 @@ def test_finished_blocks_are_not_solved_again(batches: list[Tensor]) -> None:
     with pytest.raises(KeyboardInterrupt):
         solve(RECIPE, batches, Stopped(), key="stopped")
     told: list[tuple[int, int]] = []
-    rest, solver = solve(RECIPE, batches, key="stopped", told=lambda done, total: told.append((done, total)))
+    rest, solver = solve(RECIPE, batches, key="stopped", told=lambda *progress: told.append(progress[:2]))
     assert rest.blocks_kept == 1
     assert len(solver.asked) == 8
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -143,7 +144,6 @@ def test_a_model_without_blocks_is_refused(batches: list[Tensor]) -> None:
             batches,
             Rounding(),
             Artefact({"key": "bare"}),
-            lambda done, total: None,
         )
 
 

@@ -105,7 +105,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(tiny: Any, divergence: Divergen
     total = 2 * 12 + 1
     for stop in (3, total // 2 + 4, total):
 
-        def told(done: int, _total: int, stop: int = stop) -> None:
+        def told(done: int, _total: int, _phase: str = "", /, *, stop: int = stop) -> None:
             if done == stop:
                 raise KeyboardInterrupt
 
