@@ -82,7 +82,7 @@ def formats(block_size: int) -> list[MXFormat]:
         MXFormat(element, block_size, scale, tensor_scale=tensor_scale)
         for scale, tensor_scale in SCALES
         for element in ELEMENT_NAMES
-        if scale == "e8m0" or not parse_element(element).is_fraction
+        if scale == "e8m0" or parse_element(element).scale_rounding is None
     ]
 
 

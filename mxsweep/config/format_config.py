@@ -13,7 +13,7 @@ from typing import Any
 from mxsweep.config.checks import check_choice, check_flag
 from mxsweep.config.overrides import option_names, read_option
 from mxsweep.formats import SCALE_NAMES
-from mxsweep.formats.element_formats import normalize_element
+from mxsweep.formats.element import normalize_element
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.terminal.errors import ConfigError
 

@@ -8,17 +8,14 @@ from mxsweep.formats.backends import (
     backend_problem,
     microxcaling_problem,
 )
-from mxsweep.formats.element_formats import (
+from mxsweep.formats.element import (
     ELEMENT_NAMES,
     ROUNDINGS,
-    SCALE_NAMES,
-    SCALE_ROUNDINGS,
     ElementFormat,
-    ScaleFormat,
     parse_element,
-    parse_scale,
 )
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.scale import SCALE_NAMES, SCALE_ROUNDINGS, ScaleFormat, parse_scale
 
 __all__ = [
     "ARITHMETICS",

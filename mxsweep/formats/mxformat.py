@@ -1,32 +1,39 @@
-"""`MXFormat`: one element format, one scale format, one block shape and their roundings, checked together."""
+"""Block formats: one element format, one scale format, one block shape and their roundings, checked together.
+
+A microscaling (MX) format cuts a tensor into blocks and writes each block as one shared scale s and one narrow number q
+per element; a value reads back as q * s (OCP Microscaling Formats (MX) Specification v1.0, section 5.1). Three choices
+make a format: the element format (element.py), the scale format (scale.py), and the block with its roundings.
+
+A format's text, `str(fmt)`, says all of it: `MXFormat.parse(str(fmt)) == fmt`. The text is also what a config's hash
+holds of a format, so that it stays as it is for every format that exists.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mxsweep.formats.element_formats import (
+from mxsweep.formats.element import ROUNDINGS, ElementFormat, normalize_element, parse_element
+from mxsweep.formats.scale import (
     DEFAULT_SCALE_BITS,
-    MIDPOINT_BITS,
-    ROUNDINGS,
     SCALE_BITS,
     SCALE_ROUNDINGS,
-    ElementFormat,
+    SCALES,
     ScaleFormat,
-    normalize_element,
-    parse_element,
     parse_scale,
 )
 
 BlockSize = int | tuple[int, int]
 
-_FRACTIONS_SCALE_ROUNDING = "ceil"  # of mint<n>, by definition
+MIDPOINT_BITS = 16  # an asymmetric block keeps its midpoint in bfloat16
 
 
 @dataclass(frozen=True)
 class MXFormat:
-    """A block format (OCP MX v1.0, section 5.1), frozen and hashable. It checks and normalizes itself.
+    """Describe a block format. An instance is hashable, and checks and normalizes its fields.
 
     Attributes:
         element: name of the element format; `mxfp4_e2m1` becomes `fp4_e2m1`.
@@ -38,8 +45,8 @@ class MXFormat:
             the field says nothing there and becomes 8, so that equal formats are equal.
         rounding: of elements. "nearest" (ties away from zero), "even" (ties to even), "floor" (toward zero)
             or "stochastic" (up with the probability of the distance).
-        scale_rounding: how an `e8m0` exponent follows from the block's maximum, see `scales.py`; becomes
-            "floor" for other scale formats, which always round to nearest even, and "ceil" for `mint<n>`.
+        scale_rounding: how an `e8m0` exponent follows from the block's maximum, see numerics/reference/scales.py;
+            becomes "floor" for other scale formats, which always round to nearest even, and "ceil" for `mint<n>`.
         symmetric: if false, the block's midpoint, kept in bfloat16, is subtracted first and added back.
         tensor_scale: whether a float32 scale per tensor lies over the block scales (NVFP4); `scale="e4m3"`
             only.
@@ -73,9 +80,10 @@ class MXFormat:
         if not _is_int(self.scale_bits) or self.scale_bits not in SCALE_BITS:
             low, high = SCALE_BITS[0], SCALE_BITS[-1]
             raise ValueError(f"scale_bits: {self.scale_bits!r} is not allowed; allowed: {low} to {high}")
-        if self.tensor_scale and self.scale != "e4m3":
-            raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale e4m3")
-        if self.element_format.is_fraction and self.scale != "e8m0":
+        if self.tensor_scale and not self.scale_format.takes_tensor_scale:
+            taking = ", ".join(name for name, scale in SCALES.items() if scale.takes_tensor_scale)
+            raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale {taking}")
+        if self.element_format.scale_rounding and not self.scale_format.is_power_of_two:
             raise ValueError(f"scale: {self.scale!r} does not go with element {self.element}; allowed: e8m0")
         self._normalize()
 
@@ -83,18 +91,20 @@ class MXFormat:
         assign = object.__setattr__  # the one place that writes to the frozen object
         assign(self, "element", normalize_element(self.element))
         assign(self, "block_size", _checked_block_size(self.block_size))
-        if self.scale != "e8m0":
+        if not self.scale_format.is_power_of_two:
             assign(self, "scale_bits", DEFAULT_SCALE_BITS)
             assign(self, "scale_rounding", "floor")
-        elif self.element_format.is_fraction:
-            assign(self, "scale_rounding", _FRACTIONS_SCALE_ROUNDING)
+        elif self.element_format.scale_rounding:
+            assign(self, "scale_rounding", self.element_format.scale_rounding)
 
     @property
     def element_format(self) -> ElementFormat:
+        """The format of an element, by its name."""
         return parse_element(self.element)
 
     @property
     def scale_format(self) -> ScaleFormat:
+        """The format of a block's scale, by its name."""
         return parse_scale(self.scale)
 
     @property
@@ -108,11 +118,10 @@ class MXFormat:
 
         Native arithmetic is what microxcaling's PyTorch path does, so it is defined for what that path
         offers: `e8m0` scales chosen by "floor", symmetric blocks, deterministic rounding. Everything else is
-            exact.
+        exact.
         """
-        return (
-            self.scale == "e8m0" and self.scale_rounding == "floor" and self.symmetric and self.rounding != "stochastic"
-        )
+        floor_of_log2 = self.scale_format.is_power_of_two and self.scale_rounding == "floor"
+        return floor_of_log2 and self.symmetric and self.rounding != "stochastic"
 
     @property
     def bits_per_element(self) -> float:
@@ -127,8 +136,8 @@ class MXFormat:
         return self.element_format.bits + self._bits_beside_elements / size
 
     def stored_bits(self, shape: Sequence[int]) -> int:
-        """Bits of a whole tensor of `shape` blocked along its last axis (a tile: its last two), shorter last blocks
-        and all; without the per-tensor scale.
+        """Return the bits of a whole tensor of `shape` blocked along its last axis (a tile: its last two), shorter last
+        blocks and all; without the per-tensor scale.
         """
         if isinstance(self.block_size, int):
             blocks = math.prod(shape[:-1]) * math.ceil(shape[-1] / (self.block_size or shape[-1] or 1))
@@ -139,25 +148,73 @@ class MXFormat:
 
     @property
     def _bits_beside_elements(self) -> int:
-        """Of one block: its scale and, where it has one, its midpoint."""
-        scale = self.scale_bits if self.scale == "e8m0" else self.scale_format.bits
+        """Bits of one block's scale and, where it has one, its midpoint."""
+        scale = self.scale_bits if self.scale_format.is_power_of_two else self.scale_format.bits
         return scale if self.symmetric else scale + MIDPOINT_BITS
 
     def __str__(self) -> str:
-        """Short and unique: `fp4_e2m1-b32-e8m0`, with a suffix for everything that is not the default."""
+        """Return a short and unique text: `fp4_e2m1-b32-e8m0`, with a suffix for everything that is not the default."""
         block = str(self.block_size) if isinstance(self.block_size, int) else "x".join(map(str, self.block_size))
         parts = [self.element, f"b{block}", self.scale]
         if self.tensor_scale:
             parts.append("tensor")
         if self.scale_bits != DEFAULT_SCALE_BITS:
             parts.append(f"sb{self.scale_bits}")
-        if self.scale_rounding != (_FRACTIONS_SCALE_ROUNDING if self.element_format.is_fraction else "floor"):
+        if self.scale_rounding != (self.element_format.scale_rounding or "floor"):
             parts.append(f"scale_{self.scale_rounding}")
         if self.rounding != "nearest":
             parts.append(f"round_{self.rounding}")
         if not self.symmetric:
             parts.append("asym")
         return "-".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> MXFormat:
+        """Return the format of which `text` is the `str()`.
+
+        What is left out behind the element is the default, as `fp4_e2m1` for `fp4_e2m1-b32-e8m0`. Parts may stand in
+        any order behind it.
+
+        Raises:
+            ValueError: a part that is not known or stands there twice, or fields that do not go together; the message
+                names the part or the field, and what is allowed.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"format: {text!r} is not a text; allowed: {_TEXT_ALLOWED}")
+        element, *parts = text.split("-")
+        fields: dict[str, Any] = {}
+        for part in parts:
+            field, value = _parse_part(part, text)
+            if field in fields:
+                raise ValueError(f"format: {text!r} has a second {field}, {part!r}; allowed: one")
+            fields[field] = value
+        return cls(element, **fields)
+
+
+# The parts of a format's text behind the element: what each looks like, which field it sets, and to what.
+_PARTS: tuple[tuple[str, str, Callable[[re.Match[str]], object]], ...] = (
+    (r"b(\d+)", "block_size", lambda match: int(match[1])),
+    (r"b(\d+)x(\d+)", "block_size", lambda match: (int(match[1]), int(match[2]))),
+    (r"tensor", "tensor_scale", lambda match: True),
+    (r"sb(\d+)", "scale_bits", lambda match: int(match[1])),
+    (r"scale_(\w+)", "scale_rounding", lambda match: match[1]),
+    (r"round_(\w+)", "rounding", lambda match: match[1]),
+    (r"asym", "symmetric", lambda match: False),
+)
+_TEXT_ALLOWED = (
+    "ELEMENT-bSIZE-SCALE, as fp4_e2m1-b32-e8m0, SIZE being a number or ROWSxCOLUMNS, and behind it tensor, sb2 to sb8, "
+    "scale_ROUNDING, round_ROUNDING, asym"
+)
+
+
+def _parse_part(part: str, text: str) -> tuple[str, object]:
+    """Return the field that a part of a format's text sets, and its value, which `MXFormat` checks."""
+    for pattern, field, value in _PARTS:
+        if match := re.fullmatch(pattern, part, re.ASCII):
+            return field, value(match)
+    if part in SCALES:
+        return "scale", part
+    raise ValueError(f"format: {part!r} in {text!r} is not known; allowed: {_TEXT_ALLOWED}; SCALE: {', '.join(SCALES)}")
 
 
 def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

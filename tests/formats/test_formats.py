@@ -8,6 +8,8 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mxsweep.numerics import (
     ELEMENT_NAMES,
@@ -61,7 +63,7 @@ def test_element_facts_are_those_of_the_specifications(name: str) -> None:
     assert len(element.values()) == count
 
 
-@pytest.mark.parametrize("name", ELEMENT_NAMES + OTHER_ELEMENTS)
+@pytest.mark.parametrize("name", (*ELEMENT_NAMES, *OTHER_ELEMENTS))
 def test_every_code_decodes_as_the_definition_says(name: str) -> None:
     element = parse_element(name)
     for code in range(2**element.bits):
@@ -234,6 +236,78 @@ def test_distinct_formats_have_distinct_texts() -> None:
     formats = {MXFormat(*choice) for choice in choices}
     formats |= {replace(fmt, tensor_scale=True) for fmt in formats if fmt.scale == "e4m3"}
     assert len({str(fmt) for fmt in formats}) == len(formats)
+
+
+_BLOCKS = st.integers(0, 300) | st.tuples(st.integers(1, 300), st.integers(1, 300))
+_SCALED = st.sampled_from([(scale, False) for scale in SCALE_NAMES] + [("e4m3", True)])
+
+
+@given(
+    st.sampled_from([*ELEMENT_NAMES, *OTHER_ELEMENTS, "mxfp4_e2m1"]),
+    _BLOCKS,
+    _SCALED,
+    st.integers(2, 8),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from(SCALE_ROUNDINGS),
+    st.booleans(),
+)
+def test_a_formats_text_is_read_back(
+    element: str,
+    block: int | tuple[int, int],
+    scaled: tuple[str, bool],
+    bits: int,
+    rounding: str,
+    of_scale: str,
+    sym: bool,
+) -> None:
+    scale, tensor_scale = ("e8m0", False) if element.startswith("mint") else scaled
+    fmt = MXFormat(element, block, scale, bits, rounding, of_scale, sym, tensor_scale)
+    assert MXFormat.parse(str(fmt)) == fmt
+
+
+def test_every_choice_of_names_is_read_back() -> None:
+    choices = product(
+        [*ELEMENT_NAMES, *OTHER_ELEMENTS],
+        (0, 32, (16, 1)),
+        SCALE_NAMES,
+        (2, 8),
+        ROUNDINGS,
+        SCALE_ROUNDINGS,
+        (True, False),
+    )
+    for choice in choices:
+        if choice[2] == "e8m0" or not choice[0].startswith("mint"):
+            fmt = MXFormat(*choice)
+            assert MXFormat.parse(str(fmt)) == fmt
+
+
+def test_what_a_text_leaves_out_is_the_default() -> None:
+    assert MXFormat.parse("mxfp4_e2m1") == MXFormat("fp4_e2m1")
+    assert MXFormat.parse("int4-asym-b16") == MXFormat("int4", 16, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"^element: '' is not an element format; allowed: fp8_e5m2, "),
+        ("fp4_e2m2-b32-e8m0", r"^element: 'fp4_e2m2' is not an element format; allowed: fp8_e5m2, "),
+        ("fp4_e2m1-32-e8m0", r"^format: '32' in 'fp4_e2m1-32-e8m0' is not known; allowed: ELEMENT-bSIZE-SCALE, as "),
+        ("fp4_e2m1-b32-e8m1", r"^format: 'e8m1' in .* SCALE: e8m0, e5m3, e4m3, fp32$"),
+        ("fp4_e2m1-b32-", r"^format: '' in 'fp4_e2m1-b32-' is not known"),
+        ("fp4_e2m1-b32 ", r"^format: 'b32 ' in "),
+        ("fp4_e2m1-b32-b16", r"^format: 'fp4_e2m1-b32-b16' has a second block_size, 'b16'; allowed: one$"),
+        ("fp4_e2m1-b0x4", r"^block_size: \(0, 4\) is not allowed; allowed: a whole number"),
+        ("fp4_e2m1-b32-e8m0-sb9", r"^scale_bits: 9 is not allowed; allowed: 2 to 8$"),
+        ("fp4_e2m1-b32-e8m0-round_up", r"^rounding: 'up' is not known; allowed: nearest, even, floor, stochastic$"),
+        ("fp4_e2m1-b32-e8m0-scale_up", r"^scale_rounding: 'up' is not known; allowed: floor, even, ceil, rceil$"),
+        ("fp4_e2m1-b32-e8m0-tensor", r"^tensor_scale: True does not go with scale 'e8m0'; allowed: scale e4m3$"),
+        ("mint4-b32-e5m3", r"^scale: 'e5m3' does not go with element mint4; allowed: e8m0$"),
+        (4, r"^format: 4 is not a text; allowed: ELEMENT-bSIZE-SCALE"),
+    ],
+)
+def test_texts_of_no_format_are_refused_by_part(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MXFormat.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
-from mxsweep.formats.element_formats import ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
+from mxsweep.formats.element import ROUNDINGS
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.numerics.blocks import block_axes
 
 log = logging.getLogger(__name__)
@@ -305,8 +306,10 @@ def _source() -> str:
 def format_initializer(fmt: MXFormat) -> str:
     """mx.cu's `Format` of a format, as C++ source. Numbers are written in hexadecimal and so exactly."""
     element, scale = fmt.element_format, fmt.scale_format
-    floating = fmt.scale in ("e5m3", "e4m3")
-    scale_grid = (scale.mantissa_bits, scale.min_exponent, scale.largest) if floating else (0, 0, scale.largest)
+    kind = _scale_kind(scale)
+    scale_grid = (
+        (scale.mantissa_bits, scale.min_exponent, scale.largest) if kind == "MINIFLOAT" else (0, 0, scale.largest)
+    )
 
     def grid(mantissa_bits: int, min_exponent: int, largest: float, lowest: float = 0.0) -> str:
         return f"{{{mantissa_bits}, {min_exponent}, {largest.hex()}f, {lowest.hex()}f}}"
@@ -315,7 +318,7 @@ def format_initializer(fmt: MXFormat) -> str:
         grid(element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
         element.max_exponent,
         ROUNDINGS.index(fmt.rounding),
-        SCALE_NAMES.index(fmt.scale),
+        kind,
         SCALE_ROUNDINGS.index(fmt.scale_rounding),
         fmt.max_scale_exponent,
         grid(*scale_grid),
@@ -324,6 +327,11 @@ def format_initializer(fmt: MXFormat) -> str:
         str(fmt.tensor_scale).lower(),
     )
     return "{" + ", ".join(map(str, fields)) + "}"
+
+
+def _scale_kind(scale: ScaleFormat) -> str:
+    """Return mx.cu's word for how a scale is computed."""
+    return "E8M0" if scale.is_power_of_two else "FP32" if scale.is_float32 else "MINIFLOAT"
 
 
 @functools.cache

@@ -19,9 +19,9 @@
 
 // ---------------------------------------------------------------------------------------------- The arithmetic
 
-// In the order of formats.py's names.
+// Roundings in the order of the names in formats/.
 enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC };
-enum Scale { E8M0, E5M3, E4M3, FP32 };
+enum Scale { E8M0, MINIFLOAT, FP32 };
 enum ScaleRounding { SCALE_FLOOR, SCALE_EVEN, SCALE_CEIL, SCALE_RCEIL };
 
 // The values of a small float: u = 2^(max(exponent, min_exponent) - mantissa_bits) apart, from `lowest` to `largest`.
@@ -36,7 +36,7 @@ struct Format {
     int max_exponent;  // of the element format's largest value
     int rounding, scale, scale_rounding, max_scale_exponent;
     Grid scale_grid;
-    float smallest_scale;  // of e5m3, e4m3, fp32
+    float smallest_scale;  // but of an e8m0 scale
     bool symmetric, tensor_scale;
 };
 

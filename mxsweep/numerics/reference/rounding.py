@@ -36,7 +36,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mxsweep.formats.element_formats import ElementFormat, ScaleFormat
+from mxsweep.formats.element import ElementFormat
+from mxsweep.formats.scale import ScaleFormat
 
 _EXPONENT_MASK = 0x7F800000  # of a float32
 _MANTISSA_BITS = 23
