@@ -1,6 +1,6 @@
-"""What is in a model's files: weights by name and shape, read from headers, and the content that identifies it.
+"""Read model folders as files: the content that identifies a model, and its weights by name and shape, from headers.
 
-No torch, no weights in memory.
+Which files those are follows the rules by which transformers 5.23 finds them. No torch, no weights in memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ _SMALL_FILES = (
     "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "normalizer.json", "byte_maps.json", "emoji.json",
     "word_*.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+# What transformers looks for, the first before the second.
+_SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PYTORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One tensor of a checkpoint, or a second name that a tied one has."""
+    """Describe one tensor of a checkpoint, or a second name that a tied one has."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,17 +41,18 @@ class WeightEntry:
 
     @property
     def size(self) -> int:
+        """Count its elements."""
         return math.prod(self.shape)
 
 
 def model_folder(path: str) -> Path | None:
-    """The folder that a ``model.path`` names; None for a name on the hub."""
+    """Return the folder that a ``model.path`` names; None for a name on the hub."""
     folder = Path(__file__).resolve().parent.parent / "assets" / "tiny" if path == EMBEDDED else Path(path).expanduser()
     return folder if folder.is_dir() else None
 
 
 def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_code: bool) -> dict[str, str]:
-    """What tells a model from every other, for a run's hash: a hub name with its revision, or a folder's content.
+    """Return what tells a model from every other: a hub name with its revision, or a folder's content.
 
     A folder's revision means nothing. Its dtype "auto" is the one that its config.json names, as transformers has it.
 
@@ -69,7 +73,7 @@ def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_
 
 
 def model_stamps(path: str, code: bool) -> tuple[Any, ...]:
-    """What changes when a model folder's files do, without reading them; the same always for a name on the hub."""
+    """Return what changes when a model folder's files do, without reading them; the same always for a hub name."""
     folder = model_folder(path)
     try:
         files = model_files(folder, code) if folder is not None else {}
@@ -79,35 +83,102 @@ def model_stamps(path: str, code: bool) -> tuple[Any, ...]:
 
 
 def model_files(folder: Path, code: bool) -> dict[str, Path]:
-    """The files of a model folder that decide what it answers, by their names in it; ``code``: its modules too.
+    """Return the files that loading a model folder reads, wherever they lie, by the folder's names for them.
 
-    What an index names and is not there is left out: loading the model says so.
+    More files than loading reads may be among them (weights beside those that are taken); a name that an index or a
+    config holds and that is no file is left out: loading the model says so.
+
+    Args:
+        code: the folder's own modules are run, and count.
+
+    Raises:
+        OSError: the folder cannot be looked through.
     """
     patterns: list[str] = [*_SMALL_FILES, "*.safetensors", "*.safetensors.index.json"]
     # transformers takes pickled weights only where there are no others.
-    if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
+    if not any((folder / name).is_file() for name in _SAFE_WEIGHTS):
         patterns += _PICKLED_WEIGHTS
-    found = {file for pattern in patterns for file in folder.glob(pattern) if file.suffix != ".py"}
-    named = {folder / name for name in _named_weights(folder)}
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.suffix != ".py"}
     # Mistral's models come a second time, in a file of another program's.
-    found = {file for file in found if not file.name.startswith("consolidated")} | named
+    files = {file for file in files if not file.name.startswith("consolidated")}
     if code:
-        found |= {file for file in folder.rglob("*.py") if not _is_hidden(file.relative_to(folder))}
-    return {file.relative_to(folder).as_posix(): file for file in sorted(found) if file.is_file()}
+        files |= {file for file in folder.rglob("*.py") if not _is_hidden(file.relative_to(folder))}
+    by_name = {file.relative_to(folder).as_posix(): file for file in files}
+    named = [*_named_weights(folder), *_versioned_configs(folder), *_adapter_weights(folder)]
+    by_name |= {Path(name).as_posix(): folder / name for name in named}
+    if code:
+        by_name |= _code_elsewhere(folder)
+    return {name: file for name, file in sorted(by_name.items()) if _is_file(file)}
 
 
-def _named_weights(folder: Path) -> set[str]:
-    """Weight files that need not lie beside the index, or have a name of the config's choice."""
-    names: set[str] = set()
+def _named_weights(folder: Path) -> list[str]:
+    """Return the names of every file that `_weight_files` may come to."""
+    return [name for root in _weight_roots(folder) for name in _weight_files(folder, root)]
+
+
+def _weight_roots(folder: Path) -> list[str]:
+    """Return the names of what the weights are looked up by: what the config chooses, then the first that is there.
+
+    A name that the config chooses may be of its text model's config alone; which of the two is asked depends on the
+    model's class.
+    """
+    config = _read_mapping(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    chosen = [name for part in parts if isinstance(name := part.get("transformers_weights"), str)]
+    usual = [name for name in (*_SAFE_WEIGHTS, *_PYTORCH_WEIGHTS) if (folder / name).is_file()]
+    return chosen + usual[:1]
+
+
+def _weight_files(folder: Path, root: str) -> list[str]:
+    """Return a weight file's name; of an index also those of the parts that it names.
+
+    A part is named as from the folder, wherever the index lies, and a name may lead out of the folder.
+    """
+    if not root.endswith(".index.json"):
+        return [root]
+    parts = _read_mapping(folder / root).get("weight_map")
+    names = parts.values() if isinstance(parts, dict) else ()
+    return [root, *sorted({name for name in names if isinstance(name, str)})]
+
+
+def _versioned_configs(folder: Path) -> list[str]:
+    """Return the names of configs for other versions of transformers, which config.json points to."""
+    names = _read_mapping(folder / "config.json").get("configuration_files")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _adapter_weights(folder: Path) -> list[str]:
+    """Return the name of an adapter's pickled weights where they are taken, for lack of others."""
+    has_safe_ones = (folder / "adapter_model.safetensors").is_file()
+    return ["adapter_model.bin"] if (folder / "adapter_config.json").is_file() and not has_safe_ones else []
+
+
+def _code_elsewhere(folder: Path) -> dict[str, Path]:
+    """Return the modules of other local folders whose classes a model or a tokenizer takes, by reference and name.
+
+    Such a reference reads ``FOLDER--module.Class``; one to the hub is in the config, which counts as it is.
+    """
+    modules: dict[str, Path] = {}
+    for config in ("config.json", "tokenizer_config.json"):
+        for reference in _texts(_read_mapping(folder / config).get("auto_map")):
+            other, separator, _ = reference.partition("--")
+            if separator and Path(other).is_dir():
+                modules |= {f"{other}--{file.relative_to(other)}": file for file in Path(other).rglob("*.py")}
+    return modules
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts in plain data, however deep."""
+    if isinstance(value, dict | list):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def _is_file(file: Path) -> bool:
     try:
-        chosen = _read_json(folder / "config.json").get("transformers_weights")
-        index = folder / (chosen if str(chosen).endswith(".index.json") else "model.safetensors.index.json")
-        if index.is_file():
-            names |= set(_read_json(index)["weight_map"].values())
-        names |= {chosen} - {None}
-        return {name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()  # loading the model says what is wrong with it
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _is_hidden(file: Path) -> bool:
@@ -115,31 +186,36 @@ def _is_hidden(file: Path) -> bool:
 
 
 def _stored_dtype(folder: Path) -> str:
-    """The dtype that a folder's config.json names; "auto" where it names none, or several, and more than it decides."""
-    try:
-        config = _read_json(folder / "config.json")
-        dtypes = [part.get("dtype") or part.get("torch_dtype") for part in (config, config.get("text_config") or {})]
-    except (OSError, ValueError, AttributeError, RecursionError):
+    """Return the dtype that config.json names; "auto" where it names none, or several: then more than it decides."""
+    config = _read_mapping(folder / "config.json")
+    text = config.get("text_config") or {}
+    if not isinstance(text, dict):
         return "auto"
+    dtypes = [part.get("dtype") or part.get("torch_dtype") for part in (config, text)]
     return dtypes[0] if isinstance(dtypes[0], str) and dtypes[1] in (None, dtypes[0]) else "auto"
 
 
 def read_inventory(path: str) -> list[WeightEntry] | None:
-    """The tensors of a model folder with safetensors files; None where there are none that can be read (a hub name)."""
+    """Return the tensors of a model folder with safetensors files; None where none can be read (a hub name)."""
     folder = model_folder(path)
-    if folder is None:
+    roots = _weight_roots(folder) if folder is not None else []
+    if folder is None or not roots:
         return None
     try:
-        index = folder / "model.safetensors.index.json"
-        names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-        entries = [entry for name in sorted(names) for entry in _entries(folder / name)]
-        return entries + _tied(_read_json(folder / "config.json"), entries)
+        files = [name for name in _weight_files(folder, roots[0]) if not name.endswith(".index.json")]
+        entries = [entry for name in sorted(files) for entry in _entries(folder / name)]
+        return entries + _tied(_read_mapping(folder / "config.json"), entries) if entries else None
     except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError):
         return None  # loading the model says what is wrong with it
 
 
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def _read_mapping(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; an empty one where there is none: loading the model says so."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _entries(file: Path) -> list[WeightEntry]:
@@ -157,7 +233,7 @@ def _entry(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> 
 
 
 def _tied(config: dict[str, Any], entries: list[WeightEntry]) -> list[WeightEntry]:
-    """The lm_head of a model whose config says that it shares the embedding, and whose files therefore lack it."""
+    """Return the lm_head of a model whose config says that it shares the embedding, and whose files thus lack it."""
     embedding = next((entry for entry in entries if entry.name.endswith("embed_tokens.weight")), None)
     if embedding is None or not config.get("tie_word_embeddings") or any(e.name == "lm_head.weight" for e in entries):
         return []
