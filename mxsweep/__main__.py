@@ -13,7 +13,9 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from mxsweep.config.checks import expanded, is_folder
-from mxsweep.config.overrides import conf_dir, prepare, verbatim
+from mxsweep.config.option_files import conf_dir
+from mxsweep.config.override_grammar import verbatim
+from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import SWEEP_KNOBS
 from mxsweep.config.sweep_settings import Slurm
 from mxsweep.machine.gpus import visible_gpu_count

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxsweep.config.command_line import check_command_line
-from mxsweep.config.overrides import excerpt, prepare, read_override
+from mxsweep.config.override_grammar import excerpt, read_override
+from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_csv
 from mxsweep.runs.story import check_backend, load_configured

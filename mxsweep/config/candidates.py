@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mxsweep.config.format_config import FormatConfig, element_name, resolve_format
-from mxsweep.config.overrides import option_names, read_option
+from mxsweep.config.option_files import option_names, read_option
 from mxsweep.terminal.errors import ConfigError
 
 OF_AN_OPTION = {"block_size": 32, "scale": "e8m0", "tensor_scale": False}  # where the option does not say

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mxsweep.config.checks import is_folder
-from mxsweep.config.overrides import excerpt
+from mxsweep.config.override_grammar import excerpt
 from mxsweep.config.run_config import SWEEP_KNOBS
 from mxsweep.terminal.errors import ConfigError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.checks import check_choice, check_flag
-from mxsweep.config.overrides import option_names, read_option
+from mxsweep.config.option_files import option_names, read_option
 from mxsweep.formats import SCALE_NAMES
 from mxsweep.formats.element import normalize_element
 from mxsweep.formats.mxformat import BlockSize

@@ -1,69 +1,59 @@
-"""The command line as people type it, made into what Hydra accepts.
+"""Rewrite the command line as people type it into what Hydra accepts.
 
-Three things stand between ``block_size=16,48`` and Hydra 1.3:
+These stand between ``block_size=16,48`` and Hydra 1.3:
 
 - A group choice that Hydra's grammar reads as a number, a bool or a null is refused ("Config group override
   must be a string or a list"). Quoted, the same choice works, so values of groups are quoted here.
 - A group choice without an option file is an error. Where a value of one's own makes sense (``block_size=48``,
-  ``format=fp6_e3m2``, ``task=arc_easy``, ``task=[a,b]``), an option of that name is put into Hydra's ConfigStore.
+  ``format=fp6_e3m2``, ``task=arc_easy``, ``task=[a,b]``, ``model=gpt2``, ``model=./folder``), an option that holds the
+  value is put into Hydra's ConfigStore.
 - An experiment file cannot sweep numbers, for the first reason. It says what it sweeps under ``sweep:``, as a mapping
   of knobs to YAML lists, or a list of such grids, one after the other. Each grid becomes part of a command line of its
   own, where what the user typed wins.
-- A path may hold what means something else in Hydra's grammar (commas, quotes, brackets, letters beyond ASCII). Where
-  nothing but a path can be meant, it is quoted.
+- A path or a free text may hold what means something else in Hydra's grammar (commas, quotes, brackets, letters beyond
+  ASCII, or digits alone: the commit ``3e56378`` is a number). Where nothing but a text can be meant, it is quoted.
+- Keys of a mapping are taken without quotes only, and without the brackets that a glob may have.
 
-This is the only place that knows about it; everything after sees ordinary Hydra overrides.
+Everything after this module sees ordinary Hydra overrides.
 """
 
 from __future__ import annotations
 
-import math
+import difflib
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import QuotedString
 
+from mxsweep.config.checks import is_folder
+from mxsweep.config.mapping_text import mappings_as_texts
+from mxsweep.config.option_files import LAUNCHER, config_folders, group_names, option_names, read_option
+from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
 
+# Groups of which a value of one's own makes sense where no option has its name.
+AD_HOC = ("block_size", "scale_bits", "scale", "custom_cuda", "limit", "format", "kv_quant", "task")
 
-def conf_dir() -> Path:
-    """The folder of config groups: in an installed wheel inside the package, in a source tree beside it."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"mxsweep is installed without its config: no conf/config.yaml in {package} or {package.parent}"
-    )
-
-
-# What a value of one's own means in each group that takes one: the option's content, under the option's package.
-AD_HOC = {
-    "block_size": lambda value: {"block_size": value},
-    "scale_bits": lambda value: {"scale_bits": value},
-    "scale": lambda value: {"scale": value},
-    "custom_cuda": lambda value: {"custom_cuda": value},
-    "limit": lambda value: {"limit": value},
-    "format": lambda value: {"format": {"weight": value, "activation": value}},
-    "kv_quant": lambda value: {"kv_quant": {"key": value, "value": value}},
-    "task": lambda value: {"task": _task_option(value)},
-}
-
-
-LAUNCHER = "hydra/launcher"
 # Folders of a sweep: whatever is typed is one, unless it is in quotes or refers to other knobs (${stamp}).
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-# Paths of which there may be several, or a mapping: taken as they are only where Hydra cannot read them.
+# Paths of which there may be several, or a mapping.
 PATHS = ("model.path", "task.data", "calibration.path")
-MOST_VALUES = 10_000  # of one knob, and runs of a sweep: more are a slip, and composing them would take hours
+# Texts that may look like a number or a bool, and are none.
+TEXTS = (
+    *("model", "model.revision", "calibration.name", "calibration.split", "calibration.field", "stamp"),
+    *("logging.project", "logging.entity", "hydra.launcher.partition", "hydra.launcher.account", "hydra.launcher.qos"),
+    "hydra.launcher.constraint",
+)
+
+_typed_models: dict[str, str] = {}  # options made for `model=`, name to what was typed
 
 
-def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[list[str]], bool]:
+def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[list[list[str]], bool]:
     """Rewrite overrides (``key=value`` words, no flags) for Hydra.
 
     Args:
@@ -75,130 +65,44 @@ def prepare(arguments: list[str], config_dir: Path | None = None) -> tuple[list[
         multirun.
 
     Raises:
-        ConfigError: a word that is no override, a model or an experiment without an option file, an experiment file
-            that makes no sense, or several experiments at once.
+        ConfigError: a word that is no override, an option that is not there, an experiment file that makes no sense, or
+            several experiments at once.
     """
-    folders = [folder for folder in (config_dir, conf_dir()) if folder is not None]
+    folders = config_folders(config_dir)
     for argument in arguments:
         _check_text(argument)
         if not re.match(r"[+~]*[\w$@:./-]+(=|$)", argument):
             raise ConfigError(f"{excerpt(argument)}: cannot be read as KNOB=VALUE")
-    groups = _groups(folders)
+    groups = group_names(folders)
     # `+experiment=ex1`, as Hydra has it for a group without a default; here every group has one.
-    arguments = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
-    arguments = [_quote_paths(_unquote_keys(argument)) for argument in arguments]
-    arguments = [argument for argument in arguments if argument not in ("experiment=null", "experiment=")]
-    grids = _experiment_grids(arguments, folders)
-    typed = {_key(argument) for argument in arguments}
-    overrides = [_rewrite(argument, folders) for argument in arguments]
+    words = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
+    words = [_quote_what_is_meant(word) for word in words]
+    words = [word for word in words if word not in ("experiment=null", "experiment=")]
+    grids = _experiment_grids(words, folders)
+    typed = {_key(word) for word in words}
+    overrides = [_choose(word, folders) for word in words]
     swept = [
-        [_rewrite(f"{key}={_render_sweep(values)}", folders) for key, values in grid.items() if key not in typed]
+        [
+            _choose(_quote_what_is_meant(f"{key}={_render_sweep(values)}"), folders)
+            for key, values in grid.items()
+            if key not in typed
+        ]
         for grid in grids
     ]
-    return [overrides + words for words in swept or [[]]], bool(grids)
-
-
-def excerpt(text: str, most: int = 200) -> str:
-    """A word of the command line for a message: cut where it is long, and so that any terminal can print it."""
-    text = text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-most // 4 :]}"
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def verbatim(text: str) -> str:
-    """A value that Hydra and OmegaConf read as ``text``, whatever is in it."""
-    return _quote(re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
-
-
-def sweep_values(override: Override, options: list[str] | None = None) -> list[Any]:
-    """The values that an override names, as Hydra has them; those of a glob are the ``options`` that it matches.
-
-    Raises:
-        ConfigError: none, more than can be meant, or a sweep that names no values (an interval, a glob over no group).
-    """
-    value, key = override.value(), override.key_or_group
-    what = excerpt(override.input_line or key)
-    if isinstance(value, Glob):
-        if options is None:
-            raise ConfigError(f"{key}: glob() is for knobs whose values have names, and this is none; name the values")
-        found: list[Any] = list(value.filter(options))
-    elif not override.is_sweep_override():
-        return [value]
-    elif isinstance(value, RangeSweep):
-        count = _range_count(value)
-        if count is None or count > MOST_VALUES:
-            why = "has no end" if count is None else f"is {count:,} values"
-            raise ConfigError(f"{what}: {why}; allowed: range(START,STOP,STEP) of at most {MOST_VALUES:,}")
-        found = list(override.sweep_iterator())
-    elif isinstance(value, ChoiceSweep):
-        found = list(override.sweep_iterator())
-    else:
-        raise ConfigError(f"{what}: names no values; allowed: A,B,C or range(START,STOP,STEP)")
-    if not found:
-        raise ConfigError(f"{what}: comes to no value; name one or more")
-    return found
-
-
-def _range_count(value: RangeSweep) -> int | None:
-    """How many values a range has; None where that is endless, or no number."""
-    start, stop, step = (0.0 if part is None else float(part) for part in (value.start, value.stop, value.step))
-    if not step or not math.isfinite(start + stop + step) or not math.isfinite((stop - start) / step):
-        return None
-    return max(0, math.ceil((stop - start) / step))
-
-
-def read_override(argument: str) -> Override:
-    """An override as Hydra reads it. Raises ConfigError."""
-    try:
-        return OverridesParser.create().parse_override(argument)
-    except (HydraException, OverrideParseException, ValueError, TypeError, RecursionError):
-        # Their messages are of a grammar's tokens.
-        raise ConfigError(
-            f"{excerpt(argument)}: cannot be read as KNOB=VALUE; a value with other than letters, digits and ./:_+-% "
-            """goes into quotes that the shell leaves, as "KNOB='a, b'\""""
-        ) from None
+    return [overrides + further for further in swept or [[]]], bool(grids)
 
 
 def as_typed(override: str) -> str:
-    """A prepared override as a person types it: ``block_size='16'`` is ``block_size=16``, ``False`` is ``false``."""
-    override = re.sub(r"=(True|False)$", lambda found: found.group().lower(), override)
-    return re.sub(r"^(\w+)='([^',]*)'$", r"\1=\2", override)
+    """Return a prepared override as a person types it: ``block_size='16'`` is ``block_size=16``."""
+    key, _, value = override.partition("=")
+    if key == "model" and value.strip("'") in _typed_models:
+        return f"{key}={_typed_models[value.strip(chr(39))]}"
+    override = re.sub(r"=(True|False)$", lambda match: match.group().lower(), override)
+    return re.sub(r"^(\w+)='([^',]*)'$|^([\w.]+)='([\w./+-]+)'$", r"\1\3=\2\4", override)
 
 
-def option_names(group: str, folders: list[Path] | None = None) -> list[str]:
-    """Names of a group's option files, sorted; numbers in numeric order."""
-    names = {path.stem for folder in folders or [conf_dir()] for path in (folder / group).glob("*.yaml")}
-    return sorted(names, key=lambda name: (bool(re.fullmatch(r"[\d.]+", name)), _number(name), name))
-
-
-def read_option(group: str, name: str, folders: list[Path] | None = None) -> dict[str, Any] | None:
-    """The content of an option file, or None where there is none of that name."""
-    if name not in option_names(group, folders):  # which `../model/hf` is not
-        return None
-    for folder in folders or [conf_dir()]:
-        file = folder / group / f"{name}.yaml"
-        if file.is_file():
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-            if not isinstance(content, dict):
-                raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
-            return content
-    return None
-
-
-def _number(name: str) -> float:
-    return float(name) if re.fullmatch(r"\d+(\.\d+)?", name) else 0.0
-
-
-def _key(argument: str) -> str:
-    return argument.split("=", 1)[0]
-
-
-def _groups(folders: list[Path]) -> set[str]:
-    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - {"hydra", "reference"} | {
-        LAUNCHER
-    }
+def _key(word: str) -> str:
+    return word.split("=", 1)[0]
 
 
 def _check_text(argument: str) -> None:
@@ -213,41 +117,56 @@ def _check_text(argument: str) -> None:
         raise ConfigError(f"{excerpt(argument)}: holds a NUL, which no value can")
 
 
-def _quote_paths(argument: str) -> str:
-    """What names a folder or a file, in quotes where Hydra would read it as something else."""
-    key, _, value = argument.partition("=")
-    key = key.lstrip("+") if key.lstrip("+") in FOLDERS + PATHS else key
-    if key in FOLDERS:
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        plain = re.fullmatch(r"[\w./-]+", value, re.ASCII) and isinstance(read_override(f"{key}={value}").value(), str)
-        as_it_is = (quoted and _is_readable(f"{key}={value}")) or plain  # 1e3 is not: it would be 1000.0
-        return f"{key}={value if as_it_is else _quote(value)}"
-    if key in PATHS and value and value[0] not in "'\"[{" and not _is_readable(f"{key}={value}"):
-        return f"{key}={_quote(value)}"
-    return argument
+def _quote_what_is_meant(word: str) -> str:
+    """Put into quotes what Hydra would read as something else than what the knob can mean."""
+    key, _, value = word.partition("=")
+    bare = key.lstrip("+")
+    if bare in FOLDERS:
+        return _quote_folder(bare, value)
+    if bare in ("modules", "task.data"):
+        word = _quote_mapping(key, value)
+    if bare in PATHS + TEXTS and value and value[0] not in "'\"[{":
+        if not is_readable(f"{bare}={value}"):
+            return f"{bare}={quote(value)}"
+        return f"{bare}={_quote_numbers(value)}"
+    return word
 
 
-def _is_readable(argument: str) -> bool:
+def _quote_folder(key: str, value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    plain = re.fullmatch(r"[\w./-]+", value, re.ASCII) and isinstance(read_override(f"{key}={value}").value(), str)
+    as_it_is = (quoted and is_readable(f"{key}={value}")) or plain  # 1e3 is not: it would be 1000.0
+    return f"{key}={value if as_it_is else quote(value)}"
+
+
+def _quote_numbers(value: str) -> str:
+    """Put the texts that Hydra reads as numbers or bools into quotes; null stays null."""
+    if re.search(r"""['"()\[\]{}$\\]""", value):
+        return value
+    return ",".join(
+        quote(text) if isinstance(read_override(f"x={text}").value(), int | float) else text
+        for text in map(str.strip, value.split(","))
+    )
+
+
+def _quote_mapping(key: str, value: str) -> str:
+    """Unquote the keys of ``modules={"*.down_proj": none}``, or have the mapping travel as one text."""
+    # As YAML and JSON write keys; Hydra's grammar takes them without quotes only.
+    word = re.sub(r"""(["'])([^"']+)\1(\s*:)""", r"\2\3", f"{key}={value}")
+    if is_readable(word) or not key.endswith("modules"):
+        return word
     try:
-        read_override(argument)
-    except ConfigError:
-        return False
-    return True
+        return f"{key}={mappings_as_texts(value)}"
+    except (ValueError, RecursionError):  # said by whoever reads the word
+        return f"{key}={value}"
 
 
-def _unquote_keys(argument: str) -> str:
-    """``modules={"*.down_proj": none}`` as YAML and JSON write it: Hydra's grammar takes keys without quotes only."""
-    if not argument.lstrip("+").startswith(("modules=", "task.data=")):
-        return argument
-    return re.sub(r"""(["'])([^"']+)\1(\s*:)""", r"\2\3", argument)
-
-
-def _experiment_grids(arguments: list[str], folders: list[Path]) -> list[dict[str, list[Any]]]:
-    """What the chosen experiment sweeps, grid by grid; none without one, or where it is a single run."""
-    chosen = [argument.split("=", 1)[1] for argument in arguments if re.match(r"\+?experiment=", argument)]
+def _experiment_grids(words: Sequence[str], folders: Sequence[Path]) -> list[dict[str, list[Any]]]:
+    """Return what the chosen experiment sweeps, grid by grid; none without one, or where it is a single run."""
+    chosen = [word.partition("=")[2] for word in words if re.match(r"\+?experiment=", word)]
     if not chosen:
         return []
-    name = chosen[-1].strip("'\"")
+    name = chosen[-1].strip("'\"[]")
     if "," in name:
         raise ConfigError(
             f"experiment: {excerpt(name)!r} names several; choose one of "
@@ -264,7 +183,7 @@ def _experiment_grids(arguments: list[str], folders: list[Path]) -> list[dict[st
     return grids
 
 
-def _render_sweep(values: list[Any]) -> str:
+def _render_sweep(values: Sequence[Any]) -> str:
     return ",".join(_render(value) for value in values)
 
 
@@ -275,38 +194,44 @@ def _render(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ",".join(_render(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_render(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 
-def _rewrite(argument: str, folders: list[Path]) -> str:
-    """One override: where it chooses from a group, quote its values and provide those without an option file."""
-    key = _key(argument)
-    override = read_override(argument)
-    if key not in _groups(folders) or "=" not in argument:
-        return argument
-    values = [_plain(value) for value in sweep_values(override, _options(key, folders))]
-    return f"{key}=" + ",".join(_quote(_provide(key, value, folders)) for value in values)
+def _choose(word: str, folders: Sequence[Path]) -> str:
+    """Where an override chooses from a group, quote its values and provide those without an option file."""
+    key = _key(word)
+    override = read_override(word)
+    if key not in group_names(folders) or "=" not in word:
+        return word
+    values = [_choice(key, value) for value in sweep_values(override, _options(key, folders))]
+    return f"{key}=" + ",".join(quote(_provide(key, value, folders)) for value in values)
 
 
-def _options(group: str, folders: list[Path]) -> list[str]:
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
     return ["basic"] * (group == LAUNCHER) + option_names(group, folders)
 
 
-def _plain(value: Any) -> Any:
+def _choice(group: str, value: Any) -> Any:
+    """Return a value as plain data: quotes make no text of a number, and a list of one is the one."""
     if isinstance(value, QuotedString):
-        plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)|true|false|null", value.text)
+        plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)|true|false|null", value.text) and group not in TEXTS
         return yaml.safe_load(value.text) if plain else value.text
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        items = [_choice(group, item) for item in value]
+        return items[0] if len(items) == 1 else items
     return value
 
 
-def _provide(group: str, value: Any, folders: list[Path]) -> str:
-    """The name under which Hydra finds ``value`` in ``group``, after putting an option there if there was none."""
+def _provide(group: str, value: Any, folders: Sequence[Path]) -> str:
+    """Return the name under which Hydra finds ``value`` in ``group``, and put an option there if there was none."""
     existing = _options(group, folders)
     name = "none" if value is None and "none" in existing else _render(value)
     if name in existing:
         return name
+    if group == "model" and isinstance(value, str) and value and "${" not in value and value != "???":
+        return _provide_model(value, existing, folders)
     if group not in AD_HOC:
         raise ConfigError(f"{group}: {excerpt(name)!r} is not known; allowed: {', '.join(existing)}")
     if group == "task" and re.search(r"/|\\|\.ya?ml$", name):
@@ -318,24 +243,47 @@ def _provide(group: str, value: Any, folders: list[Path]) -> str:
             "and _.+:-"
         )
     name = re.sub(r"[\[\] ]", "", name).replace(",", "+") if isinstance(value, list) else name
-    # The option's content names its full path, so it is the root's (_global_) whatever the group.
-    ConfigStore.instance().store(
-        group=group, name=name or "empty", node=AD_HOC[group](value), package="_global_", provider="command line"
-    )
+    _store(group, name or "empty", _ad_hoc_option(group, value, folders))
     return name or "empty"
 
 
-def _quote(text: str) -> str:
-    """In quotes, as Hydra reads them: a backslash means itself but before a quote."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+def _provide_model(path: str, existing: Sequence[str], folders: Sequence[Path]) -> str:
+    """Return the name of an option for ``model=PATH``, which is ``model=hf model.path=PATH``."""
+    near = difflib.get_close_matches(path, existing, n=1, cutoff=0.75)
+    if near and not is_folder(Path(path)):
+        raise ConfigError(
+            f"model: {excerpt(path)!r} is not known; near it: {near[0]}; allowed: {', '.join(existing)}, a folder, or "
+            f"a name on the Hugging Face hub (if {excerpt(path)!r} is one: model=hf model.path={excerpt(path)})"
+        )
+    # Not under its path: Hydra would look for a file there.
+    name = f"hf-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    _typed_models[name] = path
+    _store("model", name, {"model": (read_option("model", "hf", folders) or {}) | {"path": path}})
+    return name
 
 
-def _task_option(value: Any) -> dict[str, Any]:
-    """One task by name, or several: what their option files say, together."""
+def _store(group: str, name: str, content: dict[str, Any]) -> None:
+    # The option's content names its full path, so it is the root's (_global_) whatever the group.
+    ConfigStore.instance().store(group=group, name=name, node=content, package="_global_", provider="command line")
+
+
+def _ad_hoc_option(group: str, value: Any, folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the option, with its full path, that a value of one's own stands for."""
+    if group == "format":
+        return {"format": {"weight": value, "activation": value}}
+    if group == "kv_quant":
+        return {"kv_quant": {"key": value, "value": value}}
+    if group == "task":
+        return {"task": _task_option(value, folders)}
+    return {group: value}
+
+
+def _task_option(value: Any, folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the option of one task by name, or of several: what their option files say, together."""
     names: list[Any] = []
     fields: dict[str, str] = {}
     for item in value if isinstance(value, list) else [value]:
-        option = (read_option("task", item) if isinstance(item, str) else None) or {"names": [item]}
+        option = (read_option("task", item, folders) if isinstance(item, str) else None) or {"names": [item]}
         names += option["names"]
         fields |= option.get("fields") or {}
     return {"names": names, "fields": fields}

@@ -30,7 +30,7 @@ from mxsweep.config.checks import (
 from mxsweep.config.format_config import FormatConfig, resolve_format, resolve_modules
 from mxsweep.config.kv_config import KVConfig, resolve_kv
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.overrides import option_names
+from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig, as_names, check_rotation_block
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.files.digests import json_digest

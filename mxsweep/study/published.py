@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mxsweep.config.option_files import conf_dir
 from mxsweep.results.groups import Results
 from mxsweep.results.remedies import NO_REMEDY
 from mxsweep.results.rows import Row, label
@@ -111,8 +112,6 @@ def load_reference(name_or_path: str | Path) -> Reference:
 
     Raises BadReferenceError where there is none of that name, or the file is no reference.
     """
-    from mxsweep.config.overrides import conf_dir  # here, since it imports Hydra, which takes a while
-
     folder = conf_dir() / "reference"
     named = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     path = named.get(str(name_or_path), Path(name_or_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -20,7 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mxsweep.config.overrides import MOST_VALUES, as_typed, conf_dir, excerpt, prepare, read_override, sweep_values
+from mxsweep.config.option_files import conf_dir
+from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
+from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import SWEEP_KNOBS, RunConfig, from_hydra, is_knob, no_such_knob, of_omegaconf
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
@@ -160,13 +164,17 @@ def _compose_all(jobs: list[list[str]], multirun: bool, config_dir: Path | None)
 
 def _compose_one(words: Sequence[str], extra: Sequence[str]) -> DictConfig:
     try:
-        return hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
+        cfg = hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
     except HydraException as error:
         raise ConfigError(_without_jargon(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError, RecursionError) as error:  # so Hydra answers a file that makes no sense to it
         raise ConfigError(f"{excerpt(' '.join(words))}: cannot be composed: {excerpt(str(error))}") from error
+    if not OmegaConf.is_interpolation(cfg, "modules") and isinstance(text := cfg.get("modules"), str):
+        with contextlib.suppress(YAMLError):  # a mapping whose keys Hydra cannot read came as one text
+            cfg.modules = yaml.safe_load(text)
+    return cfg
 
 
 def _check_override(override: Override) -> None:

@@ -10,7 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from mxsweep.config.overrides import conf_dir, excerpt, option_names, prepare, read_option, verbatim
+from mxsweep.config.option_files import conf_dir, option_names, read_option
+from mxsweep.config.override_grammar import excerpt, verbatim
+from mxsweep.config.overrides import prepare
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -50,6 +52,22 @@ def composed(*arguments: str) -> DictConfig:
         ("hydra/launcher=gpus", "hydra/launcher='gpus'"),
         ("scale=glob(e*)", "scale='e4m3','e5m3','e8m0'"),
         ('modules={"model.layers.0.*": none}', "modules={model.layers.0.*: none}"),
+        ("modules={a.[01].*: none}", """modules='{"a.[01].*": "none"}'"""),
+        (
+            "modules={a.[!0]:{block_size:[2,8]}},{b: int8}",
+            """modules='{"a.[!0]": {"block_size": [2, 8]}}','{"b": "int8"}'""",
+        ),
+        ("task=[story]", "task='story'"),
+        ("format=[mxfp4],nvfp4", "format='mxfp4','nvfp4'"),
+        ("block_size=[16]", "block_size='16'"),
+        ("kv_quant=[none]", "kv_quant='none'"),
+        ("model.revision=3e56378", "model.revision='3e56378'"),
+        ("model.revision=0123,1e5,main,1.0", "model.revision=0123,'1e5',main,'1.0'"),
+        ("model.revision=null", "model.revision=null"),
+        ("model.revision=it's", "model.revision='it\\'s'"),
+        ("stamp=20260207_220640", "stamp='20260207_220640'"),
+        ("model.path=1e3", "model.path='1e3'"),
+        ("model=tiny", "model='tiny'"),
     ],
 )
 def test_rewritten(typed: str, expected: str) -> None:
@@ -78,6 +96,9 @@ def test_every_option_file_can_be_chosen_without_quotes() -> None:
         ("format=fp6_e3m2", "format.activation", "fp6_e3m2"),
         ("kv_quant=int3", "kv_quant.key", "int3"),
         ("task=arc_easy", "task.names", ["arc_easy"]),
+        ("task=[arc_easy]", "task.names", ["arc_easy"]),
+        ("format=[fp6_e3m2]", "format.activation", "fp6_e3m2"),
+        ("model=gpt2", "model.path", "gpt2"),
         ("task=[lambada_openai,wikitext]", "task.fields", {"lambada_openai": "text", "wikitext": "page"}),
     ],
 )
@@ -159,6 +180,13 @@ def test_several_experiments_are_refused() -> None:
         ("block_size=range(8,4)", "comes to no value"),
         ("block_size=interval(0,1)", "names no values; allowed: A,B,C"),
         ("scale=glob(zz*)", "comes to no value"),
+        (
+            "model=tny",
+            "model: 'tny' is not known; near it: tiny; allowed: hf, llama3_2_1b, tiny, a folder, or a name on",
+        ),
+        ("model=null", "model: 'null' is not known; allowed: hf, llama3_2_1b, tiny"),
+        ("modules={a[: none}", "cannot be read as KNOB=VALUE"),
+        ("modules={a[0]: none,none", "cannot be read as KNOB=VALUE"),
         ("hydra/launcher=foo", "hydra/launcher: 'foo' is not known; allowed: basic, gpus, slurm"),
     ],
 )
@@ -194,7 +222,7 @@ def test_verbatim_is_what_hydra_and_omegaconf_read(text: str) -> None:
     assume(text != "???")  # by which OmegaConf means that a value is missing, however it is quoted
     from omegaconf import OmegaConf
 
-    from mxsweep.config.overrides import read_override
+    from mxsweep.config.override_grammar import read_override
 
     value = read_override(f"x={verbatim(text)}").value()
     assert OmegaConf.create({"x": getattr(value, "text", value)}).x == text

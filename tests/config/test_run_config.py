@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mxsweep import compose
-from mxsweep.config.overrides import option_names
+from mxsweep.config.option_files import option_names
 from mxsweep.config.run_config import RunConfig
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError

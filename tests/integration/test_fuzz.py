@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
-from mxsweep.config.overrides import conf_dir, option_names, verbatim
+from mxsweep.config.option_files import conf_dir, option_names
+from mxsweep.config.override_grammar import verbatim
 from mxsweep.report.figures import figure_files as figures
 from mxsweep.results.record import find_runs
 from mxsweep.runs import story as run_one

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mxsweep.__main__ import main
-from mxsweep.config.overrides import conf_dir
+from mxsweep.config.option_files import conf_dir
 
 
 def mxsweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,11 @@ BAD_INPUT = [
     ("block_size=-1", "block_size: -1 is not a block; allowed: "),
     ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
     ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4, "),
-    ("model=banana", "model: 'banana' is not known; allowed: hf, llama3_2_1b, tiny"),
+    (
+        "model=tiny2",
+        "model: 'tiny2' is not known; near it: tiny; allowed: hf, llama3_2_1b, tiny, a folder, or a name on",
+    ),
+    ("model=./banana", "model.path: './banana' does not exist; give the name"),
     ("experiment=ex9", "experiment: 'ex9' is not known; allowed: ex1, ex2, ex3"),
     ("model=hf", "model.path: is not given; give the name"),
     ("blocksize=16", "blocksize: there is no such knob (near it: block_size); `python -m mxsweep --help` lists"),

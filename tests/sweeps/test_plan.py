@@ -176,6 +176,46 @@ def test_all_runs_of_a_sweep_have_one_stamp() -> None:
     assert planned("stamp='20260207_220640'", "block_size=16").runs[1].run_id.startswith("20260207_220640_bs16_sb8_")
 
 
+@pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", "1e5", "FOLDER", "./FOLDER", "a, b"])
+def test_a_model_of_ones_own_is_that_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FOLDER", "a, b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    typed = f"'{path}'" if "," in path else path
+    (run,) = planned(f"model={typed}", multirun=False).runs
+    (at_length,) = planned("model=hf", f"model.path={typed}", multirun=False).runs
+    assert run.config == at_length.config and run.config is not None
+    assert (run.config.model.name, run.config.model.path) == ("hf", path)
+    assert run.overrides == (f"model={path}",)
+
+
+def test_models_of_ones_own_are_swept() -> None:
+    runs = planned("model=tiny,gpt2,a/b", "baseline=false").runs
+    assert said(planned("model=tiny,gpt2,a/b", "baseline=false")) == ["model=tiny", "model=gpt2", "model=a/b"]
+    assert [run.config and run.config.model.path for run in runs] == ["embedded", "gpt2", "a/b"]
+    (run,) = planned("model=gpt2", "model.path=b", multirun=False).runs
+    assert run.config is not None and run.config.model.path == "b"
+
+
+def test_modules_by_any_glob() -> None:
+    words = ("modules={model.layers.[01].*: none, '*.[!q]_proj':{weight: int8, activation: none}},null", "format=mxfp4")
+    first, second = (run.config for run in planned(*words, "baseline=false").runs)
+    assert first is not None and second is not None
+    assert list(first.modules) == ["model.layers.[01].*", "*.[!q]_proj"] and second.modules == {}
+    assert first.modules["*.[!q]_proj"].weight == "int8"
+    assert "  model.layers.[01].*: none\n" in planned(*words, "baseline=false").runs[0].yaml["config.yaml"]
+
+
+def test_a_task_option_of_ones_own_in_a_list(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("names: [arc_easy]\nfields: {arc_easy: question}\n")
+    grids, _ = prepare(["task=[mine,story]"], tmp_path)
+    (run,) = plan(grids, False, tmp_path).runs
+    assert run.config is not None and run.config.task.names == ("arc_easy", "story")
+
+
 def test_one_folder_for_two_runs_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"hydra.sweep.subdir: 'same' would be the folder of two runs"):
         planned("block_size=16,32", "hydra.sweep.subdir=same")

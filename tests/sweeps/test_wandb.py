@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mxsweep import compose
-from mxsweep.config.overrides import conf_dir
+from mxsweep.config.option_files import conf_dir
 from mxsweep.config.sweep_settings import Logging
 from mxsweep.results.record import find_runs, write_record
 from mxsweep.runs.story import new_record

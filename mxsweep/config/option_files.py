@@ -1,0 +1,72 @@
+"""Find and read the option files in ``conf/``: ``conf/GROUP/NAME.yaml`` is what ``GROUP=NAME`` chooses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mxsweep.terminal.errors import ConfigError
+
+LAUNCHER = "hydra/launcher"
+NO_GROUPS = {"hydra", "reference"}  # folders of conf/ that hold no options of a run
+
+
+def conf_dir() -> Path:
+    """Return the folder of config groups: in an installed wheel inside the package, in a source tree beside it.
+
+    Raises:
+        FileNotFoundError: the package is installed without its config files.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"mxsweep is installed without its config: no conf/config.yaml in {package} or {package.parent}"
+    )
+
+
+def config_folders(config_dir: Path | None) -> list[Path]:
+    """Return the folders of config groups, first the one that wins: ``--config-dir``, then mxsweep's."""
+    return [folder for folder in (config_dir, conf_dir()) if folder is not None]
+
+
+def group_names(folders: Sequence[Path]) -> set[str]:
+    """Return the names of all config groups in ``folders``, Hydra's launcher included."""
+    below = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    return below - NO_GROUPS | {LAUNCHER}
+
+
+def option_names(group: str, folders: Sequence[Path] | None = None) -> list[str]:
+    """Return the names of a group's option files, sorted; numbers in numeric order."""
+    names = {path.stem for folder in folders or [conf_dir()] for path in (folder / group).glob("*.yaml")}
+    return sorted(names, key=lambda name: (bool(re.fullmatch(r"[\d.]+", name)), _number(name), name))
+
+
+def read_option(group: str, name: str, folders: Sequence[Path] | None = None) -> dict[str, Any] | None:
+    """Return the content of an option file, or None where there is none of that name.
+
+    Raises:
+        ConfigError: a file that cannot be read, or holds no mapping.
+    """
+    if name not in option_names(group, folders):  # which `../model/hf` is not
+        return None
+    for folder in folders or [conf_dir()]:
+        file = folder / group / f"{name}.yaml"
+        if file.is_file():
+            try:
+                content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+            if not isinstance(content, dict):
+                raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
+            return content
+    return None
+
+
+def _number(name: str) -> float:
+    return float(name) if re.fullmatch(r"\d+(\.\d+)?", name) else 0.0
