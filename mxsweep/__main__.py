@@ -24,46 +24,18 @@ from mxsweep.results.record import newest_sweep
 from mxsweep.runs.story import check_backend
 from mxsweep.sweeps.dry_run import dry_run_text
 from mxsweep.sweeps.plan import Plan, PlannedRun, name_run, plan
-from mxsweep.sweeps.run_sweep import EXIT_INTERRUPTED, run_single, run_sweep
-from mxsweep.terminal import streams
+from mxsweep.sweeps.run_sweep import run_single, run_sweep
+from mxsweep.terminal.command import EXIT_USAGE, run_command
 from mxsweep.terminal.errors import ConfigError
 
-EXIT_USAGE = 2  # nothing was run: the command line makes no sense
 SWEEP_DIR = "hydra.sweep.dir"
 NO_RUN = SWEEP_KNOBS | {"batch_tokens", "batch_size"}  # knobs beside which resume=true means the sweep as it was
-MOST_TEXT = 1500  # of a message, which may quote what was typed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 if a run failed, 2 if nothing could be run, 130 if interrupted."""
+    """Run the command and return its exit code: 0, 1 if a run failed, 2 if nothing could be run, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return streams.steadily(lambda: _answered(words))
-
-
-def _answered(words: list[str]) -> int:
-    try:
-        os.getcwd()
-        return _main(words)
-    except ConfigError as error:
-        message = str(error)
-        message = message if len(message) <= MOST_TEXT else f"{message[: MOST_TEXT // 2]} ... {message[-400:]}"
-        print(f"mxsweep: {message}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:  # those of runs are met where they come from
-        why = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
-        gone = "the folder that this was started in is gone; change to one that is there"
-        print(f"mxsweep: {why if _has_cwd() else gone}", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        print("mxsweep: interrupted before a run began", file=sys.stderr)
-        return EXIT_INTERRUPTED
-
-
-def _has_cwd() -> bool:
-    try:
-        return bool(os.getcwd())
-    except FileNotFoundError:
-        return False
+    return run_command("mxsweep", lambda: _main(words), "interrupted before a run began")
 
 
 def _main(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m mxsweep.collect [DIR...]`: what runs found, as a table, files, figures and a page."""
+"""Collect runs into a table, files, figures and a page: `python -m mxsweep.collect [DIR...]`."""
 
 import argparse
 import shlex
@@ -9,29 +9,47 @@ from pathlib import Path
 from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
-from mxsweep.results.record import RunFolder, find_runs, newest_sweep
-from mxsweep.terminal import streams
+from mxsweep.results.record import find_runs, newest_sweep
+from mxsweep.terminal.command import EXIT_FAILED, print_written, run_command
 
-EXIT_UNWRITABLE = 1
-EXIT_NO_RUN = 2
+PROGRAM = "mxsweep.collect"
 
 
-def _runs(dirs: Sequence[Path]) -> list[RunFolder]:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
+    return run_command(PROGRAM, lambda: _collect(_parser().parse_args(argv)))
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    dirs = arguments.dirs or [newest_sweep()]
+    if dirs == [None]:
+        raise CollectError("no run below ./multirun or ./outputs: name the folder to collect")
+    if arguments.status:
+        _print_status(dirs)
+        return 0
+    result = collect(dirs, arguments.output, arguments.reference)
+    print(result.text)
+    if result.write_error:
+        print(f"{PROGRAM}: {result.write_error}", file=sys.stderr)
+        return EXIT_FAILED
+    print_written(result.files)
+    return 0
+
+
+def _print_status(dirs: Sequence[Path]) -> None:
     try:
         runs = find_runs(dirs)
     except FileNotFoundError as error:
         raise CollectError(str(error)) from error
     if not runs:
         raise CollectError(f"no run in {', '.join(map(str, dirs))}")
-    return runs
+    print(f"{', '.join(map(str, dirs))}\n\n{status_text(runs)}")
+    is_unfinished = any(run.status in ("failed", "missing") for run in runs)
+    if is_unfinished and len(dirs) == 1 and (dirs[0] / MANIFEST_NAME).is_file():
+        print(f"To go on: python -m mxsweep resume=true hydra.sweep.dir={shlex.quote(str(dirs[0]))}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
-    return streams.steadily(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mxsweep.collect",
         description="Collect runs into a table, report.html, results.md, .tex, .csv, .parquet, and figures.",
@@ -60,34 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
         action="store_true",
         help="print only how far the sweeps are: each planned run, done, running, failed (and why) or missing",
     )
-    arguments = parser.parse_args(argv)
-    dirs = arguments.dirs
-    try:
-        if not dirs:
-            newest = newest_sweep()
-            if newest is None:
-                raise CollectError("no run below ./multirun or ./outputs: name the folder to collect")
-            dirs = [newest]
-        if arguments.status:
-            runs = _runs(dirs)
-            print(f"{', '.join(map(str, dirs))}\n\n{status_text(runs)}")
-            left = any(run.status in ("failed", "missing") for run in runs)
-            if left and len(dirs) == 1 and (dirs[0] / MANIFEST_NAME).is_file():
-                print(f"To go on: python -m mxsweep resume=true hydra.sweep.dir={shlex.quote(str(dirs[0]))}")
-            return 0
-        result = collect(dirs, arguments.output, arguments.reference)
-    except CollectError as error:
-        print(f"mxsweep.collect: {error}", file=sys.stderr)
-        return EXIT_NO_RUN
-    except OSError as error:
-        print(f"mxsweep.collect: {error.filename!r} cannot be read: {error.strerror}", file=sys.stderr)
-        return EXIT_NO_RUN
-    print(result.text)
-    if result.write_error:
-        print(f"mxsweep.collect: {result.write_error}", file=sys.stderr)
-        return EXIT_UNWRITABLE
-    print("\nWritten:\n" + "\n".join(f"  {path}" for path in result.files))
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

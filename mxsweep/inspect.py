@@ -14,7 +14,7 @@ from mxsweep.config.overrides import prepare
 from mxsweep.files.atomic import write_csv
 from mxsweep.runs.story import check_backend
 from mxsweep.sweeps.plan import PlannedRun, plan
-from mxsweep.terminal.command import answered, left
+from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.errors import ConfigError
 
 PROGRAM = "mxsweep.inspect"
@@ -29,7 +29,7 @@ examples
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
-    return answered(PROGRAM, lambda: _main(argv))
+    return run_command(PROGRAM, lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -73,7 +73,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
         return [table, *draw(found, folder)]
 
-    return left(PROGRAM, output, write)
+    return write_output(PROGRAM, output, write)
 
 
 def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:

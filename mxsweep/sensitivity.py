@@ -17,7 +17,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_csv
 from mxsweep.runs.story import check_backend, load_configured
 from mxsweep.sweeps.plan import plan
-from mxsweep.terminal.command import answered, left
+from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
@@ -36,7 +36,7 @@ examples
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
-    return answered(PROGRAM, lambda: _main(argv))
+    return run_command(PROGRAM, lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -63,7 +63,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
         return [table, *draw(found, formats, folder)]
 
-    return left(PROGRAM, output, write)
+    return write_output(PROGRAM, output, write)
 
 
 def _parser() -> argparse.ArgumentParser:

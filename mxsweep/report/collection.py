@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mxsweep.results.record import STATUSES, Folders
+from mxsweep.terminal.errors import CommandError
 
 # What compares, draws and writes is imported where it is used: a wrong folder is answered without it.
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from mxsweep.study.published import Reference
 
 
-class CollectError(Exception):
-    """There is nothing to collect; the message names the folder."""
+class CollectError(CommandError):
+    """Refuse to collect where there is nothing; the message names the folder."""
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,72 @@
-"""What the commands have in common that measure something of a model without a run: inspect and sensitivity."""
+"""Run a command: its exit code, and one line on standard error for whatever a person can mend."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mxsweep.terminal import streams
-from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.errors import CommandError
+from mxsweep.terminal.streams import with_safe_streams
 
-EXIT_UNWRITABLE = 1
-EXIT_USAGE = 2  # nothing was measured: the command line makes no sense
-EXIT_INTERRUPTED = 130
+EXIT_FAILED = 1  # a run failed, or a file could not be written
+EXIT_USAGE = 2  # nothing was done: the command line makes no sense
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
+MOST_TEXT = 1500  # characters of a message, which may quote what was typed
 
 
-def answered(program: str, command: Callable[[], int]) -> int:
-    """The exit code of a command called ``program``; what a person can mend ends it with one line."""
+def run_command(program: str, command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Call ``command`` and return its exit code; print what a person can mend as one line and return EXIT_USAGE.
 
-    def answer() -> int:
+    Args:
+        program: what to begin the line with.
+        command: what to do. It raises CommandError for what the user can mend; OSErrors of files are met here, too.
+        interrupted: what to say after Ctrl-C.
+    """
+
+    def call() -> int:
         try:
             return command()
-        except ConfigError as error:
-            print(f"{program}: {error}", file=sys.stderr)
-            return EXIT_USAGE
+        except CommandError as error:
+            message = str(error)
         except OSError as error:
-            why = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
-            print(f"{program}: {why}", file=sys.stderr)
-            return EXIT_USAGE
+            message = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
+            if not _is_in_a_folder():
+                message = "the folder that this was started in is gone; change to one that is there"
         except KeyboardInterrupt:
+            print(f"{program}: {interrupted}", file=sys.stderr)
             return EXIT_INTERRUPTED
+        print(f"{program}: {_shortened(message)}", file=sys.stderr)
+        return EXIT_USAGE
 
-    return streams.steadily(answer)
+    return with_safe_streams(call)
 
 
-def left(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int:
-    """Have ``write`` leave files in ``output`` and say which; the exit code."""
+def write_output(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int:
+    """Make the folder ``output``, have ``write`` put files there, print their names, and return the exit code."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         files = write(output)
     except OSError as error:
         reason = error.strerror or str(error)
         print(f"{program}: cannot write to {output}: {reason}; name another --output", file=sys.stderr)
-        return EXIT_UNWRITABLE
-    print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
+        return EXIT_FAILED
+    print_written(files)
     return 0
+
+
+def print_written(files: list[Path]) -> None:
+    """Print the names of the files that a command wrote."""
+    print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= MOST_TEXT else f"{message[: MOST_TEXT // 2]} ... {message[-400:]}"
+
+
+def _is_in_a_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False

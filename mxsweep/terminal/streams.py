@@ -1,4 +1,4 @@
-"""Standard output and error where they are not what one expects: closed, full, or unable to show a letter.
+"""Print to standard output and error where they are closed, full, or unable to show a letter.
 
 What a command prints is never a reason for it to stop halfway, or to end in a traceback.
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 
-class _Steady:
-    """A stream whose writes never fail: the first that did is remembered."""
+class _SafeStream:
+    """Write to a stream without ever failing, and remember the first write that did."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self.stream = stream
@@ -37,13 +37,13 @@ class _Steady:
         return getattr(self.stream, name)
 
 
-def steadily(command: Callable[[], int]) -> int:
-    """The exit code of a command that may print to whatever there is; 1 instead of 0 where that could not be written.
+def with_safe_streams(command: Callable[[], int]) -> int:
+    """Call a command that may print to whatever there is, and return its exit code; 1 for 0 where a write failed.
 
     A reader who has left (`| head`) had what he wanted.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(io.TextIOBase, _steady(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(io.TextIOBase, _safe(stream)) for stream in before)
     try:
         code = command()
     except SystemExit as end:  # of argparse, and of Hydra
@@ -51,7 +51,7 @@ def steadily(command: Callable[[], int]) -> int:
     finally:
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = before
-        errors = [_settled(stream) for stream in streams]
+        errors = [_write_error(stream) for stream in streams]
     if any(errors) and not isinstance(errors[0] or errors[1], BrokenPipeError):
         code = code or 1
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -59,7 +59,7 @@ def steadily(command: Callable[[], int]) -> int:
     return code
 
 
-def _steady(stream: Any) -> Any:
+def _safe(stream: Any) -> Any:
     if stream is None:  # closed by the shell, as by `2>&-`
         return open(os.devnull, "w", encoding="utf-8")
     if type(stream) is not io.TextIOWrapper:  # of a test, a notebook or the like, which knows what it does
@@ -67,12 +67,12 @@ def _steady(stream: Any) -> Any:
     # Under LANG=C a table's plus-minus sign, and the name of a folder that is no text, cannot be encoded.
     with contextlib.suppress(ValueError, OSError):
         stream.reconfigure(errors="backslashreplace")
-    return _Steady(stream)
+    return _SafeStream(stream)
 
 
-def _settled(stream: Any) -> Exception | None:
-    """Why not all that was printed has been written."""
-    if not isinstance(stream, _Steady):
+def _write_error(stream: Any) -> Exception | None:
+    """Return why not all that was printed to a stream has been written; None where it has."""
+    if not isinstance(stream, _SafeStream):
         return None
     stream.flush()
     if stream.error is not None:
