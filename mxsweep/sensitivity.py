@@ -135,7 +135,7 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
 
             stack.enter_context(rotated_residual(model))
         recipe, prepared = config.recipe, Prepared()
-        if config.needs_calibration or config.ptq.method != "rtn":
+        if config.needs_calibration or config.ptq.is_solved:
             from mxsweep.calibrate.prepare import prepare as work_out
 
             made = work_out(model, loaded.tokenizer, config, {}, length, told)

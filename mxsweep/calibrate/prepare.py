@@ -26,7 +26,7 @@ from mxsweep.calibrate.loss import calibration_loss
 from mxsweep.calibrate.rotation_search import search_rotations
 from mxsweep.calibrate.sequential import Solved, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
-from mxsweep.calibrate.weights import clipped, clipped_weights, solver, weight_sites
+from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
 from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
 from mxsweep.forward.batches import batches_of
@@ -88,7 +88,7 @@ def prepare(
         work.smooth_keys()
     if config.candidates:
         work.search_rotations()
-    if config.ptq.method != "rtn" and config.quantizes_weights:
+    if config.ptq.is_solved and config.quantizes_weights:
         work.solve_weights()
     return work.result
 
@@ -158,7 +158,7 @@ class _Work:
     def search_rotations(self) -> None:
         """Find out which products to rotate."""
         config, recipe = self._config, self.result.recipe
-        judge = [config.judge, config.ptq.of_weights() if config.judge == "gptq" else None]
+        judge = [config.judge, config.ptq.of_weights() if config.judge not in ("rtn", "clip") else None]
         artefact = self._artefact("rotations", recipe, block=config.candidates[0].block, judge=judge)
         proxies = _Proxies(self._model)
 
@@ -166,7 +166,7 @@ class _Work:
             weights: Mapping[str, Tensor] = {}
             if config.judge == "clip":
                 weights = proxies.of(candidate)
-            elif config.judge == "gptq":
+            elif config.judge != "rtn":
                 weights = self._solved(candidate).weights
             prepared = dataclasses.replace(self.result.prepared, weights=weights)
             with quantize_model(self._model, candidate, prepared=prepared):
@@ -194,7 +194,7 @@ class _Work:
                 weights, cached = solved.weights, solved.blocks_kept == solved.blocks
             else:
                 kept = artefact.load("weights")
-                weights = clipped_weights(self._model, recipe, progress) if kept is None else kept
+                weights = solve_without_data(self._model, recipe, solver(ptq), progress) if kept is None else kept
                 cached = kept is not None
                 if kept is None:
                     artefact.save("weights", weights)

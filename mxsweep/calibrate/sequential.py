@@ -30,8 +30,8 @@ from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
-Solver = Callable[[Tensor, Tensor, MXFormat], Tensor]
-"""The quantized weight (N, C) float32 for a weight (N, C) float32, H (C, C) float32 and a format."""
+Solver = Callable[[Tensor, Tensor | None, MXFormat], Tensor]
+"""The quantized weight (N, C) float32 for a weight (N, C) float32, H (C, C) float32 if it is needed, and a format."""
 
 
 @dataclass(frozen=True)

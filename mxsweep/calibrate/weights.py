@@ -1,4 +1,4 @@
-"""The quantized weights of a run, by the method that it asks for.
+"""The quantized weights of a run, by the weight method that it asks for.
 
 Legend: W (N, C) a weight in the basis in which it is quantized, H (C, C) the Hessian of its output error.
 """
@@ -15,42 +15,47 @@ from mxsweep.formats.recipe import Recipe, in_decoder_block
 from mxsweep.model.linear import Site, find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import gptq
+from mxsweep.solvers.methods import load_method
 from mxsweep.terminal.progress_callback import Progress, silent
 
 
 def solver(config: PTQConfig) -> Solver:
-    """What solves for a weight on calibration data, for ``ptq=clip`` and ``ptq=gptq``."""
+    """Return what solves for a weight by the configured method, with the configured options."""
+    solve, options = load_method(config.method), config.options
 
-    def solve(weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
-        importance = hessian.diagonal() if config.clip_loss == "output" else None
-        scales = search_scales(weight, fmt, importance)
-        if config.method == "clip":
-            return scales.quantize(weight, fmt)
-        return gptq(weight, hessian, fmt, scales, damping=config.damping, act_order=config.act_order)
+    def with_options(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+        return solve(weight, fmt, hessian, options)
 
-    return solve
+    return with_options
 
 
 def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
-    """The linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
+    """Return the linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
     sites = find_sites(model, recipe)
     return [site for site in sites if site.formats.weight is not None and in_decoder_block(site.name)]
 
 
 @torch.no_grad()
-def clipped_weights(model: PreTrainedModel, recipe: Recipe, progress: Progress = silent) -> dict[str, Tensor]:
-    """Every linear layer's weight in the decoder blocks on the scales of least weight error, in host memory."""
+def solve_without_data(
+    model: PreTrainedModel, recipe: Recipe, solve: Solver, progress: Progress = silent
+) -> dict[str, Tensor]:
+    """Solve for every linear layer's weight in the decoder blocks by a method that needs no calibration.
+
+    Returns:
+        Weights by module name, in the model's dtype, in host memory.
+    """
     sites = weight_sites(model, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):
-        weights[site.name] = clipped(site.weight(), site.formats.weight).to("cpu")
+        weight, fmt = site.weight(), site.formats.weight
+        assert fmt is not None
+        weights[site.name] = solve(weight.float(), None, fmt).to(weight.dtype).to("cpu")
         progress(done, len(sites))
     return weights
 
 
 def clipped(weight: Tensor, fmt: MXFormat | None) -> Tensor:
-    """A weight on the scales of least weight error, in its dtype."""
+    """Return a weight on the scales of least weight error, in its dtype."""
     assert fmt is not None
     wide = weight.float()
     return search_scales(wide, fmt).quantize(wide, fmt).to(weight.dtype)

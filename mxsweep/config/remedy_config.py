@@ -11,11 +11,11 @@ from typing import Any
 
 from mxsweep.config.checks import check_choice, check_flag, check_integer, check_text_or_null
 from mxsweep.config.format_config import FormatConfig
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES, WEIGHT_METHODS, Needs
 from mxsweep.formats.recipe import MATMULS
 from mxsweep.terminal.errors import ConfigError
 
 SOURCES = ("auto", "stories", "text", "task", "hub")
-METHODS = ("rtn", "clip", "gptq")
 CLIP_LOSSES = ("output", "weight")
 ROTATIONS = ("none", "hadamard", "search")
 JUDGES = ("clip", "ptq")
@@ -59,7 +59,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class PTQConfig:
-    """How weights are quantized: by rounding, with searched scales, by GPTQ; and in which formats, under a budget."""
+    """Hold how weights are quantized: by which weight method, and in which formats, under a budget."""
 
     method: str
     clip_loss: str
@@ -69,7 +69,7 @@ class PTQConfig:
     formats: dict[str, FormatConfig]
 
     def __post_init__(self) -> None:
-        check_choice("ptq.method", self.method, METHODS)
+        check_choice("ptq.method", self.method, WEIGHT_METHOD_NAMES)
         check_choice("ptq.clip_loss", self.clip_loss, CLIP_LOSSES)
         check_flag("ptq.act_order", self.act_order)
         if not _is_number(self.damping) or not 0 < self.damping <= MOST_DAMPING:
@@ -83,9 +83,24 @@ class PTQConfig:
             raise ConfigError("ptq.formats: is empty; allowed: one or more names of formats")
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The knobs that sway the method's answers."""
+        return {name: getattr(self, name) for name in WEIGHT_METHODS[self.method].options}
+
+    @property
+    def needs(self) -> Needs:
+        """What the method looks at besides the weights."""
+        return WEIGHT_METHODS[self.method].needs(self.options)
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether weights are solved for beforehand, not rounded where they are used."""
+        return self.method != ROUND_TO_NEAREST
+
+    @property
     def by_output(self) -> bool:
         """Whether weights are chosen for the layer's output, on calibrated inputs."""
-        return self.method == "gptq" or (self.method == "clip" and self.clip_loss == "output")
+        return self.needs is not Needs.NOTHING
 
     def of_weights(self) -> dict[str, Any]:
         """What decides the weights, given their formats."""
@@ -97,11 +112,7 @@ class PTQConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """What has an effect, for the record and for the hash."""
-        data: dict[str, Any] = {"method": self.method}
-        if self.method != "rtn":
-            data["clip_loss"] = self.clip_loss
-        if self.method == "gptq":
-            data |= {"damping": self.damping, "act_order": self.act_order}
+        data: dict[str, Any] = {"method": self.method, **self.options}
         if self.budget is not None:
             data |= {"budget": self.budget, "formats": list(self.formats)}
         return data

@@ -33,6 +33,7 @@ from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig, as_names, check_rotation_block
 from mxsweep.config.task_config import TaskConfig, resolve_task
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.files.digests import json_digest
 from mxsweep.formats import (
     ARITHMETICS,
@@ -150,10 +151,11 @@ class RunConfig:
 
     @property
     def judge(self) -> str:
-        """What weights a rotation search judges by: "rtn", on searched scales ("clip"), or as GPTQ solves for them."""
-        if not self.quantizes_weights or self.ptq.method == "rtn":
-            return "rtn"
-        return "gptq" if self.ptq.method == "gptq" and self.rotation.judge == "ptq" else "clip"
+        """What weights a rotation search judges by: "rtn", on searched scales ("clip"), or by the run's own method."""
+        if not self.quantizes_weights or not self.ptq.is_solved:
+            return ROUND_TO_NEAREST
+        own = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
+        return self.ptq.method if own else "clip"
 
     @property
     def budget_formats(self) -> dict[str, LinearFormats]:
@@ -313,7 +315,7 @@ class RunConfig:
         data["rotation_block"] = self.rotation_block if matmuls else None
         if matmuls:
             data["rotation"]["matmuls"] = "+".join(matmuls)
-        if self.candidates and self.judge == "gptq":
+        if self.candidates and self.judge not in (ROUND_TO_NEAREST, "clip"):
             data["rotation"]["judge"] = self.rotation.judge
         if self.rotation.residual:
             data["rotation"]["residual"] = True
@@ -477,7 +479,7 @@ def _check_combination(config: RunConfig) -> None:
                 "they are; allowed with it: null"
             )
         _check_budget(config, config.ptq.budget)
-    if config.quantizes_weights and config.ptq.method != "rtn" and config.rounding == "stochastic":
+    if config.quantizes_weights and config.ptq.is_solved and config.rounding == "stochastic":
         raise ConfigError(
             f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "
             "allowed: nearest, even, floor"

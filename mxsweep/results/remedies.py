@@ -3,10 +3,11 @@
 A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mxsweep.config.weight_methods import WEIGHT_METHOD_NAMES
 from mxsweep.formats.recipe import KVOptions
 
 # What each remedy is where nothing is done, which is also what the records of runs from before there were any mean by
@@ -16,7 +17,7 @@ NO_REMEDY: dict[str, Any] = {
     **{f"kv_quant.{name}": value for name, value in asdict(KVOptions()).items()},
 }
 # Values from the least that is done to the most.
-LADDERS = {"ptq": ("rtn", "clip", "gptq"), "rotation": ("none", "hadamard", "search")}
+LADDERS: dict[str, Sequence[str]] = {"ptq": WEIGHT_METHOD_NAMES, "rotation": ("none", "hadamard", "search")}
 KV_FORMAT = ("block_size", "scale", "tensor_scale")  # of keys and values: the run's, where a record has none of theirs
 PLAIN = "plain"
 MOST_LISTED = 8  # modules by name

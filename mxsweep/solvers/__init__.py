@@ -1,1 +1,1 @@
-"""Weight methods: how the codes of a quantized weight are chosen. One file a method."""
+"""Weight methods: how the quantized values of a weight are chosen. One file a method, with a function ``solve``."""

@@ -12,12 +12,15 @@ The scales are those that the format's rule gives for `factor` times the largest
 that the format holds. In an asymmetric block the midpoint moves to where the weighted error has no mean, the scales are
 tried again there, and so on while that helps, at most `MIDPOINT_STEPS` times.
 
+As a weight method (``ptq=clip``) the weight is then rounded to nearest on those scales; GPTQ begins with them, too.
+
 Legend: w (N, C), in regions [..., k, b, ...] of blocks (blocks.py); scales, midpoints and errors [..., k, 1, ...].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +38,19 @@ from mxsweep.solvers.block_scales import BlockScales, Found, check_weight, scale
 _POWER_FACTORS = (1.0, 0.5, 0.25, 2.0)
 _FINE_FACTORS = (1.0, *(2.0 ** (step / 16) for step in range(-16, 17) if step))
 MIDPOINT_STEPS = 3
+
+
+def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    """Return the weight (N, C) float32 rounded on the scales of least error; see `solvers/methods.py`."""
+    return best_scales(weight, fmt, hessian, options).quantize(weight, fmt)
+
+
+def best_scales(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> BlockScales:
+    """Return the scales of least error of the layer's output or of the weight, as `ptq.clip_loss` says."""
+    if options["clip_loss"] == "weight":
+        return search_scales(weight, fmt)
+    assert hessian is not None, "clip_loss=output needs second moments"
+    return search_scales(weight, fmt, hessian.diagonal())
 
 
 def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) -> BlockScales:

@@ -34,7 +34,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ from mxsweep.formats.backends import backend_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.reference.rounding import round_exact
 from mxsweep.solvers.block_scales import BlockScales, check_weight
+from mxsweep.solvers.clip import best_scales
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,13 @@ GROUP = 128  # columns, as in the paper; at most gptq.cu's MOST_COLUMNS
 SWEEPS = 4
 _ATTEMPTS = 4  # at a Cholesky factor, each with ten times the damping
 _LEAST_RAISED = 1e-6
+
+
+def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    """Return the weight (N, C) float32 by GPTQ on searched scales; see `solvers/methods.py`."""
+    assert hessian is not None, "GPTQ needs a Hessian"
+    scales = best_scales(weight, fmt, hessian, options)
+    return gptq(weight, hessian, fmt, scales, damping=options["damping"], act_order=options["act_order"])
 
 
 def gptq(
