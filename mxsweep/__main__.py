@@ -13,10 +13,10 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from mxsweep.config.checks import expanded, is_folder
+from mxsweep.config.knobs import decides_no_result
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.override_grammar import verbatim
 from mxsweep.config.overrides import prepare
-from mxsweep.config.run_config import SWEEP_KNOBS
 from mxsweep.config.sweep_settings import Slurm
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.results.manifest import Command, ManifestError, read_manifest
@@ -29,7 +29,6 @@ from mxsweep.terminal.command import EXIT_USAGE, run_command
 from mxsweep.terminal.errors import ConfigError
 
 SWEEP_DIR = "hydra.sweep.dir"
-NO_RUN = SWEEP_KNOBS | {"batch_tokens", "batch_size"}  # knobs beside which resume=true means the sweep as it was
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +124,8 @@ def _resume(command: Command) -> int:
     folder = _named_folder(command) if SWEEP_DIR in _values(command) else newest_sweep(only_sweeps=True)
     if folder is None:
         raise ConfigError(f"resume: there is no sweep below ./multirun; give its folder as {SWEEP_DIR}=FOLDER")
-    knobs = [key for key in _values(command) if key.partition(".")[0] not in NO_RUN and not key.startswith("hydra")]
+    # Beside knobs that decide no result, resume=true means the sweep as it was.
+    knobs = [key for key in _values(command) if not decides_no_result(key)]
     commands = [command]
     if not knobs:
         try:

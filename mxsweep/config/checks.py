@@ -53,35 +53,35 @@ def check_text_or_null(field: str, value: Any) -> None:
         raise ConfigError(f"{field}: {value!r} must be a word or null")
 
 
-def check_model_path(path: Any) -> None:
+def check_model_path(field: str, path: Any) -> None:
     hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
     if path is None:
-        raise ConfigError(f"model.path: is not given; give {hint}")
+        raise ConfigError(f"{field}: is not given; give {hint}")
     if path == "":
-        raise ConfigError(f"model.path: '' is empty; give {hint}")
+        raise ConfigError(f"{field}: '' is empty; give {hint}")
     if not isinstance(path, str):
-        raise ConfigError(f"model.path: {path!r} is not a name; give {hint}")
+        raise ConfigError(f"{field}: {path!r} is not a name; give {hint}")
     if path == EMBEDDED:
         return
-    folder = expanded("model.path", path)
+    folder = expanded(field, path)
     if is_folder(folder):
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path: {path!r} is a folder without a config.json; give {hint}")
+            raise ConfigError(f"{field}: {path!r} is a folder without a config.json; give {hint}")
         if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
             raise ConfigError(
-                f"model.path: {path!r} is a folder without weights; give one that holds a model.safetensors (or its "
+                f"{field}: {path!r} is a folder without weights; give one that holds a model.safetensors (or its "
                 "parts with their index, or a pytorch_model.bin)"
             )
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise ConfigError(f"model.path: {path!r} does not exist; give {hint}")
+        raise ConfigError(f"{field}: {path!r} does not exist; give {hint}")
 
 
-def check_limit(limit: Any) -> None:
+def check_limit(field: str, limit: Any) -> None:
     whole = isinstance(limit, int) and not isinstance(limit, bool) and 0 < limit < 2**63
     share = isinstance(limit, float) and 0 < limit < 1
     if limit is not None and not whole and not share:
         raise ConfigError(
-            f"limit: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
+            f"{field}: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
         )
 
 

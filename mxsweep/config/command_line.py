@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mxsweep.config.checks import is_folder
+from mxsweep.config.knobs import is_of_sweep
 from mxsweep.config.override_grammar import excerpt
-from mxsweep.config.run_config import SWEEP_KNOBS
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -17,5 +17,5 @@ def check_command_line(knobs: Sequence[str], config_dir: Path | None) -> None:
         raise ConfigError(f"--config-dir: {str(config_dir)!r} is not a folder")
     for knob in knobs:
         key = knob.partition("=")[0].lstrip("+~")
-        if key.partition(".")[0] in SWEEP_KNOBS or key.startswith("hydra"):
+        if is_of_sweep(key):
             raise ConfigError(f"{excerpt(key)}: has no use here, where nothing is run")

@@ -35,7 +35,7 @@ class ModelConfig:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        check_model_path(self.path)
+        check_model_path("model.path", self.path)
         if self.name == "tiny" and self.path != EMBEDDED:
             raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
         check_text_or_null("model.revision", self.revision)

@@ -30,25 +30,12 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import QuotedString
 
+from mxsweep.config import knobs
 from mxsweep.config.checks import is_folder
 from mxsweep.config.mapping_text import mappings_as_texts
 from mxsweep.config.option_files import LAUNCHER, config_folders, group_names, option_names, read_option
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
-
-# Groups of which a value of one's own makes sense where no option has its name.
-AD_HOC = ("block_size", "scale_bits", "scale", "custom_cuda", "limit", "format", "kv_quant", "task")
-
-# Folders of a sweep: whatever is typed is one, unless it is in quotes or refers to other knobs (${stamp}).
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-# Paths of which there may be several, or a mapping.
-PATHS = ("model.path", "task.data", "calibration.path")
-# Texts that may look like a number or a bool, and are none.
-TEXTS = (
-    *("model", "model.revision", "calibration.name", "calibration.split", "calibration.field", "stamp"),
-    *("logging.project", "logging.entity", "hydra.launcher.partition", "hydra.launcher.account", "hydra.launcher.qos"),
-    "hydra.launcher.constraint",
-)
 
 _typed_models: dict[str, str] = {}  # options made for `model=`, name to what was typed
 
@@ -121,11 +108,11 @@ def _quote_what_is_meant(word: str) -> str:
     """Put into quotes what Hydra would read as something else than what the knob can mean."""
     key, _, value = word.partition("=")
     bare = key.lstrip("+")
-    if bare in FOLDERS:
+    if bare in knobs.folders():  # whatever is typed is one, unless it is in quotes or refers to other knobs
         return _quote_folder(bare, value)
     if bare in ("modules", "task.data"):
         word = _quote_mapping(key, value)
-    if bare in PATHS + TEXTS and value and value[0] not in "'\"[{":
+    if bare in knobs.paths() + knobs.free_text() and value and value[0] not in "'\"[{":
         if not is_readable(f"{bare}={value}"):
             return f"{bare}={quote(value)}"
         return f"{bare}={_quote_numbers(value)}"
@@ -216,7 +203,7 @@ def _options(group: str, folders: Sequence[Path]) -> list[str]:
 def _choice(group: str, value: Any) -> Any:
     """Return a value as plain data: quotes make no text of a number, and a list of one is the one."""
     if isinstance(value, QuotedString):
-        plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)|true|false|null", value.text) and group not in TEXTS
+        plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)|true|false|null", value.text) and group not in knobs.free_text()
         return yaml.safe_load(value.text) if plain else value.text
     if isinstance(value, list):
         items = [_choice(group, item) for item in value]
@@ -232,7 +219,7 @@ def _provide(group: str, value: Any, folders: Sequence[Path]) -> str:
         return name
     if group == "model" and isinstance(value, str) and value and "${" not in value and value != "???":
         return _provide_model(value, existing, folders)
-    if group not in AD_HOC:
+    if group not in knobs.groups_with_own_values():
         raise ConfigError(f"{group}: {excerpt(name)!r} is not known; allowed: {', '.join(existing)}")
     if group == "task" and re.search(r"/|\\|\.ya?ml$", name):
         raise ConfigError(f"task: {excerpt(name)!r} names a file; allowed: the name of a task of lm-eval, or [A,B]")

@@ -8,7 +8,6 @@ a wrong word is answered at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from mxsweep.config.checks import (
     file_digest,
 )
 from mxsweep.config.format_config import FormatConfig, resolve_format, resolve_modules
+from mxsweep.config.knobs import groups, is_of_sweep, leaves, no_such_knob
 from mxsweep.config.kv_config import KVConfig, resolve_kv
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
@@ -115,7 +115,7 @@ class RunConfig:
         check_rotation_block(self.rotation_block)
         check_flag("diagnostics", self.diagnostics)
         check_integer("noise", self.noise, 0, MOST_NOISE, f"0 to {MOST_NOISE} further evaluations")
-        check_limit(self.limit)
+        check_limit("limit", self.limit)
         _check_combination(self)
 
     @cached_property
@@ -357,11 +357,10 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise ConfigError(of_omegaconf(error)) from None
     assert isinstance(data, dict)
     knobs: dict[str, Any] = {str(key): value for key, value in data.items()}
-    _check_keys("", knobs, KNOBS)
-    for group, of in GROUPS.items():
-        _check_keys(f"{group}.", knobs[group], {field.name for field in dataclasses.fields(of)})
-    for key in SWEEP_KNOBS:
-        knobs.pop(key)
+    _check_keys("", knobs, {*groups(), *(knob.path for knob in leaves())})
+    for group in groups():
+        _check_keys(f"{group}.", knobs[group], {knob.path.removeprefix(f"{group}.") for knob in leaves(group)})
+    knobs = {key: value for key, value in knobs.items() if not is_of_sweep(key)}
     explicit = {key: knobs.pop(key) for key in ("block_size", "scale", "tensor_scale")}
     run_format = resolve_format(knobs.pop("format"), explicit)
     modules = resolve_modules(knobs.pop("modules"), run_format, explicit)
@@ -402,42 +401,11 @@ def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
     return config
 
 
-# The knobs of the top level, and those of the groups that have some below.
-# Those of SWEEP_KNOBS decide no run's result: sweep/settings.py reads them.
-SWEEP_KNOBS = {"dry_run", "baseline", "resume", "logging"}
-KNOBS = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale"} | SWEEP_KNOBS
-GROUPS = {
-    "format": FormatConfig,
-    "kv_quant": KVConfig,
-    "ptq": PTQConfig,
-    "rotation": RotationConfig,
-    "calibration": CalibrationConfig,
-    "model": ModelConfig,
-    "task": TaskConfig,
-}
-
-
 def of_omegaconf(error: OmegaConfBaseException) -> str:
     """What OmegaConf has to say of a value, as a reference that leads nowhere, behind the knob's name."""
     key = getattr(error, "full_key", None)
     reason = str(error).splitlines()[0]
     return f"{key}: {reason}" if key and not reason.startswith(f"{key}:") else reason
-
-
-def is_knob(key: str) -> bool:
-    return key in KNOBS | GROUPS.keys() | {"experiment", "stamp"} or key in _leaves()
-
-
-def _leaves() -> set[str]:
-    return {f"{group}.{field.name}" for group, of in GROUPS.items() for field in dataclasses.fields(of)}
-
-
-def no_such_knob(key: str) -> str:
-    """What to say of a knob that is not there."""
-    below = _leaves()
-    near = difflib.get_close_matches(key, sorted(KNOBS | below | {"experiment"}), n=1)
-    hint = f" (near it: {near[0]})" if near else ""
-    return f"{key}: there is no such knob{hint}; `python -m mxsweep --help` lists what there is"
 
 
 def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:

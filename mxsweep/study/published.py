@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mxsweep.config.knobs import is_knob, no_such_knob
 from mxsweep.config.option_files import conf_dir
 from mxsweep.results.groups import Results
 from mxsweep.results.remedies import NO_REMEDY
@@ -240,8 +241,6 @@ def _published(where: str, content: Any, conditions: dict[str, Any]) -> Publishe
     own = _mapping(f"{where}.conditions", row.get("conditions"))
     _check_names(f"{where}.conditions.", own, CONDITIONS)
     knobs, metrics = (_mapping(f"{where}.{name}", row.get(name)) for name in ("knobs", "metrics"))
-    from mxsweep.config.run_config import is_knob, no_such_knob  # here, since it takes a while
-
     for name in knobs:
         if not is_knob(name):
             raise BadReferenceError(f"{where}.knobs: {no_such_knob(name)}")

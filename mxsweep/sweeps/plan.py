@@ -22,29 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mxsweep.config.knobs import baseline_words, decides_only_quantized, is_knob, is_of_sweep, no_such_knob
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
-from mxsweep.config.run_config import SWEEP_KNOBS, RunConfig, from_hydra, is_knob, no_such_knob, of_omegaconf
+from mxsweep.config.run_config import RunConfig, from_hydra, of_omegaconf
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
 from mxsweep.terminal.errors import ConfigError
-
-# The knobs that a baseline has no use for: what a tensor becomes, and how.
-QUANTIZATION_KNOBS = (
-    *("format", "kv_quant", "modules", "block_size", "scale_bits", "scale", "tensor_scale", "custom_cuda"),
-    *("rounding", "scale_rounding", "symmetric", "backend", "arithmetic"),
-    *("ptq", "rotation", "rotation_block", "calibration"),
-)
-# Leaves as well as groups: an experiment may have set a leaf, over which a group chosen here would not win.
-BASELINE = (
-    *("format='none'", "format.weight=none", "format.activation=none"),
-    *("kv_quant='none'", "kv_quant.key=none", "kv_quant.value=none"),
-    *("modules=null", "custom_cuda='false'", "backend=auto", "arithmetic=auto"),
-    *("ptq=rtn", "ptq.method=rtn", "ptq.budget=null", "rotation=none", "rotation.method=none", "calibration=auto"),
-    *("calibration.source=auto", "calibration.path=null", "rotation.residual=false"),
-)
-
 
 # Of Hydra's own, what decides something here; the rest is for programs that Hydra starts.
 HYDRA_KNOBS = ("hydra/launcher", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
@@ -185,7 +170,7 @@ def _check_override(override: Override) -> None:
         raise ConfigError(f"{key}: has no effect here; of Hydra's own there are {there} and hydra.launcher.NAME")
     if _root(key) == "sweep":
         raise ConfigError(f"{key}: belongs into an experiment's file; on the command line, -m and KNOB=A,B sweep")
-    if override.is_sweep_override() and (key.startswith("hydra") or _root(key) in SWEEP_KNOBS | {"stamp"}):
+    if override.is_sweep_override() and (is_of_sweep(key) or key == "stamp"):
         raise ConfigError(f"{key}: {typed} names several values, and all runs of a sweep have one")
     if override.package is not None:
         raise ConfigError(f"{typed}: a knob has one place, and none is given with @; write {key}=VALUE")
@@ -196,7 +181,7 @@ def _check_override(override: Override) -> None:
 
 def _of_the_run(words: Sequence[str]) -> list[str]:
     """The overrides that say what a run is, and not how the sweep is gone about."""
-    return [word for word in words if not word.startswith("hydra") and _root(word) not in SWEEP_KNOBS]
+    return [word for word in words if not is_of_sweep(_root(word))]
 
 
 def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> PlannedRun:
@@ -274,9 +259,9 @@ def _with_baselines(runs: list[PlannedRun], extra: list[str]) -> Iterator[Planne
     for run in runs:
         if run.config is not None and _baseline_key(run.config) not in there:
             there.add(_baseline_key(run.config))
-            kept = [word for word in run.words if _root(word) not in QUANTIZATION_KNOBS]
+            kept = [word for word in run.words if not decides_only_quantized(_root(word))]
             number = len(runs) + len(there)
-            cfg = _compose_one(kept, [*BASELINE, *extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
+            cfg = _compose_one(kept, [*baseline_words(), *extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
             shown_words = [*_of_the_run(kept), "format=none", "kv_quant=none"]
             yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run

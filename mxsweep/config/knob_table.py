@@ -1,0 +1,670 @@
+"""Every knob, declared once. Defaults are in ``conf/``, and nowhere else.
+
+From this table come a run's identity and its baseline's config, what tables show and call it, ``--help``,
+docs/knobs.md, how the command line reads a value, which paths count from the folder that they were typed in, and what
+is fuzzed. A new leaf is an entry here, its default in ``conf/config.yaml``, and the code that uses it; with an ``off``
+value, runs without it stay the runs that they were.
+
+The order is that of the help, of columns, and of checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mxsweep.config import effects
+from mxsweep.config.checks import check_limit, check_model_path
+from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
+from mxsweep.config.value_types import (
+    Checked,
+    Choice,
+    Element,
+    Flag,
+    Listing,
+    Mapping,
+    Number,
+    Pattern,
+    Text,
+    ValueType,
+    Whole,
+)
+from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
+from mxsweep.formats.recipe import MATMULS
+from mxsweep.terminal.errors import ConfigError
+
+MOST_NOISE = 100  # further evaluations of a run
+SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
+WORD = Text("a word")
+WORD_OR_NULL = Text("a word, or null", or_null=True)
+SCALE_OR_AUTO = Choice(words=SCALE_NAMES, or_auto=True)
+
+
+def check_block(knob: str, value: Any) -> None:
+    """Raise ConfigError unless the value is "auto", a length, or the rows and columns of a tile."""
+    if value == "auto":
+        return
+    sizes = value if isinstance(value, list) else [value]
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
+        raise ConfigError(
+            f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, 0 for the whole axis, or "
+            "[rows,columns] for a tile of a weight"
+        )
+
+
+BLOCK = Checked("auto, a whole number, 0 for the whole row, [rows,columns] for a tile of a weight", check_block)
+
+
+def _format(path: str, help: str, type: ValueType, **more: Any) -> Knob:
+    """Declare a knob that says how tensors are quantized: of no baseline, in the identity by the formats it makes."""
+    defaults: dict[str, Any] = {"effect": effects.quantizes, "place": "formats"}
+    return Knob(path, help, type, Scope.RUN, **defaults | more)
+
+
+def _kv(path: str, help: str, type: ValueType, off: Any = UNSET, remedy: Remedy | None = None, **more: Any) -> Knob:
+    """Declare a knob of how keys and values are quantized."""
+    place = "kv_options" if remedy else "formats"
+    return Knob(
+        f"kv_quant.{path}",
+        help,
+        type,
+        Scope.RUN,
+        off,
+        effects.quantizes_kv,
+        place=place,
+        remedy=remedy,
+        of_remedy=remedy is None,
+        **more,
+    )
+
+
+def _ptq(path: str, help: str, type: ValueType, off: Any = UNSET, **more: Any) -> Knob:
+    """Declare a knob of how weights are quantized."""
+    return Knob(f"ptq.{path}", help, type, Scope.RUN, off, place="ptq", of_remedy=True, **more)
+
+
+def _calibration(path: str, help: str, type: ValueType, off: Any = UNSET, **more: Any) -> Knob:
+    """Declare a knob of what is calibrated on."""
+    return Knob(
+        f"calibration.{path}",
+        help,
+        type,
+        Scope.RUN,
+        off,
+        effects.calibrates,
+        place="calibration",
+        of_remedy=True,
+        **more,
+    )
+
+
+def _model(path: str, help: str, type: ValueType, scope: Scope = Scope.BASELINE, **more: Any) -> Knob:
+    """Declare a knob of which model is loaded, and how."""
+    defaults: dict[str, Any] = {"place": "model"}
+    return Knob(f"model.{path}", help, type, scope, **defaults | more)
+
+
+def _task(path: str, help: str, type: ValueType, scope: Scope = Scope.BASELINE, **more: Any) -> Knob:
+    """Declare a knob of what is evaluated."""
+    defaults: dict[str, Any] = {"place": "task"}
+    return Knob(f"task.{path}", help, type, scope, **defaults | more)
+
+
+def _sweep(path: str, help: str, type: ValueType, **more: Any) -> Knob:
+    """Declare a knob of how a sweep is gone about."""
+    return Knob(path, help, type, Scope.SWEEP, **more)
+
+
+def _launcher(path: str, help: str, type: ValueType, **more: Any) -> Knob:
+    """Declare a knob of a launcher."""
+    return Knob(f"hydra.launcher.{path}", help, type, Scope.SWEEP, **more)
+
+
+def check_shell_lines(knob: str, value: Any) -> None:
+    """Raise ConfigError unless the value is a list of texts."""
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ConfigError(f"{knob}: {value!r} must be a list of shell lines, as '[module load x]'")
+
+
+def check_text_or_number(knob: str, value: Any) -> None:
+    """Raise ConfigError unless the value is a word, a number that stands for one, or None."""
+    if value is not None and not (isinstance(value, str | int) and str(value).strip()):
+        raise ConfigError(f"{knob}: {value!r} must be a word or null")
+
+
+TEXT_OR_NUMBER = Checked("a word, or null", check_text_or_number)
+AT_LEAST_1 = Whole("a whole number, at least 1", 1)
+COUNT = Whole("0 or more", 0)
+
+GROUPS = (
+    _format(
+        "format",
+        "what weights and activations become; none: the baseline; w4a6: weights fp4_e2m1, activations fp6_e2m3; mint4: "
+        "Mase's MXINT4; an element, as fp6_e3m2; format.weight= and format.activation= set one of them",
+        Element("any element format"),
+        off="none",
+        effect=effects.always,
+        label="format",
+        shown_at="format.name",
+        is_group=True,
+    ),
+    _format(
+        "block_size",
+        "elements that share a scale; auto: the format's own (16 for nvfp4, else 32); 0: the whole row; "
+        "[rows,columns]: a tile of a weight, with format.activation=none",
+        BLOCK,
+        label="block_size",
+        is_group=True,
+    ),
+    _format(
+        "scale_bits",
+        "width of an e8m0 scale",
+        Whole("2 to 8", 2, 8),
+        effect=effects.has_scale_bits,
+        label="scale_bits",
+        is_group=True,
+    ),
+    _format(
+        "scale",
+        "what a scale is stored as; auto: the format's own",
+        SCALE_OR_AUTO,
+        label="scale",
+        is_group=True,
+    ),
+    _format(
+        "custom_cuda",
+        "false: PyTorch operations; true: the CUDA kernels, which need a GPU",
+        Flag("true, false"),
+        off=False,
+        label="custom_cuda",
+        is_group=True,
+    ),
+    _format(
+        "kv_quant",
+        "what keys and values become; an element, as int3; kv_quant.key= and kv_quant.value= set one of them",
+        Element("any element format"),
+        off="none",
+        effect=effects.always,
+        label="kv_quant",
+        shown_at="kv_quant.name",
+        is_group=True,
+    ),
+    Knob(
+        "ptq",
+        "how weights are quantized; rtn: rounded to nearest; clip: scales searched; gptq: errors compensated",
+        ValueType(),
+        Scope.RUN,
+        off="rtn",
+        effect=effects.quantizes_weights,
+        label="ptq",
+        shown_at="ptq.method",
+        place="ptq",
+        is_group=True,
+        remedy=Remedy(ladder=("rtn", "clip", "gptq")),
+    ),
+    Knob(
+        "rotation",
+        "in which basis operands are quantized; hadamard: the products in rotation.matmuls rotated; search: those that "
+        "rotating helps",
+        ValueType(),
+        Scope.RUN,
+        off="none",
+        effect=effects.quantizes,
+        label="rotation",
+        shown_at="rotation.method",
+        place="rotation",
+        is_group=True,
+        remedy=Remedy(
+            names=(("hadamard", "rotation"), ("search", "rotation search")), ladder=("none", "hadamard", "search")
+        ),
+    ),
+    Knob(
+        "calibration",
+        "what gptq, clip, searches and budgets look at; auto: stories, for the embedded model; text: "
+        "calibration.path=FILE; task: an lm-eval task's train split; hub: a data set",
+        ValueType(),
+        Scope.RUN,
+        off="auto",
+        place="calibration",
+        is_group=True,
+        of_remedy=True,
+    ),
+    Knob(
+        "limit",
+        "how much of a task; none: all of it; below 1: a fraction; else a count",
+        Checked("none, a fraction between 0 and 1, or a whole count", check_limit),
+        Scope.BASELINE,
+        label="limit",
+        is_group=True,
+        tells_metrics_apart=True,
+    ),
+    Knob(
+        "model",
+        "tiny: embedded; hf: any causal language model, by model.path=",
+        ValueType(),
+        Scope.BASELINE,
+        kind=Kind.TEXT,
+        label="model",
+        shown_at="model.name",
+        place="model",
+        is_group=True,
+        tells_metrics_apart=True,
+    ),
+    Knob(
+        "task",
+        "what is evaluated; story: embedded; any lm-eval task; [a,b]: several",
+        Listing("names of lm-eval tasks"),
+        Scope.BASELINE,
+        place="task",
+        is_group=True,
+        tells_metrics_apart=True,
+    ),
+    Knob(
+        "experiment",
+        "recipes: what they set and sweep is in conf/experiment/",
+        ValueType(),
+        Scope.BASELINE,
+        place="the knobs that it sets",
+        is_group=True,
+    ),
+    _sweep("logging", "none; wandb: each finished run also goes to Weights & Biases", ValueType(), is_group=True),
+    _sweep(
+        "hydra/launcher",
+        "where a sweep's runs are done; basic: in turn, here; gpus: a process per GPU; slurm: an array of jobs",
+        ValueType(),
+        is_group=True,
+    ),
+)
+
+FORMATS = (
+    _format(
+        "rounding",
+        "of an element: nearest (ties away from zero), even, floor (toward zero), stochastic",
+        Choice(words=ROUNDINGS),
+    ),
+    _format(
+        "scale_rounding",
+        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil",
+        Choice(words=SCALE_ROUNDINGS),
+    ),
+    _format(
+        "symmetric",
+        "false: each block's midpoint is subtracted first, and kept in bfloat16",
+        Flag("true, false"),
+    ),
+    _format(
+        "tensor_scale",
+        "auto: as the format has it; true: a second scale a tensor, with scale=e4m3, as NVFP4 has it",
+        Flag("auto, true, false", ("auto",)),
+        decided_by=("format",),
+    ),
+    _format(
+        "backend",
+        "who computes: torch, cuda, microxcaling (Microsoft's library); auto: as custom_cuda says",
+        Choice(words=BACKENDS, or_auto=True),
+        off="auto",
+        decided_by=("custom_cuda",),
+    ),
+    _format(
+        "arithmetic",
+        "native: as microxcaling's PyTorch path, in the tensor's dtype; exact: float32; auto: as custom_cuda says",
+        Choice(words=ARITHMETICS, or_auto=True),
+        off="auto",
+        decided_by=("custom_cuda", "backend", "scale"),
+    ),
+    _format(
+        "modules",
+        "formats by glob pattern over module names, later patterns win: 'modules={model.layers.0.*: none, *.down_proj: "
+        "mxfp8_e4m3, lm_head: {weight: int8, activation: none, block_size: 64}}'; of a mapping, what is left out is "
+        "the run's",
+        Mapping("a mapping of patterns to formats, or null"),
+        off=None,
+        effect=effects.always,
+    ),
+    _format("format.weight", "element of weights", Element("an element format, or none"), off="none",
+            effect=effects.always),
+    _format("format.activation", "element of activations", Element("an element format, or none"), off="none",
+            effect=effects.always),
+    _format("format.block_size", "the format's own, where block_size=auto", BLOCK),
+    _format("format.scale", "the format's own, where scale=auto", Choice(words=SCALE_NAMES)),
+    _format("format.tensor_scale", "the format's own, where tensor_scale=auto", Flag("true, false")),
+)  # fmt: skip
+
+KEYS_AND_VALUES = (
+    _format("kv_quant.key", "element of keys", Element("an element format, or none"), off="none",
+            effect=effects.always),
+    _format("kv_quant.value", "element of values", Element("an element format, or none"), off="none",
+            effect=effects.always),
+    _kv(
+        "block_size",
+        "of keys and values; auto: the run's; with key_axis=channel, tokens",
+        Whole("auto, a whole number, or 0 for the whole axis", words=("auto",)),
+        decided_by=("kv_quant", "block_size"),
+    ),
+    _kv("scale", "of keys and values; auto: the run's", SCALE_OR_AUTO, decided_by=("kv_quant", "scale")),
+    _kv(
+        "tensor_scale",
+        "of keys and values; auto: the run's, where the scale is",
+        Flag("auto, true, false", ("auto",)),
+        decided_by=("kv_quant", "format", "tensor_scale", "scale", "kv_quant.scale"),
+    ),
+    _kv(
+        "key_axis",
+        "token: blocks of keys along head_dim; channel: along the sequence, quantized once a block is complete",
+        Choice(words=("token", "channel")),
+        off="token",
+        remedy=Remedy("keys by {}"),
+    ),
+    _kv(
+        "rope",
+        "keys are quantized after the rotary embedding, or before it",
+        Choice(words=("after", "before")),
+        off="after",
+        remedy=Remedy("keys {} RoPE"),
+    ),
+    _kv(
+        "first",
+        "tokens at the beginning that stay as they are",
+        Whole("tokens, 0 or more"),
+        off=0,
+        remedy=Remedy("first {} tokens kept"),
+    ),
+    _kv(
+        "recent",
+        "for each query, the newest tokens (its own included) that stay as they are",
+        Whole("tokens, 0 or more"),
+        off=0,
+        remedy=Remedy("last {} tokens kept"),
+    ),
+    _kv(
+        "scales",
+        "block; head: one scale for a whole head of a token",
+        Choice(words=("block", "head")),
+        off="block",
+        remedy=Remedy("scales by {}"),
+    ),
+    _kv(
+        "smooth",
+        "keys are divided by max^smooth of each channel (calibrated; a power of two, equal over a RoPE pair), queries "
+        "multiplied by it; 0: not at all",
+        Number("0 to 1", 0, 1),
+        off=0.0,
+        remedy=Remedy("keys smoothed by {:g}"),
+    ),
+)  # fmt: skip
+
+REMEDIES = (
+    _ptq(
+        "method",
+        "as ptq",
+        Choice(words=("rtn", "clip", "gptq")),
+        off="rtn",
+        effect=effects.quantizes_weights,
+    ),
+    _ptq(
+        "clip_loss",
+        "what a searched scale minimizes: output (weighted by calibrated inputs), weight (gptq's)",
+        Choice(words=("output", "weight")),
+        effect=effects.searches_scales,
+    ),
+    _ptq(
+        "damping",
+        "of GPTQ: added to the Hessian's diagonal, as a share of its mean",
+        Number("a share of the Hessian's mean diagonal, above 0 and at most 1", 0, 1, with_low=False),
+        effect=effects.solves_gptq,
+    ),
+    _ptq(
+        "act_order",
+        "of GPTQ: columns in the order of the inputs' second moments",
+        Flag("true, false"),
+        effect=effects.solves_gptq,
+    ),
+    _ptq(
+        "budget",
+        "bits a weight: each module's format is chosen from ptq.formats; null: the run's format",
+        Number("bits a weight above 0, or null", 0, with_low=False, or_null=True),
+        off=None,
+        effect=effects.quantizes_weights,
+        remedy=Remedy("budget of {:g} bits"),
+    ),
+    _ptq(
+        "formats",
+        "what a budget chooses from: options of format, of inputs as well as weights, and elements, of weights alone",
+        Listing("one or more names of formats"),
+        effect=effects.has_budget,
+    ),
+    Knob(
+        "rotation.method",
+        "as rotation",
+        Choice(words=("none", "hadamard", "search")),
+        Scope.RUN,
+        off="none",
+        effect=effects.quantizes,
+        place="rotation",
+        of_remedy=True,
+    ),
+    Knob(
+        "rotation.matmuls",
+        "which products may be rotated: linear layers, and qk, keys for the cache",
+        Listing(words=MATMULS),
+        Scope.RUN,
+        effect=effects.rotates,
+        place="rotation",
+        decided_by=("rotation", "format", "kv_quant"),  # those of what is quantized
+        of_remedy=True,
+    ),
+    Knob(
+        "rotation.judge",
+        "of a search with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
+        Choice(words=("clip", "ptq")),
+        Scope.RUN,
+        effect=effects.rotates,
+        place="rotation",
+        of_remedy=True,
+    ),
+    Knob(
+        "rotation.residual",
+        "true: also rotate the residual stream, offline (QuaRot)",
+        Flag("true, false"),
+        Scope.RUN,
+        off=False,
+        effect=effects.quantizes,
+        place="rotation",
+        remedy=Remedy("residual stream rotated"),
+    ),
+    Knob(
+        "rotation_block",
+        "order of the Hadamard matrices: mx, the run's block_size; a number; 0, the whole dimension",
+        Whole("mx (the run's block_size), a whole number, or 0 for the whole dimension", words=("mx",)),
+        Scope.RUN,
+        effect=effects.rotates,
+        place="rotation",
+        of_remedy=True,
+    ),
+    _calibration(
+        "source", "as calibration", Choice(words=("auto", "stories", "text", "task", "hub")), off="auto"
+    ),
+    _calibration(
+        "path",
+        "of text a file, of task lm-eval's name, of hub a data set's name or folder",
+        WORD_OR_NULL,
+        off=None,
+        kind=Kind.PATH,
+    ),
+    _calibration("name", "of hub: the data set's configuration", WORD_OR_NULL, kind=Kind.TEXT),
+    _calibration("split", "of task and hub: train or validation, or another of the data set's", WORD, kind=Kind.TEXT),
+    _calibration("field", "of hub and of a .jsonl file: where a row's text stands", WORD, kind=Kind.TEXT),
+    _calibration("samples", "sequences", Whole("sequences, at least 1", 1)),
+    _calibration("length", "tokens of a sequence, at most", Whole("tokens of a sequence, at least 2", 2)),
+    _calibration("seed", "which sequences", SEEDS),
+)  # fmt: skip
+
+MODEL_AND_TASK = (
+    _model("name", "as model", WORD, Scope.NONE),
+    _model(
+        "path",
+        "with model=hf: a folder, or a name on the Hugging Face hub",
+        Checked("a folder, or a name on the hub (owner/name)", check_model_path),
+        kind=Kind.PATH,
+        tells_metrics_apart=True,
+    ),
+    _model(
+        "revision",
+        "a branch, tag or commit on the hub",
+        WORD_OR_NULL,
+        kind=Kind.TEXT,
+        tells_metrics_apart=True,
+    ),
+    _model(
+        "dtype",
+        "auto: the checkpoint's own",
+        Choice(words=("float32", "bfloat16", "float16"), or_auto=True),
+    ),
+    _model(
+        "device",
+        "auto: cuda where there is one",
+        Pattern("auto, cpu, cuda, cuda:0, mps", r"auto|cpu|mps|cuda(:\d+)?", "a device"),
+        place="device",
+    ),
+    _model(
+        "device_map",
+        "auto: spread a model larger than one GPU",
+        Choice(words=("auto",), or_null=True),
+        place="device",
+    ),
+    _model("attention", "how attention is computed", Choice(words=("sdpa", "eager")), place="attention"),
+    _model(
+        "max_length",
+        "tokens a context may have; null: the model's own limit",
+        Whole("tokens, at least 2, or null", 2, words=(None,)),
+        place="max_length",
+        tells_metrics_apart=True,
+    ),
+    _model("trust_remote_code", "true: run the checkpoint's own code", Flag("true, false")),
+    _task("names", "as task", Listing("names of lm-eval tasks")),
+    _task("fields", "of task.data: the field that a row must hold, by task", Mapping(), Scope.NONE),
+    _task(
+        "data",
+        "a JSON-lines file instead of the hub (text a row for LAMBADA, page for WikiText); with several tasks {name: "
+        "FILE.jsonl}",
+        Mapping("a file, a mapping of tasks to files, or null"),
+        kind=Kind.PATH,
+        place="data",
+        tells_metrics_apart=True,
+    ),
+    _task(
+        "num_fewshot",
+        "examples in the prompt; null: the task's own",
+        Whole("0 or more, or null for the task's own", words=(None,)),
+        tells_metrics_apart=True,
+    ),
+    _task("apply_chat_template", "as in lm-eval", Flag("true, false"), tells_metrics_apart=True),
+)  # fmt: skip
+
+RUNS = (
+    Knob(
+        "batch_tokens",
+        "tokens a forward pass when scoring, padding included; halved where they do not fit; auto: 16,384 on a GPU, "
+        "4,096 on a CPU",
+        Whole("auto, or a whole number of tokens a forward pass, at least 1", 1, words=("auto",)),
+        Scope.NONE,
+    ),
+    Knob(
+        "batch_size",
+        "sequences at a time when generating",
+        Whole("a whole number of sequences at a time when generating, at least 1", 1),
+        Scope.NONE,
+    ),
+    Knob(
+        "seed",
+        "few-shot choice, stochastic rounding, the diagnostics' sample, the noise",
+        SEEDS,
+        Scope.BASELINE,
+    ),
+    Knob(
+        "diagnostics",
+        "true: also measure where error enters (diagnostics.parquet), on a sample",
+        Flag("true, false"),
+        Scope.BASELINE,
+        off=False,
+        effect=effects.quantizes,
+        is_note=True,
+    ),
+    Knob(
+        "noise",
+        "evaluate so many times more with rounding-sized perturbations: the noise floor",
+        Whole(f"0 to {MOST_NOISE} further evaluations", 0, MOST_NOISE),
+        Scope.BASELINE,
+        off=0,
+        is_note=True,
+    ),
+)
+
+SWEEPS = (
+    _sweep("dry_run", "true: print the planned runs, run nothing", Flag("true, false")),
+    _sweep(
+        "baseline",
+        "a sweep also runs the unquantized model, once per model, task, limit and dtype",
+        Flag("true, false"),
+    ),
+    _sweep(
+        "resume",
+        "true: go on with a sweep, hydra.sweep.dir or the newest; finished runs are not run again",
+        Flag("true, false"),
+    ),
+    _sweep("logging.name", "as logging", Choice(words=("none", "wandb"))),
+    _sweep("logging.project", "of Weights & Biases", WORD, kind=Kind.TEXT),
+    _sweep("logging.entity", "of Weights & Biases; null: the account's own", WORD_OR_NULL, kind=Kind.TEXT),
+    _sweep(
+        "logging.mode",
+        "offline: kept in the run's folder, until `wandb sync` uploads it",
+        Choice(words=("online", "offline")),
+    ),
+    Knob("stamp", "how folders and run ids begin", Text("letters, digits and _.+-"), Scope.NONE, kind=Kind.TEXT),
+    Knob("sweep", "set by experiments: the knobs that they sweep", ValueType(), Scope.NONE),
+    _sweep("hydra.run.dir", "the folder of a single run", Text("a folder"), kind=Kind.FOLDER),
+    _sweep("hydra.sweep.dir", "the folder of a sweep", Text("a folder"), kind=Kind.FOLDER),
+    _sweep("hydra.sweep.subdir", "a run's folder below the sweep's", Text("a folder below the sweep's")),
+)
+
+LAUNCHERS = (
+    _launcher("n", "of gpus: null: every visible GPU, or 2 processes on the CPU",
+              Whole("a whole number of processes, at least 1, or null", 1, words=(None,))),
+    _launcher("retries", "times that a run is begun again after its process died", COUNT),
+    _launcher("partition", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
+    _launcher("account", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
+    _launcher("qos", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
+    _launcher("constraint", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
+    _launcher("time_min", "of slurm: minutes of one job, more than a run takes; a job out of time is queued again and "
+              "goes on", AT_LEAST_1),
+    _launcher("gpus_per_node", "of slurm: as many runs at a time in each job (one with model.device_map=auto); 0: on "
+              "the CPU", COUNT),
+    _launcher("cpus_per_task", "of slurm: for each run at a time", AT_LEAST_1),
+    _launcher("mem_gb", "of slurm; null: the cluster's default",
+              Number("gigabytes above 0, or null", 0, with_low=False, or_null=True)),
+    _launcher("runs_per_job", "of slurm: how many jobs there are: as many as it takes, were each to do so many runs",
+              AT_LEAST_1),
+    _launcher("array_parallelism", "of slurm: jobs at a time", AT_LEAST_1),
+    _launcher("setup", "of slurm: shell lines before Python starts, as '[module load cuda]'; one that fails ends the "
+              "job", Checked("a list of shell lines", check_shell_lines)),
+    _launcher("sbatch", "of slurm: further options of sbatch, as {reservation: NAME}",
+              Mapping("a mapping, as {reservation: NAME}")),
+    _launcher("wait", "of slurm: false: submit and return; `python -m mxsweep.collect --status` follows",
+              Flag("true, false")),
+    _launcher("max_requeues", "of slurm: times that a job is queued again that was preempted, out of time, or whose "
+              "process died", COUNT),
+)  # fmt: skip
+
+
+def by_path(knobs: Iterable[Knob]) -> dict[str, Knob]:
+    """Return knobs by their paths. Raises ValueError for a path that is declared twice."""
+    table: dict[str, Knob] = {}
+    for knob in knobs:
+        if knob.path in table:
+            raise ValueError(f"{knob.path} is declared twice")
+        table[knob.path] = knob
+    return table
+
+
+TABLE = by_path((*GROUPS, *FORMATS, *KEYS_AND_VALUES, *REMEDIES, *MODEL_AND_TASK, *RUNS, *SWEEPS, *LAUNCHERS))

@@ -1,0 +1,168 @@
+"""Answers that follow from the table of knobs: each list of knobs that a part of mxsweep needs.
+
+Every function looks at the table when it is called, so that a knob that is added to the table is in all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mxsweep.config.effects import Values
+from mxsweep.config.knob import UNSET, Kind, Knob, Scope
+from mxsweep.config.knob_table import TABLE
+from mxsweep.config.value_types import Element, Mapping, ValueType
+
+HYDRA = "hydra"
+
+
+def all_knobs() -> list[Knob]:
+    """Return every knob in the table's order."""
+    return list(TABLE.values())
+
+
+def get(path: str) -> Knob | None:
+    """Return the knob of a path, or None."""
+    return TABLE.get(path)
+
+
+# The command line
+
+
+def paths() -> tuple[str, ...]:
+    """Return the knobs that name files and folders to read, which count from the folder that they were typed in."""
+    return _of_kind(Kind.PATH)
+
+
+def folders() -> tuple[str, ...]:
+    """Return the knobs that name folders to write."""
+    return _of_kind(Kind.FOLDER)
+
+
+def free_text() -> tuple[str, ...]:
+    """Return the knobs whose value is text, whatever it looks like: a commit 3e56378 is no number."""
+    return _of_kind(Kind.TEXT)
+
+
+def groups_with_own_values() -> tuple[str, ...]:
+    """Return the groups of which a value makes sense where no option has its name: ``block_size=48``."""
+    return tuple(knob.path for knob in TABLE.values() if knob.is_group and type(knob.type) is not ValueType)
+
+
+def mappings() -> tuple[str, ...]:
+    """Return the knobs whose value is a mapping with keys of the user's own: leaves all the same."""
+    return tuple(knob.path for knob in TABLE.values() if isinstance(knob.type, Mapping))
+
+
+def decides_no_result(key: str) -> bool:
+    """Return whether a knob, or a group of them, is part of no run's identity."""
+    return key.startswith(HYDRA) or _all_of(key, Scope.NONE, Scope.SWEEP)
+
+
+def is_of_sweep(key: str) -> bool:
+    """Return whether a knob, or a group of them, says how a sweep is gone about, and nothing of a run."""
+    return key.startswith(HYDRA) or _all_of(key, Scope.SWEEP)
+
+
+def is_knob(key: str) -> bool:
+    """Return whether there is a knob or a group of this path; Hydra's own are none."""
+    return not key.startswith(HYDRA) and key in TABLE and key != "sweep"
+
+
+def no_such_knob(key: str) -> str:
+    """Return what to say of a knob that is not there."""
+    near = difflib.get_close_matches(key, sorted(filter(is_knob, TABLE)), n=1)
+    hint = f" (near it: {near[0]})" if near else ""
+    return f"{key}: there is no such knob{hint}; `python -m mxsweep --help` lists what there is"
+
+
+# The config of a run, and of its baseline
+
+
+def leaves(group: str = "") -> list[Knob]:
+    """Return the knobs that a run's config has below a group, or at the top level."""
+    return [knob for knob in TABLE.values() if knob.group == group and is_leaf(knob) and knob.path != "stamp"]
+
+
+def is_leaf(knob: Knob) -> bool:
+    """Return whether a config holds a value under the knob's path, and no further knobs."""
+    named = knob.path not in ("experiment", "sweep") and not knob.path.startswith(HYDRA)
+    return named and not any(path.startswith(f"{knob.path}.") for path in TABLE)
+
+
+def groups() -> list[str]:
+    """Return the groups with knobs below them."""
+    return list(dict.fromkeys(knob.group for knob in TABLE.values() if knob.group and is_leaf(knob)))
+
+
+def decides_only_quantized(key: str) -> bool:
+    """Return whether a baseline has no use for a knob or a group: it is of quantized runs' identity alone."""
+    return _all_of(key, Scope.RUN)
+
+
+def switches() -> dict[str, Any]:
+    """Return the value of each knob at which nothing is quantized, nor done about it."""
+    return {knob.path: knob.off for knob in TABLE.values() if knob.scope is Scope.RUN and knob.off is not UNSET}
+
+
+def baseline_words() -> list[str]:
+    """Return the overrides, in Hydra's grammar, that make any run its baseline.
+
+    Leaves as well as groups: an experiment may have set a leaf, over which a group chosen here would not win.
+    """
+    words = {path: "null" if value is None else str(value) for path, value in switches().items()}
+    return [f"{path}='{word.lower()}'" if TABLE[path].is_group else f"{path}={word}" for path, word in words.items()]
+
+
+# What tables show
+
+
+def labels() -> dict[str, str]:
+    """Return where a record has each knob that tables have a label for, by label."""
+    return {knob.label: knob.shown_at or knob.path for knob in TABLE.values() if knob.label}
+
+
+def names() -> dict[str, Knob]:
+    """Return the knobs by the names that tables give them."""
+    return {knob.name: knob for knob in TABLE.values()}
+
+
+def quantizers() -> tuple[str, ...]:
+    """Return the knobs that name an element format: where all are "none", nothing is quantized."""
+    return tuple(knob.path for knob in TABLE.values() if isinstance(knob.type, Element) and not knob.is_group)
+
+
+def telling_metrics_apart(labelled: bool) -> tuple[str, ...]:
+    """Return the names of the knobs in which runs that are compared agree: those with a label and the task, or others.
+
+    Metrics of runs that differ in one of them do not mean the same.
+    """
+    telling = [knob for knob in TABLE.values() if knob.tells_metrics_apart]
+    by_name = sorted((knob for knob in telling if knob.is_group), key=lambda knob: _COMPARED_FIRST.index(knob.path))
+    return tuple(knob.name for knob in (by_name if labelled else telling) if knob.is_group == labelled)
+
+
+_COMPARED_FIRST = ("model", "task", "limit")  # the order of titles
+
+
+def decided_by(name: str) -> tuple[str, ...]:
+    """Return the names of the knobs that decide a knob's value where it was not set."""
+    knob = names().get(name)
+    if knob is not None and knob.decided_by is not None:
+        return knob.decided_by
+    return tuple(name.split(".")[:-1][:1])
+
+
+def without_effect(values: Values) -> set[str]:
+    """Return the paths of the knobs that have no effect on a run of these values."""
+    return {knob.path for knob in TABLE.values() if not knob.effect(values)}
+
+
+def _of_kind(kind: Kind) -> tuple[str, ...]:
+    return tuple(knob.path for knob in TABLE.values() if knob.kind is kind)
+
+
+def _all_of(key: str, *scopes: Scope) -> bool:
+    """Return whether a knob, or every knob below a group, has one of these scopes."""
+    below = [knob for knob in TABLE.values() if knob.path == key or knob.path.startswith(f"{key}.")]
+    return bool(below) and all(knob.scope in scopes for knob in below)

@@ -1,0 +1,153 @@
+"""Types of a knob's values: each checks a value as composed, and says what is allowed.
+
+A check raises ConfigError with one sentence that names the knob, the value and what is allowed. What depends on other
+knobs (a file that must hold a task's field, a tile that only weights can have) is checked where those are known.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mxsweep.config.checks import check_choice, check_flag, check_integer
+from mxsweep.terminal.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """Any value: what is wrong with it is known only together with other knobs, or where it is used.
+
+    Attributes:
+        allowed: what is allowed, in words for the help and for messages.
+    """
+
+    allowed: str = ""
+
+    def check(self, knob: str, value: Any) -> None:
+        """Raise ConfigError unless the value can be the knob's."""
+
+
+@dataclass(frozen=True)
+class Choice(ValueType):
+    """One of several words, which may be registered later, or "auto" or None where these are allowed, too."""
+
+    words: Sequence[str] = ()
+    or_auto: bool = False
+    or_null: bool = False
+
+    def check(self, knob: str, value: Any) -> None:
+        if value is not None or not self.or_null:
+            check_choice(knob, value, self.choices())
+
+    def choices(self) -> tuple[str, ...]:
+        """Return the words as they are typed."""
+        return (*["auto"] * self.or_auto, *self.words, *["null"] * self.or_null)
+
+
+@dataclass(frozen=True)
+class Flag(ValueType):
+    """A yes or no; ``words`` are further values, which leave the answer to something else.
+
+    The one reader of flags: of knobs, and of fields inside ``modules``.
+    """
+
+    words: tuple[str, ...] = ()
+
+    def check(self, knob: str, value: Any) -> None:
+        if not isinstance(value, str) or value not in self.words:
+            check_flag(knob, value)
+
+
+@dataclass(frozen=True)
+class Whole(ValueType):
+    """A whole number from ``low`` to ``high`` (None: without end); ``words`` are further values."""
+
+    low: int = 0
+    high: int | None = None
+    words: tuple[str | None, ...] = ()
+
+    def check(self, knob: str, value: Any) -> None:
+        if not (value is None or isinstance(value, str)) or value not in self.words:
+            check_integer(knob, value, self.low, self.high, self.allowed)
+
+
+@dataclass(frozen=True)
+class Number(ValueType):
+    """A finite number from ``low`` to ``high``, ``low`` itself only where ``with_low``; None where ``or_null``."""
+
+    low: float = 0.0
+    high: float = math.inf
+    with_low: bool = True
+    or_null: bool = False
+
+    def check(self, knob: str, value: Any) -> None:
+        if value is None and self.or_null:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not self.low <= value <= self.high or (value == self.low and not self.with_low):
+            raise ConfigError(f"{knob}: {value!r} is not allowed; allowed: {self.allowed}")
+
+
+@dataclass(frozen=True)
+class Text(ValueType):
+    """A text that is not empty; None where ``or_null``."""
+
+    or_null: bool = False
+
+    def check(self, knob: str, value: Any) -> None:
+        if not (isinstance(value, str) and value) and not (value is None and self.or_null):
+            raise ConfigError(f"{knob}: {value!r} must be a word{' or null' if self.or_null else ''}")
+
+
+@dataclass(frozen=True)
+class Pattern(ValueType):
+    """A text that a regular expression matches as a whole; ``what`` is what the others are not."""
+
+    expression: str = ""
+    what: str = ""
+
+    def check(self, knob: str, value: Any) -> None:
+        if not isinstance(value, str) or not re.fullmatch(self.expression, value):
+            raise ConfigError(f"{knob}: {value!r} is not {self.what}; allowed: {self.allowed}")
+
+
+@dataclass(frozen=True)
+class Listing(ValueType):
+    """A name or a list of names; where there are ``words``, one or more of them, each once."""
+
+    words: tuple[str, ...] = ()
+
+    def check(self, knob: str, value: Any) -> None:
+        names = as_names(value) if self.words else ()
+        if self.words and (not names or any(name in names[:index] for index, name in enumerate(names))):
+            raise ConfigError(f"{knob}: {list(names)!r} must name one or more, each once")
+        for name in names:
+            check_choice(knob, name, self.words)
+
+
+@dataclass(frozen=True)
+class Mapping(ValueType):
+    """Several values under names of the user's own, as patterns of modules: one knob, whatever is in it."""
+
+
+@dataclass(frozen=True)
+class Element(ValueType):
+    """An element format, or "none"; whether there is one of that name is seen when its format is made."""
+
+
+@dataclass(frozen=True)
+class Checked(ValueType):
+    """A value with a check of its own."""
+
+    with_check: Callable[[str, Any], None] = lambda knob, value: None
+
+    def check(self, knob: str, value: Any) -> None:
+        self.with_check(knob, value)
+
+
+def as_names(value: Any) -> tuple[Any, ...]:
+    """Return a name, or a list of names, as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
