@@ -135,7 +135,7 @@ def forward_seconds(words: Sequence[str]) -> float:
     from mxsweep import compose
     from mxsweep.calibrate.loss import calibration_loss
     from mxsweep.calibrate.texts import calibration_tokens
-    from mxsweep.runs.story import load_configured
+    from mxsweep.runs.evaluator import load_configured
 
     config = compose([*words, "ptq=gptq"])
     loaded = load_configured(config.model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxsweep.formats.recipe import LinearFormats, Recipe
     from mxsweep.model.linear import quantize_model
-    from mxsweep.runs.story import run
+    from mxsweep.runs.run import run
     from mxsweep.sweeps.plan import compose
 
 __all__ = ["LinearFormats", "Recipe", "compose", "quantize_model", "run"]
@@ -21,7 +21,7 @@ _HOMES = {
     "Recipe": "mxsweep.formats.recipe",
     "compose": "mxsweep.sweeps.plan",
     "quantize_model": "mxsweep.model.linear",
-    "run": "mxsweep.runs.story",
+    "run": "mxsweep.runs.run",
 }
 
 

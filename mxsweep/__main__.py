@@ -21,7 +21,7 @@ from mxsweep.config.sweep_settings import Slurm
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.results.manifest import Command, ManifestError, read_manifest
 from mxsweep.results.record import newest_sweep
-from mxsweep.runs.story import check_backend
+from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.dry_run import dry_run_text
 from mxsweep.sweeps.plan import Plan, PlannedRun, name_run, plan
 from mxsweep.sweeps.run_sweep import run_single, run_sweep
@@ -113,7 +113,7 @@ def _problem(run: PlannedRun, planned: Plan) -> str | None:
     if run.config.backend == "cuda" and visible_gpu_count():
         return None  # asked any further, the GPU would begin work in this process, which may only start others
     try:
-        check_backend(run.config)
+        refuse_unavailable_backend(run.config)
     except ConfigError as error:
         return str(error)
     return None

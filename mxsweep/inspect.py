@@ -12,7 +12,7 @@ from pathlib import Path
 from mxsweep.config.command_line import check_command_line
 from mxsweep.config.overrides import prepare
 from mxsweep.files.atomic import write_csv
-from mxsweep.runs.story import check_backend
+from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun, plan
 from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.errors import ConfigError
@@ -84,7 +84,7 @@ def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
     for run in asked:
         if run.config is None:
             raise ConfigError(run.error or "")
-        check_backend(run.config)
+        refuse_unavailable_backend(run.config)
     runs = [run for run in asked if run.config is not None and run.config.quantizes_weights]
     if not runs:
         raise ConfigError(

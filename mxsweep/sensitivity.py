@@ -15,7 +15,8 @@ from mxsweep.config.override_grammar import excerpt, read_override
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_csv
-from mxsweep.runs.story import check_backend, load_configured
+from mxsweep.runs.backend_check import refuse_unavailable_backend
+from mxsweep.runs.evaluator import load_configured
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.errors import ConfigError
@@ -113,7 +114,7 @@ def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
             f"format: {run.config.format.name!r} with kv_quant=none quantizes nothing, so there is nothing to measure; "
             "give a format, as format=mxfp4"
         )
-    check_backend(run.config)
+    refuse_unavailable_backend(run.config)
     return run.config
 
 

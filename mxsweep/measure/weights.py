@@ -9,7 +9,7 @@ from typing import Any
 from mxsweep.config.run_config import RunConfig
 from mxsweep.model.linear import measure_weights
 from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind, weights_of
-from mxsweep.runs.story import load_configured
+from mxsweep.runs.evaluator import load_configured
 
 NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a weight
 

@@ -14,7 +14,7 @@ from mxsweep.model.footprint import footprint, unmatched_patterns
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
-from mxsweep.runs.story import check_backend
+from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
@@ -49,7 +49,7 @@ def problem_of(run: PlannedRun) -> str | None:
     if unmatched:
         return f"modules: the pattern {unmatched[0]!r} matches no weight of the model"
     try:
-        check_backend(run.config)
+        refuse_unavailable_backend(run.config)
     except ConfigError as error:
         return str(error)
     return None

@@ -153,13 +153,13 @@ def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
     with _logged_to(run.folder / LOG_NAME):
         if run.config is None:
             return _record_failure(run, ConfigError(run.error))
-        from mxsweep.runs.story import run as run_one
+        from mxsweep.runs.run import run as do_run
 
-        return run_one(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
+        return do_run(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
 
 
 def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:
-    from mxsweep.runs.story import describe_error, new_record
+    from mxsweep.runs.new_record import describe_error, new_record
 
     asked = run.config.as_dict() if run.config else run.asked
     record = new_record(run.run_id, asked, run.overrides, run.config_hash)

@@ -18,7 +18,7 @@ from mxsweep.results.groups import COMPARABLE
 from mxsweep.results.metrics import betterness
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, read_rows
-from mxsweep.runs.story import final_line
+from mxsweep.runs.new_record import summarize_record
 from mxsweep.sweeps.execute import ANSWERED, LOG_FORMAT
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Progress:
             return
         self._learn(run, record)
         best = f", {self._best}" if self._best else ""
-        self._speak(f"{title}: {final_line(record)}{self._left()}{best}")
+        self._speak(f"{title}: {summarize_record(record)}{self._left()}{best}")
 
     def lost(self, run: Any, why: str) -> None:
         """A worker died in a run. It does not count as ended: should it be given up, `end` says so."""
@@ -288,7 +288,7 @@ def _console_of(stream: TextIO) -> Console | None:
 
 
 def _failure(record: dict[str, Any]) -> str:
-    return final_line(record) if record.get("error") else "failed: no reason recorded"
+    return summarize_record(record) if record.get("error") else "failed: no reason recorded"
 
 
 def _best_text(metric: str, row: Row, knobs: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from mxsweep import compose, run
 from mxsweep.config.overrides import prepare
 from mxsweep.model.linear import quantize_model
-from mxsweep.runs.story import load_configured
+from mxsweep.runs.evaluator import load_configured
 from mxsweep.sweeps.plan import plan
 
 SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]

@@ -34,9 +34,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mxsweep.runs.story
-import mxsweep.sweeps.on_host
 from mxsweep.config.run_config import RunConfig
+from mxsweep.runs.run_result import RunFiles, RunResult
 from mxsweep.sweeps.worker import Worker
 
 FAILS, DIES, DIES_ONCE, LASTS = 666, 777, 778, 888
@@ -70,8 +69,8 @@ def _note(what: str, config_hash: str) -> None:
         os.close(descriptor)
 
 
-def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any = ()) -> dict[str, Any]:
-    """In the place of mxsweep.runs.story._evaluate."""
+def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any = ()) -> RunResult:
+    """In the place of mxsweep.runs.evaluate_config.evaluate_config."""
     log, digest = Path(os.environ["STAND_IN_LOG"]), config.config_hash
     began_before = sum(event.what == "begin" and event.config_hash == digest for event in read_log(log))
     _note("begin", digest)
@@ -92,11 +91,7 @@ def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _
     draw = random.Random(digest)
     metrics = {"acc": draw.random(), "acc_stderr": 0.01, "perplexity": 1 + draw.random(), "perplexity_stderr": 0.02}
     text = draw.randbytes(int(os.environ.get("STAND_IN_SAMPLES", 1000)) // 2).hex()
-    return {
-        "details": {
-            "samples": [{"task": "story", "doc_id": 0, "text": text}],
-            "lm_eval": {"results": {"story": metrics}},
-        },
+    entries = {
         "metrics": {"story": metrics},
         "n_effective": {"story": 10},
         "timing": {"load_s": 0.0, "quantize_s": 0.0, "prepare_s": 0.0, "eval_s": seconds},
@@ -104,8 +99,9 @@ def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _
         "diagnostics": {},
         "memory": {},
         "warnings": [],
-        "device": {},
     }
+    samples = [{"task": "story", "doc_id": 0, "text": text}]
+    return RunResult(entries, {}, RunFiles(samples, {"results": {"story": metrics}}))
 
 
 def draw_nothing(results: object, folder: Path) -> dict[str, list[Path]]:
@@ -121,9 +117,8 @@ def write_nothing(*_: object) -> list[Path]:
 
 def install() -> None:
     """Put the stand-in into this process, in front of what would import torch and lm-eval, and of what draws."""
-    mxsweep.runs.story._evaluate = evaluate
     for name, attributes in {
-        "mxsweep.evaluate.quiet": {"no_progress_bars": contextlib.nullcontext},
+        "mxsweep.runs.evaluate_config": {"evaluate_config": evaluate},
         "mxsweep.report.figures.figure_files": {"draw_figures": draw_nothing, "written_files": dict},
         "mxsweep.report.page.page": {"write_page": write_nothing},
         "lm_eval": {},

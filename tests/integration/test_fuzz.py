@@ -26,7 +26,9 @@ from mxsweep.config.option_files import conf_dir, option_names
 from mxsweep.config.override_grammar import verbatim
 from mxsweep.report.figures import figure_files as figures
 from mxsweep.results.record import find_runs
-from mxsweep.runs import story as run_one
+from mxsweep.runs import backend_check
+from mxsweep.runs import evaluate_config as evaluation
+from mxsweep.runs.run_result import RunFiles, RunResult
 
 # More on request: MXSWEEP_FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py -k fuzz
 EXAMPLES = int(os.environ.get("MXSWEEP_FUZZ_EXAMPLES", "150"))
@@ -112,15 +114,15 @@ class Answer:
     left: list[str]
 
 
-def evaluated(config: Any, progress: Any, overrides: Any = ()) -> dict[str, Any]:
+def evaluated(config: Any, progress: Any, overrides: Any = ()) -> RunResult:
     """In the place of the evaluation: at once, and the same every time."""
-    return {
+    entries = {
         "metrics": {config.task.names[0]: {"acc": 0.5, "acc_stderr": 0.01}},
         "n_effective": {config.task.names[0]: 8},
         "timing": {"load_s": 0.0, "quantize_s": 0.0, "prepare_s": 0.0, "eval_s": 0.1},
         "examples_per_sec": 80.0,
-        "device": {"device": "cpu"},
     }
+    return RunResult(entries, {"device": "cpu"}, RunFiles([], {}))
 
 
 def collected(folder: Path) -> None:
@@ -133,14 +135,16 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         from mxsweep.sweeps import run_sweep
 
-        patch.setattr(run_one, "_evaluate", evaluated)
+        patch.setattr(evaluation, "evaluate_config", evaluated)
         patch.setattr(run_sweep, "_collect", collected)
         patch.setattr(run_sweep, "launch_runs", _in_this_process(run_sweep.launch_runs))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # On a machine with a GPU, too, which torch may have found already.
         patch.setattr("mxsweep.__main__.visible_gpu_count", lambda: 0)
-        problem = run_one.backend_problem
-        patch.setattr(run_one, "backend_problem", lambda name: "no GPU was found" if name == "cuda" else problem(name))
+        problem = backend_check.backend_problem
+        patch.setattr(
+            backend_check, "backend_problem", lambda name: "no GPU was found" if name == "cuda" else problem(name)
+        )
         yield
 
 
@@ -285,13 +289,13 @@ def states(folder: Path) -> tuple[str, ...]:
 def test_what_an_interrupted_sweep_says_can_be_pasted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: Any, progress: Any, overrides: Any) -> dict[str, Any]:
+    def interrupted(config: Any, progress: Any, overrides: Any) -> RunResult:
         if not config.recipe.is_baseline:
             raise KeyboardInterrupt
         return evaluated(config, progress)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_one, "_evaluate", interrupted)
+    monkeypatch.setattr(evaluation, "evaluate_config", interrupted)
     typed = verbatim(name) if "${" in name else f"./{name}" if name.startswith("~") or name == "'quoted'" else name
     assert main(["-m", "block_size=16,32", f"hydra.sweep.dir={typed}"]) == 130
     assert os.listdir() == [name]
@@ -456,7 +460,7 @@ def test_damaged_files_are_no_traceback(
 def test_a_hub_that_does_not_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def asking(config: Any, progress: Any, overrides: Any) -> dict[str, Any]:
+    def asking(config: Any, progress: Any, overrides: Any) -> RunResult:
         hub = logging.getLogger("huggingface_hub.utils._http")
         for attempt in range(1, 6):
             hub.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://huggingface.co/x")
@@ -465,7 +469,7 @@ def test_a_hub_that_does_not_answer_is_one_line(
         return evaluated(config, progress)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_one, "_evaluate", asking)
+    monkeypatch.setattr(evaluation, "evaluate_config", asking)
     assert main(["-m", "block_size=16,32"]) == 0
     said = capsys.readouterr().err
     assert said.count("the hub does not answer") == 1

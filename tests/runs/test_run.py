@@ -20,7 +20,7 @@ from mxsweep.model.footprint import footprint, unmatched_patterns
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.results.record import read_record
-from mxsweep.runs.story import final_line
+from mxsweep.runs.new_record import summarize_record
 
 FEW = ["limit=24", "model.device=cpu"]
 
@@ -53,7 +53,7 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert len(samples) == 24
     results = json.loads((tmp_path / "lm_eval.json").read_text())
     assert results["results"]["story"]["acc,none"] == record["metrics"]["story"]["acc"]
-    assert final_line(record).startswith("story: acc ")
+    assert summarize_record(record).startswith("story: acc ")
 
 
 def test_a_run_can_be_given_its_id(tmp_path: Path) -> None:
@@ -193,17 +193,17 @@ def test_failures_are_recorded(overrides: list[str], message: str, tmp_path: Pat
     assert record["error"]["type"] == "ConfigError"
     assert message in record["error"]["message"]
     assert read_record(tmp_path / "result.json") == record
-    assert final_line(record).startswith("failed: ")
+    assert summarize_record(record).startswith("failed: ")
 
 
 def test_an_unexpected_failure_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the roof is on fire")
 
-    monkeypatch.setattr("mxsweep.evaluate.evaluate.evaluate", broken)
+    monkeypatch.setattr("mxsweep.runs.evaluator.evaluate", broken)
     record = run(compose(FEW), tmp_path)
     assert (record["status"], record["error"]["message"]) == ("failed", "the roof is on fire")
-    assert final_line(record) == "failed: RuntimeError: the roof is on fire"
+    assert summarize_record(record) == "failed: RuntimeError: the roof is on fire"
     assert "broken" in record["error"]["traceback"]
 
 
@@ -221,14 +221,14 @@ def test_a_data_file_written_anew_is_evaluated_anew(tmp_path: Path) -> None:
 
 def test_kernel_launches_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([100, 140, 1000, 1002])  # before and after quantizing the weights; before and after evaluating
-    monkeypatch.setattr("mxsweep.numerics.kernels.cuda.launch_count", lambda: next(counts))
+    monkeypatch.setattr("mxsweep.runs.evaluate_config.launch_count", lambda: next(counts))
     record = run(compose(FEW))
     assert record["diagnostics"]["cuda_kernel_launches"] == 42
 
 
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("mxsweep.runs.evaluator.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     record = run(compose(["custom_cuda=true", "limit=24"]))
     assert record["error"]["type"] == "ConfigError"
     assert record["error"]["message"].startswith("custom_cuda: true cannot be had here: ")

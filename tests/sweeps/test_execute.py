@@ -7,7 +7,7 @@ import pytest
 
 from mxsweep.files.locks import Lock
 from mxsweep.results.record import _who_works, write_record
-from mxsweep.runs.story import new_record
+from mxsweep.runs.new_record import new_record
 from mxsweep.sweeps import execute
 from mxsweep.sweeps.execute import SweepRun, work
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mxsweep import compose
-from mxsweep.runs.story import new_record
+from mxsweep.runs.new_record import new_record
 from mxsweep.sweeps.progress import Progress
 
 QUANTIZED = compose(["format=w4a6"]).as_dict()

@@ -17,7 +17,9 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.files.locks import CLAIM_NAME, Lock
 from mxsweep.results.manifest import read_manifest
 from mxsweep.results.record import find_runs, read_record
-from mxsweep.runs import story as run_one
+from mxsweep.runs import evaluate_config as evaluation
+from mxsweep.runs import run as one_run
+from mxsweep.runs.run_result import RunFiles, RunResult
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[int]:
     monkeypatch.chdir(tmp_path)
     counts: Counter[int] = Counter()
 
-    def pretend(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any) -> dict[str, Any]:
+    def pretend(config: RunConfig, progress: Callable[[int, int], object] | None, _overrides: Any) -> RunResult:
         size = 0 if config.recipe.is_baseline else config.format.block_size
         assert isinstance(size, int)
         counts[size] += 1
@@ -34,15 +36,15 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[int]:
             raise RuntimeError("the roof is on fire")
         if progress:
             progress(4, 8)
-        return {
+        entries = {
             "metrics": {"story": {"acc": 1 / (1 + size), "acc_stderr": 0.01}},
             "n_effective": {"story": 8},
             "timing": {"load_s": 0.0, "quantize_s": 0.0, "prepare_s": 0.0, "eval_s": 0.1},
             "examples_per_sec": 80.0,
-            "device": {"device": "cpu"},
         }
+        return RunResult(entries, {"device": "cpu"}, RunFiles([], {}))
 
-    monkeypatch.setattr(run_one, "_evaluate", pretend)
+    monkeypatch.setattr(evaluation, "evaluate_config", pretend)
     return counts
 
 
@@ -202,19 +204,19 @@ def test_two_sweeps_of_one_second_have_a_folder_each(evaluated: Counter[int]) ->
 def test_an_interrupted_sweep_says_how_to_go_on(
     evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretend = run_one._evaluate
+    pretend = evaluation.evaluate_config
 
-    def interrupted(config: RunConfig, progress: Any, overrides: Any) -> dict[str, Any]:
+    def interrupted(config: RunConfig, progress: Any, overrides: Any) -> RunResult:
         if config.format.block_size == 32 and not config.recipe.is_baseline:
             raise KeyboardInterrupt
         return pretend(config, progress, overrides)
 
-    monkeypatch.setattr(run_one, "_evaluate", interrupted)
+    monkeypatch.setattr(evaluation, "evaluate_config", interrupted)
     assert main(["-m", "block_size=16,32,64", "hydra.sweep.dir=it's here"]) == 130
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("mxsweep: interrupted; 2 of 4 runs are done and kept. To go on: python -m mxsweep ")
     assert message.endswith("""resume=true hydra.sweep.dir='it'"'"'s here'""")
-    monkeypatch.setattr(run_one, "_evaluate", pretend)
+    monkeypatch.setattr(evaluation, "evaluate_config", pretend)
     assert main(["resume=true", "hydra.sweep.dir=it's here"]) == 0
     assert evaluated == {0: 1, 16: 1, 32: 1, 64: 1}
 
@@ -222,19 +224,19 @@ def test_an_interrupted_sweep_says_how_to_go_on(
 def test_a_full_disk_stops_the_sweep_with_one_message(
     evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write = run_one.write_record
+    write = one_run.write_record
 
     def full(folder: Path, record: dict[str, Any]) -> Path:
         if len(list(Path("s").glob("*/result.json"))) == 2:
             raise OSError(28, "No space left on device", str(folder / "result.json"))
         return write(folder, record)
 
-    monkeypatch.setattr(run_one, "write_record", full)
+    monkeypatch.setattr(one_run, "write_record", full)
     assert main(["-m", "block_size=16,32,64", "hydra.sweep.dir=s"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "cannot write (No space left on device" in error and "2 of 4 runs are done and kept" in error
     assert sum(evaluated.values()) == 3  # the next run would not have fared better
-    monkeypatch.setattr(run_one, "write_record", write)
+    monkeypatch.setattr(one_run, "write_record", write)
     assert main(["resume=true", "hydra.sweep.dir=s"]) == 0
 
 

@@ -18,7 +18,7 @@ from mxsweep import compose
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.sweep_settings import Logging
 from mxsweep.results.record import find_runs, write_record
-from mxsweep.runs.story import new_record
+from mxsweep.runs.new_record import new_record
 from mxsweep.sweeps.wandb_log import QUIET, WandbLog, run_identity, summary_of
 
 SETTINGS = Logging("wandb", "mxsweep", None, "online")

@@ -1,0 +1,19 @@
+"""Refuse a config whose backend cannot work on this machine, before a model is loaded."""
+
+from __future__ import annotations
+
+from mxsweep.config.run_config import RunConfig
+from mxsweep.numerics import backend_problem
+from mxsweep.terminal.errors import ConfigError
+
+
+def refuse_unavailable_backend(config: RunConfig) -> None:
+    """Raise ConfigError if the backend of ``config`` cannot work here. Asking for "cuda" imports torch."""
+    if config.recipe.is_baseline or config.backend == "torch":
+        return
+    problem = backend_problem(config.backend)
+    if problem is not None:
+        field = (
+            "custom_cuda: true" if config.custom_cuda and config.backend == "cuda" else f"backend: {config.backend!r}"
+        )
+        raise ConfigError(f"{field} cannot be had here: {problem}; custom_cuda=false backend=torch works anywhere")

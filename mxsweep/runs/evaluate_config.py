@@ -1,0 +1,146 @@
+"""Evaluate a config: load its model, quantize it, evaluate it, take everything out again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mxsweep.calibrate.prepare import Preparation, prepare
+from mxsweep.config.run_config import RunConfig
+from mxsweep.evaluate.evaluate import Evaluation
+from mxsweep.evaluate.quiet import no_progress_bars
+from mxsweep.model.linear import quantize_model
+from mxsweep.model.quantization_report import QuantizationReport
+from mxsweep.model.residual import rotated_residual
+from mxsweep.numerics.kernels.cuda import launch_count
+from mxsweep.runs.diagnostics import Diagnostics
+from mxsweep.runs.environment import describe_device, peak_memory, seed_and_count_memory
+from mxsweep.runs.evaluator import Evaluator, load_evaluator
+from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
+from mxsweep.runs.run_result import RunFiles, RunResult
+from mxsweep.terminal.progress_callback import Progress
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_config(config: RunConfig, progress: Progress, overrides: Sequence[str] = ()) -> RunResult:
+    """Evaluate a config; afterwards the model is as it was before.
+
+    Args:
+        progress: hears of what is worked out before the model is quantized, phase by phase, and of scored requests.
+        overrides: what the user set, for the files.
+
+    Raises:
+        ConfigError: what a user can mend; and whatever else may go wrong in a run.
+    """
+    with no_progress_bars():
+        return _Steps(config).do(progress, overrides)
+
+
+class _Steps:
+    """Do the steps of a run, timed, with the kernels counted that they launch."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._seconds: dict[str, float] = {}
+        self._kernel_launches = 0
+
+    def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
+        config = self._config
+        seed_and_count_memory(config.seed)
+        with self._timed("load_s"):
+            evaluator = load_evaluator(config)
+        model, lm = evaluator.model, evaluator.lm
+        diagnostics = None
+        with ExitStack() as stack:
+            with self._timed("remedies_s"):
+                preparation = self._prepare(evaluator, stack, progress, overrides)
+            with self._timed("quantize_s"), self._kernels_counted():
+                report = stack.enter_context(
+                    quantize_model(
+                        model, preparation.recipe, prepared=preparation.prepared, compare_exact=config.diagnostics
+                    )
+                )
+            for line in report.lines():
+                log.info(line)
+            with self._timed("warm_up_s"):
+                lm.warm_up(preparation.recipe)
+            with self._kernels_counted():
+                evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
+            memory = peak_memory()  # here: what follows takes memory that is not the run's
+            repeats = evaluate_perturbed(evaluator, config, progress)
+            if config.diagnostics and not config.recipe.is_baseline:
+                with self._timed("diagnostics_s"):
+                    diagnostics = Diagnostics(lm, evaluator.tasks["tasks"], config.seed)
+                    diagnostics.read_quantized(model, report, preparation.recipe)
+        if diagnostics is not None:
+            with self._timed("diagnostics_s"):
+                diagnostics.read_unquantized(model)
+        entries = self._entries(preparation, report, evaluation, memory)
+        files = RunFiles(evaluation.samples, evaluation.results, texts=preparation.files)
+        if diagnostics is not None:
+            entries["diagnostics"] |= diagnostics.as_dict()
+            entries["warnings"] = evaluation.warnings + diagnostics.warnings
+            files = replace(files, tensors=diagnostics.rows())
+        if repeats:
+            entries["noise"] = describe_repeats(repeats)
+            files = replace(files, noise=repeat_rows(repeats))
+        return RunResult(entries, describe_device(model), files)
+
+    def _prepare(
+        self, evaluator: Evaluator, stack: ExitStack, progress: Progress, overrides: Sequence[str]
+    ) -> Preparation:
+        """Work out what the config asks for, on the model in the basis in which it is evaluated."""
+        if self._config.rotation.residual and not self._config.recipe.is_baseline:
+            stack.enter_context(rotated_residual(evaluator.model))
+        return prepare(
+            evaluator.model,
+            evaluator.lm.tokenizer,
+            self._config,
+            evaluator.tasks["tasks"],
+            evaluator.lm.max_length,
+            progress,
+            overrides,
+        )
+
+    def _entries(
+        self,
+        preparation: Preparation,
+        report: QuantizationReport,
+        evaluation: Evaluation,
+        memory: dict[str, int | None],
+    ) -> dict[str, Any]:
+        """Return the record's entries of every run."""
+        seconds = self._seconds | {"prepare_s": evaluation.prepare_s, "eval_s": evaluation.eval_s}
+        remedies_s = seconds.pop("remedies_s")
+        entries: dict[str, Any] = {
+            "metrics": evaluation.metrics,
+            "n_effective": evaluation.n_effective,
+            "timing": seconds,
+            "examples_per_sec": sum(evaluation.n_effective.values()) / evaluation.eval_s,
+            "diagnostics": report.as_dict() | {"cuda_kernel_launches": self._kernel_launches},
+            "memory": memory | {"batch_tokens": evaluation.batch_tokens},
+            "warnings": evaluation.warnings,
+        }
+        if preparation.account:
+            entries["remedies"] = preparation.account
+            seconds["remedies_s"] = remedies_s
+        return entries
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that something takes to those of ``name``."""
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @contextmanager
+    def _kernels_counted(self) -> Iterator[None]:
+        """Count the CUDA kernels that quantizing something launches."""
+        before = launch_count()
+        yield
+        self._kernel_launches += launch_count() - before

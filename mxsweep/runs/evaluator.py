@@ -1,0 +1,74 @@
+"""Load what a config names, its model and its tasks, and evaluate it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.run_config import RunConfig
+from mxsweep.evaluate.evaluate import Evaluation, evaluate, make_lm
+from mxsweep.evaluate.lm import FastLM
+from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.model.load import LoadedModel, load_model
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Hold what evaluates a config.
+
+    Attributes:
+        model: kept between runs; quantized only while a run has it so.
+        lm: lm-eval's model class around it.
+        tasks: as :func:`mxsweep.evaluate.tasks.load_tasks` returns them.
+    """
+
+    model: PreTrainedModel
+    lm: FastLM
+    tasks: dict[str, Any]
+
+    def evaluate(self, config: RunConfig, progress: Progress) -> Evaluation:
+        """Evaluate the tasks on the model as it is now."""
+        return evaluate(
+            self.lm,
+            self.tasks,
+            limit=config.limit,
+            apply_chat_template=config.task.apply_chat_template,
+            progress=progress,
+        )
+
+
+def load_configured(model: ModelConfig) -> LoadedModel:
+    """Load the model that a config names; models are kept between runs. Raises ConfigError."""
+    return load_model(
+        model.path,
+        revision=model.revision,
+        dtype=model.dtype,
+        device=model.device,
+        device_map=model.device_map,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def load_evaluator(config: RunConfig) -> Evaluator:
+    """Load the tasks and the model of a config. Raises ConfigError."""
+    task, model = config.task, config.model
+    tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
+    loaded = load_configured(model)
+    if task.apply_chat_template and not loaded.tokenizer.chat_template:
+        raise ConfigError(
+            f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model.label} has none"
+        )
+    lm = make_lm(
+        loaded.model,
+        loaded.tokenizer,
+        batch_tokens=None if config.batch_tokens == "auto" else config.batch_tokens,
+        batch_size=config.batch_size,
+        max_length=model.max_length,
+    )
+    return Evaluator(loaded.model, lm, tasks)

@@ -1,0 +1,70 @@
+"""Begin the record of a run, fill in an error, and say in a line what came out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mxsweep.machine.versions import record_environment
+from mxsweep.results.record import SCHEMA
+from mxsweep.terminal.errors import ConfigError
+
+NOT_SUMMARIZED = ("byte_perplexity", "bits_per_byte")  # they say what word_perplexity says
+
+
+def new_record(
+    run_id: str, config: dict[str, Any], overrides: Sequence[str] = (), config_hash: str | None = None
+) -> dict[str, Any]:
+    """Return a record with what is known before a run, its status "failed" until the run is done."""
+    return {
+        "schema": SCHEMA,
+        "status": "failed",
+        "run_id": run_id,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "overrides": list(overrides),
+        "config_hash": config_hash,
+        "metrics": {},
+        "n_effective": {},
+        "timing": {},
+        "examples_per_sec": None,
+        "diagnostics": {},
+        "memory": {},
+        "environment": record_environment() | {"seed": config.get("seed")},
+        "warnings": [],
+        "error": None,
+    }
+
+
+def describe_error(error: Exception) -> dict[str, str]:
+    """Return an error as a record holds it: what the user can mend in a sentence, anything else with its traceback."""
+    described = {"type": type(error).__name__, "message": str(error) or type(error).__name__}
+    if isinstance(error, ConfigError) or error.__traceback__ is None:
+        return described
+    return described | {"traceback": "".join(traceback.format_exception(error))}
+
+
+def summarize_record(record: dict[str, Any], folder: Path | None = None) -> str:
+    """Return in one line for a person what came out of a run: its metrics, or why it failed."""
+    if record["status"] != "done":
+        error = record["error"]
+        kind = "" if error["type"] == ConfigError.__name__ else f"{error['type']}: "
+        return f"failed: {kind}{error['message']}"
+    tasks = "; ".join(f"{task}: {_summarize_metrics(metrics)}" for task, metrics in record["metrics"].items())
+    n, seconds = sum(record["n_effective"].values()), record["timing"]["eval_s"]
+    line = f"{tasks} ({n:,} examples in {seconds:.1f} s, {record['examples_per_sec']:,.1f}/s simulated)"
+    return line if folder is None else f"{line} -> {folder}"
+
+
+def _summarize_metrics(metrics: dict[str, float]) -> str:
+    """Return the metrics of a task with their standard errors, accuracies first."""
+    names = [name for name in metrics if "_stderr" not in name and name.split(",")[0] not in NOT_SUMMARIZED]
+    texts = []
+    for name in sorted(names, key=lambda name: not name.startswith("acc")):
+        base, comma, chosen = name.partition(",")  # lm-eval's "metric,filter"
+        stderr = metrics.get(f"{base}_stderr{comma}{chosen}")
+        texts.append(f"{name} {metrics[name]:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}"))
+    return ", ".join(texts)

@@ -1,0 +1,68 @@
+"""Do one run: compose a record, evaluate the config, write what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mxsweep.config.run_config import RunConfig
+from mxsweep.results.record import write_record
+from mxsweep.runs.backend_check import refuse_unavailable_backend
+from mxsweep.runs.new_record import describe_error, new_record
+from mxsweep.terminal.progress_callback import Progress, silent
+
+
+def run(
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    stamp: str | None = None,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate one config and return its record.
+
+    Args:
+        config: what to run; see :func:`mxsweep.compose`.
+        folder: where ``result.json`` (last), ``samples.parquet``, ``lm_eval.json`` and, where they are asked for,
+            ``diagnostics.parquet`` and ``noise.parquet`` go; None to write nothing.
+        overrides: what the user set, for the record.
+        stamp: the time in the run's id, ``%Y%m%d_%H%M%S``; None for now.
+        run_id: the run's id; None for one made of the stamp and the config.
+        progress: called now and then: while something is worked out before the model is quantized, with how much of it
+            is done, how much there is and what it is called; while requests are scored, with how many are answered and
+            how many there are.
+
+    Returns:
+        The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
+
+    Raises:
+        OSError: the record cannot be written.
+        KeyboardInterrupt, SystemExit: as they came; such a run leaves no record, and the model as it was.
+    """
+    if run_id is None:
+        run_id = config.run_id(stamp or datetime.now().strftime("%Y%m%d_%H%M%S"))
+    record = new_record(run_id, config.as_dict(), overrides, config.config_hash)
+    result = None
+    started = time.perf_counter()
+    try:
+        refuse_unavailable_backend(config)
+        # Here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
+        from mxsweep.runs.evaluate_config import evaluate_config
+
+        result = evaluate_config(config, progress or silent, overrides)
+        record["environment"] |= result.device
+        record |= result.entries | {"status": "done"}
+    except Exception as error:
+        # Whatever stops one run is that run's result: it must neither be lost nor stop a sweep.
+        record["error"] = describe_error(error)
+    record["timing"]["total_s"] = time.perf_counter() - started
+    if folder is not None:
+        if result is not None:
+            record["warnings"] += result.files.write(folder)
+        write_record(folder, record)
+    return record

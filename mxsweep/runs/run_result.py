@@ -1,0 +1,86 @@
+"""Hold what came out of a run, and write what is left beside its record."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mxsweep.files.atomic import write_atomically
+
+log = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Hold what goes beside the record of a run.
+
+    Attributes:
+        samples: of samples.parquet, a row an example.
+        lm_eval: lm-eval's own results, for lm_eval.json.
+        tensors: of diagnostics.parquet, a row a tensor; None where no diagnostics were taken.
+        noise: of noise.parquet, a row an example and repeat; None without repeats.
+        texts: more files, path in the run's folder to content.
+    """
+
+    samples: Rows
+    lm_eval: Mapping[str, Any]
+    tensors: Rows | None = None
+    noise: Rows | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the files; return a warning for each that could not be: the metrics are in the record all the same."""
+        warnings = []
+        for name, content in self._contents().items():
+            try:
+                write_atomically(folder / name, content, durable=False)
+            except (OSError, ValueError) as error:
+                warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
+                log.warning(warnings[-1])
+        return warnings
+
+    def _contents(self) -> dict[str, str | Callable[[Path], object]]:
+        """Return the files' contents by their names, as :func:`write_atomically` takes them."""
+        from lm_eval.utils import handle_non_serializable
+
+        lm_eval = json.dumps(self.lm_eval, indent=2, default=handle_non_serializable, ensure_ascii=False)
+        contents: dict[str, str | Callable[[Path], object]] = {
+            "samples.parquet": _parquet(self.samples),
+            "lm_eval.json": lm_eval,
+        }
+        if self.tensors is not None:
+            from mxsweep.model.tensor_statistics import COLUMNS
+
+            contents["diagnostics.parquet"] = _parquet(self.tensors, COLUMNS)
+        if self.noise is not None:
+            contents["noise.parquet"] = _parquet(self.noise)
+        return contents | dict(self.texts)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Hold what came out of an evaluated config.
+
+    Attributes:
+        entries: of the run's record.
+        device: of the record's ``environment``: where the model was, and in which dtype.
+        files: what goes beside the record.
+    """
+
+    entries: dict[str, Any]
+    device: dict[str, Any]
+    files: RunFiles
+
+
+def _parquet(rows: Rows, types: Mapping[str, str] | None = None) -> Callable[[Path], object]:
+    """Return a function that writes rows as a Parquet file, under the columns of ``types`` where these are given."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows) if types is None else pd.DataFrame(rows, columns=list(types)).astype(dict(types))
+    return lambda path: frame.to_parquet(path, index=False)
