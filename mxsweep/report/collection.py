@@ -41,7 +41,7 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
     such reference; failed, running, missing and unreadable runs are no error but are listed.
     """
-    from mxsweep.report.tables import summary, terminal_text
+    from mxsweep.report.texts import summary, terminal_text
     from mxsweep.results.groups import read_results
     from mxsweep.study.published import BadReferenceError, load_reference
 
@@ -71,22 +71,24 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
 
 def _write(results: Results, reference: Reference | None, folder: Path, files: list[Path]) -> None:
     """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
+    from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
     from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.page import write_page
-    from mxsweep.report.tables import markdown_text, write_csv, write_parquet
+    from mxsweep.report.texts import markdown_text
     from mxsweep.study.group_study import studies
 
     # The data first, so that they are there whatever becomes of the drawing.
     files += [folder / "results.csv", folder / "results.parquet"]
-    write_csv(files[0], results.rows)
-    write_parquet(files[1], results.rows)
     studied = studies(results)
+    data = run_data(results, studied)
+    write_run_csv(files[0], data)
+    write_run_parquet(files[1], data)
     drawn = draw_figures(studied, folder)
     named = written_files(drawn)
     texts = {
         "results.md": markdown_text(results, named, studied, reference),
-        "results.tex": latex_text(results, studied),
+        "results.tex": latex_text(studied),
     }
     for name, content in texts.items():
         files.append(folder / name)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
+from mxsweep.report.table import Table, plain, text_cells
 from mxsweep.report.wording import one_line
 from mxsweep.results.record import STATUSES, RunFolder
 
@@ -11,20 +10,16 @@ REASON_WIDTH = 200  # characters of a line; the whole of it is in the run's resu
 
 
 def status_text(runs: Sequence[RunFolder]) -> str:
-    """A line for each run with its state, and the number in each state."""
+    """Return a line for each run with its state, and the number in each state."""
     rows = [
-        {
-            "status": run.status,
-            "run": run.path.name,
-            "overrides": " ".join(run.overrides),
-            "how far, or why": one_line(run.reason, REASON_WIDTH),
-        }
+        [run.status, run.path.name, " ".join(run.overrides), one_line(run.reason, REASON_WIDTH)]
         for run in sorted(runs, key=lambda run: STATUSES.index(run.status))
     ]
+    table = Table("", ["status", "run", "overrides", "how far, or why"], [text_cells(row) for row in rows])
     counts = [
         f"{sum(run.status == status for run in runs)} {status}" for status in ("done", "running", "failed", "missing")
     ]
     unreadable = sum(run.status == "unreadable" for run in runs)
-    return f"{tabulate(rows, headers='keys', disable_numparse=True)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
+    return f"{plain(table)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
         f", {unreadable} unreadable" if unreadable else ""
     )

@@ -1,4 +1,4 @@
-"""Numbers and differences in words, the same in every table and on the page.
+"""Write numbers and differences in words, the same in every table and on the page.
 
 A cell shows as many digits as its standard error makes meaningful; the files for programs hold all of them.
 """
@@ -13,19 +13,21 @@ from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.compare import Comparison
+    from mxsweep.study.paired_tests import Accuracy, LogPerplexity
 
 ABSENT = "–"
+SIGNIFICANT_MARK, NOISE_MARK = "∗", "∘"  # behind a difference in a paper
 MEGA = 1e6
 
 
 def one_line(text: str | None, most: int = 2000) -> str:
-    """A text for a cell or a list, cut where it is long."""
+    """Return a text as one line, cut where it is long."""
     line = " ".join((text or "").split())
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def format_value(value: float | None, stderr: float | None = None, digits: int | None = None) -> str:
-    """A metric for reading: to two digits of its standard error or, where given, to `digits` decimals."""
+    """Return a metric for reading: to two digits of its standard error or, where given, to `digits` decimals."""
     if value is None:
         return ABSENT
     error = stderr if stderr is not None and math.isfinite(stderr) and stderr > 0 else None
@@ -44,13 +46,14 @@ def format_value(value: float | None, stderr: float | None = None, digits: int |
 
 
 def metric_cell(row: Row, name: str) -> str:
-    """A metric of a row and its standard error."""
+    """Return a metric of a row, with its standard error, for reading."""
     return format_value(row.metrics.get(name), row.metrics.get(f"{name}_stderr"), _digits(name))
 
 
 def difference(row: Row, baseline: Row | None, name: str) -> str:
-    """The run's metric minus the baseline's, to the digits of the metric; of a perplexity, whose size says little by
-    itself, also in %.
+    """Return the run's metric minus the baseline's, to the digits of the metric.
+
+    A perplexity's size says little by itself, so that its difference is given in % as well.
     """
     value = row.metrics.get(name)
     base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
@@ -62,27 +65,32 @@ def difference(row: Row, baseline: Row | None, name: str) -> str:
     return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
 
 
-def interval(comparison: Comparison | None, name: str) -> str:
-    """The 95 % interval of the difference of a metric: of a perplexity that of its ratio, in %; empty if unknown."""
+def change_in_percent(text: str) -> str:
+    """Return the part in % of a perplexity's difference as `difference` writes it; the whole text where it has none."""
+    return text.partition("(")[2].rstrip(")") or text
+
+
+def paired(comparison: Comparison | None, name: str) -> Accuracy | LogPerplexity | None:
+    """Return what comparing a metric example by example gave; None where it was not compared."""
     if comparison is None:
-        return ""
+        return None
     if is_perplexity(name):
-        measured = comparison.perplexity
-        if measured is None or not is_own_perplexity(comparison, name) or math.isnan(measured.low):
-            return ""
-        return f"[{percent(measured.low)}, {percent(measured.high)}]"
-    if comparison.accuracy is None or name != comparison.row.accuracy_name:
+        return comparison.perplexity if name == comparison.row.ppl_name else None
+    return comparison.accuracy if name == comparison.row.accuracy_name else None
+
+
+def interval(comparison: Comparison | None, name: str) -> str:
+    """Return the 95 % interval of a metric's difference: of a perplexity that of its ratio, in %; empty if unknown."""
+    measured = paired(comparison, name)
+    if measured is None:
         return ""
-    return f"[{comparison.accuracy.low:+.4f}, {comparison.accuracy.high:+.4f}]"
-
-
-def is_own_perplexity(comparison: Comparison, name: str) -> bool:
-    """Whether `name` is the perplexity that was compared."""
-    return name == comparison.row.ppl_name
+    if not is_perplexity(name):
+        return f"[{measured.low:+.4f}, {measured.high:+.4f}]"
+    return "" if math.isnan(measured.low) else f"[{percent(measured.low)}, {percent(measured.high)}]"
 
 
 def percent(log_ratio: float) -> str:
-    """A difference of logarithms as a change in %."""
+    """Return a difference of logarithms as a change in %."""
     try:
         change = math.expm1(log_ratio)
     except OverflowError:
@@ -91,23 +99,23 @@ def percent(log_ratio: float) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p value for reading."""
+    """Return a p value for reading."""
     if p is None or math.isnan(p):
         return ABSENT
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
 def p_of(comparison: Comparison | None, name: str) -> float | None:
-    """The adjusted p value of a metric's difference."""
+    """Return the p value of a metric's difference, adjusted by Holm's method; None where it was not compared."""
     if comparison is None:
         return None
     if is_perplexity(name):
-        return comparison.perplexity_p if is_own_perplexity(comparison, name) else None
+        return comparison.perplexity_p if name == comparison.row.ppl_name else None
     return comparison.accuracy_p if name == comparison.row.accuracy_name else None
 
 
 def significance(comparison: Comparison | None, name: str) -> str:
-    """Whether a metric's difference is significant, and whether it exceeds the numerical noise; empty if unknown."""
+    """Say whether a metric's difference is significant, and exceeds the numerical noise; empty if unknown."""
     p = p_of(comparison, name)
     if comparison is None or p is None or math.isnan(p):
         return ""
@@ -120,14 +128,14 @@ def significance(comparison: Comparison | None, name: str) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes as megabytes."""
+    """Return bytes as megabytes, for reading."""
     if count is None:
         return ABSENT
     return f"{count / MEGA:,.0f}" if count >= 100 * MEGA else f"{count / MEGA:.3g}"
 
 
 def speed(value: float | None) -> str:
-    """Seconds, or examples a second."""
+    """Return seconds, or examples a second, for reading."""
     return format_value(value, digits=1 if value is not None and value >= 10 else 2)
 
 

@@ -8,15 +8,12 @@ Differences from the baseline are computed here, whenever results are collected,
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import LADDERS
 from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, label, read_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COMPARABLE = ("model", "task", "limit")  # rows that differ in one of these are never compared
 CONDITIONS = (  # nor are rows that differ in one of these
@@ -96,43 +93,13 @@ def read_results(dirs: Folders) -> Results:
     return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
 
 
-def load_table(dirs: Folders) -> "pd.DataFrame":
-    """The runs at or below `dirs` as a tidy table: one row per run and task, of runs in any state."""
-    import pandas as pd  # here, since most who import this module want no data frame, and it takes a while
+def knob_names(results: Results) -> list[str]:
+    """Return every knob that files for programs have a column of: the labelled ones, the task, and all further leaves.
 
-    types = {bool: "boolean", int: "Int64", float: "float64", str: "string"}
-    table = {}
-    for name, values in columns(read_results(dirs).rows).items():
-        kind = next((type(value) for value in values if value is not None), None)
-        table[name] = pd.Series(values, dtype=types[kind] if kind else "object")
-    return pd.DataFrame(table)
-
-
-def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """The rows as columns for a file: knobs, metrics, and what became of the run.
-
-    A column holds values of one type, and None where there is none (no limit, a knob without effect, a
-    metric that was not measured); NaN is a metric that was measured and came out so.
+    The further leaves are those of done runs: a refused config is recorded as it was asked for, with leaves of its own.
     """
-    # Of done runs: a config that was refused is recorded as it was asked for, with leaves of its own.
-    done = [row for row in rows if row.run.status == "done"]
-    other = [name for name in _other_knobs(done) if len(_values(done, name)) > 1]
-    table: dict[str, list[Any]] = {name: [row.knobs.get(name) for row in rows] for name in (*KNOBS, "task", *other)}
-    ppl = {"ppl": "", "ppl_stderr": "_stderr"}
-    table |= {name: [row.metrics.get(name) for row in rows] for name in ("acc", "acc_stderr")}
-    table |= {name: [row.metrics.get(row.ppl_name + end) for row in rows] for name, end in ppl.items()}
-    table["n"] = [row.n for row in rows]
-    if any(row.remedies_s is not None for row in rows):
-        table["remedies_s"] = [row.remedies_s for row in rows]
-    table["eval_time_s"] = [row.eval_time_s for row in rows]
-    table["examples/sec"] = [row.examples_per_sec for row in rows]
-    for name in sorted({name for row in rows for name in row.metrics} - set(table)):
-        table[name] = [row.metrics.get(name) for row in rows]
-    table["status"] = [row.run.status for row in rows]
-    table["reason"] = [row.run.reason for row in rows]
-    table["run_id"] = [row.run.run_id for row in rows]
-    table["folder"] = [str(row.run.path) for row in rows]
-    return {name: _one_type(values) for name, values in table.items()}
+    done = [row for row in results.rows if row.run.status == "done"]
+    return [*KNOBS, "task", *_other_knobs(done)]
 
 
 def _values(rows: Iterable[Row], name: str) -> list[Any]:
@@ -213,12 +180,3 @@ def value_order(name: str, value: Any) -> tuple[Any, ...]:
     if text in LADDERS.get(name, ()):
         return (1, LADDERS[name].index(text))
     return (0,) if text == "none" else (2, natural_key(text))
-
-
-def _one_type(values: list[Any]) -> list[Any]:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return [None if value is None else float(value) for value in values]
-    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
-        return values
-    return [None if value is None else label(value) for value in values]

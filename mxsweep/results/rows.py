@@ -7,6 +7,7 @@ from its row: it is neither a value nor a difference.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,22 +59,22 @@ class Row:
     @property
     def n(self) -> float | None:
         """How many examples the metrics come from."""
-        return self._number("n_effective", self.task or "")
+        return self.number("n_effective", self.task or "")
 
     @property
     def eval_time_s(self) -> float | None:
         """Seconds that the run's evaluation took, all its tasks together."""
-        return self._number("timing", "eval_s")
+        return self.number("timing", "eval_s")
 
     @property
     def remedies_s(self) -> float | None:
         """Seconds that working out the run's remedies took; None where it had nothing to work out."""
-        return self._number("timing", "remedies_s")
+        return self.number("timing", "remedies_s")
 
     @property
     def examples_per_sec(self) -> float | None:
         """Examples evaluated per second, all the run's tasks together."""
-        return self._number("examples_per_sec")
+        return self.number("examples_per_sec")
 
     @property
     def ppl_name(self) -> str:
@@ -88,15 +89,15 @@ class Row:
     @property
     def bits_per_weight(self) -> float | None:
         """Bits a quantized weight takes, its share of the scales included; where no weight is, those of its dtype."""
-        bits = self._number("diagnostics", "bits_per_weight")
+        bits = self.number("diagnostics", "bits_per_weight")
         if bits is None or not math.isfinite(bits):
-            bits = self._number("diagnostics", "bits_per_parameter")
+            bits = self.number("diagnostics", "bits_per_parameter")
         return bits
 
     @property
     def parameter_bytes(self) -> float | None:
         """Bytes that storing the whole model takes, what stays unquantized included."""
-        return self._number("diagnostics", "parameter_bytes")
+        return self.number("diagnostics", "parameter_bytes")
 
     @property
     def diagnostics(self) -> dict[str, Any]:
@@ -116,12 +117,12 @@ class Row:
     @property
     def kl_nats(self) -> float | None:
         """Mean KL divergence of the unquantized model's next-token distribution from the run's, nats a position."""
-        return self._number("diagnostics", "distance", self.task or "", "kl_nats")
+        return self.number("diagnostics", "distance", self.task or "", "kl_nats")
 
     @property
     def top1_agreement(self) -> float | None:
         """Share of positions where the run's likeliest token is the unquantized model's."""
-        return self._number("diagnostics", "distance", self.task or "", "top1_agreement")
+        return self.number("diagnostics", "distance", self.task or "", "top1_agreement")
 
     @property
     def noise(self) -> dict[str, list[float]]:
@@ -132,17 +133,25 @@ class Row:
             _errors_last(name): [float(v) for v in values] for name, values in lists.items() if _all_numbers(values)
         }
 
+    def number(self, *path: str) -> float | None:
+        """Return the number that the run's record has at this path; None where it has none."""
+        value = self._recorded(path)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def text(self, *path: str) -> str | None:
+        """Return the text that the run's record has at this path; None where it has none."""
+        value = self._recorded(path)
+        return value if isinstance(value, str) else None
+
     def _mapping(self, *path: str) -> dict[str, Any]:
-        value: Any = self.run.record
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
+        value = self._recorded(path)
         return value if isinstance(value, dict) else {}
 
-    def _number(self, *path: str) -> float | None:
+    def _recorded(self, path: Iterable[str]) -> Any:
         value: Any = self.run.record
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
-        return value if isinstance(value, int | float) else None
+        return value
 
 
 def label(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mxsweep.results.groups import load_table
+from mxsweep.report.data_files import load_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,11 @@ import pytest
 from helpers.made_runs import REMEDIES, outcomes, put
 
 from mxsweep.report.collection import collect
+from mxsweep.report.data_files import load_table
 from mxsweep.report.figures.trade_off import trade_off_figure
-from mxsweep.report.tables import terminal_text, won_back_table
-from mxsweep.results.groups import load_table, read_results
+from mxsweep.report.tables import won_back_table
+from mxsweep.report.texts import terminal_text
+from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import studies
 from mxsweep.study.won_back import Step, WonBack, won_back
 
@@ -180,10 +182,11 @@ def test_where_it_is_shown(tmp_path: Path) -> None:
 
 def test_how_long_it_took(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0})
-    assert "remedies_s" not in load_table(tmp_path)
+    assert load_table(tmp_path)["remedies_s"].isna().all()
     put(tmp_path / "gptq", outcomes(BASE), record={"timing": {"eval_s": 1.0, "remedies_s": 12.34}}, **REMEDIES["gptq"])
     (study,) = studies(read_results(tmp_path))
-    assert [cells["remedies_s"] for cells in won_back_table(study.group, study.won_back)] == ["–", "–", "12.3"]
+    table = won_back_table(study.group, study.won_back)
+    assert [texts[table.columns.index("remedies_s")] for texts in table.texts] == ["–", "–", "12.3"]
     assert load_table(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.report.page.cells import Cell, Table
+from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.groups import Results
 from mxsweep.results.record import RunFolder

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mxsweep.report.page.cells import Cell, Table, interval_cell, number_cell, share_cell
+from mxsweep.report.table import Cell, Table, number_cell, share_cell
 from mxsweep.report.wording import (
     ABSENT,
     format_value,
+    interval,
     p_of,
     p_value,
+    paired,
     percent,
     significance,
 )
@@ -36,7 +38,7 @@ def effect_table(study: Study, effect: KnobEffect) -> Table:
         cells = [Cell(f"{low} → {high}"), *([Cell(where)] if any(elsewhere) else [])]
         for name in metrics:
             change = _change(pair, name)
-            cells += [change, interval_cell(pair, name), Cell(p_value(p_of(pair, name)), p_of(pair, name))]
+            cells += [change, _interval(pair, name), Cell(p_value(p_of(pair, name)), p_of(pair, name))]
         rows.append([*cells, Cell(f"{pair.n:,}" if pair.n else ABSENT, pair.n), Cell(_verdict(pair))])
     return Table(effect.family, columns, rows)
 
@@ -48,12 +50,16 @@ def _elsewhere(study: Study, row: Row, knob: str) -> str:
 
 
 def _change(pair: Comparison, name: str) -> Cell:
-    if is_perplexity(name):
-        own = pair.perplexity
-        return Cell(percent(own.difference), own.difference) if own and name == pair.row.ppl_name else Cell(ABSENT)
-    if pair.accuracy is None or name != pair.row.accuracy_name:
+    measured = paired(pair, name)
+    if measured is None:
         return Cell(ABSENT)
-    return Cell(f"{pair.accuracy.difference:+.4f}", pair.accuracy.difference)
+    text = percent(measured.difference) if is_perplexity(name) else f"{measured.difference:+.4f}"
+    return Cell(text, measured.difference)
+
+
+def _interval(pair: Comparison, name: str) -> Cell:
+    text, measured = interval(pair, name), paired(pair, name)
+    return Cell(text, measured.low) if text and measured else Cell(ABSENT)
 
 
 def _verdict(pair: Comparison) -> str:

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -34,23 +34,21 @@ from mxsweep.report.figures.figure_files import Drawn
 from mxsweep.report.figures.heat_map import MEASURES, HeatMap
 from mxsweep.report.page import evidence
 from mxsweep.report.page.cards import Card, cards
-from mxsweep.report.page.cells import Cell, Table
 from mxsweep.report.page.environments import environments, failures
-from mxsweep.report.page.run_table import RunTable, run_table
-from mxsweep.report.tables import (
+from mxsweep.report.page.run_views import RunTable, run_views
+from mxsweep.report.table import Table
+from mxsweep.report.tables import found_by_remedies, reference_table, won_back_table
+from mxsweep.report.texts import (
     COMPARED_NOTE,
     NO_BASELINE,
     SEVERAL_TASKS_NOTE,
     SPEED_NOTE,
     STATUS_TITLES,
     WON_BACK_NOTE,
-    found_by_remedies,
     has_several_tasks,
     heading,
-    reference_table,
     summary,
     warnings,
-    won_back_table,
 )
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
@@ -229,8 +227,8 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         more_findings=[found for found in study.findings if found not in shown],
         figures=by_quantity,
         heat=heat,
-        table=run_table(study, folder),
-        won_back=_won_back(study),
+        table=run_views(study, folder),
+        won_back=won_back_table(study.group, study.won_back) if study.won_back else None,
         found=found_by_remedies(study),
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
         errors=evidence.error_table(study),
@@ -240,16 +238,6 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
     )
-
-
-def _won_back(study: Study) -> Table | None:
-    return _as_table("", won_back_table(study.group, study.won_back)) if study.won_back else None
-
-
-def _as_table(caption: str, rows: Sequence[dict[str, str]]) -> Table:
-    """Rows of texts as a table of the page."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(caption, columns, [[Cell(row.get(name, "")) for name in columns] for row in rows])
 
 
 def _by_kind(found: Sequence[Finding]) -> list[list[Finding]]:
@@ -270,7 +258,7 @@ def _heat(heat: HeatMap) -> dict[str, Any]:
 def _reference(results: Results, reference: Reference | None) -> dict[str, Any] | None:
     if reference is None:
         return None
-    rows, said = reference_table(results, reference)
-    table = _as_table(f"Published by {reference.source}", rows)
+    table, said = reference_table(results, reference)
+    table = replace(table, caption=f"Published by {reference.source}")
     conditions = ", ".join(f"{name} {label(value)}" for name, value in reference.conditions.items())
     return {"table": table, "said": said, "source": reference.source, "conditions": conditions}

@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mxsweep.report.page.cells import Cell, interval_cell
-from mxsweep.report.wording import (
-    ABSENT,
-    difference,
-    format_value,
-    metric_cell,
-    p_of,
-    p_value,
-    significance,
-    size,
-    speed,
-)
+from mxsweep.report.columns import Output
+from mxsweep.report.run_table import run_table
+from mxsweep.report.table import Cell
+from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
-from mxsweep.results.metrics import betterness, short_title
 from mxsweep.results.remedies import what_was_found
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study, values_of
@@ -57,95 +48,23 @@ class RunTable:
     runs: list[RunView] = field(default_factory=list)
 
 
-def run_table(study: Study, page: Path) -> RunTable:
-    """Every run of the group; links are relative to the folder `page`."""
-    results, group = study.results, study.group
-    metrics = group.metric_names()
-    compared = {name for name in metrics for c in study.against.values() if p_of(c, name) is not None}
-    knobs = [name for name in results.shown if any(name in row.knobs for row in group.rows)]
-    has = {
-        "bits": any(row.bits_per_weight is not None for row in group.rows),
-        "size": any(row.parameter_bytes is not None for row in group.rows),
-        "kl": any(row.kl_nats is not None for row in group.rows),
-    }
-    columns: list[str] = list(knobs)
-    for name in metrics:
-        title = short_title(name)
-        columns.append(title)
-        if study.has_baseline and betterness(name):
-            columns.append(f"Δ {title}")
-        if name in compared:
-            columns += [f"Δ {title}, 95 %", f"p, {title}"]
-    columns += ["KL, nats", "same top token"] * has["kl"] + ["bits/weight"] * has["bits"] + ["MB"] * has["size"]
-    columns += ["n", "eval_time_s", "examples/sec", "run_id"]
+def run_views(study: Study, page: Path) -> RunTable:
+    """Return every run of the group with what it opens to; links are relative to the folder `page`."""
+    group = study.group
+    table = run_table(study.results, group, Output.PAGE, study.against)
+    knobs = [name for name in study.results.shown if name in table.columns]
     folders = _Folders(page)
     runs = []
-    for number, row in enumerate(group.rows, 1):
-        cells = [_knob_cell(row, name) for name in knobs]
-        for name in metrics:
-            cells += _metric_cells(study, row, name, name in compared)
-        cells += _measured(row, has)
+    for number, (row, cells) in enumerate(zip(group.rows, table.rows, strict=True), 1):
         runs.append(
             folders.view(number, row, cells, {name: label(row.knobs.get(name, ABSENT)) for name in knobs}, study)
         )
     filters = {name: _in_order(runs, name) for name in knobs if values_of(group.rows, name) > 1}
-    table = RunTable(columns, set(), filters, runs)
-    table.numeric.update(i for i in range(len(columns)) if any(run.cells[i].key is not None for run in runs))
-    return table
+    return RunTable(table.columns, table.numeric, filters, runs)
 
 
 def _in_order(runs: Iterable[RunView], name: str) -> list[str]:
     return list(dict.fromkeys(run.values[name] for run in runs))
-
-
-def _knob_cell(row: Row, name: str) -> Cell:
-    if name not in row.knobs:
-        return Cell(ABSENT)
-    value = row.knobs[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(label(value), float(value) if number else None)
-
-
-def _metric_cells(study: Study, row: Row, name: str, compared: bool) -> list[Cell]:
-    value = row.metrics.get(name)
-    cells = [Cell(metric_cell(row, name), value)]
-    baseline = study.baselines[row.run.path]
-    if study.has_baseline and betterness(name):
-        base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
-        change = value - base if value is not None and base is not None else None
-        cells.append(Cell(difference(row, baseline, name), change))
-    if compared:
-        comparison = study.against.get(row.run.path)
-        p = p_of(comparison, name)
-        verdict = significance(comparison, name)
-        cells.append(interval_cell(comparison, name))
-        cells.append(Cell(p_value(p) + (f" {_mark(verdict)}" if verdict else ""), p))
-    return cells
-
-
-def _mark(verdict: str) -> str:
-    return "○ noise" if "noise" in verdict else "●" if verdict.startswith("significant") else "○"
-
-
-def _measured(row: Row, has: dict[str, bool]) -> list[Cell]:
-    cells = []
-    if has["kl"]:
-        kl, same = row.kl_nats, row.top1_agreement
-        cells += [
-            Cell(ABSENT if kl is None else f"{kl:.4g}", kl),
-            Cell(ABSENT if same is None else f"{same:.2%}", same),
-        ]
-    if has["bits"]:
-        cells.append(Cell(format_value(row.bits_per_weight), row.bits_per_weight))
-    if has["size"]:
-        cells.append(Cell(size(row.parameter_bytes), row.parameter_bytes))
-    return [
-        *cells,
-        Cell(ABSENT if row.n is None else f"{row.n:g}", row.n),
-        Cell(speed(row.eval_time_s), row.eval_time_s),
-        Cell(speed(row.examples_per_sec), row.examples_per_sec),
-        Cell(row.run.run_id),
-    ]
 
 
 @dataclass

@@ -1,0 +1,129 @@
+"""The table of a group's runs, for each output: which columns it has, and how a column's difference stands beside it.
+
+The columns are those of columns.py. An output's layout says which of a column's value, difference, interval, p value
+and verdict get a column of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from mxsweep.report.columns import MEASURED, Change, Column, Entry, Output, knob_column, metric_column
+from mxsweep.report.table import Cell, Table
+from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
+from mxsweep.results.groups import Group, Results
+from mxsweep.results.rows import Row
+from mxsweep.study.compare import Comparison
+from mxsweep.study.group_study import Study
+from mxsweep.study.headline import Pick
+
+
+@dataclass(frozen=True)
+class Facet:
+    """Describe one of the columns that a declared column becomes.
+
+    Attributes:
+        title: in which {} is the column's title; "" for the title of the column's difference.
+        cell: made of a row's difference.
+        shown: whether any row has anything to show.
+    """
+
+    title: str
+    cell: Callable[[Change], Cell]
+    shown: Callable[[Sequence[Change]], bool] = lambda changes: True
+
+
+def _tested(changes: Sequence[Change]) -> bool:
+    return any(change.p is not None for change in changes)
+
+
+def _judged(changes: Sequence[Change]) -> bool:
+    return any(change.verdict for change in changes)
+
+
+def _mark(verdict: str, noise: str, significant: str, other: str = "") -> str:
+    return noise if "noise" in verdict else significant if verdict.startswith("significant") else other
+
+
+def _interval(change: Change) -> Cell:
+    return Cell(change.interval, change.low) if change.interval else Cell(ABSENT)
+
+
+def _marked_p(change: Change) -> Cell:
+    mark = f" {_mark(change.verdict, '○ noise', '●', '○')}" if change.verdict else ""
+    return Cell(p_value(change.p) + mark, change.p)
+
+
+def _marked_change(change: Change) -> Cell:
+    return Cell((change.brief or change.text) + _mark(change.verdict, NOISE_MARK, SIGNIFICANT_MARK), change.number)
+
+
+_CHANGE = Facet("", lambda change: Cell(change.text, change.number))
+_WITH_INTERVAL = Facet("", lambda change: Cell(" ".join(filter(None, [change.text, change.interval])), change.number))
+_IN_WORDS = Facet("Δ {} is", lambda change: Cell(change.verdict or ABSENT), _judged)
+LAYOUTS: Mapping[Output, Sequence[Facet]] = {
+    Output.TERMINAL: (_CHANGE,),
+    Output.MARKDOWN: (_WITH_INTERVAL, Facet("p {}", lambda change: Cell(p_value(change.p), change.p), _tested)),
+    Output.LATEX: (Facet("", _marked_change),),
+    Output.PAGE: (_CHANGE, Facet("Δ {}, 95 %", _interval, _tested), Facet("p, {}", _marked_p, _tested)),
+    Output.HEADLINE: (_WITH_INTERVAL, _IN_WORDS),
+    Output.STEPS: (_WITH_INTERVAL, _IN_WORDS),
+}
+
+
+def run_table(
+    results: Results, group: Group, output: Output, against: Mapping[Path, Comparison] | None = None
+) -> Table:
+    """Return the table of every run of a group; `against` are the runs' comparisons with their baselines, by folder."""
+    return lay_out(run_columns(results, group, output), entries_of(group, against or {}), output)
+
+
+def run_columns(results: Results, group: Group, output: Output) -> list[Column]:
+    """Return the columns of a table of the group's runs: knobs that tell runs apart, metrics, further measurements."""
+    knobs = [knob_column(name) for name in results.shown]
+    metrics = [metric_column(name) for name in group.metric_names()]
+    return [column for column in (*knobs, *metrics, *MEASURED) if column.shows(group.rows, output)]
+
+
+def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[Entry]:
+    """Return a group's rows, each with what it is compared with."""
+    return [
+        Entry(row, None if row.is_baseline else group.baseline_for(row), against.get(row.run.path))
+        for row in group.rows
+    ]
+
+
+def pick_entry(study: Study, pick: Pick) -> Entry:
+    """Return a headline's run with what it is compared with."""
+    return Entry(pick.row, pick.baseline, study.against.get(pick.row.run.path))
+
+
+def lay_out(columns: Sequence[Column], entries: Sequence[Entry], output: Output) -> Table:
+    """Return the table of these rows: each column's values, and its differences as the output lays them out."""
+    titles: list[str] = []
+    cells: list[list[Cell]] = []
+    left: set[int] = set()
+    for column in columns:
+        left |= {len(titles)} if column.is_text else set()
+        titles.append(column.heading)
+        cells.append([_value_cell(column, entry.row) for entry in entries])
+        if column.change is None or output not in column.change_in or not any(entry.baseline for entry in entries):
+            continue
+        changes = [column.change(entry) for entry in entries]
+        for facet in LAYOUTS[output]:
+            if facet.shown(changes):
+                titles.append((facet.title or column.change_title).format(column.heading))
+                cells.append([facet.cell(change) for change in changes])
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    ends = enumerate(pairwise(entry.row.is_baseline for entry in entries), 1)
+    rules = frozenset(index for index, (above, below) in ends if above and not below)
+    return Table("", titles, rows, frozenset(left), rules)
+
+
+def _value_cell(column: Column, row: Row) -> Cell:
+    value = column.value(row)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(column.write(row), float(value) if is_number else None)

@@ -1,0 +1,180 @@
+"""Results as texts: what `python -m mxsweep.collect` prints, and results.md.
+
+Tables are made in tables.py and run_table.py; how a number is written stands in wording.py.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mxsweep.report.columns import Output
+from mxsweep.report.run_table import run_table
+from mxsweep.report.table import escape_markdown, markdown, plain
+from mxsweep.report.tables import failure_table, found_by_remedies, headline_table, reference_table, won_back_table
+from mxsweep.report.wording import one_line
+from mxsweep.results.groups import Group, Results
+from mxsweep.results.rows import label
+from mxsweep.study.compare import why_groups
+from mxsweep.study.group_study import Study, studies
+from mxsweep.study.published import Reference
+from mxsweep.study.won_back import won_back
+
+NO_BASELINE = (
+    "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
+    "with nothing quantized: run it with `format=none kv_quant=none` and collect both folders together."
+)
+HEADLINE_NOTE = (
+    "A difference is the run minus the baseline, computed when the results were collected; ± is one standard "
+    "error of the run by itself."
+)
+COMPARED_NOTE = (
+    "[…] is the 95 % interval of the difference, paired over the same examples (of a perplexity: of its ratio); p is "
+    "of McNemar's exact test for accuracy and of a paired t test for log-perplexity, adjusted by Holm's method over "
+    "the runs of a table."
+)
+WON_BACK_NOTE = (
+    "Δ is the difference from the step before, the best of the runs with some of its remedies or weaker forms of them "
+    "(clip than gptq, a rotation of all than one searched); […] is its 95 % interval, paired over "
+    "the same examples (of a perplexity: of its ratio); significant after Holm's correction over the steps of a group. "
+    "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
+    "share closed is that of a ratio of paired sums, linearized (the delta method)."
+)
+MOST_STEPS = 24  # of remedies, in a terminal
+SPEED_NOTE = (
+    "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format; single "
+    "runs vary, and on a GPU a process's first one, often the baseline, takes longer than it would later."
+)
+SEVERAL_TASKS_NOTE = "eval_time_s and examples/sec are those of the whole run, all its tasks together."
+STATUS_TITLES = {
+    "failed": "Failed",
+    "running": "Running",
+    "missing": "Missing (no result.json)",
+    "unreadable": "Unreadable",
+}
+
+
+def summary(results: Results) -> str:
+    """Count the runs by what became of them."""
+    counts = {status: len(results.with_status(status)) for status in ("done", *STATUS_TITLES)}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "done")
+
+
+def constants_line(results: Results) -> str:
+    """Name the knobs that the tables leave out because they are the same in every run."""
+    knobs = (f"{name}={label(value)}" for name, value in results.constants.items())
+    return "Same in every finished run: " + ", ".join(knobs)
+
+
+def terminal_text(results: Results, reference: Reference | None = None) -> str:
+    """Return what `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
+    parts = [constants_line(results)] if results.constants else []
+    for group in results.groups:
+        parts.append(f"{heading(group)}\n\n{plain(run_table(results, group, Output.TERMINAL))}")
+        if not any(row.is_baseline for row in group.rows):
+            parts.append(NO_BASELINE.replace("`", ""))
+        steps = won_back_table(group, won_back(results, group))
+        if 0 < len(steps.rows) <= MOST_STEPS:
+            parts += ["What the remedies win back", plain(steps.without("run_id"))]
+    if results.groups:
+        parts.append(SPEED_NOTE)
+    if reference is not None:
+        table, said = reference_table(results, reference)
+        parts += [f"Published: {reference.source}", plain(table), said]
+    if has_several_tasks(results):
+        parts.append(SEVERAL_TASKS_NOTE)
+    if warned := warnings(results):
+        parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
+    for status, title in STATUS_TITLES.items():
+        if runs := results.with_status(status):
+            lines = [f"{title}: {len(runs)}"]
+            for run in runs:
+                lines.append(f"  {run.path}  {' '.join(run.overrides)}".rstrip())
+                lines.append(f"      {one_line(run.reason, 300)}")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def markdown_text(
+    results: Results,
+    figures: Mapping[str, Sequence[Path]],
+    studied: Sequence[Study] | None = None,
+    reference: Reference | None = None,
+) -> str:
+    """Return results.md: of each group headline, findings, table and `figures` (by slug); then the runs not done."""
+    parts = ["# Results", f"Runs: {summary(results)}."]
+    if results.constants:
+        parts.append(escape_markdown(constants_line(results)) + ".")
+    if why := why_groups(results):
+        parts.append(escape_markdown(why))
+    for study in studies(results) if studied is None else studied:
+        group = study.group
+        parts += [f"## {escape_markdown(heading(group))}", "### Headline", markdown(headline_table(study))]
+        if not study.has_baseline:
+            parts.append(NO_BASELINE)
+        parts.append(f"{HEADLINE_NOTE} {SPEED_NOTE}")
+        chosen = {pick.title.split(" (")[0]: pick.chosen for pick in study.picks if pick.chosen}
+        parts.append("\n".join(f"- {escape_markdown(title)}: {escape_markdown(how)}." for title, how in chosen.items()))
+        if study.findings:
+            parts += [
+                "### What the numbers say",
+                _list(found.text for found in study.findings),
+            ]
+        parts += _won_back_parts(study)
+        parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.against))]
+        if any(comparison.n for comparison in study.against.values()):
+            parts.append(COMPARED_NOTE)
+        if has_several_tasks(results):
+            parts.append(SEVERAL_TASKS_NOTE)
+        parts += [
+            f"![{path.stem.replace('_', ' ')}]({path.name})"
+            for path in figures.get(group.slug, [])
+            if path.suffix == ".png"
+        ]
+    if reference is not None:
+        table, said = reference_table(results, reference)
+        parts += [
+            "## Against published numbers",
+            escape_markdown(reference.source),
+            markdown(table),
+            escape_markdown(said),
+        ]
+    if warned := warnings(results):
+        parts += ["## Warnings", _list(warned)]
+    for status, title in STATUS_TITLES.items():
+        if runs := results.with_status(status):
+            parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {escape_markdown(text)}" for text in texts)
+
+
+def _won_back_parts(study: Study) -> list[str]:
+    found = [f"- {escape_markdown(config)}: {escape_markdown(text)}" for config, text in found_by_remedies(study)]
+    parts = [markdown(won_back_table(study.group, study.won_back)), WON_BACK_NOTE] if study.won_back else []
+    parts += ["\n".join(found)] if found else []
+    return ["### What the remedies win back", *parts] if parts else []
+
+
+def has_several_tasks(results: Results) -> bool:
+    """Return whether any run evaluated more than one task."""
+    return any(len((run.record or {}).get("metrics", {})) > 1 for run in results.with_status("done"))
+
+
+def warnings(results: Results) -> list[str]:
+    """List what finished runs warn of, each warning once with the runs that give it: all of them, or their ids."""
+    done = results.with_status("done")
+    by_message: dict[str, list[str]] = {}
+    for run in done:
+        noted = (run.record or {}).get("warnings")
+        for message in noted if isinstance(noted, list) else []:
+            by_message.setdefault(one_line(str(message), 300), []).append(run.run_id)
+    return [
+        f"{'every run' if len(ids) == len(done) else ', '.join(ids)}: {message}" for message, ids in by_message.items()
+    ]
+
+
+def heading(group: Group) -> str:
+    """Return a group's title, with the number of examples where it is the same in all its runs."""
+    counts = {row.n for row in group.rows}
+    return group.title + (f" (n = {counts.pop()})" if len(counts) == 1 and None not in counts else "")
