@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mxsweep.formats.recipe import LinearFormats, Recipe
-    from mxsweep.model.linear import quantize_model
+    from mxsweep.model.load import load_model
+    from mxsweep.model.quantize import quantize_model
     from mxsweep.runs.run import run
     from mxsweep.sweeps.plan import compose
 
-__all__ = ["LinearFormats", "Recipe", "compose", "quantize_model", "run"]
+__all__ = ["LinearFormats", "Recipe", "compose", "load_model", "quantize_model", "run"]
 
 _HOMES = {
     "LinearFormats": "mxsweep.formats.recipe",
     "Recipe": "mxsweep.formats.recipe",
     "compose": "mxsweep.sweeps.plan",
-    "quantize_model": "mxsweep.model.linear",
+    "load_model": "mxsweep.model.load",
+    "quantize_model": "mxsweep.model.quantize",
     "run": "mxsweep.runs.run",
 }
 

@@ -185,7 +185,7 @@ def measure_costs(
         known: what was measured before, and is not again.
         keep: told all costs after each module.
     """
-    from mxsweep.model.linear import quantize_model
+    from mxsweep.model.quantize import quantize_model
 
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     modules = list(counted_modules(model, recipe, candidates)[0])
@@ -206,14 +206,14 @@ def counted_modules(
     model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, int]]:
     """What counts in a budget: the shapes of the weights by module that a format is chosen for, and (bits, weights) of
-    those that ``recipe.modules`` gives formats. Raises ConfigError as :func:`mxsweep.model.linear.find_sites`.
+    those that ``recipe.modules`` gives formats. Raises ConfigError as :func:`mxsweep.model.sites.find_sites`.
     """
-    from mxsweep.model.linear import find_sites
+    from mxsweep.model.sites import find_sites
 
     patterns = [pattern for pattern, _ in recipe.modules]
     every = find_sites(model, dataclasses.replace(recipe, linear=next(iter(candidates.values())), modules=()))
     free = {
-        site.name: tuple(site.module.weight.shape)
+        site.name: site.operand.shape
         for site in every
         if not any(fnmatchcase(site.name, pattern) for pattern in patterns)
     }
@@ -221,9 +221,9 @@ def counted_modules(
         raise ConfigError("ptq.budget: modules leaves no linear layer to choose a format for; allowed: null")
     bits = weights = 0
     for site in find_sites(model, dataclasses.replace(recipe, linear=LinearFormats())):
-        weight, fmt = site.module.weight, site.formats.weight
-        bits += fmt.stored_bits(weight.shape) if fmt else weight.numel() * weight.itemsize * 8
-        weights += weight.numel()
+        operand, fmt = site.operand, site.formats.weight
+        bits += fmt.stored_bits(operand.shape) if fmt else operand.size * operand.bits
+        weights += operand.size
     return free, (bits, weights)
 
 

@@ -31,7 +31,7 @@ from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
 from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
 from mxsweep.forward.batches import batches_of
 from mxsweep.model.kv import key_factors
-from mxsweep.model.linear import quantize_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase, silent
 

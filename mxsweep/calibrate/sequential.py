@@ -13,7 +13,7 @@ A block that is finished is kept on disk: an interrupted calibration goes on beh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,9 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.forward.batches import Batch
 from mxsweep.model.decoder import decoder_blocks
-from mxsweep.model.linear import MXLinear, quantize_model
+from mxsweep.model.linear import MXLinear
+from mxsweep.model.quantize import quantize_model
+from mxsweep.model.sites import find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -66,18 +68,20 @@ def solve_weights(
         artefact: where finished blocks are kept; None for nowhere.
 
     Raises:
-        ConfigError: as :func:`mxsweep.model.linear.quantize_model`; a model without decoder blocks.
+        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; a model without decoder blocks.
     """
     blocks = decoder_blocks(model)
     if not blocks:
         raise ConfigError(f"ptq.method: {type(model).__name__} has no decoder blocks to calibrate; allowed: rtn")
+    sites = [site for site in find_sites(model, recipe) if site.formats.weight is not None and site.operand.is_linear]
+    formats = {site.name: site.formats.weight for site in sites if site.formats.weight is not None}
     weights: dict[str, Tensor] = {}
     kept = 0
     with quantize_model(model, recipe, prepared=prepared, keep_weights=True):
         finished = [artefact.load(_part(index)) if artefact else None for index in range(len(blocks))]
         streams: _Streams | None = None
-        for index, (name, block) in enumerate(blocks.items()):
-            layers = _quantized_layers(name, block, recipe)
+        for index, name in enumerate(blocks):
+            layers = {site.name: _mx_layer(model, site.name) for site in sites if site.operand.block == name}
             found = finished[index]
             if found is not None and found.keys() == layers.keys():
                 kept += 1
@@ -85,7 +89,7 @@ def solve_weights(
             elif layers:
                 if streams is None:
                     streams = _Streams(model, list(blocks.values()), index, batches)
-                found = _solve_block(streams, layers, solve, recipe)
+                found = _solve_block(streams, layers, solve, formats)
                 if artefact is not None:
                     artefact.save(_part(index), found)
             weights |= found or {}
@@ -99,10 +103,10 @@ def _part(index: int) -> str:
     return f"block_{index:04d}"
 
 
-def _quantized_layers(name: str, block: nn.Module, recipe: Recipe) -> dict[str, MXLinear]:
-    """The MX layers of a block whose weights get a format, by their names in the model."""
-    layers = {f"{name}.{child}": module for child, module in block.named_modules() if isinstance(module, MXLinear)}
-    return {own: layer for own, layer in layers.items() if recipe.formats_of(own, True).weight is not None}
+def _mx_layer(model: nn.Module, name: str) -> MXLinear:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, MXLinear)
+    return layer
 
 
 def _take(layers: dict[str, MXLinear], weights: dict[str, Tensor]) -> None:
@@ -110,7 +114,9 @@ def _take(layers: dict[str, MXLinear], weights: dict[str, Tensor]) -> None:
         layer.weight_mx = weights[name].to(layer.weight_mx.device, layer.weight_mx.dtype)
 
 
-def _solve_block(streams: _Streams, layers: dict[str, MXLinear], solve: Solver, recipe: Recipe) -> dict[str, Tensor]:
+def _solve_block(
+    streams: _Streams, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
+) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group in _groups(streams, layers):
         hessian = _hessian(streams, layers[group[0]])
@@ -120,9 +126,7 @@ def _solve_block(streams: _Streams, layers: dict[str, MXLinear], solve: Solver, 
                 "be calibrated; allowed: rtn, clip with ptq.clip_loss=weight, or scales with a wider range"
             )
         # One solution for all that share a format as well: their rows are independent of each other.
-        formats = {name: recipe.formats_of(name, True).weight for name in group}
-        for fmt in dict.fromkeys(formats.values()):
-            assert fmt is not None
+        for fmt in dict.fromkeys(formats[name] for name in group):
             names = [name for name in group if formats[name] == fmt]
             # A tile's rows, and a per-tensor scale, belong to one weight.
             apart = fmt.tensor_scale or not isinstance(fmt.block_size, int)

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from mxsweep.calibrate.sequential import Solver
 from mxsweep.config.remedy_config import PTQConfig
-from mxsweep.formats.recipe import Recipe, in_decoder_block
-from mxsweep.model.linear import Site, find_sites
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.methods import load_method
@@ -32,7 +32,7 @@ def solver(config: PTQConfig) -> Solver:
 def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     """Return the linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
     sites = find_sites(model, recipe)
-    return [site for site in sites if site.formats.weight is not None and in_decoder_block(site.name)]
+    return [site for site in sites if site.formats.weight is not None and site.operand.block is not None]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from mxsweep.formats.mxformat import MXFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The matrix products of a decoder block by the last part of the name of their linear layer, without "_proj".
+# The matrix products of a decoder block, by the role of the operand that is a weight (model/operands.py).
 LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
 QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
@@ -40,11 +40,6 @@ class Rotation:
 
     matmuls: tuple[str, ...]
     block: int = 0
-
-    def of(self, name: str) -> bool:
-        """Whether the linear layer of this name is rotated."""
-        matmul = name.rpartition(".")[2].removesuffix("_proj")
-        return matmul in LINEAR_MATMULS and matmul in self.matmuls
 
 
 @dataclass(frozen=True)
@@ -127,8 +122,3 @@ class Recipe:
             if fnmatchcase(name, pattern):
                 formats = own
         return formats
-
-
-def in_decoder_block(name: str) -> bool:
-    """Whether a module belongs to a decoder block: those are the numbered children of a list (model.layers.0.…)."""
-    return any(part.isdigit() for part in name.split("."))

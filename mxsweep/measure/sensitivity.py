@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.loss import Divergence, Shift
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, in_decoder_block
-from mxsweep.measure.weights import projections
-from mxsweep.model.linear import find_sites, quantize_model
+from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.model.quantize import quantize_model
+from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.progress_callback import Progress
 
 BY = ("module", "layer", "kind")
@@ -108,7 +108,7 @@ def measure(
         progress: told after each measurement.
 
     Raises:
-        ConfigError: as :func:`mxsweep.model.linear.quantize_model`.
+        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`.
     """
     parts = parts_of(model, recipe, by)
     nothing = dataclasses.replace(recipe, linear=LinearFormats(), modules=(), key=None, value=None)
@@ -152,21 +152,20 @@ def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
     as an lm_head, is a part by itself.
     """
     sites = find_sites(model, recipe)
-    kinds = {name: kind.removesuffix("_proj") for name, kind in projections([site.name for site in sites]).items()}
-    grouped: dict[str, list[Any]] = {}
+    grouped: dict[str, list[Site]] = {}
     for site in sites:
         key = site.name
-        if in_decoder_block(site.name) and by != "module":
-            key = f"layer {_layer(site.name)}" if by == "layer" else kinds[site.name]
+        if site.operand.block is not None and by != "module":
+            key = f"layer {site.operand.layer}" if by == "layer" else site.operand.kind
         grouped.setdefault(key, []).append(site)
     return [
         Part(
             place=place,
             name=key,
-            layer=_only({_layer(site.name) for site in group}),
-            kind=_only({kinds[site.name] for site in group}),
+            layer=_only({site.operand.layer for site in group}),
+            kind=_only({site.operand.kind for site in group}),
             modules={site.name: site.formats for site in group},
-            weights=sum(site.module.weight.numel() for site in group),
+            weights=sum(site.operand.size for site in group),
         )
         for place, (key, group) in enumerate(grouped.items())
     ]
@@ -174,10 +173,6 @@ def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
 
 def _only(values: set[Any]) -> Any:
     return values.pop() if len(values) == 1 else None
-
-
-def _layer(module: str) -> int | None:
-    return next((int(part) for part in module.split(".") if part.isdigit()), None)
 
 
 def _text(formats: LinearFormats) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.model.linear import measure_weights
-from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind, weights_of
+from mxsweep.model.quantization_report import weight_statistics
+from mxsweep.model.quantized_weights import measure_weights
+from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
 from mxsweep.runs.evaluator import load_configured
 
 NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a weight
@@ -45,7 +46,7 @@ def inspect_weights(label: str, config: RunConfig) -> Inspected:
     loaded = load_configured(config.model)
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
     bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
-    return Inspected(label, weights_of(layers), bits)
+    return Inspected(label, weight_statistics(layers), bits)
 
 
 def projections(modules: Sequence[str]) -> dict[str, str]:

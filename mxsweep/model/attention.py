@@ -1,7 +1,7 @@
 """Keys and values in an MX format, in a model: put in and taken out again.
 
-interface.py reaches a model's attention, kv.py says what becomes of keys and values, versions.py which of them a query
-reads, rope.py finds the keys before RoPE.
+attention_interface.py reaches a model's attention, kv.py quantizes keys and values, key_versions.py says which version
+of them a query reads, rope.py finds the keys before RoPE.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def quantized_attention(
     recipe: Recipe,
     module_key: Callable[[str], int],
     key_factors: Mapping[str, Tensor] = NO_FACTORS,
-) -> Iterator[int]:
-    """Quantize keys and values while the context lasts; yields the number of attention modules.
+) -> Iterator[tuple[str, ...]]:
+    """Quantize keys and values while the context lasts; yields the names of the attention modules.
 
     Args:
         module_key: a stochastic key for the module of a name.
@@ -42,7 +42,7 @@ def quantized_attention(
         ValueError: smoothing without factors.
     """
     if recipe.key is None and recipe.value is None:
-        yield 0
+        yield ()
         return
     formats_of_heads(recipe)  # refused here rather than in the first pass
     modules = attention_modules(model)
@@ -60,4 +60,4 @@ def quantized_attention(
             factors = key_factors[name] if smoothed else None
             quantizers[name] = KVQuantizer(recipe, module_key(name), name, attention, factors, before)
         stack.enter_context(listening(model, quantizers))
-        yield len(modules)
+        yield tuple(modules)

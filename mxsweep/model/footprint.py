@@ -1,18 +1,19 @@
-"""The bits and bytes that a recipe makes of a checkpoint, from the headers of its files. No torch."""
+"""The bits and bytes that a recipe makes of a model, from its shapes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from mxsweep.files.checkpoints import WeightEntry
-from mxsweep.formats.mxformat import MXFormat
-from mxsweep.formats.recipe import Recipe, in_decoder_block
+from mxsweep.formats.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a recipe makes of a model.
+    """Count what a recipe makes of a model.
 
     Attributes:
         bits_per_weight: over the weights that it quantizes, scales included; None where it quantizes none.
@@ -25,30 +26,19 @@ class Footprint:
     simulated_bytes: int
 
 
-def footprint(entries: list[WeightEntry], recipe: Recipe, dtype_bits: int | None = None) -> Footprint:
-    """The footprint of a checkpoint under ``recipe``; ``dtype_bits`` where the run converts it, else its own."""
-    quantized = quantized_bits = simulated_bits = 0
-    stored: dict[tuple[str, MXFormat | None], int] = {}  # tied tensors once a format, as model/report.py counts them
-    for entry in entries:
-        fmt, plain = _weight_format(entry, recipe), entry.size * (dtype_bits or entry.bits)
-        bits = fmt.stored_bits(entry.shape) if fmt else plain
-        stored[entry.tied_to or entry.name, fmt] = bits
-        simulated_bits += plain * ((entry.tied_to is None) + (fmt is not None))
-        if fmt:
-            quantized += entry.size
-            quantized_bits += bits
-    per_weight = quantized_bits / quantized if quantized else None
-    return Footprint(per_weight, round(sum(stored.values()) / 8), round(simulated_bits / 8))
+def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
+    """Return the footprint of ``model``, loaded or on the meta device, under ``recipe``.
 
+    Raises:
+        ConfigError: as :func:`mxsweep.model.sites.find_sites`.
+    """
+    from mxsweep.model.quantization_report import Stored
+    from mxsweep.model.sites import find_sites
 
-def unmatched_patterns(entries: list[WeightEntry], recipe: Recipe) -> list[str]:
-    """The patterns of ``recipe.modules`` that match no weight of a checkpoint."""
-    names = [entry.name.removesuffix(".weight") for entry in entries if len(entry.shape) == 2]
-    return [pattern for pattern, _ in recipe.modules if not any(fnmatchcase(name, pattern) for name in names)]
-
-
-def _weight_format(entry: WeightEntry, recipe: Recipe) -> MXFormat | None:
-    name = entry.name.removesuffix(".weight")
-    if name == entry.name or len(entry.shape) != 2:  # a bias, or a norm's gain
-        return None
-    return recipe.formats_of(name, in_decoder_block(name)).weight
+    sites = find_sites(model, recipe)
+    quantized = [(site.operand, site.formats.weight) for site in sites if site.formats.weight is not None]
+    size = sum(operand.size for operand, _ in quantized)
+    bits = sum(fmt.stored_bits(operand.shape) for operand, fmt in quantized)
+    originals = sum(parameter.nbytes for parameter in model.parameters())
+    copies = sum(operand.weight.nbytes for operand, _ in quantized)
+    return Footprint(bits / size if size else None, round(Stored.of(model, sites).bits / 8), originals + copies)

@@ -1,4 +1,4 @@
-"""What a diagnostics pass sees of a quantized model: its inputs, keys and values, before and after.
+"""Statistics of the inputs, keys and values that a quantized model quantizes, gathered while it runs.
 
 Legend: B sequences of a batch, T tokens of its longest, C channels, H heads, D head_dim; N tokens of the batch that
 are measured. A batch is padded on the right, and what stands there must not enter any statistics.
@@ -9,16 +9,18 @@ Everything is gathered on the device and fetched once, at the end: the pass does
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
 
+from mxsweep.model.operands import Place
 from mxsweep.model.tensor_statistics import TensorStatistics
 from mxsweep.numerics import BlockStatistics, Measured, MXFormat, fetch_statistics, measure_blocks
 
 
 class Observer(Protocol):
-    """Told of a quantized tensor.
+    """Receive a tensor that was quantized.
 
     Args:
         kind: "activation", "key" or "value".
@@ -31,7 +33,7 @@ class Observer(Protocol):
 
 
 class TensorObserver:
-    """An :class:`Observer` that measures what quantizing did.
+    """Measure what quantizing did to each tensor, as an :class:`Observer`.
 
     Args:
         arithmetic: the run's.
@@ -44,7 +46,7 @@ class TensorObserver:
         self._measured: list[tuple[str, str, MXFormat, int, Measured]] = []
 
     def begin(self, shape: tuple[int, int], real: Tensor) -> None:
-        """A batch of ``shape`` (B, T) comes, of which the tokens at ``real`` (N,) in the flattened B T are measured."""
+        """Begin a batch of ``shape`` (B, T), of which the tokens at ``real`` (N,) in the flattened B T are measured."""
         self._shape, self._real = shape, real
 
     def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
@@ -68,18 +70,26 @@ class TensorObserver:
         )
         self._measured.append((kind, module, fmt, len(x), measured))
 
-    def statistics(self, examples: int) -> list[TensorStatistics]:
-        """Of each tensor over all batches, which were of so many examples, in the order in which they were seen."""
+    def statistics(self, examples: int, places: Mapping[str, Place]) -> list[TensorStatistics]:
+        """Return the statistics of each tensor over all batches, in the order in which tensors were seen.
+
+        Args:
+            examples: how many the batches were of.
+            places: where in the model each module is.
+        """
         seen: dict[tuple[str, str, MXFormat], list[tuple[int, BlockStatistics]]] = {}
         fetched = fetch_statistics([measured for *_, measured in self._measured])
         for (kind, module, fmt, tokens, _), statistics in zip(self._measured, fetched, strict=True):
             seen.setdefault((kind, module, fmt), []).append((tokens, statistics))
         return [
             TensorStatistics(
-                *key,
+                kind,
+                module,
+                places[module],
+                fmt,
                 BlockStatistics.pooled(item for _, item in items),
                 tokens=sum(tokens for tokens, _ in items),
                 examples=examples,
             )
-            for key, items in seen.items()
+            for (kind, module, fmt), items in seen.items()
         ]

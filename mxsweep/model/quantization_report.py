@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mxsweep.formats.recipe import Recipe, in_decoder_block
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.operands import Place
+from mxsweep.model.sites import Site
+from mxsweep.model.tensor_statistics import TensorStatistics
 from mxsweep.numerics import MXFormat
 
 if TYPE_CHECKING:
@@ -19,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One replaced module.
+    """Describe one replaced module.
 
     Attributes:
+        place: where in the model it is.
         bits: the width of the original dtype.
         statistics: of the weight's blocks, under the scales that rounding gives them.
         prepared: whether the weight was worked out beforehand, perhaps on other scales. Its signal and noise are its
@@ -29,6 +34,7 @@ class LayerReport:
     """
 
     name: str
+    place: Place
     weight: MXFormat | None
     activation: MXFormat | None
     shape: Sequence[int]
@@ -47,7 +53,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Stored:
-    """What storing a model takes.
+    """Count what storing a model takes.
 
     Attributes:
         parameters: each counted once, however many modules share it.
@@ -62,18 +68,20 @@ class Stored:
     block_weights_kept: int
 
     @staticmethod
-    def of(model: nn.Module, formats: Mapping[str, MXFormat | None]) -> Stored:
-        """Of ``model`` before anything is replaced; ``formats`` says what the weights of some modules become."""
+    def of(model: nn.Module, sites: Sequence[Site]) -> Stored:
+        """Count for ``model``, loaded or on the meta device, before anything is replaced at ``sites``."""
+        formats = {(site.name, id(site.operand.parameter)): site.formats.weight for site in sites}
+        blocks = decoder_blocks(model)
         numel: dict[int, int] = {}
         bits: dict[tuple[int, MXFormat | None], int] = {}
         block_weights = kept = 0
         for name, module in model.named_modules():
-            for own, parameter in module.named_parameters(recurse=False):
-                fmt = formats.get(name) if own == "weight" else None
+            for parameter in module.parameters(recurse=False):
+                fmt = formats.get((name, id(parameter)))
                 numel[id(parameter)] = parameter.numel()
                 plain = parameter.numel() * parameter.itemsize * 8
                 bits[id(parameter), fmt] = fmt.stored_bits(parameter.shape) if fmt else plain
-                if parameter.ndim > 1 and in_decoder_block(name):
+                if parameter.ndim > 1 and block_around(name, blocks) is not None:
                     block_weights += parameter.numel()
                     kept += 0 if fmt else parameter.numel()
         return Stored(sum(numel.values()), sum(bits.values()), block_weights, kept)
@@ -81,35 +89,42 @@ class Stored:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """Totals over the replaced modules.
+    """Sum up over the replaced modules.
 
     Attributes:
+        places: where each replaced module, and each attention module, is in the model.
         bits_per_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
-        waiting_bytes: of original weights that were moved to host memory because the GPU had no room for them.
+        offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
     """
 
     layers: tuple[LayerReport, ...]
     attention_modules: int
+    places: Mapping[str, Place]
     key: MXFormat | None
     value: MXFormat | None
     bits_per_weight: float
     stored: Stored
-    waiting_bytes: int = 0
+    offloaded_bytes: int = 0
 
     @staticmethod
     def of(
-        recipe: Recipe, layers: Sequence[LayerReport], attention: int, stored: Stored, waiting_bytes: int = 0
+        recipe: Recipe,
+        layers: Sequence[LayerReport],
+        attention: Mapping[str, Place],
+        stored: Stored,
+        offloaded_bytes: int = 0,
     ) -> QuantizationReport:
         weights = sum(layer.weights for layer in layers)
         return QuantizationReport(
             layers=tuple(layers),
-            attention_modules=attention,
+            attention_modules=len(attention),
+            places={layer.name: layer.place for layer in layers} | dict(attention),
             key=recipe.key,
             value=recipe.value,
             bits_per_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
             stored=stored,
-            waiting_bytes=waiting_bytes,
+            offloaded_bytes=offloaded_bytes,
         )
 
     @property
@@ -124,7 +139,7 @@ class QuantizationReport:
         return sum(getattr(layer.statistics, field) for layer in self.layers if layer.statistics is not None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record's ``diagnostics``."""
+        """Return what the record's ``diagnostics`` say."""
         statistics = [layer.statistics for layer in self.layers if layer.statistics is not None]
         return {
             "layers_replaced": len(self.layers),
@@ -135,7 +150,7 @@ class QuantizationReport:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
-            "originals_on_host_bytes": self.waiting_bytes,
+            "originals_on_host_bytes": self.offloaded_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,
             "weights_prepared": sum(layer.prepared for layer in self.layers),
@@ -149,7 +164,7 @@ class QuantizationReport:
         }
 
     def lines(self) -> list[str]:
-        """For a person: what was replaced, and what its scales ran into."""
+        """Return lines for a person: what was replaced, and what its scales ran into."""
         if not self.layers and not self.attention_modules:
             return ["Nothing is quantized: this is the baseline."]
         data, lines = self.as_dict(), []
@@ -176,15 +191,24 @@ class QuantizationReport:
                 f"clamped{span}{scales}; {data['weights_saturated'] / data['weights_quantized']:.2%} of weights "
                 f"saturated, {data['weights_flushed'] / data['weights_quantized']:.2%} became zero"
             )
-        if self.waiting_bytes:
+        if self.offloaded_bytes:
             lines.append(
-                f"The original weights ({self.waiting_bytes / 1e9:,.1f} GB) wait in host memory: the GPU has no room "
+                f"The original weights ({self.offloaded_bytes / 1e9:,.1f} GB) wait in host memory: the GPU has no room "
                 "for them beside the quantized ones"
             )
         if data["weight_blocks"] and self.stored.block_weights_kept:
             share = self.stored.block_weights_kept / self.stored.block_weights
             lines.append(f"{share:.1%} of the weights in the decoder blocks stay as they are")
         return lines
+
+
+def weight_statistics(layers: Sequence[LayerReport]) -> list[TensorStatistics]:
+    """Return the statistics of the weights that were quantized, in the model's order."""
+    return [
+        TensorStatistics("weight", layer.name, layer.place, layer.weight, layer.statistics)
+        for layer in layers
+        if layer.weight is not None and layer.statistics is not None
+    ]
 
 
 def _format_counts(layers: Sequence[LayerReport]) -> dict[str, int]:

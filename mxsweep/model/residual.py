@@ -24,7 +24,7 @@ An lm_head that was tied to the embedding becomes a matrix of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -34,15 +34,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.model.decoder import decoder_blocks
+from mxsweep.model.operands import Operand, find_operands
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError
 
 PIECE = 2**24  # elements of a weight that are worked on at once, in float32 or float64 beside it
-_READERS = {  # of a block's norms
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+_READERS = {  # of a block's norms, by role
+    "input_layernorm": ("q", "k", "v"),
+    "post_attention_layernorm": ("gate", "up"),
 }
-_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+_WRITERS = ("o", "down")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")  # of queries and keys, whose basis stays
 _NORM_TOLERANCE = 2**-5  # relative, for each channel: several roundings to bfloat16
 
@@ -51,7 +52,7 @@ _NORM_TOLERANCE = 2**-5  # relative, for each channel: several roundings to bflo
 def rotated_residual(model: PreTrainedModel) -> Iterator[None]:
     """Rotate the residual stream of ``model`` while the context lasts; afterwards it is bit for bit as before.
 
-    Enter it before :func:`mxsweep.model.linear.quantize_model` and leave it after. Parameters stay the same objects,
+    Enter it before :func:`mxsweep.model.quantize.quantize_model` and leave it after. Parameters stay the same objects,
     with other values, but for the weight of a tied lm_head, which has one of its own meanwhile. The original values
     wait in host memory.
 
@@ -79,24 +80,25 @@ class _Stream:
         """Raises ConfigError for a model whose stream is not known to be what this module's docstring says."""
         try:
             embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-            blocks = list(decoder_blocks(model).values())
+            blocks = decoder_blocks(model)
+            operands = {(operand.block, operand.role): operand for operand in find_operands(model).values()}
             readers: list[Any] = [
-                (block.get_submodule(norm), [block.get_submodule(layer) for layer in layers])
-                for block in blocks
-                for norm, layers in _READERS.items()
+                (block.get_submodule(norm), [_layer(operands, name, role) for role in roles])
+                for name, block in blocks.items()
+                for norm, roles in _READERS.items()
             ]
             readers.append((model.base_model.get_submodule("norm"), [head]))
-            writers = [block.get_submodule(layer) for block in blocks for layer in _WRITERS]
-        except AttributeError as error:
+            writers = [_layer(operands, name, role) for name in blocks for role in _WRITERS]
+        except (AttributeError, LookupError) as error:
             raise _refusal(model, f"in which something is missing ({error})") from None
         # As the types say, or a problem is found.
         stream = _Stream(
             cast(nn.Embedding, embedding),
             cast(nn.Linear, head),
-            [(norm, cast(list[nn.Linear], layers)) for norm, layers in readers],
-            cast(list[nn.Linear], writers),
+            readers,
+            writers,
         )
-        if problem := _problem(model, stream, blocks):
+        if problem := _problem(model, stream, list(blocks.values())):
             raise _refusal(model, problem)
         return stream
 
@@ -104,6 +106,14 @@ class _Stream:
     def layers(self) -> list[nn.Embedding | nn.Linear]:
         """All but the norms."""
         return [self.embedding, *(layer for _, layers in self.readers for layer in layers), *self.writers]
+
+
+def _layer(operands: Mapping[tuple[str | None, str], Operand], block: str, role: str) -> nn.Linear:
+    """Return the layer that has a role in a block; LookupError without one."""
+    operand = operands.get((block, role))
+    if operand is None:
+        raise LookupError(f"{block} has no {role}_proj")
+    return cast(nn.Linear, operand.module)
 
 
 def _refusal(model: nn.Module, problem: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""What became of every quantized tensor of a model, as rows of a table and pooled by kind. Plain data."""
+"""Statistics of every quantized tensor of a model, as rows of a table and pooled by kind of tensor. Plain data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.model.quantization_report import LayerReport
+from mxsweep.model.operands import Place
 from mxsweep.numerics import BlockStatistics, MXFormat
 
 KINDS = ("weight", "activation", "key", "value")
@@ -15,6 +15,8 @@ COLUMNS = {
     "kind": "string",
     "module": "string",
     "layer": "Int64",
+    "part": "string",
+    "role": "string",
     "format": "string",
     "elements": "int64",
     "blocks": "int64",
@@ -36,17 +38,19 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """What became of one tensor, or of all of a kind.
+    """Hold what quantizing one tensor did.
 
     Attributes:
         kind: one of KINDS.
         module: whose weight, input, keys or values it is; of several modules that read one tensor, the first.
+        place: where in the model that module is.
         tokens: tokens that the statistics are of; None for a weight.
         examples: that the tokens are from; None for a weight.
     """
 
     kind: str
     module: str
+    place: Place
     fmt: MXFormat
     statistics: BlockStatistics
     tokens: int | None = None
@@ -54,8 +58,8 @@ class TensorStatistics:
 
     @property
     def layer(self) -> int | None:
-        """The number of the decoder block; None outside of them."""
-        return next((int(part) for part in self.module.split(".") if part.isdigit()), None)
+        """The number of the decoder block; None outside the blocks."""
+        return self.place.layer
 
     @property
     def exponent_limit(self) -> int | None:
@@ -63,11 +67,13 @@ class TensorStatistics:
         return self.fmt.max_scale_exponent if self.fmt.scale == "e8m0" else None
 
     def row(self) -> dict[str, Any]:
-        """A row with the columns COLUMNS."""
+        """Return a row with the columns COLUMNS."""
         return {
             "kind": self.kind,
             "module": self.module,
             "layer": self.layer,
+            "part": self.place.part,
+            "role": self.place.role,
             "format": str(self.fmt),
             **_numbers(self.statistics),
             "exponent_limit": self.exponent_limit,
@@ -76,33 +82,24 @@ class TensorStatistics:
         }
 
 
-def weights_of(layers: Sequence[LayerReport]) -> list[TensorStatistics]:
-    """The weights that were quantized, in the model's order."""
-    return [
-        TensorStatistics("weight", layer.name, layer.weight, layer.statistics)
-        for layer in layers
-        if layer.weight is not None and layer.statistics is not None
-    ]
-
-
 def pooled_by_kind(tensors: Sequence[TensorStatistics]) -> dict[str, dict[str, Any]]:
-    """For the record: the numbers of each kind, over all layers. Sums are left out, which mean nothing to a reader.
+    """Return the numbers of each kind of tensor over all layers, without the sums, which mean nothing to a reader.
 
     ``tokens`` and ``examples`` are those that every tensor of the kind saw. ``exponent_limit`` is None where the
     tensors of a kind have different ones.
     """
-    found = {}
+    pooled = {}
     for kind in KINDS:
         of_kind = [tensor for tensor in tensors if tensor.kind == kind]
         if of_kind:
             numbers = _numbers(BlockStatistics.pooled(tensor.statistics for tensor in of_kind))
             limits = {tensor.exponent_limit for tensor in of_kind}
-            found[kind] = {name: value for name, value in numbers.items() if name not in ("signal", "noise")} | {
+            pooled[kind] = {name: value for name, value in numbers.items() if name not in ("signal", "noise")} | {
                 "exponent_limit": limits.pop() if len(limits) == 1 else None,
                 "examples": max((x.examples for x in of_kind if x.examples is not None), default=None),
                 "tokens": max((x.tokens for x in of_kind if x.tokens is not None), default=None),
             }
-    return found
+    return pooled
 
 
 def _numbers(statistics: BlockStatistics) -> dict[str, Any]:

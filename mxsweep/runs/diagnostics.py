@@ -19,10 +19,10 @@ from mxsweep.evaluate.diagnostic_sample import Sample, choose_samples
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.logit_distance import distance, keep_logits, kept_logits, read_logits
 from mxsweep.formats.recipe import Recipe
-from mxsweep.model.linear import observed
 from mxsweep.model.observer import TensorObserver
-from mxsweep.model.quantization_report import QuantizationReport
-from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind, weights_of
+from mxsweep.model.quantization_report import QuantizationReport, weight_statistics
+from mxsweep.model.quantize import observed
+from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ class Diagnostics:
 
     def read_quantized(self, model: PreTrainedModel, report: QuantizationReport, recipe: Recipe) -> None:
         """The first step, while ``model`` is quantized."""
-        self._tensors = weights_of(report.layers)
+        self._tensors = weight_statistics(report.layers)
         observer = TensorObserver(recipe.arithmetic)
         try:
             for sample in self._samples:
@@ -58,7 +58,7 @@ class Diagnostics:
             self.warnings.append(f"diagnostics: activations, keys and values were not measured: {error}")
             return
         examples = sum(sample.measured for sample in self._samples)
-        self._tensors += observer.statistics(examples)
+        self._tensors += observer.statistics(examples, report.places)
 
     def read_unquantized(self, model: PreTrainedModel) -> None:
         """The second step, when ``model`` is as it was before."""

@@ -13,8 +13,8 @@ from mxsweep.calibrate.prepare import Preparation, prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluate import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
-from mxsweep.model.linear import quantize_model
 from mxsweep.model.quantization_report import QuantizationReport
+from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.cuda import launch_count
 from mxsweep.runs.diagnostics import Diagnostics

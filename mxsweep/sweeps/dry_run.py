@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.files.checkpoints import read_inventory
 from mxsweep.formats.recipe import LinearFormats
-from mxsweep.model.footprint import footprint, unmatched_patterns
+from mxsweep.model.footprint import footprint
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
@@ -18,7 +18,8 @@ from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
-DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def dry_run_text(runs: Sequence[PlannedRun]) -> str:
@@ -44,10 +45,11 @@ def problem_of(run: PlannedRun) -> str | None:
     """Why a planned run would fail, as far as can be told without loading a model or a task; None if it can not."""
     if run.config is None:
         return run.error
-    entries = read_inventory(run.config.model.path)
-    unmatched = unmatched_patterns(entries, run.config.recipe) if entries else []
-    if unmatched:
-        return f"modules: the pattern {unmatched[0]!r} matches no weight of the model"
+    from mxsweep.model.meta import recipe_problem  # which takes seconds to import
+
+    model = _meta_model(run.config)
+    if model is not None and (problem := recipe_problem(model, run.config.recipe)):
+        return problem
     try:
         refuse_unavailable_backend(run.config)
     except ConfigError as error:
@@ -57,10 +59,12 @@ def problem_of(run: PlannedRun) -> str | None:
 
 def _row(number: int, config: RunConfig) -> dict[str, str]:
     recipe, size = config.recipe, config.format.block_size
-    entries = read_inventory(config.model.path)
+    from mxsweep.model.meta import recipe_problem
+
+    model = _meta_model(config)
     bits, stored, memory = "unknown", "unknown", "unknown"
-    if entries:
-        size_of = footprint(entries, recipe, DTYPE_BITS.get(config.model.dtype))
+    if model is not None and recipe_problem(model, recipe) is None:
+        size_of = footprint(model, recipe)
         bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
         stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
         if config.ptq.budget is not None and bits != "-":
@@ -83,6 +87,16 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "stored": stored,
         "in memory": memory,
     }
+
+
+def _meta_model(config: RunConfig) -> PreTrainedModel | None:
+    """Return the config's model without values; None where it is not in a folder or cannot be built."""
+    from mxsweep.model.meta import meta_model
+
+    model = config.model
+    return meta_model(
+        model.path, dtype=model.dtype, attention=model.attention, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _remedies(config: RunConfig) -> str:

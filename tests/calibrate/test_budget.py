@@ -21,8 +21,8 @@ from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.recipe import LinearFormats, Recipe
-from mxsweep.model.linear import quantize_model
 from mxsweep.model.load import load_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError

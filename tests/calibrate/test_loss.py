@@ -13,8 +13,8 @@ import torch
 from mxsweep.calibrate import loss as losses
 from mxsweep.calibrate.loss import Divergence, calibration_loss, measure_loss
 from mxsweep.formats.recipe import LinearFormats, Recipe
-from mxsweep.model.linear import quantize_model
 from mxsweep.model.load import load_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 

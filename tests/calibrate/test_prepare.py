@@ -12,7 +12,7 @@ import torch
 
 from mxsweep import compose, run
 from mxsweep.config.overrides import prepare
-from mxsweep.model.linear import quantize_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.runs.evaluator import load_configured
 from mxsweep.sweeps.plan import plan
 

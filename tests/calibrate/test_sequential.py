@@ -15,8 +15,9 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.sequential import Solved, solve_weights
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
 from mxsweep.forward.batches import batches_of
-from mxsweep.model.linear import MXLinear, quantize_model
+from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent

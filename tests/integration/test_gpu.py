@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
-from mxsweep.model import linear as layers
+from mxsweep.model import offload
 from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, quantize
 from mxsweep.numerics.kernels.cuda import launch_count
 from mxsweep.numerics.philox import uniform_at
@@ -264,7 +264,7 @@ def test_original_weights_wait_in_host_memory_where_the_gpu_has_no_room(monkeypa
         beside = model(tokens).logits
     torch.cuda.synchronize()
     allocated = torch.cuda.memory_allocated()
-    monkeypatch.setattr(layers, "_memory", lambda device: (weights / 2, 1e6))
+    monkeypatch.setattr(offload, "_memory", lambda device: (weights / 2, 1e6))
     with torch.no_grad(), quantize_model(model, recipe) as report:
         assert report.as_dict()["originals_on_host_bytes"] == weights
         assert torch.cuda.memory_allocated() < allocated + weights / 10

@@ -20,8 +20,8 @@ from mxsweep.calibrate.loss import Divergence, Shift
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
 from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, measure, parts_of
 from mxsweep.measure.sensitivity_table import text
-from mxsweep.model.linear import quantize_model
 from mxsweep.model.load import load_model
+from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.report.figures.sensitivity_heat_map import draw
 from mxsweep.sensitivity import main

@@ -37,7 +37,8 @@ from mxsweep.formats.recipe import KVOptions, Rotation
 from mxsweep.model import kv
 from mxsweep.model.attention import quantized_attention
 from mxsweep.model.kv import key_factors
-from mxsweep.model.linear import observed, stochastic_key
+from mxsweep.model.linear import stochastic_key
+from mxsweep.model.quantize import observed
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from mxsweep import LinearFormats, Recipe, quantize_model
-from mxsweep.model import linear as layers
+from mxsweep.model import linear, offload, quantized_weights
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.numerics import MXFormat, quantize
@@ -115,12 +115,12 @@ def test_eager_and_sdpa_agree(stage: str) -> None:
 
 def test_a_linear_layer_computes_what_the_definition_says() -> None:
     model = build()
-    linear = model.model.layers[0].mlp.gate_proj
+    gate = model.model.layers[0].mlp.gate_proj
     x = torch.randn(3, 5, 64)
     with quantize_model(model, W4A6):
         inside = model.model.layers[0].mlp.gate_proj
-        assert inside.weight is linear.weight
-        assert torch.equal(inside(x), F.linear(quantize(x, A), quantize(linear.weight, W), linear.bias))
+        assert inside.weight is gate.weight
+        assert torch.equal(inside(x), F.linear(quantize(x, A), quantize(gate.weight, W), gate.bias))
 
 
 def test_keys_and_values_are_quantized_along_head_dim() -> None:
@@ -152,7 +152,8 @@ def test_keys_and_values_are_quantized_along_head_dim() -> None:
 
 def test_projections_that_read_one_tensor_quantize_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(layers, "quantize", lambda x, *a, **k: calls.append(x.shape) or quantize(x, *a, **k))
+    for module in (linear, quantized_weights):
+        monkeypatch.setattr(module, "quantize", lambda x, *a, **k: calls.append(x.shape) or quantize(x, *a, **k))
     model = build()
     with quantize_model(model, W4A6):
         assert len(calls) == 14  # the weights, once
@@ -249,11 +250,13 @@ def test_weights_without_room_beside_their_copies_wait_elsewhere(monkeypatch: py
     model = build(tie_word_embeddings=True)
     model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj  # two names, as some architectures have it
     moved = []
-    monkeypatch.setattr(layers._Waiting, "send_to_host", lambda self, module: moved.append(id(module) in self._modules))
+    monkeypatch.setattr(
+        offload.OffloadedWeights, "send_to_host", lambda self, parameter: moved.append(id(parameter) in self._leaving)
+    )
     recipe = Recipe(linear=LinearFormats(W, A), modules=(("lm_head", LinearFormats(W)),))
     for room, waiting in ((1e12, 0), (0.0, 2 * 7 - 2)):
         moved.clear()
-        monkeypatch.setattr(layers, "_memory", lambda device, room=room: (room, 1e6))
+        monkeypatch.setattr(offload, "_memory", lambda device, room=room: (room, 1e6))
         with quantize_model(model, recipe) as report:
             assert len(moved) == len(report.layers) == 2 * 7 + 1  # lm_head, whose weight is the embedding's, stays
             assert sum(moved) == waiting
@@ -266,7 +269,7 @@ def test_a_weight_that_cannot_come_back_leaves_no_mx_layer_behind(monkeypatch: p
     def fail(self: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(layers._Waiting, "bring_back", fail)
+    monkeypatch.setattr(offload.OffloadedWeights, "bring_back", fail)
     with pytest.raises(torch.OutOfMemoryError), quantize_model(model, W4A6):
         pass
     assert [type(module) for module in model.modules()] == before

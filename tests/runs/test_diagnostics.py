@@ -28,10 +28,11 @@ from mxsweep.evaluate.evaluate import make_lm
 from mxsweep.evaluate.logit_distance import distance, keep_logits, kept_logits, read_logits
 from mxsweep.evaluate.stories import stories as made_stories
 from mxsweep.evaluate.tasks import load_tasks
-from mxsweep.model.linear import observed
 from mxsweep.model.load import LoadedModel, load_model
 from mxsweep.model.observer import TensorObserver
-from mxsweep.model.tensor_statistics import COLUMNS, pooled_by_kind, weights_of
+from mxsweep.model.quantization_report import weight_statistics
+from mxsweep.model.quantize import observed
+from mxsweep.model.tensor_statistics import COLUMNS, pooled_by_kind
 from mxsweep.numerics import (
     BlockStatistics,
     MXFormat,
@@ -131,9 +132,9 @@ def test_every_tensor_is_measured_over_its_real_tokens_alone(tiny: LoadedModel) 
         seen.append((kind, module, x.clone(), y.clone()))
         observer(kind, module, x, fmt, y)
 
-    with quantize_model(tiny.model, recipe), observed(tiny.model, both):
+    with quantize_model(tiny.model, recipe) as report, observed(tiny.model, both):
         read_logits(tiny.model, sample, observer.begin)
-    found = {(tensor.kind, tensor.module): tensor for tensor in observer.statistics(12)}
+    found = {(tensor.kind, tensor.module): tensor for tensor in observer.statistics(12, report.places)}
     assert len(found) == len(seen) == 18
     longest_first = sorted(lengths, reverse=True)
     for kind, module, x, y in seen:
@@ -499,7 +500,7 @@ def test_hashes_differ() -> None:
 def test_weights_of_a_layer_that_stays_as_it_is_are_no_rows(tiny: LoadedModel) -> None:
     recipe = compose(["modules={*.q_proj: {weight: none, activation: int8}}"]).recipe
     with quantize_model(tiny.model, recipe, compare_exact=True) as report:
-        tensors = weights_of(report.layers)
+        tensors = weight_statistics(report.layers)
     assert len(tensors) == 18 and not any("q_proj" in tensor.module for tensor in tensors)
     assert pooled_by_kind(tensors)["weight"]["unlike_exact"] is not None
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
 from mxsweep.evaluate.stories import stories
-from mxsweep.files.checkpoints import model_folder, read_inventory
-from mxsweep.model.footprint import footprint, unmatched_patterns
+from mxsweep.files.checkpoints import model_folder
+from mxsweep.model.footprint import footprint
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
+from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.results.record import read_record
 from mxsweep.runs.new_record import summarize_record
 
@@ -249,15 +250,17 @@ def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch:
 )
 def test_what_a_plan_says_of_bits_is_what_the_run_records(overrides: list[str]) -> None:
     config = compose([*overrides, "limit=2", "model.device=cpu"])
-    entries = read_inventory("embedded")
-    assert entries is not None
-    planned, recorded = footprint(entries, config.recipe), run(config)["diagnostics"]
+    model = meta_model("embedded")
+    assert model is not None
+    planned, recorded = footprint(model, config.recipe), run(config)["diagnostics"]
     assert planned.bits_per_weight == pytest.approx(recorded["bits_per_weight"])
     assert planned.stored_bytes == recorded["parameter_bytes"]
     assert recorded["bits_per_parameter"] == pytest.approx(8 * planned.stored_bytes / 515_968, rel=1e-5)
 
 
-def test_patterns_are_matched_against_a_checkpoint_without_loading_it() -> None:
-    entries = read_inventory("embedded") or []
-    recipe = compose(["modules={lm_head: int8, '*.q_proj': none, lm_hed: int8}"]).recipe
-    assert unmatched_patterns(entries, recipe) == ["lm_hed"]
+def test_patterns_are_matched_against_a_model_without_loading_it() -> None:
+    model = meta_model("embedded")
+    assert model is not None and all(parameter.is_meta for parameter in model.parameters())
+    assert recipe_problem(model, compose(["modules={lm_head: int8, '*.q_proj': none}"]).recipe) is None
+    problem = recipe_problem(model, compose(["modules={lm_head: int8, '*.q_proj': none, lm_hed: int8}"]).recipe)
+    assert problem is not None and "the pattern 'lm_hed' matches no linear layer or embedding of Llama" in problem

@@ -1,0 +1,76 @@
+"""The model that a folder holds, on the meta device: every module and shape, and no values.
+
+A plan is checked with it, and bits and bytes are counted, before anything is loaded: with the operands that the run
+will find, since it is the same model. Building one takes milliseconds, importing torch and transformers seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mxsweep.files.checkpoints import model_folder, model_stamps, read_inventory
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.sites import find_sites
+from mxsweep.terminal.errors import ConfigError
+
+
+def meta_model(
+    path: str, *, dtype: str = "auto", attention: str = "sdpa", trust_remote_code: bool = False
+) -> PreTrainedModel | None:
+    """Return the model of a folder on the meta device, as :func:`mxsweep.model.load.load_model` would load it.
+
+    Args:
+        path: a folder, or "embedded".
+        dtype, attention, trust_remote_code: as for ``load_model``.
+
+    Returns:
+        The model; None for a name on the hub, and for a folder whose model is stored in a format of weights of its own,
+        or cannot be built. The same call again returns the same object, unless the folder's files changed.
+    """
+    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))
+
+
+def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
+    """Return why ``recipe`` cannot be put into ``model``, as far as its operands say; None if nothing is in the way."""
+    try:
+        find_sites(model, recipe)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=8)
+def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any) -> PreTrainedModel | None:
+    folder = model_folder(path)
+    if folder is None:
+        return None
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)  # loading the model says what is wrong with it
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        if getattr(config, "quantization_config", None) is not None:
+            return None  # whose layers transformers replaces while loading
+        asked = config.dtype or _stored_dtype(path) if dtype == "auto" else getattr(torch, dtype)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=asked, attn_implementation=attention, trust_remote_code=trust
+            )
+    except Exception:
+        # Whatever a configuration makes of a model class's constructor: loading the model says what is wrong with it.
+        return None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    model.tie_weights()
+    return model.eval()
+
+
+def _stored_dtype(path: str) -> torch.dtype:
+    """Return a dtype of the width that the weights of a folder have whose configuration names none."""
+    widths = {entry.bits for entry in read_inventory(path) or []}
+    return torch.bfloat16 if widths == {16} else torch.float32

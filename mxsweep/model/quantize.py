@@ -1,0 +1,112 @@
+"""A recipe put into a model, and taken out again.
+
+While it is in, each operand that the recipe changes is multiplied by an MX layer that stands in for its module, and
+attention reads quantized keys and values. Originals are kept and never changed, so that taking the recipe out is exact.
+Where a GPU has no room for both, the original weights wait in host memory meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
+from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
+from mxsweep.model.observer import Observer
+from mxsweep.model.offload import OffloadedWeights, parameters_without_room
+from mxsweep.model.operands import find_places
+from mxsweep.model.quantization_report import QuantizationReport, Stored
+from mxsweep.model.quantized_weights import layer_reports, quantize_weight
+from mxsweep.model.sites import Site, find_sites
+from mxsweep.numerics import Measured
+
+NOTHING_PREPARED = Prepared()
+
+
+@contextmanager
+def quantize_model(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    prepared: Prepared = NOTHING_PREPARED,
+    compare_exact: bool = False,
+    keep_weights: bool = False,
+) -> Iterator[QuantizationReport]:
+    """Put ``recipe`` into ``model`` while the context lasts; afterwards the model is bit for bit as before.
+
+    For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
+
+    Args:
+        model: a Hugging Face causal language model whose projections are ``nn.Linear``.
+        recipe: what each kind of tensor becomes.
+        prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
+        keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
+        compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
+
+    Yields:
+        What was replaced, with the block statistics of every quantized weight.
+
+    Raises:
+        ConfigError: a pattern of ``recipe.modules`` that matches nothing, a model without linear layers in its
+            blocks, weights that were offloaded, or attention whose keys and values cannot be reached.
+    """
+    sites = find_sites(model, recipe)
+    stored = Stored.of(model, sites)
+    inputs = InputQuantizer(recipe)
+    measured: list[Measured | None] = []
+    offloaded = OffloadedWeights(parameters_without_room(model, sites))
+    with quantized_attention(
+        model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
+    ) as attention:
+        try:
+            for site in sites:
+                if keep_weights:
+                    weight_mx, statistics = site.weight(), None
+                else:
+                    weight_mx, statistics = quantize_weight(
+                        site, recipe, compare_exact, prepared.weights.get(site.name)
+                    )
+                _put(model, site.name, _replacement(site, weight_mx, inputs))
+                offloaded.send_to_host(site.operand.parameter)
+                measured.append(statistics)
+            layers = layer_reports(sites, measured, prepared.weights)
+            yield QuantizationReport.of(recipe, layers, find_places(model, attention), stored, offloaded.bytes)
+        finally:
+            inputs.forget()
+            for site in sites:
+                _put(model, site.name, site.operand.module)
+            offloaded.bring_back()  # the replacements are freed by now
+
+
+def _replacement(site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:
+    module = site.operand.module
+    if isinstance(module, nn.Linear):
+        rotated = site.rotation_block is not None
+        return MXLinear(module, site.name, weight_mx, site.formats.activation, inputs, rotated)
+    return nn.Embedding.from_pretrained(weight_mx, padding_idx=module.padding_idx).train(module.training)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+@contextmanager
+def observed(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
+    """Tell ``observer`` of every input, key and value that a quantized model quantizes, while the context lasts."""
+    quantizers: list[InputQuantizer | KVQuantizer] = []
+    for module in model.modules():
+        quantizer = module.inputs if isinstance(module, MXLinear) else getattr(module, STATE, None)
+        if isinstance(quantizer, InputQuantizer | KVQuantizer):
+            quantizers.append(quantizer)
+    try:
+        for quantizer in quantizers:
+            quantizer.observer = observer
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observer = None

@@ -1,0 +1,88 @@
+"""The weights of a recipe's sites, quantized and measured.
+
+Legend: W (N, C) the matrix of an operand, in the basis in which it is quantized, along C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.linear import stochastic_key
+from mxsweep.model.quantization_report import LayerReport
+from mxsweep.model.sites import Site, find_sites
+from mxsweep.numerics import Measured, fetch_statistics, measure_blocks, quantize
+from mxsweep.terminal.errors import ConfigError
+
+
+def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]:
+    """Measure what ``recipe`` does to the weights of ``model``, also against exact arithmetic; nothing is replaced.
+
+    Only one quantized weight is in memory at a time.
+
+    Raises:
+        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`.
+    """
+    sites = find_sites(model, recipe)
+    return layer_reports(sites, [quantize_weight(site, recipe, compare_exact=True)[1] for site in sites])
+
+
+def quantize_weight(
+    site: Site, recipe: Recipe, compare_exact: bool, prepared: Tensor | None = None
+) -> tuple[Tensor, Measured | None]:
+    """Return the weight that stands in for a site's, and its block statistics (None where it stays as it is).
+
+    Args:
+        prepared: the quantized weight that a weight method chose; None to round to nearest.
+    """
+    if site.operand.weight.device.type == "meta":
+        raise ConfigError(
+            f"model.device_map: {site.name} was offloaded from the GPUs, where its weight cannot be quantized; "
+            "use more or larger GPUs, or model.device=cpu"
+        )
+    weight, fmt = site.weight(), site.formats.weight
+    if fmt is None:
+        return weight, None
+    if prepared is not None:
+        weight_mx = prepared.to(weight.device, weight.dtype)
+    else:
+        weight_mx = quantize(
+            weight,
+            fmt,
+            axis=-1,
+            backend=recipe.backend,
+            arithmetic=recipe.arithmetic,
+            generator=stochastic_key(recipe.seed, f"{site.name}.weight") if fmt.rounding == "stochastic" else None,
+        )
+    measured = measure_blocks(
+        weight, fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx, compare_exact=compare_exact
+    )
+    return weight_mx, measured
+
+
+def layer_reports(
+    sites: Sequence[Site], measured: Sequence[Measured | None], prepared: Collection[str] = ()
+) -> list[LayerReport]:
+    """Return a report for each site, fetching all statistics from the device at once.
+
+    Args:
+        measured: of each site's weight, from :func:`quantize_weight`.
+        prepared: the names of the sites whose weights a weight method chose.
+    """
+    fetched = iter(fetch_statistics([item for item in measured if item is not None]))
+    return [
+        LayerReport(
+            site.name,
+            site.operand.place,
+            site.formats.weight,
+            site.formats.activation,
+            site.operand.shape,
+            site.operand.bits,
+            None if item is None else next(fetched),
+            site.name in prepared,
+        )
+        for site, item in zip(sites, measured, strict=True)
+    ]

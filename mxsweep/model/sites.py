@@ -1,0 +1,92 @@
+"""The places in a model that a recipe changes: each operand that gets a format, with the format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe
+from mxsweep.model.linear import MXLinear
+from mxsweep.model.operands import Operand, find_operands
+from mxsweep.numerics.hadamard import hadamard
+from mxsweep.terminal.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Site:
+    """Hold an operand, what its tensors become, and the order of its rotation (None for none)."""
+
+    operand: Operand
+    formats: LinearFormats
+    rotation_block: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The operand's."""
+        return self.operand.name
+
+    def weight(self) -> Tensor:
+        """Return the matrix (N, C) in the basis in which it is quantized."""
+        weight = self.operand.weight
+        return weight if self.rotation_block is None else hadamard(weight, self.rotation_block)
+
+
+def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
+    """Return the operands that ``recipe`` changes, in the model's order.
+
+    Args:
+        model: unquantized, loaded or on the meta device.
+
+    Raises:
+        ConfigError: a pattern of ``recipe.modules`` that matches nothing, a rotation of products that the model does
+            not have, a module that is to be quantized and has no MX layer, or a model without linear layers in its
+            decoder blocks.
+        RuntimeError: the model is quantized.
+    """
+    if any(isinstance(module, MXLinear) for module in model.modules()):
+        raise RuntimeError(f"this {type(model).__name__} holds MX layers already; leave the context that put them in")
+    operands = find_operands(model)
+    _check_patterns(model, recipe, operands)
+    sites = []
+    for operand in operands.values():
+        formats = recipe.formats_of(operand.name, operand.is_linear and operand.block is not None)
+        if not operand.is_linear and formats.weight is not None:
+            formats = LinearFormats(weight=formats.weight)  # an embedding's input is token ids
+        if formats == LinearFormats():
+            continue
+        if not operand.is_replaceable:
+            raise ConfigError(
+                f"modules: {operand.name} is a {type(operand.module).__name__}, for which there is no MX layer; "
+                f"leave it as it is with modules={{{operand.name}: none}}"
+            )
+        rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
+        sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
+    _check_rotation(model, recipe, operands)
+    if not sites and recipe.linear != LinearFormats():
+        raise ConfigError(
+            f"format: {type(model).__name__} has no torch.nn.Linear in its decoder blocks to quantize; allowed: none"
+        )
+    return sites
+
+
+def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
+    for pattern, _ in recipe.modules:
+        if not any(fnmatchcase(name, pattern) for name in operands):
+            raise ConfigError(
+                f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "
+                f"names look like {', '.join(list(operands)[1:4])}"
+            )
+
+
+def _check_rotation(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
+    roles = {operand.role for operand in operands.values()}
+    for matmul in recipe.rotation.matmuls if recipe.rotation else ():
+        if matmul != QUERY_KEY and matmul not in roles:
+            allowed = [role for role in LINEAR_MATMULS if role in roles]
+            raise ConfigError(
+                f"rotation.matmuls: {matmul!r} is no linear layer of {type(model).__name__}; allowed: "
+                f"{', '.join([*allowed, QUERY_KEY])}"
+            )
