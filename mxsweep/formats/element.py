@@ -97,14 +97,19 @@ class ElementFormat(ABC):
         """The smallest positive value; without mantissa bits there are no subnormals and it is the smallest normal."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
+    @property
+    def codes(self) -> int:
+        """How many codes there are."""
+        return int(2**self.bits)
+
     def decode(self, code: int) -> float:
         """Return the value of one code; NaN for a code that is never written.
 
         Raises:
             ValueError: the code does not fit into `bits`.
         """
-        if not 0 <= code < 2**self.bits:
-            raise ValueError(f"code: {code!r} is not a code of {self.name}; allowed: 0 to {2**self.bits - 1}")
+        if not 0 <= code < self.codes:
+            raise ValueError(f"code: {code!r} is not a code of {self.name}; allowed: 0 to {self.codes - 1}")
         return self._decode(code)
 
     @abstractmethod
@@ -112,7 +117,7 @@ class ElementFormat(ABC):
 
     def values(self) -> tuple[float, ...]:
         """Return every finite value, ascending, zero once."""
-        return tuple(sorted({v for v in map(self.decode, range(2**self.bits)) if math.isfinite(v)}))
+        return tuple(sorted({v for v in map(self.decode, range(self.codes)) if math.isfinite(v)}))
 
 
 @dataclass(frozen=True)

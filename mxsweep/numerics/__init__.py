@@ -35,9 +35,13 @@ if TYPE_CHECKING:
         sqnr_db,
     )
     from mxsweep.numerics.dispatch import quantize
+    from mxsweep.numerics.encoding import Encoded, decode, encode
 
 _LAZY = {
     "quantize": "mxsweep.numerics.dispatch",
+    "Encoded": "mxsweep.numerics.encoding",
+    "decode": "mxsweep.numerics.encoding",
+    "encode": "mxsweep.numerics.encoding",
     "BlockStatistics": "mxsweep.numerics.block_measures",
     "Measured": "mxsweep.numerics.block_measures",
     "block_statistics": "mxsweep.numerics.block_measures",
@@ -57,11 +61,14 @@ __all__ = [
     "BackendUnavailable",
     "BlockStatistics",
     "ElementFormat",
+    "Encoded",
     "MXFormat",
     "Measured",
     "ScaleFormat",
     "backend_problem",
     "block_statistics",
+    "decode",
+    "encode",
     "fetch_statistics",
     "measure_blocks",
     "microxcaling_problem",

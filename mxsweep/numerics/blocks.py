@@ -35,10 +35,12 @@ class Region:
     Attributes:
         index: the slice of each dimension.
         splits: (dimension, number of blocks, block length) for each blocked dimension, ascending.
+        blocks: the slice of each dimension of a tensor of `blocks_shape`.
     """
 
     index: tuple[slice, ...]
     splits: tuple[tuple[int, int, int], ...]
+    blocks: tuple[slice, ...]
 
     @property
     def block_dims(self) -> tuple[int, ...]:
@@ -46,11 +48,20 @@ class Region:
         return tuple(dim + 1 + position for position, (dim, _, _) in enumerate(self.splits))
 
     def view(self, x: Tensor) -> Tensor:
-        """The region of `x` with every blocked dimension split in two; shares memory with `x`."""
+        """Return the region of `x` with every blocked dimension split in two; shares memory with `x`."""
         x = x[self.index]
         for dim, blocks, length in reversed(self.splits):
             x = x.unflatten(dim, (blocks, length))
         return x
+
+    def view_per_block(self, values: Tensor) -> Tensor:
+        """Return the region's part of a tensor of `blocks_shape`, shaped to broadcast over `view`'s results; shares
+        memory with `values`.
+        """
+        values = values[self.blocks]
+        for dim, _, _ in reversed(self.splits):
+            values = values.unsqueeze(dim + 1)
+        return values
 
 
 def block_axes(ndim: int, block_size: BlockSize, axis: int) -> tuple[int, ...]:
@@ -74,27 +85,41 @@ def block_axes(ndim: int, block_size: BlockSize, axis: int) -> tuple[int, ...]:
     return (ndim - 2, ndim - 1)
 
 
+def blocks_shape(shape: Sequence[int], block_size: BlockSize, axis: int) -> tuple[int, ...]:
+    """Return the shape of a tensor with one value for each block of a tensor of `shape`: blocked dimensions are as long
+    as they have blocks, the shorter last one included.
+    """
+    lengths = list(shape)
+    for dim, size in zip(block_axes(len(shape), block_size, axis), _sizes(block_size), strict=True):
+        lengths[dim] = -(-shape[dim] // (size or shape[dim] or 1))
+    return tuple(lengths)
+
+
 def block_regions(shape: Sequence[int], block_size: BlockSize, axis: int) -> list[Region]:
-    """The regions that together hold every element of a non-empty tensor of `shape` once."""
+    """Return the regions that together hold every element of a non-empty tensor of `shape` once."""
     dims = block_axes(len(shape), block_size, axis)
-    sizes = (block_size,) if isinstance(block_size, int) else block_size
-    choices = [_runs(shape[dim], size or shape[dim]) for dim, size in zip(dims, sizes, strict=True)]
+    choices = [_runs(shape[dim], size or shape[dim]) for dim, size in zip(dims, _sizes(block_size), strict=True)]
     regions = []
     for runs in product(*choices):
-        index = [slice(None)] * len(shape)
+        index, in_blocks = [slice(None)] * len(shape), [slice(None)] * len(shape)
         splits = []
-        for dim, (start, blocks, length) in zip(dims, runs, strict=True):
-            index[dim] = slice(start, start + blocks * length)
+        for dim, (first, blocks, size, length) in zip(dims, runs, strict=True):
+            index[dim] = slice(first * size, first * size + blocks * length)
+            in_blocks[dim] = slice(first, first + blocks)
             splits.append((dim, blocks, length))
-        regions.append(Region(tuple(index), tuple(splits)))
+        regions.append(Region(tuple(index), tuple(splits), tuple(in_blocks)))
     return regions
 
 
-def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
-    """(start, number of blocks, block length) of the whole blocks and of the shorter one at the end."""
+def _sizes(block_size: BlockSize) -> tuple[int, ...]:
+    return (block_size,) if isinstance(block_size, int) else block_size
+
+
+def _runs(length: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Return (first block, number of blocks, block size, their length) of whole blocks and of the shorter last one."""
     whole, rest = divmod(length, size)
-    runs = [(0, whole, size), (whole * size, 1, rest)]
-    return [run for run in runs if run[1] and run[2]]
+    runs = [(0, whole, size, size), (whole, 1, size, rest)]
+    return [run for run in runs if run[1] and run[3]]
 
 
 def pieces(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.philox import uniform
 from mxsweep.numerics.reference.rounding import round_exact, round_native
-from mxsweep.numerics.reference.scales import exact_scale, native_scale, tensor_scale_of
+from mxsweep.numerics.reference.scales import divisor, native_scale, stored_scale, tensor_scale_of
 
 _BFLOAT16_LARGEST = torch.finfo(torch.bfloat16).max
 
@@ -77,16 +78,25 @@ def quantize_torch(
 def elementwise_inputs(
     x: Tensor, fmt: MXFormat, key: int | None, tensor_dims: Sequence[int] | None, example_dims: int
 ) -> list[Tensor]:
-    """What an element needs beside x, expanded to x's shape: its random number, then its per-tensor scale g."""
+    """Return what an element needs beside x, expanded to x's shape: its random number, then its per-tensor scale g."""
     inputs = []
     if key is not None:
-        example = x.shape[example_dims:]
-        inputs.append(uniform(key, math.prod(example), x.device).view(example).expand(x.shape))
+        inputs.append(random_numbers(x, key, example_dims))
     if fmt.tensor_scale:
-        dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
-        amax = x.abs().amax(dims, keepdim=True).to(torch.float32)
-        inputs.append(tensor_scale_of(amax, fmt).expand(x.shape))
+        inputs.append(tensor_scale_over(x, fmt, tensor_dims).expand(x.shape))
     return inputs
+
+
+def random_numbers(x: Tensor, key: int, example_dims: int) -> Tensor:
+    """Return each element's random number for stochastic rounding, float32 of x's shape; alike in every example."""
+    example = x.shape[example_dims:]
+    return uniform(key, math.prod(example), x.device).view(example).expand(x.shape)
+
+
+def tensor_scale_over(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> Tensor:
+    """Return the per-tensor scale g, float32, of x's shape but 1 long in `tensor_dims` (None: in all)."""
+    dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
+    return tensor_scale_of(x.abs().amax(dims, keepdim=True).to(torch.float32), fmt)
 
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
@@ -102,13 +112,43 @@ def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXF
 
 
 def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> None:
-    """Writes to y [..., k, b, ...] what x [..., k, b, ...] becomes in exact arithmetic."""
+    """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in exact arithmetic."""
+    blocks = round_blocks(x, block_dims, fmt, beside)
+    y.copy_(restore(blocks.q, blocks.scale, blocks.midpoint))
+
+
+class RoundedBlocks(NamedTuple):
+    """Blocks in exact arithmetic, all float32: values of the format's grids, not yet codes.
+
+    Attributes:
+        q: [..., k, b, ...], values of the element format, or NaN where the block has no scale.
+        stored: [..., k, 1, ...], what the scale format holds.
+        scale: [..., k, 1, ...], what elements are divided by; `stored` but for a per-tensor scale.
+        midpoint: [..., k, 1, ...], values of bfloat16; None for a symmetric format.
+    """
+
+    q: Tensor
+    stored: Tensor
+    scale: Tensor
+    midpoint: Tensor | None
+
+
+def round_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> RoundedBlocks:
+    """Round x [..., k, b, ...] in exact arithmetic; `beside` is `elementwise_inputs` in the same shape."""
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
-    scale = exact_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, beside))
+    g = tensor_scale_per_block(block_dims, fmt, beside)
+    stored = stored_scale(amax, fmt, g)
+    scale = divisor(stored, g)
     random = beside[0] if fmt.rounding == "stochastic" else None
-    q = round_exact(centered / scale, fmt.element_format, fmt.rounding, random)
+    return RoundedBlocks(
+        round_exact(centered / scale, fmt.element_format, fmt.rounding, random), stored, scale, midpoint
+    )
+
+
+def restore(q: Tensor, scale: Tensor, midpoint: Tensor | None) -> Tensor:
+    """Return q * s + m, each operation rounded to float32, in q's memory: what blocks are read back as."""
     q.mul_(scale)
-    y.copy_(q if midpoint is None else q.add_(midpoint))
+    return q if midpoint is None else q.add_(midpoint)
 
 
 def center_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -85,15 +85,24 @@ def exact_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None)
         amax: float32, not negative.
         tensor_scale: g of the per-tensor scale, float32, broadcastable to amax; where `fmt` has one.
     """
-    if fmt.scale == "e8m0":
-        return power_of_two(held_exponent(exact_exponent(amax, fmt), fmt))
+    return divisor(stored_scale(amax, fmt, tensor_scale), tensor_scale)
+
+
+def stored_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None) -> Tensor:
+    """Return what the scale format holds for a block: float32, positive or NaN. Arguments are as for `exact_scale`."""
     scale = fmt.scale_format
+    if scale.is_power_of_two:
+        return power_of_two(held_exponent(exact_exponent(amax, fmt), fmt))
     wanted = wanted_scale(amax, fmt, tensor_scale)
     held = wanted.clamp(scale.smallest_subnormal, scale.largest)
-    if fmt.scale != "fp32":
+    if not scale.is_float32:
         held = round_exact(held, scale, "even")
-    held = held.masked_fill_(~amax.isfinite(), torch.nan)
-    return held if tensor_scale is None else held / tensor_scale
+    return held.masked_fill_(~amax.isfinite(), torch.nan)
+
+
+def divisor(stored: Tensor, tensor_scale: Tensor | None) -> Tensor:
+    """Return what a block's elements are divided by, given what its scale is stored as: t = s / g, or s without g."""
+    return stored if tensor_scale is None else stored / tensor_scale
 
 
 def wanted_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None) -> Tensor:

@@ -1,0 +1,160 @@
+"""`encode` and `decode`: a tensor as the codes that a checkpoint or a tensor core holds, and back.
+
+`quantize` in exact arithmetic is `decode(encode(x))`, bit for bit, without making the codes in between: both round with
+`round_blocks` and read back with `restore` (reference/definition.py), and a value on a format's grid survives its code
+(reference/codes.py). What a code cannot say:
+
+* NaN of an element: it is its block's scale that is NaN, and the element's code is 0.
+* The sign of an integer's zero. `quantize` keeps it, two's complement has no place for it, so it stands in
+  `Encoded.negative_zeros`. Where that is left out, as in a file, values stay equal and such zeros become positive.
+* What is beyond x's dtype: the product of a code and its scale is rounded to `Encoded.dtype`, where it may be Inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.blocks import Region, block_regions, blocks_shape, pieces
+from mxsweep.numerics.dispatch import check_arguments
+from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.reference.codes import (
+    code_dtype,
+    element_codes,
+    element_values,
+    has_negative_zero,
+    scale_codes,
+    scale_values,
+)
+from mxsweep.numerics.reference.definition import (
+    random_numbers,
+    restore,
+    round_blocks,
+    tensor_scale_over,
+    tensor_scale_per_block,
+)
+from mxsweep.numerics.reference.scales import divisor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hold a tensor in a microscaling format.
+
+    Attributes:
+        codes: of the elements, of the tensor's shape: uint8, or uint16 for elements wider than 8 bits. The n bits of an
+            element are the lowest ones; `format.element_format.decode` says what they mean.
+        scales: of the blocks, one each, along the dimensions that are blocked; uint8, for `fp32` float32. A power of
+            two is its exponent plus 127, whatever `scale_bits`; 255 is NaN.
+        format: the format.
+        axis: the dimension that blocks extend along.
+        dtype: of the tensor: float32, bfloat16 or float16.
+        tensor_scale: g, by which block scales are divided when they are read (NVFP4), float32, 1 long in the dimensions
+            that it is taken over; None where the format has none.
+        midpoints: of the blocks, bfloat16, shaped as `scales`; None for a symmetric format.
+        negative_zeros: bool, of the tensor's shape: which zeros have a sign, where codes cannot say so; None where they
+            can, or where nobody cares.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    format: MXFormat
+    axis: int
+    dtype: torch.dtype
+    tensor_scale: Tensor | None = None
+    midpoints: Tensor | None = None
+    negative_zeros: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The tensor's shape."""
+        return self.codes.shape
+
+
+def encode(
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int = -1,
+    *,
+    generator: torch.Generator | int | None = None,
+    tensor_dims: Sequence[int] | None = None,
+    example_dims: int = 0,
+) -> Encoded:
+    """Return `x` in the codes of `fmt`, by exact arithmetic. `x` is not changed, and gets no gradient.
+
+    Arguments and errors are those of `quantize`.
+    """
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
+    x = x.detach()
+    element, scale = fmt.element_format, fmt.scale_format
+    per_block = blocks_shape(x.shape, fmt.block_size, axis)
+    encoded = Encoded(
+        codes=torch.empty(x.shape, dtype=code_dtype(element), device=x.device),
+        scales=torch.empty(per_block, dtype=code_dtype(scale), device=x.device),
+        format=fmt,
+        axis=axis,
+        dtype=x.dtype,
+        tensor_scale=_tensor_scale(x, fmt, tensor_dims) if fmt.tensor_scale else None,
+        midpoints=None if fmt.symmetric else torch.empty(per_block, dtype=torch.bfloat16, device=x.device),
+        negative_zeros=None if has_negative_zero(element) else torch.empty(x.shape, dtype=torch.bool, device=x.device),
+    )
+    if x.numel() == 0:
+        return encoded
+    beside = []
+    if fmt.rounding == "stochastic" and generator is not None:
+        beside.append(random_numbers(x, draw_key(generator), example_dims))
+    if encoded.tensor_scale is not None:
+        beside.append(encoded.tensor_scale.expand(x.shape))
+    for region in block_regions(x.shape, fmt.block_size, axis):
+        views = [region.view(tensor) for tensor in (x, *beside)]
+        for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
+            blocks = round_blocks(parts[0], region.block_dims, fmt, parts[1 : len(views)])
+            codes, scales, *rest = parts[len(views) :]
+            codes.copy_(element_codes(blocks.q, element))
+            scales.copy_(scale_codes(blocks.stored, scale))
+            if encoded.negative_zeros is not None:
+                torch.logical_and(blocks.q == 0, blocks.q.signbit(), out=rest.pop())
+            if blocks.midpoint is not None:
+                rest.pop().copy_(blocks.midpoint)
+    return encoded
+
+
+def decode(encoded: Encoded) -> Tensor:
+    """Return the tensor that the codes stand for, in its shape and dtype, contiguous."""
+    fmt = encoded.format
+    y = torch.empty(encoded.shape, dtype=encoded.dtype, device=encoded.codes.device)
+    if y.numel() == 0:
+        return y
+    beside = [] if encoded.tensor_scale is None else [encoded.tensor_scale.expand(y.shape)]
+    for region in block_regions(y.shape, fmt.block_size, encoded.axis):
+        views = [region.view(tensor) for tensor in (y, *beside)]
+        for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
+            codes, scales, *rest = parts[len(views) :]
+            q = element_values(codes, fmt.element_format)
+            if encoded.negative_zeros is not None:
+                q = torch.where(rest.pop(), -0.0, q)
+            g = tensor_scale_per_block(region.block_dims, fmt, parts[1 : len(views)])
+            scale = divisor(scale_values(scales, fmt.scale_format), g)
+            midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
+            parts[0].copy_(restore(q, scale, midpoint))
+    return y
+
+
+def _tensor_scale(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> Tensor:
+    if x.numel():
+        return tensor_scale_over(x, fmt, tensor_dims)
+    dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
+    return torch.ones_like(x.sum(dims, keepdim=True, dtype=torch.float32))  # nothing has no maximum
+
+
+def _targets(encoded: Encoded, region: Region) -> list[Tensor]:
+    """Return a region of what is encoded: codes, scales and, where the format has them, midpoints, negative zeros."""
+    views = [region.view(encoded.codes), region.view_per_block(encoded.scales)]
+    if encoded.midpoints is not None:
+        views.append(region.view_per_block(encoded.midpoints))
+    if encoded.negative_zeros is not None:
+        views.append(region.view(encoded.negative_zeros))
+    return views
