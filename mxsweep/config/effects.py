@@ -1,14 +1,17 @@
 """When a knob has an effect: conditions on the values of the others.
 
 A knob without effect on a run is no part of its identity, is not recorded, and is no difference between two runs. Each
-condition takes a run's values by the knobs' paths, as a config or a record has them; a value that is not there was not
-recorded, because it had no effect, or because there was no such knob yet.
+condition takes a run's values by the knobs' paths, as a config or a record has them. A value may not be there: a record
+leaves out those without effect, and knows nothing of knobs that there were not yet. An element format that is not
+there counts as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
 
 Values = Mapping[str, Any]
 
@@ -20,33 +23,28 @@ def always(_: Values) -> bool:
 
 def quantizes(values: Values) -> bool:
     """Return whether any tensor gets a format."""
-    linear = any(values.get(f"format.{name}", "none") != "none" for name in ("weight", "activation"))
+    linear = any(values.get(f"format.{name}") != "none" for name in ("weight", "activation"))
     return linear or quantizes_kv(values) or any(_of_modules(values, "weight", "activation"))
 
 
 def quantizes_weights(values: Values) -> bool:
     """Return whether some weight gets a format."""
-    return values.get("format.weight", "none") != "none" or any(_of_modules(values, "weight"))
+    return values.get("format.weight") != "none" or any(_of_modules(values, "weight"))
 
 
 def quantizes_kv(values: Values) -> bool:
     """Return whether keys or values get a format."""
-    return any(values.get(f"kv_quant.{name}", "none") != "none" for name in ("key", "value"))
+    return any(values.get(f"kv_quant.{name}") != "none" for name in ("key", "value"))
 
 
-def quantizes_keys(values: Values) -> bool:
-    """Return whether keys get a format."""
-    return bool(values.get("kv_quant.key", "none") != "none")
+def sways_weights(option: str) -> Callable[[Values], bool]:
+    """Return the condition that the weight method has an option of this name, below ``ptq``."""
 
+    def has_option(values: Values) -> bool:
+        method = WEIGHT_METHODS.get(values.get("ptq.method", ROUND_TO_NEAREST))
+        return quantizes_weights(values) and method is not None and option in method.options
 
-def searches_scales(values: Values) -> bool:
-    """Return whether the scales of weights are searched, as GPTQ does, too."""
-    return quantizes_weights(values) and values.get("ptq.method", "rtn") != "rtn"
-
-
-def solves_gptq(values: Values) -> bool:
-    """Return whether weights are chosen by GPTQ."""
-    return quantizes_weights(values) and values.get("ptq.method") == "gptq"
+    return has_option
 
 
 def has_budget(values: Values) -> bool:
@@ -66,9 +64,17 @@ def has_scale_bits(values: Values) -> bool:
 
 def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
-    by_output = solves_gptq(values) or (searches_scales(values) and values.get("ptq.clip_loss") != "weight")
-    smooths = quantizes_keys(values) and (values.get("kv_quant.smooth") or 0) > 0
-    return by_output or has_budget(values) or smooths or (rotates(values) and values.get("rotation.method") == "search")
+    smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
+    searches = rotates(values) and values.get("rotation.method") == "search"
+    return _solves_by_output(values) or has_budget(values) or smooths or searches
+
+
+def _solves_by_output(values: Values) -> bool:
+    method = WEIGHT_METHODS.get(values.get("ptq.method", ROUND_TO_NEAREST))
+    if method is None or not quantizes_weights(values):
+        return False
+    options = {option: values.get(f"ptq.{option}") for option in method.options}
+    return method.needs(options) is not Needs.NOTHING
 
 
 def _of_modules(values: Values, *fields: str) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Remedy:
 
     text: str = "{}"
     names: tuple[tuple[str, str], ...] = ()
-    ladder: tuple[str, ...] = ()
+    ladder: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mxsweep.config.value_types import (
     ValueType,
     Whole,
 )
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
 from mxsweep.formats.recipe import MATMULS
 from mxsweep.terminal.errors import ConfigError
@@ -195,13 +196,13 @@ GROUPS = (
         "how weights are quantized; rtn: rounded to nearest; clip: scales searched; gptq: errors compensated",
         ValueType(),
         Scope.RUN,
-        off="rtn",
+        off=ROUND_TO_NEAREST,
         effect=effects.quantizes_weights,
         label="ptq",
         shown_at="ptq.method",
         place="ptq",
         is_group=True,
-        remedy=Remedy(ladder=("rtn", "clip", "gptq")),
+        remedy=Remedy(ladder=WEIGHT_METHOD_NAMES),
     ),
     Knob(
         "rotation",
@@ -226,6 +227,7 @@ GROUPS = (
         ValueType(),
         Scope.RUN,
         off="auto",
+        effect=effects.calibrates,
         place="calibration",
         is_group=True,
         of_remedy=True,
@@ -398,27 +400,27 @@ REMEDIES = (
     _ptq(
         "method",
         "as ptq",
-        Choice(words=("rtn", "clip", "gptq")),
-        off="rtn",
+        Choice(words=WEIGHT_METHOD_NAMES),
+        off=ROUND_TO_NEAREST,
         effect=effects.quantizes_weights,
     ),
     _ptq(
         "clip_loss",
         "what a searched scale minimizes: output (weighted by calibrated inputs), weight (gptq's)",
         Choice(words=("output", "weight")),
-        effect=effects.searches_scales,
+        effect=effects.sways_weights("clip_loss"),
     ),
     _ptq(
         "damping",
         "of GPTQ: added to the Hessian's diagonal, as a share of its mean",
         Number("a share of the Hessian's mean diagonal, above 0 and at most 1", 0, 1, with_low=False),
-        effect=effects.solves_gptq,
+        effect=effects.sways_weights("damping"),
     ),
     _ptq(
         "act_order",
         "of GPTQ: columns in the order of the inputs' second moments",
         Flag("true, false"),
-        effect=effects.solves_gptq,
+        effect=effects.sways_weights("act_order"),
     ),
     _ptq(
         "budget",

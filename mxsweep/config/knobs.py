@@ -153,9 +153,40 @@ def decided_by(name: str) -> tuple[str, ...]:
     return tuple(name.split(".")[:-1][:1])
 
 
-def without_effect(values: Values) -> set[str]:
-    """Return the paths of the knobs that have no effect on a run of these values."""
-    return {knob.path for knob in TABLE.values() if not knob.effect(values)}
+def notes() -> tuple[str, ...]:
+    """Return the knobs that say what a run leaves besides its metrics: they tell no results apart."""
+    return tuple(knob.path for knob in TABLE.values() if knob.is_note)
+
+
+def remedies() -> dict[str, Knob]:
+    """Return the knobs that are remedies by the names that tables give them: of weights, rotations, keys and values."""
+    found = [knob for knob in TABLE.values() if knob.remedy is not None]
+    order = list(dict.fromkeys(knob.path.partition(".")[0] for knob in found))
+    return {knob.name: knob for knob in sorted(found, key=lambda knob: order.index(knob.path.partition(".")[0]))}
+
+
+def of_run_and_kv() -> tuple[str, ...]:
+    """Return the knobs that keys and values have for themselves: the run's where they are not set."""
+    prefix = "kv_quant."
+    return tuple(
+        path.removeprefix(prefix) for path in TABLE if path.startswith(prefix) and path[len(prefix) :] in TABLE
+    )
+
+
+def effective(values: Values) -> dict[str, Any]:
+    """Return a record's values without those that have no effect, and with what it means by leaving out a remedy.
+
+    Args:
+        values: by path, a value that tables show under a label where the record has it. Those of no knob stay.
+    """
+    implied = {knob.shown_at or knob.path: knob.off for knob in remedies().values()}
+    implied |= {f"kv_quant.{leaf}": values[leaf] for leaf in of_run_and_kv() if leaf in values}
+    by_place = TABLE | {knob.shown_at: knob for knob in TABLE.values() if knob.shown_at}
+    return {
+        path: value
+        for path, value in {**implied, **values}.items()
+        if path not in by_place or by_place[path].effect(values)
+    }
 
 
 def _of_kind(kind: Kind) -> tuple[str, ...]:

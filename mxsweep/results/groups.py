@@ -10,30 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mxsweep.config import knobs
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
-from mxsweep.results.remedies import LADDERS
-from mxsweep.results.rows import KNOBS, QUANTIZERS, Row, label, read_rows
+from mxsweep.results.remedies import ladder_of
+from mxsweep.results.rows import Row, label, read_rows
 
-COMPARABLE = ("model", "task", "limit")  # rows that differ in one of these are never compared
-CONDITIONS = (  # nor are rows that differ in one of these
-    "model.path",
-    "model.revision",
-    "model.max_length",
-    "task.data",
-    "task.num_fewshot",
-    "task.apply_chat_template",
-)
-# What decides these unless they are overridden; dotted names are decided by what stands before the dot.
-DECIDED_BY = {
-    "tensor_scale": ("format",),
-    "backend": ("custom_cuda",),
-    "arithmetic": ("custom_cuda", "backend", "scale"),
-    "rotation.matmuls": ("rotation", "format", "kv_quant"),  # those of what is quantized
-    "kv_quant.block_size": ("kv_quant", "block_size"),
-    "kv_quant.scale": ("kv_quant", "scale"),
-    "kv_quant.tensor_scale": ("kv_quant", "format", "tensor_scale", "scale", "kv_quant.scale"),
-}
+COMPARABLE = knobs.telling_metrics_apart(labelled=True)  # rows that differ in one of these are never compared
+CONDITIONS = knobs.telling_metrics_apart(labelled=False)  # nor are rows that differ in one of these
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ def read_results(dirs: Folders) -> Results:
     rest = [row for row in rows if row.run.status != "done"]
     conditions = distinguishing_knobs(done, COMPARABLE, CONDITIONS)
     by = (*COMPARABLE, *conditions)
-    shown = [name for name in KNOBS if name not in COMPARABLE and len(_values(done, name)) > 1]
+    shown = [name for name in knobs.labels() if name not in COMPARABLE and len(_values(done, name)) > 1]
     shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
     done.sort(key=lambda row: (row_order(row, by), not row.is_baseline, row_order(row, shown), row.run.run_id))
     return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
@@ -99,7 +83,7 @@ def knob_names(results: Results) -> list[str]:
     The further leaves are those of done runs: a refused config is recorded as it was asked for, with leaves of its own.
     """
     done = [row for row in results.rows if row.run.status == "done"]
-    return [*KNOBS, "task", *_other_knobs(done)]
+    return [*knobs.labels(), "task", *_other_knobs(done)]
 
 
 def _values(rows: Iterable[Row], name: str) -> list[Any]:
@@ -108,7 +92,7 @@ def _values(rows: Iterable[Row], name: str) -> list[Any]:
 
 
 def _other_knobs(rows: Iterable[Row]) -> list[str]:
-    return sorted({name for row in rows for name in row.knobs} - set(KNOBS) - {"task"})
+    return sorted({name for row in rows for name in row.knobs} - set(knobs.labels()) - {"task"})
 
 
 def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
@@ -119,9 +103,9 @@ def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
     """
     overridden = {override.split("=")[0].lstrip("+~") for row in rows for override in row.run.overrides}
     constants: dict[str, Any] = {}
-    for name in (*KNOBS, *_other_knobs(rows)):
+    for name in (*knobs.labels(), *_other_knobs(rows)):
         values = _values(rows, name)
-        worth = name in KNOBS or name in QUANTIZERS or name in overridden
+        worth = name in knobs.labels() or name in knobs.quantizers() or name in overridden
         if not worth or name in elsewhere or name in COMPARABLE or len(values) != 1:
             continue
         if values[0] != constants.get(name.split(".")[0]):  # kv_quant=none says what kv_quant.key=none would
@@ -131,7 +115,7 @@ def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
 
 def _tells(rows: Sequence[Row], name: str) -> bool:
     """Whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    return bool(distinguishing_knobs(rows, DECIDED_BY.get(name, name.split(".")[:-1][:1]), [name]))
+    return bool(distinguishing_knobs(rows, knobs.decided_by(name), [name]))
 
 
 def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -177,6 +161,6 @@ def value_order(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, int | float):
         return (1, value)
     text = label(value)
-    if text in LADDERS.get(name, ()):
-        return (1, LADDERS[name].index(text))
+    if text in (ladder := ladder_of(name)):
+        return (1, ladder.index(text))
     return (0,) if text == "none" else (2, natural_key(text))

@@ -4,79 +4,52 @@ A knob is a remedy's if a base configuration (formats, blocks, scales) is the sa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from mxsweep.config.weight_methods import WEIGHT_METHOD_NAMES
-from mxsweep.formats.recipe import KVOptions
+from mxsweep.config import knobs
 
-# What each remedy is where nothing is done, which is also what the records of runs from before there were any mean by
-# leaving it out.
-NO_REMEDY: dict[str, Any] = {
-    **{"ptq": "rtn", "ptq.budget": None, "rotation": "none", "rotation.residual": False},
-    **{f"kv_quant.{name}": value for name, value in asdict(KVOptions()).items()},
-}
-# Values from the least that is done to the most.
-LADDERS: dict[str, Sequence[str]] = {"ptq": WEIGHT_METHOD_NAMES, "rotation": ("none", "hadamard", "search")}
-KV_FORMAT = ("block_size", "scale", "tensor_scale")  # of keys and values: the run's, where a record has none of theirs
 PLAIN = "plain"
 MOST_LISTED = 8  # modules by name
 
-_WORDS = {
-    "ptq": "{}",
-    "ptq.budget": "budget of {:g} bits",
-    "rotation.residual": "residual stream rotated",
-    "kv_quant.key_axis": "keys by {}",
-    "kv_quant.rope": "keys {} RoPE",
-    "kv_quant.first": "first {} tokens kept",
-    "kv_quant.recent": "last {} tokens kept",
-    "kv_quant.scales": "scales by {}",
-    "kv_quant.smooth": "keys smoothed by {:g}",
-}
-_ROTATIONS = {"hadamard": "rotation", "search": "rotation search"}
-
 
 def is_remedy(name: str) -> bool:
-    """Whether a knob is a remedy, or says how one is applied."""
-    group, _, leaf = name.partition(".")
-    if group == "kv_quant":
-        return name in NO_REMEDY or leaf in KV_FORMAT
-    return group in ("ptq", "rotation", "rotation_block", "calibration")
+    """Return whether a knob is a remedy, or says how one is applied."""
+    knob = knobs.names().get(name)
+    return knob is not None and knob.is_of_remedies
 
 
-def with_remedies(knobs: dict[str, Any], is_baseline: bool) -> dict[str, Any]:
-    """The knobs with every remedy that has an effect on the run, and none without."""
-    weights = knobs.get("format.weight") != "none" or bool(knobs.get("modules"))
-    kv = any(knobs.get(f"kv_quant.{name}") != "none" for name in ("key", "value"))
-
-    def has_effect(name: str) -> bool:
-        has = {"ptq": weights, "kv_quant": kv}.get(name.partition(".")[0], True)
-        return not is_remedy(name) or (has and not is_baseline)
-
-    implied = NO_REMEDY | {f"kv_quant.{name}": knobs[name] for name in KV_FORMAT if name in knobs}
-    unset = {name for name in ("calibration", "rotation_block") if knobs.get(name) is None}  # nothing needs them
-    return {name: value for name, value in (implied | knobs).items() if name not in unset and has_effect(name)}
+def no_remedies() -> dict[str, Any]:
+    """Return what each remedy is where nothing is done, as records mean that leave it out."""
+    return {name: knob.off for name, knob in knobs.remedies().items()}
 
 
-def applied(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """The remedies that a run has; empty where its tensors are quantized as they are."""
-    found = {name: knobs[name] for name, none in NO_REMEDY.items() if name in knobs and knobs[name] != none}
-    own = {name: knobs.get(f"kv_quant.{name}") for name in KV_FORMAT}
-    return found | {f"kv_quant.{name}": value for name, value in own.items() if value not in (None, knobs.get(name))}
+def ladder_of(name: str) -> Sequence[str]:
+    """Return a remedy's values from the least that is done to the most; none where they have no such order."""
+    knob = knobs.remedies().get(name)
+    return knob.remedy.ladder if knob is not None and knob.remedy is not None else ()
 
 
-def remedy_text(knobs: Mapping[str, Any]) -> str:
-    """A run's remedies in words, as "gptq + rotation search"; "rtn" or, of keys and values alone, "plain" without."""
-    remedies = ({"ptq": knobs["ptq"]} if "ptq" in knobs else {}) | applied(knobs)
-    words = [_word(name, value) for name, value in remedies.items()]
+def applied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the remedies among a row's knobs; none where tensors are quantized as they are."""
+    found = {name: values[name] for name, none in no_remedies().items() if name in values and values[name] != none}
+    own = {name: values.get(f"kv_quant.{name}") for name in knobs.of_run_and_kv()}
+    return found | {f"kv_quant.{name}": value for name, value in own.items() if value not in (None, values.get(name))}
+
+
+def remedy_text(values: Mapping[str, Any]) -> str:
+    """Return a run's remedies in words, as "gptq + rotation search"; without any "rtn", of keys and values "plain"."""
+    remedies = ({"ptq": values["ptq"]} if "ptq" in values else {}) | applied(values)
+    words = [_text(name, value) for name, value in remedies.items()]
     return " + ".join(words) or PLAIN
 
 
-def _word(name: str, value: Any) -> str:
-    if name == "rotation":
-        return _ROTATIONS.get(value, str(value))
-    number = isinstance(value, int | float)
-    return _WORDS[name].format(value) if name in _WORDS and (number or ":g" not in _WORDS[name]) else f"{name}={value}"
+def _text(name: str, value: Any) -> str:
+    knob = knobs.remedies().get(name)
+    if knob is None or knob.remedy is None:
+        return f"{name}={value}"
+    text = dict(knob.remedy.names).get(value, knob.remedy.text)
+    is_number = isinstance(value, int | float)
+    return text.format(value) if is_number or ":g" not in text else f"{name}={value}"
 
 
 def what_was_found(record: Mapping[str, Any] | None) -> list[str]:

@@ -1,8 +1,8 @@
 """What one run says about one task, as a row: its knobs and its metrics.
 
-A knob is a config leaf under the name that tables give it: a short label for those in KNOBS, the path of the
-leaf (`model.dtype`) for the others. A knob without effect on a run (the block size of a baseline) is absent
-from its row: it is neither a value nor a difference.
+A knob is a config leaf under the name that the knob table gives it: a short label, or the path of the leaf
+(`model.dtype`). A knob without effect on a run (the block size of a baseline) is absent from its row: it is neither a
+value nor a difference.
 """
 
 import math
@@ -11,39 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mxsweep.config import effects, knobs
 from mxsweep.results.metrics import accuracy_metric
 from mxsweep.results.record import RunFolder
-from mxsweep.results.remedies import with_remedies
-
-KNOBS = {  # label: path in the config
-    "format": "format.name",
-    "block_size": "block_size",
-    "scale_bits": "scale_bits",
-    "scale": "scale",
-    "custom_cuda": "custom_cuda",
-    "kv_quant": "kv_quant.name",
-    "ptq": "ptq.method",
-    "rotation": "rotation.method",
-    "limit": "limit",
-    "model": "model.name",
-}
-QUANTIZERS = ("format.weight", "format.activation", "kv_quant.key", "kv_quant.value")
-# These say how to quantize, so they mean nothing where nothing is.
-HOW_TO_QUANTIZE = (
-    "block_size",
-    "scale_bits",
-    "scale",
-    "tensor_scale",
-    "custom_cuda",
-    "rounding",
-    "scale_rounding",
-    "symmetric",
-    "backend",
-    "arithmetic",
-)
-MAPPINGS = ("modules", "task.data")  # leaves, though mappings: their keys are the user's
-# What a run was asked to note besides its results: these decide no metric, so they tell no runs apart.
-NOTES = ("diagnostics", "noise")
 
 
 @dataclass(frozen=True)
@@ -171,23 +141,19 @@ def read_rows(run: RunFolder) -> list[Row]:
     """A run's rows: one for each task, and one without a task if the run left no record."""
     if run.record is None:
         return [Row(run, None, {}, {}, False)]
-    leaves = {name: value for name, value in _leaves(run.record["config"]).items() if name not in NOTES}
-    is_baseline = all(leaves.get(name) == "none" for name in QUANTIZERS) and not leaves.get("modules")
+    leaves = {path: value for path, value in _leaves(run.record["config"]).items() if path not in knobs.notes()}
+    is_baseline = all(leaves.get(path) == "none" for path in knobs.quantizers()) and not effects.quantizes(leaves)
     names = leaves.pop("task.names", None)
     named = leaves.pop("task.name", None)
-    knobs = {name: leaves.pop(path) for name, path in KNOBS.items() if path in leaves} | leaves
+    leaves = knobs.effective(leaves)
+    values = {name: leaves.pop(path) for name, path in knobs.labels().items() if path in leaves} | leaves
     if run.status == "failed":  # a refused config has defaults in it that nobody worked out
-        knobs = {name: value for name, value in knobs.items() if value != "auto"}
-    if is_baseline:
-        knobs = {name: value for name, value in knobs.items() if name not in HOW_TO_QUANTIZE}
-    knobs = with_remedies(knobs, is_baseline)
-    if knobs.get("scale", "e8m0") != "e8m0":
-        knobs.pop("scale_bits", None)  # only the width of an e8m0 scale can be chosen
+        values = {name: value for name, value in values.items() if value != "auto"}
     planned = [str(name) for name in names] if isinstance(names, list) and names else [named]
     rows = []
     for task in run.record["metrics"] or planned:
         metrics = _numbers(run.record["metrics"].get(task))
-        rows.append(Row(run, task, knobs | {"task": task}, metrics, is_baseline))
+        rows.append(Row(run, task, values | {"task": task}, metrics, is_baseline))
     return rows
 
 
@@ -195,7 +161,7 @@ def _leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         path = prefix + str(key)
-        if isinstance(value, dict) and path not in MAPPINGS:
+        if isinstance(value, dict) and path not in knobs.mappings():
             leaves |= _leaves(value, path + ".")
         elif path == "block_size" and isinstance(value, list):
             leaves[path] = "x".join(map(str, value))

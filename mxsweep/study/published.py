@@ -14,7 +14,7 @@ import yaml
 from mxsweep.config.knobs import is_knob, no_such_knob
 from mxsweep.config.option_files import conf_dir
 from mxsweep.results.groups import Results
-from mxsweep.results.remedies import NO_REMEDY
+from mxsweep.results.remedies import no_remedies
 from mxsweep.results.rows import Row, label
 
 CONDITIONS = ("model", "task", "limit", "n", "hardware", "library")
@@ -154,7 +154,7 @@ def _goes_with(theirs: Published, row: Row) -> bool:
         shared = {name: value for name, value in theirs.knobs.items() if name in row.knobs}
         return theirs.is_baseline and row.is_baseline and _agrees(shared, row)
     # Who says nothing of remedies had none.
-    implied = {name: value for name, value in NO_REMEDY.items() if name in row.knobs}
+    implied = {name: value for name, value in no_remedies().items() if name in row.knobs}
     return _agrees(implied | theirs.knobs, row)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mxsweep.config.knobs import of_run_and_kv
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.remedies import KV_FORMAT, LADDERS, NO_REMEDY, applied, is_remedy, remedy_text
+from mxsweep.results.remedies import applied, is_remedy, ladder_of, no_remedies, remedy_text
 from mxsweep.results.rows import Row, label
 from mxsweep.study.compare import Comparison, closed_share, compare_all
 from mxsweep.study.findings import Finding
@@ -123,8 +124,8 @@ def _chain(
 
     Of runs with the same remedies the first is taken.
     """
-    how = [name for name in shown if is_remedy(name) and name not in NO_REMEDY]
-    how = [name for name in how if name.removeprefix("kv_quant.") not in KV_FORMAT]  # which `applied` knows
+    known = {*no_remedies(), *(f"kv_quant.{name}" for name in of_run_and_kv())}  # to `applied`
+    how = [name for name in shown if is_remedy(name) and name not in known]
     by_text: dict[str, Row] = {}
     for row in rows:
         more = [f"{name}={label(row.knobs[name])}" for name in how if name in row.knobs]
@@ -159,5 +160,5 @@ def _is_below(some: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
 
 
 def _rung(name: str, value: Any) -> int:
-    ladder = LADDERS.get(name, ())
+    ladder = ladder_of(name)
     return ladder.index(value) if value in ladder else 0
