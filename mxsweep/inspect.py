@@ -69,9 +69,9 @@ def _main(argv: Sequence[str] | None) -> int:
         table = folder / "inspect.csv"
         rows = [row for one in found for row in one.rows()]
         write_csv(table, rows[0], [row.values() for row in rows])
-        from mxsweep.report.figures.weight_heat_map import draw
+        from mxsweep.report.figures.panels import draw_weights
 
-        return [table, *draw(found, folder)]
+        return [table, *draw_weights(found, folder)]
 
     return write_output(PROGRAM, output, write)
 

@@ -60,9 +60,9 @@ def _main(argv: Sequence[str] | None) -> int:
         table = folder / "sensitivity.csv"
         rows = found.rows()
         write_csv(table, rows[0], [row.values() for row in rows])
-        from mxsweep.report.figures.sensitivity_heat_map import draw
+        from mxsweep.report.figures.panels import draw_sensitivity
 
-        return [table, *draw(found, formats, folder)]
+        return [table, *draw_sensitivity(rows, formats, folder)]
 
     return write_output(PROGRAM, output, write)
 

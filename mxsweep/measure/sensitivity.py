@@ -77,6 +77,7 @@ class Sensitivity:
         part, alone, without = found.part, found.alone, found.without
         row: dict[str, Any] = {
             "rank": rank,
+            "place": part.place,
             "by": self.by,
             "part": part.name,
             "layer": part.layer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +46,3 @@ def inspect_weights(label: str, config: RunConfig) -> Inspected:
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
     bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
     return Inspected(label, weight_statistics(layers), bits)
-
-
-def projections(modules: Sequence[str]) -> dict[str, str]:
-    """The name of each module without its decoder block; its last part alone where that is unambiguous."""
-    names = {module: _in_block(module) for module in modules}
-    short = {name: name.rpartition(".")[2] for name in names.values()}
-    if len(set(short.values())) == len(short):
-        names = {module: short[name] for module, name in names.items()}
-    return names
-
-
-def _in_block(module: str) -> str:
-    parts = module.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdigit()), -1)
-    return ".".join(parts[number + 1 :])

@@ -6,14 +6,13 @@ A row is a run and task, of runs in any state. A column holds values of one type
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.files.atomic import write_atomically
+from mxsweep.files.atomic import write_atomically, write_csv
 from mxsweep.report.columns import (
     COMPARED,
     MEASURED,
@@ -61,17 +60,8 @@ def run_data(results: Results, studied: Sequence[Study]) -> list[DataColumn]:
     return [_of_one_type(field, [field.value(entry) for entry in entries]) for field in _fields(results)]
 
 
-def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows under these names to a CSV file: an empty cell has no value, NaN reads nan. Raises OSError."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(names)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
-
-
 def write_run_csv(path: Path, columns: Sequence[DataColumn]) -> None:
-    """Write columns to a CSV file. Raises OSError."""
+    """Write columns to a CSV file: an empty cell has no value, NaN reads nan. Raises OSError."""
     write_csv(path, [each.name for each in columns], zip(*(each.values for each in columns), strict=True))
 
 
@@ -84,7 +74,7 @@ def write_run_parquet(path: Path, columns: Sequence[DataColumn]) -> None:
     content = io.BytesIO()
     table = {each.name: pa.array(each.values, type=types[each.kind]) for each in columns}
     pyarrow.parquet.write_table(pa.table(table), content)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue(), durable=False)
 
 
 def _fields(results: Results) -> Iterable[Field]:

@@ -1,7 +1,7 @@
 """What a run with ``diagnostics=true`` says of each quantized tensor, read back from its diagnostics.parquet."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,9 +53,7 @@ class TensorError:
     @property
     def projection(self) -> str:
         """The module's name without its decoder block: `self_attn.q_proj`; keys and values share one module."""
-        parts = self.module.split(".")
-        digits = [index for index, part in enumerate(parts) if part.isdigit()]
-        return ".".join(parts[digits[0] + 1 :] if digits else parts)
+        return _in_block(self.module)
 
 
 def read_tensors(run: RunFolder) -> list[TensorError]:
@@ -123,3 +121,18 @@ def _is_whole(figures: Any) -> bool:
         and all(value is None or isinstance(value, int | float) for value in others)
         and min(figures["elements"], figures["blocks"]) > 0
     )
+
+
+def projections(modules: Sequence[str]) -> dict[str, str]:
+    """Return each module's name without its decoder block; its last part alone where that is unambiguous."""
+    names = {module: _in_block(module) for module in modules}
+    short = {name: name.rpartition(".")[2] for name in names.values()}
+    if len(set(short.values())) == len(short):
+        names = {module: short[name] for module, name in names.items()}
+    return names
+
+
+def _in_block(module: str) -> str:
+    parts = module.split(".")
+    digits = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[digits[0] + 1 :] if digits else parts)

@@ -23,7 +23,7 @@ from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
-from mxsweep.report.figures.sensitivity_heat_map import draw
+from mxsweep.report.figures.panels import draw_sensitivity
 from mxsweep.sensitivity import main
 
 Printed = pytest.CaptureFixture[str]
@@ -153,7 +153,7 @@ def test_the_table_and_the_rows() -> None:
 
 
 def test_the_heat_map(tmp_path: Path) -> None:
-    png, svg = draw(made_up(), "mxfp4", tmp_path)
+    png, svg = draw_sensitivity(made_up().rows(), "mxfp4", tmp_path)
     assert png.read_bytes()[:4] == b"\x89PNG"
     drawn = svg.read_text()
     assert "Sensitivity to mxfp4" in drawn and "KL saved when it alone is not" in drawn

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.inspect import main
-from mxsweep.measure.weights import projections
 from mxsweep.numerics import MXFormat, quantize
 
 Printed = pytest.CaptureFixture[str]
@@ -165,16 +164,6 @@ def test_the_command_without_lm_eval(tmp_path: Path) -> None:
         [sys.executable, "-m", "mxsweep.inspect", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert "KNOB=VALUE" in help_text and "format=mxfp4,nvfp4" in help_text
-
-
-def test_names_of_projections() -> None:
-    assert projections(["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"]) == {
-        "model.layers.0.self_attn.q_proj": "q_proj",
-        "model.layers.1.self_attn.q_proj": "q_proj",
-        "lm_head": "lm_head",
-    }
-    ambiguous = ["h.0.attn.c_proj", "h.0.mlp.c_proj"]
-    assert list(projections(ambiguous).values()) == ["attn.c_proj", "mlp.c_proj"]
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """Figures: what is drawn of which runs, under which names, as valid Vega-Lite."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import put
 
+from mxsweep.report.figures.error_heat_map import heat_map
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
-from mxsweep.report.figures.heat_map import heat_map
 from mxsweep.report.figures.lines import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
+from mxsweep.report.figures.panels import Panel, both_ways
+from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, studies
 from mxsweep.study.headline import headline, knee, pareto_front
@@ -147,6 +150,14 @@ def test_looks_differ() -> None:
     assert len({(one.colour, one.shape, one.dash) for one in looks}) == len(looks)
     for a, b in itertools.pairwise(looks):
         assert a.colour != b.colour and a.shape != b.shape and a.dash != b.dash and a.size != b.size
+
+
+def test_panels_are_valid_vega_lite() -> None:
+    cells = [{"name": "a.0.q", "row": "0", "column": "q", "value": 1.5}, {"name": "b", "row": "none", "column": "q"}]
+    panel = Panel("one", cells, "dB", {"scheme": "viridis", "type": "sqrt", "domainMin": 0}, ".2f", ".1f")
+    spec = panels_chart("two of them", [panel, replace(panel, scale=both_ways(cells))], ["0", "none"], ["q"])
+    altair.Chart.from_dict(spec)
+    assert len(spec["concat"]) == 2 and spec["concat"][1]["encoding"]["color"]["scale"]["domain"] == [-1.5, 1.5]
 
 
 # ------------------------------------------------------------------------------------------- trade-off

@@ -3,9 +3,8 @@
 In the page it is as wide as its place, and has a legend of buttons beside it. A file has its title and its legend in
 the picture.
 
-Charts are written as the mappings that Vega-Lite reads. altair would make the same ones, copying the data of a layer
-many times and checking it element by element: 4 s for ten figures of a dozen runs. A test checks them all against
-altair's schema.
+Charts are written as the mappings that Vega-Lite reads: the same one for the page, which vl-convert's scripts draw, and
+for the files, which vl-convert draws. A test checks them all against Vega-Lite's schema.
 """
 
 import textwrap
@@ -14,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mxsweep.files.atomic import write_atomically
 from mxsweep.report.figures.look import FILE_INK, INK, Look, config
 
-VEGA_LITE = "6.4"  # of the versions that vl-convert has, altair's
+VEGA_LITE = "6.4"  # of the versions that vl-convert has, the one whose schema the tests check charts against
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name: nothing is fetched from there
 Spec = dict[str, Any]
 WIDTH, HEIGHT = 460, 300  # pixels, of the axes in a file
@@ -86,14 +86,19 @@ class Figure:
         return top | {"hconcat": [chart, _legend(self.entries)], "spacing": 10}
 
     def write(self, folder: Path) -> None:
-        """Write it to `folder` as SVG and PNG, and note the files. Raises OSError."""
-        import vl_convert
+        """Draw the figure into `folder` as PNG and SVG, and note the files. Raises OSError."""
+        self.files.extend(write_chart(self.file_spec(), folder, self.stem))
 
-        svg = vl_convert.vegalite_to_svg(self.file_spec(), vl_version=VEGA_LITE)
-        paths = [folder / f"{self.stem}.png", folder / f"{self.stem}.svg"]
-        paths[0].write_bytes(vl_convert.svg_to_png(svg, scale=2))
-        paths[1].write_text(svg, encoding="utf-8")
-        self.files.extend(paths)
+
+def write_chart(spec: Spec, folder: Path, stem: str) -> list[Path]:
+    """Draw a chart into `folder` as PNG and SVG, and return the files. Raises OSError."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    write_atomically(paths[0], vl_convert.svg_to_png(svg, scale=2), durable=False)
+    write_atomically(paths[1], svg, durable=False)
+    return paths
 
 
 def channel(field_name: str, kind: str = "nominal", **more: Any) -> Spec:

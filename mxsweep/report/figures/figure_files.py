@@ -8,8 +8,8 @@ Those against block_size are always drawn, under names that stay.
 from collections.abc import Sequence
 from pathlib import Path
 
+from mxsweep.report.figures.error_heat_map import HeatMap, heat_map
 from mxsweep.report.figures.figure import Figure
-from mxsweep.report.figures.heat_map import HeatMap, heat_map
 from mxsweep.report.figures.lines import line_figure
 from mxsweep.report.figures.quantity import THROUGHPUT, metric_quantity
 from mxsweep.report.figures.trade_off import trade_off_figure

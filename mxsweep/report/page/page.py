@@ -29,9 +29,9 @@ from markupsafe import Markup
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.cache import cache_folder
 from mxsweep.machine.versions import version_of
+from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import VEGA_LITE, Figure
 from mxsweep.report.figures.figure_files import Drawn
-from mxsweep.report.figures.heat_map import MEASURES, HeatMap
 from mxsweep.report.page import evidence
 from mxsweep.report.page.cards import Card, cards
 from mxsweep.report.page.environments import environments, failures
