@@ -1,0 +1,281 @@
+"""The operands of architectures, usual and odd: what is one, what its role is, and that nothing is claimed beyond."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    JambaConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+from transformers.models.mllama.modeling_mllama import MllamaForCausalLM
+
+from mxsweep import LinearFormats, Recipe, quantize_model
+from mxsweep.formats.recipe import LINEAR_MATMULS, Rotation
+from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.footprint import footprint
+from mxsweep.model.linear import MXLinear
+from mxsweep.model.meta import meta_model, recipe_problem
+from mxsweep.model.operands import OTHER, ROLES, find_operands, find_places
+from mxsweep.numerics import MXFormat
+from mxsweep.terminal.errors import ConfigError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+ATTENTION = {f"self_attn.{role}_proj": role for role in ("q", "k", "v", "o")}
+MLP = {f"mlp.{role}_proj": role for role in ("gate", "up", "down")}
+EMBEDDING_AND_HEAD = {"model.embed_tokens": "embedding", "lm_head": "head"}
+
+# Configuration; the operands in the last decoder block and those outside the blocks, with their roles.
+ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]] = {
+    "llama": (LlamaConfig(**SIZES), ATTENTION | MLP, EMBEDDING_AND_HEAD),
+    # Its projections are of a class of their own, which is no linear layer of torch's.
+    "gpt2": (
+        GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4, n_positions=64),
+        {},
+        {"transformer.wte": "embedding", "transformer.wpe": "embedding", "lm_head": "head"},
+    ),
+    # q, k and v in one matrix, whose rows belong to them head by head.
+    "gpt_neox": (
+        GPTNeoXConfig(**{name: size for name, size in SIZES.items() if name != "num_key_value_heads"}),
+        {
+            "attention.query_key_value": OTHER,
+            "attention.dense": OTHER,
+            "mlp.dense_h_to_4h": OTHER,
+            "mlp.dense_4h_to_h": OTHER,
+        },
+        {"gpt_neox.embed_in": "embedding", "lm_head": "head"},
+    ),
+    "opt": (
+        OPTConfig(vocab_size=97, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=96,
+                  max_position_embeddings=64, word_embed_proj_dim=48),
+        {
+            "self_attn.k_proj": "k",
+            "self_attn.v_proj": "v",
+            "self_attn.q_proj": "q",
+            "self_attn.out_proj": OTHER,
+            "fc1": OTHER,
+            "fc2": OTHER,
+        },
+        {
+            "model.decoder.embed_tokens": "embedding",
+            "model.decoder.embed_positions": "embedding",
+            "model.decoder.project_out": OTHER,
+            "model.decoder.project_in": OTHER,
+            "lm_head": "head",
+        },
+    ),
+    "phi3": (
+        Phi3Config(**SIZES),
+        {
+            "self_attn.o_proj": "o",
+            "self_attn.qkv_proj": OTHER,
+            "mlp.gate_up_proj": OTHER,
+            "mlp.down_proj": "down",
+        },
+        EMBEDDING_AND_HEAD,
+    ),
+    # Experts are parameters of three dimensions and no modules; so is the router's weight.
+    "mixtral": (MixtralConfig(**SIZES, num_local_experts=4), ATTENTION, EMBEDDING_AND_HEAD),
+    "qwen2_moe": (
+        Qwen2MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+                       shared_expert_intermediate_size=32),
+        ATTENTION
+        | {f"mlp.shared_expert.{role}_proj": role for role in ("gate", "up", "down")}
+        | {"mlp.shared_expert_gate": OTHER},
+        EMBEDDING_AND_HEAD,
+    ),
+    "llama4": (
+        Llama4TextConfig(**SIZES, head_dim=16, intermediate_size_mlp=96, num_local_experts=2,
+                         interleave_moe_layer_step=2),
+        ATTENTION
+        | {"feed_forward.router": "router"}
+        | {f"feed_forward.shared_expert.{role}_proj": role for role in ("gate", "up", "down")},
+        EMBEDDING_AND_HEAD,
+    ),
+    "deepseek_v2": (
+        DeepseekV2Config(**SIZES | {"num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+                         qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4, n_shared_experts=1,
+                         moe_intermediate_size=32, first_k_dense_replace=1, num_experts_per_tok=2),
+        {
+            "self_attn.q_a_proj": OTHER,
+            "self_attn.q_b_proj": OTHER,
+            "self_attn.kv_a_proj_with_mqa": OTHER,
+            "self_attn.kv_b_proj": OTHER,
+            "self_attn.o_proj": "o",
+        }
+        | {f"mlp.shared_experts.{role}_proj": role for role in ("gate", "up", "down")},
+        EMBEDDING_AND_HEAD,
+    ),
+    "jamba": (
+        JambaConfig(**SIZES, attn_layer_period=2, attn_layer_offset=0, num_experts=1, use_mamba_kernels=False),
+        {f"mamba.{name}": OTHER for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+        | {f"feed_forward.{role}_proj": role for role in ("gate", "up", "down")},
+        EMBEDDING_AND_HEAD,
+    ),
+}  # fmt: skip
+
+
+def build(config: PretrainedConfig, device: str = "cpu") -> PreTrainedModel:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.float().eval()
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_what_is_an_operand_and_its_role(name: str, device: str) -> None:
+    config, in_last_block, outside = ARCHITECTURES[name]
+    model = build(config, device)
+    operands = find_operands(model)
+    last = list(decoder_blocks(model))[-1]
+    assert {
+        operand.name.removeprefix(f"{last}."): operand.role for operand in operands.values() if operand.block == last
+    } == in_last_block
+    assert {operand.name: operand.role for operand in operands.values() if operand.block is None} == outside
+    for operand in operands.values():
+        assert operand.role in ROLES
+        assert operand.layer == (None if operand.block is None else int(operand.block.rpartition(".")[2]))
+        assert operand.shape == tuple(model.get_submodule(operand.name).weight.shape)
+        assert operand.weight.untyped_storage().data_ptr() == operand.parameter.untyped_storage().data_ptr()
+        assert (operand.size, operand.bits) == (operand.parameter.numel(), 32)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_operands_that_are_said_to_read_one_tensor_do(name: str) -> None:
+    model = build(ARCHITECTURES[name][0])
+    operands = find_operands(model)
+    inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for operand in operands.values():
+        operand.module.register_forward_pre_hook(lambda _m, args, own=operand.name: inputs[own].append(args[0]))
+    with torch.no_grad():
+        model(torch.arange(1, 13)[None], use_cache=False)
+    together = [operand for operand in operands.values() if operand.input != operand.name]
+    for operand in together:
+        assert operands[operand.input].block == operand.block
+        assert inputs[operand.name][0] is inputs[operand.input][0]
+    if name == "llama":
+        assert len(together) == 2 * (2 + 1)  # in each block k and v, which read what q does, and up
+
+
+def test_queries_of_cross_attention_read_another_tensor_than_keys() -> None:
+    config = MllamaTextConfig(**SIZES, cross_attention_layers=[1])
+    with torch.device("meta"):
+        operands = find_operands(MllamaForCausalLM(config))
+    (cross,) = {operand.block for operand in operands.values() if "cross_attn" in operand.name}
+    assert all(o.input == o.name for o in operands.values() if o.block == cross and o.role in ("q", "k", "v"))
+
+
+def test_a_role_that_the_shapes_contradict_is_not_claimed() -> None:
+    model = build(LlamaConfig(**SIZES))
+    model.model.layers[1].mlp.up_proj = nn.Linear(64, 80)
+    operands = find_operands(model)
+    assert [operands[f"model.layers.1.mlp.{role}_proj"].role for role in ("gate", "up", "down")] == [OTHER] * 3
+    assert [operands[f"model.layers.0.mlp.{role}_proj"].role for role in ("gate", "up", "down")] == [
+        "gate",
+        "up",
+        "down",
+    ]
+
+
+def test_parts_of_a_block_are_named_as_shortly_as_they_can_be() -> None:
+    operands = find_operands(build(ARCHITECTURES["deepseek_v2"][0], "meta"))
+    # The first block has no experts; in the others the shared expert's projections end as those of the first's MLP.
+    assert operands["model.layers.0.mlp.up_proj"].place.part == "mlp.up_proj"
+    assert operands["model.layers.1.mlp.shared_experts.up_proj"].kind == "mlp.shared_experts.up_proj"
+    assert (operands["model.layers.1.self_attn.o_proj"].place.part, operands["lm_head"].kind) == ("o_proj", "lm_head")
+    assert operands["model.layers.1.self_attn.o_proj"].kind == "o"
+
+
+def test_blocks_are_the_items_of_outermost_lists() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)])) for _ in "ab")
+            self.projector = nn.Sequential(nn.Linear(2, 2))  # numbered, and no block
+            self.more = nn.ModuleList([nn.Linear(2, 2)])
+
+        def get_output_embeddings(self) -> None: ...
+
+    model: Any = Model()
+    blocks = decoder_blocks(model)
+    assert list(blocks) == ["layers.0", "layers.1", "more.0"]
+    assert block_around("layers.1.1.0", blocks) == "layers.1"
+    assert block_around("more.0", blocks) == "more.0" and block_around("layers", blocks) is None
+    operands = find_operands(model)
+    assert operands["projector.0"].block is None and operands["more.0"].place.part == "more"
+    assert find_places(model, ["layers.1", "projector"])["layers.1"].layer == 1
+
+
+def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are_not_there() -> None:
+    formats = LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1"))
+    moe = build(ARCHITECTURES["qwen2_moe"][0])
+    with quantize_model(moe, Recipe(formats, rotation=Rotation(("gate", "o"), 16))):
+        rotated = {name for name, module in moe.named_modules() if isinstance(module, MXLinear) and module._rotated}
+    assert {name.split(".", 3)[3] for name in rotated} == {"self_attn.o_proj", "mlp.shared_expert.gate_proj"}
+    phi3 = build(ARCHITECTURES["phi3"][0], "meta")
+    problem = recipe_problem(phi3, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16)))
+    assert problem == "rotation.matmuls: 'q' is no linear layer of Phi3ForCausalLM; allowed: o, down, qk"
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "opt", "phi3", "mixtral", "qwen2_moe", "deepseek_v2"])
+def test_a_plan_counts_what_the_run_does(name: str, tmp_path: Path) -> None:
+    """From the same operands: experts that a run leaves as they are, are left as they are in the plan."""
+    model = build(ARCHITECTURES[name][0])
+    model.save_pretrained(tmp_path)
+    planned_model = meta_model(str(tmp_path))
+    assert planned_model is not None
+    recipe = Recipe(LinearFormats(MXFormat("fp4_e2m1"), None), modules=(("lm_head", LinearFormats(MXFormat("int8"))),))
+    planned = footprint(planned_model, recipe)
+    with quantize_model(model, recipe) as report:
+        copies = sum(module.weight_mx.nbytes for module in model.modules() if isinstance(module, MXLinear))
+    assert planned.bits_per_weight == report.bits_per_weight
+    assert planned.stored_bytes == report.parameter_bytes
+    assert planned.simulated_bytes == sum(parameter.nbytes for parameter in model.parameters()) + copies
+
+
+def test_gpt2_has_nothing_to_quantize_in_its_blocks() -> None:
+    model = build(ARCHITECTURES["gpt2"][0], "meta")
+    problem = recipe_problem(model, Recipe(LinearFormats(MXFormat("fp4_e2m1"), None)))
+    assert problem is not None and problem.startswith("format: GPT2LMHeadModel has no torch.nn.Linear in its decoder")
+
+
+def test_models_that_cannot_be_built_are_unknown(tmp_path: Path) -> None:
+    assert meta_model("someone/on-the-hub") is None
+    assert meta_model(str(tmp_path)) is None  # no config.json
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    assert meta_model(str(tmp_path)) is None
+    LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    model = meta_model(str(tmp_path), dtype="float16")
+    assert model is not None and {p.dtype for p in model.parameters()} == {torch.float16}
+    assert meta_model(str(tmp_path), dtype="float16") is model
+    LlamaConfig(**SIZES, quantization_config={"quant_method": "fp8"}).save_pretrained(tmp_path)
+    assert meta_model(str(tmp_path)) is None  # whose weights transformers stores in a format of its own
+
+
+def test_a_subclass_is_an_operand_that_is_refused_by_name() -> None:
+    model = build(ARCHITECTURES["llama4"][0])
+    router = find_operands(model)["model.layers.1.feed_forward.router"]
+    assert router.role == "router" and not router.is_replaceable
+    with pytest.raises(ConfigError, match=r"feed_forward\.router is a Llama4Router, for which there is no MX layer"):
+        quantize_model(model, Recipe(LinearFormats(MXFormat("fp4_e2m1")))).__enter__()
