@@ -74,7 +74,7 @@ class ElementFormat(ABC):
     @abstractmethod
     def max_exponent(self) -> int:
         """What the exponent of a block's scale is lowered by (OCP MX v1.0, section 6.3): that of the largest power of
-        two that is not above `largest`; of `mint<n>`, of the one above.
+        two that is not above `largest`; of `mint<n>`, of the one above. At least 0.
         """
 
     @property

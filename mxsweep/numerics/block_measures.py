@@ -185,7 +185,9 @@ def measure_blocks(
         if native and compare_exact:
             exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims, example_dims)
             totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
-    return Measured(x.numel(), totals.blocks, totals.numbers(x.device), fmt.scale == "e8m0", native and compare_exact)
+    return Measured(
+        x.numel(), totals.blocks, totals.numbers(x.device), fmt.scale_format.is_power_of_two, native and compare_exact
+    )
 
 
 def fetch_statistics(measured: Sequence[Measured]) -> list[BlockStatistics]:
@@ -235,7 +237,7 @@ class _Totals:
             scale = 2.0 ** held_exponent(exponent, fmt)
         else:
             amax, centered, _ = center_blocks(x, block_dims, fmt)
-            if fmt.scale == "e8m0":
+            if fmt.scale_format.is_power_of_two:
                 exponent = exact_exponent(amax, fmt)
                 scale = power_of_two(held_exponent(exponent, fmt))
             else:

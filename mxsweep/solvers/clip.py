@@ -96,7 +96,7 @@ def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat)
     x, importance, *beside = views
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
     g = tensor_scale_per_block(block_dims, fmt, beside)
-    factors = _POWER_FACTORS if fmt.scale == "e8m0" else _FINE_FACTORS
+    factors = _POWER_FACTORS if fmt.scale_format.is_power_of_two else _FINE_FACTORS
     candidates = [exact_scale(amax * factor, fmt, g) for factor in factors]
     error, scale = _best(centered, importance, candidates, block_dims, fmt)
     if midpoint is None:

@@ -51,7 +51,7 @@ def exact_exponent(amax: Tensor, fmt: MXFormat) -> Tensor:
 
     Returns:
         float32 whole numbers; NaN where amax is NaN or Inf. A maximum below 2^-127, zero included, counts as
-        2^-127, which no `scale_bits` tells from anything smaller.
+        2^-127, which no `scale_bits` tells from anything smaller, as no element's `max_exponent` is negative.
     """
     element = fmt.element_format
     offset = 0 if fmt.scale_rounding == "rceil" else element.max_exponent
