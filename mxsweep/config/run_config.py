@@ -224,9 +224,16 @@ class RunConfig:
 
     @cached_property
     def config_hash(self) -> str:
-        """SHA-256 (hex) of what determines the result: of formats, not of knobs, so that equal runs hash equal.
+        """Return the SHA-256 (hex) of the run's identity. Raises ConfigError as that does."""
+        return json_digest(self.identity)
 
-        Nothing without an effect is in it: no path, device index, batch or label; of a baseline, no knob of formats.
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the result: formats, not knobs, so that equal runs have equal identities; plain data.
+
+        It is part of the record, so that results are compared by what was evaluated, not by names (see
+        `mxsweep.results.identity`, which knows its parts). Nothing without an effect is in it: no path, device index,
+        batch or label; of a baseline, no knob of formats.
 
         Raises:
             ConfigError: a file of the model or of the data vanished or cannot be read.
@@ -249,7 +256,7 @@ class RunConfig:
             what["diagnostics"] = True
         if self.noise:
             what["noise"] = self.noise
-        return json_digest(what)
+        return json.loads(json.dumps(what))
 
     def _quantized_identity(self) -> dict[str, Any]:
         recipe = self.recipe

@@ -1,23 +1,26 @@
 """Records made comparable: the rows of many runs, the knobs that tell them apart, and groups.
 
-    group    the rows that may be compared: same model, task and limit, and same conditions of evaluation
+    group    the rows that may be compared: same model, task and limit, and same conditions of evaluation; where
+             records hold identities, the model and the data are the same by their content, whatever their names
     shown    the knobs that vary among the rows; the others are said once, above the tables
 
 Differences from the baseline are computed here, whenever results are collected, and never stored.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mxsweep.config import knobs
+from mxsweep.results import identity
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import ladder_of
 from mxsweep.results.rows import Row, label, read_rows
 
 COMPARABLE = knobs.telling_metrics_apart(labelled=True)  # rows that differ in one of these are never compared
-CONDITIONS = knobs.telling_metrics_apart(labelled=False)  # nor are rows that differ in one of these
+# Nor are rows that differ in one of these.
+CONDITIONS = (*knobs.telling_metrics_apart(labelled=False), identity.MODEL, identity.DATA)
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class Group:
     title: str
     slug: str  # for file names
     rows: list[Row]
+    conditions: dict[str, str] = field(default_factory=dict)  # what the group's rows have the same of: knob to label
 
     def baseline_for(self, row: Row) -> Row | None:
-        """The baseline whose config is nearest to the row's (dtype, seed, ...), the first of equals."""
+        """Return the row's own baseline, else the one with the nearest config (dtype, seed), the first of equals."""
         baselines = [other for other in self.rows if other.is_baseline]
 
-        def agreement(baseline: Row) -> int:
-            return sum(key in row.knobs and row.knobs[key] == value for key, value in baseline.knobs.items())
+        def agreement(baseline: Row) -> tuple[bool, int]:
+            same = sum(key in row.knobs and row.knobs[key] == value for key, value in baseline.knobs.items())
+            return identity.is_own_baseline(baseline, row), same
 
         return max(baselines, key=agreement, default=None)
 
@@ -67,14 +72,14 @@ def read_results(dirs: Folders) -> Results:
     """Read every run at or below `dirs` and sort out what can be compared with what."""
     runs = find_runs(dirs)
     rows = [row for run in runs for row in read_rows(run)]
-    done = [row for row in rows if row.run.status == "done"]
+    done = identity.with_identities([row for row in rows if row.run.status == "done"])
     rest = [row for row in rows if row.run.status != "done"]
-    conditions = distinguishing_knobs(done, COMPARABLE, CONDITIONS)
-    by = (*COMPARABLE, *conditions)
     shown = [name for name in knobs.labels() if name not in COMPARABLE and len(_values(done, name)) > 1]
     shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
-    done.sort(key=lambda row: (row_order(row, by), not row.is_baseline, row_order(row, shown), row.run.run_id))
-    return Results(runs, done + rest, _groups(done, by), shown, _constants(done, (*by, *shown)))
+    groups = _groups(done, shown)
+    said = [name for group in groups[:1] for name in group.conditions]
+    done = [row for group in groups for row in group.rows]
+    return Results(runs, done + rest, groups, shown, _constants(done, (*said, *shown)))
 
 
 def knob_names(results: Results) -> list[str]:
@@ -114,8 +119,11 @@ def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
 
 
 def _tells(rows: Sequence[Row], name: str) -> bool:
-    """Whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    return bool(distinguishing_knobs(rows, knobs.decided_by(name), [name]))
+    """Return whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
+    deciding = knobs.decided_by(name)
+    if name == identity.CALIBRATION:
+        deciding = tuple(knob.name for knob in knobs.leaves("calibration"))
+    return bool(distinguishing_knobs(rows, deciding, [name]))
 
 
 def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -131,20 +139,41 @@ def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Seque
     return telling
 
 
-def _groups(rows: Sequence[Row], by: Sequence[str]) -> list[Group]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(label(row.knobs.get(name)) for name in by), []).append(row)
-    varying = [index for index in range(len(by)) if len({values[index] for values in groups}) > 1]
+def _groups(rows: Sequence[Row], shown: Sequence[str]) -> list[Group]:
+    members = _comparable_rows(rows)
+    # A name that several models of one content go by tells no groups apart.
+    names = [name for name in CONDITIONS if all(len(_labels(group, name)) == 1 for group in members)]
+    by = (*COMPARABLE, *distinguishing_knobs(rows, COMPARABLE, names))
+    named = [name for name in by if name not in identity.NAMES]
+    members.sort(key=lambda group: min((row_order(row, named), row.run.run_id) for row in group))
+    labels = [[" or ".join(_labels(group, name)) for name in by] for group in members]
+    varying = [index for index in range(len(by)) if len({values[index] for values in labels}) > 1]
     made: dict[str, Group] = {}
-    for values, members in groups.items():
+    for values, group in zip(labels, members, strict=True):
         title = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True))
         slug = "_".join(values[i] if by[i] in ("model", "task") else f"{by[i]}-{values[i]}" for i in varying)
         slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in slug)
         while slug in made:  # names that differ only in what a file name cannot hold
             slug += "-"
-        made[slug] = Group(title, slug, members)
+        group.sort(key=lambda row: (not row.is_baseline, row_order(row, shown), row.run.run_id))
+        made[slug] = Group(title, slug, group, dict(zip(by, values, strict=True)))
     return list(made.values())
+
+
+def _comparable_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows in parts that may be compared within: by content where it is known, else by names."""
+    replaced = [name for names in identity.NAMES.values() for name in names if name not in COMPARABLE]
+    others = [name for name in CONDITIONS if name not in (*replaced, *identity.NAMES)]
+    by = (*COMPARABLE, *distinguishing_knobs(rows, ("task", "limit"), others))
+    by += tuple(distinguishing_knobs(rows, by, replaced))
+    parts: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        parts.setdefault(identity.comparable(row, by), []).append(row)
+    return list(parts.values())
+
+
+def _labels(rows: Iterable[Row], name: str) -> list[str]:
+    return list(dict.fromkeys(label(row.knobs.get(name)) for row in rows))
 
 
 def row_order(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:

@@ -16,7 +16,11 @@ NOT_SUMMARIZED = ("byte_perplexity", "bits_per_byte")  # they say what word_perp
 
 
 def new_record(
-    run_id: str, config: dict[str, Any], overrides: Sequence[str] = (), config_hash: str | None = None
+    run_id: str,
+    config: dict[str, Any],
+    overrides: Sequence[str] = (),
+    config_hash: str | None = None,
+    identity: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a record with what is known before a run, its status "failed" until the run is done."""
     return {
@@ -27,6 +31,7 @@ def new_record(
         "config": config,
         "overrides": list(overrides),
         "config_hash": config_hash,
+        "identity": identity,
         "metrics": {},
         "n_effective": {},
         "timing": {},

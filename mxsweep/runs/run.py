@@ -46,7 +46,7 @@ def run(
     """
     if run_id is None:
         run_id = config.run_id(stamp or datetime.now().strftime("%Y%m%d_%H%M%S"))
-    record = new_record(run_id, config.as_dict(), overrides, config.config_hash)
+    record = new_record(run_id, config.as_dict(), overrides, config.config_hash, config.identity)
     result = None
     started = time.perf_counter()
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mxsweep.results.groups import COMPARABLE, CONDITIONS, Group, Results, distinguishing_knobs, row_order
+from mxsweep.results.groups import Group, Results, row_order
 from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
 from mxsweep.results.rows import Row, label
 from mxsweep.study.noise_floor import Floor, Noise
@@ -176,10 +176,11 @@ def why_groups(results: Results) -> str | None:
     """A sentence saying into which groups the runs were parted, and by which knobs; None with one group."""
     if len(results.groups) < 2:
         return None
-    rows = [row for group in results.groups for row in group.rows]
-    names = [name for name in COMPARABLE if len(_labels(rows, name)) > 1]
-    names += distinguishing_knobs(rows, COMPARABLE, CONDITIONS)
-    knobs = [f"{name} ({', '.join(_labels(rows, name))})" for name in names]
+    labels: dict[str, dict[str, None]] = {}
+    for group in results.groups:
+        for name, value in group.conditions.items():
+            labels.setdefault(name, {})[value] = None
+    knobs = [f"{name} ({', '.join(values)})" for name, values in labels.items() if len(values) > 1]
     listed = " and ".join(filter(None, [", ".join(knobs[:-1]), knobs[-1]]))
     return (
         f"The runs are in {len(results.groups)} groups, which are never compared with each other, since a metric means "
@@ -309,7 +310,3 @@ def _below(p: float | None) -> bool | None:
 
 def _exceeds(measured: Accuracy | LogPerplexity | None, floor: float | None) -> bool | None:
     return None if measured is None or floor is None else abs(measured.difference) > floor
-
-
-def _labels(rows: Iterable[Row], name: str) -> list[str]:
-    return list(dict.fromkeys(label(row.knobs.get(name)) for row in rows))
