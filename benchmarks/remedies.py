@@ -133,8 +133,8 @@ def measure(name: str, words: Sequence[str]) -> dict[str, Any]:
 def forward_seconds(words: Sequence[str]) -> float:
     """Seconds of one unquantized pass over the calibration tokens, logits included; the best of three."""
     from mxsweep import compose
-    from mxsweep.calibrate.loss import calibration_loss
     from mxsweep.calibrate.texts import calibration_tokens
+    from mxsweep.forward.sequence_loss import measure_loss
     from mxsweep.runs.evaluator import load_configured
 
     config = compose([*words, "ptq=gptq"])
@@ -143,7 +143,7 @@ def forward_seconds(words: Sequence[str]) -> float:
     best = float("inf")
     for _ in range(3):
         began = time.perf_counter()
-        calibration_loss(loaded.model, tokens)
+        measure_loss(loaded.model, tokens.sequences)
         best = min(best, time.perf_counter() - began)
     return best
 

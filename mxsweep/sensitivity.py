@@ -120,10 +120,10 @@ def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
 
 def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
     """The losses, and what they were measured on. Raises ConfigError."""
-    from mxsweep.calibrate.loss import Divergence
     from mxsweep.calibrate.texts import calibration_tokens
     from mxsweep.config.calibration_data import resolve_calibration
     from mxsweep.formats.recipe import Prepared
+    from mxsweep.forward.sequence_loss import Divergence
     from mxsweep.measure.sensitivity import measure
 
     calibrated_on = resolve_calibration(config.calibration, config.model)  # whatever else needs it, this does
@@ -142,7 +142,7 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
             made = work_out(model, loaded.tokenizer, config, {}, length, told)
             recipe, prepared = made.recipe, made.prepared
         calibration = calibration_tokens(calibrated_on, config.model, loaded.tokenizer, length)
-        divergence = Divergence(model, calibration)
+        divergence = Divergence(model, calibration.sequences)
         found = measure(model, recipe, divergence, by, prepared, in_phase(told, f"losses by {by}"))
     return found, calibration.description
 

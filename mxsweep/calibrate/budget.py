@@ -43,8 +43,8 @@ from mxsweep.terminal.progress_callback import Progress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mxsweep.calibrate.loss import Divergence
     from mxsweep.calibrate.texts import Calibration
+    from mxsweep.forward.sequence_loss import Divergence
 
 Costs = dict[str, dict[str, float]]  # module -> candidate -> loss, nats a token
 
@@ -253,14 +253,14 @@ def solve(
     Raises:
         ConfigError: the budget cannot be kept, or nothing can be chosen or measured.
     """
-    from mxsweep.calibrate.loss import Divergence
+    from mxsweep.forward.sequence_loss import Divergence
 
     sizes, fixed = counted_modules(model, recipe, candidates)
     nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
     choose_formats(sizes, candidates, nothing, budget, fixed=fixed)  # refused before anything is measured
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
-        divergence = Divergence(model, calibration)
+        divergence = Divergence(model, calibration.sequences)
         costs = measure_costs(model, recipe, candidates, divergence, progress, known=costs, keep=keep)
     choice = choose_formats(sizes, candidates, costs, budget, fixed=fixed)
     account = {

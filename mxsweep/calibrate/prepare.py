@@ -22,14 +22,15 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import recipe_yaml
 from mxsweep.calibrate.budget import solve as solve_budget
 from mxsweep.calibrate.leak import refuse_evaluated
-from mxsweep.calibrate.loss import calibration_loss
 from mxsweep.calibrate.rotation_search import search_rotations
-from mxsweep.calibrate.sequential import Solved, solve_weights
+from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
 from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
-from mxsweep.forward.batches import batches_of
+from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
+from mxsweep.forward.engine import Engine
+from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.kv import key_factors
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION
@@ -170,7 +171,7 @@ class _Work:
                 weights = self._solved(candidate).weights
             prepared = dataclasses.replace(self.result.prepared, weights=weights)
             with quantize_model(self._model, candidate, prepared=prepared):
-                return calibration_loss(self._model, self._sequences)
+                return measure_loss(self._model, self._sequences.sequences).nats
 
         with artefact.lock(), self._measured("rotation") as account:
             found = search_rotations(recipe, config.candidates, loss_of, artefact, self._phase("rotation search"))
@@ -201,8 +202,8 @@ class _Work:
             found |= {"method": ptq.method, "layers": len(weights), "cached": cached}
         self._update(prepared=dataclasses.replace(self.result.prepared, weights=weights))
 
-    def _solved(self, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent) -> Solved:
-        batches = batches_of(self._sequences.sequences, self._model.device)
+    def _solved(self, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent) -> SolvedWeights:
+        batches = unpadded_batches(self._sequences.sequences, self._model.device)
         solve = solver(self._config.ptq)
         return solve_weights(self._model, recipe, self.result.prepared, batches, solve, artefact, progress)
 
@@ -226,10 +227,9 @@ class _Work:
         assert self._calibration is not None
         return self._calibration
 
-    @torch.no_grad()
     def _run_all(self) -> None:
-        for batch in batches_of(self._sequences.sequences, self._model.device):
-            self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
+        limits = BatchLimits(batch_tokens_on(self._model.device), padded=False)
+        Engine(self._model, limits, TOO_LONG).decode([Passage(one) for one in self._sequences.sequences])
 
     def _artefact(self, kind: str, recipe: Recipe | None, **settings: Any) -> Artefact:
         """What depends on ``recipe``, besides the model and the calibration. Key factors follow from these."""

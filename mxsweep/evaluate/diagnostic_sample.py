@@ -22,6 +22,7 @@ from lm_eval.api.task import Task
 
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_prompts, encode_windows
+from mxsweep.forward.batches import Passage
 from mxsweep.forward.scoring import ScoringRequest, unique_inputs
 
 # Of all tasks of a run together, shared out evenly; but a task has LEAST_EXAMPLES at least, as far as it has so many.
@@ -33,14 +34,6 @@ LOGITS = 2**26  # scored positions times vocabulary: what is kept of the unquant
 # Of one example: of a long text some windows, and of these some positions.
 EXAMPLE_TOKENS = 2_048
 EXAMPLE_POSITIONS = 32
-
-
-@dataclass(frozen=True)
-class Passage:
-    """``tokens`` (T,) that the model reads, and the ``positions`` (P,) among them that are scored."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Sample:
 
     @property
     def positions(self) -> int:
-        return sum(len(passage.positions) for example in self.examples for passage in example)
+        return sum(passage.rows for example in self.examples for passage in example)
 
     @property
     def tokens(self) -> int:
@@ -72,7 +65,7 @@ class Sample:
         digest = hashlib.sha256()
         for example in self.examples:
             for passage in example:
-                for values in (passage.tokens, passage.positions):
+                for values in (passage.tokens, passage.asked):
                     digest.update(len(values).to_bytes(8, "little") + values.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -123,7 +116,7 @@ def _take(lm: FastLM, requests: Sequence[list[Instance]], share: _Share) -> tupl
     for instances in requests:
         example = _passages(lm, instances)
         tokens += _tokens([example])
-        positions += sum(len(passage.positions) for passage in example)
+        positions += sum(passage.rows for passage in example)
         if taken and (tokens > share.tokens or positions > share.positions):
             break
         taken.append(example)

@@ -20,13 +20,12 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
+from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
 
-# On a CPU about the fastest of 1,024 to 16,384; on a GPU enough to keep an H200 busy with a model of a billion weights.
-AUTO_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
 WARM_UP_TOKENS = 128  # of a sequence
 
 _warm: WeakKeyDictionary[PreTrainedModel, set[Hashable]] = WeakKeyDictionary()
@@ -61,7 +60,7 @@ class FastLM(HFLM):
         self.encode_s = 0.0
         self._on_answered: Callable[[int], object] = _ignore
         if batch_tokens is None:
-            batch_tokens = AUTO_BATCH_TOKENS.get(model.device.type, AUTO_BATCH_TOKENS["cpu"])
+            batch_tokens = batch_tokens_on(model.device)
         self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
 
     @property

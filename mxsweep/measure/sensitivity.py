@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from mxsweep.calibrate.loss import Divergence, Shift
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.forward.sequence_loss import Divergence, Shift
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.progress_callback import Progress

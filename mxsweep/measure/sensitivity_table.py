@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from mxsweep.calibrate.loss import Shift
+from mxsweep.forward.sequence_loss import Shift
 from mxsweep.measure.sensitivity import PartLoss, Sensitivity
 
 

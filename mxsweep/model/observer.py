@@ -9,7 +9,8 @@ Everything is gathered on the device and fetched once, at the end: the pass does
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from torch import Tensor
@@ -45,9 +46,19 @@ class TensorObserver:
         self._real: Tensor | None = None
         self._measured: list[tuple[str, str, MXFormat, int, Measured]] = []
 
-    def begin(self, shape: tuple[int, int], real: Tensor) -> None:
-        """Begin a batch of ``shape`` (B, T), of which the tokens at ``real`` (N,) in the flattened B T are measured."""
+    @contextmanager
+    def batch(self, shape: tuple[int, int], real: Tensor) -> Iterator[None]:
+        """Measure a batch of ``shape`` (B, T) that is read in the context, at the places ``real`` (N,) of its B T.
+
+        What was measured is dropped if the context ends in an error: a batch that did not fit in memory is read again.
+        """
         self._shape, self._real = shape, real
+        before = len(self._measured)
+        try:
+            yield
+        except BaseException:
+            del self._measured[before:]
+            raise
 
     def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
         if tuple(x.shape[:2]) == self._shape:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.terminal.errors import ConfigError
 
 TOLERANCE = 1e-2  # of the largest key: bfloat16 rounds to 4e-3
@@ -106,9 +107,9 @@ class KeysBeforeRope:
     def _becomes(self, candidate: Tensor, key: Tensor) -> bool:
         try:
             embedded = self.embed(candidate, 0, key.shape[2])
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # an embedding of some of the channels only
+            if is_out_of_memory(error):
+                raise
             raise self._refusal("its rotary embedding does not read a whole key") from error
         room = TOLERANCE * float(torch.where(key.isfinite(), key.abs(), 0).amax()) if key.numel() else 0.0
         return embedded.shape == key.shape and torch.allclose(embedded, key, rtol=0, atol=room, equal_nan=True)

@@ -52,7 +52,7 @@ class Diagnostics:
         try:
             for sample in self._samples:
                 with observed(model, observer):
-                    self._logits.append(read_logits(model, sample, observer.begin))
+                    self._logits.append(read_logits(model, sample, observer.batch))
         except ConfigError as error:
             self._logits.clear()
             self.warnings.append(f"diagnostics: activations, keys and values were not measured: {error}")

@@ -15,12 +15,12 @@ import torch
 import yaml
 
 from mxsweep.calibrate.budget import Choice, choose_formats, counted_modules, measure_costs, recipe_yaml, solve
-from mxsweep.calibrate.loss import Divergence
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.load import load_model
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
@@ -150,7 +150,7 @@ def test_what_a_name_means() -> None:
 
 def test_each_cost_is_that_of_one_module_alone(tiny: Any) -> None:
     tokens = calibration(tiny)
-    divergence = Divergence(tiny, tokens)
+    divergence = Divergence(tiny, tokens.sequences)
     kept_patterns = tuple((f"model.layers.{i}.*", LinearFormats()) for i in (1, 2))
     recipe = Recipe(linear=both("int4"), key=MXFormat("fp4_e2m1"), modules=kept_patterns)
     told: list[Any] = []
@@ -197,7 +197,7 @@ def test_a_choice_keeps_its_budget_as_the_record_counts_it(tiny: Any) -> None:
 
 def test_more_bits_predict_and_leave_less_loss(tiny: Any) -> None:
     tokens = calibration(tiny)
-    divergence = Divergence(tiny, tokens)
+    divergence = Divergence(tiny, tokens.sequences)
     sizes, fixed = counted_modules(tiny, Recipe(), CANDIDATES)
     assert fixed == (0, 0) and len(sizes) == 21
     costs = measure_costs(tiny, Recipe(), CANDIDATES, divergence)
@@ -217,7 +217,7 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_measured(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr("mxsweep.calibrate.loss.Divergence.__init__", never)
+    monkeypatch.setattr("mxsweep.forward.sequence_loss.Divergence.__init__", never)
     with pytest.raises(ConfigError, match=r"^ptq\.budget: 3 bits"):
         solve(tiny, Recipe(), CANDIDATES, 3.0, calibration(tiny))
     with pytest.raises(ConfigError, match=r"^ptq\.budget: modules leaves no linear layer"):
@@ -272,6 +272,6 @@ def test_the_recipe_can_be_rerun(tmp_path: Path) -> None:
 
 
 def test_the_costs_need_no_gradients(tiny: Any) -> None:
-    divergence = Divergence(tiny, calibration(tiny, 1))
+    divergence = Divergence(tiny, calibration(tiny, 1).sequences)
     assert not any(tensor.requires_grad for tensor in divergence._kept)
     assert torch.is_grad_enabled()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.sequential import Solved, solve_weights
+from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
-from mxsweep.forward.batches import batches_of
+from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.model.quantize import quantize_model
@@ -36,7 +36,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def batches() -> list[Tensor]:
     rng = np.random.default_rng(0)
     lengths = [24] * 6 + [17] * 3
-    return batches_of([rng.integers(2, 100, length) for length in lengths], torch.device("cpu"))
+    return unpadded_batches([rng.integers(2, 100, length) for length in lengths], torch.device("cpu"))
 
 
 class Rounding:
@@ -52,7 +52,7 @@ class Rounding:
 
 def solve(
     recipe: Recipe, batches: list[Tensor], solver: Any = None, key: str = "test", told: Any = None
-) -> tuple[Solved, Any]:
+) -> tuple[SolvedWeights, Any]:
     model = load_model("embedded", device="cpu").model
     solver = solver or Rounding()
     told = told or silent
@@ -146,10 +146,3 @@ def test_a_model_without_blocks_is_refused(batches: list[Tensor]) -> None:
             Rounding(),
             Artefact({"key": "bare"}),
         )
-
-
-def test_batches_hold_every_sequence_once_and_pad_nothing() -> None:
-    sequences = [np.full(length, number) for number, length in enumerate([5, 3, 5, 4000, 3, 3])]
-    batches = batches_of(sequences, torch.device("cpu"))
-    assert [tuple(batch.shape) for batch in batches] == [(1, 4000), (2, 5), (3, 3)]
-    assert sorted(int(row[0]) for batch in batches for row in batch) == list(range(6))

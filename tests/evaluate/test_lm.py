@@ -34,6 +34,7 @@ from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
 from mxsweep.evaluate.stories import story_task_config
 from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.forward import losses
 from mxsweep.forward import scoring as score
 from mxsweep.model.load import LoadedModel, load_model
 from mxsweep.terminal.errors import ConfigError
@@ -249,7 +250,7 @@ def test_batches_keep_to_both_limits(tiny: LoadedModel, monkeypatch: pytest.Monk
     assert sorted((length for (_, length), _ in shapes), reverse=True) == [length for (_, length), _ in shapes]
     assert sum(rows * length for (rows, length), _ in shapes) > 0.8 * 500 * (len(shapes) - 1)  # and they are full
     monkeypatch.setattr(score, "BATCH_LOGITS", 5 * tiny.model.config.vocab_size)
-    monkeypatch.setattr(score, "SOFTMAX_LOGITS", 2 * tiny.model.config.vocab_size)
+    monkeypatch.setattr(losses, "SOFTMAX_PIECE", 2 * tiny.model.config.vocab_size)
     lm = fast(tiny, 10**6)
     shapes = shapes_during(tiny, lambda: assert_same(lm.loglikelihood(requests), expected, 1e-4))
     assert all(hidden[0] <= 5 or rows == 1 for (rows, _), hidden in shapes)

@@ -9,15 +9,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mxsweep.calibrate.loss import Divergence, Shift
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.forward.sequence_loss import Divergence, Shift
 from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, measure, parts_of
 from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
@@ -42,8 +41,7 @@ def tiny() -> Any:
 def divergence(tiny: Any) -> Divergence:
     generator = np.random.default_rng(3)
     tokens = tuple(generator.integers(0, tiny.config.vocab_size, 40) for _ in range(4))
-    stand_in: Any = SimpleNamespace(sequences=tokens)
-    return Divergence(tiny, stand_in)
+    return Divergence(tiny, tokens)
 
 
 def nobody(_done: int, _total: int) -> None:

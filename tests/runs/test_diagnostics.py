@@ -23,11 +23,14 @@ import mxsweep.config.run_config
 from mxsweep import compose, quantize_model, run
 from mxsweep.evaluate import diagnostic_sample as samples
 from mxsweep.evaluate import logit_distance as distances
-from mxsweep.evaluate.diagnostic_sample import Passage, Sample, choose_samples
+from mxsweep.evaluate.diagnostic_sample import Sample, choose_samples
 from mxsweep.evaluate.evaluate import make_lm
 from mxsweep.evaluate.logit_distance import distance, keep_logits, kept_logits, read_logits
 from mxsweep.evaluate.stories import stories as made_stories
 from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.forward import losses
+from mxsweep.forward.batches import Batch, Passage
+from mxsweep.forward.engine import Engine
 from mxsweep.model.load import LoadedModel, load_model
 from mxsweep.model.observer import TensorObserver
 from mxsweep.model.quantization_report import weight_statistics
@@ -133,7 +136,7 @@ def test_every_tensor_is_measured_over_its_real_tokens_alone(tiny: LoadedModel) 
         observer(kind, module, x, fmt, y)
 
     with quantize_model(tiny.model, recipe) as report, observed(tiny.model, both):
-        read_logits(tiny.model, sample, observer.begin)
+        read_logits(tiny.model, sample, observer.batch)
     found = {(tensor.kind, tensor.module): tensor for tensor in observer.statistics(12, report.places)}
     assert len(found) == len(seen) == 18
     longest_first = sorted(lengths, reverse=True)
@@ -267,7 +270,7 @@ def test_several_positions_an_example() -> None:
 def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     p, q = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0))
     whole = distance(made_sample(9), p, q)
-    monkeypatch.setattr(distances, "PIECE", 120)
+    monkeypatch.setattr(losses, "KL_PIECE", 120)
     assert distance(made_sample(9), p, q).kl_nats == pytest.approx(whole.kl_nats)
     assert math.isnan(whole.kl_nats_stderr)  # of a single example
 
@@ -398,14 +401,15 @@ def test_logits_come_in_the_order_of_the_examples(tiny: LoadedModel, monkeypatch
 
 def test_it_is_read_once_for_a_model_and_freed_with_it(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    original = distances._read
+    original = Engine._logits
 
-    def counted(*args: Any) -> Any:
-        reads.append(args)
-        return original(*args)
+    def counted(engine: Engine, batch: Batch) -> Any:
+        if engine._too_long == distances.TOO_LONG:  # not an evaluation's
+            reads.append(batch)
+        return original(engine, batch)
 
     monkeypatch.setattr(distances, "_kept", type(distances._kept)())
-    monkeypatch.setattr(distances, "_read", counted)
+    monkeypatch.setattr(Engine, "_logits", counted)
     first = done(*WEIGHTS, *ONLY)["diagnostics"]["distance"]
     count = len(reads)
     assert done(*WEIGHTS, *ONLY)["diagnostics"]["distance"] == first
@@ -435,17 +439,19 @@ def test_what_is_kept_is_limited(tiny: LoadedModel, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def memory_for(monkeypatch: pytest.MonkeyPatch) -> Any:
-    original = distances._read
+    original = Engine._logits
     sizes: list[int] = []
 
     def limit(most: int) -> list[int]:
-        def limited(model: Any, passages: Any, began: Any) -> Any:
-            sizes.append(len(passages))
-            if len(passages) > most:
-                raise torch.OutOfMemoryError("no more")
-            return original(model, passages, began)
+        def limited(engine: Engine, batch: Batch) -> Any:
+            logits = original(engine, batch)
+            if engine._too_long == distances.TOO_LONG:  # not an evaluation's
+                sizes.append(len(batch.passages))
+                if sizes[-1] > most:  # after the pass, when tensors were measured
+                    raise torch.OutOfMemoryError("no more")
+            return logits
 
-        monkeypatch.setattr(distances, "_read", limited)
+        monkeypatch.setattr(Engine, "_logits", limited)
         return sizes
 
     monkeypatch.setattr(distances, "_kept", type(distances._kept)())
@@ -459,6 +465,15 @@ def test_a_batch_that_does_not_fit_is_read_in_halves(memory_for: Any) -> None:
     found = done(*WEIGHTS, *ONLY)
     assert found["warnings"] == [] and max(sizes) > 5
     assert found["diagnostics"]["distance"]["story"]["kl_nats"] == pytest.approx(whole["kl_nats"], rel=1e-4)
+
+
+def test_what_was_measured_of_a_batch_that_did_not_fit_is_not_counted_twice(memory_for: Any) -> None:
+    whole = done(*ALL_KINDS, *ONLY)["diagnostics"]["tensors"]
+    memory_for(5)
+    halves = done(*ALL_KINDS, *ONLY)["diagnostics"]["tensors"]
+    assert halves.keys() == whole.keys() == {"weight", "activation", "key", "value"}
+    for kind, of_kind in whole.items():
+        assert [halves[kind][n] for n in ("elements", "tokens")] == [of_kind[n] for n in ("elements", "tokens")]
 
 
 def test_a_passage_that_does_not_fit_costs_no_result(memory_for: Any, tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
-"""Losses on calibration tokens: against plain arithmetic, whatever the batches; and the model is as it was."""
+"""Losses on sequences of tokens: against plain arithmetic, whatever the batches; and the model is as it was."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mxsweep.calibrate import loss as losses
-from mxsweep.calibrate.loss import Divergence, calibration_loss, measure_loss
 from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.forward import losses, sequence_loss
+from mxsweep.forward.sequence_loss import Divergence, measure_loss
 from mxsweep.model.load import load_model
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
@@ -26,9 +25,13 @@ def tiny() -> Any:
     return load_model("embedded", dtype="float32", device="cpu").model
 
 
-def calibration(model: Any, *lengths: int) -> Any:
+def sequences_of(model: Any, *lengths: int) -> list[np.ndarray]:
     generator = np.random.default_rng(7)
-    return SimpleNamespace(sequences=tuple(generator.integers(0, model.config.vocab_size, n) for n in lengths))
+    return [generator.integers(0, model.config.vocab_size, n) for n in lengths]
+
+
+def loss(model: Any, sequences: list[np.ndarray], batch_tokens: int | None = None) -> float:
+    return measure_loss(model, sequences, batch_tokens).nats
 
 
 @torch.no_grad()
@@ -46,12 +49,12 @@ def nll(model: Any, sequence: np.ndarray) -> np.ndarray:
 
 
 def test_the_loss_is_the_mean_over_all_tokens(tiny: Any) -> None:
-    tokens = calibration(tiny, 40, 12, 40, 2, 33)
-    each = [nll(tiny, sequence) for sequence in tokens.sequences]
+    tokens = sequences_of(tiny, 40, 12, 40, 2, 33)
+    each = [nll(tiny, sequence) for sequence in tokens]
     found = measure_loss(tiny, tokens)
     assert found.nats == pytest.approx(np.concatenate(each).mean(), rel=1e-6)
     assert found.tokens == 39 + 11 + 39 + 1 + 32
-    assert calibration_loss(tiny, tokens) == found.nats
+    assert loss(tiny, tokens) == found.nats
     # A ratio's standard error, from the deviations of the sequences' sums from their share.
     deviations = [one.sum() - found.nats * len(one) for one in each]
     assert found.stderr == pytest.approx(math.sqrt(5 / 4 * sum(d * d for d in deviations)) / found.tokens, rel=1e-4)
@@ -59,21 +62,21 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: Any) -> None:
 
 @pytest.mark.parametrize("batch_tokens", [1, 45, 80, 10_000])
 def test_neither_batches_nor_padding_change_it(tiny: Any, batch_tokens: int) -> None:
-    tokens = calibration(tiny, 40, 12, 40, 2, 33)
+    tokens = sequences_of(tiny, 40, 12, 40, 2, 33)
     with quantize_model(tiny, MXFP4):
-        assert calibration_loss(tiny, tokens, batch_tokens) == pytest.approx(calibration_loss(tiny, tokens), rel=2e-3)
-    assert calibration_loss(tiny, tokens, batch_tokens) == pytest.approx(calibration_loss(tiny, tokens), rel=1e-6)
+        assert loss(tiny, tokens, batch_tokens) == pytest.approx(loss(tiny, tokens), rel=2e-3)
+    assert loss(tiny, tokens, batch_tokens) == pytest.approx(loss(tiny, tokens), rel=1e-6)
 
 
 def test_a_large_vocabulary_is_read_in_pieces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = calibration(tiny, 40, 12, 40, 2, 33)
+    tokens = sequences_of(tiny, 40, 12, 40, 2, 33)
     expected = measure_loss(tiny, tokens)
     with quantize_model(tiny, MXFP4):
         whole = Divergence(tiny, tokens).measure()
     vocabulary = tiny.config.vocab_size
     read: list[int] = []
     with tiny.register_forward_pre_hook(lambda _m, _a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True):
-        monkeypatch.setattr(losses, "BATCH_LOGITS", 40 * vocabulary)
+        monkeypatch.setattr(sequence_loss, "BATCH_LOGITS", 40 * vocabulary)
         monkeypatch.setattr(losses, "LOSS_PIECE", 7 * vocabulary)
         monkeypatch.setattr(losses, "KL_PIECE", 3 * vocabulary)
         assert measure_loss(tiny, tokens).nats == pytest.approx(expected.nats, rel=1e-6)
@@ -81,15 +84,15 @@ def test_a_large_vocabulary_is_read_in_pieces(tiny: Any, monkeypatch: pytest.Mon
 
 
 def test_sequences_without_a_token_to_predict(tiny: Any) -> None:
-    tokens = calibration(tiny, 20, 1, 0)
+    tokens = sequences_of(tiny, 20, 1, 0)
     assert measure_loss(tiny, tokens).tokens == 19 and math.isnan(measure_loss(tiny, tokens).stderr)
     with pytest.raises(ConfigError, match=r"^calibration: none of its 2 sequences has a second token"):
-        calibration_loss(tiny, calibration(tiny, 1, 1))
+        loss(tiny, sequences_of(tiny, 1, 1))
 
 
 def test_a_batch_that_does_not_fit_is_read_in_halves(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = calibration(tiny, 30, 30, 30, 30, 30)
-    expected = calibration_loss(tiny, tokens)
+    tokens = sequences_of(tiny, 30, 30, 30, 30, 30)
+    expected = loss(tiny, tokens)
     forward, room = type(tiny).forward, 2
 
     def cramped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -98,22 +101,22 @@ def test_a_batch_that_does_not_fit_is_read_in_halves(tiny: Any, monkeypatch: pyt
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(tiny), "forward", cramped)
-    assert calibration_loss(tiny, tokens) == pytest.approx(expected, rel=1e-6)
+    assert loss(tiny, tokens) == pytest.approx(expected, rel=1e-6)
     room = 0
     with pytest.raises(ConfigError, match=r"^calibration\.length: a sequence of 29 tokens does not fit in GPU memory$"):
-        calibration_loss(tiny, tokens)
+        loss(tiny, tokens)
 
 
 def test_the_divergence_is_that_of_the_definition(tiny: Any) -> None:
-    tokens = calibration(tiny, 30, 12, 30)
+    tokens = sequences_of(tiny, 30, 12, 30)
     divergence = Divergence(tiny, tokens)
     assert divergence.positions == 29 + 11 + 29
-    before = [log_probabilities(tiny, sequence) for sequence in tokens.sequences]
-    losses_before = [nll(tiny, sequence) for sequence in tokens.sequences]
+    before = [log_probabilities(tiny, sequence) for sequence in tokens]
+    losses_before = [nll(tiny, sequence) for sequence in tokens]
     assert divergence() == 0
     with quantize_model(tiny, Recipe(linear=LinearFormats(MXFormat("int8")))):  # weights alone: batches do not matter
-        after = [log_probabilities(tiny, sequence) for sequence in tokens.sequences]
-        losses_after = [nll(tiny, sequence) for sequence in tokens.sequences]
+        after = [log_probabilities(tiny, sequence) for sequence in tokens]
+        losses_after = [nll(tiny, sequence) for sequence in tokens]
         found = divergence.measure()
         assert divergence() == found.kl == divergence.measure().kl
     kl = [(np.exp(p) * (p - q)).sum(axis=1) for p, q in zip(before, after, strict=True)]
@@ -127,7 +130,7 @@ def test_the_divergence_is_that_of_the_definition(tiny: Any) -> None:
 
 
 def test_the_sample_is_bounded_and_the_seeds(tiny: Any) -> None:
-    tokens = calibration(tiny, *[20] * 10)
+    tokens = sequences_of(tiny, *[20] * 10)
     first, again, other = (Divergence(tiny, tokens, positions=50, seed=seed) for seed in (0, 0, 1))
     assert first.positions == 50  # two sequences of 19 and 12 positions of a third
     assert [len(sequence) for sequence in first._sequences] == [20, 20, 13]
@@ -137,14 +140,14 @@ def test_the_sample_is_bounded_and_the_seeds(tiny: Any) -> None:
 
 
 def test_what_is_kept_is_bounded(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = calibration(tiny, *[20] * 10)
-    monkeypatch.setattr(losses, "KEPT_BYTES", 30 * tiny.config.vocab_size * tiny.dtype.itemsize)
+    tokens = sequences_of(tiny, *[20] * 10)
+    monkeypatch.setattr(sequence_loss, "KEPT_BYTES", 30 * tiny.config.vocab_size * tiny.dtype.itemsize)
     divergence = Divergence(tiny, tokens)
     assert divergence.positions == 30
-    assert sum(kept.untyped_storage().nbytes() for kept in divergence._kept) <= losses.KEPT_BYTES
+    assert sum(kept.untyped_storage().nbytes() for kept in divergence._unquantized) <= sequence_loss.KEPT_BYTES
 
 
 def test_a_model_without_finite_predictions(tiny: Any) -> None:
-    divergence = Divergence(tiny, calibration(tiny, 20, 20))
+    divergence = Divergence(tiny, sequences_of(tiny, 20, 20))
     with quantize_model(tiny, Recipe(linear=LinearFormats(MXFormat("fp4_e2m1", scale_bits=2)))):
         assert math.isnan(divergence()) and math.isnan(divergence.measure().kl_stderr)

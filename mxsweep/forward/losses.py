@@ -1,0 +1,92 @@
+"""Compute losses from logits: log-likelihoods of tokens, and divergences of distributions.
+
+Legend: N rows of logits, V vocabulary, M targets, P positions; p the distribution of one model, q that of another.
+
+All are in nats. Logits are widened piece by piece: a whole batch of them in float32 or float64 might not fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SOFTMAX_PIECE = 2**27  # logits in float32 at a time: 0.5 GiB, and the same again for their exponentials
+LOSS_PIECE = 2**26  # logits in float32 at a time: 0.25 GiB
+KL_PIECE = 2**22  # logits in float64 at a time: 32 MiB, a few times over
+
+
+def score_targets(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Return targets' log-probabilities, and 1 where a target is the most likely token, else 0: (2, M) float32.
+
+    Args:
+        logits: (N, V).
+        rows: the row of each target, (M,) int64: several may ask for different tokens of one row.
+        targets: tokens, (M,) int64.
+    """
+    best, most_likely, normalizer = _normalize(logits)
+    log_probabilities = logits[rows, targets].float() - best[rows] - normalizer[rows]
+    # The maximum of a row with a NaN is that NaN, wherever it stands: no token is the most likely one there.
+    greedy = (most_likely[rows] == targets) & ~log_probabilities.isnan()
+    return torch.stack([log_probabilities, greedy.float()])
+
+
+def _normalize(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's largest logit, its token, and log(sum(exp(logits - largest))), (N,) each, in float32."""
+    parts = []
+    for part in logits.split(max(1, SOFTMAX_PIECE // logits.shape[1])):
+        values = part.float()
+        best, most_likely = values.max(dim=-1)
+        parts.append((best, most_likely, (values - best[:, None]).exp_().sum(dim=-1).log_()))
+    best, most_likely, normalizer = (torch.cat(column) for column in zip(*parts, strict=True))
+    return best, most_likely, normalizer
+
+
+def negative_log_likelihoods(logits: Tensor, targets: np.ndarray) -> Tensor:
+    """Return the negative log-likelihood of each target (P,) given the logits (P, V) in its place: (P,) float64.
+
+    PyTorch's fused cross-entropy sums a row's exponentials in another order than :func:`score_targets`: the two differ
+    in the last bit of a float32, and recorded results rest on either.
+    """
+    expected = torch.from_numpy(targets.astype(np.int64)).to(logits.device)
+    step = max(1, LOSS_PIECE // logits.shape[1])
+    parts = zip(logits.split(step), expected.split(step), strict=True)
+    return torch.cat([F.cross_entropy(part.float(), of_part, reduction="none") for part, of_part in parts]).double()
+
+
+def kl_divergences(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Return KL(p || q) = sum p (log p - log q), the Kullback-Leibler divergence, at each position.
+
+    Args:
+        p_logits, q_logits: (P, V); those of p may be in host memory.
+
+    Returns:
+        (P,) float64 on the device of ``q_logits``; 0 only where both distributions are the same.
+    """
+    step = max(1, KL_PIECE // q_logits.shape[1])
+    divergences = []
+    for p_part, q_part in zip(p_logits.split(step), q_logits.split(step), strict=True):
+        p_part = p_part.to(q_part.device, non_blocking=True)
+        log_p, log_q = (part.double().log_softmax(dim=-1) for part in (p_part, q_part))
+        p = log_p.exp()
+        # A token of probability 0 adds nothing, whatever q says of it.
+        divergences.append(torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(dim=-1))
+    return torch.cat(divergences)
+
+
+def mean_of_sums(sums: np.ndarray, counts: Sequence[int]) -> tuple[float, float]:
+    """Return the mean over all tokens and its standard error, of each sequence's sum and number of tokens.
+
+    Tokens of one sequence are not independent, so the standard error is that of a ratio over sequences (Cochran,
+    Sampling Techniques, equation 6.9); NaN for a single sequence, or where the mean is not finite.
+    """
+    n, total = len(counts), sum(counts)
+    mean = float(sums.sum()) / total
+    if n < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    residuals = sums - mean * np.asarray(counts)
+    return mean, math.sqrt(n / (n - 1) * float((residuals**2).sum())) / total
