@@ -273,5 +273,5 @@ def test_the_recipe_can_be_rerun(tmp_path: Path) -> None:
 
 def test_the_costs_need_no_gradients(tiny: Any) -> None:
     divergence = Divergence(tiny, calibration(tiny, 1).sequences)
-    assert not any(tensor.requires_grad for tensor in divergence._kept)
+    assert not any(tensor.requires_grad for tensor in divergence._unquantized)
     assert torch.is_grad_enabled()
