@@ -1,4 +1,4 @@
-"""Which GPUs there are, without torch: planning a sweep must not wait for it."""
+"""Count the GPUs without torch: planning a sweep must not wait for that to be imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE_S = 60  # a driver without a persistence daemon takes seconds to wake 
 
 
 def visible_gpu_count() -> int:
-    """CUDA GPUs that torch can use here, under CUDA_VISIBLE_DEVICES; 0 for a CPU build of torch, and on macOS."""
+    """Return how many GPUs torch can use here, under CUDA_VISIBLE_DEVICES; 0 for a CPU build of torch, and on macOS."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda"):
         return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
@@ -27,7 +27,7 @@ def visible_gpu_count() -> int:
 
 
 def device_type(device: str) -> str:
-    """What a ``model.device`` comes to here: "auto" is "cuda" or "cpu", "cuda:1" is "cuda"."""
+    """Return the device type of a ``model.device`` here: "auto" is "cuda" or "cpu", "cuda:1" is "cuda"."""
     if device == "auto":
         return "cuda" if visible_gpu_count() else "cpu"
     return device.partition(":")[0]
@@ -35,7 +35,11 @@ def device_type(device: str) -> str:
 
 @functools.cache
 def _gpus_of_driver(visible: str | None) -> int:
-    """``visible`` is CUDA_VISIBLE_DEVICES, the key of the answer; the child reads it from the environment."""
+    """Ask the driver how many GPUs there are.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, the key of the cached answer; the child reads it from the environment.
+    """
     if not _torch_has_cuda():
         return 0
     try:
@@ -54,6 +58,7 @@ def _gpus_of_driver(visible: str | None) -> int:
 
 
 def _torch_has_cuda() -> bool:
+    """Return whether the installed torch is one that can use CUDA."""
     try:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:

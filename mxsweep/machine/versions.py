@@ -1,4 +1,4 @@
-"""What a run was made with: versions and commit. Imports nothing heavy, so that a refused run has them too."""
+"""Say what a run was made with: versions and commit. Nothing heavy is imported: a refused run has them, too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("mxsweep", "torch", "transformers", "lm_eval", "datasets", "hydra-co
 
 
 def record_environment() -> dict[str, Any]:
-    """For the record: Python, platform, versions, the source tree's commit."""
+    """Return, for a record, Python, platform, versions and the source tree's commit."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -25,7 +25,7 @@ def record_environment() -> dict[str, Any]:
 
 @functools.cache  # of the code that this process loaded
 def git_sha() -> str | None:
-    """The commit of mxsweep's own source tree, "-dirty" behind it if files were changed; None for a package."""
+    """Return the commit of mxsweep's own source tree, "-dirty" behind it if files were changed; None for a package."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None
@@ -43,7 +43,7 @@ def git_sha() -> str | None:
 
 
 def version_of(name: str) -> str | None:
-    """The installed version of a package; None where it is not installed, as when it is run from its source tree."""
+    """Return the installed version of a package; None where none is installed, as in a source tree."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""One run: load a model, quantize it, evaluate it, record the result."""
+"""Do one run: load a model, quantize it, evaluate it, record the result."""

@@ -1,4 +1,4 @@
-"""What ``diagnostics=true`` adds to a run: where error enters, and how far the model's predictions moved.
+"""Measure where error enters a run, and how far the model's predictions moved: ``diagnostics=true``.
 
 A pass of its own over a sample, after the evaluation, so that nothing of it is in the evaluation's way: while the
 model is quantized, an observer measures what becomes of inputs, keys and values, and the logits at the sample's
@@ -27,7 +27,7 @@ from mxsweep.terminal.errors import ConfigError
 
 
 class Diagnostics:
-    """The diagnostics of one run, gathered in two steps.
+    """Gather the diagnostics of one run in two steps.
 
     Args:
         lm: as it evaluated ``tasks``, whose requests are there by then.
@@ -46,7 +46,7 @@ class Diagnostics:
         self.warnings: list[str] = []
 
     def read_quantized(self, model: PreTrainedModel, report: QuantizationReport, recipe: Recipe) -> None:
-        """The first step, while ``model`` is quantized."""
+        """Measure tensors and read logits while ``model`` is quantized: the first step."""
         self._tensors = weight_statistics(report.layers)
         observer = TensorObserver(recipe.arithmetic)
         try:
@@ -61,7 +61,7 @@ class Diagnostics:
         self._tensors += observer.statistics(examples, report.places)
 
     def read_unquantized(self, model: PreTrainedModel) -> None:
-        """The second step, when ``model`` is as it was before."""
+        """Read the logits of ``model`` as it was before, and compare: the second step."""
         try:
             for sample, quantized in zip(self._samples, self._logits, strict=False):
                 unquantized = kept_logits(model, sample)
@@ -74,20 +74,20 @@ class Diagnostics:
         self._logits.clear()
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record's ``diagnostics``."""
+        """Return what goes into the record's ``diagnostics``."""
         return {
             "tensors": pooled_by_kind(self._tensors),
             "distance": self._distances,
-            "sample": describe(self._samples, self._seed),
+            "sample": describe_samples(self._samples, self._seed),
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """For diagnostics.parquet: a row for each tensor."""
+        """Return the rows of diagnostics.parquet, one for each tensor."""
         return [tensor.row() for tensor in self._tensors]
 
 
-def describe(samples: Sequence[Sample], seed: int) -> str:
-    """How it was sampled, in a sentence."""
+def describe_samples(samples: Sequence[Sample], seed: int) -> str:
+    """Return in a sentence how the samples were taken."""
     tasks = ", ".join(f"{len(sample.examples):,} of {sample.of:,} examples of {sample.task}" for sample in samples)
     tokens, positions = (sum(getattr(sample, name) for sample in samples) for name in ("tokens", "positions"))
     measured = [example for sample in samples for example in sample.examples[: sample.measured]]

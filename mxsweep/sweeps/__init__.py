@@ -1,1 +1,1 @@
-"""Sweeps: from the words of a command line to the runs it means."""
+"""Do many runs: plan what a command line means, do it here, beside here or on a cluster, and watch."""

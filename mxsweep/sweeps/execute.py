@@ -1,8 +1,8 @@
-"""Runs of a sweep, done one after the other by whoever gets to them first.
+"""Do the runs of a sweep one after the other, whoever gets to them first.
 
 Any number of processes may work on one sweep: this one, workers beside it, others on machines that see the same folder.
 They need no one to hand out work: each goes through the list of runs, claims one that has no result and no claim
-(results/claims.py), does it, and goes on. What is done is what a result.json says is done.
+(a lock in the run's folder), does it, and goes on. What is done is what a result.json says is done.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from mxsweep.terminal.errors import ConfigError
 
 LOG_NAME = "mxsweep.log"
 LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
-ANSWERED = "answered"  # the phase of a run in which it scores its requests; what comes before has other names
 NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A planned run with its folder: everything that a worker needs to do it.
+    """Hold a planned run with its folder: everything that a worker needs to do the run.
 
     Attributes:
         config: None where it cannot be; then ``error`` says why, and ``asked`` holds what was composed.
@@ -51,19 +50,23 @@ class SweepRun:
 
 
 class Observer(Protocol):
-    """Who is told how a sweep goes."""
+    """Hear how a sweep goes, run by run."""
 
-    def begin(self, run: SweepRun) -> None: ...
+    def begin(self, run: SweepRun) -> None:
+        """Hear that a run began."""
 
-    def advance(self, run: SweepRun, done: int, total: int, phase: str = ANSWERED) -> None: ...
+    def advance(self, run: SweepRun, done: int, total: int, phase: str = "") -> None:
+        """Hear how many requests of a run are scored or, of a phase with a name, how much of that is done."""
 
-    def end(self, run: SweepRun, record: dict[str, Any]) -> None: ...
+    def end(self, run: SweepRun, record: dict[str, Any]) -> None:
+        """Hear that a run is done or has failed."""
 
-    def lost(self, run: SweepRun, why: str) -> None: ...
+    def lost(self, run: SweepRun, why: str) -> None:
+        """Hear that the process that did a run is gone, and left no result."""
 
 
-def settled(run: SweepRun) -> dict[str, Any] | None:
-    """The run's record, if nothing is left to do: it is done, or it failed since the launch began."""
+def settled_record(run: SweepRun) -> dict[str, Any] | None:
+    """Return the run's record if nothing is left to do: the run is done, or failed since the launch began."""
     path = run.folder / RECORD_NAME
     try:
         written = path.stat().st_mtime_ns
@@ -90,16 +93,16 @@ def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Seq
     while pending and found_work:
         found_work, claimed_by_others = False, []
         for run in pending:
-            if (record := settled(run)) is None:
+            if (record := settled_record(run)) is None:
                 claim = Lock.take(run.folder / CLAIM_NAME)
                 if claim is None:
                     claimed_by_others.append(run)
                     continue
                 try:
-                    record = settled(run)  # by whoever had the claim before
+                    record = settled_record(run)  # by whoever had the claim before
                     if record is None:
                         found_work = True
-                        record = _do(run, claim, launch, retries, observers)
+                        record = _do_claimed(run, claim, launch, retries, observers)
                 finally:
                     claim.release()
             for observer in observers:
@@ -108,8 +111,8 @@ def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Seq
         pending = claimed_by_others
 
 
-def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequence[Observer]) -> dict[str, Any]:
-    """A run that this process has claimed. Its death, should it die, is counted before it could."""
+def _do_claimed(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequence[Observer]) -> dict[str, Any]:
+    """Do a run that this process has claimed. The death of the process, should it die, is counted before it could."""
     before = claim.read()
     deaths = before.get("deaths", 0) if before.get("launch") == launch else 0
     notes = {**this_process(), "launch": launch, "deaths": deaths + 1}
@@ -123,14 +126,14 @@ def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequen
         observer.begin(run)
     last_noted = time.monotonic()
 
-    def advance(done: int, total: int, phase: str = ANSWERED) -> None:
+    def advance(done: int, total: int, phase: str = "") -> None:
         nonlocal last_noted
         for observer in observers:
             observer.advance(run, done, total, phase)
         if time.monotonic() - last_noted > NOTES_EVERY_S:
             last_noted = time.monotonic()
-            share = {"answered": done, "requests": total}
-            _note(claim, notes | (share if phase == ANSWERED else {"phase": phase, "done": done, "total": total}))
+            scored = {"answered": done, "requests": total}
+            _note(claim, notes | ({"phase": phase, "done": done, "total": total} if phase else scored))
 
     try:
         record = _perform(run, advance)
@@ -142,12 +145,13 @@ def _do(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequen
 
 
 def _note(claim: Lock, notes: dict[str, Any]) -> None:
-    """Say how far it is. That this cannot be written is no reason to lose the run."""
+    """Write into a claim how far its run is. That this cannot be written is no reason to lose the run."""
     with contextlib.suppress(OSError):
         claim.write(notes)
 
 
 def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
+    """Do a run in its folder; return its record."""
     for name, content in run.yaml.items():
         write_atomically(run.folder / HYDRA_FOLDER / name, content)
     with _logged_to(run.folder / LOG_NAME):
@@ -159,6 +163,7 @@ def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
 
 
 def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:
+    """Write and return the record of a run that failed without having begun."""
     from mxsweep.runs.new_record import describe_error, new_record
 
     asked = run.config.as_dict() if run.config else run.asked
@@ -169,13 +174,15 @@ def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:
 
 
 class _RunLog(logging.FileHandler):
+    """Write what is logged, as long as that can be done."""
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a log that cannot be written is no reason to lose the run, or to fill a terminal."""
+        """Do nothing: a log that cannot be written is no reason to lose the run, or to fill a terminal."""
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Have what is logged in a run also in its folder."""
+    """Write what is logged also into the file ``path``."""
     handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.getLogger().addHandler(handler)

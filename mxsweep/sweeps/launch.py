@@ -1,4 +1,4 @@
-"""A launch: one go at the runs of a sweep, and what other processes do in it, seen from the one that began it.
+"""Begin a launch, one go at the runs of a sweep, and watch what other processes do in it.
 
 submitit starts the processes and keeps their output, in a new folder for each launch. What it or Slurm says of a job is
 only ever a hint at whether somebody is still at work; whether a run is done, its result.json says.
@@ -13,31 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.locks import Lock, holder
-from mxsweep.sweeps.execute import Observer, SweepRun, settled
+from mxsweep.sweeps.execute import Observer, SweepRun, settled_record
 
 LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and submitit's files
 LOCK_NAME = "lock"
 
 
 class LaunchError(Exception):
-    """The runs cannot be done where they should be; the message says what to mend."""
+    """Say that runs cannot be done where they should be, and what to mend."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One go at the runs of a sweep: a name, and a folder for what belongs to it alone."""
+    """Name one go at the runs of a sweep, and the folder for what belongs to that go alone."""
 
     name: str
     folder: Path
 
     @property
     def lock(self) -> Path:
+        """Return the file that is locked for as long as the launch lasts."""
         return self.folder / LOCK_NAME
 
 
 @contextmanager
 def begin_launch(sweep: Path, name: str) -> Iterator[Launch]:
-    """A launch's folder, locked for as long as this process is at it."""
+    """Make a launch's folder, and keep it locked for as long as this process is at it."""
     launch = Launch(name, sweep / LAUNCHES / name)
     lock = Lock.take(launch.lock)
     assert lock is not None, f"{launch.lock} is locked: launch names repeat"
@@ -48,23 +49,29 @@ def begin_launch(sweep: Path, name: str) -> Iterator[Launch]:
 
 
 class Watch:
-    """What other processes do with some runs, told to observers."""
+    """Tell observers what other processes do with some runs.
+
+    Attributes:
+        unsettled: runs that have no result yet, by their ids.
+        running: what the process at work on a run says, by the run's id.
+    """
 
     def __init__(self, runs: Sequence[SweepRun], observers: Sequence[Observer]) -> None:
         self.unsettled = {run.run_id: run for run in runs}
-        self.running: dict[str, dict[str, Any]] = {}  # run_id: what the process at work says
+        self.running: dict[str, dict[str, Any]] = {}
         self._observers = observers
 
     @property
     def idle(self) -> list[SweepRun]:
-        """Runs that nobody works on and that are not settled."""
+        """Return the runs that nobody works on and that have no result."""
         return [run for name, run in self.unsettled.items() if name not in self.running]
 
     def look(self) -> None:
+        """Look into the folders of the runs, and tell the observers what changed."""
         for name, run in list(self.unsettled.items()):
             # Before the result is looked for: a process gives up its claim only after it wrote one.
             notes = holder(run.folder)
-            record = settled(run)
+            record = settled_record(run)
             if record is not None:
                 if name not in self.running:
                     self._tell("begin", run)

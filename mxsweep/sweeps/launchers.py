@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are done: in this process, beside it on this host, or on a Slurm cluster."""
+"""Do the runs of a sweep where the launcher says: in this process, beside it on this host, or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mxsweep.sweeps.launch import Launch
 
 
 def check_launcher(launcher: Gpus | Slurm | None, configs: Sequence[RunConfig]) -> None:
-    """Refuse, before anything starts, what cannot be. Raises ConfigError."""
+    """Refuse, before anything starts, a launcher that cannot do the runs. Raises ConfigError."""
     if isinstance(launcher, Gpus):
         on_host.gpus_for(launcher, configs)
     if isinstance(launcher, Slurm):
@@ -22,7 +22,7 @@ def check_launcher(launcher: Gpus | Slurm | None, configs: Sequence[RunConfig]) 
 def launch_runs(
     launcher: Gpus | Slurm | None, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]
 ) -> str | None:
-    """Do the runs. Returns, where they are done later by others, a sentence on how to follow them.
+    """Do the runs; return, where others do them later, a sentence on how to follow them.
 
     Raises:
         LaunchError: workers cannot be started, or end one after the other.

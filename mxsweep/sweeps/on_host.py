@@ -1,4 +1,4 @@
-"""hydra/launcher=gpus: processes beside this one, each with a GPU of its own or a share of the CPU."""
+"""Do runs in processes beside this one, each with a GPU of its own or a share of the CPU: hydra/launcher=gpus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ YEAR_MIN = 60 * 24 * 365  # submitit ends local jobs after a time; these end by 
 
 @dataclass
 class _Slot:
-    """A place for one worker at a time: a GPU, or a share of the CPU."""
+    """Hold one worker at a time on a GPU, or on a share of the CPU."""
 
     gpu: int | None
     threads: int | None
@@ -39,11 +39,16 @@ class _Slot:
 
     @property
     def is_free(self) -> bool:
+        """Return whether no worker is at work here."""
         return self.job is None or self.job.done()
 
 
 def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
-    """The GPUs for workers, as CUDA_VISIBLE_DEVICES would name them; none where the runs are to be on the CPU."""
+    """Return the GPUs for workers, as CUDA_VISIBLE_DEVICES would name them; none where the runs are to be on the CPU.
+
+    Raises:
+        ConfigError: the configs, the launcher or CUDA_VISIBLE_DEVICES leave no such choice.
+    """
     for config in configs:
         if config.model.device_map is not None:
             raise ConfigError(
@@ -73,6 +78,7 @@ def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
 
 
 def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]) -> None:
+    """Do the runs in workers, a worker a GPU, or in a few on the CPU. Raises LaunchError, OSError."""
     gpus = gpus_for(launcher, [run.config for run in runs if run.config is not None])
     if gpus:
         slots = [_Slot(gpu, None, launch.folder / f"gpu{gpu}") for gpu in gpus]
@@ -92,12 +98,12 @@ def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, obser
 
 def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: Launch) -> None:
     """Start workers, and others in the place of those that end, while there are runs that nobody does."""
-    deaths, left = 0, len(watch.unsettled)
+    deaths, unsettled = 0, len(watch.unsettled)
     # More than one run can cause: after its retries it is recorded as failed, and others have their turn.
     most_deaths = max(DEATHS_IN_A_ROW, launcher.retries + 2) * len(slots)
     while watch.unsettled:
-        if len(watch.unsettled) < left:
-            deaths, left = 0, len(watch.unsettled)
+        if len(watch.unsettled) < unsettled:
+            deaths, unsettled = 0, len(watch.unsettled)
         busy = [slot for slot in slots if not slot.is_free]
         # Runs first, then workers: one that has just finished a run may not have claimed the next.
         wanted = min(len(slots), len(watch.unsettled)) - len(busy)
@@ -115,6 +121,7 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
 
 
 def _start(slot: _Slot, watch: Watch, launcher: Gpus, launch: Launch) -> None:
+    """Start a worker in a slot."""
     import submitit
 
     executor = submitit.LocalExecutor(folder=slot.folder)
@@ -141,7 +148,7 @@ def _end(slots: list[_Slot]) -> None:
 
 
 def _last_words(slot: _Slot) -> str:
-    """The last line that a worker wrote to its error output, with the file's name."""
+    """Return the last line that a worker wrote to its error output, with the file's name."""
     path = slot.job.paths.stderr
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     return f"{next((line for line in reversed(lines) if line.strip()), 'no message')} (see {path})"

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm: an array of jobs on a cluster, each of which does one run after another."""
+"""Do runs in an array of jobs on a cluster, each of which does one run after another: hydra/launcher=slurm."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def check_commands() -> None:
 def work_on_slurm(
     launcher: Slurm, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]
 ) -> str | None:
+    """Submit the jobs and, unless told not to wait, watch them; return a sentence on how to follow jobs that go on.
+
+    Raises:
+        LaunchError: Slurm does not take the jobs, or they end and leave runs without a result.
+    """
     jobs = _submit(launcher, runs, launch)
     array = jobs[0].split("_")[0]
     which = array if len(jobs) == 1 else f"{array}_[0-{len(jobs) - 1}]"
@@ -65,7 +70,7 @@ def work_on_slurm(
 
 
 def _submit(launcher: Slurm, runs: Sequence[SweepRun], launch: Launch) -> list[str]:
-    """Submit the jobs, as an array if there are several; returns their ids."""
+    """Submit the jobs, as an array if there are several; return their ids."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -105,15 +110,15 @@ def _submit(launcher: Slurm, runs: Sequence[SweepRun], launch: Launch) -> list[s
 
 
 def _warning_s(time_min: int) -> int:
-    """How long before a job's time is over Slurm says so: enough to end a batch, little of the time there is.
+    """Return how many seconds before a job's time is over Slurm is to say so.
 
-    Slurm sends the signal up to a minute before that.
+    That is enough to end a batch, and little of the time there is. Slurm sends the signal up to a minute before that.
     """
     return max(10, min(90, time_min * 60 // 10))
 
 
 def _setup_lines(lines: Sequence[str]) -> list[str] | None:
-    """The user's lines; where one fails, nothing is evaluated in an environment that is not the one meant."""
+    """Return the user's lines, guarded: where one fails, nothing is evaluated in an environment that was not meant."""
     if not lines:
         return None
     begin = "trap 'echo \"hydra.launcher.setup: $BASH_COMMAND: exit code $?\" >&2' ERR; set -e"
@@ -121,9 +126,9 @@ def _setup_lines(lines: Sequence[str]) -> list[str] | None:
 
 
 def _requeue_lines(times: int) -> list[str]:
-    """Queue the job again if its processes were stopped or died by a signal, and Slurm does not want its end.
+    """Return lines that queue a job again whose processes were stopped or died by a signal, unless Slurm ends it.
 
-    That covers a time-out and a preemption, both with a signal first, and a process that was killed or crashed. When
+    This covers a time-out and a preemption, both with a signal first, and a process that was killed or crashed. When
     somebody cancels the job, or Slurm queues it again itself, its state is no longer RUNNING.
     """
     return [
@@ -140,7 +145,7 @@ def _requeue_lines(times: int) -> list[str]:
 
 
 class _Queue:
-    """What Slurm has left of an array of jobs."""
+    """Ask Slurm about an array of jobs."""
 
     def __init__(self, array: str) -> None:
         self._array = array
@@ -151,7 +156,7 @@ class _Queue:
         self._ask("scancel", "--quiet", "--state=PENDING", self._array)
 
     def holds_any(self) -> bool:
-        """Whether anything is left to run; also when Slurm does not answer. Says why jobs wait, should they all."""
+        """Return whether anything is left to run, or Slurm does not answer; log why jobs wait, should they all."""
         answer = self._ask("squeue", "-h", "-j", self._array, "-o", "%T %r")
         if answer is None:
             return True
@@ -172,7 +177,7 @@ class _Queue:
 
 
 def _last_lines(folder: Path) -> str:
-    """The last line of each job's error output, as far as they differ, with the folder's name."""
+    """Return the last line of each job's error output, as far as they differ, with the folder's name."""
     said: dict[str, None] = {}
     for path in sorted(folder.rglob("*_log.err")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Runs logged to Weights & Biases as they end, if `logging=wandb` asks for it.
+"""Log runs to Weights & Biases as they end, if `logging=wandb` asks for it.
 
 Logging is beside the result, never in its way: whatever goes wrong with it is said once, and the sweep goes on without.
 """
@@ -44,7 +44,7 @@ QUIET: dict[str, Any] = {  # wandb.Settings; those that another version of wandb
 
 
 class WandbLog:
-    """Logs each run that ended: an observer of a sweep, to be called in the process that the user started.
+    """Log each run that ended: an observer of a sweep, to be called in the process that the user started.
 
     Args:
         settings: see conf/logging/wandb.yaml.
@@ -65,18 +65,18 @@ class WandbLog:
             log.info("logging=wandb: %d logged offline; `wandb sync` uploads a run's wandb/offline-run-*", self._logged)
 
     def begin(self, run: Any) -> None:
-        """Nothing: a run is logged when its record is there."""
+        """Do nothing: a run is logged when its record is there."""
 
     def recall(self, run: Any, record: Mapping[str, Any]) -> None:
-        """A run that had finished before: logged now, if it was not then, as when its sweep was killed."""
+        """Log a run that had finished before, if it was not logged then, as when its sweep was killed."""
         if not (run.folder / "wandb").exists():
             self.end(run, record)
 
     def advance(self, run: Any, done: int, total: int, phase: str = "") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def lost(self, run: Any, why: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self, run: Any, record: Mapping[str, Any]) -> None:
         """Log a run that is done or failed. Never raises; after the first trouble nothing more is logged."""
@@ -131,7 +131,7 @@ class WandbLog:
         return logged.url
 
     def _describe(self, error: Exception) -> str:
-        """The error and what to do about it."""
+        """Return an error in a line, with what to do about it."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:300]
         if isinstance(error, ImportError):
             return f"{reason}; pip install 'mxsweep[wandb]'"
@@ -142,12 +142,12 @@ class WandbLog:
 
 
 def run_identity(run: Any) -> str:
-    """The id that wandb knows a run by: the same for the same run, so that logging it again adds no second one."""
+    """Return the id that wandb knows a run by: the same for the same run, so that logging again adds no second one."""
     return hashlib.sha256(run.run_id.encode()).hexdigest()[:16]
 
 
 def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What wandb shows of a record: its numbers under `story/acc`, `timing/eval_s` and the like."""
+    """Return what wandb shows of a record: its numbers under `story/acc`, `timing/eval_s` and the like."""
     error = record.get("error") or {}
     flat: dict[str, Any] = {"status": record["status"], "examples_per_sec": record.get("examples_per_sec")}
     for prefix, values in {
@@ -157,11 +157,11 @@ def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "error": {name: error.get(name) for name in ("type", "message")},
     }.items():
         flat |= {f"{prefix}/{name}": value for name, value in values.items()}
-    return {name: _speakable(value) for name, value in flat.items() if value is not None}
+    return {name: _spell_non_finite(value) for name, value in flat.items() if value is not None}
 
 
-def _speakable(value: Any) -> Any:
-    """A value as wandb's summary keeps it: of a NaN it would make null, of these words it does not."""
+def _spell_non_finite(value: Any) -> Any:
+    """Return a value as wandb's summary keeps it: of a NaN wandb would make null, of these words not."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -169,7 +169,7 @@ def _speakable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_terminal() -> Iterator[None]:
-    """wandb asks for a key where there is a terminal to ask on, and says on stderr that it found one."""
+    """Take the terminal away from wandb, which would ask for a key there, and say on stderr that it found one."""
     stdin = sys.stdin
     sys.stdin = io.StringIO()
     try:

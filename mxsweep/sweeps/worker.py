@@ -1,4 +1,4 @@
-"""A process that works on a sweep for another: what submitit starts, on this host or on a Slurm cluster."""
+"""Work on a sweep in a process that submitit starts for another one, on this host or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop o
 
 @dataclass
 class Worker:
-    """A callable for submitit, which pickles it.
+    """Do the runs of a launch: a callable for submitit, which pickles it.
 
     Attributes:
         runs, launch, retries: as :func:`mxsweep.sweeps.execute.work` takes them.
@@ -59,6 +59,7 @@ class Worker:
 
 
 def _end_with(parent: Path) -> None:
+    """End this process as soon as nobody holds the lock on ``parent``."""
     while True:
         with contextlib.suppress(OSError):  # a file system that does not answer for a moment
             if not is_held(parent):
@@ -69,7 +70,7 @@ def _end_with(parent: Path) -> None:
 
 
 def _stop_at(*signals: signal.Signals) -> None:
-    """End at one of these, the first time, with the exit code that a shell gives to a process that died of it.
+    """End at the first of these signals, with the exit code that a shell gives to a process that died of it.
 
     By USR2 Slurm says that a job's time is nearly over or that it is preempted; by TERM that it is preempted or
     cancelled. To tell these apart, and to have the job queued again, is up to the job's script (see on_slurm.py).

@@ -44,7 +44,7 @@ from mxsweep.numerics import (
     measure_blocks,
     quantize,
 )
-from mxsweep.runs.diagnostics import describe
+from mxsweep.runs.diagnostics import describe_samples
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FEW = ["limit=40", "model.device=cpu"]
@@ -381,7 +381,7 @@ def test_answers_that_share_a_context_and_prompts(tiny: LoadedModel) -> None:
     ((passage,),) = generated.examples
     assert passage.tokens.tolist() == tiny.tokenizer("Irene hid the kettle").input_ids
     assert passage.positions.tolist() == [len(passage.tokens) - 1]
-    assert describe([choice, generated], 0).startswith("2 of 2 examples of choice, 1 of 1 examples of prompt")
+    assert describe_samples([choice, generated], 0).startswith("2 of 2 examples of choice, 1 of 1 examples of prompt")
     assert read_logits(tiny.model, generated).shape == (1, tiny.model.config.vocab_size)
 
 

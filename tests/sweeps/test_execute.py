@@ -1,4 +1,4 @@
-"""mxsweep/sweeps/execute.py: what a run's observers and its claim are told while it is done."""
+"""What a run's observers and its claim hear while it is done."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from mxsweep.sweeps import execute
 from mxsweep.sweeps.execute import SweepRun, work
 
 
-class Told:
-    """An observer that keeps what it is told."""
+class Recorder:
+    """Observe runs and keep how far they were said to be."""
 
     def __init__(self) -> None:
         self.shares: list[tuple[Any, ...]] = []
 
     def begin(self, run: SweepRun) -> None: ...
 
-    def advance(self, run: SweepRun, done: int, total: int, phase: str = execute.ANSWERED) -> None:
+    def advance(self, run: SweepRun, done: int, total: int, phase: str = "") -> None:
         self.shares.append((done, total, phase))
 
     def end(self, run: SweepRun, record: dict[str, Any]) -> None: ...
@@ -43,9 +43,9 @@ def test_phases_reach_observers_and_the_claim(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(execute, "_perform", perform)
     monkeypatch.setattr(execute, "NOTES_EVERY_S", -1.0)
     monkeypatch.setattr(Lock, "write", lambda self, what: notes.append(what))
-    told = Told()
-    work([run], "launch", observers=[told])
-    assert told.shares == [(1, 4, "gptq"), (3, 5, "answered")]
+    recorder = Recorder()
+    work([run], "launch", observers=[recorder])
+    assert recorder.shares == [(1, 4, "gptq"), (3, 5, "")]
     started, prepared, answered, ended = notes
     assert (prepared["phase"], prepared["done"], prepared["total"]) == ("gptq", 1, 4) and "requests" not in prepared
     assert (answered["answered"], answered["requests"]) == (3, 5) and "phase" not in answered

@@ -1,4 +1,4 @@
-"""mxsweep/sweeps/progress.py: what a sweep says while it goes."""
+"""What a sweep shows while it goes."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mxsweep import compose
 from mxsweep.runs.new_record import new_record
-from mxsweep.sweeps.progress import Progress
+from mxsweep.sweeps.display import SweepDisplay
 
 QUANTIZED = compose(["format=w4a6"]).as_dict()
 BASELINE = compose(["format=none"]).as_dict()
@@ -59,7 +59,7 @@ def clock():
 
 def plain(clock, total, skipped=0, **options):
     stream = io.StringIO()
-    return Progress(total, skipped, stream, clock=clock, **options), lambda: stream.getvalue().splitlines()
+    return SweepDisplay(total, skipped, stream, clock=clock, **options), lambda: stream.getvalue().splitlines()
 
 
 def go(progress, clock, run, record, seconds):
@@ -324,7 +324,7 @@ def test_a_stream_that_nobody_reads_stops_no_sweep(clock):
         def write(self, text):
             raise BrokenPipeError
 
-    go(Progress(1, stream=Broken(), clock=clock), clock, make_run("a=1"), done(), 1)
+    go(SweepDisplay(1, stream=Broken(), clock=clock), clock, make_run("a=1"), done(), 1)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_stream_that_nobody_reads_stops_no_sweep(clock):
 def test_where_there_is_a_display(monkeypatch, clock, stream, term, has_display):
     monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("FORCE_COLOR", "1")  # of colours, not of cursors
-    with Progress(1, stream=stream, clock=clock) as progress:
+    with SweepDisplay(1, stream=stream, clock=clock) as progress:
         progress.begin(make_run("a=1"))
     assert ("\x1b[" in stream.getvalue()) is has_display
     assert stream.getvalue().startswith("run 1 of 1: a=1\n") is not has_display
@@ -349,7 +349,7 @@ def bar(done, total, width=20):
 class TestDisplay:
     def make(self, clock, *args, width=120, **options):
         console = Console(file=io.StringIO(), force_terminal=True, width=width, height=20, color_system="standard")
-        progress = Progress(*args, console=console, clock=clock, **options)
+        progress = SweepDisplay(*args, console=console, clock=clock, **options)
 
         def rows():
             with console.capture() as capture:
