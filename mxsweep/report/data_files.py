@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxsweep.config.knobs import notes
 from mxsweep.files.atomic import write_atomically, write_csv
-from mxsweep.report.columns import (
-    COMPARED,
-    MEASURED,
-    Entry,
-    Field,
-    Output,
-    knob_column,
-    metric_data_columns,
-    tensor_columns,
-)
+from mxsweep.report.column_table import COMPARED, MEASURED, knob_column, note_column, tensor_columns
+from mxsweep.report.columns import Entry, Field, Output
+from mxsweep.report.metric_columns import metric_data_columns
 from mxsweep.report.run_table import entries_of
 from mxsweep.results.groups import Results, knob_names, read_results
 from mxsweep.results.record import Folders
@@ -80,12 +74,13 @@ def write_run_parquet(path: Path, columns: Sequence[DataColumn]) -> None:
 def _fields(results: Results) -> Iterable[Field]:
     """List the columns, each name once; one of a metric whose name is taken is called `metric.` and that name."""
     rows = results.rows
-    knobs = [field for name in knob_names(results) for field in knob_column(name).fields]
+    columns = [*map(knob_column, knob_names(results)), *map(note_column, notes())]
+    knobs = [field for column in columns for field in column.fields]
     others = [column for column in (*MEASURED, *tensor_columns(rows)) if Output.DATA in column.outputs]
     more = [*COMPARED, *(field for column in others for field in column.fields)]
     taken = {field.name for field in (*knobs, *more)}
     metrics = [
-        Field(f"metric.{field.name}", field.kind, field.value) if field.name in taken else field
+        replace(field, name=f"metric.{field.name}") if field.name in taken else field
         for column in metric_data_columns(rows)
         for field in column.fields
     ]

@@ -1,7 +1,7 @@
 """The table of a group's runs, for each output: which columns it has, and how a column's difference stands beside it.
 
-The columns are those of columns.py. An output's layout says which of a column's value, difference, interval, p value
-and verdict get a column of their own.
+The columns are those of column_table.py and metric_columns.py. An output's layout says which of a column's value,
+difference, interval, p value and verdict get a column of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from mxsweep.report.columns import MEASURED, Change, Column, Entry, Output, knob_column, metric_column
+from mxsweep.report.column_table import MEASURED, knob_column
+from mxsweep.report.columns import Change, Column, Entry, Output
+from mxsweep.report.metric_columns import metric_column
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
 from mxsweep.results.groups import Group, Results

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from mxsweep.report.columns import MEASURED, Column, Entry, Output, metric_column
+from mxsweep.report.column_table import MEASURED
+from mxsweep.report.columns import Column, Entry, Output
+from mxsweep.report.metric_columns import metric_column
 from mxsweep.report.run_table import lay_out, pick_entry, run_columns
 from mxsweep.report.table import Cell, Table, text_cells
 from mxsweep.report.wording import ABSENT, format_value, metric_cell, one_line, speed
@@ -34,7 +36,7 @@ def won_back_table(group: Group, won: Sequence[WonBack]) -> Table:
     entries = [Entry(step.row, step.before.other if step.before else None, step.before) for _, step in steps]
     metrics = [metric_column(name) for name in group.metric_names()]
     closed = {id(step.row): share_text(step.closed) or ABSENT for _, step in steps}
-    gap = Column("gap_closed", lambda row: None, lambda row: closed[id(row)], title="gap closed", keeps_empty=True)
+    gap = Column("gap_closed", "", lambda row: None, lambda row: closed[id(row)], title="gap closed", keeps_empty=True)
     columns = [column for column in (*metrics, *MEASURED) if column.shows(rows, Output.STEPS)]
     columns.insert(sum(column in metrics for column in columns), gap)
     names = {"config": [one.config for one, _ in steps]} if any(one.config for one in won) else {}

@@ -88,7 +88,9 @@ def knob_names(results: Results) -> list[str]:
     The further leaves are those of done runs: a refused config is recorded as it was asked for, with leaves of its own.
     """
     done = [row for row in results.rows if row.run.status == "done"]
-    return [*knobs.labels(), "task", *_other_knobs(done)]
+    order = list(knobs.names())
+    others = sorted(_other_knobs(done), key=lambda name: order.index(name) if name in order else len(order))
+    return [*knobs.labels(), "task", *others]
 
 
 def _values(rows: Iterable[Row], name: str) -> list[Any]:

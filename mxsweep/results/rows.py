@@ -7,7 +7,6 @@ value nor a difference.
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,19 +104,20 @@ class Row:
 
     def number(self, *path: str) -> float | None:
         """Return the number that the run's record has at this path; None where it has none."""
-        value = self._recorded(path)
+        value = self.recorded(*path)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def text(self, *path: str) -> str | None:
         """Return the text that the run's record has at this path; None where it has none."""
-        value = self._recorded(path)
+        value = self.recorded(*path)
         return value if isinstance(value, str) else None
 
     def _mapping(self, *path: str) -> dict[str, Any]:
-        value = self._recorded(path)
+        value = self.recorded(*path)
         return value if isinstance(value, dict) else {}
 
-    def _recorded(self, path: Iterable[str]) -> Any:
+    def recorded(self, *path: str) -> Any:
+        """Return what the run's record has at this path; None where it has nothing."""
         value: Any = self.run.record
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None

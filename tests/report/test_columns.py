@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import put
 
-from mxsweep.report import columns
+from mxsweep.config.knobs import labels, notes
 from mxsweep.report.collection import collect
-from mxsweep.report.columns import EVERYWHERE, measured
+from mxsweep.report.column_page import column_page
+from mxsweep.report.column_table import MEASURED
+from mxsweep.report.columns import DATA_ONLY, EVERYWHERE, Output, measured
 from mxsweep.report.data_files import load_table
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import read_record, write_record
@@ -27,14 +30,15 @@ def test_a_column_declared_once_stands_in_every_output(tmp_path: Path) -> None:
     for file in tmp_path.glob("*/result.json"):
         write_record(file.parent, read_record(file) | {"joules": 41.5})
     declared = measured(
-        "joules", lambda row: row.number("joules"), "{:.1f} J".format, title="energy", outputs=EVERYWHERE
+        "joules", "energy, J", lambda row: row.number("joules"), "{:.1f} J".format, title="energy", outputs=EVERYWHERE
     )
-    columns.MEASURED.append(declared)
+    MEASURED.append(declared)
     try:
-        terminal, frame = collect(tmp_path).text, load_table(tmp_path)
+        terminal, frame, documented = collect(tmp_path).text, load_table(tmp_path), column_page()
     finally:
-        columns.MEASURED.remove(declared)
+        MEASURED.remove(declared)
     texts = {name: (tmp_path / name).read_text() for name in ("results.md", "results.tex", "report.html")}
+    assert "| `joules`" in documented and "energy, J" in documented
     header = next(line for line in terminal.splitlines() if line.startswith("format "))
     assert "energy" in header and terminal.count("41.5 J") == 3
     headline, runs = (part for part in texts["results.md"].split("### ") if part.startswith(("Headline", "All runs")))
@@ -127,8 +131,23 @@ def test_why_runs_are_not_compared_stands_in_files(tmp_path: Path) -> None:
 
 def test_a_change_of_layout_is_no_change_of_the_declaration(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW)
-    column = next(column for column in columns.MEASURED if column.name == "bits_per_weight")
+    column = next(column for column in MEASURED if column.name == "bits_per_weight")
     study = studies(read_results(tmp_path))[0]
-    hidden = replace(column, outputs=columns.DATA_ONLY)
-    shown = [each for each in columns.Output if column.shows(study.rows, each)]
-    assert [each for each in columns.Output if hidden.shows(study.rows, each)] == ["data"] and len(shown) == 7
+    hidden = replace(column, outputs=DATA_ONLY)
+    shown = [each for each in Output if column.shows(study.rows, each)]
+    assert [each for each in Output if hidden.shows(study.rows, each)] == ["data"] and len(shown) == 7
+
+
+def test_the_page_of_columns_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "columns.md"
+    assert page.read_text(encoding="utf-8") == column_page(), "python -m mxsweep.report.column_page > docs/columns.md"
+
+
+def test_every_column_of_the_files_is_on_the_page(tmp_path: Path) -> None:
+    put_study(tmp_path, **FEW)
+    (study,) = studies(read_results(tmp_path))
+    knobs = {name for row in study.rows for name in row.knobs} | {*labels(), *notes()}
+    said = set(re.findall(r"^\| `([^`]+)`", column_page(), re.MULTILINE))
+    more = {"ppl", "ppl_stderr"} | {name.replace("acc_", "ppl_") for name in said if name.startswith("acc_")}
+    unsaid = {name for name in load_table(tmp_path).columns if not name.startswith("activation_")} - knobs - said - more
+    assert unsaid == set()

@@ -1,0 +1,246 @@
+"""Every column but those of metrics, declared once: knobs, what a run measured, what it is compared with, where it is.
+
+To add a column, add a declaration to MEASURED: it then stands in every table, in results.csv and results.parquet, on
+the page, and in docs/columns.md. The order is that of the tables. Metrics have their columns in metric_columns.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mxsweep.report.columns import (
+    DATA_ONLY,
+    EVERYWHERE,
+    TABLES,
+    Column,
+    Entry,
+    Field,
+    Output,
+    Value,
+    measured,
+    ratio_field,
+    ratio_to_baseline,
+    recorded,
+)
+from mxsweep.report.wording import ABSENT, size, speed
+from mxsweep.results.rows import Row, label
+from mxsweep.results.tensor_errors import KIND_TITLES, KINDS, tensor_figures
+from mxsweep.study.compare import Comparison
+
+
+def knob_column(name: str) -> Column:
+    """Declare the column of a knob; a knob without effect on a run has no value there."""
+    return Column(
+        name,
+        "the knob, see knobs.md; empty where it has no effect on the run",
+        lambda row: _plain(row.knobs.get(name)),
+        lambda row: label(row.knobs[name]) if name in row.knobs else ABSENT,
+        kind=None,
+        outputs=EVERYWHERE - {Output.CARD, Output.STEPS},
+        is_text=True,
+    )
+
+
+def note_column(path: str) -> Column:
+    """Declare the column of a knob that says what a run leaves besides its metrics, and so tells no rows apart."""
+    text = "the knob, see knobs.md"
+    return measured(path, text, lambda row: _plain(row.recorded("config", *path.split("."))), label, kind=None)
+
+
+def _bytes(row: Row) -> float | None:
+    return row.parameter_bytes
+
+
+def _rate(row: Row) -> float | None:
+    return row.examples_per_sec
+
+
+def _of_distance(name: str) -> Callable[[Entry], Value]:
+    return lambda entry: entry.row.number("diagnostics", "distance", entry.row.task or "", name)
+
+
+PAGE_AND_DATA = frozenset({Output.PAGE, Output.DATA})
+MEASURED: list[Column] = [
+    measured(
+        "kl_nats",
+        "mean KL divergence of the unquantized model's next-token distribution from the run's, nats a position; with "
+        "diagnostics=true",
+        lambda row: row.kl_nats,
+        "{:.4g}".format,
+        title="KL, nats",
+        outputs=PAGE_AND_DATA,
+        more=(Field("kl_nats_stderr", "one standard error of kl_nats", float, _of_distance("kl_nats_stderr")),),
+    ),
+    measured(
+        "top1_agreement",
+        "share of positions where the likeliest token is the unquantized model's; with diagnostics=true",
+        lambda row: row.top1_agreement,
+        "{:.2%}".format,
+        title="same top token",
+        outputs=PAGE_AND_DATA,
+        more=(
+            Field(
+                "top1_agreement_stderr",
+                "one standard error of top1_agreement",
+                float,
+                _of_distance("top1_agreement_stderr"),
+            ),
+        ),
+    ),
+    measured(
+        "bits_per_weight",
+        "bits that a quantized weight takes, scales included; where no weight is quantized, those of its dtype",
+        lambda row: row.bits_per_weight,
+        title="bits/weight",
+        card_title="bits per weight",
+        outputs=EVERYWHERE - {Output.TERMINAL},
+    ),
+    recorded(
+        "bits_per_parameter",
+        "bits that a parameter of the whole model takes, those that stay unquantized included",
+        "diagnostics",
+        "bits_per_parameter",
+    ),
+    measured(
+        "parameter_bytes",
+        "bytes that the whole model's parameters take, scales included",
+        _bytes,
+        size,
+        kind=int,
+        title="parameters, MB",
+        outputs=PAGE_AND_DATA | {Output.HEADLINE, Output.CARD},
+        change=ratio_to_baseline(_bytes, "{:.0%} of the baseline"),
+        change_in=frozenset({Output.CARD}),
+        more=(ratio_field("parameter_bytes", _bytes),),
+    ),
+    measured(
+        "n",
+        "examples that the metrics come from",
+        lambda row: row.n,
+        "{:g}".format,
+        kind=int,
+        keeps_empty=True,
+        where_varied=frozenset({Output.TERMINAL, Output.MARKDOWN}),
+        outputs=TABLES - {Output.LATEX},
+    ),
+    measured(
+        "remedies_s",
+        "seconds that working out the run's remedies took; empty where there was nothing to work out",
+        lambda row: row.remedies_s,
+        speed,
+        outputs=frozenset({Output.STEPS, Output.DATA}),
+    ),
+    recorded("load_s", "seconds that loading the model took", "timing", "load_s"),
+    recorded("quantize_s", "seconds that quantizing the model took", "timing", "quantize_s"),
+    measured(
+        "eval_time_s",
+        "seconds that evaluating took, all the run's tasks together",
+        lambda row: row.eval_time_s,
+        speed,
+        keeps_empty=True,
+        outputs=TABLES - {Output.LATEX},
+    ),
+    recorded("total_s", "seconds that the run took", "timing", "total_s"),
+    measured(
+        "examples/sec",
+        "examples evaluated per second, all the run's tasks together: the speed of simulating a format",
+        _rate,
+        speed,
+        card_title="simulated, examples/sec",
+        keeps_empty=True,
+        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
+        change=ratio_to_baseline(_rate, "{:.2f} × the baseline"),
+        change_title="speed / baseline",
+        change_in=frozenset({Output.HEADLINE, Output.CARD}),
+        more=(ratio_field("examples/sec", _rate),),
+    ),
+    recorded(
+        "peak_host_bytes", "most bytes of main memory that the process took", "memory", "peak_host_bytes", kind=int
+    ),
+    recorded("peak_gpu_bytes", "most bytes of GPU memory that torch held", "memory", "peak_gpu_bytes", kind=int),
+    recorded("batch_tokens_used", "tokens in a batch, as batch_tokens came out", "memory", "batch_tokens", kind=int),
+    measured(
+        "is_baseline", "whether nothing is quantized", lambda row: row.is_baseline, label, kind=bool, outputs=DATA_ONLY
+    ),
+    measured(
+        "status",
+        "done, failed, running, missing or unreadable",
+        lambda row: row.run.status,
+        str,
+        kind=str,
+        outputs=DATA_ONLY,
+    ),
+    measured("reason", "why the run is not done", lambda row: row.run.reason, str, kind=str, outputs=DATA_ONLY),
+    recorded("started_at", "when the run began", "started_at", kind=str),
+    recorded("device_name", "what it ran on", "environment", "device_name", kind=str),
+    recorded("config_hash", "digest of what determines the run's result", "config_hash", kind=str),
+    measured(
+        "run_id",
+        "the run's name, which its folder has, too",
+        lambda row: row.run.run_id,
+        str,
+        kind=str,
+        is_text=True,
+        outputs=EVERYWHERE - {Output.LATEX, Output.CARD},
+    ),
+    measured("folder", "where the run lies", lambda row: str(row.run.path), str, kind=str, outputs=DATA_ONLY),
+]
+
+COMPARED = (  # what a row is compared with, in files for programs
+    Field(
+        "baseline",
+        "run_id of the baseline that the run is compared with",
+        str,
+        lambda entry: entry.baseline.run.run_id if entry.baseline else None,
+    ),
+    Field(
+        "n_compared",
+        "examples that the two were compared on, one by one",
+        int,
+        lambda entry: entry.comparison.n if entry.comparison else None,
+    ),
+    Field(
+        "not_compared",
+        "why the two could not be compared by example, or one metric of theirs",
+        str,
+        lambda entry: _why_not(entry.comparison),
+    ),
+)
+
+TENSOR_FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "sqnr_db": ("signal over quantization error, dB; with diagnostics=true", lambda one: one.get("sqnr_db")),
+    "rmse": ("root mean square of the quantization error; with diagnostics=true", lambda one: one.get("rmse")),
+    "saturated": (
+        "share of elements that were larger than the largest value",
+        lambda one: one["saturated"] / one["elements"],
+    ),
+    "flushed": ("share of elements that became zero, and were not", lambda one: one["flushed"] / one["elements"]),
+    "clamped": ("share of blocks whose scale was clamped", lambda one: one["clamped"] / one["blocks"]),
+}
+
+
+def tensor_columns(rows: Iterable[Row]) -> list[Column]:
+    """Declare the columns of errors of quantizing, of each kind of tensor that some row measured."""
+    kinds = {kind for row in rows for kind in tensor_figures(row)}
+    return [_tensor_column(kind, name) for kind in KINDS if kind in kinds for name in TENSOR_FIGURES]
+
+
+def _tensor_column(kind: str, name: str) -> Column:
+    text, figure = TENSOR_FIGURES[name]
+
+    def value(row: Row) -> float | None:
+        figures = tensor_figures(row).get(kind)
+        number = None if figures is None else figure(figures)
+        return None if number is None else float(number)
+
+    return measured(f"{kind}_{name}", f"of {KIND_TITLES[kind]}: {text}", value, outputs=DATA_ONLY)
+
+
+def _plain(value: Any) -> Value:
+    """Return a knob's value as files hold it: a mapping or a list as a text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else label(value)
+
+
+def _why_not(comparison: Comparison | None) -> str | None:
+    return (comparison.why_not or comparison.note) if comparison else None
