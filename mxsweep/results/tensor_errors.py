@@ -1,7 +1,7 @@
 """What a run with ``diagnostics=true`` says of each quantized tensor, read back from its diagnostics.parquet."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ class TensorError:
         kind: one of KINDS.
         module: the module whose weight, input, keys or values it is.
         layer: the decoder block's number; None outside the blocks.
+        part: the module's name within its block, as short as it can be.
         sqnr_db: 10 log10(signal / noise) in decibels.
         saturated, flushed: shares of the elements that were larger than the largest element value, and that were not
             zero and became zero.
@@ -45,15 +46,11 @@ class TensorError:
     kind: str
     module: str
     layer: int | None
+    part: str
     sqnr_db: float
     saturated: float
     flushed: float
     clamped: float
-
-    @property
-    def projection(self) -> str:
-        """The module's name without its decoder block: `self_attn.q_proj`; keys and values share one module."""
-        return _in_block(self.module)
 
 
 def read_tensors(run: RunFolder) -> list[TensorError]:
@@ -69,9 +66,13 @@ def read_tensors(run: RunFolder) -> list[TensorError]:
 def _read(path: Path, _written: int) -> list[TensorError]:
     from pyarrow.parquet import ParquetFile  # whose reading one file takes less time than read_table's
 
-    table = ParquetFile(path).read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS]).to_pydict()
+    file = ParquetFile(path)
+    # Files of earlier versions have no parts: there the last part of a module's name stands for it.
+    parts = ["part"] if "part" in file.schema_arrow.names else []
+    table = file.read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, *parts]).to_pydict()
+    table.setdefault("part", [str(module).rpartition(".")[2] for module in table["module"]])
     # A file that somebody else wrote: what is of another type is no file of diagnostics.
-    texts, numbers = [*table["kind"], *table["module"]], [n for name in _NUMBERS for n in table[name]]
+    texts, numbers = [*table["kind"], *table["module"], *table["part"]], [n for name in _NUMBERS for n in table[name]]
     if not (
         set(table["kind"]) <= set(KINDS)
         and all(isinstance(text, str) for text in texts)
@@ -85,12 +86,13 @@ def _read(path: Path, _written: int) -> list[TensorError]:
             kind=kind,
             module=module,
             layer=layer,
+            part=part,
             sqnr_db=math.nan if sqnr_db is None else sqnr_db,
             saturated=saturated / elements if elements else 0.0,
             flushed=flushed / elements if elements else 0.0,
             clamped=clamped / blocks if blocks else 0.0,
         )
-        for kind, module, layer, elements, blocks, sqnr_db, saturated, flushed, clamped in zip(
+        for kind, module, layer, elements, blocks, sqnr_db, saturated, flushed, clamped, part in zip(
             *table.values(), strict=True
         )
     ]
@@ -121,18 +123,3 @@ def _is_whole(figures: Any) -> bool:
         and all(value is None or isinstance(value, int | float) for value in others)
         and min(figures["elements"], figures["blocks"]) > 0
     )
-
-
-def projections(modules: Sequence[str]) -> dict[str, str]:
-    """Return each module's name without its decoder block; its last part alone where that is unambiguous."""
-    names = {module: _in_block(module) for module in modules}
-    short = {name: name.rpartition(".")[2] for name in names.values()}
-    if len(set(short.values())) == len(short):
-        names = {module: short[name] for module, name in names.items()}
-    return names
-
-
-def _in_block(module: str) -> str:
-    parts = module.split(".")
-    digits = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[digits[0] + 1 :] if digits else parts)

@@ -110,7 +110,7 @@ def _column(tensor: TensorError) -> str:
     title = KIND_TITLES[tensor.kind]
     if tensor.kind in ("key", "value"):  # of one module a block
         return title
-    return f"{title[:-1]} {tensor.projection.rsplit('.', 1)[-1]}"
+    return f"{title[:-1]} {tensor.part}"
 
 
 def _cell(tensor: TensorError, columns: dict[str, int], layers: dict[str, int]) -> list[Any]:

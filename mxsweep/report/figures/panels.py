@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from mxsweep.report.figures.figure import SCHEMA, Spec, channel, tooltip, write_chart
 from mxsweep.report.figures.look import FILE_INK, config
-from mxsweep.results.tensor_errors import projections
 
 CELL_WIDTH, CELL_HEIGHT = 44, 18  # pixels
 FEWEST = 2  # rows and columns that a panel has room for, so that its title and legend have some, too
@@ -38,7 +37,7 @@ class InspectedWeights(Protocol):
     def bits_per_weight(self) -> float: ...
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each weight: its `module`, `layer` (None outside the blocks) and `sqnr_db`."""
+        """Return a row for each weight: `module`, `layer` (None outside the blocks), `part` of a block, `sqnr_db`."""
         ...
 
 
@@ -66,10 +65,9 @@ class Panel:
 def draw_weights(inspected: Sequence[InspectedWeights], output: Path) -> list[Path]:
     """Draw inspect.png and inspect.svg; of two configs there is a third panel, their difference. Raises OSError."""
     weights = {one.label: one.rows() for one in inspected}
-    names = projections([row["module"] for rows in weights.values() for row in rows])
     numbers = {row["layer"] for rows in weights.values() for row in rows}
     order = [*map(str, sorted(numbers - {None})), *([OUTSIDE] if None in numbers else [])]
-    cells = [{row["module"]: _weight_cell(row, names) for row in rows} for rows in weights.values()]
+    cells = [{row["module"]: _weight_cell(row) for row in rows} for rows in weights.values()]
     values = [cell["value"] for of_config in cells for cell in of_config.values() if cell["value"] is not None]
     scale = {"scheme": "viridis", "domain": [min(values), max(values)] if values else [0, 1]}
     panels = [
@@ -87,7 +85,7 @@ def draw_weights(inspected: Sequence[InspectedWeights], output: Path) -> list[Pa
         title = f"{inspected[1].label} less {inspected[0].label}"
         beside = _differences(*cells)
         panels.append(Panel(title, beside, "difference (dB)", both_ways(beside), ".2f", ".1f"))
-    columns = list(dict.fromkeys(names.values()))
+    columns = list(dict.fromkeys(row["part"] for rows in weights.values() for row in rows))
     return _write("Signal-to-noise ratio of the weights", panels, order, columns, output, "inspect")
 
 
@@ -157,9 +155,9 @@ def both_ways(cells: Iterable[Mapping[str, Any]]) -> Spec:
     return {"scheme": "purpleorange", "domain": [-most, most], "domainMid": 0}
 
 
-def _weight_cell(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _weight_cell(row: Mapping[str, Any]) -> dict[str, Any]:
     layer = OUTSIDE if row["layer"] is None else str(row["layer"])
-    return {"name": row["module"], "row": layer, "column": names[row["module"]], "value": _finite(row["sqnr_db"])}
+    return {"name": row["module"], "row": layer, "column": row["part"], "value": _finite(row["sqnr_db"])}
 
 
 def _differences(
