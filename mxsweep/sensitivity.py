@@ -16,7 +16,6 @@ from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_csv
 from mxsweep.runs.backend_check import refuse_unavailable_backend
-from mxsweep.runs.evaluator import load_configured
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.errors import ConfigError
@@ -125,6 +124,7 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
     from mxsweep.formats.recipe import Prepared
     from mxsweep.forward.sequence_loss import Divergence
     from mxsweep.measure.sensitivity import measure
+    from mxsweep.model.load import load_configured
 
     calibrated_on = resolve_calibration(config.calibration, config.model)  # whatever else needs it, this does
     loaded = load_configured(config.model)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.model.load import load_configured
 from mxsweep.model.quantization_report import weight_statistics
 from mxsweep.model.quantized_weights import measure_weights
 from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
-from mxsweep.runs.evaluator import load_configured
 
 NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a weight
 

@@ -1,4 +1,4 @@
-"""Base models, loaded once and kept between the runs of a process."""
+"""Models as they are, loaded once and kept between the runs of a process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.config.model_config import ModelConfig
 from mxsweep.files.checkpoints import model_folder, model_stamps
 from mxsweep.terminal.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, and its tokenizer."""
+    """Hold a model in evaluation mode, on its device, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ def load_model(
     attention: str = "sdpa",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """A causal language model and its tokenizer; the same call again returns the same objects.
+    """Load a causal language model and its tokenizer; the same call again returns the same objects.
 
     Args:
         path: a name on the Hugging Face hub, a folder, or "embedded" for the model that ships with mxsweep.
@@ -55,13 +56,26 @@ def load_model(
     return _kept[key]
 
 
+def load_configured(config: ModelConfig) -> LoadedModel:
+    """Load the model that a config names; models are kept between runs. Raises ConfigError."""
+    return load_model(
+        config.path,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        device_map=config.device_map,
+        attention=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
 def _is_whole(model: PreTrainedModel, device: str | None) -> bool:
-    """Whether all weights are where they belong: a run that failed may have left some in host memory."""
+    """Return whether all weights are where they belong: a run that failed may have left some in host memory."""
     return device is None or all(parameter.device.type == torch.device(device).type for parameter in model.parameters())
 
 
 def resolve_device(device: str) -> str:
-    """The device that "auto" stands for; ConfigError for one that is not there."""
+    """Return the device that "auto" stands for; ConfigError for one that is not there."""
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):

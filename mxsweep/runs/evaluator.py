@@ -7,12 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluate import Evaluation, evaluate, make_lm
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.tasks import load_tasks
-from mxsweep.model.load import LoadedModel, load_model
+from mxsweep.model.load import load_configured
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 
@@ -40,19 +39,6 @@ class Evaluator:
             apply_chat_template=config.task.apply_chat_template,
             progress=progress,
         )
-
-
-def load_configured(model: ModelConfig) -> LoadedModel:
-    """Load the model that a config names; models are kept between runs. Raises ConfigError."""
-    return load_model(
-        model.path,
-        revision=model.revision,
-        dtype=model.dtype,
-        device=model.device,
-        device_map=model.device_map,
-        attention=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
 
 
 def load_evaluator(config: RunConfig) -> Evaluator:

@@ -12,8 +12,8 @@ import torch
 
 from mxsweep import compose, run
 from mxsweep.config.overrides import prepare
+from mxsweep.model.load import load_configured
 from mxsweep.model.quantize import quantize_model
-from mxsweep.runs.evaluator import load_configured
 from mxsweep.sweeps.plan import plan
 
 SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]
