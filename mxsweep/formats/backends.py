@@ -28,19 +28,19 @@ _LIBRARY_ROUNDINGS = ("nearest", "even", "floor")
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend that cannot work here: missing hardware, a missing library, or something it has no answer for."""
+    """Report that a backend cannot work here: missing hardware, a missing library, or a format it has no answer for."""
 
 
 def check_backend(backend: str, arithmetic: str) -> None:
-    """Raises ValueError for a backend or an arithmetic that does not exist."""
+    """Raise ValueError for a backend or an arithmetic that does not exist."""
     for field, value, allowed in (("backend", backend, BACKENDS), ("arithmetic", arithmetic, ARITHMETICS)):
         if value not in allowed:
             raise ValueError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
 
 
 def backend_problem(backend: str) -> str | None:
-    """Why `backend` cannot work on this machine, in one sentence; None if it can. Only "torch" is answered
-    without importing torch.
+    """Return why `backend` cannot work on this machine, in one sentence; None if it can. Only for "torch" is torch not
+    imported.
 
     Raises:
         ValueError: there is no such backend.
@@ -75,15 +75,15 @@ def _can_find(module: str) -> bool:
 def _microxcaling_problem() -> str | None:
     # Other projects are called mx too, so the submodule is asked for; finding it imports the package mx.
     try:
-        found = find_spec("mx.mx_ops") is not None
+        is_there = find_spec("mx.mx_ops") is not None
     except ImportError as error:
         missing = "" if error.name in (None, "mx") else f" (importing mx failed: {error})"
         return MICROXCALING_INSTALL + missing
-    return None if found else MICROXCALING_INSTALL
+    return None if is_there else MICROXCALING_INSTALL
 
 
 def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
-    """What of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
+    """Return what of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
     tile = None if isinstance(fmt.block_size, int) else fmt.block_size
     refusals = (
         (

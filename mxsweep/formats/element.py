@@ -55,51 +55,51 @@ class ElementFormat(ABC):
 
     @property
     def is_integer(self) -> bool:
-        """Whether the values have one spacing."""
+        """Return whether the values have one spacing."""
         return False
 
     @property
     def scale_rounding(self) -> str | None:
-        """The one rounding of a power-of-two scale that the format is defined with; None where every one will do."""
+        """Return the scale rounding that the format is defined with (of a power of two); None where any will do."""
         return None
 
     @property
     @abstractmethod
     def min_exponent(self) -> int:
-        """Exponent of the smallest normal value, below which the spacing stays what it is there. Of an integer: of the
-        largest power of two among its positive values.
+        """Return the exponent of the smallest normal value, below which the spacing stays what it is there; of an
+        integer, that of the largest power of two among its values.
         """
 
     @property
     @abstractmethod
     def max_exponent(self) -> int:
-        """What the exponent of a block's scale is lowered by (OCP MX v1.0, section 6.3): that of the largest power of
-        two that is not above `largest`; of `mint<n>`, of the one above. At least 0.
+        """Return what a block's scale exponent is lowered by (OCP MX v1.0, section 6.3), at least 0: the exponent of
+        the largest power of two that is not above `largest`; for `mint<n>`, of the one above.
         """
 
     @property
     @abstractmethod
     def largest(self) -> float:
-        """The largest value."""
+        """Return the largest value."""
 
     @property
     def lowest(self) -> float:
-        """The most negative value."""
+        """Return the most negative value."""
         return -self.largest
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest positive value with a leading one."""
+        """Return the smallest positive value with a leading one."""
         return 2.0**self.min_exponent
 
     @property
     def smallest_subnormal(self) -> float:
-        """The smallest positive value; without mantissa bits there are no subnormals and it is the smallest normal."""
+        """Return the smallest positive value, which without mantissa bits is the smallest normal."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
     @property
     def codes(self) -> int:
-        """How many codes there are."""
+        """Return how many codes there are."""
         return int(2**self.bits)
 
     def decode(self, code: int) -> float:
@@ -132,12 +132,12 @@ class Minifloat(ElementFormat):
 
     @property
     def bias(self) -> int:
-        """What an exponent code is lowered by."""
+        """Return what an exponent code is lowered by."""
         return 2 ** (self.exponent_bits - 1) - 1
 
     @property
     def reserves_top_exponent(self) -> bool:
-        """Whether the top exponent code stands for Inf and NaN."""
+        """Return whether the top exponent code stands for Inf and NaN."""
         return self.exponent_bits >= RESERVING_EXPONENT_BITS
 
     @property

@@ -99,22 +99,22 @@ class MXFormat:
 
     @property
     def element_format(self) -> ElementFormat:
-        """The format of an element, by its name."""
+        """Return the format of an element."""
         return parse_element(self.element)
 
     @property
     def scale_format(self) -> ScaleFormat:
-        """The format of a block's scale, by its name."""
+        """Return the format of a block's scale."""
         return parse_scale(self.scale)
 
     @property
     def max_scale_exponent(self) -> int:
-        """Largest exponent that an `e8m0` scale of `scale_bits` holds; its negative is the smallest."""
+        """Return the largest exponent that an `e8m0` scale of `scale_bits` holds; its negative is the smallest."""
         return int(2 ** (self.scale_bits - 1) - 1)
 
     @property
     def has_native_arithmetic(self) -> bool:
-        """Whether `arithmetic="native"` differs from "exact" by definition.
+        """Return whether `arithmetic="native"` differs from "exact" by definition.
 
         Native arithmetic is what microxcaling's PyTorch path does, so it is defined for what that path
         offers: `e8m0` scales chosen by "floor", symmetric blocks, deterministic rounding. Everything else is
@@ -125,7 +125,7 @@ class MXFormat:
 
     @property
     def bits_per_element(self) -> float:
-        """Stored bits per element, the block's share of scale and midpoint included.
+        """Return the stored bits per element, with the block's share of scale and midpoint.
 
         The float32 per-tensor scale of `tensor_scale` is not counted: it is 32 bits per weight tensor or per
         token. Neither is the scale of `block_size=0`, whose share depends on the length of the axis.
@@ -148,7 +148,7 @@ class MXFormat:
 
     @property
     def _bits_beside_elements(self) -> int:
-        """Bits of one block's scale and, where it has one, its midpoint."""
+        """Return the bits of one block's scale and, where it has one, its midpoint."""
         scale = self.scale_bits if self.scale_format.is_power_of_two else self.scale_format.bits
         return scale if self.symmetric else scale + MIDPOINT_BITS
 

@@ -1,4 +1,4 @@
-"""Which format each kind of tensor gets, and in which basis. Plain data: no torch, no config."""
+"""Recipes: which format each kind of tensor gets, and in which basis. Plain data: no torch, no config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
 
 @dataclass(frozen=True)
 class LinearFormats:
-    """What one linear layer's weight and input become; None leaves it as it is."""
+    """Hold the formats of one linear layer's weight and input; None leaves a tensor as it is."""
 
     weight: MXFormat | None = None
     activation: MXFormat | None = None
@@ -28,7 +28,7 @@ class LinearFormats:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Operands of matrix products in another orthonormal basis, in which outliers are spread over all channels.
+    """Put operands of matrix products into another orthonormal basis, in which outliers are spread over all channels.
 
     x W^T = (x R) (W R)^T for any orthogonal R, so without quantization nothing changes; with it, what is quantized is
     x R and W R (QuaRot, arXiv 2404.00456, section 3).
@@ -44,7 +44,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class KVOptions:
-    """How keys and values are quantized, besides their formats.
+    """Say how keys and values are quantized, besides their formats.
 
     Attributes:
         key_axis: "token": blocks of keys lie along head_dim; "channel": along the sequence, a block of consecutive
@@ -67,7 +67,7 @@ class KVOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was worked out for a recipe beforehand, on calibration data.
+    """Hold what was worked out for a recipe beforehand, on calibration data.
 
     Attributes:
         weights: quantized weights (N, C) by module name, in the basis and on the grid that the recipe gives them; a
@@ -81,7 +81,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is quantized in a model, and by whom.
+    """Say what is quantized in a model, and by which backend.
 
     Attributes:
         linear: formats of the linear layers of the decoder blocks (not of lm_head, not of embeddings).
@@ -104,7 +104,7 @@ class Recipe:
     rotation: Rotation | None = None
 
     def formats(self) -> list[MXFormat]:
-        """Every format that some tensor gets, each once."""
+        """Return every format that some tensor gets, each once."""
         formats = [self.key, self.value]
         for linear in (self.linear, *(linear for _, linear in self.modules)):
             formats += [linear.weight, linear.activation]
@@ -112,13 +112,13 @@ class Recipe:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether nothing at all is quantized."""
+        """Return whether nothing at all is quantized."""
         return not self.formats()
 
     def formats_of(self, name: str, in_decoder_block: bool) -> LinearFormats:
-        """The formats of the module ``name``; outside the decoder blocks only ``modules`` can give any."""
+        """Return the formats of the module ``name``; outside the decoder blocks only ``modules`` can give any."""
         formats = self.linear if in_decoder_block else LinearFormats()
-        for pattern, own in self.modules:
+        for pattern, of_pattern in self.modules:
             if fnmatchcase(name, pattern):
-                formats = own
+                formats = of_pattern
         return formats

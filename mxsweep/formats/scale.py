@@ -48,37 +48,37 @@ class ScaleFormat:
 
     @property
     def is_power_of_two(self) -> bool:
-        """Whether a scale is an exponent and nothing else."""
+        """Return whether a scale is an exponent and nothing else."""
         return self.mantissa_bits == 0
 
     @property
     def is_float32(self) -> bool:
-        """Whether scales are stored as they are computed."""
+        """Return whether scales are stored as they are computed."""
         return self.mantissa_bits == _FLOAT32_MANTISSA_BITS
 
     @property
     def min_exponent(self) -> int:
-        """Exponent of the smallest normal value; of a power of two, which has no subnormals, of the smallest value."""
+        """Return the exponent of the smallest normal value; of a power of two, of the smallest value."""
         return -self.bias if self.is_power_of_two else 1 - self.bias
 
     @property
     def smallest_subnormal(self) -> float:
-        """The smallest positive value."""
+        """Return the smallest positive value."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
     @property
     def largest(self) -> float:
-        """The largest finite value."""
+        """Return the largest finite value."""
         return _FLOAT32_LARGEST if self.is_float32 else self.decode(self.codes - 2)
 
     @property
     def lowest(self) -> float:
-        """The least value that a scale is held to."""
+        """Return the least value that a scale is held to."""
         return 0.0
 
     @property
     def codes(self) -> int:
-        """How many codes there are without the sign bit set."""
+        """Return how many codes there are without the sign bit set."""
         return int(2 ** (self.bits - self.stores_sign))
 
     def decode(self, code: int) -> float:

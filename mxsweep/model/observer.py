@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mxsweep.model.operands import Place
 from mxsweep.model.tensor_statistics import TensorStatistics
-from mxsweep.numerics import BlockStatistics, Measured, MXFormat, fetch_statistics, measure_blocks
+from mxsweep.numerics import BlockStatistics, MXFormat, PendingStatistics, fetch_statistics, measure_blocks
 
 
 class Observer(Protocol):
@@ -44,7 +44,7 @@ class TensorObserver:
         self._arithmetic = arithmetic
         self._shape: tuple[int, int] = (0, 0)
         self._real: Tensor | None = None
-        self._measured: list[tuple[str, str, MXFormat, int, Measured]] = []
+        self._measured: list[tuple[str, str, MXFormat, int, PendingStatistics]] = []
 
     @contextmanager
     def batch(self, shape: tuple[int, int], real: Tensor) -> Iterator[None]:

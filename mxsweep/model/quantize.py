@@ -22,7 +22,7 @@ from mxsweep.model.operands import find_places
 from mxsweep.model.quantization_report import QuantizationReport, Stored
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.numerics import Measured
+from mxsweep.numerics import PendingStatistics
 
 NOTHING_PREPARED = Prepared()
 
@@ -57,7 +57,7 @@ def quantize_model(
     sites = find_sites(model, recipe)
     stored = Stored.of(model, sites)
     inputs = InputQuantizer(recipe)
-    measured: list[Measured | None] = []
+    measured: list[PendingStatistics | None] = []
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
     with quantized_attention(
         model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors

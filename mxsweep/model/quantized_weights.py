@@ -14,7 +14,7 @@ from mxsweep.formats.recipe import Recipe
 from mxsweep.model.linear import stochastic_key
 from mxsweep.model.quantization_report import LayerReport
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.numerics import Measured, fetch_statistics, measure_blocks, quantize
+from mxsweep.numerics import PendingStatistics, fetch_statistics, measure_blocks, quantize
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]
 
 def quantize_weight(
     site: Site, recipe: Recipe, compare_exact: bool, prepared: Tensor | None = None
-) -> tuple[Tensor, Measured | None]:
+) -> tuple[Tensor, PendingStatistics | None]:
     """Return the weight that stands in for a site's, and its block statistics (None where it stays as it is).
 
     Args:
@@ -64,7 +64,7 @@ def quantize_weight(
 
 
 def layer_reports(
-    sites: Sequence[Site], measured: Sequence[Measured | None], prepared: Collection[str] = ()
+    sites: Sequence[Site], measured: Sequence[PendingStatistics | None], prepared: Collection[str] = ()
 ) -> list[LayerReport]:
     """Return a report for each site, fetching all statistics from the device at once.
 

@@ -28,7 +28,7 @@ from mxsweep.formats import (
 if TYPE_CHECKING:
     from mxsweep.numerics.block_measures import (
         BlockStatistics,
-        Measured,
+        PendingStatistics,
         block_statistics,
         fetch_statistics,
         measure_blocks,
@@ -43,7 +43,7 @@ _LAZY = {
     "decode": "mxsweep.numerics.encoding",
     "encode": "mxsweep.numerics.encoding",
     "BlockStatistics": "mxsweep.numerics.block_measures",
-    "Measured": "mxsweep.numerics.block_measures",
+    "PendingStatistics": "mxsweep.numerics.block_measures",
     "block_statistics": "mxsweep.numerics.block_measures",
     "fetch_statistics": "mxsweep.numerics.block_measures",
     "measure_blocks": "mxsweep.numerics.block_measures",
@@ -63,7 +63,7 @@ __all__ = [
     "ElementFormat",
     "Encoded",
     "MXFormat",
-    "Measured",
+    "PendingStatistics",
     "ScaleFormat",
     "backend_problem",
     "block_statistics",

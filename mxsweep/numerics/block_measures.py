@@ -1,6 +1,6 @@
-"""What quantizing did to a tensor, in numbers: how many scales were clamped, how many elements saturated.
+"""Block statistics: how many scales were clamped, how many elements saturated, and the error, of quantizing a tensor.
 
-A run that reports them explains itself: when `scale_bits` 6 and 8 agree to the last digit, it is because no
+A run that reports these numbers explains itself: when `scale_bits` 6 and 8 agree to the last digit, it is because no
 block's scale was clamped at either.
 
 The numbers are gathered on the tensor's device (`measure_blocks`) and fetched together (`fetch_statistics`), for any
@@ -10,8 +10,9 @@ number of tensors in one transfer: on a GPU each number fetched by itself would 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ from mxsweep.numerics.reference.scales import (
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """What quantizing one tensor did.
+    """Hold what quantizing one tensor did.
 
     Attributes:
         blocks: number of blocks.
@@ -71,12 +72,12 @@ class BlockStatistics:
 
     @property
     def rmse(self) -> float:
-        """sqrt(noise / elements), in x's unit; NaN without elements."""
+        """Return sqrt(noise / elements), in x's unit; NaN without elements."""
         return math.sqrt(self.noise / self.elements) if self.elements else math.nan
 
     @staticmethod
     def pooled(statistics: Iterable[BlockStatistics]) -> BlockStatistics:
-        """Of all tensors taken together, as if they were one."""
+        """Return the statistics of all tensors taken together, as if they were one."""
         parts = list(statistics)
         signal, noise = (math.fsum(getattr(part, name) for part in parts) for name in ("signal", "noise"))
         unlike = [part.unlike_exact for part in parts if part.unlike_exact is not None]
@@ -96,8 +97,8 @@ class BlockStatistics:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The statistics of one tensor, still on its device.
+class PendingStatistics:
+    """Hold the statistics of one tensor, still on its device.
 
     Attributes:
         elements, blocks: numbers of them.
@@ -116,43 +117,6 @@ class Measured:
 _NUMBERS = ("signal", "noise", "saturated", "flushed", "clamped", "unlike", "exponent_min", "exponent_max")
 
 
-def block_statistics(
-    x: Tensor,
-    fmt: MXFormat,
-    axis: int = -1,
-    *,
-    arithmetic: str = "native",
-    generator: torch.Generator | int = 0,
-    tensor_dims: Sequence[int] | None = None,
-    example_dims: int = 0,
-    answer: Tensor | None = None,
-    compare_exact: bool = False,
-) -> BlockStatistics:
-    """Statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are.
-
-    Args:
-        generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
-            `elements_flushed`, and those little.
-        answer: what `quantize` gave, where it is at hand, so that it is not computed again.
-        compare_exact: whether to count the elements that exact arithmetic would have given another value.
-
-    Raises:
-        TypeError, ValueError: as `quantize`.
-    """
-    measured = measure_blocks(
-        x,
-        fmt,
-        axis,
-        arithmetic=arithmetic,
-        generator=generator,
-        tensor_dims=tensor_dims,
-        example_dims=example_dims,
-        answer=answer,
-        compare_exact=compare_exact,
-    )
-    return fetch_statistics([measured])[0]
-
-
 def measure_blocks(
     x: Tensor,
     fmt: MXFormat,
@@ -164,8 +128,18 @@ def measure_blocks(
     example_dims: int = 0,
     answer: Tensor | None = None,
     compare_exact: bool = False,
-) -> Measured:
-    """As `block_statistics`, without waiting for the device."""
+) -> PendingStatistics:
+    """Gather the statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are; wait for no device.
+
+    Args:
+        generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
+            `elements_flushed`, and those little.
+        answer: what `quantize` gave, where it is at hand, so that it is not computed again.
+        compare_exact: whether to count the elements that exact arithmetic would have given another value.
+
+    Raises:
+        TypeError, ValueError: as `quantize`.
+    """
     check_backend("torch", arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
     x = x.detach()
@@ -185,43 +159,63 @@ def measure_blocks(
         if native and compare_exact:
             exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims, example_dims)
             totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
-    return Measured(
-        x.numel(), totals.blocks, totals.numbers(x.device), fmt.scale_format.is_power_of_two, native and compare_exact
+    return PendingStatistics(
+        elements=x.numel(),
+        blocks=totals.blocks,
+        numbers=totals.numbers(x.device),
+        has_exponents=fmt.scale_format.is_power_of_two,
+        has_unlike=native and compare_exact,
     )
 
 
-def fetch_statistics(measured: Sequence[Measured]) -> list[BlockStatistics]:
-    """The statistics of several tensors, fetched in one transfer from each device."""
+_Arguments = ParamSpec("_Arguments")
+
+
+def _fetched(measure: Callable[_Arguments, PendingStatistics]) -> Callable[_Arguments, BlockStatistics]:
+    def block_statistics(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> BlockStatistics:
+        """Return the statistics of `quantize(x, fmt, axis, ...)`, given the arguments of `measure_blocks`."""
+        return fetch_statistics([measure(*args, **kwargs)])[0]
+
+    return block_statistics
+
+
+block_statistics = _fetched(measure_blocks)
+
+
+def fetch_statistics(pending: Sequence[PendingStatistics]) -> list[BlockStatistics]:
+    """Fetch the statistics of several tensors in one transfer from each device."""
     rows: dict[int, list[float]] = {}
-    for device in dict.fromkeys(item.numbers.device for item in measured):
-        here = [index for index, item in enumerate(measured) if item.numbers.device == device]
-        rows |= zip(here, torch.stack([measured[index].numbers for index in here]).tolist(), strict=True)
-    return [_result(item, dict(zip(_NUMBERS, rows[index], strict=True))) for index, item in enumerate(measured)]
+    for device in dict.fromkeys(item.numbers.device for item in pending):
+        here = [index for index, item in enumerate(pending) if item.numbers.device == device]
+        rows |= zip(here, torch.stack([pending[index].numbers for index in here]).tolist(), strict=True)
+    return [_result(item, dict(zip(_NUMBERS, rows[index], strict=True))) for index, item in enumerate(pending)]
 
 
 class _Totals:
-    """Numbers of a tensor's pieces, put together at the end: on a GPU it is launching operations that takes time."""
+    """Gather the numbers of a tensor's pieces, added up at the end: on a GPU, launching operations takes the time."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self._found: dict[str, list[Tensor]] = {}
+        self._of_pieces: dict[str, list[Tensor]] = {}
 
     def add(self, name: str, number: Tensor) -> None:
-        self._found.setdefault(name, []).append(number)
+        """Add a number of one piece, or of some of its blocks."""
+        self._of_pieces.setdefault(name, []).append(number)
 
     def numbers(self, device: torch.device) -> Tensor:
-        """The entries of `_NUMBERS`, float64."""
+        """Return the entries of `_NUMBERS`, float64."""
         return torch.stack([self._total(name, device) for name in _NUMBERS])
 
     def _total(self, name: str, device: torch.device) -> Tensor:
         reduce = {"exponent_min": torch.amin, "exponent_max": torch.amax}.get(name, torch.sum)
-        found = [number.to(torch.float64) for number in self._found.get(name, [])]
-        if not found:
-            of_nothing = {"exponent_min": math.inf, "exponent_max": -math.inf}.get(name, 0.0)
-            return torch.full((), of_nothing, dtype=torch.float64, device=device)
-        return found[0] if len(found) == 1 else reduce(torch.stack(found))
+        numbers = [number.to(torch.float64) for number in self._of_pieces.get(name, [])]
+        if not numbers:
+            empty = {"exponent_min": math.inf, "exponent_max": -math.inf}.get(name, 0.0)
+            return torch.full((), empty, dtype=torch.float64, device=device)
+        return numbers[0] if len(numbers) == 1 else reduce(torch.stack(numbers))
 
     def add_elements(self, x: Tensor, y: Tensor) -> None:
+        """Add what became of a piece's elements."""
         self.add("flushed", ((x != 0) & (y == 0)).sum())
         x_double = x.to(torch.float64)
         self.add("signal", x_double.square().sum())
@@ -230,6 +224,7 @@ class _Totals:
     def add_blocks(
         self, x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, native: bool, beside: Sequence[Tensor]
     ) -> None:
+        """Add what became of the scales of a piece's blocks x [..., k, b, ...], and which elements they saturate."""
         g = exponent = None
         if native:
             amax, centered = x.abs().amax(block_dims, keepdim=True), x
@@ -257,25 +252,25 @@ class _Totals:
             self.add("clamped", (wants_scale & outside).sum())
 
 
-def _result(measured: Measured, numbers: dict[str, float]) -> BlockStatistics:
+def _result(pending: PendingStatistics, numbers: dict[str, float]) -> BlockStatistics:
     low, high = numbers["exponent_min"], numbers["exponent_max"]
     return BlockStatistics(
-        blocks=measured.blocks,
+        blocks=pending.blocks,
         blocks_scale_clamped=int(numbers["clamped"]),
-        elements=measured.elements,
+        elements=pending.elements,
         elements_saturated=int(numbers["saturated"]),
         elements_flushed=int(numbers["flushed"]),
-        exponent_min=int(low) if measured.has_exponents and math.isfinite(low) else None,
-        exponent_max=int(high) if measured.has_exponents and math.isfinite(high) else None,
+        exponent_min=int(low) if pending.has_exponents and math.isfinite(low) else None,
+        exponent_max=int(high) if pending.has_exponents and math.isfinite(high) else None,
         sqnr_db=sqnr_db(numbers["signal"], numbers["noise"]),
         signal=numbers["signal"],
         noise=numbers["noise"],
-        unlike_exact=int(numbers["unlike"]) if measured.has_unlike else None,
+        unlike_exact=int(numbers["unlike"]) if pending.has_unlike else None,
     )
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) in decibels; inf without noise, -inf without signal, NaN where either is NaN."""
+    """Return 10 log10(signal / noise) in decibels; inf without noise, -inf without signal, NaN where either is NaN."""
     if math.isnan(signal) or math.isnan(noise):
         return math.nan
     if noise == 0:

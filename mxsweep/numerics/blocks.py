@@ -30,7 +30,7 @@ _GRAIN_SIZE = 2**15
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a tensor that is cut evenly into blocks.
+    """Describe a part of a tensor that is cut evenly into blocks.
 
     Attributes:
         index: the slice of each dimension.
@@ -44,7 +44,7 @@ class Region:
 
     @property
     def block_dims(self) -> tuple[int, ...]:
-        """The dimensions of `view`'s result that run inside a block."""
+        """Return the dimensions of `view`'s result that run inside a block."""
         return tuple(dim + 1 + position for position, (dim, _, _) in enumerate(self.splits))
 
     def view(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Region:
 
 
 def block_axes(ndim: int, block_size: BlockSize, axis: int) -> tuple[int, ...]:
-    """The dimensions, counted from 0, that blocks extend over.
+    """Return the dimensions, counted from 0, that blocks extend over.
 
     A (rows, columns) tile lies on the last two dimensions, rows along the last but one; `axis` must name
     either.
@@ -123,7 +123,7 @@ def _runs(length: int, size: int) -> list[tuple[int, int, int, int]]:
 
 
 def pieces(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """`views` cut in step along dimensions that no block extends over, outermost first. In these all have the first
+    """Cut `views` in step along dimensions that no block extends over, outermost first. In these all have the first
     one's shape.
     """
     shape, size = views[0].shape, views[0].numel()

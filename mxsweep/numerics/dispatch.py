@@ -1,4 +1,4 @@
-"""`quantize`: the one way in. It checks the arguments, gives the gradient and asks a backend.
+"""`quantize`: the one way in, which checks the arguments, gives the gradient and asks a backend.
 
 The torch backend (definition.py) says what the answer is; the others give the same one or refuse.
 """
@@ -31,7 +31,7 @@ def quantize(
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
 ) -> Tensor:
-    """`x` quantized to `fmt` and read back, in x's shape and dtype. `x` is not changed.
+    """Quantize `x` to `fmt` and read it back, in x's shape and dtype. `x` is not changed.
 
     The gradient is the identity, for saturated elements too (straight through).
 
@@ -74,7 +74,7 @@ def check_arguments(
     tensor_dims: Sequence[int] | None,
     example_dims: int,
 ) -> None:
-    """Raises what `quantize` promises to raise for arguments that do not fit each other."""
+    """Raise what `quantize` promises to raise for arguments that do not fit each other."""
     for name, value, wanted in (("x", x, Tensor), ("fmt", fmt, MXFormat)):
         if not isinstance(value, wanted):
             raise TypeError(f"{name}: {value!r:.60} is a {type(value).__name__}; allowed: {wanted.__name__}")
@@ -95,7 +95,7 @@ def check_arguments(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The identity for gradients: quantization's own derivative is zero almost everywhere."""
+    """Give gradients the identity: quantization's derivative is zero almost everywhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:

@@ -70,7 +70,7 @@ class Encoded:
 
     @property
     def shape(self) -> torch.Size:
-        """The tensor's shape."""
+        """Return the tensor's shape."""
         return self.codes.shape
 
 

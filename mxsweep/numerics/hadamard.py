@@ -26,9 +26,9 @@ DENSE_BITS, FACTOR_BITS = 6, 5  # a transform of up to 2^6 is one product, a lon
 
 
 def hadamard(x: Tensor, block: int = 0, *, inverse: bool = False) -> Tensor:
-    """Each block of the last dimension of x times the orthogonal matrix R of that order (or, ``inverse``, times R^T).
+    """Multiply each block of the last dimension of x by the orthogonal matrix R of that order (``inverse``: by R^T).
 
-    It is linear and has a gradient of every order: the inverse transform of the gradient.
+    The transform is linear and has a gradient of every order: the inverse transform of the gradient.
 
     Args:
         x: (..., C), any floating-point dtype, any strides, possibly empty.
@@ -56,7 +56,7 @@ def hadamard(x: Tensor, block: int = 0, *, inverse: bool = False) -> Tensor:
 
 
 def matrix(order: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """R of an order: (order, order), orthogonal; `hadamard(x)` is x @ R. Worked out in float64, rounded to ``dtype``.
+    """Return R of an order: (order, order), orthogonal; `hadamard(x)` is x @ R. Worked out in float64, then rounded.
 
     Raises:
         ValueError: order is not positive.
@@ -70,7 +70,7 @@ def matrix(order: int, dtype: torch.dtype = torch.float32, device: torch.device 
 
 
 class _Rotation(torch.autograd.Function):
-    """y = x R, whose gradient is that of y times R^T."""
+    """Compute y = x R, whose gradient is that of y times R^T."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: int, inverse: bool) -> Tensor:
@@ -100,7 +100,7 @@ def _rotated(x: Tensor, block: int, inverse: bool) -> Tensor:
 
 
 def _transformed(x: Tensor, order: int, inverse: bool) -> Tensor:
-    """Rows (R, order) times the matrix of that order, contiguous."""
+    """Return rows (R, order) times the matrix of that order, contiguous."""
     size = len(base_factor(order))
     if size == 1:
         return _sylvester(x, order)
@@ -113,7 +113,7 @@ def _transformed(x: Tensor, order: int, inverse: bool) -> Tensor:
 
 
 def _sylvester(x: Tensor, order: int) -> Tensor:
-    """Each run of ``order`` elements of x times Sylvester's orthogonal matrix, its own inverse; a new tensor."""
+    """Return each run of ``order`` elements of x times Sylvester's orthogonal matrix, its inverse too; a new tensor."""
     if order == 1:
         return x.clone(memory_format=torch.contiguous_format)
     if x.is_cuda:
@@ -132,14 +132,14 @@ def _sylvester(x: Tensor, order: int) -> Tensor:
 
 @functools.lru_cache(maxsize=128)
 def _factors(log_order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Symmetric matrices whose Kronecker product is Sylvester's orthogonal one, the innermost first.
+    """Return symmetric matrices whose Kronecker product is Sylvester's orthogonal one, the innermost first.
 
     The innermost carries the whole scale; the others have entries +-1, which cost no rounding but that of sums.
     """
     count = 1 if log_order <= DENSE_BITS else math.ceil(log_order / FACTOR_BITS)
     bits = [log_order // count + (index < log_order % count) for index in range(count)]
     with torch.inference_mode(False):  # or a gradient could not go through them later
-        factors = [torch.from_numpy(sylvester(own)).to(device, dtype) for own in bits]
+        factors = [torch.from_numpy(sylvester(log_size)).to(device, dtype) for log_size in bits]
         factors[0] = factors[0] * 2 ** (-log_order / 2)
     return tuple(factors)
 

@@ -1,6 +1,6 @@
-"""The same call answered by Microsoft's library (github.com/microsoft/microxcaling, module `mx`).
+"""Quantization by Microsoft's library (github.com/microsoft/microxcaling, module `mx`).
 
-It has two paths: operations of PyTorch in the tensor's dtype, which is what `arithmetic="native"` means, and
+The library has two paths: operations of PyTorch in the tensor's dtype, which is what `arithmetic="native"` means, and
 its own CUDA kernels in float32 (`custom_cuda=True` there), which is "exact" and needs tensors on a GPU. What
 the library has no word for is refused by name, never approximated.
 """
@@ -14,7 +14,7 @@ from mxsweep.formats.mxformat import MXFormat
 
 
 def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tensor:
-    """`quantize` by the library: a new tensor of x's shape and dtype, without a gradient.
+    """Quantize by the library: return a new tensor of x's shape and dtype, without a gradient.
 
     Args:
         x: float32, bfloat16 or float16 with at least one dimension; on a GPU for arithmetic "exact".
@@ -55,7 +55,7 @@ def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) 
 
 
 def _check_kernels() -> None:
-    """The library compiles its kernels when this module is imported, which can fail in many ways."""
+    """Import the library's kernels, which compiles them and can fail in many ways."""
     try:
         import mx.custom_extensions  # noqa: F401
     except Exception as error:

@@ -28,7 +28,7 @@ Polynomial = tuple[int, ...]  # coefficients modulo a prime, that of x^0 first
 
 
 def sylvester(log_order: int) -> Signs:
-    """Sylvester's Hadamard matrix of order 2^log_order: the sign at (i, j) is the parity of the bits of i & j."""
+    """Return Sylvester's Hadamard matrix of order 2^log_order: the sign at (i, j) is the parity of i & j's bits."""
     matrix = np.ones((1, 1), np.int8)
     for _ in range(log_order):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -37,7 +37,7 @@ def sylvester(log_order: int) -> Signs:
 
 @functools.lru_cache(maxsize=64)
 def base_factor(order: int) -> NDArray[np.float64]:
-    """B of the orthogonal matrix B (x) Sylvester of an order, float64: [[1]] for a power of two."""
+    """Return B of the orthogonal matrix B (x) Sylvester of an order, float64: [[1]] for a power of two."""
     odd = order
     while odd % 2 == 0:
         odd //= 2
@@ -51,7 +51,7 @@ def base_factor(order: int) -> NDArray[np.float64]:
 
 
 def paley(order: int) -> Signs | None:
-    """The Hadamard matrix of an order by Paley's constructions; None where neither has one."""
+    """Return the Hadamard matrix of an order by Paley's constructions; None where neither has one."""
     if order % 4:
         return None
     if field := prime_power(order - 1):
@@ -65,14 +65,14 @@ def paley(order: int) -> Signs | None:
 
 
 def _bordered(characters: Signs, left: int) -> Signs:
-    """[[0, 1 ...], [left ..., Q]]."""
+    """Return [[0, 1 ...], [left ..., Q]]."""
     bordered = np.ones((len(characters) + 1, len(characters) + 1), np.int8)
     bordered[1:, 0], bordered[0, 0], bordered[1:, 1:] = left, 0, characters
     return bordered
 
 
 def prime_power(q: int) -> tuple[int, int] | None:
-    """(p, r) with q = p^r and p prime; None if there are none."""
+    """Return (p, r) with q = p^r and p prime; None if there are none."""
     p = next((d for d in range(2, math.isqrt(q) + 1) if q % d == 0), q)
     power, rest = 0, q
     while q > 1 and rest % p == 0:
@@ -81,7 +81,8 @@ def prime_power(q: int) -> tuple[int, int] | None:
 
 
 def quadratic_characters(p: int, power: int) -> Signs:
-    """Q (q, q) of the field of q = p^power elements, p odd: at (a, b) 0 if a = b, 1 if a - b is a square, else -1.
+    """Return Q (q, q) of the field of q = p^power elements, p odd: at (a, b) 0 if a = b, 1 if a - b is a square, else
+    -1.
 
     Elements are polynomials over the integers modulo p of a degree below ``power``; number a has the digits of a to the
     base p as its coefficients.
@@ -99,7 +100,7 @@ def quadratic_characters(p: int, power: int) -> Signs:
 
 
 def powers_of_a_generator(p: int, power: int) -> list[Polynomial]:
-    """x^0 to x^(q - 2) modulo a polynomial of degree ``power`` for which these are all the elements but zero.
+    """Return x^0 to x^(q - 2) modulo a polynomial of degree ``power`` for which these are all the elements but zero.
 
     That they return to 1 only after q - 1 steps shows that it is such a polynomial (a primitive one). The even powers
     are the squares.
@@ -108,16 +109,16 @@ def powers_of_a_generator(p: int, power: int) -> list[Polynomial]:
     for low_terms in itertools.product(range(p), repeat=power):  # x^power = their polynomial
         if low_terms[0] == 0:
             continue  # x would have no inverse
-        found, element = [one], _times_x(one, low_terms, p)
+        powers, element = [one], _times_x(one, low_terms, p)
         while element != one:
-            found.append(element)
+            powers.append(element)
             element = _times_x(element, low_terms, p)
-        if len(found) == p**power - 1:
-            return found
+        if len(powers) == p**power - 1:
+            return powers
     raise AssertionError(f"every field has a primitive polynomial, that of {p}^{power} elements too")
 
 
 def _times_x(element: Polynomial, low_terms: Polynomial, p: int) -> Polynomial:
-    """x times an element, where x^power is ``low_terms``; for power 1, times a number."""
+    """Multiply an element by x, where x^power is ``low_terms``; for power 1, by a number."""
     *rest, top = element
     return tuple((digit + top * term) % p for digit, term in zip((0, *rest), low_terms, strict=True))

@@ -33,7 +33,7 @@ KEY_BITS = 64
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32. Counter and result are int64 tensors of one shape with values in [0, 2^32)."""
+    """Run ten rounds of Philox4x32. Counter and result are int64 tensors of one shape with values in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & _WORD, key >> 32
     for _ in range(_ROUNDS):
@@ -49,7 +49,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
 
 
 def uniform(key: int, count: int, device: torch.device) -> Tensor:
-    """The numbers u of elements 0 to `count` - 1 under `key`: float32 [count], multiples of 2^-24 in [0, 1)."""
+    """Return the numbers u of elements 0 to `count` - 1 under `key`: float32 [count], multiples of 2^-24 in [0, 1)."""
     u = torch.empty(count, dtype=torch.float32, device=device)
     step = _PIECE if device.type == "cpu" else max(count, 1)
     for start in range(0, count, step):
@@ -59,14 +59,14 @@ def uniform(key: int, count: int, device: torch.device) -> Tensor:
 
 
 def uniform_at(key: int, i: Tensor) -> Tensor:
-    """The numbers u of the elements `i` (int64, not negative): float32 of the same shape."""
+    """Return the numbers u of the elements `i` (int64, not negative): float32 of the same shape."""
     zero = torch.zeros_like(i)
     word = philox4x32((i & _WORD, i >> 32, zero, zero), key)[0]
     return (word >> 8).to(torch.float32).mul_(2.0**-24)
 
 
 def draw_key(generator: torch.Generator | int) -> int:
-    """One 64-bit key: two 32-bit words, the low one first, from a generator; an int is the key itself.
+    """Return a 64-bit key: two 32-bit words, the low one first, from a generator; an int is the key itself.
 
     Raises:
         ValueError: an int that does not fit into 64 bits.

@@ -28,9 +28,14 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import pieces
 from mxsweep.numerics.reference.definition import center_blocks, elementwise_inputs, tensor_scale_per_block
-from mxsweep.numerics.reference.rounding import round_exact
 from mxsweep.numerics.reference.scales import exact_scale
-from mxsweep.solvers.block_scales import BlockScales, Found, check_weight, scales_found
+from mxsweep.solvers.block_scales import (
+    BlockScales,
+    ScaleAndMidpoint,
+    check_weight,
+    choose_scales,
+    round_with_scale,
+)
 
 # The format's own scale is the first, so that no other is taken unless it is better. Larger ones count too: an fp4_e2m1
 # block whose largest element becomes 4 instead of 6 has finer steps below it. Wider ranges lowered no loss that was
@@ -54,10 +59,10 @@ def best_scales(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: 
 
 
 def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) -> BlockScales:
-    """The scale of every block of `w` (for tiles, of every tile) with the least weighted squared error.
+    """Search for each block of `w` (for tiles, each tile) the scale of least weighted squared error.
 
-    No block's error is larger than with the format's own scale. A block which that leaves without a scale (NaN) for its
-    size gets one here if it can; one that holds NaN or Inf does not.
+    No block's error is larger than with the format's own scale. A block that has none (NaN), since it is too large for
+    the format's, gets one here where another is in range; a block that holds NaN or Inf does not.
 
     Args:
         w: (N, C) float32.
@@ -77,22 +82,23 @@ def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) ->
         )
     weights = importance.to(w).expand(w.shape)
 
-    def search(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Found:
+    def search(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> ScaleAndMidpoint:
         x = views[0]
         shape = [1 if dim in block_dims else length for dim, length in enumerate(x.shape)]
         scale, midpoint = x.new_empty(shape), None if fmt.symmetric else x.new_empty(shape)
         targets = [scale] if midpoint is None else [scale, midpoint]
         for parts in pieces([*views, *targets], block_dims):
-            for target, found in zip(parts[len(views) :], _search(parts[: len(views)], block_dims, fmt), strict=False):
-                assert found is not None
-                target.copy_(found)
+            best = _search(parts[: len(views)], block_dims, fmt)
+            for target, of_piece in zip(parts[len(views) :], best, strict=False):  # a symmetric block has no midpoint
+                assert of_piece is not None
+                target.copy_(of_piece)
         return scale, midpoint
 
-    return scales_found(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None, 0)], search)
+    return choose_scales(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None, 0)], search)
 
 
-def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat) -> Found:
-    """(scale, midpoint or None) for the blocks of x, given (x, importance[, per-tensor scale])."""
+def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat) -> ScaleAndMidpoint:
+    """Return (scale, midpoint or None) for the blocks of x, given (x, importance[, per-tensor scale])."""
     x, importance, *beside = views
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
     g = tensor_scale_per_block(block_dims, fmt, beside)
@@ -103,9 +109,10 @@ def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat)
         return scale, None
     total = importance.sum(block_dims, keepdim=True)
     for _ in range(MIDPOINT_STEPS):
-        residual = centered - _rounded(centered, scale, fmt)
+        residual = centered - round_with_scale(centered, fmt, scale, None)
         mean = residual.mul_(importance).sum(block_dims, keepdim=True) / total
-        moved = (midpoint + mean.nan_to_num()).to(torch.bfloat16).to(torch.float32)  # no weight at all: no reason
+        # A block in which no column counts has no mean (0 / 0), and no reason to move.
+        moved = (midpoint + mean.nan_to_num()).to(torch.bfloat16).to(torch.float32)
         moved_error, moved_scale = _best(x - moved, importance, candidates, block_dims, fmt)
         better = moved_error < error
         error, scale, midpoint = (
@@ -119,10 +126,11 @@ def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat)
 def _best(
     centered: Tensor, importance: Tensor, candidates: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat
 ) -> tuple[Tensor, Tensor]:
-    """(error, scale) of the candidate of least error, of equal ones the first."""
+    """Return (error, scale) of the candidate of least error, of equal ones the first."""
     best: tuple[Tensor, Tensor] | None = None
     for scale in candidates:
-        error = _rounded(centered, scale, fmt).sub_(centered).square_().mul_(importance).sum(block_dims, keepdim=True)
+        q = round_with_scale(centered, fmt, scale, None)
+        error = q.sub_(centered).square_().mul_(importance).sum(block_dims, keepdim=True)
         error.masked_fill_(error.isnan(), torch.inf)
         if best is None:
             best = error, scale
@@ -131,7 +139,3 @@ def _best(
             best = torch.where(better, error, best[0]), torch.where(better, scale, best[1])
     assert best is not None
     return best
-
-
-def _rounded(centered: Tensor, scale: Tensor, fmt: MXFormat) -> Tensor:
-    return round_exact(centered / scale, fmt.element_format, fmt.rounding).mul_(scale)

@@ -22,7 +22,7 @@ Then every column is looked at again, given all others, those after it included:
 the old one unless that is better, so that the loss only falls (coordinate descent). `SWEEPS` of these cost as much each
 as GPTQ itself. Both are one procedure, `_sweep`: values, less what the columns before them changed, on the grid.
 
-Scales are found beforehand and stay ("static groups"), so that the order may go across blocks, and feedback is exact
+Scales are chosen beforehand and stay ("static groups"), so that the order may go across blocks, and feedback is exact
 within them. Columns whose input is always zero (dead ones) have no say and are rounded to nearest.
 
 Legend: w (N, C), H (C, C). `_sweep` works on transposed matrices (C, N) in the order of the columns, in groups of
@@ -43,8 +43,7 @@ from torch import Tensor
 
 from mxsweep.formats.backends import backend_problem
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.reference.rounding import round_exact
-from mxsweep.solvers.block_scales import BlockScales, check_weight
+from mxsweep.solvers.block_scales import BlockScales, check_weight, round_with_scale
 from mxsweep.solvers.clip import best_scales
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mappin
 def gptq(
     w: Tensor, hessian: Tensor, fmt: MXFormat, scales: BlockScales, *, damping: float = 0.01, act_order: bool = True
 ) -> Tensor:
-    """Elements for the weight `w` on the grids of `scales`, of little Hessian-weighted loss.
+    """Choose elements for the weight `w` on the grids of `scales`, of little Hessian-weighted loss.
 
     Several weights that read the same input can be concatenated along N: rows do not influence each other.
 
@@ -90,7 +89,8 @@ def gptq(
     factored = _factor(hessian, w.shape[1], damping, act_order)
     order = factored.order
     scale, midpoint = (
-        None if own is None else own.T[order // scales.length].contiguous() for own in (scales.scale, scales.midpoint)
+        None if each is None else each.T[order // scales.length].contiguous()
+        for each in (scales.scale, scales.midpoint)
     )
     assert scale is not None
     grid = _Grid(fmt, scale.nan_to_num(nan=1.0), midpoint)
@@ -108,14 +108,14 @@ def gptq(
 
 
 def hessian_loss(w: Tensor, q: Tensor, hessian: Tensor) -> float:
-    """tr((w - q) H (w - q)^T) / tr(w H w^T), in float64: the error of the layer's output, relative to the output."""
+    """Return tr((w - q) H (w - q)^T) / tr(w H w^T), in float64: the layer's output error relative to the output."""
     error, weight, h = (w - q).double(), w.double(), hessian.double()
     return float(((error @ h) * error).sum() / ((weight @ h) * weight).sum())
 
 
 @dataclass(frozen=True)
 class _Factored:
-    """A damped Hessian (C, C) float64 in the `order` (C,) of its columns, and its upper triangular root."""
+    """Hold a damped Hessian (C, C) float64 in the `order` (C,) of its columns, and its upper triangular root."""
 
     order: Tensor
     damped: Tensor
@@ -123,6 +123,7 @@ class _Factored:
 
 
 def _factor(hessian: Tensor, width: int, damping: float, act_order: bool) -> _Factored:
+    """Order, damp and factor a Hessian for a weight of `width` columns; raise ValueError where that is not possible."""
     if hessian.shape != (width, width) or hessian.dtype != torch.float32:
         raise ValueError(
             f"hessian: {hessian.dtype} of shape {tuple(hessian.shape)} is not allowed; allowed here: float32 of shape "
@@ -157,22 +158,20 @@ def _factor(hessian: Tensor, width: int, damping: float, act_order: bool) -> _Fa
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where each element may lie: a format with scales and, where it has them, midpoints (C, N) float32."""
+    """Say where each element may lie: a format with scales and, where it has them, midpoints (C, N) float32."""
 
     fmt: MXFormat
     scale: Tensor
     midpoint: Tensor | None
 
     def quantize(self, value: Tensor, column: int) -> Tensor:
-        """BlockScales.quantize, of one column."""
-        scale = self.scale[column]
-        centered = value if self.midpoint is None else value - self.midpoint[column]
-        q = round_exact(centered / scale, self.fmt.element_format, self.fmt.rounding).mul_(scale)
-        return q if self.midpoint is None else q.add_(self.midpoint[column])
+        """Return the values (N,) of one column, each on the grid of its block."""
+        midpoint = None if self.midpoint is None else self.midpoint[column]
+        return round_with_scale(value, self.fmt, self.scale[column], midpoint)
 
 
 def _sweep(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid) -> Tensor:
-    """q_j = round(values_j - sum over i < j of ratios_ji (q_i - before_i)), one column j after the other.
+    """Return q_j = round(values_j - sum over i < j of ratios_ji (q_i - before_i)), one column j after the other.
 
     Args:
         values, before: (C, N) float32.
@@ -182,41 +181,44 @@ def _sweep(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid) -> Tenso
         (C, N) float32.
     """
     values, q = values.clone(), torch.empty_like(values)
-    columns = _columns_by_kernel if _has_kernel(values.device) else _columns
+    round_group = _round_group_by_kernel if _has_kernel(values.device) else _round_group
     for start in range(0, len(values), GROUP):
         group = slice(start, min(start + GROUP, len(values)))
-        change = columns(values, before, ratios, grid, q, group)
+        change = round_group(values, before, ratios, grid, q, group)
         values[group.stop :].addmm_(ratios[group.stop :, group], change, alpha=-1)
     return q
 
 
-def _columns(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid, q: Tensor, group: slice) -> Tensor:
-    """The columns of a group, of which the values know what all groups before it changed.
+def _round_group(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid, q: Tensor, group: slice) -> Tensor:
+    """Write the columns of a group to q, given `values` less what the groups before it changed.
 
     Returns:
-        (c, N), q less `before` in the group; q is written there.
+        (c, N), q less `before` in the group.
     """
     change = torch.empty_like(values[group])
-    for own, column in enumerate(range(group.start, group.stop)):
-        value = values[column] - ratios[column, group.start : column] @ change[:own]
+    for done, column in enumerate(range(group.start, group.stop)):
+        value = values[column] - ratios[column, group.start : column] @ change[:done]
         q[column] = grid.quantize(value, column)
-        torch.sub(q[column], before[column], out=change[own])
+        torch.sub(q[column], before[column], out=change[done])
     return change
 
 
-def _columns_by_kernel(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid, q: Tensor, group: slice) -> Tensor:
-    """`_columns` by gptq.cu, on a GPU."""
-    from mxsweep.numerics.kernels.gptq_cuda import walk_columns
+def _round_group_by_kernel(
+    values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid, q: Tensor, group: slice
+) -> Tensor:
+    """Do the same on a GPU, by gptq.cu."""
+    from mxsweep.numerics.kernels.gptq_cuda import round_columns
 
     change = torch.empty_like(values[group])
     midpoint = None if grid.midpoint is None else grid.midpoint[group]
     parts = (values[group], before[group], ratios[group, group], grid.scale[group], midpoint, q[group], change)
-    walk_columns(grid.fmt, *parts)
+    round_columns(grid.fmt, *parts)
     return change
 
 
 @functools.cache
 def _has_kernel(device: torch.device) -> bool:
+    """Return whether gptq.cu can work on a device; say once in the log why not on a GPU where it should."""
     if device.type != "cuda":
         return False
     if problem := backend_problem("cuda"):

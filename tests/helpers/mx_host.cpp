@@ -42,7 +42,7 @@ extern "C" void gptq_columns(int format_index, const float* values, const float*
                              const float* scales, const float* midpoints, float* q, float* changes, long long rows,
                              int columns) {
     for (long long row = 0; row < rows; ++row) {
-        walk_columns(formats[format_index], values, before, ratios, stride, scales, midpoints, q, changes, rows, columns, row);
+        round_columns(formats[format_index], values, before, ratios, stride, scales, midpoints, q, changes, rows, columns, row);
     }
 }
 

@@ -333,7 +333,7 @@ def test_the_kernel_on_the_host_is_the_torch_path(tmp_path: Path, monkeypatch: p
         scales = search_scales(w, fmt, hessian.diagonal())
         expected = gptq(w, hessian, fmt, scales)
         with monkeypatch.context() as patched:
-            patched.setattr(module, "_columns", columns)
+            patched.setattr(module, "_round_group", columns)
             ours = gptq(w, hessian, fmt, scales)
             diagonal = gptq(w, torch.eye(300), fmt, scales)
         assert torch.equal(diagonal, scales.quantize(w, fmt))

@@ -47,14 +47,14 @@ _launches = 0
 
 
 def launch_count() -> int:
-    """Kernels launched by this process so far; the difference shows that a run used them."""
+    """Return how many kernels this process launched so far; the difference shows that a run used them."""
     return _launches
 
 
 def quantize_cuda(
     x: Tensor, fmt: MXFormat, axis: int, key: int | None, tensor_dims: Sequence[int] | None, example_dims: int
 ) -> Tensor:
-    """`quantize` in exact arithmetic for a tensor on a GPU, without its checks and its gradient.
+    """Quantize in exact arithmetic a tensor on a GPU, without checks and gradient.
 
     Returns:
         A contiguous tensor of x's shape and dtype.
@@ -130,14 +130,14 @@ def _block_length(fmt: MXFormat) -> int:
 
 
 def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
-    """Threads that share one block in `mx_rows`; 0 for a block that kernel does not take."""
+    """Return how many threads share one block in `mx_rows`; 0 for a block that this kernel does not take."""
     lanes, rest = divmod(_block_length(fmt) * dtype.itemsize, VECTOR_BYTES)
     return lanes if not rest and lanes in (1, 2, 4, 8, 16, 32) else 0
 
 
 @dataclass(frozen=True)
 class _Tiling:
-    """A contiguous tensor as `outer` matrices of height x width cut into tiles of rows x columns; see mx.cu."""
+    """Describe a contiguous tensor as `outer` matrices, height x width, cut into tiles, rows x columns; see mx.cu."""
 
     outer: int
     height: int
@@ -151,7 +151,7 @@ class _Tiling:
 
 
 def _tiling(x: Tensor, fmt: MXFormat, first: int) -> _Tiling:
-    """The tiles that blocks from dimension `first` on are; a block along one dimension is a tile one wide."""
+    """Return the tiles that blocks from dimension `first` on are; a block along one dimension is a tile one wide."""
     if not isinstance(fmt.block_size, int):
         rows, columns = fmt.block_size
         return _Tiling(x.numel() // (x.shape[-2] * x.shape[-1]), x.shape[-2], x.shape[-1], rows, columns)
@@ -164,7 +164,7 @@ def _tiling(x: Tensor, fmt: MXFormat, first: int) -> _Tiling:
 
 
 def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
-    """How many neighbouring elements share a per-tensor scale."""
+    """Return how many neighbouring elements share a per-tensor scale."""
     dims = sorted({dim % x.ndim for dim in (range(x.ndim) if tensor_dims is None else tensor_dims)})
     if dims != list(range(x.ndim - len(dims), x.ndim)):
         raise BackendUnavailable(
@@ -175,7 +175,7 @@ def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
 
 
 def _tensor_scales(x: Tensor, kernels: Kernels, tensor_dims: Sequence[int] | None) -> tuple[Tensor, int]:
-    """(the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
+    """Return (the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
     group = _group_size(x, tensor_dims)
     groups = x.numel() // group
     scales = torch.empty(groups, dtype=torch.float32, device=x.device)
@@ -192,7 +192,7 @@ _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
-    """Two zeros a group, which `mx_tensor_scales` leaves as it finds them; its launches on one stream take turns."""
+    """Return two zeros a group, which `mx_tensor_scales` leaves zero; its launches on one stream take turns."""
     kept = _workspaces.get((device, stream))
     if kept is None or kept.numel() < 2 * groups:
         kept = _workspaces[device, stream] = torch.zeros(2 * groups, dtype=torch.int32, device=device)
@@ -200,7 +200,7 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
 
 
 class Kernels:
-    """The kernels of a compiled source (of one format and dtype, say) on one GPU, in thread blocks of ``block``."""
+    """Launch the kernels of a compiled source (one format and dtype, say) on one GPU, in thread blocks of ``block``."""
 
     def __init__(self, module: Any, device: int, block: int = THREADS) -> None:
         self._module, self._device, self._block = module, device, block
@@ -235,7 +235,7 @@ def _launch_config(thread_blocks: int, block: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _stream(device: int, handle: int) -> Any:
-    """Of a device: every device's default stream has the same handle."""
+    """Wrap a stream of a device; the device counts, since every one's default stream has the same handle."""
     from cuda.core import Stream
 
     return Stream.from_handle(handle)
@@ -247,7 +247,7 @@ def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
 
 
 def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
-    """CUDA source compiled for a GPU, or taken from the folder that keeps what was compiled.
+    """Compile CUDA source for a GPU, or take it from the folder that keeps what was compiled.
 
     Raises:
         BackendUnavailable: as :func:`compile_source`.
@@ -260,12 +260,12 @@ def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:
-    """mx.cu for a format and a dtype, as :func:`compile_source` does."""
+    """Compile mx.cu for a format and a dtype, as :func:`compile_source` does."""
     return compile_source(kernel_source(fmt, dtype), arch, cache)
 
 
 def compile_source(source: str, arch: str, cache: Any = None) -> Any:
-    """CUDA source as a `cuda.core.ObjectCode` for `arch` (such as "sm_90"). Needs no GPU.
+    """Compile CUDA source to a `cuda.core.ObjectCode` for `arch` (such as "sm_90"). Needs no GPU.
 
     Raises:
         BackendUnavailable: cuda-core or NVRTC is missing, or the compiler refused.
@@ -288,7 +288,7 @@ def compile_source(source: str, arch: str, cache: Any = None) -> Any:
 
 
 def kernel_source(fmt: MXFormat, dtype: torch.dtype) -> str:
-    """mx.cu with the macros in front that make it a format's."""
+    """Return mx.cu with the macros in front that make it a format's."""
     lines = (
         f"#define MX_FORMAT {format_initializer(fmt)}",
         f"#define MX_STORAGE {_STORAGE[dtype]}",
@@ -304,7 +304,7 @@ def _source() -> str:
 
 
 def format_initializer(fmt: MXFormat) -> str:
-    """mx.cu's `Format` of a format, as C++ source. Numbers are written in hexadecimal and so exactly."""
+    """Return mx.cu's `Format` of a format, as C++ source. Numbers are written in hexadecimal and so exactly."""
     element, scale = fmt.element_format, fmt.scale_format
     kind = _scale_kind(scale)
     scale_grid = (
@@ -336,7 +336,7 @@ def _scale_kind(scale: ScaleFormat) -> str:
 
 @functools.cache
 def _disk_cache() -> Any:
-    """Compiled kernels on disk, None where the folder cannot be written: they are then compiled once a process."""
+    """Return the cache of compiled kernels on disk; None, and a compilation a process, where it cannot be written."""
     from cuda.core.utils import FileStreamProgramCache
 
     try:

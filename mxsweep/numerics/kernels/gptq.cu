@@ -1,4 +1,4 @@
-// GPTQ's way through a group of columns (gptq.py, `_columns`). Compiled behind mx.cu, whose arithmetic and macros it uses.
+// GPTQ's rounding of a group of columns (gptq.py, `_round_group`). Compiled behind mx.cu, whose arithmetic and macros it uses.
 //
 // A thread takes one row of the weight and goes through its columns; rows do not depend on each other. Matrices are
 // transposed, [column][row], so that neighbouring threads read neighbouring numbers.
@@ -7,7 +7,7 @@ constexpr int MOST_COLUMNS = 128;
 
 // For columns j = 0, 1, ...: q_j = round(values_j - sum over i < j of ratios_ji change_i), change_j = q_j - before_j.
 // `rows` apart are the columns of all but `ratios`, whose rows are `stride` apart. midpoints: null for symmetric formats.
-MX_FUNCTION void walk_columns(Format format, const float* values, const float* before, const float* ratios, long long stride,
+MX_FUNCTION void round_columns(Format format, const float* values, const float* before, const float* ratios, long long stride,
                               const float* scales, const float* midpoints, float* q, float* changes, long long rows,
                               int columns, long long row) {
     float change[MOST_COLUMNS];
@@ -31,7 +31,7 @@ gptq_columns(const float* values, const float* before, const float* ratios, i64 
              const float* midpoints, float* q, float* changes, i64 rows, i64 columns) {
     const i64 row = i64(blockIdx.x) * blockDim.x + threadIdx.x;
     if (row < rows) {
-        walk_columns(FORMAT, values, before, ratios, stride, scales, midpoints, q, changes, rows, int(columns), row);
+        round_columns(FORMAT, values, before, ratios, stride, scales, midpoints, q, changes, rows, int(columns), row);
     }
 }
 #endif

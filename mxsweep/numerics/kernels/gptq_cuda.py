@@ -1,4 +1,4 @@
-"""GPTQ's way through a group of columns on a GPU: gptq.cu, compiled behind mx.cu for the sake of its arithmetic."""
+"""GPTQ's rounding of a group of columns on a GPU: gptq.cu, compiled behind mx.cu, whose arithmetic it uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mxsweep.numerics.kernels.cuda import Kernels, kernel_source, load_kernels
 THREADS = 64  # of a thread block: a row has one thread only, and more blocks reach more of the GPU
 
 
-def walk_columns(
+def round_columns(
     fmt: MXFormat,
     values: Tensor,
     before: Tensor,
@@ -25,7 +25,9 @@ def walk_columns(
     q: Tensor,
     change: Tensor,
 ) -> None:
-    """`_columns` of gptq.py: writes q and change, (c, N) float32 as values, before, scale and midpoint are.
+    """Round columns one after the other as `_round_group` of solvers/gptq.py does: write q and change.
+
+    All are (c, N) float32 but `ratios`.
 
     Args:
         values: on a GPU, as everything here, and contiguous, as everything but ratios.
@@ -46,9 +48,9 @@ def walk_columns(
 
 
 def columns_source(fmt: MXFormat) -> str:
-    """mx.cu for a format, and gptq.cu."""
-    own = resources.files("mxsweep.numerics.kernels").joinpath("gptq.cu").read_text(encoding="utf-8")
-    return "\n".join((kernel_source(fmt, torch.float32), own))
+    """Return mx.cu for a format, and gptq.cu behind it."""
+    gptq = resources.files("mxsweep.numerics.kernels").joinpath("gptq.cu").read_text(encoding="utf-8")
+    return "\n".join((kernel_source(fmt, torch.float32), gptq))
 
 
 @functools.cache

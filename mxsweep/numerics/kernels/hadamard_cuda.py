@@ -24,7 +24,7 @@ STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: 
 
 @dataclass(frozen=True)
 class Plan:
-    """How hadamard.cu divides the work; its macros of these names have the details.
+    """Say how hadamard.cu divides the work; its macros of these names have the details.
 
     Attributes:
         log_kept: log2 of the elements of a part of a row that a thread holds: a 16-byte vector, or as many as leave a
@@ -41,12 +41,12 @@ class Plan:
 
     @property
     def elements(self) -> int:
-        """That a thread block transforms."""
+        """Return how many elements a thread block transforms."""
         return self.threads * self.parts << self.log_kept
 
     @property
     def source(self) -> str:
-        """hadamard.cu with the macros in front."""
+        """Return hadamard.cu with the macros in front."""
         lines = (
             f"#define LOG_ORDER {self.log_order}",
             f"#define STORAGE {self.storage}",
@@ -65,7 +65,7 @@ def _source() -> str:
 
 
 def plan_of(log_order: int, dtype: torch.dtype) -> Plan:
-    """The plan for rows of 2^log_order elements, 1 <= log_order <= MAX_LOG_ORDER."""
+    """Return the plan for rows of 2^log_order elements, 1 <= log_order <= MAX_LOG_ORDER."""
     log_vector = (VECTOR_BYTES // dtype.itemsize).bit_length() - 1
     log_kept = 6 if log_order > 10 else max(log_vector, log_order - 5)
     parts = 2 if log_order == MAX_LOG_ORDER else 1
@@ -73,7 +73,7 @@ def plan_of(log_order: int, dtype: torch.dtype) -> Plan:
 
 
 def can_transform(x: Tensor, order: int) -> bool:
-    """Whether `sylvester_cuda` takes x, contiguous rows of ``order`` elements, on this machine."""
+    """Return whether `sylvester_cuda` takes x, contiguous rows of ``order`` elements, on this machine."""
     return (
         x.is_cuda
         and x.dtype in STORAGE
@@ -90,7 +90,7 @@ def _kernels_can_work() -> bool:
 
 
 def sylvester_cuda(x: Tensor, order: int) -> Tensor:
-    """Each run of ``order`` elements of x times Sylvester's orthogonal matrix, contiguous, in x's shape and dtype."""
+    """Return each run of ``order`` elements of x times Sylvester's orthogonal matrix, contiguous, shaped as x."""
     answer: Tensor = torch.ops.mxsweep.hadamard(x, order)
     return answer
 

@@ -4,10 +4,10 @@ For each block of x, with the element format's rounding function q(.):
 
     amax = max |x|          the block's largest magnitude
     s = scale(amax)         see scales.py
-    y = q(x / s) * s        see elements.py
+    y = q(x / s) * s        see rounding.py
 
 The result lies on the format's grid but has x's shape and dtype, so that a model runs on it as on any other
-tensor.
+tensor. `encode` (numerics/encoding.py) gives q and s as codes instead.
 
 Two arithmetics answer for this. `exact` computes in float32 throughout: the IEEE quotient x / s, its exact
 rounding, the IEEE product, one rounding to x's dtype at the end. It is the definition that a CUDA kernel
@@ -59,7 +59,7 @@ def quantize_torch(
     tensor_dims: Sequence[int] | None,
     example_dims: int,
 ) -> Tensor:
-    """`quantize` without its checks and its gradient; `key` is the 64-bit key of stochastic rounding or None."""
+    """Quantize without checks and gradient; `key` is the 64-bit key of stochastic rounding or None."""
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
@@ -100,7 +100,7 @@ def tensor_scale_over(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | Non
 
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
-    """Writes to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
+    """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
     amax = x.new_empty([1 if dim in block_dims else length for dim, length in enumerate(x.shape)])
     for x_piece, amax_piece in pieces((x, amax), block_dims):
         torch.amax(x_piece.abs(), block_dims, keepdim=True, out=amax_piece)
@@ -118,7 +118,7 @@ def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFo
 
 
 class RoundedBlocks(NamedTuple):
-    """Blocks in exact arithmetic, all float32: values of the format's grids, not yet codes.
+    """Hold blocks in exact arithmetic, all float32: values of the format's grids, not yet codes.
 
     Attributes:
         q: [..., k, b, ...], values of the element format, or NaN where the block has no scale.
@@ -152,7 +152,7 @@ def restore(q: Tensor, scale: Tensor, midpoint: Tensor | None) -> Tensor:
 
 
 def center_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(largest magnitude, x less its midpoint, midpoint or None) of the blocks x [..., k, b, ...], all float32."""
+    """Return (largest magnitude, x less its midpoint, midpoint or None) of blocks x [..., k, b, ...], all float32."""
     x = x.to(torch.float32)
     if fmt.symmetric:
         return x.abs().amax(block_dims, keepdim=True), x, None
@@ -164,7 +164,7 @@ def center_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> tupl
 
 
 def tensor_scale_per_block(block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> Tensor | None:
-    """The per-tensor scale g of each block [..., k, 1, ...]; None where the format has none."""
+    """Return the per-tensor scale g of each block [..., k, 1, ...]; None where the format has none."""
     if not fmt.tensor_scale:
         return None
     g = beside[-1]

@@ -23,7 +23,7 @@ native  what microxcaling's PyTorch path computes in the tensor's own dtype: the
 
 None of it but the native definition needs a floor: on a CPU torch leaves that to a library that wakes threads for it.
 
-A zero keeps the sign of what it was.
+A zero keeps the sign of what was rounded, in integer formats too.
 
 Shapes: any; all functions are elementwise.
 """
@@ -46,7 +46,7 @@ _HALF_BELOW = 0.5 - 2.0**-25  # the largest float32 below one half
 
 
 def round_exact(a: Tensor, grid: ElementFormat | ScaleFormat, rounding: str, random: Tensor | None = None) -> Tensor:
-    """`a` on the format's grid by the exact definition, saturated; NaN stays NaN, Inf saturates.
+    """Round `a` onto the format's grid by the exact definition; NaN stays NaN, Inf saturates.
 
     Args:
         a: float32 quotients; never changed.
@@ -62,7 +62,7 @@ def round_exact(a: Tensor, grid: ElementFormat | ScaleFormat, rounding: str, ran
 
 
 def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
-    """`a` on the format's grid by the native definition, in a's dtype; Inf stays Inf, NaN stays NaN.
+    """Round `a` onto the format's grid by the native definition, in a's dtype; Inf stays Inf, NaN stays NaN.
 
     Args:
         a: quotients, float32, bfloat16 or float16; never changed.
@@ -76,16 +76,16 @@ def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
         return table.index_select(0, index.reshape(-1)).reshape(a.shape)
     if rounding == "floor":
         return native_definition(a, element, rounding)
-    # Twice the code drops the sign; two ulps more and the one magnitude that native rounds up is above its tie.
-    code = a.view(torch.int32)
-    code = torch.add(code, (code << 1) == 2 * _code_just_below_half(element.smallest_subnormal), alpha=2)
+    # Twice the bits drops the sign; two ulps more and the one magnitude that native rounds up is above its tie.
+    bits = a.view(torch.int32)
+    bits = torch.add(bits, (bits << 1) == 2 * _bits_just_below_half(element.smallest_subnormal), alpha=2)
     return (
-        _ties_away(code.bitwise_or_(1), element) if rounding == "nearest" else _round_even(code.view(a.dtype), element)
+        _ties_away(bits.bitwise_or_(1), element) if rounding == "nearest" else _round_even(bits.view(a.dtype), element)
     )
 
 
 def native_definition(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
-    """The native definition, one rounding of a's dtype per operation. Slow; see `round_native`."""
+    """Round by the native definition itself, with one rounding of a's dtype per operation. Slow; see `round_native`."""
     magnitude = a.abs()
     exponent = torch.log2(magnitude + (a == 0).to(a.dtype)).floor_().clamp_(min=element.min_exponent)
     # An integer's point is fixed.
@@ -106,14 +106,14 @@ def native_definition(a: Tensor, element: ElementFormat, rounding: str) -> Tenso
 
 
 def _power_of_two(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
-    """t = 2^floor(log2 |a|), held to the powers of two of the smallest normal and of the largest value."""
+    """Return t = 2^floor(log2 |a|), held to the powers of two of the smallest normal and of the largest value."""
     t = a.view(torch.int32).bitwise_and(_EXPONENT_MASK).view(torch.float32)
     top = 2.0 ** (math.frexp(grid.largest)[1] - 1)
     return t.clamp_(2.0**grid.min_exponent, top)
 
 
 def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True) -> Tensor:
-    """`ties`: whether `a` may lie midway between two values of the grid."""
+    """Round to nearest, ties to even. `ties`: whether `a` may lie midway between two values of the grid."""
     t = _power_of_two(a, grid)
     shift = 1.5 * 2.0 ** (_MANTISSA_BITS - grid.mantissa_bits)
     rounded = torch.add(a, t, alpha=shift).sub_(t, alpha=shift)
@@ -126,13 +126,13 @@ def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True)
     return rounded.clamp_(grid.lowest, grid.largest).copysign_(a)
 
 
-def _ties_away(code: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
-    """For the codes (int32) of quotients with the lowest bit set."""
-    return _round_even(code.view(torch.float32), grid, ties=False)
+def _ties_away(bits: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
+    """Round to nearest, ties away from zero, given the bits (int32) of quotients with the lowest one set."""
+    return _round_even(bits.view(torch.float32), grid, ties=False)
 
 
 def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | None) -> Tensor:
-    """Stochastic rounding where there are random numbers."""
+    """Round toward zero, or where there are random numbers stochastically."""
     magnitude = a.abs()
     rounded = _round_even(a, grid, ties=False).abs_()
     u = _power_of_two(a, grid).mul_(2.0**-grid.mantissa_bits)
@@ -143,15 +143,15 @@ def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | 
     return rounded.copysign_(a).clamp_(grid.lowest, grid.largest)
 
 
-def _code_just_below_half(spacing: float) -> int:
-    """Of the largest float32 below half a spacing that is a power of two."""
+def _bits_just_below_half(spacing: float) -> int:
+    """Return the bits of the largest float32 below half a spacing that is a power of two."""
     return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32).view(torch.int32))
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the table outlives the caller's mode
 def _native_table(element: ElementFormat, rounding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What each of the 65,536 values of a 16-bit dtype becomes, indexed by its code as int16 plus 2^15.
+    """Return what each of the 65,536 values of a 16-bit dtype becomes, indexed by its bits as int16 plus 2^15.
 
     Made on the CPU for every device, whose log2 may differ in the last bit.
     """

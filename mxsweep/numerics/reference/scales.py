@@ -44,7 +44,7 @@ _FLOAT32_LARGEST = torch.finfo(torch.float32).max
 
 
 def exact_exponent(amax: Tensor, fmt: MXFormat) -> Tensor:
-    """The exponent that an `e8m0` scale wants, before `scale_bits` limits it.
+    """Return the exponent that an `e8m0` scale wants, before `scale_bits` limits it.
 
     Args:
         amax: float32, not negative.
@@ -67,19 +67,19 @@ def exact_exponent(amax: Tensor, fmt: MXFormat) -> Tensor:
 
 
 def native_exponent(amax: Tensor, fmt: MXFormat) -> Tensor:
-    """As `exact_exponent`, in native arithmetic: amax and result in the tensor's dtype, Inf and -Inf possible."""
+    """Return the same in native arithmetic: amax and result in the tensor's dtype, Inf and -Inf possible."""
     stand_in = (amax == 0).to(amax.dtype) * _SMALLEST_NORMAL
     return torch.log2(amax + stand_in).floor_() - fmt.element_format.max_exponent
 
 
 def held_exponent(exponent: Tensor, fmt: MXFormat) -> Tensor:
-    """The exponent that a scale of `scale_bits` stores: NaN above its range, the bottom below it."""
+    """Return the exponent that a scale of `scale_bits` stores: NaN above its range, the bottom below it."""
     limit = fmt.max_scale_exponent
     return torch.where(exponent > limit, torch.nan, exponent.clamp(min=-limit))
 
 
 def exact_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None) -> Tensor:
-    """What exact arithmetic divides a block by: float32, positive or NaN.
+    """Return what exact arithmetic divides a block by: float32, positive or NaN.
 
     Args:
         amax: float32, not negative.
@@ -106,18 +106,18 @@ def divisor(stored: Tensor, tensor_scale: Tensor | None) -> Tensor:
 
 
 def wanted_scale(amax: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = None) -> Tensor:
-    """The value that an `e5m3`, `e4m3` or `fp32` scale is rounded from: float32."""
+    """Return the value that an `e5m3`, `e4m3` or `fp32` scale is rounded from: float32."""
     largest = fmt.element_format.largest
     return _quotient(amax if tensor_scale is None else amax * tensor_scale, largest)
 
 
 def native_scale(amax: Tensor, fmt: MXFormat) -> Tensor:
-    """What native arithmetic divides a block by: in amax's dtype, where it may be 0, Inf or NaN."""
+    """Return what native arithmetic divides a block by: in amax's dtype, where 0, Inf and NaN are possible."""
     return 2.0 ** held_exponent(native_exponent(amax, fmt), fmt)
 
 
 def tensor_scale_of(amax: Tensor, fmt: MXFormat) -> Tensor:
-    """The per-tensor scale g = 448 * largest / amax, 1 where amax is 0; float32, held to the largest value.
+    """Return the per-tensor scale g = 448 * largest / amax, 1 where amax is 0; float32, held to the largest value.
 
     Args:
         amax: float32 maxima of whole tensors (or tokens).
@@ -127,14 +127,14 @@ def tensor_scale_of(amax: Tensor, fmt: MXFormat) -> Tensor:
 
 
 def _quotient(dividend: Tensor, divisor: float) -> Tensor:
-    """The IEEE quotient. torch multiplies by a reciprocal where one operand is a number: number / tensor on every
-    device, tensor / number on a GPU.
+    """Return the IEEE quotient. torch multiplies by a reciprocal where one operand is a number: number / tensor
+    everywhere, tensor / number on a GPU.
     """
     return dividend / torch.full_like(dividend, divisor)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent for whole numbers from -127 to 127, NaN for NaN, put together from bits: exact on every device."""
+    """Return 2^exponent for whole numbers from -127 to 127, NaN for NaN, put together from bits: exact everywhere."""
     biased = exponent.nan_to_num(0.0).to(torch.int32) + _EXPONENT_BIAS
     bits = (biased << _MANTISSA_BITS).clamp_(min=_BOTTOM_BITS)
     return bits.view(torch.float32).masked_fill_(exponent.isnan(), torch.nan)
