@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mxsweep.config.command_line import check_command_line
+from mxsweep.config.command_line import check_no_sweep_knobs
 from mxsweep.config.overrides import prepare
 from mxsweep.files.atomic import write_csv
 from mxsweep.runs.backend_check import refuse_unavailable_backend
@@ -78,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
     """The configs that the knobs mean and that quantize a weight. Raises ConfigError."""
-    check_command_line(knobs, config_dir)
+    check_no_sweep_knobs(knobs, config_dir)
     overrides, _ = prepare(knobs, config_dir and config_dir.resolve())
     asked = [run for run in plan(overrides, True, config_dir and config_dir.resolve()).runs if not run.added]
     for run in asked:

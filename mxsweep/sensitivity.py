@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.config.command_line import check_command_line
+from mxsweep.config.command_line import check_no_sweep_knobs
 from mxsweep.config.override_grammar import excerpt, read_override
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
     """The one config that the knobs mean. Raises ConfigError."""
-    check_command_line(knobs, config_dir)
+    check_no_sweep_knobs(knobs, config_dir)
     for knob in knobs:
         if knob.partition("=")[0].lstrip("+~") == "by":
             raise ConfigError(f"{excerpt(knob)}: is an option of this command and no knob; write --{excerpt(knob)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,16 @@ def _manager_of(names: tuple[str, ...]) -> TaskManager:
         manager = TaskManager(include_defaults=False, include_path=list(folders))
         if all(name in manager.all_tasks for name in wanted):
             return manager
+    check_task_names(wanted)
+    return _full_manager()
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that lm-eval's index has no task, group or tag of."""
+    quiet_lm_eval()
     log.info("Reading lm-eval's index of tasks (up to half a minute, once)")
     manager = _full_manager()
-    for name in wanted:
+    for name in names:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
             raise ConfigError(
@@ -133,7 +140,6 @@ def _manager_of(names: tuple[str, ...]) -> TaskManager:
                 + (f"near it: {', '.join(close)}; " if close else "")
                 + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
             )
-    return manager
 
 
 def _is_single_task(file: Path) -> bool:

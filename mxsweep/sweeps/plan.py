@@ -1,43 +1,53 @@
-"""The runs that a command line means, each composed and checked, before any of them starts."""
+"""Plan the runs that a command line means: each composed and checked before any of them starts."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from mxsweep.config.knobs import baseline_words, decides_only_quantized, is_knob, is_of_sweep, no_such_knob
-from mxsweep.config.option_files import conf_dir
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import RunConfig, from_hydra, of_omegaconf
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
+from mxsweep.sweeps.composition import Composer, composing, name_run
 from mxsweep.terminal.errors import ConfigError
 
 # Of Hydra's own, what decides something here; the rest is for programs that Hydra starts.
 HYDRA_KNOBS = ("hydra/launcher", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+# What people know of other programs that use Hydra, and why it means nothing here: a knob or a group of them.
+REFUSED_OF_HYDRA = {
+    "hydra.verbose": "the log has one level; a failed run's traceback is in its result.json",
+    "hydra.job.chdir": "a run stays in the folder that its command was typed in, from which its paths count",
+    "hydra.output_subdir": "what was composed for a run is in .hydra/ in its folder, in any case",
+    "hydra.searchpath": "a further folder of config files is given by --config-dir FOLDER",
+    "hydra.mode": "-m makes a sweep of the values given",
+    "hydra.sweeper": "a sweep is every combination of the values given; hydra/launcher says where its runs are done",
+    "hydra.callbacks": "Hydra starts no run here, so that nothing would call them",
+    "hydra.job_logging": "Hydra starts no run here, and its logs are not used",
+    "hydra.hydra_logging": "Hydra starts no run here, and its logs are not used",
+    "hydra.help": "the help is mxsweep's own: --help",
+}
+NAME_MAX = 255  # bytes of a folder's name on the file systems of Linux and macOS
+PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan.
+    """Describe one run of a plan.
 
     Attributes:
         words: its overrides as Hydra takes them; of an added baseline, those of the run that it is added for.
@@ -67,17 +77,25 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line means: runs, no two of them the same, and how to go about them."""
+    """Hold what a command line means: runs, no two of them the same, and how to go about them."""
 
     runs: list[PlannedRun]
     settings: Settings
 
 
-def plan(grids: Sequence[Sequence[str]], multirun: bool, config_dir: Path | None = None) -> Plan:
+def plan(
+    grids: Sequence[Sequence[str]], multirun: bool, config_dir: Path | None = None, paths_from: Path | None = None
+) -> Plan:
     """Expand prepared overrides (see :func:`mxsweep.config.overrides.prepare`), grid by grid, into runs.
 
     In a multirun the baselines are added (unless ``baseline=false``), and runs on one model follow each other, so that
     it is loaded once.
+
+    Args:
+        grids: the overrides of each grid.
+        multirun: whether several values make several runs.
+        config_dir: a further folder of config groups.
+        paths_from: the folder from which relative paths count; None for the current one.
 
     Raises:
         ConfigError: what Hydra itself refuses, as a knob that is not there, and several values without ``multirun``.
@@ -88,15 +106,15 @@ def plan(grids: Sequence[Sequence[str]], multirun: bool, config_dir: Path | None
         _check_count([_count(overrides, multirun) for overrides in parsed])
         jobs = [list(overrides) for overrides in grids]
         if multirun:
-            jobs = [job for grid in parsed for job in BasicSweeper.split_arguments(grid, max_batch_size=None)[0]]
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
-            return _compose_all(jobs, multirun, config_dir)
+            jobs = [job for grid in parsed for job in _combinations(grid)]
+        with composing(jobs[0], config_dir, paths_from) as composer:
+            return _compose_all(jobs, multirun, composer)
     except OmegaConfBaseException as error:
         raise ConfigError(of_omegaconf(error)) from error
 
 
 def _count(overrides: Sequence[Override], multirun: bool) -> int:
-    """How many runs the overrides of one grid come to."""
+    """Return how many runs the overrides of one grid come to. Raises ConfigError."""
     count = 1
     for override in overrides:
         _check_override(override)
@@ -109,13 +127,25 @@ def _count(overrides: Sequence[Override], multirun: bool) -> int:
     return count
 
 
+def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return every combination of one grid's values, as overrides; of a knob that stands twice, the last counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        texts = (
+            override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+        )
+        values[key] = [f"{key}={text}" for text in texts]
+    return [list(words) for words in itertools.product(*values.values())]
+
+
 def _check_count(counts: Sequence[int]) -> None:
     if sum(counts) > MOST_VALUES:
         raise ConfigError(f"-m: the values come to {sum(counts):,} runs or more; allowed: {MOST_VALUES:,}")
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of one run from Python: ``compose(["block_size=16", "format=mxfp4"])``.
+    """Return the config of one run: ``compose(["block_size=16", "format=mxfp4"])``.
 
     Raises:
         ConfigError: a knob or a value that is not allowed, or several values.
@@ -129,42 +159,27 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     return run.config
 
 
-def _compose_all(jobs: list[list[str]], multirun: bool, config_dir: Path | None) -> Plan:
-    extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
-    if not any(word.startswith("stamp=") for word in jobs[0]):
-        extra.append(f"stamp='{datetime.now().strftime('%Y%m%d_%H%M%S')}'")  # one for all, however long composing takes
+def _compose_all(jobs: Sequence[Sequence[str]], multirun: bool, composer: Composer) -> Plan:
     runs, settings = [], None
     for number, words in enumerate(jobs):
-        cfg = _compose_one(words, [*extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
-        runs.append(_planned(cfg, words, _of_the_run(words)))
+        cfg = composer.compose(words, number)
+        runs.append(_planned(cfg, words, _run_words(words)))
         settings = settings or Settings.from_hydra(cfg)
     assert settings is not None
     if multirun:
-        runs = list(_each_once(_model_by_model(runs)))
+        runs = list(_without_repeats(_model_by_model(runs)))
         if settings.baseline:
-            runs = list(_with_baselines(runs, extra))
-        _check_folders(runs)
+            runs = list(_with_baselines(runs, composer))
+        _check_folders(runs, settings.sweep_dir)
     return Plan(runs, settings)
 
 
-def _compose_one(words: Sequence[str], extra: Sequence[str]) -> DictConfig:
-    try:
-        cfg = hydra_compose("config", overrides=[*words, *extra], return_hydra_config=True)
-    except HydraException as error:
-        raise ConfigError(_without_jargon(error)) from error
-    except YAMLError as error:
-        raise ConfigError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, RecursionError) as error:  # so Hydra answers a file that makes no sense to it
-        raise ConfigError(f"{excerpt(' '.join(words))}: cannot be composed: {excerpt(str(error))}") from error
-    if not OmegaConf.is_interpolation(cfg, "modules") and isinstance(text := cfg.get("modules"), str):
-        with contextlib.suppress(YAMLError):  # a mapping whose keys Hydra cannot read came as one text
-            cfg.modules = yaml.safe_load(text)
-    return cfg
-
-
 def _check_override(override: Override) -> None:
-    """What Hydra would take, or refuse in words of its own, and what means nothing here."""
+    """Refuse what Hydra would take though it means nothing here, or refuse in words of its own. Raises ConfigError."""
     key, typed = override.key_or_group, excerpt(override.input_line or "")
+    for refused, why in REFUSED_OF_HYDRA.items():
+        if f"{key.replace('/', '.')}.".startswith(f"{refused}."):
+            raise ConfigError(f"{key}: has no effect here: {why}")
     if key.startswith("hydra") and key not in HYDRA_KNOBS and not key.startswith("hydra.launcher."):
         there = ", ".join(HYDRA_KNOBS)
         raise ConfigError(f"{key}: has no effect here; of Hydra's own there are {there} and hydra.launcher.NAME")
@@ -179,8 +194,8 @@ def _check_override(override: Override) -> None:
         raise ConfigError(f"{key}: was taken away; every run needs a value of it" if known else no_such_knob(key))
 
 
-def _of_the_run(words: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, and not how the sweep is gone about."""
+def _run_words(words: Sequence[str]) -> list[str]:
+    """Return the overrides that say what a run is, without those of how the sweep is gone about."""
     return [word for word in words if not is_of_sweep(_root(word))]
 
 
@@ -192,7 +207,7 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
         )
     config, error = None, None
     try:
-        config = _where_it_runs(from_hydra(cfg), cfg.hydra.launcher)
+        config = _with_device(from_hydra(cfg), cfg.hydra.launcher)
         config_hash = config.config_hash
         run_id = config.run_id(cfg.stamp)
     except ConfigError as problem:
@@ -215,8 +230,8 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
     )
 
 
-def _where_it_runs(config: RunConfig, launcher: DictConfig) -> RunConfig:
-    """On Slurm, "auto" is the device that the jobs ask for, whatever there is where the sweep is planned."""
+def _with_device(config: RunConfig, launcher: DictConfig) -> RunConfig:
+    """Resolve the device: on Slurm, "auto" is what the jobs ask for, whatever there is where the sweep is planned."""
     if launcher.get("name") != "slurm" or config.model.device != "auto" or config.model.device_map is not None:
         return config
     gpus = launcher.gpus_per_node
@@ -233,7 +248,7 @@ def _as_asked(own: DictConfig) -> dict[str, Any]:
 
 
 def _model_by_model(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """The runs of each model together, models and runs in the order they came."""
+    """Put the runs of each model together, models and runs in the order they came."""
     order: dict[Any, int] = {}
 
     def place(run: PlannedRun) -> int:
@@ -243,8 +258,8 @@ def _model_by_model(runs: list[PlannedRun]) -> list[PlannedRun]:
     return sorted(runs, key=place)
 
 
-def _each_once(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
-    """Of the runs that come to the same, the first, with the others' overrides."""
+def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
+    """Yield the first of the runs that come to the same, with the others' overrides."""
     alike: dict[str, list[PlannedRun]] = {}
     for run in runs:
         alike.setdefault(run.config_hash, []).append(run)
@@ -253,22 +268,22 @@ def _each_once(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
         yield replace(first, same=tuple(different))
 
 
-def _with_baselines(runs: list[PlannedRun], extra: list[str]) -> Iterator[PlannedRun]:
-    """Before the first run that is to be compared with it, the baseline of each model, task, limit and dtype."""
+def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[PlannedRun]:
+    """Yield the runs, and before the first compared with it the baseline of each model, task, limit and dtype."""
     there = {_baseline_key(run.config) for run in runs if run.config and run.config.recipe.is_baseline}
     for run in runs:
         if run.config is not None and _baseline_key(run.config) not in there:
             there.add(_baseline_key(run.config))
             kept = [word for word in run.words if not decides_only_quantized(_root(word))]
             number = len(runs) + len(there)
-            cfg = _compose_one(kept, [*baseline_words(), *extra, f"hydra.job.num={number}", f"hydra.job.id={number}"])
-            shown_words = [*_of_the_run(kept), "format=none", "kv_quant=none"]
+            cfg = composer.compose([*kept, *baseline_words()], number)
+            shown_words = [*_run_words(kept), "format=none", "kv_quant=none"]
             yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run
 
 
 def _baseline_key(config: RunConfig) -> Any:
-    """What two runs have in common that are compared with one baseline."""
+    """Return what two runs have in common that are compared with one baseline."""
     task = config.task
     # Without examples in the prompt it decides nothing unquantized; those that a task has by itself are not told apart.
     seed = config.seed if task.num_fewshot else None
@@ -280,10 +295,18 @@ def _root(override: str) -> str:
     return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
-def _check_folders(runs: list[PlannedRun]) -> None:
+def _check_folders(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
+    """Refuse folders of runs that cannot be made, are not below the sweep's, or are two runs'. Raises ConfigError."""
     taken: dict[str, PlannedRun] = {}
     for run in runs:
         inside = Path(run.subdir)
+        longest = max((len(os.fsencode(part)) for part in inside.parts), default=0)
+        # Met only after sweep.json is written, either would leave a sweep that seems to have begun.
+        if longest > NAME_MAX or len(os.fsencode(sweep_dir.absolute() / inside)) > PATH_MAX:
+            raise ConfigError(
+                f"hydra.sweep.subdir: {excerpt(run.subdir)!r} is too long: a name has {NAME_MAX} bytes at most, and a "
+                f"whole path {PATH_MAX}; leave it out, or give one that differs and is shorter, as '${{run_id:}}'"
+            )
         if inside.is_absolute() or not inside.parts or any(part.startswith(".") for part in inside.parts):
             # Outside the sweep's folder, or in one that is passed over when results are looked for.
             raise ConfigError(
@@ -296,28 +319,3 @@ def _check_folders(runs: list[PlannedRun]) -> None:
                 f"hydra.sweep.subdir: {run.subdir!r} would be the folder of two runs ({' '.join(other.overrides)} and "
                 f"{' '.join(run.overrides)}); leave it out, or give one that differs, as '${{run_id:}}'"
             )
-
-
-def _without_jargon(error: HydraException) -> str:
-    """Hydra answers a knob that is not there with how to append one, which would not make it a knob."""
-    message, cause = str(error), error.__cause__
-    if found := re.match(r"Could not override '([^']+)'|.*config group '([^']+)' does not exist", message):
-        key = found[1] or found[2]
-        if key.startswith("hydra.launcher."):
-            return (
-                f"{key}: there is no such knob of this launcher; hydra/launcher=gpus has n and retries, "
-                "hydra/launcher=slurm what conf/hydra/launcher/slurm.yaml lists, basic none"
-            )
-        return f"{key}: holds no value of this kind" if is_knob(key) else no_such_knob(key)
-    if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", message):
-        return f"{found[1]}: has a value already; write {found[1]}=VALUE, without +"
-    if found := re.match(r"Error merging override ([^=]+)=(.*)", message, re.DOTALL):
-        key, value = found[1].lstrip("+"), excerpt(found[2])
-        reason = f" ({str(cause).splitlines()[0]})" if cause is not None and str(cause) else ""
-        return f"{key}: {value} cannot be its value{reason}"
-    return message.splitlines()[0]
-
-
-def name_run(run_id: str) -> None:
-    """What ``${run_id:}`` stands for in the config files: folders are named from the typed config, not as typed."""
-    OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)

@@ -140,7 +140,9 @@ def quick() -> Iterator[None]:
         patch.setattr(run_sweep, "launch_runs", _in_this_process(run_sweep.launch_runs))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # On a machine with a GPU, too, which torch may have found already.
-        patch.setattr("mxsweep.__main__.visible_gpu_count", lambda: 0)
+        patch.setattr("mxsweep.sweeps.begin.visible_gpu_count", lambda: 0)
+        # Reading lm-eval's index of tasks takes half a minute.
+        patch.setattr("mxsweep.evaluate.tasks.check_task_names", lambda names: None)
         problem = backend_check.backend_problem
         patch.setattr(
             backend_check, "backend_problem", lambda name: "no GPU was found" if name == "cuda" else problem(name)
@@ -212,7 +214,12 @@ MENDED = [
     ["modules={a:../model/hf}"], ["modules={null:none}"], ["logging.name=x"], ["logging.entity=[]"],
     ["logging=none,wandb"],
     ["experiment=ex3"], ["-m", "custom_cuda=true", "block_size=16,32"], ["backend=cuda"], ["--cfg", "job", "seed=${x}"],
-    ["-cn", "x"], ["-cp", "x"], ["--config-dir="], ["-sc"], ["-sc", "install=bash"], ["--cfg=job", "x=1"],
+    ["-cn", "x"], ["-cp", "x"], ["--config-dir="], ["-sc"], ["-sc", "install=tcsh"], ["-sc", "query=bash"],
+    ["--cfg=job", "x=1"],
+    ["--nope"], ["--cfg=nope"], ["-p", "model"], ["--cfg", "job", "-p", "nope"], ["--experimental-rerun", "x"],
+    ["hydra.verbose=true"], ["hydra.verbose=[a,b]"], ["hydra/sweeper=basic"], ["hydra.job.chdir=true"],
+    ["model=null"], ["model="], ["model=tny"], ["model=${seed}"], ["model=./nowhere"], ["model=[a,b]"],
+    ["modules={nowhere: none}"], ["-m", "modules={nowhere.[01]: none}", "block_size=16,32"],
     ["block_size=\udcff"], ["hydra.sweep.dir=\udcff"], ["a\0b=1"], ["\x1b[31m=1"],
 ]  # fmt: skip
 
@@ -229,7 +236,9 @@ def test_bad_input_is_one_message(arguments: list[str]) -> None:
 ALLOWED = [
     ["experiment=null"], ["+experiment=ex1", "custom_cuda=false", "limit=1"], ["+format=mxfp4"], ["-h"],
     ["--help", "experiment=ex1"], ["--cfg", "job", "experiment=ex1"], ["-m", "--info", "searchpath"], ["--hydra-help"],
-    ["--hydra-help", "model=hf", "model.path=x/y"], ["hydra.run.dir=a,b"], ["hydra.run.dir=[1]"],
+    ["--hydra-help", "model=hf", "model.path=x/y"], ["--version"], ["--cfg", "job", "-p", "model"],
+    ["task=[story]"], ["--cfg", "hydra", "-p", "hydra.sweep"], ["format=[mxfp4]"],
+    ["modules={model.layers.[01].*: none}"], ["hydra.run.dir=a,b"], ["hydra.run.dir=[1]"],
     ["hydra.run.dir=true"],
     ["hydra.run.dir=null"],
     ["-m", "hydra.sweep.dir=1,2"], ["-m", "stamp=now", "hydra.sweep.dir=here/${stamp}"], ["block_size=1_6"],

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,8 @@ def test_help_explains_every_group(tmp_path: Path) -> None:
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "reference")]
     assert len(groups) == 14
     assert "\n  hydra/launcher " in answer.stdout
+    for flag in ("-m, --multirun", "--config-dir FOLDER", "--version", "--cfg", "--shell-completion"):
+        assert flag in answer.stdout
     for group in groups:
         assert f"\n  {group} " in answer.stdout
     assert list(tmp_path.iterdir()) == []
@@ -77,6 +80,18 @@ BAD_INPUT = [
     ),
     ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
     ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
+    ("modules={nowhere.*:none}", "modules: the pattern 'nowhere.*' matches no weight of the model"),
+    ("-m modules={nowhere.*:none} block_size=16,32", "modules: the pattern 'nowhere.*' matches no weight of the model"),
+    ("hydra.verbose=true", "hydra.verbose: has no effect here: the log has one level"),
+    ("hydra.job.chdir=true", "hydra.job.chdir: has no effect here: a run stays in the folder"),
+    ("hydra/sweeper=basic", "hydra/sweeper: has no effect here: a sweep is every combination"),
+    ("hydra.mode=MULTIRUN", "hydra.mode: has no effect here: -m makes a sweep"),
+    ("--config-name x", "--config-name: has no use here: mxsweep's own config is always read"),
+    ("--experimental-rerun x", "--experimental-rerun: has no use here: a run is repeated by its overrides"),
+    ("--package model", "--package: names a part of the config that --cfg job shows"),
+    ("--cfg job --package nope", "--package: 'nope' is no part of the config"),
+    ("--shell-completion", "--shell-completion: takes install=SHELL"),
+    ("--nope", "unrecognized arguments: --nope; `python -m mxsweep --help` lists the flags"),
 ]
 
 
@@ -100,6 +115,48 @@ def test_bad_input_leaves_no_traceback_and_imports_no_torch(tmp_path: Path) -> N
     assert "Traceback" not in answer.stderr
     for module in ("torch", "transformers", "lm_eval", "pandas"):
         assert not re.search(rf"\| +{module}$", answer.stderr, re.MULTILINE), module
+
+
+@pytest.mark.parametrize(
+    "words", [["modules={nowhere: none}"], ["-m", "modules={nowhere: none},null"], ["scale_bits=1"]]
+)
+def test_a_dry_run_of_what_cannot_be_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "dry_run=true"]) == 2
+    said = capsys.readouterr().out
+    assert "planned, nothing run" in said and ") cannot be: " in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_is_none_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for words in (["task=storyy"], ["-m", "task=storyy", "block_size=16,32"]):
+        answer = mxsweep(*words, cwd=tmp_path)
+        assert answer.returncode == 2
+        assert "mxsweep: task: 'storyy' is not a task of lm-eval; near it: " in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_a_part_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mxsweep {version('mxsweep')}\n"
+    assert main(["--cfg", "job", "--package", "ptq", "ptq.damping=0.5"]) == 0
+    assert "# @package ptq\n" in (said := capsys.readouterr().out) and "damping: 0.5\n" in said and "seed" not in said
+
+
+def test_tab_completion_of_the_installed_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/mxsweep"])
+    assert main(["-sc", "install=bash"]) == 0
+    assert "hydra_bash_completion mxsweep\n" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "mxsweep -m custom_cuda=")
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out == "custom_cuda=false custom_cuda=true\n"
+    monkeypatch.setattr("sys.argv", ["/somewhere/mxsweep/__main__.py"])
+    assert main(["-sc", "install=bash"]) == 2
+    assert "is for the installed command" in capsys.readouterr().err
 
 
 def test_single_run(tmp_path: Path) -> None:

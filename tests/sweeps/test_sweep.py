@@ -279,16 +279,59 @@ def test_what_could_not_be_and_can_now_takes_its_failures_place(evaluated: Count
     assert evaluated == {16: 2}
 
 
-def test_paths_of_a_sweep_are_those_of_the_folder_it_was_begun_in(
+def test_paths_of_a_sweep_count_from_the_folder_it_was_begun_in(
     evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("a.jsonl").write_text('{"text": "one two"}\n')
-    assert main(["-m", "task=lambada_openai", "task.data=a.jsonl", "block_size=16", "hydra.sweep.dir=s"]) == 0
-    sweep = Path("s").resolve()
+    """Whatever knob names them, however, and whatever has the same name where the sweep is resumed."""
     Path("elsewhere").mkdir()
+    (Path("model").mkdir(), Path("elsewhere/model").mkdir())
+    for folder, text in (("", "one two"), ("elsewhere", "another")):
+        Path(folder, "a.jsonl").write_text(f'{{"text": "{text}"}}\n')
+        Path(folder, "cal.txt").write_text(f"{text}\n" * 999)
+        Path(folder, "model", "config.json").write_text("{}")
+        Path(folder, "model", "model.safetensors").write_text(text)
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_text(
+        "# @package _global_\ncalibration: {source: text, path: cal.txt}\nsweep: {block_size: [16, 32]}\n"
+    )
+    absolute = Path("model").resolve()
+    commands = [
+        ["-m", "task=lambada_openai", "task.data=a.jsonl", "block_size=16"],
+        ["-m", "task=[lambada_openai,wikitext]", "task.data={lambada_openai: a.jsonl}", "block_size=32", "limit=1"],
+        ["-m", "model=model", "block_size=64", "format=mxfp4,mxfp8_e4m3"],
+        ["-m", "model=hf", f"model.path=model,{absolute}", "block_size=8"],
+        ["-m", "experiment=mine", "ptq=gptq", "--config-dir", "conf"],
+    ]
+    for words in commands:
+        assert main([*words, "resume=true", "hydra.sweep.dir=s"]) == 0
+    before = {run.config_hash: run.folder for run in read_manifest(Path("s")).runs}  # type: ignore[union-attr]
+    evaluated.clear()
+    sweep = Path("s").resolve()
     monkeypatch.chdir("elsewhere")
+    assert main(["resume=true", f"hydra.sweep.dir={sweep}"]) == 0
+    assert evaluated == {}
+    assert {run.config_hash: run.folder for run in read_manifest(sweep).runs} == before  # type: ignore[union-attr]
+    for folder in sweep.glob("*_bs16_*"):
+        (folder / "result.json").unlink()
+    assert main(["resume=true", f"hydra.sweep.dir={sweep}"]) == 0
+    assert set(evaluated) == {16} and {run.config_hash for run in read_manifest(sweep).runs} == before.keys()  # type: ignore[union-attr]
+    Path("../a.jsonl").unlink()
+    capsys.readouterr()
     assert main(["resume=true", f"hydra.sweep.dir={sweep}"]) == 2
-    assert "resume: the sweep's task.data is relative to" in capsys.readouterr().err
+    assert "resume: task.data: 'a.jsonl' is here, and is not in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.override_dirname}", "a/" * 2200 + "${hydra.job.num}"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_sweep_begins(
+    subdir: str, evaluated: Counter[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    knobs = ["format.activation=none", "modules={" + ", ".join(f"*.{n}.self_attn.*: mxfp4" for n in range(4)) + "}"]
+    words = ["-m", "block_size=16,32", *knobs, "rounding=even", "limit=100", "model.dtype=bfloat16", "seed=1234"]
+    words += ["kv_quant=fp4_e2m1", "scale_rounding=even", "task.num_fewshot=0", "hydra.sweep.dir=s", "baseline=false"]
+    assert main([*words, f"hydra.sweep.subdir={subdir}"]) == 2
+    assert "is too long: a name has 255 bytes at most" in capsys.readouterr().err
+    assert not Path("s").exists()
+    assert main(words) == 0
 
 
 def test_a_launcher_is_for_sweeps(evaluated: Counter[int], capsys: pytest.CaptureFixture[str]) -> None:

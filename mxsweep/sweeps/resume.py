@@ -1,0 +1,94 @@
+"""Go on with a sweep: ``resume=true``, alone with all that was planned, or with the runs that further knobs name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mxsweep.config.checks import expanded, is_folder
+from mxsweep.config.knobs import decides_no_result
+from mxsweep.config.override_grammar import verbatim
+from mxsweep.results.manifest import Command, ManifestError, read_manifest
+from mxsweep.results.record import newest_sweep
+from mxsweep.sweeps.begin import begin, plan_command
+from mxsweep.sweeps.plan import Plan
+from mxsweep.terminal.errors import ConfigError
+
+SWEEP_DIR = "hydra.sweep.dir"
+
+
+def resume_sweep(command: Command) -> int:
+    """Go on with the sweep that a command names, or the newest, and return the exit code.
+
+    Raises:
+        ConfigError: a folder that holds no sweep, or words that make no sense.
+    """
+    values = knob_values(command)
+    folder = _named_folder(command) if SWEEP_DIR in values else newest_sweep(only_sweeps=True)
+    if folder is None:
+        raise ConfigError(f"resume: there is no sweep below ./multirun; give its folder as {SWEEP_DIR}=FOLDER")
+    # Beside knobs that decide no result, resume=true means the sweep as it was.
+    names_runs = not all(map(decides_no_result, values))
+    commands = [command] if names_runs else [_with(old, command) for old in _commands_of(folder)]
+    place = verbatim(f"./{folder}" if str(folder).startswith("~") else str(folder))  # which is expanded already
+    plans = [
+        plan_command(_with(each, Command([f"{SWEEP_DIR}={place}"])), True, _elsewhere(each))[0] for each in commands
+    ]
+    runs = {run.config_hash: run for each in plans for run in each.runs}
+    planned = Plan(list(runs.values()), plans[-1].settings)
+    return begin(planned, True, what_is_kept(command) if names_runs else None, named=True)
+
+
+def knob_values(command: Command) -> dict[str, str]:
+    """Return a command's overrides, knob to value, without quotes."""
+    return {key: value.strip("'\"") for key, value in map(_split, command.overrides)}
+
+
+def what_is_kept(command: Command) -> Command:
+    """Return the command as a sweep's manifest keeps it: without what says how it was begun."""
+    return _without(command, "resume", "dry_run", SWEEP_DIR)
+
+
+def _commands_of(folder: Path) -> list[Command]:
+    """Return the commands that a sweep was begun and extended by. Raises ConfigError where there are none."""
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError as error:
+        raise ConfigError(f"{SWEEP_DIR}: {error}") from None
+    if manifest is None:
+        raise ConfigError(f"resume: {str(folder)!r} holds no sweep (no sweep.json); give another {SWEEP_DIR}, or knobs")
+    if not manifest.commands:
+        raise ConfigError(f"resume: the sweep.json in {str(folder)!r} names no command to go on with; give the knobs")
+    return manifest.commands
+
+
+def _elsewhere(command: Command) -> Path | None:
+    """Return the folder that a command was typed in; None where that is the current one, or is not known."""
+    return Path(command.cwd) if command.cwd not in (None, os.getcwd()) else None
+
+
+def _named_folder(command: Command) -> Path:
+    """Return the folder to go on in: as typed if there is one of that name, else without Hydra's quotes."""
+    typed = next(value for key, value in map(_split, reversed(command.overrides)) if key == SWEEP_DIR)
+    folders = [expanded(SWEEP_DIR, text) for text in (typed, knob_values(command)[SWEEP_DIR])]
+    return folders[0] if is_folder(folders[0]) else folders[1]
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    return key.lstrip("+"), value
+
+
+def _without(command: Command, *keys: str) -> Command:
+    kept = [word for word in command.overrides if _split(word)[0] not in keys]
+    return Command(kept, command.config_dir, command.cwd)
+
+
+def _with(command: Command, more: Command) -> Command:
+    """Return a command with further overrides, which win over its own; another launcher comes without the old knobs."""
+    replaced: Sequence[str] = list(knob_values(more))
+    if "hydra/launcher" in replaced:
+        replaced = [*replaced, *(key for key in knob_values(command) if key.startswith("hydra.launcher."))]
+    kept = _without(command, *replaced).overrides
+    return Command([*kept, *more.overrides], more.config_dir or command.config_dir, command.cwd)
