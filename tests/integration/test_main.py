@@ -80,8 +80,11 @@ BAD_INPUT = [
     ),
     ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
     ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
-    ("modules={nowhere.*:none}", "modules: the pattern 'nowhere.*' matches no weight of the model"),
-    ("-m modules={nowhere.*:none} block_size=16,32", "modules: the pattern 'nowhere.*' matches no weight of the model"),
+    ("modules={nowhere.*:none}", "modules: the pattern 'nowhere.*' matches no linear layer or embedding of Llama"),
+    (
+        "-m modules={nowhere.*:none} block_size=16,32",
+        "modules: the pattern 'nowhere.*' matches no linear layer or embedding of Llama",
+    ),
     ("hydra.verbose=true", "hydra.verbose: has no effect here: the log has one level"),
     ("hydra.job.chdir=true", "hydra.job.chdir: has no effect here: a run stays in the folder"),
     ("hydra/sweeper=basic", "hydra/sweeper: has no effect here: a sweep is every combination"),

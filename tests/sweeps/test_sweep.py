@@ -325,7 +325,10 @@ def test_paths_of_a_sweep_count_from_the_folder_it_was_begun_in(
 def test_a_folder_that_cannot_be_made_is_refused_before_the_sweep_begins(
     subdir: str, evaluated: Counter[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    knobs = ["format.activation=none", "modules={" + ", ".join(f"*.{n}.self_attn.*: mxfp4" for n in range(4)) + "}"]
+    knobs = [
+        "format.activation=none",
+        "modules={" + ", ".join(f"model.layers.{n}.self_attn.*: mxfp8_e4m3" for n in range(3)) + "}",
+    ]
     words = ["-m", "block_size=16,32", *knobs, "rounding=even", "limit=100", "model.dtype=bfloat16", "seed=1234"]
     words += ["kv_quant=fp4_e2m1", "scale_rounding=even", "task.num_fewshot=0", "hydra.sweep.dir=s", "baseline=false"]
     assert main([*words, f"hydra.sweep.subdir={subdir}"]) == 2
