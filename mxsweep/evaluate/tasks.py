@@ -1,4 +1,4 @@
-"""lm-eval tasks, loaded once a process and used by every run.
+"""Load lm-eval's tasks, once a process, for every run that uses them.
 
 Three things cost lm-eval 0.4.13 more than a small evaluation does, and are avoided: its index of all tasks (6 to
 25 s), read only for a task whose file cannot be found by its name; its Jinja templates, compiled anew for every
@@ -19,7 +19,6 @@ import lm_eval.utils
 from datasets import Dataset
 from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from mxsweep.config.checks import check_rows, file_digest
 from mxsweep.evaluate.quiet import quiet_lm_eval
@@ -42,7 +41,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     seed: int = 1234,
 ) -> dict[str, Any]:
-    """lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``); the same call again returns the same objects.
+    """Return lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``); the same objects for the same call.
 
     Args:
         names: tasks, groups or tags of lm-eval, or "story".
@@ -74,8 +73,12 @@ def _load(
 ) -> dict[str, Any]:
     quiet_lm_eval()
     manager = _manager_of(names)
-    specs = [_spec(name, data.get(name), fields.get(name), manager) for name in names]
+    fed = [name for name in names if name in data and name != "story"]
+    for name in fed:
+        _check_single(name, manager)
+    rows = {name: Dataset.from_list(check_rows(data[name], fields.get(name))) for name in fed}
     try:
+        specs = [_spec(name, rows.get(name), manager) for name in names]
         loaded: dict[str, Any] = dict(manager.load(specs))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, TemplateError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -95,33 +98,37 @@ def _load(
     return loaded
 
 
-def _spec(name: str, file: str | None, field: str | None, manager: TaskManager) -> str | dict[str, Any]:
+def _check_single(name: str, manager: TaskManager) -> None:
+    if name not in manager.all_subtasks:
+        raise ConfigError(f"task.data: {name!r} is a group of tasks or written in Python; a file can feed single tasks")
+
+
+def _spec(name: str, rows: Dataset | None, manager: TaskManager) -> Any:
+    """Return what lm-eval's manager loads: a name, a task's config, or a task whose one split are these rows."""
     if name == "story":
         return story_task_config()
-    if file is None:
+    if rows is None:
         return name
-    rows = Dataset.from_list(check_rows(file, field))
 
     def dataset(**_: Any) -> dict[str, Dataset]:
         return {"test": rows}
 
-    path = manager.task_index[name].yaml_path
-    config = load_yaml(path) if path is not None else {}
-    if not isinstance(config.get("task"), str):
-        raise ConfigError(f"task.data: {name!r} is a group of tasks or written in Python; a file can feed single tasks")
     one_split = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": "test"}
-    return config | one_split | {"custom_dataset": dataset}
+    # A group may give its members' configs other values, which a name by itself cannot have.
+    member = {"task": name, "custom_dataset": dataset} | one_split
+    return manager.load({"group": f"{name} with rows of a file", "task": [member]})["tasks"][name]
 
 
 def _manager_of(names: tuple[str, ...]) -> TaskManager:
-    """A task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval."""
+    """Return a task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval."""
     wanted = [name for name in names if name != "story"]
     root = Path(lm_eval.tasks.__file__).parent
     files = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
-    folders = [file.parent for file in files if file is not None and _is_single_task(file)]
+    folders = [file.parent for file in files if file is not None]
     if len(folders) == len(wanted):
         manager = TaskManager(include_defaults=False, include_path=list(folders))
-        if all(name in manager.all_tasks for name in wanted):
+        # Not for a group, whose tasks may stand in other folders, which only the full index knows.
+        if all(name in manager.all_subtasks for name in wanted):
             return manager
     check_task_names(wanted)
     return _full_manager()
@@ -140,11 +147,6 @@ def check_task_names(names: Sequence[str]) -> None:
                 + (f"near it: {', '.join(close)}; " if close else "")
                 + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
             )
-
-
-def _is_single_task(file: Path) -> bool:
-    """A group's tasks may stand in other folders, which only the full index knows."""
-    return isinstance(load_yaml(file, resolve_func=False).get("task"), str)
 
 
 @functools.cache

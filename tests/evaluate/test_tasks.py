@@ -1,0 +1,42 @@
+"""lm-eval's tasks: a file in the place of a task's data, and by lm-eval's public names alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mxsweep
+from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.terminal.errors import ConfigError
+
+
+def test_a_file_takes_the_place_of_every_split(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a b c"}\n{"text": "d e f"}\n')
+    loaded = load_tasks(("lambada_openai", "story"), data={"lambada_openai": str(file)})
+    assert list(loaded["tasks"]) == ["lambada_openai", "story"] and not loaded["groups"]
+    task = loaded["tasks"]["lambada_openai"]
+    assert [row["text"] for row in task.eval_docs] == ["a b c", "d e f"]
+    assert not task.has_training_docs() and not task.has_validation_docs()
+    assert task.OUTPUT_TYPE == "loglikelihood" and task.doc_to_target(task.eval_docs[0]) == " c"
+
+
+def test_a_group_takes_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a b c"}\n')
+    with pytest.raises(ConfigError, match=r"^task\.data: 'openllm' is a group of tasks or written in Python; a file"):
+        load_tasks(("openllm",), data={"openllm": str(file)})
+
+
+def test_no_private_module_of_lm_eval_is_imported() -> None:
+    private = []
+    for file in Path(mxsweep.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            parts = [name.split(".") for name in names if name.startswith("lm_eval.")]
+            private += [(file.name, name) for name in parts if any(part.startswith("_") for part in name)]
+    assert private == []
