@@ -138,7 +138,6 @@ def test_no_circle_between_modules() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-@pytest.mark.xfail(strict=True, reason="formats/backends.py asks torch whether there is a GPU")
 def test_packages_without_torch_name_nothing_that_needs_torch() -> None:
     wrong = []
     for module, names in imports(for_types_too=False).items():

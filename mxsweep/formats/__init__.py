@@ -5,7 +5,6 @@ from mxsweep.formats.backends import (
     BACKENDS,
     NUMERICS_VERSION,
     BackendUnavailable,
-    backend_problem,
     microxcaling_problem,
 )
 from mxsweep.formats.element import (
@@ -29,7 +28,6 @@ __all__ = [
     "ElementFormat",
     "MXFormat",
     "ScaleFormat",
-    "backend_problem",
     "microxcaling_problem",
     "parse_element",
     "parse_scale",

@@ -19,11 +19,11 @@ from mxsweep.formats import (
     ElementFormat,
     MXFormat,
     ScaleFormat,
-    backend_problem,
     microxcaling_problem,
     parse_element,
     parse_scale,
 )
+from mxsweep.numerics.availability import backend_problem
 
 if TYPE_CHECKING:
     from mxsweep.numerics.block_measures import (

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import BackendUnavailable, backend_problem, check_backend
+from mxsweep.formats.backends import BackendUnavailable, check_backend
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.philox import draw_key
 from mxsweep.numerics.reference.definition import quantize_torch

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mxsweep.formats.backends import MICROXCALING_INSTALL, BackendUnavailable, microxcaling_problem
+from mxsweep.formats.backends import BackendUnavailable, microxcaling_problem
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.availability import MICROXCALING_INSTALL
 
 
 def quantize_microxcaling(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tensor:

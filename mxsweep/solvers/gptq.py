@@ -41,8 +41,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import backend_problem
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.availability import backend_problem
 from mxsweep.solvers.block_scales import BlockScales, check_weight, round_with_scale
 from mxsweep.solvers.clip import best_scales
 

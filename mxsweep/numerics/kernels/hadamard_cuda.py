@@ -15,7 +15,7 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import backend_problem
+from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.cuda import VECTOR_BYTES, Kernels, load_kernels
 
 MAX_LOG_ORDER = 14
