@@ -76,11 +76,11 @@ def _write(results: Results, reference: Reference | None, folder: Path, files: l
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.page import write_page
     from mxsweep.report.texts import markdown_text
-    from mxsweep.study.group_study import studies
+    from mxsweep.study.group_study import study_groups
 
     # The data first, so that they are there whatever becomes of the drawing.
     files += [folder / "results.csv", folder / "results.parquet"]
-    studied = studies(results)
+    studied = study_groups(results)
     data = run_data(results, studied)
     write_run_csv(files[0], data)
     write_run_parquet(files[1], data)

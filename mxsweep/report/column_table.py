@@ -26,7 +26,7 @@ from mxsweep.report.columns import (
 from mxsweep.report.wording import ABSENT, size, speed
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, KINDS, tensor_figures
-from mxsweep.study.compare import Comparison
+from mxsweep.study.comparison import Comparison
 
 
 def knob_column(name: str) -> Column:

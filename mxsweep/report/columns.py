@@ -14,7 +14,7 @@ from typing import Any
 
 from mxsweep.report.wording import ABSENT, format_value
 from mxsweep.results.rows import Row
-from mxsweep.study.compare import Comparison
+from mxsweep.study.comparison import Comparison
 
 Value = bool | int | float | str | None
 

@@ -21,7 +21,7 @@ from mxsweep.report.run_table import entries_of
 from mxsweep.results.groups import Results, knob_names, read_results
 from mxsweep.results.record import Folders
 from mxsweep.results.rows import label
-from mxsweep.study.group_study import Study, studies
+from mxsweep.study.group_study import Study, study_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,13 +43,13 @@ def load_table(dirs: Folders) -> pd.DataFrame:
     import pandas as pd  # here, since most who import this module want no data frame, and it takes a while
 
     results = read_results(dirs)
-    columns = run_data(results, studies(results))
+    columns = run_data(results, study_groups(results))
     return pd.DataFrame({each.name: pd.Series(each.values, dtype=PANDAS_TYPES[each.kind]) for each in columns})
 
 
 def run_data(results: Results, studied: Sequence[Study]) -> list[DataColumn]:
     """Return every column with the values of all rows."""
-    compared = {(e.row.run.path, e.row.task): e for each in studied for e in entries_of(each.group, each.against)}
+    compared = {(e.row.run.path, e.row.task): e for each in studied for e in entries_of(each.group, each.comparisons)}
     entries = [compared.get((row.run.path, row.task), Entry(row)) for row in results.rows]
     return [_of_one_type(field, [field.value(entry) for entry in entries]) for field in _fields(results)]
 

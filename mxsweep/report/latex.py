@@ -24,7 +24,7 @@ def latex_text(studied: Sequence[Study]) -> str:
 
 def _table(study: Study) -> str:
     group = study.group
-    table = run_table(study.results, group, Output.LATEX, study.against)
+    table = run_table(study.results, group, Output.LATEX, study.comparisons)
     lines = [
         "\\begin{table}",
         "  \\centering",

@@ -32,7 +32,7 @@ from mxsweep.report.wording import (
 )
 from mxsweep.results.metrics import betterness, known_metric, short_title
 from mxsweep.results.rows import Row
-from mxsweep.study.compare import Comparison
+from mxsweep.study.comparison import Comparison
 
 MetricOf = Callable[[Row], str | None]  # which metric of a row a column holds; None for none
 

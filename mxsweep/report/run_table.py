@@ -18,7 +18,7 @@ from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row
-from mxsweep.study.compare import Comparison
+from mxsweep.study.comparison import Comparison
 from mxsweep.study.group_study import Study
 from mxsweep.study.headline import Pick
 
@@ -100,7 +100,7 @@ def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[Entry]:
 
 def pick_entry(study: Study, pick: Pick) -> Entry:
     """Return a headline's run with what it is compared with."""
-    return Entry(pick.row, pick.baseline, study.against.get(pick.row.run.path))
+    return Entry(pick.row, pick.baseline, study.comparisons.get(pick.row.run.path))
 
 
 def lay_out(columns: Sequence[Column], entries: Sequence[Entry], output: Output) -> Table:

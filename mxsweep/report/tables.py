@@ -15,7 +15,7 @@ from mxsweep.results.remedies import what_was_found
 from mxsweep.results.rows import label
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference, match
-from mxsweep.study.won_back import Step, WonBack, share_text
+from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, format_share
 
 
 def headline_table(study: Study) -> Table:
@@ -25,17 +25,17 @@ def headline_table(study: Study) -> Table:
     return _with_columns_before(table, {"": [pick.title for pick in study.picks]})
 
 
-def won_back_table(group: Group, won: Sequence[WonBack]) -> Table:
+def won_back_table(group: Group, won: Sequence[RemedySteps]) -> Table:
     """Return of each base configuration the baseline, the run without remedies, and the steps from there."""
     steps = [
         (one, step)
         for one in won
-        for step in ([Step(one.baseline, "baseline")] if one.baseline is not None else []) + one.steps
+        for step in ([RemedyStep(one.baseline, "baseline")] if one.baseline is not None else []) + one.steps
     ]
     rows = [step.row for _, step in steps]
     entries = [Entry(step.row, step.before.other if step.before else None, step.before) for _, step in steps]
     metrics = [metric_column(name) for name in group.metric_names()]
-    closed = {id(step.row): share_text(step.closed) or ABSENT for _, step in steps}
+    closed = {id(step.row): format_share(step.closed) or ABSENT for _, step in steps}
     gap = Column("gap_closed", "", lambda row: None, lambda row: closed[id(row)], title="gap closed", keeps_empty=True)
     columns = [column for column in (*metrics, *MEASURED) if column.shows(rows, Output.STEPS)]
     columns.insert(sum(column in metrics for column in columns), gap)

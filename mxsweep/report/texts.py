@@ -13,10 +13,10 @@ from mxsweep.report.tables import failure_table, found_by_remedies, headline_tab
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
-from mxsweep.study.compare import why_groups
-from mxsweep.study.group_study import Study, studies
+from mxsweep.study.comparison import explain_groups
+from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.published import Reference
-from mxsweep.study.won_back import won_back
+from mxsweep.study.remedy_steps import arrange_remedy_steps
 
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
@@ -71,7 +71,7 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
         parts.append(f"{heading(group)}\n\n{plain(run_table(results, group, Output.TERMINAL))}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
-        steps = won_back_table(group, won_back(results, group))
+        steps = won_back_table(group, arrange_remedy_steps(results, group))
         if 0 < len(steps.rows) <= MOST_STEPS:
             parts += ["What the remedies win back", plain(steps.without("run_id"))]
     if results.groups:
@@ -103,9 +103,9 @@ def markdown_text(
     parts = ["# Results", f"Runs: {summary(results)}."]
     if results.constants:
         parts.append(escape_markdown(constants_line(results)) + ".")
-    if why := why_groups(results):
+    if why := explain_groups(results):
         parts.append(escape_markdown(why))
-    for study in studies(results) if studied is None else studied:
+    for study in study_groups(results) if studied is None else studied:
         group = study.group
         parts += [f"## {escape_markdown(heading(group))}", "### Headline", markdown(headline_table(study))]
         if not study.has_baseline:
@@ -119,8 +119,8 @@ def markdown_text(
                 _list(found.text for found in study.findings),
             ]
         parts += _won_back_parts(study)
-        parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.against))]
-        if any(comparison.n for comparison in study.against.values()):
+        parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
+        if any(comparison.n for comparison in study.comparisons.values()):
             parts.append(COMPARED_NOTE)
         if has_several_tasks(results):
             parts.append(SEVERAL_TASKS_NOTE)
@@ -151,7 +151,7 @@ def _list(texts: Iterable[str]) -> str:
 
 def _won_back_parts(study: Study) -> list[str]:
     found = [f"- {escape_markdown(config)}: {escape_markdown(text)}" for config, text in found_by_remedies(study)]
-    parts = [markdown(won_back_table(study.group, study.won_back)), WON_BACK_NOTE] if study.won_back else []
+    parts = [markdown(won_back_table(study.group, study.remedy_steps)), WON_BACK_NOTE] if study.remedy_steps else []
     parts += ["\n".join(found)] if found else []
     return ["### What the remedies win back", *parts] if parts else []
 

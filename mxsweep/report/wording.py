@@ -12,7 +12,7 @@ from mxsweep.results.metrics import betterness, is_perplexity
 from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
-    from mxsweep.study.compare import Comparison
+    from mxsweep.study.comparison import Comparison
     from mxsweep.study.paired_tests import Accuracy, LogPerplexity
 
 ABSENT = "–"

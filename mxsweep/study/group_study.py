@@ -1,4 +1,4 @@
-"""What is computed of a group of runs, once, for every table, figure and sentence about it."""
+"""Compute what is to be said of a group of runs, once, for every table, figure and sentence about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +7,23 @@ from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
-from mxsweep.study.compare import Comparison, KnobEffect, against_baselines, knob_effects
-from mxsweep.study.findings import Finding, findings
+from mxsweep.study.comparison import Comparison, compare_with_baselines
+from mxsweep.study.finding import Finding
+from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import Pick, headline, loss_metric, pareto_front
-from mxsweep.study.won_back import WonBack, sentences, won_back
+from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
+from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 
 
 @dataclass(frozen=True)
 class Study:
-    """A group, its comparisons, and what is drawn from them."""
+    """Hold a group, its comparisons, and what is drawn from them."""
 
     results: Results
     group: Group
-    against: dict[Path, Comparison]  # each quantized run with its baseline, by the run's folder
+    comparisons: dict[Path, Comparison]  # each quantized run with its baseline, by the run's folder
     effects: list[KnobEffect]
-    won_back: list[WonBack]
+    remedy_steps: list[RemedySteps]
     picks: list[Pick]
     findings: list[Finding]
     front: list[Row]  # of effective bits per weight and loss
@@ -29,22 +31,22 @@ class Study:
 
     @property
     def rows(self) -> list[Row]:
-        """The group's rows."""
+        """Return the group's rows."""
         return self.group.rows
 
     @property
     def has_baseline(self) -> bool:
-        """Whether there is anything to compare with."""
+        """Return whether there is anything to compare with."""
         return any(row.is_baseline for row in self.rows)
 
     @cached_property
     def baselines(self) -> dict[Path, Row | None]:
-        """The baseline that each run is compared with, by the run's folder."""
+        """Return the baseline that each run is compared with, by the run's folder."""
         return {row.run.path: self.group.baseline_for(row) for row in self.rows}
 
     @cached_property
     def swept(self) -> list[str]:
-        """The knobs that have more than one value among the quantized runs."""
+        """Return the knobs that have more than one value among the quantized runs."""
         return self._varying([row for row in self.rows if not row.is_baseline])
 
     @cached_property
@@ -52,36 +54,37 @@ class Study:
         return self._varying([row for row in self.rows if row.is_baseline])
 
     def _varying(self, rows: Sequence[Row]) -> list[str]:
-        return [name for name in self.results.shown if values_of(rows, name) > 1]
+        return [name for name in self.results.shown if count_values(rows, name) > 1]
 
     def config_text(self, row: Row, without: Sequence[str] = ()) -> str:
-        """The knobs that tell a quantized row from the others, or a baseline from others; its format, if none does."""
+        """Return the knobs that tell a row from others of its kind, quantized or not; its format, if none does."""
         names = self._swept_baselines if row.is_baseline else self.swept
         words = [f"{name}={label(row.knobs[name])}" for name in names if name in row.knobs and name not in without]
         return " ".join(words) or f"format={label(row.knobs.get('format'))}"
 
 
-def study(results: Results, group: Group) -> Study:
+def study_group(results: Results, group: Group) -> Study:
     """Compare the runs of a group with their baselines and with each other."""
-    against, effects, won = against_baselines(group), knob_effects(results, group), won_back(results, group)
+    comparisons, effects = compare_with_baselines(group), find_knob_effects(results, group)
+    steps = arrange_remedy_steps(results, group)
     return Study(
         results,
         group,
-        against,
+        comparisons,
         effects,
-        won,
+        steps,
         headline(group),
-        sentences(won) + findings(group, against, effects, results.shown),
+        describe_remedy_steps(steps) + list_findings(group, comparisons, effects, results.shown),
         pareto_front(group),
         loss_metric(group),
     )
 
 
-def studies(results: Results) -> list[Study]:
-    """A study of each group."""
-    return [study(results, group) for group in results.groups]
+def study_groups(results: Results) -> list[Study]:
+    """Study each group."""
+    return [study_group(results, group) for group in results.groups]
 
 
-def values_of(rows: Sequence[Row], name: str) -> int:
-    """How many values a knob has in rows; that it has no effect is none."""
+def count_values(rows: Sequence[Row], name: str) -> int:
+    """Count the values that a knob has in rows; having no effect is none."""
     return len({label(row.knobs[name]) for row in rows if name in row.knobs})

@@ -138,7 +138,7 @@ class ShareClosed:
     high: float
 
 
-def share_closed(
+def estimate_share_closed(
     base: np.ndarray, plain: np.ndarray, remedy: np.ndarray, weights: np.ndarray | None = None
 ) -> ShareClosed | None:
     """1 - (L_remedy - L_base) / (L_plain - L_base), L the log-perplexities of three runs over the same examples.

@@ -20,7 +20,7 @@ from mxsweep.report.texts import markdown_text, terminal_text
 from mxsweep.report.wording import format_value
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.record import read_record, write_record
-from mxsweep.study.group_study import studies
+from mxsweep.study.group_study import study_groups
 from mxsweep.study.headline import headline
 
 FORMATS = {"none": ("none", "none"), "w4a6": ("fp4_e2m1", "fp6_e2m3"), "mxfp8_e4m3": ("fp8_e4m3", "fp8_e4m3")}
@@ -308,7 +308,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
     for fmt in ("w4a6", "mxfp8_e4m3"):
         put(tmp_path / fmt, {"wikitext": {"word_perplexity": 9.0}}, format=fmt)
     results = read_results(tmp_path)
-    files = written_files(draw_figures(studies(results), tmp_path))
+    files = written_files(draw_figures(study_groups(results), tmp_path))
     assert set(files) == {"story", "wikitext"}
     svg = (tmp_path / "accuracy_vs_block_size_story.svg").read_text()
     assert all(text in svg for text in ("whole axis", "16x16", ">48<"))
@@ -319,7 +319,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
 
 def test_a_figure_of_values_that_are_all_nan_says_so(tmp_path: Path) -> None:
     put(tmp_path / "a", {"word_perplexity": math.nan}, block_size=16)
-    draw_figures(studies(read_results(tmp_path)), tmp_path)
+    draw_figures(study_groups(read_results(tmp_path)), tmp_path)
     assert "no value" in (tmp_path / "word_perplexity_vs_block_size.svg").read_text()
 
 

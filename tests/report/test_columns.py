@@ -20,7 +20,7 @@ from mxsweep.report.columns import DATA_ONLY, EVERYWHERE, Output, measured
 from mxsweep.report.data_files import load_table
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import read_record, write_record
-from mxsweep.study.group_study import studies
+from mxsweep.study.group_study import study_groups
 
 FEW = {"blocks": (16, 32), "scale_bits": (8,), "kv": ("none",)}
 
@@ -85,9 +85,9 @@ def test_files_hold_every_knob_and_metric(tmp_path: Path) -> None:
 def test_files_hold_differences_with_intervals_and_p_values(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW)
     by_id = {row["run_id"]: row for row in rows(tmp_path)}
-    (study,) = studies(read_results(tmp_path))
-    assert len(study.against) == 2
-    for comparison in study.against.values():
+    (study,) = study_groups(read_results(tmp_path))
+    assert len(study.comparisons) == 2
+    for comparison in study.comparisons.values():
         row, base = by_id[comparison.row.run.run_id], by_id[comparison.other.run.run_id]
         accuracy, perplexity = comparison.accuracy, comparison.perplexity
         assert accuracy is not None and perplexity is not None
@@ -132,7 +132,7 @@ def test_why_runs_are_not_compared_stands_in_files(tmp_path: Path) -> None:
 def test_a_change_of_layout_is_no_change_of_the_declaration(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW)
     column = next(column for column in MEASURED if column.name == "bits_per_weight")
-    study = studies(read_results(tmp_path))[0]
+    study = study_groups(read_results(tmp_path))[0]
     hidden = replace(column, outputs=DATA_ONLY)
     shown = [each for each in Output if column.shows(study.rows, each)]
     assert [each for each in Output if hidden.shows(study.rows, each)] == ["data"] and len(shown) == 7
@@ -145,7 +145,7 @@ def test_the_page_of_columns_is_up_to_date() -> None:
 
 def test_every_column_of_the_files_is_on_the_page(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW)
-    (study,) = studies(read_results(tmp_path))
+    (study,) = study_groups(read_results(tmp_path))
     knobs = {name for row in study.rows for name in row.knobs} | {*labels(), *notes()}
     said = set(re.findall(r"^\| `([^`]+)`", column_page(), re.MULTILINE))
     more = {"ppl", "ppl_stderr"} | {name.replace("acc_", "ppl_") for name in said if name.startswith("acc_")}

@@ -18,14 +18,14 @@ from mxsweep.report.figures.look import look
 from mxsweep.report.figures.panels import Panel, both_ways
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
-from mxsweep.study.group_study import Study, studies
+from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.headline import headline, knee, pareto_front
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 
 
 def only_study(folder: Path) -> Study:
-    (study,) = studies(read_results(folder))
+    (study,) = study_groups(read_results(folder))
     return study
 
 

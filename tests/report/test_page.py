@@ -22,7 +22,7 @@ from mxsweep.report.page import page
 from mxsweep.report.page.run_views import config_lines
 from mxsweep.report.table import escape_latex
 from mxsweep.results.groups import read_results
-from mxsweep.study.group_study import studies
+from mxsweep.study.group_study import study_groups
 
 POLICY_START = "default-src 'none'; script-src 'sha256-"
 VOID = {"meta", "link", "input", "br", "line", "path"}
@@ -254,7 +254,7 @@ def test_latex_escapes_everything_special() -> None:
 def test_latex_without_runs(tmp_path: Path) -> None:
     put_failed(tmp_path / "bad")
     results = read_results(tmp_path)
-    assert "No run is done" in latex.latex_text(studies(results))
+    assert "No run is done" in latex.latex_text(study_groups(results))
 
 
 def test_scripts_and_data_cannot_end_their_element() -> None:

@@ -15,7 +15,7 @@ from mxsweep.files.checkpoints import model_folder
 from mxsweep.files.digests import json_digest
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.identity import CALIBRATION, DATA, MODEL
-from mxsweep.study.compare import why_groups
+from mxsweep.study.comparison import explain_groups
 
 GPTQ = {"ptq": {"method": "gptq"}, "calibration": {"source": "text", "path": "cal.txt"}}
 
@@ -73,7 +73,7 @@ def test_other_weights_under_one_name_have_a_baseline_of_their_own(tmp_path: Pat
         f"{MODEL}={digest}" in group.title and digest in group.slug
         for digest, group in zip(digests, results.groups, strict=True)
     )
-    said = why_groups(results)
+    said = explain_groups(results)
     assert said is not None and f"They differ in {MODEL} ({digests[0]}, {digests[1]})." in said
 
 
@@ -97,7 +97,7 @@ def test_one_content_is_compared_whatever_it_is_called(tmp_path: Path) -> None:
     elsewhere = {"name": "moved", "path": "/elsewhere/moved", "revision": "v2"}
     run(tmp_path / "2_b16", data="x", block_size=16, model=elsewhere, task={"data": {"story": "copy.jsonl"}})
     results = read_results(tmp_path)
-    assert baselines(results) == {"2_b16": "1_base"} and why_groups(results) is None
+    assert baselines(results) == {"2_b16": "1_base"} and explain_groups(results) is None
     assert results.groups[0].title == "model=m or moved, task=story, limit=none"
 
 

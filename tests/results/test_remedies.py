@@ -8,7 +8,7 @@ from helpers.made_runs import REMEDIES, outcomes, put
 
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.remedies import applied, remedy_text, what_was_found
-from mxsweep.study.compare import knob_effects
+from mxsweep.study.knob_effects import find_knob_effects
 
 CHANNEL = {"key_axis": "channel", "rope": "before", "first": 4, "recent": 0, "scales": "block", "smooth": 0.0}
 TOKEN = {"key_axis": "token", "rope": "after", "first": 0, "recent": 0, "scales": "block", "smooth": 0.0}
@@ -25,7 +25,7 @@ def pairs(results: Results) -> dict[str, list[tuple[str, str]]]:
     (group,) = results.groups
     return {
         effect.knob: [(pair.other.run.path.name, pair.row.run.path.name) for pair in effect.comparisons]
-        for effect in knob_effects(results, group)
+        for effect in find_knob_effects(results, group)
     }
 
 

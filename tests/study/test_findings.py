@@ -11,8 +11,10 @@ from mxsweep.results.groups import Group
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
 from mxsweep.results.tensor_errors import read_tensors
-from mxsweep.study.compare import Comparison, Floor, KnobEffect
-from mxsweep.study.findings import Finding, findings
+from mxsweep.study.comparison import Comparison, Floor
+from mxsweep.study.finding import Finding
+from mxsweep.study.findings import list_findings
+from mxsweep.study.knob_effects import KnobEffect
 from mxsweep.study.paired_tests import Accuracy, LogPerplexity
 
 
@@ -29,7 +31,7 @@ def an_effect(knob: str, *pairs: Comparison) -> KnobEffect:
 
 
 def told(rows: list[Row], *effects: KnobEffect, against: list[Comparison] = []) -> list[Finding]:  # noqa: B006
-    return findings(Group("", "", rows), {pair.row.run.path: pair for pair in against}, effects)
+    return list_findings(Group("", "", rows), {pair.row.run.path: pair for pair in against}, effects)
 
 
 def texts(found: list[Finding], kind: str) -> list[str]:

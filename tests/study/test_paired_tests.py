@@ -10,9 +10,9 @@ from scipy import stats
 from mxsweep.study.paired_tests import (
     compare_accuracy,
     compare_log_perplexity,
+    estimate_share_closed,
     holm,
     mcnemar_p,
-    share_closed,
     t_quantile,
 )
 
@@ -214,17 +214,17 @@ def made_gap(seed: int, n: int, share: float) -> tuple[np.ndarray, np.ndarray, n
 def test_the_share_closed_is_of_log_perplexities() -> None:
     base, plain, remedy = made_gap(0, 500, 0.6)
     weights = np.random.default_rng(1).integers(1, 50, 500).astype(float)
-    found = share_closed(base, plain, remedy, weights)
+    found = estimate_share_closed(base, plain, remedy, weights)
     assert found is not None and found.n == 500
     logs = [-x.sum() / weights.sum() for x in (base, plain, remedy)]
     assert found.share == pytest.approx(1 - (logs[2] - logs[0]) / (logs[1] - logs[0]), rel=1e-12)
-    unweighted = share_closed(base, plain, remedy)
+    unweighted = estimate_share_closed(base, plain, remedy)
     assert unweighted == found  # the weights cancel
 
 
 def test_the_interval_of_a_share_is_the_jackknife_s() -> None:
     base, plain, remedy = made_gap(2, 400, 0.4)
-    found = share_closed(base, plain, remedy)
+    found = estimate_share_closed(base, plain, remedy)
     assert found is not None
     left, lost = (base - remedy), (base - plain)
     without = 1 - (left.sum() - left) / (lost.sum() - lost)
@@ -234,7 +234,7 @@ def test_the_interval_of_a_share_is_the_jackknife_s() -> None:
 
 
 def test_the_interval_of_a_share_holds_the_truth() -> None:
-    found = [share_closed(*made_gap(seed, 80, 0.5)) for seed in range(1000)]
+    found = [estimate_share_closed(*made_gap(seed, 80, 0.5)) for seed in range(1000)]
     held = sum(one.low < 0.5 < one.high for one in found if one is not None)
     assert 925 <= held <= 975  # of 1,000: 950 expected, 6.9 the standard deviation
 
@@ -242,15 +242,15 @@ def test_the_interval_of_a_share_holds_the_truth() -> None:
 def test_shares_at_the_ends() -> None:
     base, plain, _ = made_gap(3, 100, 0.5)
     for remedy, share in ((plain, 0.0), (base, 1.0), (2 * plain - base, -1.0)):
-        found = share_closed(base, plain, remedy)
+        found = estimate_share_closed(base, plain, remedy)
         assert found is not None
         assert (found.share, found.low, found.high) == pytest.approx((share, share, share), abs=1e-12)
 
 
 def test_no_share_of_a_gap_that_is_none() -> None:
     base, plain, remedy = made_gap(4, 100, 0.5)
-    assert share_closed(base, base, remedy) is None
-    assert share_closed(plain, base, remedy) is None  # quantizing made it better
-    assert share_closed(base, base + np.random.default_rng(0).normal(0, 1, 100), remedy) is None
-    assert share_closed(base, plain, np.full(100, np.nan)) is None
-    assert share_closed(base[:1], plain[:1], remedy[:1]) is None
+    assert estimate_share_closed(base, base, remedy) is None
+    assert estimate_share_closed(plain, base, remedy) is None  # quantizing made it better
+    assert estimate_share_closed(base, base + np.random.default_rng(0).normal(0, 1, 100), remedy) is None
+    assert estimate_share_closed(base, plain, np.full(100, np.nan)) is None
+    assert estimate_share_closed(base[:1], plain[:1], remedy[:1]) is None

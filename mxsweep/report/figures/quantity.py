@@ -108,7 +108,7 @@ def baseline_layers(ink: str, baselines: Sequence[dict[str, Any]], y: Spec, quan
 
 def against_baseline(study: Study, row: Row, metric: str) -> str:
     """The difference of a metric from the baseline's, its interval and whether it is significant; empty without one."""
-    comparison = study.against.get(row.run.path)
+    comparison = study.comparisons.get(row.run.path)
     text = difference(row, study.baselines[row.run.path], metric)
     more = [interval(comparison, metric), significance(comparison, metric)]
     return "" if text == ABSENT else " ".join([text, *filter(None, more)])

@@ -17,8 +17,9 @@ from mxsweep.report.wording import (
 from mxsweep.results.metrics import is_perplexity, short_title
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
-from mxsweep.study.compare import Comparison, KnobEffect
+from mxsweep.study.comparison import Comparison
 from mxsweep.study.group_study import Study
+from mxsweep.study.knob_effects import KnobEffect
 
 
 def effect_table(study: Study, effect: KnobEffect) -> Table:
@@ -177,7 +178,7 @@ def _farthest(value: float | None, repeats: Sequence[float]) -> float | None:
 
 def floor_table(study: Study) -> Table | None:
     """Each run's differences from its baseline beside what noise makes by itself."""
-    found = [c for c in study.against.values() if c.floor is not None]
+    found = [c for c in study.comparisons.values() if c.floor is not None]
     if not found:
         return None
     columns = ["config", "Δ acc", "its floor", "above it", "Δ log ppl", "its floor", "above it", "estimated from"]

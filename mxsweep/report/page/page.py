@@ -52,8 +52,8 @@ from mxsweep.report.texts import (
 )
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
-from mxsweep.study.compare import why_groups
-from mxsweep.study.findings import Finding
+from mxsweep.study.comparison import explain_groups
+from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference
 
@@ -117,7 +117,7 @@ def write_page(
             results=results,
             summary=summary(results),
             constants={name: label(value) for name, value in results.constants.items()},
-            why_groups=why_groups(results),
+            why_groups=explain_groups(results),
             groups=groups,
             reference=_reference(results, reference),
             environments=environments(results),
@@ -217,7 +217,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         if figure.in_page:
             by_quantity.setdefault(figure.about, []).append(figure)
     shown = [found for kind in _by_kind(study.findings) for found in kind[:MOST_FINDINGS]]
-    reasons = [c.why_not or c.note for c in study.against.values()]
+    reasons = [c.why_not or c.note for c in study.comparisons.values()]
     return GroupView(
         id=f"group-{index}",
         study=study,
@@ -228,7 +228,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         figures=by_quantity,
         heat=heat,
         table=run_views(study, folder),
-        won_back=won_back_table(study.group, study.won_back) if study.won_back else None,
+        won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         found=found_by_remedies(study),
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
         errors=evidence.error_table(study),

@@ -15,7 +15,7 @@ from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 from mxsweep.results.remedies import what_was_found
 from mxsweep.results.rows import Row, label
-from mxsweep.study.group_study import Study, values_of
+from mxsweep.study.group_study import Study, count_values
 
 LINKED = ("result.json", "samples.parquet", "diagnostics.parquet", "noise.parquet", "lm_eval.json", "mxsweep.log")
 
@@ -51,7 +51,7 @@ class RunTable:
 def run_views(study: Study, page: Path) -> RunTable:
     """Return every run of the group with what it opens to; links are relative to the folder `page`."""
     group = study.group
-    table = run_table(study.results, group, Output.PAGE, study.against)
+    table = run_table(study.results, group, Output.PAGE, study.comparisons)
     knobs = [name for name in study.results.shown if name in table.columns]
     folders = _Folders(page)
     runs = []
@@ -59,7 +59,7 @@ def run_views(study: Study, page: Path) -> RunTable:
         runs.append(
             folders.view(number, row, cells, {name: label(row.knobs.get(name, ABSENT)) for name in knobs}, study)
         )
-    filters = {name: _in_order(runs, name) for name in knobs if values_of(group.rows, name) > 1}
+    filters = {name: _in_order(runs, name) for name in knobs if count_values(group.rows, name) > 1}
     return RunTable(table.columns, table.numeric, filters, runs)
 
 
@@ -76,7 +76,7 @@ class _Folders:
 
     def view(self, number: int, row: Row, cells: list[Cell], values: dict[str, str], study: Study) -> RunView:
         start, where = self._command(row.run.path.parent)
-        comparison = study.against.get(row.run.path)
+        comparison = study.comparisons.get(row.run.path)
         return RunView(
             number,
             row.run.run_id,

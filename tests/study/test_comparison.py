@@ -13,7 +13,8 @@ from scipy import stats
 
 from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
-from mxsweep.study.compare import Comparison, against_baselines, knob_effects, why_groups
+from mxsweep.study.comparison import Comparison, compare_with_baselines, explain_groups
+from mxsweep.study.knob_effects import find_knob_effects
 from mxsweep.study.noise_floor import Noise
 
 N = 200
@@ -37,7 +38,7 @@ def named(group: Group, name: str) -> Row:
 
 
 def compared(tmp_path: Path) -> dict[str, Comparison]:
-    return {path.name: comparison for path, comparison in against_baselines(only(tmp_path)[1]).items()}
+    return {path.name: comparison for path, comparison in compare_with_baselines(only(tmp_path)[1]).items()}
 
 
 def repeats(acc: Sequence[float], perplexity: Sequence[float]) -> dict[str, Any]:
@@ -82,15 +83,15 @@ def test_a_config_that_was_run_twice_is_tested_once(tmp_path: Path) -> None:
     for comparison in found.values():
         assert comparison.perplexity is not None and comparison.perplexity_p == comparison.perplexity.p
     results, group = only(tmp_path)
-    assert knob_effects(results, group) == []  # the two differ in nothing
+    assert find_knob_effects(results, group) == []  # the two differ in nothing
 
 
 def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     put(tmp_path / "b16", worse(0.1), block_size=16)
     put(tmp_path / "b32", worse(0.3), block_size=32)
     results, group = only(tmp_path)
-    assert against_baselines(group) == {}
-    assert [effect.knob for effect in knob_effects(results, group)] == ["block_size"]
+    assert compare_with_baselines(group) == {}
+    assert [effect.knob for effect in find_knob_effects(results, group)] == ["block_size"]
 
 
 def test_of_several_baselines_the_nearest_is_taken(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_of_several_baselines_the_nearest_is_taken(tmp_path: Path) -> None:
         "run_bfloat16": "base_bfloat16",
     }
     results, group = only(tmp_path)
-    (effect,) = knob_effects(results, group)
+    (effect,) = find_knob_effects(results, group)
     assert effect.knob == "model.dtype"  # of baselines, and of quantized runs
     assert {each.row.is_baseline for each in effect.comparisons} == {True, False}
 
@@ -119,7 +120,7 @@ def test_equal_runs_are_identical(tmp_path: Path) -> None:
     put(tmp_path / "sb6", worse(0.1), scale_bits=6)
     put(tmp_path / "sb8", worse(0.1), scale_bits=8)
     results, group = only(tmp_path)
-    (effect,) = knob_effects(results, group)
+    (effect,) = find_knob_effects(results, group)
     (comparison,) = effect.comparisons
     assert comparison.identical and comparison.significant is False
     assert (comparison.accuracy_p, comparison.perplexity_p) == (1, 1)
@@ -127,7 +128,7 @@ def test_equal_runs_are_identical(tmp_path: Path) -> None:
     almost.loc[17, "loglikelihood"] = np.nextafter(almost.loc[17, "loglikelihood"], 0)
     put(tmp_path / "sb7", almost, scale_bits=7)
     results, group = only(tmp_path)
-    (effect,) = knob_effects(results, group)
+    (effect,) = find_knob_effects(results, group)
     assert [each.identical for each in effect.comparisons] == [False, False]
 
 
@@ -143,7 +144,7 @@ def test_knobs_are_compared_one_at_a_time_between_neighbours(tmp_path: Path) -> 
             )
     put(tmp_path / "odd", worse(0.1), block_size=64, kv_quant="none", scale_bits=6)  # differs in two from all others
     results, group = only(tmp_path)
-    effects = {effect.knob: effect for effect in knob_effects(results, group)}
+    effects = {effect.knob: effect for effect in find_knob_effects(results, group)}
     assert list(effects) == ["block_size", "kv_quant"]
     steps = [(e.other.knobs["block_size"], e.row.knobs["block_size"]) for e in effects["block_size"].comparisons]
     assert steps == [(8, 32), (32, 128)] * 2
@@ -160,7 +161,7 @@ def test_a_baseline_is_no_neighbour(tmp_path: Path) -> None:
     put(tmp_path / "run", worse(0.1))
     results, group = only(tmp_path)
     assert "format" in results.shown
-    assert knob_effects(results, group) == []
+    assert find_knob_effects(results, group) == []
 
 
 def test_documents_in_another_order_are_put_in_order(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_documents_in_another_order_are_put_in_order(tmp_path: Path) -> None:
     assert found["shuffled"].perplexity is not None and found["straight"].perplexity is not None
     assert found["shuffled"].perplexity.difference == pytest.approx(found["straight"].perplexity.difference)
     results, group = only(tmp_path)
-    (effect,) = knob_effects(results, group)
+    (effect,) = find_knob_effects(results, group)
     assert effect.comparisons[0].identical
 
 
@@ -263,14 +264,14 @@ def test_tasks_and_limits_are_never_compared(tmp_path: Path) -> None:
     put(tmp_path / "run", both, metrics, task=task)
     put(tmp_path / "limited", worse(0.1).iloc[:50], limit=50)
     results = read_results(tmp_path)
-    found = [{path.name: each for path, each in against_baselines(group).items()} for group in results.groups]
+    found = [{path.name: each for path, each in compare_with_baselines(group).items()} for group in results.groups]
     assert [(list(each), {c.row.task for c in each.values()}) for each in found] == [
         (["run"], {"other"}),
         (["run"], {"story"}),
         ([], set()),
     ]
-    assert all(knob_effects(results, group) == [] for group in results.groups)
-    assert why_groups(results) == (
+    assert all(find_knob_effects(results, group) == [] for group in results.groups)
+    assert explain_groups(results) == (
         "The runs are in 3 groups, which are never compared with each other, since a metric means the same only on the "
         "same examples of the same task for the same model. They differ in task (other, story) and limit (none, 50)."
     )
@@ -278,13 +279,13 @@ def test_tasks_and_limits_are_never_compared(tmp_path: Path) -> None:
 
 def test_one_group_needs_no_reason(tmp_path: Path) -> None:
     put(tmp_path / "a", worse(0.1))
-    assert why_groups(read_results(tmp_path)) is None
+    assert explain_groups(read_results(tmp_path)) is None
 
 
 def test_shots_part_runs_too(tmp_path: Path) -> None:
     put(tmp_path / "a", worse(0.1))
     put(tmp_path / "b", worse(0.1), task={"num_fewshot": 5})
-    sentence = why_groups(read_results(tmp_path))
+    sentence = explain_groups(read_results(tmp_path))
     assert sentence is not None and sentence.endswith("They differ in task.num_fewshot (none, 5).")
 
 

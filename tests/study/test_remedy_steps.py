@@ -13,8 +13,8 @@ from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.tables import won_back_table
 from mxsweep.report.texts import terminal_text
 from mxsweep.results.groups import read_results
-from mxsweep.study.group_study import studies
-from mxsweep.study.won_back import Step, WonBack, won_back
+from mxsweep.study.group_study import study_groups
+from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, arrange_remedy_steps
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -34,17 +34,17 @@ def put_sweep(top: Path, fmt: str = "w4a6", costs: dict[str, float] = COSTS, bas
         put(top / f"{fmt}_{name}", outcomes(BASE - cost * LOST - noise), format=fmt, record=bits, **REMEDIES[name])
 
 
-def found(top: Path) -> list[WonBack]:
+def found(top: Path) -> list[RemedySteps]:
     results = read_results(top)
     (group,) = results.groups
-    return won_back(results, group)
+    return arrange_remedy_steps(results, group)
 
 
-def steps(one: WonBack) -> dict[str, str]:
+def steps(one: RemedySteps) -> dict[str, str]:
     return {step.text: step.before_text for step in one.steps}
 
 
-def step(one: WonBack, text: str) -> Step:
+def step(one: RemedySteps, text: str) -> RemedyStep:
     return next(step for step in one.steps if step.text == text)
 
 
@@ -143,9 +143,9 @@ def test_without_what_it_takes(tmp_path: Path) -> None:
 
 def test_what_is_said_of_it(tmp_path: Path) -> None:
     put_sweep(tmp_path)
-    (study,) = studies(read_results(tmp_path))
+    (study,) = study_groups(read_results(tmp_path))
     (finding,) = [one for one in study.findings if one.kind == "remedy"]
-    shares = {each.text: each.closed for each in study.won_back[0].steps}
+    shares = {each.text: each.closed for each in study.remedy_steps[0].steps}
     for text in ("clip wins back", "gptq", "gptq + rotation search"):
         closed = shares[text.removesuffix(" wins back")]
         assert closed is not None
@@ -156,9 +156,9 @@ def test_what_is_said_of_it(tmp_path: Path) -> None:
 
 def test_what_is_worse_or_may_be_chance_is_not_said(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0, "clip": 1.2, "gptq": 1.1999})
-    (study,) = studies(read_results(tmp_path))
+    (study,) = study_groups(read_results(tmp_path))
     assert not [one for one in study.findings if one.kind == "remedy"]
-    closed = study.won_back[0].steps[1].closed
+    closed = study.remedy_steps[0].steps[1].closed
     assert closed is not None and closed.high < 0  # the gap is wider
 
 
@@ -171,7 +171,7 @@ def test_where_it_is_shown(tmp_path: Path) -> None:
     result = collect(tmp_path)
     assert result.write_error is None
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
-    share = f"{studies(read_results(tmp_path))[0].won_back[0].steps[-1].closed.share:.1%}"  # type: ignore[union-attr]
+    share = f"{study_groups(read_results(tmp_path))[0].remedy_steps[0].steps[-1].closed.share:.1%}"  # type: ignore[union-attr]
     for text in (page, markdown, result.text):
         assert "What the remedies win back" in text and "gap closed" in text and share in text
     assert "2.1000 nats a token on, &lt;q&gt; (2.0000)" in page and "<q>" not in page
@@ -184,21 +184,21 @@ def test_how_long_it_took(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0})
     assert load_table(tmp_path)["remedies_s"].isna().all()
     put(tmp_path / "gptq", outcomes(BASE), record={"timing": {"eval_s": 1.0, "remedies_s": 12.34}}, **REMEDIES["gptq"])
-    (study,) = studies(read_results(tmp_path))
-    table = won_back_table(study.group, study.won_back)
+    (study,) = study_groups(read_results(tmp_path))
+    table = won_back_table(study.group, study.remedy_steps)
     assert [texts[table.columns.index("remedies_s")] for texts in table.texts] == ["–", "–", "12.3"]
     assert load_table(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
 
 
 def test_a_trade_off_of_many_runs_is_told_apart_by_remedies(tmp_path: Path) -> None:
     put_sweep(tmp_path)
-    (study,) = studies(read_results(tmp_path))
+    (study,) = study_groups(read_results(tmp_path))
     figure = trade_off_figure(study)
     assert figure is not None
     assert [entry.name for entry in figure.entries][:2] == ["ptq=rtn, rotation=none", "ptq=clip, rotation=none"]
     for fmt in ("mxfp4", "mint4"):
         put_sweep(tmp_path, fmt, baseline=False)
-    (study,) = studies(read_results(tmp_path))
+    (study,) = study_groups(read_results(tmp_path))
     figure = trade_off_figure(study)
     assert figure is not None
     assert [entry.name for entry in figure.entries][:4] == ["rtn", "clip", "gptq", "gptq + rotation search"]

@@ -15,14 +15,14 @@ from mxsweep.config.knobs import of_run_and_kv
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.remedies import applied, is_remedy, ladder_of, no_remedies, remedy_text
 from mxsweep.results.rows import Row, label
-from mxsweep.study.compare import Comparison, closed_share, compare_all
-from mxsweep.study.findings import Finding
+from mxsweep.study.comparison import Comparison, compare_pairs, compare_share_closed
+from mxsweep.study.finding import Finding
 from mxsweep.study.headline import loss, loss_metric
 from mxsweep.study.paired_tests import ShareClosed
 
 
 @dataclass(frozen=True)
-class Step:
+class RemedyStep:
     """A run with remedies.
 
     Attributes:
@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class WonBack:
+class RemedySteps:
     """A base configuration, named by what tells it from others of the group ("" for the only one).
 
     Attributes:
@@ -50,10 +50,10 @@ class WonBack:
 
     config: str
     baseline: Row | None
-    steps: list[Step]
+    steps: list[RemedyStep]
 
 
-def won_back(results: Results, group: Group) -> list[WonBack]:
+def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
     """Every base configuration of the group that was run without remedies and with some."""
     names = [name for name in results.shown if not is_remedy(name)]
     families: dict[tuple[str | None, ...], list[Row]] = {}
@@ -66,24 +66,24 @@ def won_back(results: Results, group: Group) -> list[WonBack]:
     chains = {key: _chain(rows, results.shown, losses) for key, rows in families.items()}
     chains = {key: chain for key, chain in chains.items() if len(chain) > 1}
     pairs = [(row, before) for chain in chains.values() for _, row, before in chain if before is not None]
-    compared = {each.row.run.path: each for each in compare_all(group, pairs)}
+    compared = {each.row.run.path: each for each in compare_pairs(group, pairs)}
     telling = [name for i, name in enumerate(names) if len({key[i] for key in chains}) > 1]
     found = []
     for chain in chains.values():
         plain = chain[0][1]
         texts = {row.run.path: text for text, row, _ in chain}
         baseline = group.baseline_for(plain)
-        steps = [Step(plain, chain[0][0])]
+        steps = [RemedyStep(plain, chain[0][0])]
         for text, row, _ in chain[1:]:
             comparison = compared[row.run.path]
-            closed = closed_share(row, plain, baseline) if baseline is not None else None
-            steps.append(Step(row, text, comparison, texts[comparison.other.run.path], closed))
+            closed = compare_share_closed(row, plain, baseline) if baseline is not None else None
+            steps.append(RemedyStep(row, text, comparison, texts[comparison.other.run.path], closed))
         config = " ".join(f"{name}={label(plain.knobs[name])}" for name in telling if name in plain.knobs)
-        found.append(WonBack(config, baseline, steps))
+        found.append(RemedySteps(config, baseline, steps))
     return found
 
 
-def sentences(found: Iterable[WonBack]) -> list[Finding]:
+def describe_remedy_steps(found: Iterable[RemedySteps]) -> list[Finding]:
     """Of each base configuration the shares closed by steps that are significantly better than the one before."""
     told = []
     for one in found:
@@ -91,7 +91,7 @@ def sentences(found: Iterable[WonBack]) -> list[Finding]:
         if not better:
             continue
         verbs = [" wins back", *[""] * (len(better) - 1)]
-        parts = [f"{step.text}{verb} {share_text(step.closed)}" for step, verb in zip(better, verbs, strict=True)]
+        parts = [f"{step.text}{verb} {format_share(step.closed)}" for step, verb in zip(better, verbs, strict=True)]
         where = f" of {one.config}" if one.config else ""
         each = "each " if len(parts) > 1 else ""
         text = (
@@ -103,12 +103,12 @@ def sentences(found: Iterable[WonBack]) -> list[Finding]:
     return told
 
 
-def share_text(closed: ShareClosed | None) -> str:
+def format_share(closed: ShareClosed | None) -> str:
     """A share and its 95 % interval; nothing of one that is not known."""
     return "" if closed is None else f"{closed.share:.1%} [{closed.low:.1%}, {closed.high:.1%}]".replace("-", "−")
 
 
-def _is_better(step: Step) -> bool:
+def _is_better(step: RemedyStep) -> bool:
     """Whether a run closes some of the gap, and is better than the one before, by more than chance and noise."""
     before = step.before
     if before is None or before.perplexity is None or step.closed is None or not step.closed.low > 0:

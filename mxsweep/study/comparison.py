@@ -1,25 +1,20 @@
-"""Runs compared pair by pair on the same examples: with their baselines, and with runs that differ in one knob.
+"""Compare runs pair by pair on the same examples, and say why two of them cannot be compared.
 
-    against_baselines    every run of a group with its baseline; a family of tests a group and metric
-    knob_effects         for each knob the runs that differ in it only, neighbours in its order; a family a knob
-    why_groups           which knobs kept runs from being compared at all
-
-Differences are the run's (`row`) minus the other's (`other`). Runs of different models, tasks, limits or conditions of
-evaluation are in different groups (see collect.py), and nothing here compares across groups.
+Differences are the run's (`row`) minus the other's (`other`). Runs that evaluated different models, tasks, limits or
+data are in different groups (see `mxsweep.results.groups`), and nothing here compares across groups. Pairs that are
+asked for together are a family of tests: their p values are adjusted over all of them, a family for each metric.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mxsweep.results.groups import Group, Results, row_order
+from mxsweep.results.groups import Group, Results
 from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
-from mxsweep.results.rows import Row, label
+from mxsweep.results.rows import Row
 from mxsweep.study.noise_floor import Floor, Noise
 from mxsweep.study.paired_tests import (
     Accuracy,
@@ -27,8 +22,8 @@ from mxsweep.study.paired_tests import (
     ShareClosed,
     compare_accuracy,
     compare_log_perplexity,
+    estimate_share_closed,
     holm,
-    share_closed,
 )
 
 ALPHA = 0.05
@@ -36,7 +31,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same examples; differences are `row` minus `other`.
+    """Compare two runs on the same examples; differences are `row` minus `other`.
 
     Attributes:
         row: the run.
@@ -65,7 +60,7 @@ class Comparison:
 
     @property
     def test(self) -> Hashable:
-        """The same for comparisons that came out the same, which are one test.
+        """Return an equal value for comparisons that came out the same, which are one test.
 
         A config that was run twice, or knobs that change nothing (scale bits that all suffice). Perplexities that are
         equal to the last digit are of equal log-likelihoods; accuracies alone may be equal by chance.
@@ -77,103 +72,70 @@ class Comparison:
 
     @property
     def accuracy_significant(self) -> bool | None:
-        """Whether the accuracies differ by more than chance in the choice of examples, after adjustment."""
+        """Return whether the accuracies differ by more than chance in the choice of examples, after adjustment."""
         return _below(self.accuracy_p)
 
     @property
     def perplexity_significant(self) -> bool | None:
-        """Whether the perplexities differ by more than chance in the choice of examples, after adjustment."""
+        """Return whether the perplexities differ by more than chance in the choice of examples, after adjustment."""
         return _below(self.perplexity_p)
 
     @property
     def significant(self) -> bool | None:
-        """The same of the main metric: accuracy, or perplexity of a task that counts no right answers."""
+        """Return whether the main metric differs by more than chance: accuracy, or perplexity without one."""
         return self.accuracy_significant if self.accuracy is not None else self.perplexity_significant
 
     @property
     def accuracy_above_floor(self) -> bool | None:
-        """Whether the accuracies differ by more than numerical noise; None if that was not measured."""
+        """Return whether the accuracies differ by more than numerical noise; None if that was not measured."""
         return _exceeds(self.accuracy, self.floor.accuracy if self.floor else None)
 
     @property
     def perplexity_above_floor(self) -> bool | None:
-        """Whether the perplexities differ by more than numerical noise; None if that was not measured."""
+        """Return whether the perplexities differ by more than numerical noise; None if that was not measured."""
         return _exceeds(self.perplexity, self.floor.log_perplexity if self.floor else None)
 
     @property
     def above_floor(self) -> bool | None:
-        """The same of the main metric."""
+        """Return whether the main metric differs by more than numerical noise."""
         return self.accuracy_above_floor if self.accuracy is not None else self.perplexity_above_floor
 
 
-@dataclass(frozen=True)
-class KnobEffect:
-    """What one knob does: runs that differ in it only, each compared with its neighbour in the knob's order.
-
-    Attributes:
-        knob: its label.
-        family: a sentence that says which tests were adjusted together.
-        comparisons: `other` has the smaller (or alphabetically first) value of the knob.
-    """
-
-    knob: str
-    family: str
-    comparisons: list[Comparison]
-
-
-def against_baselines(group: Group) -> dict[Path, Comparison]:
-    """Each quantized run of the group with the baseline nearest to it, by the run's folder; none without a baseline.
+def compare_with_baselines(group: Group) -> dict[Path, Comparison]:
+    """Compare each quantized run of the group with its baseline, by the run's folder; none without a baseline.
 
     The p values are adjusted over all of them, accuracies and perplexities apart.
     """
     pairs = [(row, group.baseline_for(row)) for row in group.rows if not row.is_baseline]
-    found = compare_all(group, [(row, baseline) for row, baseline in pairs if baseline is not None])
-    return {comparison.row.run.path: comparison for comparison in found}
+    compared = compare_pairs(group, [(row, baseline) for row, baseline in pairs if baseline is not None])
+    return {comparison.row.run.path: comparison for comparison in compared}
 
 
-def compare_all(group: Group, pairs: Iterable[tuple[Row, Row]]) -> list[Comparison]:
-    """Each of these runs of a group with the other one; the p values are adjusted over all of them."""
+def compare_pairs(group: Group, pairs: Iterable[tuple[Row, Row]]) -> list[Comparison]:
+    """Compare each of these runs of a group with the other one; the p values are adjusted over all of them."""
     noise = Noise.of(group)
     return _adjusted([_compare(row, other, noise) for row, other in pairs])
 
 
-def knob_effects(results: Results, group: Group) -> list[KnobEffect]:
-    """For each knob that the runs of the group differ in, the pairs of runs that differ in it only.
-
-    A quantized run is never paired with a baseline here. Of runs with the same config, one repeated, the first is
-    taken. A knob without such a pair is left out. The p values are adjusted over each knob's pairs, accuracies and
-    perplexities apart.
-    """
-    effects = []
-    for knob in results.shown:
-        pairs = _neighbours(group.rows, knob, [name for name in results.shown if name != knob])
-        if pairs:
-            comparisons = compare_all(group, [(row, other) for other, row in pairs])
-            runs = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-            family = f"Holm's method over the {runs} of runs that differ in {knob} only."
-            effects.append(KnobEffect(knob, family, comparisons))
-    return effects
-
-
-def closed_share(row: Row, plain: Row, baseline: Row) -> ShareClosed | None:
-    """Which share of the gap in log-perplexity between `plain` and its baseline `row` closes; None where unknown."""
+def compare_share_closed(row: Row, plain: Row, baseline: Row) -> ShareClosed | None:
+    """Estimate which share of the gap in log-perplexity from `plain` to its baseline `row` closes; None if unknown."""
     outcomes = [read_outcomes(each.run, each.task or "") for each in (baseline, plain, row)]
     base = outcomes[0]
     if base is None or base.loglikelihood is None:
         return None
-    found = []
+    loglikelihoods = []
     for each in outcomes:
         aligned = _aligned(base, each) if each is not None else None
         if aligned is None or _why_no_perplexity(plain, baseline, base, aligned) is not None:
             return None
         if aligned.loglikelihood is None or not np.isfinite(aligned.loglikelihood).all():
             return None
-        found.append(aligned.loglikelihood)
-    return share_closed(found[0], found[1], found[2], base.weights)
+        loglikelihoods.append(aligned.loglikelihood)
+    return estimate_share_closed(loglikelihoods[0], loglikelihoods[1], loglikelihoods[2], base.weights)
 
 
-def why_groups(results: Results) -> str | None:
-    """A sentence saying into which groups the runs were parted, and by which knobs; None with one group."""
+def explain_groups(results: Results) -> str | None:
+    """Say into which groups the runs were parted, and by what; None with one group."""
     if len(results.groups) < 2:
         return None
     labels: dict[str, dict[str, None]] = {}
@@ -189,7 +151,7 @@ def why_groups(results: Results) -> str | None:
 
 
 def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
-    """Without adjusted p values, which take the family."""
+    """Compare two runs of a group, without adjusted p values, which take the family."""
     comparison = Comparison(row, other)
     a, b = (read_outcomes(each.run, each.task or "") for each in (other, row))
     if a is None or b is None:
@@ -245,7 +207,7 @@ def _why_no_perplexity(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | 
 
 
 def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
-    """`b` in the order of `a`'s documents; None if the documents are not the same."""
+    """Return `b` in the order of `a`'s documents; None if the documents are not the same."""
     if a.keys is b.keys or np.array_equal(a.keys, b.keys):
         return b
     if a.keys.shape != b.keys.shape or a.keys.dtype.kind != b.keys.dtype.kind:
@@ -264,7 +226,7 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with p values adjusted over all of them.
+    """Return the comparisons with p values adjusted over all of them.
 
     What was tested once counts once in the family; see `Comparison.test`.
     """
@@ -280,28 +242,6 @@ def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(comparison, accuracy_p=accuracy_p, perplexity_p=perplexity_p)
         for comparison, accuracy_p, perplexity_p in zip(comparisons, accuracy, perplexity, strict=True)
     ]
-
-
-def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[tuple[Row, Row]]:
-    """Pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first.
-
-    A knob without effect on one of the two (GPTQ's damping on weights rounded to nearest) is no difference.
-    """
-    alike: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        if knob in row.knobs:
-            key = (row.is_baseline, *(label(row.knobs[name]) if name in row.knobs else None for name in others))
-            alike.setdefault(key, {}).setdefault(label(row.knobs[knob]), row)
-    partial = [key for key in alike if None in key]
-    pairs: dict[tuple[Path, Path], tuple[Row, Row]] = {}
-    for key, own in alike.items():
-        by_value = dict(own)
-        for other in partial:
-            if all(theirs is None or theirs == mine for mine, theirs in zip(key, other, strict=True)):
-                by_value = alike[other] | by_value
-        ordered = sorted(by_value.values(), key=lambda row: row_order(row, [knob]))
-        pairs |= {(low.run.path, high.run.path): (low, high) for low, high in pairwise(ordered)}
-    return list(pairs.values())
 
 
 def _below(p: float | None) -> bool | None:
