@@ -53,8 +53,8 @@ def _main(argv: Sequence[str] | None) -> int:
     # Here, after the knobs are known to be good: torch and transformers take seconds to import.
     import transformers.utils.logging as transformers_logging
 
+    from mxsweep.measure.weight_errors import inspect_weights
     from mxsweep.measure.weight_tables import one_text, side_by_side_text
-    from mxsweep.measure.weights import inspect_weights
 
     transformers_logging.disable_progress_bar()
     labels = _labels(runs)

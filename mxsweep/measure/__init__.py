@@ -1,1 +1,1 @@
-"""What formats do to a model, measured without an evaluation: its weights, and the loss that each part brings."""
+"""Measurements of what formats do to a model, without an evaluation: errors of weights, and the loss of each part."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
 from mxsweep.forward.sequence_loss import Divergence, Shift
-from mxsweep.model.quantize import quantize_model
+from mxsweep.model.operands import find_operands
+from mxsweep.model.quantize import left_out, quantize_model
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.progress_callback import Progress
 
@@ -28,7 +27,7 @@ BY = ("module", "layer", "kind")
 
 @dataclass(frozen=True)
 class Part:
-    """What is quantized, or left, together.
+    """Hold what is quantized, or left out, together.
 
     Attributes:
         place: among the parts, in the model's order.
@@ -48,13 +47,13 @@ class Part:
 
     @property
     def formats(self) -> list[LinearFormats]:
-        """Each once."""
+        """Return the formats of the modules, each once."""
         return list(dict.fromkeys(self.modules.values()))
 
 
 @dataclass(frozen=True)
 class PartLoss:
-    """A part's losses: of the model with it alone quantized, and with all that the recipe quantizes but it."""
+    """Hold a part's losses: with the part alone quantized, and with all that the recipe quantizes but the part."""
 
     part: Part
     alone: Shift
@@ -63,18 +62,18 @@ class PartLoss:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Every part of a model, the worst first, and the loss with everything quantized."""
+    """Hold the losses of every part of a model, the worst first, and the loss with everything quantized."""
 
     by: str
     whole: Shift
     parts: tuple[PartLoss, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """For a CSV: losses in nats a token."""
-        return [self._row(rank, found) for rank, found in enumerate(self.parts, 1)]
+        """Return a row for each part, for a CSV: losses in nats a token."""
+        return [self._row(rank, loss) for rank, loss in enumerate(self.parts, 1)]
 
-    def _row(self, rank: int, found: PartLoss) -> dict[str, Any]:
-        part, alone, without = found.part, found.alone, found.without
+    def _row(self, rank: int, loss: PartLoss) -> dict[str, Any]:
+        part, alone, without = loss.part, loss.alone, loss.without
         row: dict[str, Any] = {
             "rank": rank,
             "place": part.place,
@@ -100,57 +99,65 @@ def measure(
     prepared: Prepared,
     progress: Progress,
 ) -> Sensitivity:
-    """The losses of every part of what ``recipe`` quantizes.
+    """Measure the losses of every part of what ``recipe`` quantizes.
 
     Args:
         model: unquantized, as ``divergence`` knows it; so it is afterwards.
         by: "module", "layer" or "kind": how linear layers are divided. Keys and values are a part each.
         prepared: what was worked out for the recipe.
-        progress: told after each measurement.
+        progress: called after each measurement.
 
     Raises:
         ConfigError: as :func:`mxsweep.model.quantize.quantize_model`.
     """
     parts = parts_of(model, recipe, by)
+    operands = find_operands(model)
     nothing = dataclasses.replace(recipe, linear=LinearFormats(), modules=(), key=None, value=None)
-    cache: dict[str, tuple[Recipe, Recipe]] = {}
-    if recipe.key is not None:
-        cache["keys"] = dataclasses.replace(nothing, key=recipe.key), dataclasses.replace(recipe, key=None)
-    if recipe.value is not None:
-        cache["values"] = dataclasses.replace(nothing, value=recipe.value), dataclasses.replace(recipe, value=None)
-    done, total = 0, 2 * (len(parts) + len(cache)) + 1
+    of_cache = _recipes_of_cache(recipe, nothing)
+    done, total = 0, 2 * (len(parts) + len(of_cache)) + 1
 
-    def told(shift: Shift) -> Shift:
+    def measured() -> Shift:
         nonlocal done
+        shift = divergence.measure()
         done += 1
         progress(done, total)
         return shift
 
-    def quantized(other: Recipe) -> Shift:
+    def measured_with(other: Recipe) -> Shift:
         with quantize_model(model, other, prepared=prepared):
-            return told(divergence.measure())
+            return measured()
 
     alone, without = {}, {}
     for part in parts:
-        alone[part.name] = quantized(dataclasses.replace(nothing, modules=tuple(part.modules.items())))
-    originals = {name: model.get_submodule(name) for part in parts for name in part.modules}
+        alone[part.name] = measured_with(dataclasses.replace(nothing, modules=tuple(part.modules.items())))
     with quantize_model(model, recipe, prepared=prepared):
-        whole = told(divergence.measure())
+        whole = measured()
         for part in parts:
-            with _as_it_was(model, {name: originals[name] for name in part.modules}):
-                without[part.name] = told(divergence.measure())
-    for name, (only, all_but) in cache.items():
+            with left_out(model, [operands[name] for name in part.modules]):
+                without[part.name] = measured()
+    for name, (only, all_but) in of_cache.items():
         parts.append(Part(len(parts), name, None, name, {}))
-        alone[name], without[name] = quantized(only), quantized(all_but)
-    found = [PartLoss(part, alone[part.name], without[part.name]) for part in parts]
+        alone[name], without[name] = measured_with(only), measured_with(all_but)
+    losses = [PartLoss(part, alone[part.name], without[part.name]) for part in parts]
     # NaN, which a block without a scale brings, is the worst.
-    found.sort(key=lambda one: -math.inf if math.isnan(one.alone.kl) else -one.alone.kl)
-    return Sensitivity(by, whole, tuple(found))
+    losses.sort(key=lambda loss: -math.inf if math.isnan(loss.alone.kl) else -loss.alone.kl)
+    return Sensitivity(by, whole, tuple(losses))
+
+
+def _recipes_of_cache(recipe: Recipe, nothing: Recipe) -> dict[str, tuple[Recipe, Recipe]]:
+    """Return for keys and for values, where ``recipe`` quantizes them, the recipe of them alone and of all but them."""
+    recipes = {}
+    if recipe.key is not None:
+        recipes["keys"] = dataclasses.replace(nothing, key=recipe.key), dataclasses.replace(recipe, key=None)
+    if recipe.value is not None:
+        recipes["values"] = dataclasses.replace(nothing, value=recipe.value), dataclasses.replace(recipe, value=None)
+    return recipes
 
 
 def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
-    """The linear layers (and embeddings) that ``recipe`` quantizes, in the model's order. What is in no decoder block,
-    as an lm_head, is a part by itself.
+    """Return the linear layers (and embeddings) that ``recipe`` quantizes as parts, in the model's order.
+
+    An operand outside the decoder blocks, as an lm_head, is a part by itself.
     """
     sites = find_sites(model, recipe)
     grouped: dict[str, list[Site]] = {}
@@ -178,24 +185,3 @@ def _only(values: set[Any]) -> Any:
 
 def _text(formats: LinearFormats) -> str:
     return f"weights {formats.weight or 'as they are'}, inputs {formats.activation or 'as they are'}"
-
-
-@contextmanager
-def _as_it_was(model: PreTrainedModel, originals: Mapping[str, nn.Module]) -> Iterator[None]:
-    """While the context lasts, a quantized model with these modules as they were before."""
-    replaced = {name: model.get_submodule(name) for name in originals}
-    moved: list[tuple[Any, Any]] = []
-    try:
-        for name, module in originals.items():
-            home = next(replaced[name].buffers(), None)
-            weight: Any = module.weight
-            if home is not None and weight.device != home.device:  # it waits in host memory, for want of room
-                moved.append((weight, weight.data))
-                weight.data = weight.data.to(home.device)
-            model.set_submodule(name, module)
-        yield
-    finally:
-        for weight, data in moved:
-            weight.data = data
-        for name, module in replaced.items():
-            model.set_submodule(name, module)

@@ -1,4 +1,4 @@
-"""What was measured, as text."""
+"""Sensitivity as text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mxsweep.forward.sequence_loss import Shift
 from mxsweep.measure.sensitivity import PartLoss, Sensitivity
 
 
-def text(found: Sensitivity) -> str:
-    """A row for each part, the worst first, under what its columns mean."""
-    whole = found.whole
-    rows = [_row(rank, one, whole) for rank, one in enumerate(found.parts, 1)]
+def text(sensitivity: Sensitivity) -> str:
+    """Return a table with a row for each part, the worst first, under what its columns mean."""
+    whole = sensitivity.whole
+    rows = [_row(rank, one, whole) for rank, one in enumerate(sensitivity.parts, 1)]
     align = ["right", "left", *["right"] * (len(rows[0]) - 2)]
     table = tabulate([list(row.values()) for row in rows], headers=list(rows[0]), disable_numparse=True, colalign=align)
-    total = sum(one.alone.kl for one in found.parts)
+    total = sum(one.alone.kl for one in sensitivity.parts)
     return (
         f"Everything quantized: KL {_number(whole.kl)} ± {whole.kl_stderr:.1g}, loss {_signed(whole)} nats a token, "
         f"over {whole.positions:,} positions.\n"

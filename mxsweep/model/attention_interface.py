@@ -29,7 +29,7 @@ Attended = tuple[Tensor, Tensor | None]  # output (B, Tq, Hq, D), attention weig
 
 @dataclass(frozen=True)
 class Call:
-    """A call of attention as the model made it, without its query, key and value.
+    """Hold a call of attention as the model made it, without the query, key and value.
 
     Attributes:
         module: the attention module.
@@ -46,17 +46,17 @@ class Call:
     kwargs: Mapping[str, Any]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Attended:
-        """The model's own attention."""
+        """Compute the model's attention, of queries over these keys and values."""
         return self.function(self.module, query, key, value, mask, *self.args, **self.kwargs)
 
 
 class Listener(Protocol):
-    """What stands in for the attention of one module."""
+    """Stand in for the attention of one module."""
 
-    calls: int  # how often it did
+    calls: int  # how often attend was called
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        """The attention of queries (B, Hq, Tq, D) over keys and values (B, H, Tk, D)."""
+        """Compute the attention of queries (B, Hq, Tq, D) over keys and values (B, H, Tk, D)."""
 
 
 def _attend(plain: str) -> Callable[..., Attended]:
@@ -84,7 +84,7 @@ def _attend(plain: str) -> Callable[..., Attended]:
 
 
 def _plain_attention(plain: str, module: nn.Module) -> Callable[..., Attended]:
-    """Eager attention is a function of each model's own file; the others are in transformers' registry."""
+    """Return the model's function: eager attention is in each model's file, the others in transformers' registry."""
     if plain == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[plain]
@@ -96,7 +96,7 @@ for _plain in ("sdpa", "eager"):
 
 
 def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The attention modules of ``model`` by name.
+    """Return the attention modules of ``model`` by name.
 
     Raises:
         ConfigError: there are none, or their attention cannot be reached.
@@ -117,7 +117,7 @@ def _is_attention(module: nn.Module) -> bool:
 
 @contextmanager
 def listening(model: PreTrainedModel, listeners: Mapping[str, Listener]) -> Iterator[None]:
-    """While the context lasts, each attention module of ``model`` hands its calls to its listener.
+    """Let each attention module of ``model`` hand its calls to its listener while the context lasts.
 
     Args:
         listeners: one for each name in :func:`attention_modules`.

@@ -1,4 +1,4 @@
-"""Which version of a key and of its value a query reads: as they are, or quantized.
+"""The version of a key and of its value that a query reads: as they are, or quantized.
 
 Legend: B batch, H key-value heads, Tq queries, Tk keys, D head_dim; a query stands at position i, a key at j <= i.
 
@@ -31,7 +31,7 @@ Zones = tuple[str, ...]
 
 
 class VersionedAttention:
-    """Attention over several versions of keys and values. The layers of a model share one: they share a mask, too.
+    """Compute attention over several versions of keys and values. Layers share one object, as they share a mask.
 
     Args:
         first: the tokens at the beginning that are no part of any block.
@@ -45,11 +45,11 @@ class VersionedAttention:
 
     @property
     def zones(self) -> Zones:
-        """Those that there are, of the three."""
+        """The zones that there are, of the three."""
         return (CLOSED, *([OPEN] if self._block else []), *([RECENT] if self._recent else []))
 
     def attend(self, call: Call, query: Tensor, versions: Sequence[tuple[Zones, Tensor, Tensor]]) -> Attended:
-        """The call's attention of ``query`` (B, Hq, Tq, D).
+        """Compute the call's attention of ``query`` (B, Hq, Tq, D).
 
         Args:
             versions: the zones in which a version is read, its keys and its values (B, H, Tk, D); together the
@@ -66,7 +66,7 @@ class VersionedAttention:
         return output, None if weights is None else weights.unflatten(-1, (len(versions), -1)).sum(-2)
 
     def _mask(self, call: Call, zones: tuple[Zones, ...], queries: int, key: Tensor) -> Tensor | None:
-        """The mask over the versions, (B or 1, 1, Tq, versions Tk); remembered for the layers that follow."""
+        """Return the mask over the versions, (B or 1, 1, Tq, versions Tk), remembered for the layers that follow."""
         given, length = call.mask, key.shape[2]
         version = 0 if given is None else -1 if given.is_inference() else given._version
         asked = (version, zones, queries, length, key.device, call.is_causal, call.kwargs.get("sliding_window"))
@@ -108,30 +108,34 @@ class VersionedAttention:
         places = torch.arange(key.shape[2], device=key.device)
         if given is None:
             # One query is the last token's; several begin at the first one's, as in transformers' function for sdpa.
-            own = places[-1:] if queries == 1 else places[:queries]
-            own = own.view(1, 1, queries, 1)
-            visible = places <= own
+            query_places = (places[-1:] if queries == 1 else places[:queries]).view(1, 1, queries, 1)
+            visible = places <= query_places
         else:
             given = given[..., : key.shape[2]]
             visible = _visible(given)
             # Under a causal mask the last token that a query sees is its own, wherever a cache or padding put it.
-            own = torch.where(visible, places, -1).amax(-1, keepdim=True)
-        chosen = [self._chosen(of, own, places) for of in zones]
+            query_places = torch.where(visible, places, -1).amax(-1, keepdim=True)
+        chosen = [self._in_zones(of_version, query_places, places) for of_version in zones]
         if given is None or given.dtype == torch.bool:
             return torch.cat([visible & one for one in chosen], dim=-1)
         return torch.cat([given.masked_fill(~one, torch.finfo(given.dtype).min) for one in chosen], dim=-1)
 
-    def _chosen(self, zones: Zones, own: Tensor, places: Tensor) -> Tensor:
-        """Where (i, j) is in one of ``zones``: (B or 1, 1, Tq, Tk), for positions ``own`` (B or 1, 1, Tq, 1)."""
-        recent = own - places < self._recent
+    def _in_zones(self, zones: Zones, query_places: Tensor, places: Tensor) -> Tensor:
+        """Return for each (i, j) whether it is in one of ``zones``, (B or 1, 1, Tq, Tk).
+
+        Args:
+            query_places: the positions i, (B or 1, 1, Tq, 1).
+            places: the positions j, (Tk,).
+        """
+        recent = query_places - places < self._recent
         unfinished = torch.zeros_like(recent)
         if self._block:
             blocks = torch.div(places - self._first, self._block, rounding_mode="floor")
-            unfinished = self._first + (blocks + 1) * self._block - 1 > own
+            unfinished = self._first + (blocks + 1) * self._block - 1 > query_places
         masks = {RECENT: recent, OPEN: unfinished & ~recent, CLOSED: ~unfinished & ~recent}
         return torch.stack([masks[zone] for zone in zones]).any(0)
 
 
 def _visible(mask: Tensor) -> Tensor:
-    """Where a mask, boolean or added to the scores, lets a query see a key."""
+    """Return where a mask, boolean or added to the scores, lets a query see a key."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

@@ -1,4 +1,4 @@
-"""What becomes of the keys and values of one attention module.
+"""The keys and values of one attention module, quantized.
 
 Legend: B batch, H key-value heads, T tokens, D head_dim. Attention receives keys (after RoPE) and values, (B, H, T, D).
 
@@ -13,12 +13,12 @@ A key goes this way, of which every step but the quantization may be absent:
 
 Here the key is rotated back and multiplied by its factors, instead of the query rotated and divided: q Q(k R)^T R^T is
 (q R) Q(k R)^T. The products are the same, for several query heads that share a key head and before RoPE as after it,
-where R does not commute with the embedding and the query could not take it over.
+where R does not commute with the embedding and the query could not take R over.
 
 Blocks extend along D ("token": a token's key does not depend on other tokens), or along the sequence ("channel": an
 outlier channel has scales of its own; KIVI, arXiv 2402.02750). There a token's quantized key depends on later ones of
-its block, so a query reads it only if the block ends at the query or before; versions.py says how. Values are always
-quantized along D, by token.
+its block, so a query reads it only if the block ends at the query or before; key_versions.py says how. Values are
+always quantized along D, by token.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mxsweep.terminal.errors import ConfigError
 
 
 def formats_of_heads(recipe: Recipe) -> tuple[MXFormat | None, MXFormat | None]:
-    """The formats of keys and values as they are applied: with ``scales="head"``, blocks are whole heads.
+    """Return the formats of keys and values as they are applied: with ``scales="head"``, blocks are whole heads.
 
     Raises:
         ConfigError: a key format that has no blocks along the sequence, where they are asked for.
@@ -67,7 +67,7 @@ def formats_of_heads(recipe: Recipe) -> tuple[MXFormat | None, MXFormat | None]:
 
 
 def versioned_attention(recipe: Recipe) -> VersionedAttention:
-    """Attention in which each query reads its versions of keys and values; for all layers of a model."""
+    """Return the attention, for all layers of a model, in which each query reads its versions of keys and values."""
     block = 0
     if recipe.key is not None and recipe.kv.key_axis == "channel":
         assert isinstance(recipe.key.block_size, int)
@@ -77,15 +77,16 @@ def versioned_attention(recipe: Recipe) -> VersionedAttention:
 
 @dataclass
 class KVQuantizer:
-    """What one attention module does to its keys and values, and how often it did.
+    """Quantize the keys and values of one attention module.
 
     Attributes:
         stochastic_key: of the keys; the values' is the next.
         attention: shared by the modules of a model.
         factors: what keys are divided by, (H, D); None for nothing.
         before: overhears the module's keys before RoPE; None where they are quantized after it.
-        observer: told of each tensor in the basis in which it is quantized, and of all its tokens, those too that some
-            or all queries read as they are. Not of keys in blocks along the sequence, which it could not measure.
+        calls: how often :meth:`attend` was called.
+        observer: called with each tensor in the basis in which it is quantized, all its tokens, those too that some or
+            all queries read as they are. Not with keys in blocks along the sequence, which it could not measure.
     """
 
     recipe: Recipe
@@ -105,7 +106,7 @@ class KVQuantizer:
         return self.recipe.kv
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        """Attention of queries (B, Hq, Tq, D) over the versions of keys and values (B, H, Tk, D) that each reads."""
+        """Compute the attention of queries (B, Hq, Tq, D) over the keys and values (B, H, Tk, D) that each reads."""
         key_mx, value_mx = self._quantized_key(key), self._quantized_value(value)
         read = {CLOSED: (key_mx, value_mx), OPEN: (key, value_mx), RECENT: (key, value)}
         versions: list[tuple[Zones, Tensor, Tensor]] = []
@@ -127,7 +128,7 @@ class KVQuantizer:
     def _quantized_key(self, key: Tensor) -> Tensor:
         if self._key_format is None:
             return key
-        x = key if self.before is None else self.before.of(key)
+        x = key if self.before is None else self.before.before_rope(key)
         start, stop = self._quantized_tokens(key.shape[2], self._key_format)
         # In blocks along D all tokens are quantized, for the observer; the first are then left out.
         begin = start if self._options.key_axis == "channel" else 0
@@ -140,7 +141,7 @@ class KVQuantizer:
         return _put_between(key, y, start, stop)
 
     def _quantized_tokens(self, tokens: int, fmt: MXFormat) -> tuple[int, int]:
-        """From which to which token keys are quantized for some query: whole blocks, where these are of tokens."""
+        """Return from which to which token keys are quantized for some query: whole blocks, if these are of tokens."""
         first = min(self._options.first, tokens)
         if self._options.key_axis == "token":
             return first, tokens
@@ -148,8 +149,10 @@ class KVQuantizer:
         return first, tokens - (tokens - first) % fmt.block_size
 
     def _quantize(self, kind: str, x: Tensor, fmt: MXFormat, stochastic_key: int) -> Tensor:
-        """x (B, T, H, D) quantized. Tokens come before heads, so that an element's index within its example, from
-        which stochastic rounding draws, does not depend on how far the batch is padded.
+        """Quantize x (B, T, H, D).
+
+        Tokens come before heads, so that an element's index within its example, from which stochastic rounding draws,
+        does not depend on how far the batch is padded.
         """
         by_channel = kind == "key" and self._options.key_axis == "channel"
         y = quantize(
@@ -167,7 +170,7 @@ class KVQuantizer:
         return y
 
     def _into_basis(self, x: Tensor) -> Tensor:
-        """Keys (B, T, H, D) as they are quantized."""
+        """Return keys (B, T, H, D) in the basis in which they are quantized."""
         if self.factors is not None:
             self.factors = self.factors.to(x.device)
             x = (x / self.factors).to(x.dtype)  # in float32, which holds factors that float16 does not
@@ -187,7 +190,7 @@ class KVQuantizer:
 
 
 def _put_between(plain: Tensor, quantized: Tensor, start: int, stop: int) -> Tensor:
-    """``plain`` (B, H, T, D), but from token ``start`` up to ``stop`` as ``quantized``, which ends at ``stop``."""
+    """Return ``plain`` (B, H, T, D) with the tokens from ``start`` to ``stop`` of ``quantized``, which ends there."""
     if start == stop:
         return plain
     if stop - start == plain.shape[2]:
@@ -197,7 +200,7 @@ def _put_between(plain: Tensor, quantized: Tensor, start: int, stop: int) -> Ten
 
 
 class _LargestKeys:
-    """Listens to an attention module without changing anything: the largest magnitude of each channel of its keys."""
+    """Listen to an attention module, changing nothing, for the largest magnitude of each channel of its keys."""
 
     def __init__(self, before: KeysBeforeRope | None) -> None:
         self.calls = 0
@@ -205,14 +208,16 @@ class _LargestKeys:
         self.amax: Tensor | None = None  # (H, D) float32
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        seen = key if self._before is None else self._before.of(key)
+        seen = key if self._before is None else self._before.before_rope(key)
         amax = seen.detach().abs().amax((0, 2)).float()
         self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
         return call(query, key, value, call.mask)
 
 
 def key_factors(model: PreTrainedModel, run_forward: Callable[[], None], smooth: float, rope: str) -> dict[str, Tensor]:
-    """What the keys of each attention module are divided by before they are quantized, (H, D) float32 on their device.
+    """Return what the keys of each attention module are divided by before they are quantized.
+
+    Factors are (H, D) in float32, on the device of the keys.
 
     The factor of channel c is (the largest |k_c| that ``run_forward`` lets the model compute) ^ ``smooth``, rounded to
     a power of two in the logarithm; 1 for a channel that is zero throughout. The two channels c and c + D/2 of a RoPE

@@ -32,7 +32,7 @@ class InputQuantizer:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.observer: Observer | None = None  # told of each tensor once, with the name of its first reader
+        self.observer: Observer | None = None  # called with each tensor once, and its first reader
         self._recipe = recipe
         self._seen: Tensor | None = None
         self._answers: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
@@ -84,7 +84,7 @@ class MXLinear(nn.Module):
         rotated: whether weight_mx is of the rotated weight, and inputs are to be rotated.
 
     Attributes:
-        tap: told of every input (..., C) as it is multiplied by the weight; None for nobody.
+        tap: called with every input (..., C) as it is multiplied by the weight; None for nobody.
     """
 
     def __init__(

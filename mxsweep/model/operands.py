@@ -51,7 +51,7 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """The role of a projection of a decoder block, where no other part of a block has it; else the part."""
+        """Return the role of a projection of a decoder block, where no other part of a block has it; else the part."""
         return self.role if self.role in LINEAR_MATMULS and "." not in self.part else self.part
 
 
@@ -74,53 +74,53 @@ class Operand:
 
     @property
     def role(self) -> str:
-        """One of ROLES."""
+        """Return one of ROLES."""
         assert self.place.role is not None
         return self.place.role
 
     @property
     def layer(self) -> int | None:
-        """The number of the decoder block; None outside the blocks."""
+        """Return the number of the decoder block; None outside the blocks."""
         return self.place.layer
 
     @property
     def kind(self) -> str:
-        """See :attr:`Place.kind`."""
+        """Return :attr:`Place.kind`."""
         return self.place.kind
 
     @property
     def is_linear(self) -> bool:
-        """Whether an input in numbers is multiplied; an embedding's input is token ids, which choose rows."""
+        """Return whether the matrix is multiplied by an input; an embedding's input is token ids, which choose rows."""
         return isinstance(self.module, nn.Linear)
 
     @property
     def is_replaceable(self) -> bool:
-        """Whether there is an MX layer for the module: a subclass may compute something else as well."""
+        """Return whether there is an MX layer for the module: a subclass may compute something else as well."""
         return type(self.module) in (nn.Linear, nn.Embedding)
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that the matrix is stored in, as the module has it now."""
+        """Return the parameter that the matrix is stored in, as the module has it now."""
         return self.module.get_parameter("weight")
 
     @property
     def weight(self) -> Tensor:
-        """The matrix (N, C), a view of :attr:`parameter`, detached."""
+        """Return the matrix (N, C), a view of :attr:`parameter`, detached."""
         return self.parameter.detach()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C)."""
+        """Return (N, C)."""
         return tuple(self.weight.shape)
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return self.weight.numel()
 
     @property
     def bits(self) -> int:
-        """Bits of an element as it is stored now."""
+        """Return the bits of an element as the model stores it now."""
         return self.weight.itemsize * 8
 
 

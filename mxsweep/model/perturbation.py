@@ -23,7 +23,7 @@ from mxsweep.terminal.errors import ConfigError
 
 @contextmanager
 def perturbed(model: nn.Module, seed: int, repeat: int) -> Iterator[None]:
-    """While the context lasts, perturb the inputs of the model's decoder blocks; each ``repeat`` in its own way.
+    """Perturb the inputs of the model's decoder blocks while the context lasts; each ``repeat`` in another way.
 
     The random numbers are drawn in the order of the forward passes: the same batches are perturbed alike again.
 
@@ -44,7 +44,7 @@ def perturbed(model: nn.Module, seed: int, repeat: int) -> Iterator[None]:
 
 
 class _Perturbation:
-    """A forward pre-hook on the hidden states, which a block takes first or by that name."""
+    """Perturb hidden states, in a forward pre-hook of a block that takes them first or by that name."""
 
     def __init__(self, key: int) -> None:
         self._key = key

@@ -7,7 +7,7 @@ Where a GPU has no room for both, the original weights wait in host memory meanw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
-from mxsweep.model.operands import find_places
+from mxsweep.model.operands import Operand, find_places
 from mxsweep.model.quantization_report import QuantizationReport, Stored
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.sites import Site, find_sites
@@ -80,6 +80,30 @@ def quantize_model(
             for site in sites:
                 _put(model, site.name, site.operand.module)
             offloaded.bring_back()  # the replacements are freed by now
+
+
+@contextmanager
+def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[None]:
+    """Leave ``operands`` as they were, in a quantized model, while the context lasts.
+
+    Args:
+        operands: as found before the model was quantized.
+    """
+    replacements = {operand.name: model.get_submodule(operand.name) for operand in operands}
+    moved: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for operand in operands:
+            quantized, parameter = next(replacements[operand.name].buffers(), None), operand.parameter
+            if quantized is not None and parameter.device != quantized.device:  # no room: it waits in host memory
+                moved.append((parameter, parameter.data))
+                parameter.data = parameter.data.to(quantized.device)
+            _put(model, operand.name, operand.module)
+        yield
+    finally:
+        for parameter, data in moved:
+            parameter.data = data
+        for name, module in replacements.items():
+            _put(model, name, module)
 
 
 def _replacement(site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:

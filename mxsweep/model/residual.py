@@ -68,7 +68,11 @@ def rotated_residual(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Stream:
-    """Who reads and writes the residual stream: (norm, the layers that read its answer) pairs, and writers."""
+    """Hold the layers that read and write the residual stream.
+
+    Attributes:
+        readers: (norm, the layers that read its answer) pairs.
+    """
 
     embedding: nn.Embedding
     head: nn.Linear
@@ -77,7 +81,11 @@ class _Stream:
 
     @staticmethod
     def of(model: PreTrainedModel) -> _Stream:
-        """Raises ConfigError for a model whose stream is not known to be what this module's docstring says."""
+        """Look for the stream of ``model``.
+
+        Raises:
+            ConfigError: the stream is not known to be what this module's docstring says.
+        """
         try:
             embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
             blocks = decoder_blocks(model)
@@ -104,7 +112,7 @@ class _Stream:
 
     @property
     def layers(self) -> list[nn.Embedding | nn.Linear]:
-        """All but the norms."""
+        """Every layer but the norms."""
         return [self.embedding, *(layer for _, layers in self.readers for layer in layers), *self.writers]
 
 
@@ -124,7 +132,7 @@ def _refusal(model: nn.Module, problem: str) -> ConfigError:
 
 
 def _problem(model: PreTrainedModel, stream: _Stream, blocks: Sequence[nn.Module]) -> str | None:
-    """What of the model is not as it must be; None if nothing is."""
+    """Return what of the model is not as it must be; None if all is."""
     names = {id(module): name for name, module in model.named_modules()}
     for layer in stream.layers:
         wanted = nn.Embedding if layer is stream.embedding else nn.Linear
@@ -148,7 +156,7 @@ def _problem(model: PreTrainedModel, stream: _Stream, blocks: Sequence[nn.Module
 
 @torch.no_grad()
 def _is_rms_norm(norm: nn.Module, width: int) -> bool:
-    """Whether a module answers weight * x / rms(x) to an x whose mean is not zero."""
+    """Return whether a module answers weight * x / rms(x) to an x whose mean is not zero."""
     weights = dict(norm.named_parameters())
     if list(weights) != ["weight"] or weights["weight"].shape != (width,):
         return False
@@ -160,7 +168,7 @@ def _is_rms_norm(norm: nn.Module, width: int) -> bool:
 
 
 def _sharing(model: nn.Module, stream: _Stream, names: dict[int, str]) -> str | None:
-    """Which weight more than one module has, a tied lm_head aside."""
+    """Return which weight more than one module has, a tied lm_head aside."""
     users = Counter(
         parameter.untyped_storage().data_ptr()
         for _, module in model.named_modules(remove_duplicate=False)
@@ -177,7 +185,7 @@ def _sharing(model: nn.Module, stream: _Stream, names: dict[int, str]) -> str | 
 
 @torch.no_grad()
 def _rotate(stream: _Stream, undo: ExitStack) -> None:
-    """Put the model into the other basis; ``undo`` is told how to go back before each step."""
+    """Put the model into the other basis; before each step, ``undo`` gets the way back."""
     head, embedding = stream.head, stream.embedding
     if head.weight is embedding.weight:
         undo.callback(setattr, head, "weight", head.weight)
@@ -199,7 +207,7 @@ def _rotate(stream: _Stream, undo: ExitStack) -> None:
 
 
 def _keep(parameter: Tensor, undo: ExitStack) -> None:
-    """Remember what a parameter is now, in host memory."""
+    """Copy a parameter's values to host memory, from which ``undo`` restores them."""
     undo.callback(_restore, parameter, parameter.detach().to("cpu", copy=True))
 
 
@@ -209,7 +217,7 @@ def _restore(parameter: Tensor, original: Tensor) -> None:
 
 
 def _rotate_rows(weight: Tensor, gain: Tensor | None = None) -> None:
-    """The rows of (N, C), times the gain (C,) where there is one, times R, in place."""
+    """Multiply the rows of (N, C) by the gain (C,), where there is one, and by R, in place."""
     wide = torch.float64 if weight.dtype in (torch.float32, torch.float64) else torch.float32
     for rows in weight.split(max(1, PIECE // weight.shape[1])):
         values = rows.to(wide) if gain is None else rows.to(wide) * gain.to(rows.device, wide)

@@ -1,7 +1,7 @@
 """Keys before the rotary embedding (RoPE), of models whose attention receives them after it.
 
-Nothing hands them over, so they are overheard: the module that they come out of is the attention module's ``k_norm``
-where the model normalizes keys, else its ``k_proj``. The model's own ``apply_rotary_pos_emb`` embeds them, with the
+No interface hands these keys over, so they are overheard: they come out of the attention module's ``k_norm`` where the
+model normalizes keys, else out of its ``k_proj``. The model's own ``apply_rotary_pos_emb`` embeds them, with the
 angles that the attention module was given. That this is what the model does is not taken for granted: in the first
 pass, the overheard keys embedded must be those that attention received.
 """
@@ -24,7 +24,7 @@ TOLERANCE = 1e-2  # of the largest key: bfloat16 rounds to 4e-3
 
 
 class KeysBeforeRope:
-    """The keys of one attention module before RoPE, pass by pass, from now until ``close``.
+    """Overhear the keys of one attention module before RoPE, pass by pass, until ``close``.
 
     Args:
         name: the module's, for messages.
@@ -46,12 +46,12 @@ class KeysBeforeRope:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._heard: Tensor | None = None
         self._checked = False
-        self._own = module.register_forward_pre_hook(self._begin, with_kwargs=True)
+        self._begin_hook = module.register_forward_pre_hook(self._begin, with_kwargs=True)
         self._source: RemovableHandle | None = None
 
     def close(self) -> None:
-        """Stop, and let go of what was heard."""
-        self._own.remove()
+        """Stop overhearing, and let go of the keys."""
+        self._begin_hook.remove()
         self._stop()
         self._angles = self._heard = None
 
@@ -75,8 +75,8 @@ class KeysBeforeRope:
             self._source.remove()
             self._source = None
 
-    def of(self, key: Tensor) -> Tensor:
-        """What ``key`` (B, H, T, D), as attention receives it in this pass, was before RoPE, in the same shape.
+    def before_rope(self, key: Tensor) -> Tensor:
+        """Return the keys before RoPE that became ``key`` (B, H, T, D) in this pass, in the same shape.
 
         Raises:
             ConfigError: it was not overheard; some of it is from a cache.
@@ -99,7 +99,7 @@ class KeysBeforeRope:
         raise self._refusal("what k_norm or k_proj computes is not what its rotary embedding reads")
 
     def embed(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """RoPE of keys x (B, H, stop - start, D) that stand at these positions of the pass."""
+        """Embed keys x (B, H, stop - start, D) that stand at these positions of the pass."""
         assert self._embed is not None and self._angles is not None
         cos, sin = (angle[..., start:stop, :] for angle in self._angles)
         return self._embed(x[:, :0], x, cos, sin)[1]  # of queries, none
@@ -121,13 +121,13 @@ class KeysBeforeRope:
 
 
 def _source(module: nn.Module) -> nn.Module | None:
-    """The module whose output is the key before RoPE."""
-    found = getattr(module, "k_norm", None)
-    return found if found is not None else getattr(module, "k_proj", None)
+    """Return the module whose output is the key before RoPE; None if there is none."""
+    norm: nn.Module | None = getattr(module, "k_norm", None)
+    return norm if norm is not None else getattr(module, "k_proj", None)
 
 
 def _laid_out_as(key: Tensor, heard: Tensor) -> list[Tensor]:
-    """What ``heard``, (B, T, H D), (B, T, H, D) or (B, H, T, D), may be as (B, H, T, D): of a square, either."""
+    """Return ``heard``, (B, T, H D), (B, T, H, D) or (B, H, T, D), as (B, H, T, D); both ways where T = H."""
     batch, heads, tokens, dim = key.shape
     if heard.dim() == 3:
         return [heard.view(batch, tokens, heads, dim).transpose(1, 2)]

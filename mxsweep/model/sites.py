@@ -25,7 +25,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The operand's."""
+        """Return the operand's name."""
         return self.operand.name
 
     def weight(self) -> Tensor:

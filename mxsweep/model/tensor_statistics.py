@@ -58,12 +58,12 @@ class TensorStatistics:
 
     @property
     def layer(self) -> int | None:
-        """The number of the decoder block; None outside the blocks."""
+        """Return the number of the decoder block; None outside the blocks."""
         return self.place.layer
 
     @property
     def exponent_limit(self) -> int | None:
-        """The scale holds exponents up to plus or minus this; None where it is no power of two."""
+        """Return the largest exponent, of either sign, that the scale holds; None if the scale is no power of two."""
         return self.fmt.max_scale_exponent if self.fmt.scale == "e8m0" else None
 
     def row(self) -> dict[str, Any]:

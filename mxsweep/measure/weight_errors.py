@@ -1,4 +1,4 @@
-"""Every weight of a model in one or several formats: measured, as rows, and beside each other."""
+"""Errors of every weight of a model in the formats of a config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_OF_WEIGHTS = ("kind", "examples", "tokens")  # columns that say nothing of a
 
 @dataclass(frozen=True)
 class Inspected:
-    """One config's weights.
+    """Hold the errors of one config's weights.
 
     Attributes:
         label: what tells it from the other configs, as typed.
@@ -29,11 +29,11 @@ class Inspected:
 
     @property
     def total(self) -> dict[str, Any]:
-        """The numbers over all weights."""
+        """Return the numbers over all weights."""
         return pooled_by_kind(self.tensors)["weight"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each weight."""
+        """Return a row for each weight."""
         return [
             {"config": self.label} | {name: value for name, value in tensor.row().items() if name not in NOT_OF_WEIGHTS}
             for tensor in self.tensors
@@ -41,7 +41,7 @@ class Inspected:
 
 
 def inspect_weights(label: str, config: RunConfig) -> Inspected:
-    """The weights of the config's model in its formats. Raises ConfigError."""
+    """Measure the weights of the config's model in its formats. Raises ConfigError."""
     loaded = load_configured(config.model)
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
     bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
