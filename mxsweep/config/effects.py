@@ -59,7 +59,8 @@ def rotates(values: Values) -> bool:
 
 def has_scale_bits(values: Values) -> bool:
     """Return whether the width of scales can be chosen, which is so of e8m0 only."""
-    return quantizes(values) and values.get("scale", "e8m0") == "e8m0"
+    # A config that was refused may have "auto" still: no word on which scale there would have been.
+    return quantizes(values) and values.get("scale", "e8m0") in ("e8m0", "auto")
 
 
 def calibrates(values: Values) -> bool:
