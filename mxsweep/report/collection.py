@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mxsweep.files.atomic import write_atomically
 from mxsweep.results.record import STATUSES, Folders
 from mxsweep.terminal.errors import CommandError
 
@@ -22,7 +23,7 @@ class CollectError(CommandError):
 
 @dataclass(frozen=True)
 class CollectResult:
-    """What was collected: a text to print, the files written, and how many runs ended how."""
+    """Hold what was collected: a text to print, the files written, and how many runs ended how."""
 
     text: str
     files: list[Path] = field(default_factory=list)
@@ -74,7 +75,7 @@ def _write(results: Results, reference: Reference | None, folder: Path, files: l
     from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
     from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
-    from mxsweep.report.page.page import write_page
+    from mxsweep.report.page.write_page import write_page
     from mxsweep.report.texts import markdown_text
     from mxsweep.study.group_study import study_groups
 
@@ -92,6 +93,6 @@ def _write(results: Results, reference: Reference | None, folder: Path, files: l
     }
     for name, content in texts.items():
         files.append(folder / name)
-        files[-1].write_text(content, encoding="utf-8")
+        write_atomically(files[-1], content, durable=False)
     files += write_page(results, studied, drawn, reference, folder)
     files += [path for paths in named.values() for path in paths]

@@ -134,12 +134,12 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The title in tables for reading."""
+        """Return the title in tables for reading."""
         return self.title or self.name
 
     @property
     def fields(self) -> list[Field]:
-        """The columns of files for programs."""
+        """Return the columns of files for programs."""
         return [Field(self.name, self.help, self.kind, lambda entry: self.value(entry.row)), *self.more]
 
     def shows(self, rows: Sequence[Row], output: Output) -> bool:

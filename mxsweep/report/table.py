@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def key(self) -> str | None:
-        """The number to sort by, as JavaScript reads it; of NaN none, which comes last."""
+        """Return the number to sort by, as JavaScript reads it; of NaN none, which comes last."""
         return None if self.sort is None or math.isnan(self.sort) else repr(float(self.sort)).replace("inf", "Infinity")
 
 
@@ -61,12 +61,12 @@ class Table:
 
     @cached_property
     def numeric(self) -> set[int]:
-        """The columns that hold numbers, by index: the page right-aligns them, and sorts by the numbers."""
+        """Return the columns that hold numbers, by index: the page right-aligns them, and sorts by the numbers."""
         return {i for i in range(len(self.columns)) if any(row[i].key is not None for row in self.rows)}
 
     @property
     def texts(self) -> list[list[str]]:
-        """What the cells read."""
+        """Return what the cells read."""
         return [[cell.text for cell in row] for row in self.rows]
 
     def without(self, title: str) -> Table:

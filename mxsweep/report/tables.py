@@ -11,7 +11,7 @@ from mxsweep.report.wording import ABSENT, format_value, metric_cell, one_line, 
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.metrics import betterness, short_title
 from mxsweep.results.record import RunFolder
-from mxsweep.results.remedies import what_was_found
+from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import label
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference, match
@@ -44,9 +44,9 @@ def won_back_table(group: Group, won: Sequence[RemedySteps]) -> Table:
     return _with_columns_before(lay_out(columns, entries, Output.STEPS), names)
 
 
-def found_by_remedies(study: Study) -> list[tuple[str, str]]:
+def remedy_outcomes(study: Study) -> list[tuple[str, str]]:
     """List what searches and budgets found: a run's config, and a sentence."""
-    return [(study.config_text(row), text) for row in study.rows for text in what_was_found(row.run.record)]
+    return [(study.config_text(row), text) for row in study.rows for text in remedy_sentences(row.run.record)]
 
 
 def reference_table(results: Results, reference: Reference) -> tuple[Table, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
 from mxsweep.report.table import escape_markdown, markdown, plain
-from mxsweep.report.tables import failure_table, found_by_remedies, headline_table, reference_table, won_back_table
+from mxsweep.report.tables import failure_table, headline_table, reference_table, remedy_outcomes, won_back_table
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
@@ -116,7 +116,7 @@ def markdown_text(
         if study.findings:
             parts += [
                 "### What the numbers say",
-                _list(found.text for found in study.findings),
+                _list(finding.text for finding in study.findings),
             ]
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
@@ -150,9 +150,9 @@ def _list(texts: Iterable[str]) -> str:
 
 
 def _won_back_parts(study: Study) -> list[str]:
-    found = [f"- {escape_markdown(config)}: {escape_markdown(text)}" for config, text in found_by_remedies(study)]
+    outcomes = [f"- {escape_markdown(config)}: {escape_markdown(text)}" for config, text in remedy_outcomes(study)]
     parts = [markdown(won_back_table(study.group, study.remedy_steps)), WON_BACK_NOTE] if study.remedy_steps else []
-    parts += ["\n".join(found)] if found else []
+    parts += ["\n".join(outcomes)] if outcomes else []
     return ["### What the remedies win back", *parts] if parts else []
 
 

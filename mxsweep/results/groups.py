@@ -25,7 +25,7 @@ CONDITIONS = (*knobs.telling_metrics_apart(labelled=False), identity.MODEL, iden
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that may be compared with each other; the baselines come first."""
+    """Hold rows that may be compared with each other; the baselines come first."""
 
     title: str
     slug: str  # for file names
@@ -43,19 +43,19 @@ class Group:
         return max(baselines, key=agreement, default=None)
 
     def metric_names(self) -> list[str]:
-        """The metrics worth a column: those known here, or all there are if none is."""
+        """List the metrics worth a column: the known ones, or all there are if none is known."""
         names = sorted({name for row in self.rows for name in row.metrics if not name.endswith("_stderr")})
         known = sorted((name for name in names if betterness(name)), key=betterness, reverse=True)
         return known or names
 
     def main_metric(self) -> str | None:
-        """The metric that says which run is the best, if one does."""
+        """Return the metric that says which run is the best, if one does."""
         return main_metric(self.metric_names())
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything collected from some folders."""
+    """Hold everything collected from some folders."""
 
     runs: list[RunFolder]
     rows: list[Row]  # of all runs: those of done runs first, in the tables' order
@@ -64,7 +64,7 @@ class Results:
     constants: dict[str, Any]
 
     def with_status(self, status: str) -> list[RunFolder]:
-        """The runs that ended so."""
+        """Return the runs that ended with this status."""
         return [run for run in self.runs if run.status == status]
 
 
@@ -94,7 +94,7 @@ def knob_names(results: Results) -> list[str]:
 
 
 def _values(rows: Iterable[Row], name: str) -> list[Any]:
-    """The different values of a knob, those it has no effect with left out."""
+    """Return a knob's different values; runs on which it has no effect count for nothing."""
     return list({label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}.values())
 
 
@@ -103,7 +103,7 @@ def _other_knobs(rows: Iterable[Row]) -> list[str]:
 
 
 def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
-    """The knobs worth saying that have one value in all `rows`, but for those that are said `elsewhere`.
+    """Return the knobs worth saying that have one value in all `rows`, but for those that are said `elsewhere`.
 
     Those are the labelled ones, the element formats that a name such as w4a6 stands for, and whatever a
     run was told by an override.
@@ -129,7 +129,7 @@ def _tells(rows: Sequence[Row], name: str) -> bool:
 
 
 def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those of `names` that tell apart rows which `known`, and the names before, do not."""
+    """Return those of `names` that tell apart rows which `known`, and the names before, do not."""
     telling: list[str] = []
     for name in (name for name in names if len(_values(rows, name)) > 1):
         alike: dict[tuple[str, ...], list[Row]] = {}
@@ -179,12 +179,12 @@ def _labels(rows: Iterable[Row], name: str) -> list[str]:
 
 
 def row_order(row: Row, names: Iterable[str]) -> list[tuple[Any, ...]]:
-    """The places of a row's values of knobs; see `value_order`."""
+    """Return a sort key of a row: the order of its values of these knobs; see `value_order`."""
     return [value_order(name, row.knobs.get(name)) for name in names]
 
 
 def value_order(name: str, value: Any) -> tuple[Any, ...]:
-    """Where a knob's value stands among others.
+    """Return a sort key of a knob's value.
 
     Numbers by size, then texts in natural order, those of remedies from the least that is done to the most; before all
     of them no value, and "none", which is less than any.

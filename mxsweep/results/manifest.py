@@ -21,12 +21,12 @@ INVALID = "invalid-"  # in front of the hash of a run that cannot be, which is o
 
 
 class ManifestError(ValueError):
-    """A sweep.json that is none: the message says why, with the file's name."""
+    """Say why a file is no sweep.json, with the file's name."""
 
 
 @dataclass(frozen=True)
 class ManifestRun:
-    """A planned run.
+    """Describe a planned run.
 
     `folder` is relative to the sweep's; `same` holds the overrides of further runs that would be the same one.
     """
@@ -39,7 +39,7 @@ class ManifestRun:
 
     @property
     def is_invalid(self) -> bool:
-        """Whether it has no config, being impossible when it was planned."""
+        """Return whether the run has no config, being impossible when it was planned."""
         return self.config_hash.startswith(INVALID)
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class ManifestRun:
 
 @dataclass(frozen=True)
 class Command:
-    """What was typed to begin or extend a sweep: overrides, and the folder of further config groups."""
+    """Hold what was typed to begin or extend a sweep: overrides, and the folder of further config groups."""
 
     overrides: list[str]
     config_dir: str | None = None
@@ -63,20 +63,20 @@ class Command:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sweep's commands and the runs that they mean."""
+    """Hold a sweep's commands and the runs that they mean."""
 
     commands: list[Command]
     runs: list[ManifestRun]
 
 
 def _check_texts(words: Any) -> None:
-    """Of a file that somebody may have edited."""
+    """Raise TypeError unless the words are texts: somebody may have edited the file."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise TypeError(f"{words!r} is no list of texts")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of the sweep in `folder`; None if there is none. Raises ManifestError."""
+    """Read the manifest of the sweep in `folder`; None if there is none. Raises ManifestError."""
     path = folder / MANIFEST_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ _WEIGHTS = ("words", "bytes")
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What a run answered on one task, an element an example, in the order of doc_id.
+    """Hold what a run answered on one task, an element an example, in the order of doc_id.
 
     Attributes:
         keys: (n,) what tells the documents apart: doc_hash (str) or, in files without it, doc_id (int).
@@ -46,7 +46,7 @@ _keys: dict[tuple[Any, ...], list[tuple[Any, np.ndarray]]] = {}
 
 
 def read_outcomes(run: RunFolder, task: str) -> Outcomes | None:
-    """What a run answered on a task; None without a samples.parquet that can be read, or with nothing to compare in it.
+    """Read what a run answered on a task; None without a readable samples.parquet, or with nothing to compare in it.
 
     A task with several filters has several rows a document. Those of the filter that the run's main metric names are
     taken (`exact_match,strict` names `strict`), or those of the first filter in the file where it names none.
@@ -55,7 +55,7 @@ def read_outcomes(run: RunFolder, task: str) -> Outcomes | None:
 
 
 def read_noise(run: RunFolder, task: str) -> list[Outcomes]:
-    """The same for each perturbed repeat of the run, in order; none without a noise.parquet that can be read."""
+    """Read the outcomes of each perturbed repeat of a run, in order; none without a readable noise.parquet."""
     return _outcomes(run, NOISE_NAME).get(task, [])
 
 
@@ -72,7 +72,7 @@ def _outcomes(run: RunFolder, name: str) -> dict[str, list[Outcomes]]:
 
 
 def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
-    """What is in a file, by task; nothing if it is damaged. `metrics` are the record's, by task."""
+    """Return a file's outcomes by task; nothing if it is damaged. `metrics` are the record's, by task."""
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
     import pyarrow.parquet as pq
 
@@ -84,20 +84,20 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
             table = file.read(columns=names, use_threads=False).combine_chunks()
         if not {"task", "doc_id"} <= set(names):
             return {}
-        found = {}
+        by_task = {}
         for task, rows in _parts(table, "task"):
             of_task = _of_filter(rows, metrics.get(task) or {})
             repeats = [part for _, part in _parts(of_task, "repeat")] if "repeat" in names else [of_task]
             outcomes = [_of_table(part, metrics.get(task) or {}) for part in repeats]
             if outcomes and all(each is not None for each in outcomes):
-                found[str(task)] = [each for each in outcomes if each is not None]
-        return found
+                by_task[str(task)] = [each for each in outcomes if each is not None]
+        return by_task
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
         return {}
 
 
 def _parts(table: Any, name: str) -> Iterable[tuple[Any, Any]]:
-    """The rows with each value of a column, values in the order that they appear in; of `repeat`, by size."""
+    """Return the rows with each value of a column, in the order that the values appear in; of `repeat`, by size."""
     import pyarrow.compute as pc
 
     values = [value for value in pc.unique(table[name]).to_pylist() if value is not None]
@@ -109,7 +109,7 @@ def _parts(table: Any, name: str) -> Iterable[tuple[Any, Any]]:
 
 
 def _of_filter(table: Any, metrics: dict[str, Any]) -> Any:
-    """The rows of one filter; see `read_outcomes`."""
+    """Return the rows of one filter; see `read_outcomes`."""
     if "filter" not in table.column_names:
         return table
     parts = dict(_parts(table, "filter"))
@@ -152,7 +152,7 @@ def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
 
 
 def _numbers(table: Any, name: str) -> np.ndarray:
-    """A column as float64, null as NaN."""
+    """Return a column as float64, null as NaN."""
     import pyarrow as pa
 
     return table[name].cast(pa.float64()).to_numpy()

@@ -36,12 +36,12 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class RecordError(ValueError):
-    """A result.json that is no record: the message says why, without the file's name."""
+    """Say why a result.json is no record, without the file's name."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that a run wrote to, and what became of the run."""
+    """Describe a folder that a run wrote to, and what became of the run."""
 
     path: Path
     status: str  # one of STATUSES
@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """The record's run_id; of a run without a record the folder's name."""
+        """Return the record's run_id; of a run without a record the folder's name."""
         return self.record["run_id"] if self.record else self.path.resolve().name
 
 
@@ -76,32 +76,32 @@ def read_record(path: Path | str) -> dict[str, Any]:
 
 
 def find_runs(dirs: Folders) -> list[RunFolder]:
-    """Every run at or below `dirs`, begun or only planned, each once, in natural order of the folders' names.
+    """Find every run at or below `dirs`, begun or only planned, each once, in natural order of the folders' names.
 
     Raises FileNotFoundError for a folder that is not there. A sweep.json that cannot be read counts as an unreadable
     run.
     """
-    found: dict[Path, RunFolder] = {}
+    runs: dict[Path, RunFolder] = {}
     begun, sweeps = _walk(dirs)
     planned: dict[Path, tuple[Path, list[str]]] = {}
     for path, named in sweeps.items():
         try:
             manifest = read_manifest(named)
         except ManifestError as error:
-            found[path / MANIFEST_NAME] = RunFolder(named, "unreadable", reason=str(error))
+            runs[path / MANIFEST_NAME] = RunFolder(named, "unreadable", reason=str(error))
             continue
         for run in manifest.runs if manifest else []:
             planned[(named / run.folder).resolve()] = named / run.folder, run.overrides
     for path, named in begun.items():
-        found[path] = _open_run(named, planned.get(path, (named, []))[1])
+        runs[path] = _open_run(named, planned.get(path, (named, []))[1])
     for path, (named, overrides) in planned.items():
-        if path not in found:
-            found[path] = RunFolder(named, "missing", reason="not begun", overrides=overrides)
-    return sorted(found.values(), key=lambda run: natural_key(str(run.path)))
+        if path not in runs:
+            runs[path] = RunFolder(named, "missing", reason="not begun", overrides=overrides)
+    return sorted(runs.values(), key=lambda run: natural_key(str(run.path)))
 
 
 def newest_sweep(root: Path | str = ".", *, only_sweeps: bool = False) -> Path | None:
-    """The folder of the newest sweep below `root`/multirun or, if there is none, run below `root`/outputs.
+    """Find the folder of the newest sweep below `root`/multirun or, if there is none, run below `root`/outputs.
 
     `only_sweeps` leaves out single runs. Newest is the one that was written to last; equal times (a copied tree) are
     told apart by name.
@@ -119,7 +119,7 @@ def newest_sweep(root: Path | str = ".", *, only_sweeps: bool = False) -> Path |
 
 
 def natural_key(text: str) -> list[str | int]:
-    """A sort key that puts "8" before "16": digits count as numbers."""
+    """Return a sort key that puts "8" before "16": digits count as numbers."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", text))]
 
 
@@ -171,7 +171,7 @@ def _check(record: Any) -> None:
 
 
 def _walk(dirs: Folders) -> tuple[dict[Path, Path], dict[Path, Path]]:
-    """The folders of runs that began, and those of sweeps: resolved path to path as named."""
+    """Find the folders of runs that began, and those of sweeps: resolved path to path as named."""
     begun: dict[Path, Path] = {}
     sweeps: dict[Path, Path] = {}
     for top in map(Path, [dirs] if isinstance(dirs, Path | str) else dirs):
@@ -218,7 +218,7 @@ def _failure_reason(record: dict[str, Any]) -> str | None:
 
 
 def _hydra_overrides(path: Path) -> list[str]:
-    """The overrides that were noted when the run began; none if it came to nothing."""
+    """Read the overrides that were noted when the run began; none if it came to nothing."""
     # One "- name=value" a line; not worth a YAML parser, which would take longer than the rest.
     try:
         lines = (path / HYDRA_FOLDER / "overrides.yaml").read_text(encoding="utf-8").splitlines()

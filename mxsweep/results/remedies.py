@@ -1,4 +1,4 @@
-"""What was done about the error of quantizing: which knobs are remedies, what a run's are called, what they found.
+"""What was done about the error of quantizing: which knobs are remedies, what a run's are called, what came of them.
 
 A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without.
 """
@@ -31,9 +31,11 @@ def ladder_of(name: str) -> Sequence[str]:
 
 def applied(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the remedies among a row's knobs; none where tensors are quantized as they are."""
-    found = {name: values[name] for name, none in no_remedies().items() if name in values and values[name] != none}
-    own = {name: values.get(f"kv_quant.{name}") for name in knobs.of_run_and_kv()}
-    return found | {f"kv_quant.{name}": value for name, value in own.items() if value not in (None, values.get(name))}
+    chosen = {name: values[name] for name, none in no_remedies().items() if name in values and values[name] != none}
+    of_kv = {name: values.get(f"kv_quant.{name}") for name in knobs.of_run_and_kv()}
+    return chosen | {
+        f"kv_quant.{name}": value for name, value in of_kv.items() if value not in (None, values.get(name))
+    }
 
 
 def remedy_text(values: Mapping[str, Any]) -> str:
@@ -52,18 +54,18 @@ def _text(name: str, value: Any) -> str:
     return text.format(value) if is_number or ":g" not in text else f"{name}={value}"
 
 
-def what_was_found(record: Mapping[str, Any] | None) -> list[str]:
-    """What a run's remedies found, a sentence each; nothing of what the record does not say."""
+def remedy_sentences(record: Mapping[str, Any] | None) -> list[str]:
+    """Say what a run's remedies came to, a sentence each; nothing of what the record does not say."""
     account = (record or {}).get("remedies")
     account = account if isinstance(account, dict) else {}
-    told = {"rotation": _search_text, "budget": _budget_text}
-    sentences = [tell(account[name]) for name, tell in told.items() if isinstance(account.get(name), dict)]
+    writers = {"rotation": _search_text, "budget": _budget_text}
+    sentences = [write(account[name]) for name, write in writers.items() if isinstance(account.get(name), dict)]
     return [sentence for sentence in sentences if sentence]
 
 
-def _search_text(found: dict[str, Any]) -> str:
-    """In which order a search took rotations, and the loss with each."""
-    steps = [step for step in found.get("steps") or [] if isinstance(step, dict)]
+def _search_text(search: dict[str, Any]) -> str:
+    """Say in which order a search took rotations, and the loss with each."""
+    steps = [step for step in search.get("steps") or [] if isinstance(step, dict)]
     if not steps:
         return ""
     taken = {str(step.get("matmul")): step.get("loss") for step in steps if step.get("kept")}
@@ -71,14 +73,14 @@ def _search_text(found: dict[str, Any]) -> str:
     order = ", then ".join(f"{matmul} ({_nats(loss)})" for matmul, loss in taken.items()) or "none"
     rest = f"; not {', '.join(left)}" if left else ""
     return (
-        f"The rotation search took, from a calibration loss of {_nats(found.get('loss_before'))} nats a token on, "
-        f"{order}{rest} ({len(steps) + 1} losses{_cost(found)})."
+        f"The rotation search took, from a calibration loss of {_nats(search.get('loss_before'))} nats a token on, "
+        f"{order}{rest} ({len(steps) + 1} losses{_cost(search)})."
     )
 
 
-def _budget_text(found: dict[str, Any]) -> str:
-    """What a budget was spent on: each format with its modules, the commonest last and only counted."""
-    modules = found.get("modules")
+def _budget_text(budget: dict[str, Any]) -> str:
+    """Say what a budget was spent on: each format with its modules, the commonest last and only counted."""
+    modules = budget.get("modules")
     if not isinstance(modules, dict) or not modules:
         return ""
     by_format: dict[str, list[str]] = {}
@@ -87,9 +89,9 @@ def _budget_text(found: dict[str, Any]) -> str:
     *few, (commonest, others) = sorted(by_format.items(), key=lambda item: len(item[1]))
     parts = [f"{fmt} to {_listed(names)}" for fmt, names in few]
     parts.append(f"{commonest} to {'the other' if few else 'all'} {len(others)}")
-    bits = found.get("bits_per_weight")
+    bits = budget.get("bits_per_weight")
     spent = f"{bits:.3g} bits a weight" if isinstance(bits, int | float) else "bits unknown"
-    return f"The budget ({spent}{_cost(found)}) gives {', '.join(parts)}."
+    return f"The budget ({spent}{_cost(budget)}) gives {', '.join(parts)}."
 
 
 def _listed(names: list[str]) -> str:
@@ -101,8 +103,8 @@ def _nats(loss: Any) -> str:
     return f"{loss:.4f}" if isinstance(loss, int | float) else "unknown"
 
 
-def _cost(found: dict[str, Any]) -> str:
-    seconds = found.get("seconds")
-    if found.get("cached"):
+def _cost(account: dict[str, Any]) -> str:
+    seconds = account.get("seconds")
+    if account.get("cached"):
         return ", kept from before"
     return f", {seconds:.1f} s" if isinstance(seconds, int | float) else ""

@@ -17,7 +17,7 @@ from mxsweep.results.record import RunFolder
 
 @dataclass(frozen=True)
 class Row:
-    """What one run found on one task."""
+    """Hold what one run measured on one task."""
 
     run: RunFolder
     task: str | None
@@ -27,37 +27,37 @@ class Row:
 
     @property
     def n(self) -> float | None:
-        """How many examples the metrics come from."""
+        """Return the number of examples that the metrics come from."""
         return self.number("n_effective", self.task or "")
 
     @property
     def eval_time_s(self) -> float | None:
-        """Seconds that the run's evaluation took, all its tasks together."""
+        """Return the seconds that the run's evaluation took, all its tasks together."""
         return self.number("timing", "eval_s")
 
     @property
     def remedies_s(self) -> float | None:
-        """Seconds that working out the run's remedies took; None where it had nothing to work out."""
+        """Return the seconds that working out the run's remedies took; None where it had nothing to work out."""
         return self.number("timing", "remedies_s")
 
     @property
     def examples_per_sec(self) -> float | None:
-        """Examples evaluated per second, all the run's tasks together."""
+        """Return the examples evaluated per second, all the run's tasks together."""
         return self.number("examples_per_sec")
 
     @property
     def ppl_name(self) -> str:
-        """The metric that columns named ppl hold: perplexity, or the one per word."""
+        """Return the metric that columns named ppl hold: perplexity, or the one per word."""
         return "perplexity" if "perplexity" in self.metrics else "word_perplexity"
 
     @property
     def accuracy_name(self) -> str | None:
-        """The metric that counts right answers, a filter's name included; None if there is none."""
+        """Return the metric that counts right answers, a filter's name included; None if there is none."""
         return accuracy_metric(self.metrics)
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits a quantized weight takes, its share of the scales included; where no weight is, those of its dtype."""
+        """Return the bits that a quantized weight takes, scales included; where none is, those of the dtype."""
         bits = self.number("diagnostics", "bits_per_weight")
         if bits is None or not math.isfinite(bits):
             bits = self.number("diagnostics", "bits_per_parameter")
@@ -65,37 +65,37 @@ class Row:
 
     @property
     def parameter_bytes(self) -> float | None:
-        """Bytes that storing the whole model takes, what stays unquantized included."""
+        """Return the bytes that storing the whole model takes, what stays unquantized included."""
         return self.number("diagnostics", "parameter_bytes")
 
     @property
     def diagnostics(self) -> dict[str, Any]:
-        """What quantizing did, as recorded (all the run's tasks together); empty where nothing was."""
+        """Return what quantizing did, as recorded (all the run's tasks together); empty where nothing was."""
         return self._mapping("diagnostics")
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Errors pooled over the layers, by kind of tensor (weight, activation, key, value); empty if not measured."""
+        """Return the errors pooled over the layers by kind of tensor (weight, activation, ...); empty if unknown."""
         return self._mapping("diagnostics", "tensors")
 
     @property
     def distance(self) -> dict[str, Any]:
-        """How far the task's next-token distributions are from the unquantized model's; empty if not measured."""
+        """Return how far the task's next-token distributions are from the unquantized model's; empty if unknown."""
         return self._mapping("diagnostics", "distance", self.task or "")
 
     @property
     def kl_nats(self) -> float | None:
-        """Mean KL divergence of the unquantized model's next-token distribution from the run's, nats a position."""
+        """Return the mean KL divergence of the unquantized model's next-token distribution from the run's, nats."""
         return self.number("diagnostics", "distance", self.task or "", "kl_nats")
 
     @property
     def top1_agreement(self) -> float | None:
-        """Share of positions where the run's likeliest token is the unquantized model's."""
+        """Return the share of positions where the run's likeliest token is the unquantized model's."""
         return self.number("diagnostics", "distance", self.task or "", "top1_agreement")
 
     @property
     def noise(self) -> dict[str, list[float]]:
-        """Each metric's values in perturbed repeats of the run, the unperturbed one left out; empty without repeats."""
+        """Return each metric's values in the run's perturbed repeats; empty without repeats."""
         metrics = self._mapping("noise", "metrics", self.task or "")
         lists = {name: values for name, values in metrics.items() if isinstance(values, list)}
         return {
@@ -125,7 +125,7 @@ class Row:
 
 
 def label(value: Any) -> str:
-    """A config value as tables and legends show it."""
+    """Return a config value as tables and legends show it."""
     if value is None or value == {}:
         return "none"
     if isinstance(value, bool):
@@ -138,7 +138,7 @@ def label(value: Any) -> str:
 
 
 def read_rows(run: RunFolder) -> list[Row]:
-    """A run's rows: one for each task, and one without a task if the run left no record."""
+    """Return a run's rows: one for each task, and one without a task if the run left no record."""
     if run.record is None:
         return [Row(run, None, {}, {}, False)]
     leaves = {path: value for path, value in _leaves(run.record["config"]).items() if path not in knobs.notes()}
@@ -171,7 +171,7 @@ def _leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
-    """The metrics that are numbers, each error under its metric's name and _stderr.
+    """Return the metrics that are numbers, each error under its metric's name and _stderr.
 
     Of a task with several filters lm-eval reports `exact_match,strict` and `exact_match_stderr,strict`.
     """

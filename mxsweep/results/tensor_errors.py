@@ -30,7 +30,7 @@ WEIGHT_FIGURES = {
 
 @dataclass(frozen=True)
 class TensorError:
-    """One tensor of a run: how large its quantization error is, and what it comes from.
+    """Hold one tensor of a run: how large its quantization error is, and what the error comes from.
 
     Attributes:
         kind: one of KINDS.
@@ -54,7 +54,7 @@ class TensorError:
 
 
 def read_tensors(run: RunFolder) -> list[TensorError]:
-    """The tensors of a run, in the model's order; none where it was run without diagnostics, or the file is damaged."""
+    """Read the tensors of a run, in the model's order; none without diagnostics, or where the file is damaged."""
     path = run.path / DIAGNOSTICS_NAME
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -99,13 +99,13 @@ def _read(path: Path, _written: int) -> list[TensorError]:
 
 
 def in_order_of_kinds(kinds: Iterable[str]) -> list[str]:
-    """Kinds in the order of KINDS, each once."""
-    found = set(kinds)
-    return [kind for kind in KINDS if kind in found]
+    """Return kinds in the order of KINDS, each once."""
+    present = set(kinds)
+    return [kind for kind in KINDS if kind in present]
 
 
 def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
-    """By kind of tensor what quantizing it did; of weights also where the run was made without diagnostics."""
+    """Return what quantizing did by kind of tensor; of weights also where the run was made without diagnostics."""
     figures = dict(row.tensors)
     if "weight" not in figures and row.diagnostics.get("weight_blocks"):
         figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
@@ -113,7 +113,7 @@ def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
 
 
 def _is_whole(figures: Any) -> bool:
-    """Whether what a record says of a kind of tensor is all there, and all numbers."""
+    """Return whether a record's figures of a kind of tensor are all there, and all numbers."""
     if not isinstance(figures, dict):
         return False
     counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]

@@ -111,7 +111,7 @@ def draw_nothing(results: object, folder: Path) -> dict[str, list[Path]]:
 
 
 def write_nothing(*_: object) -> list[Path]:
-    """In the place of mxsweep.report.page.page.write_page."""
+    """In the place of mxsweep.report.page.write_page.write_page."""
     return []
 
 
@@ -120,7 +120,7 @@ def install() -> None:
     for name, attributes in {
         "mxsweep.runs.evaluate_config": {"evaluate_config": evaluate},
         "mxsweep.report.figures.figure_files": {"draw_figures": draw_nothing, "written_files": dict},
-        "mxsweep.report.page.page": {"write_page": write_nothing},
+        "mxsweep.report.page.write_page": {"write_page": write_nothing},
         "lm_eval": {},
         "lm_eval.utils": {"handle_non_serializable": str},
     }.items():

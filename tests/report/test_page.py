@@ -18,7 +18,7 @@ from markupsafe import escape
 from mxsweep.collect import main
 from mxsweep.report import latex
 from mxsweep.report.collection import CollectError, collect
-from mxsweep.report.page import page
+from mxsweep.report.page import scripts
 from mxsweep.report.page.run_views import config_lines
 from mxsweep.report.table import escape_latex
 from mxsweep.results.groups import read_results
@@ -118,9 +118,9 @@ def test_the_policy_allows_the_page_s_own_scripts_and_no_others(tmp_path: Path) 
     put_study(tmp_path, **FEW)
     collect(tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-    assert len(scripts) == 2 and escape(page.policy(scripts)) in text
-    assert "connect-src" not in text and "http" not in page.policy(scripts)
+    written_scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(written_scripts) == 2 and escape(scripts.policy(written_scripts)) in text
+    assert "connect-src" not in text and "http" not in scripts.policy(written_scripts)
 
 
 @pytest.mark.parametrize(
@@ -258,18 +258,18 @@ def test_latex_without_runs(tmp_path: Path) -> None:
 
 
 def test_scripts_and_data_cannot_end_their_element() -> None:
-    closed = page.closed("a = '</script><!--'; b = 1")
+    closed = scripts.closed("a = '</script><!--'; b = 1")
     assert "</script" not in closed and "<!--" not in closed
-    assert page.as_json({"a": "</script>&", "b": math.nan}) == '{"a":"\\u003c/script\\u003e\\u0026","b":null}'
+    assert scripts.as_json({"a": "</script>&", "b": math.nan}) == '{"a":"\\u003c/script\\u003e\\u0026","b":null}'
 
 
 def test_vega_is_kept_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    page.vega.cache_clear()
-    made = page.vega()
+    scripts.vega.cache_clear()
+    made = scripts.vega()
     (kept,) = (tmp_path / "cache" / "mxsweep").glob("vega-*.js")
     assert kept.read_text(encoding="utf-8") == made and "window.vegaEmbed" in made
-    page.vega.cache_clear()
+    scripts.vega.cache_clear()
     monkeypatch.setitem(sys.modules, "vl_convert", type("Nothing", (), {})())  # and it is not asked again
-    assert page.vega() == made
-    page.vega.cache_clear()
+    assert scripts.vega() == made
+    scripts.vega.cache_clear()

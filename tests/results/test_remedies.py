@@ -7,7 +7,7 @@ import pytest
 from helpers.made_runs import REMEDIES, outcomes, put
 
 from mxsweep.results.groups import Results, read_results
-from mxsweep.results.remedies import applied, remedy_text, what_was_found
+from mxsweep.results.remedies import applied, remedy_sentences, remedy_text
 from mxsweep.study.knob_effects import find_knob_effects
 
 CHANNEL = {"key_axis": "channel", "rope": "before", "first": 4, "recent": 0, "scales": "block", "smooth": 0.0}
@@ -142,23 +142,23 @@ STEPS = [
 
 def test_what_a_search_found_and_in_which_order() -> None:
     found = {"found": ["q", "k"], "steps": STEPS, "loss_before": 2.3, "loss_after": 2.05, "seconds": 3.21}
-    assert what_was_found({"remedies": {"rotation": found}}) == [
+    assert remedy_sentences({"remedies": {"rotation": found}}) == [
         "The rotation search took, from a calibration loss of 2.3000 nats a token on, k (2.1000), then q (2.0500); "
         "not v (7 losses, 3.2 s)."
     ]
-    (text,) = what_was_found({"remedies": {"rotation": found | {"steps": STEPS[-1:], "cached": True}}})
+    (text,) = remedy_sentences({"remedies": {"rotation": found | {"steps": STEPS[-1:], "cached": True}}})
     assert "on, none; not v (2 losses, kept from before)." in text
 
 
 def test_what_a_budget_was_spent_on() -> None:
     modules = {f"model.layers.{i}.mlp.up_proj": "mxfp4" for i in range(5)} | {"model.layers.0.mlp.down_proj": "mxint8"}
-    assert what_was_found({"remedies": {"budget": {"bits_per_weight": 4.49, "modules": modules, "seconds": 2.0}}}) == [
-        "The budget (4.49 bits a weight, 2.0 s) gives mxint8 to layers.0.mlp.down_proj, mxfp4 to the other 5."
-    ]
+    assert remedy_sentences(
+        {"remedies": {"budget": {"bits_per_weight": 4.49, "modules": modules, "seconds": 2.0}}}
+    ) == ["The budget (4.49 bits a weight, 2.0 s) gives mxint8 to layers.0.mlp.down_proj, mxfp4 to the other 5."]
     many = {f"a{i}": "int8" for i in range(10)} | {f"b{i}": "int4" for i in range(11)}
-    (text,) = what_was_found({"remedies": {"budget": {"modules": many}}})
+    (text,) = remedy_sentences({"remedies": {"budget": {"modules": many}}})
     assert text.startswith("The budget (bits unknown) gives int8 to a0, a1, ") and "a7 and 2 more, int4 to" in text
-    (text,) = what_was_found({"remedies": {"budget": {"bits_per_weight": 4.25, "modules": {"a": "int4"}}}})
+    (text,) = remedy_sentences({"remedies": {"budget": {"bits_per_weight": 4.25, "modules": {"a": "int4"}}}})
     assert text == "The budget (4.25 bits a weight) gives int4 to all 1."
 
 
@@ -175,7 +175,7 @@ def test_what_a_budget_was_spent_on() -> None:
     ],
 )
 def test_what_is_not_known_is_not_told(account: Any) -> None:
-    assert what_was_found({"remedies": account}) == []
+    assert remedy_sentences({"remedies": account}) == []
 
 
 def _with(knobs: dict[str, Any], **ptq: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ OUTSIDE = "outside"  # the layer of a tensor that belongs to no decoder block
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The errors of all runs of a group that have diagnostics.
+    """Hold the errors of all runs of a group that have diagnostics.
 
     Attributes:
         figure: of the first run.
@@ -51,7 +51,7 @@ class HeatMap:
 
 
 def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
-    """The group's heat map; None where no run has diagnostics. What comes after `most_cells` cells is left out."""
+    """Return the group's heat map; None where no run has diagnostics. Runs after `most_cells` cells are left out."""
     rows = _best_first(study)
     found: list[tuple[Row, dict[str, tuple[TensorError, ...]]]] = []
     different: set[tuple[TensorError, ...]] = set()
@@ -100,7 +100,7 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
 
 
 def _best_first(study: Study) -> list[Row]:
-    """The most accurate run, then the others in the tables' order."""
+    """Return the most accurate run, then the others in the tables' order."""
     quantized = [row for row in study.rows if not row.is_baseline]
     best = [pick.row for pick in study.picks if pick.title.startswith(("most accurate", "lowest"))][:1]
     return [*best, *(row for row in quantized if row not in best)]

@@ -27,7 +27,7 @@ CHARACTER = 6.6  # pixels, at most, of a letter in the legend
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the legend: a look, or the `dash` of a rule."""
+    """Describe a line of the legend: a look, or the `dash` of a rule."""
 
     name: str
     look: Look | None = None
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is drawn and said of one figure.
+    """Describe one figure: what is drawn and said.
 
     `build(ink)` makes the chart, with what is no data drawn in that colour: layers (or a mark), their `datasets` and
     `params`. `columns` and `cells` are the same data for who cannot see them or wants the numbers.
@@ -60,7 +60,7 @@ class Figure:
     files: list[Path] = field(default_factory=list)
 
     def page_spec(self) -> Spec:
-        """The chart for the page: without title and legend, and as wide as its place."""
+        """Return the chart for the page: without title and legend, and as wide as its place."""
         return {
             "$schema": SCHEMA,
             **self.build(INK),
@@ -71,7 +71,7 @@ class Figure:
         }
 
     def file_spec(self) -> Spec:
-        """The chart for a file: with title and legend."""
+        """Return the chart for a file: with title and legend."""
         chart = {"width": WIDTH, "height": max(self.height, LEGEND_ROW * len(self.entries)), **self.build(FILE_INK)}
         top = {
             "$schema": SCHEMA,
@@ -102,22 +102,22 @@ def write_chart(spec: Spec, folder: Path, stem: str) -> list[Path]:
 
 
 def channel(field_name: str, kind: str = "nominal", **more: Any) -> Spec:
-    """An encoding of a field; `kind` is nominal or quantitative."""
+    """Return an encoding of a field; `kind` is nominal or quantitative."""
     return {"field": field_name, "type": kind, **more}
 
 
 def tooltip(titles: dict[str, str]) -> list[Spec]:
-    """An encoding that shows these fields under these titles."""
+    """Return an encoding that shows these fields under these titles."""
     return [channel(name, title=title) for name, title in titles.items()]
 
 
 def by_series(names: Sequence[str], values: Sequence[Any]) -> Spec:
-    """An encoding of the field series: a value for each name."""
+    """Return an encoding of the field series: a value for each name."""
     return channel("series", scale={"domain": list(names), "range": list(values)}, legend=None)
 
 
 def points(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look], tips: dict[str, str]) -> Spec:
-    """The layer of markers. What is a number of the look is a field: scales from names to numbers would interpolate."""
+    """Return the layer of markers. A look's numbers are fields: scales from names to numbers would interpolate."""
     colours = by_series(names, [one.colour for one in looks])
     return {
         "mark": {"type": "point", "opacity": 1, "strokeWidth": 1.6},
@@ -135,7 +135,7 @@ def points(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look], tips: 
 
 
 def error_bars(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look]) -> Spec:
-    """The layer of error bars, from the field low to high, of what has them; `y` is the encoding of the values."""
+    """Return the layer of error bars, from the field low to the field high; `y` is the encoding of the values."""
     return {
         "transform": [{"filter": "isValid(datum.low)"}],
         "mark": {"type": "rule", "opacity": 0.8, "strokeWidth": 1.5},
@@ -149,7 +149,7 @@ def error_bars(x: Spec, y: Spec, names: Sequence[str], looks: Sequence[Look]) ->
 
 
 def numbers_of(one: Look) -> dict[str, float]:
-    """The numbers of a look, as fields of a datum."""
+    """Return the numbers of a look, as fields of a datum."""
     return {"size": one.size**2, "width": one.width, "filled": float(one.filled)}
 
 
@@ -158,7 +158,7 @@ SHOWN = [{"filter": "indexof(hidden, datum.series) < 0"}]
 
 
 def _legend(entries: Sequence[Entry]) -> Spec:
-    """The legend of a file, drawn: Vega's own shows a line's dash and its marker in separate legends."""
+    """Draw the legend of a file: Vega's own shows a line's dash and its marker in separate legends."""
     y: Spec = {"axis": None, "scale": {"domain": [-0.5, len(entries) - 0.5], "reverse": True, "nice": False}}
     x: Spec = {"axis": None, "scale": {"domain": [0, 1], "range": [0, 34], "nice": False}}
     marks: list[Spec] = []

@@ -32,7 +32,7 @@ def draw_figures(studies: Sequence[Study], output: Path) -> Drawn:
 
 
 def group_figures(study: Study) -> list[Figure]:
-    """A group's figures but for the heat map, not drawn yet: by quantity, and of each by knob."""
+    """Return a group's figures but for the heat map, not drawn yet: by quantity, and of each by knob."""
     knobs = study.swept
     has_blocks = any("block_size" in row.knobs for row in study.rows)
     files = ["block_size", *(name for name in knobs if name != "block_size")] if has_blocks else knobs
@@ -48,7 +48,7 @@ def group_figures(study: Study) -> list[Figure]:
 
 
 def written_files(drawn: Drawn) -> dict[str, list[Path]]:
-    """The files by the group's slug."""
+    """Return the files by the group's slug."""
     return {
         slug: [path for figure in [*figures, *([heat.figure] if heat else [])] for path in figure.files]
         for slug, (figures, heat) in drawn.items()

@@ -49,7 +49,7 @@ SLANT_FROM = 26  # characters of all labels along x, from which they are slanted
 
 @dataclass(frozen=True)
 class Point:
-    """What is drawn at one place of a line: a run, or the median of several."""
+    """Hold what is drawn at one place of a line: a run, or the median of several."""
 
     place: float
     value: float
@@ -61,14 +61,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A combination of knobs, or a value of one knob over many combinations."""
+    """Hold a line: a combination of knobs, or a value of one knob over many combinations."""
 
     name: str
     points: list[Point]
 
 
 def line_figure(study: Study, quantity: Quantity, knob: str, in_page: bool = True) -> Figure:
-    """The figure of `quantity` against `knob`, of the group's rows that have the knob and quantize anything."""
+    """Return the figure of `quantity` against `knob`, of the group's quantized rows that have the knob."""
     group = study.group
     rows = [row for row in group.rows if knob in row.knobs and not row.is_baseline]
     places = places_of(knob, rows)
@@ -106,7 +106,7 @@ def line_figure(study: Study, quantity: Quantity, knob: str, in_page: bool = Tru
 
 
 def places_of(knob: str, rows: Sequence[Row]) -> dict[Any, float]:
-    """Where each value stands on the x axis: block lengths at their log2 and others right of them, else one by one."""
+    """Return each value's place on the x axis: block lengths at their log2, others right of them, else one by one."""
     values = list({label(row.knobs[knob]): row.knobs[knob] for row in rows}.values())
     lengths = sorted(value for value in values if knob == "block_size" and _is_length(value))
     places = {label(value): math.log2(value) for value in lengths}
@@ -116,7 +116,7 @@ def places_of(knob: str, rows: Sequence[Row]) -> dict[Any, float]:
 
 
 def _is_length(block_size: Any) -> bool:
-    """Not the whole axis (0), nor a tile ("16x16")."""
+    """Return whether a block is a length: neither the whole axis (0) nor a tile ("16x16")."""
     return isinstance(block_size, int) and block_size > 0
 
 
@@ -125,7 +125,7 @@ def _place_name(knob: str, text: str) -> str:
 
 
 def _members(rows: Sequence[Row], others: Sequence[str], knob: str) -> dict[str, list[Row]]:
-    """The rows of each line, by its name: the combination of the other knobs."""
+    """Return the rows of each line, by the line's name: the combination of the other knobs."""
     members: dict[str, list[Row]] = {}
     for row in rows:
         text = ", ".join(f"{name}={label(row.knobs[name])}" for name in others if name in row.knobs)
@@ -164,7 +164,7 @@ def _shift(index: int, count: int, places: Mapping[Any, float]) -> float:
 
 
 def _segment(knob: str, value: Any, index: int) -> int:
-    """No line leads from a block length to a tile: they are no neighbours."""
+    """Return which segment of a line a value is in: no line leads from a block length to a tile."""
     return 0 if knob != "block_size" or _is_length(value) else index + 1
 
 
@@ -177,7 +177,7 @@ def _medians(
         return label(row.knobs[knob]), label(row.knobs.get(name, ""))
 
     def spread(name: str) -> float:
-        """What is left of the differences where `name` is known, as the sum of absolute deviations from the median."""
+        """Sum the absolute deviations from the median that are left where `name` is known."""
         alike: dict[tuple[str, str], list[float]] = {}
         for row in measured:
             alike.setdefault(at(row, name), []).append(quantity.value(row) or 0.0)
@@ -299,7 +299,7 @@ def _data(lines: Sequence[Line], quantity: Quantity, knob: str, study: Study, lo
 
 
 def _x_axis(knob: str, places: Mapping[Any, float]) -> Spec:
-    """Ticks at the places, labelled with the values: by an expression, since the scale is of positions."""
+    """Return ticks at the places, labelled with the values: by an expression, since the scale is of positions."""
     where = list(places.values())
     names = [_place_name(knob, text) for text in places]
     slant = sum(map(len, names)) > SLANT_FROM

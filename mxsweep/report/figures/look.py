@@ -32,7 +32,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-ser
 
 @dataclass(frozen=True)
 class Look:
-    """How one line is drawn."""
+    """Describe how one line is drawn."""
 
     colour: str
     shape: str
@@ -43,7 +43,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """The look of the line with this number; 280 are different."""
+    """Return the look of the line with this number; 280 are different."""
     size, width = SIZES[index % len(SIZES)]
     return Look(
         COLOURS[index % len(COLOURS)],
@@ -56,7 +56,7 @@ def look(index: int) -> Look:
 
 
 def config(ink: str) -> dict[str, Any]:
-    """The Vega configuration of all figures: what is no data is drawn in `ink`."""
+    """Return the Vega configuration of all figures: what is no data is drawn in `ink`."""
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"domainColor": ink, "tickColor": ink, "gridColor": ink, "gridOpacity": 0.15, "domainOpacity": 0.6}
     return {

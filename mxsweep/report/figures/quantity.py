@@ -17,7 +17,7 @@ LOG_SCALE_FROM = 20.0  # a perplexity that varies by this factor is drawn on a l
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something drawn on the y axis."""
+    """Describe what is drawn on the y axis."""
 
     stem: str  # of the file name
     axis: str
@@ -29,7 +29,7 @@ class Quantity:
 
     @property
     def title(self) -> str:
-        """What captions call it."""
+        """Return the name in captions."""
         return self.stem.replace("_", " ")
 
 
@@ -39,7 +39,7 @@ THROUGHPUT = Quantity(
 
 
 def metric_quantity(name: str, rows: Sequence[Row]) -> Quantity:
-    """A metric with its standard error."""
+    """Describe a metric with its standard error."""
     stem = long_title(name).replace(",", "_")
     has_error = any(finite(row.metrics.get(f"{name}_stderr")) is not None for row in rows)
     return Quantity(
@@ -53,7 +53,7 @@ def metric_quantity(name: str, rows: Sequence[Row]) -> Quantity:
 
 
 def y_axis(quantity: Quantity, log: bool) -> Spec:
-    """Scale, axis and title of a quantity."""
+    """Return scale, axis and title of a quantity."""
     if log:
         return {
             "title": quantity.axis,
@@ -64,13 +64,13 @@ def y_axis(quantity: Quantity, log: bool) -> Spec:
 
 
 def is_log(quantity: Quantity, values: Sequence[float]) -> bool:
-    """Whether values vary so much that a perplexity's axis is of logarithms."""
+    """Return whether values vary so much that a perplexity's axis is of logarithms."""
     named = quantity.stem.endswith("perplexity")
     return named and bool(values) and max(values) > LOG_SCALE_FROM * min(values) > 0
 
 
 def baseline_data(study: Study, quantity: Quantity) -> list[dict[str, Any]]:
-    """The group's baselines as data, those of the same config once."""
+    """Return the group's baselines as data, those of the same config once."""
     rows = [row for row in study.rows if row.is_baseline and finite(quantity.value(row)) is not None]
     names = varying(study.results.shown, rows)
     drawn: dict[str, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ def baseline_data(study: Study, quantity: Quantity) -> list[dict[str, Any]]:
 
 
 def baseline_layers(ink: str, baselines: Sequence[dict[str, Any]], y: Spec, quantity: Quantity) -> list[Spec]:
-    """A rule for each baseline, and a band of one standard error about it; the data are the set named baselines."""
+    """Return a rule for each baseline, and a band of one standard error about it; their data are named baselines."""
     if not baselines:
         return []
     band = {"type": "rect", "color": ink, "opacity": 0.1}
@@ -107,7 +107,7 @@ def baseline_layers(ink: str, baselines: Sequence[dict[str, Any]], y: Spec, quan
 
 
 def against_baseline(study: Study, row: Row, metric: str) -> str:
-    """The difference of a metric from the baseline's, its interval and whether it is significant; empty without one."""
+    """Say a metric's difference from the baseline's, its interval, and whether it is significant; empty without one."""
     comparison = study.comparisons.get(row.run.path)
     text = difference(row, study.baselines[row.run.path], metric)
     more = [interval(comparison, metric), significance(comparison, metric)]
@@ -115,10 +115,10 @@ def against_baseline(study: Study, row: Row, metric: str) -> str:
 
 
 def varying(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The knobs that differ among these rows; one that varies elsewhere would only lengthen every label."""
+    """Return the knobs that differ among these rows; one that varies elsewhere would only lengthen every label."""
     return [name for name in names if len({label(row.knobs.get(name, "")) for row in rows}) > 1]
 
 
 def finite(value: float | None) -> float | None:
-    """A value that can be drawn."""
+    """Return a value that can be drawn; None otherwise."""
     return value if value is not None and math.isfinite(value) else None

@@ -37,7 +37,7 @@ FRONT_DASH = (1.0, 0.0)
 
 
 def trade_off_figure(study: Study) -> Figure | None:
-    """The figure; None where no quantized run says how many bits its weights take, or has a known metric."""
+    """Return the figure; None where no quantized run says how many bits its weights take, or has a known metric."""
     metric = study.loss_metric
     rows = [
         row
@@ -94,7 +94,7 @@ def trade_off_figure(study: Study) -> Figure | None:
 
 
 def _series(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Each row's curve: what tells it apart but for ALONG, or of too many such combinations, its remedies or format.
+    """Name each row's curve: by the knobs but for ALONG or, with too many combinations, by its remedies or format.
 
     Where remedies were swept, they are what the figure is about, and few combinations are many.
     """

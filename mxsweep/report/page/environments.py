@@ -13,22 +13,22 @@ from mxsweep.results.rows import label
 
 @dataclass(frozen=True)
 class Environment:
-    """One environment, and the sweeps made in it."""
+    """Hold one environment, and the sweeps made in it."""
 
     sweeps: list[tuple[str, int]]  # folder and runs
     values: dict[str, str]
 
 
 def environments(results: Results) -> list[Environment]:
-    """Every different environment, the most used first."""
+    """Return every different environment, the most used first."""
     alike: dict[tuple[tuple[str, str], ...], dict[str, int]] = {}
     done = {run.path.parent for run in results.runs if run.status == "done"}
     for run in results.runs:
-        found = (run.record or {}).get("environment")
-        # A failed run's lacks what is known of the device: it is told where the sweep has no better one.
-        if not isinstance(found, dict) or (run.status != "done" and run.path.parent in done):
+        environment = (run.record or {}).get("environment")
+        # A failed run's lacks what is known of the device: it is shown where the sweep has no better one.
+        if not isinstance(environment, dict) or (run.status != "done" and run.path.parent in done):
             continue
-        values = {name: value for name, value in _flat(found).items() if name not in ("seed", "dtype")}
+        values = {name: value for name, value in _flat(environment).items() if name not in ("seed", "dtype")}
         sweeps = alike.setdefault(tuple(values.items()), {})
         sweeps[str(run.path.parent)] = sweeps.get(str(run.path.parent), 0) + 1
     ordered = sorted(alike.items(), key=lambda item: -sum(item[1].values()))
@@ -46,7 +46,7 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
 
 
 def failures(runs: Sequence[RunFolder]) -> Table:
-    """Runs that are not done, and why."""
+    """Return the runs that are not done, and why, as a table."""
     rows = [
         [Cell(run.path.name), Cell(" ".join(run.overrides) or ABSENT), Cell(run.reason or ABSENT), Cell(str(run.path))]
         for run in runs

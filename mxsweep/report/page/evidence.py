@@ -23,7 +23,7 @@ from mxsweep.study.knob_effects import KnobEffect
 
 
 def effect_table(study: Study, effect: KnobEffect) -> Table:
-    """Every pair of runs that differ in the knob only."""
+    """Return every pair of runs that differ in the knob only."""
     metrics = [
         name for name in study.group.metric_names() if any(p_of(c, name) is not None for c in effect.comparisons)
     ]
@@ -45,7 +45,7 @@ def effect_table(study: Study, effect: KnobEffect) -> Table:
 
 
 def _elsewhere(study: Study, row: Row, knob: str) -> str:
-    """The other knobs that tell this pair from other pairs."""
+    """Name the other knobs that tell this pair from other pairs."""
     names = [name for name in study.swept if name != knob and name in row.knobs]
     return " ".join(f"{name}={label(row.knobs[name])}" for name in names)
 
@@ -74,14 +74,16 @@ def _verdict(pair: Comparison) -> str:
 
 
 def error_table(study: Study) -> Table | None:
-    """A row for each run and kind of tensor; None where no run tells anything."""
-    found = [(row, kind, f) for row in study.rows if not row.is_baseline for kind, f in tensor_figures(row).items()]
-    if not found:
+    """Return a row for each run and kind of tensor; None where no run says anything."""
+    figures_by_row = [
+        (row, kind, f) for row in study.rows if not row.is_baseline for kind, f in tensor_figures(row).items()
+    ]
+    if not figures_by_row:
         return None
     columns = ["config", "tensors", "SQNR, dB", "RMSE", "saturated", "became zero", "scales clamped", "exponents"]
     columns += ["scale holds", "unlike exact", "run_id"]
     rows = []
-    for row, kind, figures in found:
+    for row, kind, figures in figures_by_row:
         elements, blocks = figures.get("elements"), figures.get("blocks")
         limit = _limit(row, figures)
         rows.append(
@@ -103,7 +105,7 @@ def error_table(study: Study) -> Table | None:
 
 
 def _limit(row: Row, figures: dict[str, Any]) -> float | None:
-    """The largest exponent, either way, that the scale holds; of a run without diagnostics, from its scale bits."""
+    """Return the largest exponent, either way, that the scale holds; without diagnostics, from the scale bits."""
     if figures.get("exponent_limit") is not None:
         return float(figures["exponent_limit"])
     bits = row.knobs.get("scale_bits")
@@ -116,13 +118,13 @@ def _span(figures: dict[str, Any]) -> str:
 
 
 def distance_table(study: Study) -> Table | None:
-    """How far each run's next-token distributions are from the unquantized model's."""
-    found = [(row, row.distance) for row in study.rows if row.kl_nats is not None]
-    if not found:
+    """Return how far each run's next-token distributions are from the unquantized model's."""
+    measured = [(row, row.distance) for row in study.rows if row.kl_nats is not None]
+    if not measured:
         return None
     columns = ["config", "KL divergence, nats", "same most likely token", "positions", "examples", "run_id"]
     rows = []
-    for row, distance in found:
+    for row, distance in measured:
         kl, same = distance.get("kl_nats"), distance.get("top1_agreement")
         rows.append(
             [
@@ -140,19 +142,19 @@ def distance_table(study: Study) -> Table | None:
 
 
 def sample_descriptions(study: Study) -> list[str]:
-    """How the diagnostics' samples were taken, each way once."""
+    """Say how the diagnostics' samples were taken, each way once."""
     texts = [row.diagnostics.get("sample") for row in study.rows]
     return list(dict.fromkeys(str(text) for text in texts if text))
 
 
 def noise_table(study: Study) -> Table | None:
-    """What repeats of one config differ by."""
-    found = [row for row in study.rows if row.noise]
-    if not found:
+    """Return what repeats of one config differ by."""
+    repeated = [row for row in study.rows if row.noise]
+    if not repeated:
         return None
     columns = ["config", "metric", "unperturbed", "repeats", "lowest", "highest", "farthest from it", "run_id"]
     rows = []
-    for row in found:
+    for row in repeated:
         for name in study.group.metric_names():
             values = row.noise.get(name)
             if not values:
@@ -177,13 +179,13 @@ def _farthest(value: float | None, repeats: Sequence[float]) -> float | None:
 
 
 def floor_table(study: Study) -> Table | None:
-    """Each run's differences from its baseline beside what noise makes by itself."""
-    found = [c for c in study.comparisons.values() if c.floor is not None]
-    if not found:
+    """Return each run's differences from its baseline beside what noise makes by itself."""
+    with_floor = [c for c in study.comparisons.values() if c.floor is not None]
+    if not with_floor:
         return None
     columns = ["config", "Δ acc", "its floor", "above it", "Δ log ppl", "its floor", "above it", "estimated from"]
     rows = []
-    for c in found:
+    for c in with_floor:
         floor = c.floor
         if floor is None:
             continue

@@ -13,7 +13,7 @@ from mxsweep.report.run_table import run_table
 from mxsweep.report.table import Cell
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
-from mxsweep.results.remedies import what_was_found
+from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study, count_values
 
@@ -22,7 +22,7 @@ LINKED = ("result.json", "samples.parquet", "diagnostics.parquet", "noise.parque
 
 @dataclass(frozen=True)
 class RunView:
-    """A run in the full table: its cells, and what it opens to."""
+    """Describe a run in the full table: its cells, and what it opens to."""
 
     number: int
     run_id: str
@@ -35,12 +35,12 @@ class RunView:
     files: list[tuple[str, str]]  # name and link
     config: str
     note: str = ""  # why it cannot be compared
-    found: list[str] = field(default_factory=list)  # by its remedies
+    remedy_outcomes: list[str] = field(default_factory=list)  # what its searches and budgets came to
 
 
 @dataclass(frozen=True)
 class RunTable:
-    """The full table of a group."""
+    """Hold the full table of a group."""
 
     columns: list[str]
     numeric: set[int]
@@ -69,7 +69,7 @@ def _in_order(runs: Iterable[RunView], name: str) -> list[str]:
 
 @dataclass
 class _Folders:
-    """Where runs lie, seen from the page; what was typed to begin their sweeps."""
+    """Know where runs lie, seen from the page, and what was typed to begin their sweeps."""
 
     page: Path
     commands: dict[Path, tuple[str, str]] = field(default_factory=dict)  # of a sweep: the start of a command, and where
@@ -89,11 +89,11 @@ class _Folders:
             [(name, f"{self.link(row.run.path)}/{name}") for name in _listed(row.run.path)],
             "\n".join(config_lines((row.run.record or {}).get("config") or {})),
             (comparison.why_not or comparison.note or "") if comparison else "",
-            what_was_found(row.run.record),
+            remedy_sentences(row.run.record),
         )
 
     def link(self, path: Path) -> str:
-        """A path relative to the page, as a link."""
+        """Return a path relative to the page, as a link."""
         return quote(Path(os.path.relpath(path.resolve(), self.page.resolve())).as_posix()) or "."
 
     def _command(self, sweep: Path) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def config_lines(config: dict[str, Any], indent: str = "") -> list[str]:
-    """A config as YAML would have it, near enough to read."""
+    """Return a config as lines of YAML, near enough to read."""
     lines = []
     for key, value in config.items():
         if isinstance(value, dict) and value:

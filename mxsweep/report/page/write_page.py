@@ -10,16 +10,9 @@ with itables does not suit: it is an ES module, to be imported from a blob, whic
 print.
 """
 
-import base64
-import contextlib
-import hashlib
-import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +20,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from mxsweep.files.atomic import write_atomically
-from mxsweep.files.cache import cache_folder
 from mxsweep.machine.versions import version_of
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
-from mxsweep.report.figures.figure import VEGA_LITE, Figure
+from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
 from mxsweep.report.page import evidence
 from mxsweep.report.page.cards import Card, cards
 from mxsweep.report.page.environments import environments, failures
 from mxsweep.report.page.run_views import RunTable, run_views
+from mxsweep.report.page.scripts import as_json, closed, policy, vega
 from mxsweep.report.table import Table
-from mxsweep.report.tables import found_by_remedies, reference_table, won_back_table
+from mxsweep.report.tables import reference_table, remedy_outcomes, won_back_table
 from mxsweep.report.texts import (
     COMPARED_NOTE,
     NO_BASELINE,
@@ -66,7 +59,7 @@ MOST_NAMED = 30  # runs that a finding rests on and that are named
 
 @dataclass(frozen=True)
 class GroupView:
-    """What the template shows of a group."""
+    """Hold what the template shows of a group."""
 
     id: str
     study: Study
@@ -79,7 +72,7 @@ class GroupView:
     table: RunTable
     effects: list[tuple[str, Table]]
     won_back: Table | None
-    found: list[tuple[str, str]]  # by searches and budgets: a run's config, and a sentence
+    remedy_outcomes: list[tuple[str, str]]  # of searches and budgets: a run's config, and a sentence
     errors: Table | None
     distances: Table | None
     samples: list[str]
@@ -89,7 +82,7 @@ class GroupView:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """The number of each run in the full table, by its id; of two with one id, the last."""
+        """Return the number of each run in the full table, by its id; of two with one id, the last."""
         return {run.run_id: run.number for run in self.table.runs}
 
 
@@ -140,62 +133,8 @@ def write_page(
         )
     )
     path = folder / REPORT_NAME
-    path.write_text(html, encoding="utf-8")
+    write_atomically(path, html, durable=False)
     return [path]
-
-
-def policy(scripts: Sequence[str]) -> str:
-    """The Content-Security-Policy: nothing but these scripts, styles of the page, and images made in it."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-@cache
-def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window.
-
-    Putting it together takes vl-convert 1.2 s, so it is kept in the cache folder, by version.
-    """
-    import vl_convert
-
-    try:
-        kept = cache_folder() / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
-        if kept.is_file():
-            return kept.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        kept = None
-    script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
-    if kept is not None:
-        with contextlib.suppress(OSError):
-            write_atomically(kept, script, durable=False)
-    return script
-
-
-def closed(script: str) -> str:
-    """A script that can stand in a page: none of its texts ends the element, and its names stay its own."""
-    script = re.sub("</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", "<\\!--")
-    return f'(function () {{\n"use strict";\n{script}\n}})();'
-
-
-def as_json(data: Any) -> str:
-    """Data as JSON for a script element: no text in it can end the element, and NaN is null."""
-    try:
-        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment() -> Environment:
@@ -216,20 +155,20 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
     for figure in figures:
         if figure.in_page:
             by_quantity.setdefault(figure.about, []).append(figure)
-    shown = [found for kind in _by_kind(study.findings) for found in kind[:MOST_FINDINGS]]
+    shown = [finding for kind in _by_kind(study.findings) for finding in kind[:MOST_FINDINGS]]
     reasons = [c.why_not or c.note for c in study.comparisons.values()]
     return GroupView(
         id=f"group-{index}",
         study=study,
         heading=heading(study.group),
         cards=cards(study),
-        findings=[found for found in study.findings if found in shown],
-        more_findings=[found for found in study.findings if found not in shown],
+        findings=[finding for finding in study.findings if finding in shown],
+        more_findings=[finding for finding in study.findings if finding not in shown],
         figures=by_quantity,
         heat=heat,
         table=run_views(study, folder),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
-        found=found_by_remedies(study),
+        remedy_outcomes=remedy_outcomes(study),
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
         errors=evidence.error_table(study),
         distances=evidence.distance_table(study),
@@ -240,8 +179,8 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
     )
 
 
-def _by_kind(found: Sequence[Finding]) -> list[list[Finding]]:
-    return [[one for one in found if one.kind == kind] for kind in dict.fromkeys(one.kind for one in found)]
+def _by_kind(findings: Sequence[Finding]) -> list[list[Finding]]:
+    return [[one for one in findings if one.kind == kind] for kind in dict.fromkeys(one.kind for one in findings)]
 
 
 def _heat(heat: HeatMap) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""What runs in the page: Vega as one script, the policy that forbids others, and data that cannot end an element."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from mxsweep.files.atomic import write_atomically
+from mxsweep.files.cache import cache_folder
+from mxsweep.machine.versions import version_of
+from mxsweep.report.figures.figure import VEGA_LITE
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """Return the Content-Security-Policy: nothing but these scripts, styles of the page, and images made in it."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def vega() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window.
+
+    Putting it together takes vl-convert 1.2 s, so it is kept in the cache folder, by version.
+    """
+    import vl_convert
+
+    try:
+        kept = cache_folder() / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
+        if kept.is_file():
+            return kept.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        kept = None
+    script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
+    if kept is not None:
+        with contextlib.suppress(OSError):
+            write_atomically(kept, script, durable=False)
+    return script
+
+
+def closed(script: str) -> str:
+    """Return a script that can stand in a page: none of its texts ends the element, and its names stay its own."""
+    script = re.sub("</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", "<\\!--")
+    return f'(function () {{\n"use strict";\n{script}\n}})();'
+
+
+def as_json(data: Any) -> str:
+    """Return data as JSON for a script element: no text in it can end the element, and NaN is null."""
+    try:
+        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
