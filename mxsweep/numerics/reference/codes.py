@@ -32,8 +32,8 @@ class _Table:
         value: float32 [2^bits], by code; NaN for a code without a finite value.
         order: int32 [V], ascending: the finite values as `_order` has them, -0 before 0 where there are two zeros.
         code: int32 [V], that of each.
-        by_upper_half: uint8 or int32 codes [2^16] by the upper half of a value's float32 bits; None where that does not tell values
-            apart.
+        by_upper_half: uint8 or int32 codes [2^16] by the upper half of a value's float32 bits; None where that does
+            not tell values apart.
         dtype: of a tensor of codes.
     """
 
