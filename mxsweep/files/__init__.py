@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, locked, identified by their content; checkpoints as files. No torch."""
+"""Handle files: written whole or not at all, locked, identified by content, kept in caches, checkpoints among them."""

@@ -46,12 +46,12 @@ _kept: dict[str, _Kept] = {}  # of this process, by resolved path
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What changes when a file does; without reading it."""
+    """Return what changes when a file does; without reading it."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def stamps(files: Iterable[Path]) -> tuple[Stamp | None, ...]:
-    """The stamp of each file, None for one that is not there."""
+    """Return the stamp of each file, None for one that is not there."""
 
     def of(file: Path) -> Stamp | None:
         try:
@@ -63,12 +63,12 @@ def stamps(files: Iterable[Path]) -> tuple[Stamp | None, ...]:
 
 
 def json_digest(what: Any) -> str:
-    """SHA-256 (hex) of plain data; the order of a mapping's keys does not count."""
+    """Return the SHA-256 (hex) of plain data; the order of a mapping's keys does not count."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def file_digests(files: Sequence[Path]) -> list[str]:
-    """SHA-256 (hex) of each file's content. Files are read in threads, and not again while they are the same.
+    """Return the SHA-256 (hex) of each file's content, read in threads, and not again while it is the same.
 
     Raises:
         OSError: a file is not there, cannot be read, or is being written.
@@ -106,7 +106,7 @@ def _read(path: str) -> _Kept:
 
 
 def _read_cache() -> dict[str, _Kept]:
-    """The digests on disk; of a file that is damaged, those that are whole. No reason to stop anything."""
+    """Return the digests on disk; of a damaged file those that are whole, which is no reason to stop."""
     try:
         entries = json.loads((cache_folder() / CACHE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -124,7 +124,7 @@ def _entry(entry: Any) -> _Kept | None:
 
 
 def _write_cache(new: Mapping[str, _Kept]) -> None:
-    """Adds to the digests on disk. Where two processes do at once, the last one's stay: the others are made again."""
+    """Add to the digests on disk. Where two processes do at once, the last one's stay: the others are made again."""
     if not new:
         return
     try:

@@ -1,4 +1,4 @@
-"""Who works on a run: a lock on a file in its folder.
+"""Tell who works on a run: a lock on a file in its folder.
 
 The operating system gives a process's locks back when it dies, however it dies, so that a claim never outlives its
 holder and nothing has to guess whether a holder is still alive. The lock is `flock`, which NFS (over the network) and
@@ -26,14 +26,14 @@ PATIENCE_S = 0.1
 
 
 class Lock:
-    """An exclusive lock on a file, held until `release` or the end of the process."""
+    """Hold an exclusive lock on a file until `release` or the end of the process."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     @classmethod
     def take(cls, path: Path) -> "Lock | None":
-        """The lock, or None if another process (or another Lock of this one) holds it. Raises OSError."""
+        """Return the lock, or None if another process (or another Lock of this one) holds it. Raises OSError."""
         descriptor = _open(path)
         try:
             if _locked(descriptor, fcntl.LOCK_EX, PATIENCE_S):
@@ -45,7 +45,7 @@ class Lock:
         return None
 
     def read(self) -> dict[str, Any]:
-        """What the last holder left; nothing if that is damaged."""
+        """Return what the last holder left; nothing if that is damaged."""
         try:
             content = json.loads(os.pread(self._descriptor, 10_000, 0))
         except ValueError:
@@ -73,7 +73,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock on `path`."""
+    """Return whether some process holds the lock on `path`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """What the process that works on the run in `folder` says of itself; None if none does."""
+    """Return what the process that works on the run in `folder` says of itself; None if none does."""
     path = folder / CLAIM_NAME
     if not is_held(path):
         return None
@@ -96,7 +96,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def this_process() -> dict[str, Any]:
-    """For people who ask who holds a claim."""
+    """Describe this process for people who ask who holds a claim."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 

@@ -14,7 +14,7 @@ from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import label
 from mxsweep.study.group_study import Study
-from mxsweep.study.published import Reference, match
+from mxsweep.study.published import Reference, match_reference
 from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, format_share
 
 
@@ -51,7 +51,7 @@ def remedy_outcomes(study: Study) -> list[tuple[str, str]]:
 
 def reference_table(results: Results, reference: Reference) -> tuple[Table, str]:
     """Return published runs beside ours with the same knobs, and a sentence on what stands alone."""
-    pairs = match(results, reference)
+    pairs = match_reference(results, reference)
     published = [pair for pair in pairs if pair.theirs is not None]
     knobs = list(dict.fromkeys(name for pair in published if pair.theirs for name in pair.theirs.knobs))
     names = [name for row in reference.rows for name in row.metrics if not name.endswith("_stderr")]

@@ -13,7 +13,7 @@ from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.comparison import Comparison
-    from mxsweep.study.paired_tests import Accuracy, LogPerplexity
+    from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference
 
 ABSENT = "–"
 SIGNIFICANT_MARK, NOISE_MARK = "∗", "∘"  # behind a difference in a paper
@@ -70,7 +70,7 @@ def change_in_percent(text: str) -> str:
     return text.partition("(")[2].rstrip(")") or text
 
 
-def paired(comparison: Comparison | None, name: str) -> Accuracy | LogPerplexity | None:
+def paired(comparison: Comparison | None, name: str) -> AccuracyDifference | LogPerplexityDifference | None:
     """Return what comparing a metric example by example gave; None where it was not compared."""
     if comparison is None:
         return None

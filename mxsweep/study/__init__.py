@@ -1,1 +1,1 @@
-"""What runs say: paired comparisons, noise, findings, remedies, published results. No torch."""
+"""Study what runs say: paired comparisons, noise, findings, remedies, published results. No torch."""

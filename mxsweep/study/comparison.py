@@ -17,8 +17,8 @@ from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
 from mxsweep.results.rows import Row
 from mxsweep.study.noise_floor import Floor, Noise
 from mxsweep.study.paired_tests import (
-    Accuracy,
-    LogPerplexity,
+    AccuracyDifference,
+    LogPerplexityDifference,
     ShareClosed,
     compare_accuracy,
     compare_log_perplexity,
@@ -49,8 +49,8 @@ class Comparison:
     row: Row
     other: Row
     n: int = 0
-    accuracy: Accuracy | None = None
-    perplexity: LogPerplexity | None = None
+    accuracy: AccuracyDifference | None = None
+    perplexity: LogPerplexityDifference | None = None
     accuracy_p: float | None = None
     perplexity_p: float | None = None
     identical: bool = False
@@ -113,7 +113,7 @@ def compare_with_baselines(group: Group) -> dict[Path, Comparison]:
 
 def compare_pairs(group: Group, pairs: Iterable[tuple[Row, Row]]) -> list[Comparison]:
     """Compare each of these runs of a group with the other one; the p values are adjusted over all of them."""
-    noise = Noise.of(group)
+    noise = Noise.from_group(group)
     return _adjusted([_compare(row, other, noise) for row, other in pairs])
 
 
@@ -248,5 +248,5 @@ def _below(p: float | None) -> bool | None:
     return None if p is None or math.isnan(p) else p < ALPHA
 
 
-def _exceeds(measured: Accuracy | LogPerplexity | None, floor: float | None) -> bool | None:
+def _exceeds(measured: AccuracyDifference | LogPerplexityDifference | None, floor: float | None) -> bool | None:
     return None if measured is None or floor is None else abs(measured.difference) > floor

@@ -10,7 +10,7 @@ from mxsweep.results.rows import Row, label
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
-from mxsweep.study.headline import Pick, headline, loss_metric, pareto_front
+from mxsweep.study.headline import Pick, choose_headline, loss_metric, pareto_front
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 
@@ -73,7 +73,7 @@ def study_group(results: Results, group: Group) -> Study:
         comparisons,
         effects,
         steps,
-        headline(group),
+        choose_headline(group),
         describe_remedy_steps(steps) + list_findings(group, comparisons, effects, results.shown),
         pareto_front(group),
         loss_metric(group),

@@ -1,4 +1,4 @@
-"""The runs of a group that its headline names, and how each was chosen.
+"""Choose the runs of a group that its headline names, and say how.
 
     baseline             nothing quantized; what the others are compared with
     most accurate        the best main metric among the quantized runs
@@ -29,7 +29,7 @@ SHORT_FRONT = (
 
 @dataclass(frozen=True)
 class Pick:
-    """A run that the headline names, the baseline that it is compared with, and how it was chosen."""
+    """Hold a run that the headline names, the baseline that it is compared with, and how it was chosen."""
 
     title: str
     row: Row
@@ -37,8 +37,8 @@ class Pick:
     chosen: str = ""
 
 
-def headline(group: Group) -> list[Pick]:
-    """The baselines, and of a group's quantized runs those that the module's table names, where there is one."""
+def choose_headline(group: Group) -> list[Pick]:
+    """Choose the baselines, and of a group's quantized runs those that the module's table names, where there is one."""
     quantized = [row for row in group.rows if not row.is_baseline]
     picks = [
         pick
@@ -60,13 +60,13 @@ def headline(group: Group) -> list[Pick]:
 
 
 def loss_metric(group: Group) -> str | None:
-    """The metric that the trade-off is drawn with: a perplexity where there is one, for it tells more runs apart."""
+    """Return the metric that the trade-off is drawn with: a perplexity if any, for it tells more runs apart."""
     known = [name for name in group.metric_names() if betterness(name)]
     return next((name for name in known if betterness(name) < 0), known[0] if known else None)
 
 
 def loss(row: Row, metric: str) -> float:
-    """What is lower the better a run is: the log of a perplexity (nats), or 1 minus an accuracy; NaN without one."""
+    """Return what is lower the better a run is: the log of a perplexity (nats), or 1 minus an accuracy; NaN if none."""
     value = row.metrics.get(metric, math.nan)
     if betterness(metric) > 0:
         return 1 - value
@@ -74,12 +74,12 @@ def loss(row: Row, metric: str) -> float:
 
 
 def loss_name(metric: str) -> str:
-    """What `loss` is called in a sentence."""
+    """Name `loss` as a sentence does."""
     return f"1 − {metric}" if betterness(metric) > 0 else f"log {short_title(metric)}"
 
 
 def pareto_front(group: Group) -> list[Row]:
-    """The quantized runs that no other beats in effective bits per weight and in loss, from few bits to many.
+    """List the quantized runs that no other beats in effective bits per weight and in loss, from few bits to many.
 
     Of runs that are equal in both, the first stands for all.
     """
@@ -98,7 +98,7 @@ def pareto_front(group: Group) -> list[Row]:
 
 
 def knee(front: Sequence[Row], metric: str) -> Row:
-    """The run of a front of three or more with the smallest sum of bits and loss, each scaled to 0…1 over the front.
+    """Find the run of a front of three or more with the smallest sum of bits and loss, each scaled to 0…1 over it.
 
     It is the one farthest below the straight line between the front's ends.
     """
@@ -152,7 +152,7 @@ def _smallest(group: Group, rows: Sequence[Row]) -> Pick | None:
 
 
 def _sound(group: Group, rows: Sequence[Row]) -> Sequence[Row]:
-    """Those with a finite loss; all, if none has one."""
+    """Return the rows with a finite loss; all, if none has one."""
     metric = loss_metric(group)
     return [row for row in rows if metric and math.isfinite(loss(row, metric))] or rows
 

@@ -30,7 +30,7 @@ class KnobEffect:
 
 
 def find_knob_effects(results: Results, group: Group) -> list[KnobEffect]:
-    """Compare, for each knob that the runs of the group differ in, the pairs of runs that differ in it only.
+    """Find, for each knob that the runs of the group differ in, the pairs of runs that differ in it only.
 
     A quantized run is never paired with a baseline here. Of runs with the same config, one repeated, the first is
     taken. A knob without such a pair is left out. The p values are adjusted over each knob's pairs, accuracies and

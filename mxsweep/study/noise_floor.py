@@ -1,4 +1,4 @@
-"""The noise floor: how far two runs differ because rounding went another way somewhere, and for no other reason.
+"""Estimate the noise floor: how far two runs differ because rounding went another way somewhere, for no other reason.
 
 It is measured by runs that repeated their evaluation under perturbations of the size of a rounding (`noise=n`).
 """
@@ -16,7 +16,7 @@ from mxsweep.study.paired_tests import t_quantile
 
 @dataclass(frozen=True)
 class Floor:
-    """The largest difference between two runs that numerical noise makes by itself in 95 of 100 cases.
+    """Hold the largest difference between two runs that numerical noise makes by itself in 95 of 100 cases.
 
     Attributes:
         accuracy: of accuracies; None where it was not measured.
@@ -33,14 +33,15 @@ class Floor:
 
 @dataclass(frozen=True)
 class _Spread:
-    """Variance of a metric under perturbation, and its degrees of freedom: one for each repeat."""
+    """Hold the variance of a metric under perturbation, and its degrees of freedom: one for each repeat."""
 
     variance: float
     degrees: int
     pooled: bool = False
 
     @staticmethod
-    def of(values: Sequence[float]) -> "_Spread | None":
+    def from_values(values: Sequence[float]) -> "_Spread | None":
+        """Estimate a spread; None from fewer than two values, or where one is not finite."""
         if len(values) < 2 or not all(map(math.isfinite, values)):
             return None
         return _Spread(float(np.var(values, ddof=1)), len(values) - 1)
@@ -55,30 +56,31 @@ _METRICS: dict[str, Callable[[Row], str | None]] = {
 
 @dataclass(frozen=True)
 class Noise:
-    """The spreads that a group's repeats show: pooled ones by metric and whether of baselines."""
+    """Hold the spreads that a group's repeats show: pooled ones by metric and whether of baselines."""
 
     pools: dict[tuple[str, bool], _Spread]
 
     @staticmethod
-    def of(group: Group) -> "Noise":
+    def from_group(group: Group) -> "Noise":
+        """Pool the spreads of a group's runs."""
         # By their values: repeats that came out the same, of knobs that change nothing, were measured once.
         spreads: dict[tuple[str, bool], dict[tuple[float, ...], _Spread]] = {}
         for row in group.rows:
             for metric in _METRICS:
                 values = _values(row, metric)
-                if (own := _Spread.of(values)) is not None:
-                    spreads.setdefault((metric, row.is_baseline), {})[tuple(values)] = own
+                if (spread := _Spread.from_values(values)) is not None:
+                    spreads.setdefault((metric, row.is_baseline), {})[tuple(values)] = spread
         return Noise({key: _pooled(list(each.values())) for key, each in spreads.items()})
 
     def spread(self, row: Row, metric: str) -> _Spread | None:
-        """The row's own, or the pool's; None where neither was measured."""
-        own, pool = _Spread.of(_values(row, metric)), self.pools.get((metric, row.is_baseline))
+        """Return a metric's spread, the row's own or the pool's; None where neither was measured."""
+        own, pool = _Spread.from_values(_values(row, metric)), self.pools.get((metric, row.is_baseline))
         # Repeats that happen to agree do not say that there is no noise.
-        found = pool if own is None or (own.variance == 0 and pool is not None) else own
-        return _EXACT if found is None and row.is_baseline else found
+        spread = pool if own is None or (own.variance == 0 and pool is not None) else own
+        return _EXACT if spread is None and row.is_baseline else spread
 
     def floor(self, row: Row, other: Row) -> Floor | None:
-        """The noise floor of the difference between two runs of the group; None if no repeat of either kind was made.
+        """Estimate the noise floor of the difference of two runs of the group; None if no repeat of either was made.
 
         The standard deviation of a metric comes from a run's own perturbed repeats and its unperturbed result (k + 1
         values), or where it has none, or they happen to agree, from those of the group's runs, pooled; quantized runs
@@ -106,7 +108,7 @@ class Noise:
 
 
 def _values(row: Row, metric: str) -> list[float]:
-    """The unperturbed metric and its repeats, of a perplexity the logarithms; empty where there is no repeat."""
+    """Return the unperturbed metric and its repeats, of a perplexity the logarithms; empty where there is no repeat."""
     name = _METRICS[metric](row)
     repeats = row.noise.get(name or "", [])
     if not repeats or name not in row.metrics:
@@ -130,7 +132,7 @@ def _floor(a: _Spread | None, b: _Spread | None) -> float | None:
 
 
 def _degrees(a: _Spread, b: _Spread) -> float:
-    """Of the sum of two variances: Welch's where they are independent, else the smaller number of those above 0."""
+    """Return a sum's degrees of freedom: Welch's of independent variances, else the smaller number of those above 0."""
     if a.pooled or b.pooled:
         return min(spread.degrees for spread in (a, b) if spread.variance)
     squares = sum(spread.variance**2 / spread.degrees for spread in (a, b) if spread.degrees)

@@ -1,4 +1,4 @@
-"""Paired comparisons of two runs that answered the same examples: intervals and p values that need no simulation.
+"""Test differences of two runs that answered the same examples: intervals and p values that need no simulation.
 
 Arrays are of shape (n,), an element an example, in the same order in both runs; a difference is b minus a. Intervals
 are 95 % and two-sided. Log-likelihoods and differences of log-perplexities are in nats. What cannot be computed (an
@@ -18,8 +18,8 @@ _Z = 1.959963984540054  # the normal distribution's quantile of _UPPER
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Two runs' answers to the same examples.
+class AccuracyDifference:
+    """Hold how two runs' answers to the same examples differ.
 
     Attributes:
         n: examples.
@@ -39,8 +39,8 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class LogPerplexity:
-    """Two runs' log-likelihoods of the same examples.
+class LogPerplexityDifference:
+    """Hold how two runs' log-likelihoods of the same examples differ.
 
     Attributes:
         n: examples.
@@ -57,7 +57,7 @@ class LogPerplexity:
     p: float
 
 
-def compare_accuracy(a: np.ndarray, b: np.ndarray) -> Accuracy:
+def compare_accuracy(a: np.ndarray, b: np.ndarray) -> AccuracyDifference:
     """Compare which examples two runs got right; ``a`` and ``b`` are bool.
 
     The test is McNemar's in its exact form: of the examples that one run alone got right, each is as likely either's
@@ -72,20 +72,20 @@ def compare_accuracy(a: np.ndarray, b: np.ndarray) -> Accuracy:
     n = _count(a, b)
     only_a, only_b = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
     if n == 0:
-        return Accuracy(0, 0, 0, math.nan, math.nan, math.nan, math.nan)
+        return AccuracyDifference(0, 0, 0, math.nan, math.nan, math.nan, math.nan)
     adjusted_a, adjusted_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     center = adjusted_b - adjusted_a
     half = _Z * math.sqrt((adjusted_a + adjusted_b - center**2) / (n + 2))
     low, high = max(-1.0, center - half), min(1.0, center + half)
-    return Accuracy(n, only_a, only_b, (only_b - only_a) / n, low, high, mcnemar_p(only_a, only_b))
+    return AccuracyDifference(n, only_a, only_b, (only_b - only_a) / n, low, high, mcnemar_p(only_a, only_b))
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """The two-sided p value of McNemar's exact test: twice the smaller binomial tail, at most 1."""
+    """Return the two-sided p value of McNemar's exact test: twice the smaller binomial tail, at most 1."""
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
-def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> LogPerplexity:
+def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> LogPerplexityDifference:
     """Compare two runs' log-likelihoods of the examples, in nats.
 
     A log-perplexity is -sum(log-likelihood) / sum(weight), with the words (or bytes) of an example as its weight, or
@@ -103,7 +103,7 @@ def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | N
     n = _count(a, b)
     w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if n == 0:
-        return LogPerplexity(0, math.nan, math.nan, math.nan, math.nan)
+        return LogPerplexityDifference(0, math.nan, math.nan, math.nan, math.nan)
     _count(a, w)
     total = float(w.sum())
     if not (math.isfinite(total) and total > 0 and (w >= 0).all()):
@@ -112,19 +112,19 @@ def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | N
         worse = a - b  # what b's log-perplexity has more, an example
     difference = float(worse.sum()) / total
     if n == 1 or not math.isfinite(difference):
-        return LogPerplexity(n, difference, math.nan, math.nan, math.nan)
+        return LogPerplexityDifference(n, difference, math.nan, math.nan, math.nan)
     residuals = worse - difference * w
     stderr = math.sqrt(n / (n - 1) * float(np.dot(residuals, residuals))) / total
     if stderr == 0:
-        return LogPerplexity(n, difference, difference, difference, 1.0 if difference == 0 else 0.0)
+        return LogPerplexityDifference(n, difference, difference, difference, 1.0 if difference == 0 else 0.0)
     half = t_quantile(n - 1) * stderr
     p = 2 * float(stdtr(n - 1, -abs(difference) / stderr))
-    return LogPerplexity(n, difference, difference - half, difference + half, p)
+    return LogPerplexityDifference(n, difference, difference - half, difference + half, p)
 
 
 @dataclass(frozen=True)
 class ShareClosed:
-    """Which share of the gap that quantization opens a remedy closes, in log-perplexity.
+    """Hold the share that a remedy closes of the gap that quantization opens, in log-perplexity.
 
     Attributes:
         n: examples.
@@ -141,7 +141,7 @@ class ShareClosed:
 def estimate_share_closed(
     base: np.ndarray, plain: np.ndarray, remedy: np.ndarray, weights: np.ndarray | None = None
 ) -> ShareClosed | None:
-    """1 - (L_remedy - L_base) / (L_plain - L_base), L the log-perplexities of three runs over the same examples.
+    """Estimate 1 - (L_remedy - L_base) / (L_plain - L_base), L the log-perplexities of three runs, examples the same.
 
     Arguments are log-likelihoods, (n,), in nats, and the examples' weights as `compare_log_perplexity` takes them,
     which cancel in the share. It is one minus a ratio of two sums over the examples, and its interval that of the
@@ -164,12 +164,12 @@ def estimate_share_closed(
 
 
 def t_quantile(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t: half a 95 % interval, in standard errors."""
+    """Return the 97.5 % quantile of Student's t: half a 95 % interval, in standard errors."""
     return float(stdtrit(degrees, _UPPER))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p values, in the order given (Holm 1979, Scand. J. Stat. 6:65).
+    """Return adjusted p values, in the order given (Holm 1979, Scand. J. Stat. 6:65).
 
     Rejecting those below 0.05 keeps the probability of any false one below 5 %, however the tests depend on each other.
     A NaN stays NaN and is not counted in the family.

@@ -1,4 +1,4 @@
-"""Published results put beside one's own: which rows go together, how far apart they are, and what was different.
+"""Put published results beside one's own: which rows go together, how far apart they are, and what was different.
 
 References are YAML files: the package's in conf/reference (where a comment says how to write one), or the user's own.
 """
@@ -25,12 +25,12 @@ _ROW_FIELDS = ("knobs", "conditions", "metrics", "n", "eval_time_s")
 
 
 class BadReferenceError(ValueError):
-    """There is no such reference, or it is none; the message is one sentence."""
+    """Say in one sentence that there is no such reference, or that it is none."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published run.
+    """Hold one published run.
 
     Attributes:
         knobs: as in Row.knobs; a row of ours goes with it if it agrees in all of them.
@@ -48,13 +48,13 @@ class Published:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether nothing is quantized."""
+        """Return whether nothing is quantized."""
         return self.knobs.get("format") == "none" and label(self.knobs.get("kv_quant")) == "none"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Published results: where, under which conditions, and the runs in the order of their source."""
+    """Hold published results: where, under which conditions, and the runs in the order of their source."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition of a published run and of ours; ``match`` is None where one of the two is not known."""
+    """Hold a condition of a published run and of ours; ``match`` is None where one of the two is not known."""
 
     theirs: Any
     ours: Any
@@ -73,7 +73,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A published run beside one of ours.
+    """Hold a published run beside one of ours.
 
     Attributes:
         theirs: None for a run of ours that the reference has no row for.
@@ -89,13 +89,13 @@ class ReferenceRow:
 
     @property
     def same_examples(self) -> bool:
-        """Whether no condition that decides the examples is known to differ; else the metrics are not comparable."""
+        """Return whether no condition that decides the examples is known to differ; else metrics are not comparable."""
         names = ("task", "limit", "n")
         return not any(name in self.conditions and self.conditions[name].match is False for name in names)
 
     @property
     def note(self) -> str | None:
-        """What a reader of the row must know: that there is nothing beside it, or which conditions differ."""
+        """Say what a reader of the row must know: that there is nothing beside it, or which conditions differ."""
         if self.ours is None:
             return "No finished run here has these knobs."
         if self.theirs is None:
@@ -109,7 +109,7 @@ class ReferenceRow:
 
 
 def load_reference(name_or_path: str | Path) -> Reference:
-    """A reference by its name in conf/reference, or from a YAML file.
+    """Read a reference by its name in conf/reference, or from a YAML file.
 
     Raises BadReferenceError where there is none of that name, or the file is no reference.
     """
@@ -131,22 +131,22 @@ def load_reference(name_or_path: str | Path) -> Reference:
         raise BadReferenceError(f"{path}: {error}") from None
 
 
-def match(results: Results, reference: Reference) -> list[ReferenceRow]:
-    """Every published run with ours of the same knobs, in the reference's order; then those of ours without one.
+def match_reference(results: Results, reference: Reference) -> list[ReferenceRow]:
+    """Pair every published run with ours of the same knobs, in the reference's order; then those of ours without one.
 
     Ours are rows of finished runs, one a task. They go with a published run that agrees in each knob it names,
     baselines with baselines, whatever the conditions. Of several, those whose conditions match best are taken (task
     first, then model, limit and n), all of them where they match equally, and the others are left out.
     """
     ours = [row for row in results.rows if row.run.status == "done"]
-    found: list[ReferenceRow] = []
+    paired: list[ReferenceRow] = []
     matched: set[int] = set()
     for theirs in reference.rows:
         pairs = [_pair(theirs, row) for row in ours if _goes_with(theirs, row)]
         matched |= {id(pair.ours) for pair in pairs}
         best = max(map(_closeness, pairs), default=())
-        found += [pair for pair in pairs if _closeness(pair) == best] or [ReferenceRow(theirs, None)]
-    return found + [ReferenceRow(None, row) for row in ours if id(row) not in matched]
+        paired += [pair for pair in pairs if _closeness(pair) == best] or [ReferenceRow(theirs, None)]
+    return paired + [ReferenceRow(None, row) for row in ours if id(row) not in matched]
 
 
 def _goes_with(theirs: Published, row: Row) -> bool:
@@ -208,19 +208,19 @@ def _conditions(theirs: Published, row: Row) -> dict[str, Condition]:
 
 
 def _model_of(row: Row, theirs: Any) -> Any:
-    """The model's path, or its label where that is what the reference calls it by."""
+    """Return the model's path, or its label where that is what the reference calls it by."""
     return theirs if theirs == row.knobs.get("model") else row.knobs.get("model.path", row.knobs.get("model"))
 
 
 def _same_model(theirs: str, ours: str) -> bool:
-    """By the hub's name; a local folder by its own name, or as the hub's cache names it."""
+    """Compare a hub name with ours; a local folder by its own name, or as the hub's cache names it."""
     parts = ours.rstrip("/").split("/")
     last = theirs.rsplit("/", 1)[-1].lower()
     return parts[-1].lower() == last or "models--" + theirs.replace("/", "--") in parts
 
 
 def _same_start(theirs: str, ours: str) -> bool:
-    """Whether ours is theirs, perhaps said more exactly: `lm-eval` and `lm-eval 0.4.13`."""
+    """Return whether ours is theirs, perhaps said more exactly: `lm-eval` and `lm-eval 0.4.13`."""
     a, b = theirs.lower().split(), ours.lower().split()
     return b[: len(a)] == a
 

@@ -1,4 +1,4 @@
-"""What remedies win back: the runs of one base configuration, from none to many remedies, each beside the step before.
+"""Arrange the runs of one base configuration in steps, from none to many remedies, to see what each wins back.
 
 A base configuration is all that is swept but remedies: formats, blocks, scales. The step before a run is, of the runs
 with remedies that it has too, or with weaker forms of them, the best. The gap of which a run closes a share is that in
@@ -23,7 +23,7 @@ from mxsweep.study.paired_tests import ShareClosed
 
 @dataclass(frozen=True)
 class RemedyStep:
-    """A run with remedies.
+    """Hold a run with remedies.
 
     Attributes:
         text: its remedies.
@@ -42,7 +42,7 @@ class RemedyStep:
 
 @dataclass(frozen=True)
 class RemedySteps:
-    """A base configuration, named by what tells it from others of the group ("" for the only one).
+    """Hold a base configuration, named by what tells it from others of the group ("" for the only one).
 
     Attributes:
         steps: the run without remedies, and those with more and more of them.
@@ -54,7 +54,7 @@ class RemedySteps:
 
 
 def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
-    """Every base configuration of the group that was run without remedies and with some."""
+    """Arrange every base configuration of the group that was run without remedies and with some."""
     names = [name for name in results.shown if not is_remedy(name)]
     families: dict[tuple[str | None, ...], list[Row]] = {}
     for row in group.rows:
@@ -84,7 +84,7 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
 
 
 def describe_remedy_steps(found: Iterable[RemedySteps]) -> list[Finding]:
-    """Of each base configuration the shares closed by steps that are significantly better than the one before."""
+    """Say of each base configuration which shares steps close that are significantly better than the one before."""
     told = []
     for one in found:
         better = [step for step in one.steps[1:] if _is_better(step)]
@@ -104,12 +104,12 @@ def describe_remedy_steps(found: Iterable[RemedySteps]) -> list[Finding]:
 
 
 def format_share(closed: ShareClosed | None) -> str:
-    """A share and its 95 % interval; nothing of one that is not known."""
+    """Return a share and its 95 % interval as text; nothing of one that is not known."""
     return "" if closed is None else f"{closed.share:.1%} [{closed.low:.1%}, {closed.high:.1%}]".replace("-", "−")
 
 
 def _is_better(step: RemedyStep) -> bool:
-    """Whether a run closes some of the gap, and is better than the one before, by more than chance and noise."""
+    """Return whether a run closes some of the gap, and is better than the one before, by more than chance and noise."""
     before = step.before
     if before is None or before.perplexity is None or step.closed is None or not step.closed.low > 0:
         return False
@@ -120,7 +120,7 @@ def _is_better(step: RemedyStep) -> bool:
 def _chain(
     rows: Sequence[Row], shown: Sequence[str], losses: Mapping[Path, float]
 ) -> list[tuple[str, Row, Row | None]]:
-    """Remedies in words, run, and step before, from few remedies to many; empty without a run without remedies.
+    """List remedies in words, run, and step before, from few remedies to many; nothing without a run without any.
 
     Of runs with the same remedies the first is taken.
     """
@@ -147,12 +147,12 @@ def _chain(
 
 
 def _height(remedies: Mapping[str, Any]) -> tuple[int, int]:
-    """How many remedies these are, and how far up their ladders."""
+    """Count the remedies, and how far up their ladders they are."""
     return len(remedies), sum(_rung(name, value) for name, value in remedies.items())
 
 
 def _is_below(some: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
-    """Whether these remedies are among those, or weaker forms of them, and not the same."""
+    """Return whether these remedies are among those, or weaker forms of them, and not the same."""
     return some != more and all(
         name in more and (value == more[name] or _rung(name, value) < _rung(name, more[name]))
         for name, value in some.items()

@@ -21,7 +21,7 @@ from mxsweep.report.wording import format_value
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.record import read_record, write_record
 from mxsweep.study.group_study import study_groups
-from mxsweep.study.headline import headline
+from mxsweep.study.headline import choose_headline
 
 FORMATS = {"none": ("none", "none"), "w4a6": ("fp4_e2m1", "fp6_e2m3"), "mxfp8_e4m3": ("fp8_e4m3", "fp8_e4m3")}
 PNG_START = b"\x89PNG\r\n"
@@ -201,7 +201,7 @@ def test_scale_bits_mean_nothing_to_other_scales_than_e8m0(tmp_path: Path) -> No
 def test_headline_and_differences_from_the_baseline(tmp_path: Path) -> None:
     put_grid(tmp_path)
     results = read_results([tmp_path])
-    picks = headline(results.groups[0])
+    picks = choose_headline(results.groups[0])
     assert [(pick.title, pick.row.run.run_id) for pick in picks] == [
         ("baseline", "id_base"),
         ("most accurate (1 more equal it)", "id_8-6"),
@@ -271,7 +271,7 @@ def test_nan_is_shown_and_never_the_best(tmp_path: Path) -> None:
     result = collect(tmp_path)
     assert "nan ± nan" in result.text and " inf " in result.text and "50.25" in result.text
     (group,) = read_results(tmp_path).groups
-    assert headline(group)[0].row.run.run_id == "id_ok"
+    assert choose_headline(group)[0].row.run.run_id == "id_ok"
     rows = {row["run_id"]: row for row in csv.DictReader((tmp_path / "results.csv").open())}
     assert (rows["id_nan"]["ppl"], rows["id_inf"]["ppl"], rows["id_ok"]["acc"]) == ("nan", "inf", "")
     table = pyarrow.parquet.read_table(tmp_path / "results.parquet")
@@ -327,7 +327,7 @@ def test_an_unknown_metric_is_tabled_but_not_judged(tmp_path: Path) -> None:
     put(tmp_path / "a", {"bleu": 12.5, "bleu_stderr": 0.5})
     result = collect(tmp_path)
     assert "bleu" in result.text and "12.50 ± 0.50" in result.text
-    assert [pick.title for pick in headline(read_results(tmp_path).groups[0])] == ["fastest to simulate"]
+    assert [pick.title for pick in choose_headline(read_results(tmp_path).groups[0])] == ["fastest to simulate"]
     assert load_table(tmp_path)["bleu"].tolist() == [12.5]
 
 

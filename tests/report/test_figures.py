@@ -19,7 +19,7 @@ from mxsweep.report.figures.panels import Panel, both_ways
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.headline import headline, knee, pareto_front
+from mxsweep.study.headline import choose_headline, knee, pareto_front
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 
@@ -176,7 +176,7 @@ def test_pareto_front_and_its_knee(tmp_path: Path) -> None:
     front = pareto_front(group)
     assert [row.run.path.name for row in front] == ["a", "b", "d"]
     assert knee(front, "perplexity").run.path.name == "b"
-    picks = {pick.title: pick for pick in headline(group)}
+    picks = {pick.title: pick for pick in choose_headline(group)}
     assert picks["best trade-off"].row.run.path.name == "b"
     assert "knee" in picks["best trade-off"].chosen
     assert picks["smallest"].row.run.path.name == "a"
@@ -190,7 +190,7 @@ def test_a_short_front_has_no_knee(tmp_path: Path) -> None:
     put_sized(tmp_path / "a", 4.0, 9.0, seed=1)
     put_sized(tmp_path / "b", 8.0, 2.0, seed=2)
     (group,) = read_results(tmp_path).groups
-    pick = next(pick for pick in headline(group) if pick.title == "best trade-off")
+    pick = next(pick for pick in choose_headline(group) if pick.title == "best trade-off")
     assert pick.row.run.path.name == "b" and "two runs" in pick.chosen
 
 
@@ -198,7 +198,7 @@ def test_a_broken_run_is_no_headline(tmp_path: Path) -> None:
     put_sized(tmp_path / "nan", 2.0, float("nan"), seed=1)
     put_sized(tmp_path / "ok", 4.0, 2.0, seed=2)
     (group,) = read_results(tmp_path).groups
-    assert {pick.row.run.path.name for pick in headline(group)} == {"ok"}
+    assert {pick.row.run.path.name for pick in choose_headline(group)} == {"ok"}
 
 
 def test_without_bits_there_is_no_trade_off(tmp_path: Path) -> None:

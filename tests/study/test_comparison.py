@@ -304,7 +304,7 @@ def test_the_floor_comes_from_the_runs_own_repeats(tmp_path: Path) -> None:
     put(tmp_path / "base", outcomes(BASE), metrics, format="none", record=repeats([0.501, 0.499], [2.0, 2.001]))
     put(tmp_path / "run", worse(0.1), metrics, record=repeats([0.51, 0.49, 0.52, 0.5], [2.1, 1.9, 2.2, 2.0]))
     _, group = only(tmp_path)
-    floor = Noise.of(group).floor(named(group, "run"), named(group, "base"))
+    floor = Noise.from_group(group).floor(named(group, "run"), named(group, "base"))
     assert floor is not None
     ours, theirs = np.var([0.5, 0.51, 0.49, 0.52, 0.5], ddof=1), np.var([0.5, 0.501, 0.499], ddof=1)
     degrees = (ours + theirs) ** 2 / (ours**2 / 4 + theirs**2 / 2)  # Welch's
@@ -327,7 +327,7 @@ def test_a_baseline_without_repeats_counts_as_exact(tmp_path: Path) -> None:
     put(tmp_path / "base", outcomes(BASE), metrics, format="none")
     put(tmp_path / "run", worse(0.1), metrics, record=repeats([0.51], [2.1]))
     _, group = only(tmp_path)
-    floor = Noise.of(group).floor(named(group, "run"), named(group, "base"))
+    floor = Noise.from_group(group).floor(named(group, "run"), named(group, "base"))
     assert floor is not None
     assert floor.accuracy == pytest.approx(stats.t.ppf(0.975, 1) * np.std([0.5, 0.51], ddof=1))
     assert floor.source == ("1 perturbed repeat of id_run; the baseline id_base has no repeats and counts as exact.")
@@ -343,16 +343,16 @@ def test_runs_without_repeats_borrow_those_of_others(tmp_path: Path) -> None:
     _, group = only(tmp_path)
     variance = (np.var([0.5, 0.51, 0.49], ddof=1) + np.var([0.5, 0.52, 0.5], ddof=1)) / 2
     t = stats.t.ppf(0.975, 4)
-    both = Noise.of(group).floor(named(group, "b128"), named(group, "b64"))
+    both = Noise.from_group(group).floor(named(group, "b128"), named(group, "b64"))
     assert both is not None and both.accuracy == pytest.approx(t * math.sqrt(2 * variance)) and both.repeats == 4
     assert both.source == "4 perturbed repeats of the quantized runs of this group, pooled."
-    one = Noise.of(group).floor(named(group, "b64"), named(group, "base"))
+    one = Noise.from_group(group).floor(named(group, "b64"), named(group, "base"))
     assert one is not None and one.accuracy == pytest.approx(t * math.sqrt(variance))
     assert one.source == (
         "4 perturbed repeats of the quantized runs of this group, pooled, for id_b64; "
         "the baseline id_base has no repeats and counts as exact."
     )
-    mixed = Noise.of(group).floor(named(group, "b64"), named(group, "b16"))
+    mixed = Noise.from_group(group).floor(named(group, "b64"), named(group, "b16"))
     assert mixed is not None
     own = np.var([0.5, 0.51, 0.49], ddof=1)
     assert mixed.accuracy == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(variance + own))
@@ -364,8 +364,10 @@ def test_without_repeats_there_is_no_floor(tmp_path: Path) -> None:
     put(tmp_path / "b16", worse(0.1), metrics, block_size=16)
     put(tmp_path / "b32", worse(0.1), metrics, block_size=32, record=repeats([math.nan], [math.inf]))
     _, group = only(tmp_path)
-    assert Noise.of(group).floor(named(group, "b16"), named(group, "base")) is None  # a baseline's say nothing of it
-    assert Noise.of(group).floor(named(group, "b32"), named(group, "base")) is None
+    assert (
+        Noise.from_group(group).floor(named(group, "b16"), named(group, "base")) is None
+    )  # a baseline's say nothing of it
+    assert Noise.from_group(group).floor(named(group, "b32"), named(group, "base")) is None
 
 
 def test_repeats_that_agree_leave_a_floor_of_one_example(tmp_path: Path) -> None:

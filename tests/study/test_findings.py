@@ -15,7 +15,7 @@ from mxsweep.study.comparison import Comparison, Floor
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
 from mxsweep.study.knob_effects import KnobEffect
-from mxsweep.study.paired_tests import Accuracy, LogPerplexity
+from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference
 
 
 def a_row(path: Path, name: str, diagnostics: dict[str, Any] | None = None, **more: Any) -> Row:
@@ -38,12 +38,12 @@ def texts(found: list[Finding], kind: str) -> list[str]:
     return [finding.text for finding in found if finding.kind == kind]
 
 
-def accuracy(difference: float) -> Accuracy:
-    return Accuracy(1000, 0, 0, difference, difference - 0.01, difference + 0.01, 0.001)
+def accuracy(difference: float) -> AccuracyDifference:
+    return AccuracyDifference(1000, 0, 0, difference, difference - 0.01, difference + 0.01, 0.001)
 
 
-def perplexity(difference: float) -> LogPerplexity:
-    return LogPerplexity(1000, difference, difference - 0.01, difference + 0.01, 0.001)
+def perplexity(difference: float) -> LogPerplexityDifference:
+    return LogPerplexityDifference(1000, difference, difference - 0.01, difference + 0.01, 0.001)
 
 
 WEIGHTS = {

@@ -7,7 +7,7 @@ import pytest
 from helpers.made_runs import REMEDIES, put
 
 from mxsweep.results.groups import read_results
-from mxsweep.study.published import BadReferenceError, ReferenceRow, load_reference, match
+from mxsweep.study.published import BadReferenceError, ReferenceRow, load_reference, match_reference
 
 HEAD = "source: a paper\nconditions: {model: org/Name-1B, task: story, n: 100}\n"
 LLAMA = {"name": "llama3_2_1b", "path": "meta-llama/Llama-3.2-1B"}
@@ -55,7 +55,7 @@ def test_mase_s_tutorial(tmp_path: Path) -> None:
         metrics = {"wikitext": {"word_perplexity": ppl}}
         put(tmp_path / name, None, metrics, model=LLAMA, task=task, format="mint4", kv_quant="mint4", **REMEDIES[name])
     put(tmp_path / "other", None, {"wikitext": {"word_perplexity": 1.0}}, model=LLAMA, task=task, **REMEDIES["rtn"])
-    found = match(read_results(tmp_path), load_reference("tutorial7"))
+    found = match_reference(read_results(tmp_path), load_reference("tutorial7"))
     published = [(each.theirs.metrics["word_perplexity"], each.ours) for each in found if each.theirs]
     names = [(theirs, ours.run.path.name if ours else None) for theirs, ours in published]
     assert names == [(12.88, "base"), (54.89, "rtn"), (31.04, "gptq"), (20.41, "search")]
@@ -68,7 +68,7 @@ def test_who_says_nothing_of_remedies_had_none(tmp_path: Path) -> None:
         put(tmp_path / name, **REMEDIES[name])
     put(tmp_path / "head", kv_quant="fp4_e2m1", kv={"scales": "head"}, **REMEDIES["rtn"])
     rows = "rows: [{knobs: {format: w4a6}, metrics: {acc: 0.5}}]"
-    found = match(read_results(tmp_path), load_reference(write(tmp_path, HEAD + rows)))
+    found = match_reference(read_results(tmp_path), load_reference(write(tmp_path, HEAD + rows)))
     assert [each.ours.run.path.name for each in found if each.theirs and each.ours] == ["rtn"]
 
 
@@ -85,7 +85,7 @@ def test_ours_beside_theirs(tmp_path: Path) -> None:
     put_llama(tmp_path / "base", 0.625, format="none")
     put_llama(tmp_path / "run", 0.53, block_size=16, scale_bits=6)
     put_llama(tmp_path / "extra", 0.53, block_size=8, scale_bits=6)
-    found = match(read_results(tmp_path), load_reference("ex_report"))
+    found = match_reference(read_results(tmp_path), load_reference("ex_report"))
     assert len(found) == 27
     (base,) = by_knobs(found, format="none")
     assert base.ours is not None and base.ours.run.path.name == "base"
@@ -107,7 +107,7 @@ def test_of_several_runs_that_with_the_same_conditions_is_taken(tmp_path: Path) 
     put_llama(tmp_path / "whole", 0.33, **knobs)
     put_llama(tmp_path / "quarter", 0.28, n=1289, limit=0.25, **knobs)
     put(tmp_path / "story", None, {"story": {"acc": 0.9}}, **knobs)
-    found = match(read_results(tmp_path), load_reference("ex_report"))
+    found = match_reference(read_results(tmp_path), load_reference("ex_report"))
     pairs = {
         each.theirs.conditions["limit"]: each.ours.run.path.name
         for each in found
@@ -120,14 +120,14 @@ def test_of_several_runs_that_with_the_same_conditions_is_taken(tmp_path: Path) 
 def test_runs_that_match_equally_well_are_all_shown(tmp_path: Path) -> None:
     put_llama(tmp_path / "a", 0.53, block_size=16, scale_bits=6)
     put_llama(tmp_path / "b", 0.54, block_size=16, scale_bits=6, seed=9999)
-    found = match(read_results(tmp_path), load_reference("ex_report"))
+    found = match_reference(read_results(tmp_path), load_reference("ex_report"))
     assert [each.ours.run.path.name for each in found if each.ours is not None] == ["a", "b"]
 
 
 def test_other_conditions_are_said(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "rows:\n  - knobs: {format: none}\n    metrics: {acc: 0.5}\n")
     put(tmp_path / "a", None, {"story": {"acc": 0.25}}, record={"n_effective": {"story": 50}}, format="none", limit=50)
-    (row,) = match(read_results(tmp_path), load_reference(path))
+    (row,) = match_reference(read_results(tmp_path), load_reference(path))
     assert row.difference == {"acc": -0.25}
     assert row.note == "Other conditions: model (org/Name-1B; ours: embedded), n (100; ours: 50)."
     assert row.conditions["task"].match is True
@@ -148,7 +148,7 @@ def test_other_conditions_are_said(tmp_path: Path) -> None:
 def test_models_are_known_by_name(tmp_path: Path, path: str, matches: bool) -> None:
     own = write(tmp_path, HEAD + "rows:\n  - knobs: {format: none}\n    metrics: {acc: 0.5}\n")
     put(tmp_path / "a", None, {"story": {"acc": 0.25}}, format="none", model={"name": "x", "path": path})
-    (row,) = match(read_results(tmp_path), load_reference(str(own)))
+    (row,) = match_reference(read_results(tmp_path), load_reference(str(own)))
     assert row.conditions["model"].match is matches
 
 
@@ -156,7 +156,7 @@ def test_knobs_not_named_may_be_anything_and_named_ones_not(tmp_path: Path) -> N
     text = HEAD + "rows:\n  - knobs: {format: mxfp4, model.dtype: bfloat16}\n    metrics: {acc: 0.5}\n"
     put(tmp_path / "a", None, format="mxfp4", model={"dtype": "bfloat16"}, block_size=16)
     put(tmp_path / "b", None, format="mxfp4", model={"dtype": "float32"})
-    found = match(read_results(tmp_path), load_reference(write(tmp_path, text)))
+    found = match_reference(read_results(tmp_path), load_reference(write(tmp_path, text)))
     ours = [each.ours.run.path.name for each in found if each.ours is not None]
     assert ours == ["a", "b"] and [each.theirs is None for each in found] == [False, True]
 
@@ -164,7 +164,9 @@ def test_knobs_not_named_may_be_anything_and_named_ones_not(tmp_path: Path) -> N
 def test_failed_runs_are_not_put_beside_anything(tmp_path: Path) -> None:
     put(tmp_path / "a", None, format="none", record={"status": "failed", "metrics": {}})
     path = write(tmp_path, HEAD + "rows:\n  - knobs: {format: none}\n    metrics: {acc: 0.5}\n")
-    assert match(read_results(tmp_path), load_reference(path)) == [ReferenceRow(load_reference(path).rows[0], None)]
+    assert match_reference(read_results(tmp_path), load_reference(path)) == [
+        ReferenceRow(load_reference(path).rows[0], None)
+    ]
 
 
 @pytest.mark.parametrize(
