@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
 from mxsweep.model import offload
-from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, quantize
+from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize
 from mxsweep.numerics.kernels.cuda import launch_count
 from mxsweep.numerics.philox import uniform_at
 from mxsweep.numerics.reference.rounding import round_exact
@@ -86,6 +86,22 @@ def test_the_kernels_are_the_definition(fmt: MXFormat) -> None:
         assert_same_bits(
             quantize(x, fmt, backend="cuda", **arguments), quantize(x, fmt, arithmetic="exact", **arguments)
         )
+
+
+@pytest.mark.parametrize("fmt", KERNEL_FORMATS[::5], ids=str)
+def test_the_kernels_are_what_codes_say_and_codes_are_those_of_the_cpu(fmt: MXFormat) -> None:
+    for seed, dtype in enumerate(KERNEL_DTYPES):
+        x = adversarial(2**16, seed, "cuda", finite=fmt.tensor_scale).view(64, -1).to(dtype)
+        if fmt.tensor_scale:
+            x = x.nan_to_num(posinf=1.0, neginf=1.0)
+        arguments = {"generator": 2**63 + seed, "example_dims": 1, "tensor_dims": (-1,)}
+        on_gpu, on_cpu = encode(x, fmt, **arguments), encode(x.cpu(), fmt, **arguments)
+        assert_same_bits(decode(on_gpu), quantize(x, fmt, backend="cuda", **arguments))
+        for name in ("codes", "scales", "tensor_scale", "midpoints", "negative_zeros"):
+            ours, expected = getattr(on_gpu, name), getattr(on_cpu, name)
+            assert (ours is None) == (expected is None)
+            if expected is not None:
+                torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in KERNEL_FORMATS if fmt.tensor_scale], ids=str)
