@@ -1,4 +1,4 @@
-"""`python -m mxsweep.inspect [KNOB=VALUE ...]`: what formats do to a model's weights, as a table and a heat map."""
+"""Measure what formats do to a model's weights, as a table and a heat map: `python -m mxsweep.inspect`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ examples
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
+    """Run the command and return its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
     return run_command(PROGRAM, lambda: _main(argv))
 
 
@@ -58,26 +58,26 @@ def _main(argv: Sequence[str] | None) -> int:
 
     transformers_logging.disable_progress_bar()
     labels = _labels(runs)
-    found = []
+    inspected = []
     for run, label in zip(runs, labels, strict=True):
         assert run.config is not None
-        found.append(inspect_weights(label, run.config))
-    print(one_text(found[0]) if len(found) == 1 else side_by_side_text(found))
+        inspected.append(inspect_weights(label, run.config))
+    print(one_text(inspected[0]) if len(inspected) == 1 else side_by_side_text(inspected))
     output = arguments.output or Path("outputs") / f"inspect_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
 
     def write(folder: Path) -> list[Path]:
         table = folder / "inspect.csv"
-        rows = [row for one in found for row in one.rows()]
+        rows = [row for one in inspected for row in one.rows()]
         write_csv(table, rows[0], [row.values() for row in rows])
         from mxsweep.report.figures.panels import draw_weights
 
-        return [table, *draw_weights(found, folder)]
+        return [table, *draw_weights(inspected, folder)]
 
     return write_output(PROGRAM, output, write)
 
 
 def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
-    """The configs that the knobs mean and that quantize a weight. Raises ConfigError."""
+    """Return the configs that the knobs mean and that quantize a weight. Raises ConfigError."""
     check_no_sweep_knobs(knobs, config_dir)
     overrides, _ = prepare(knobs, config_dir and config_dir.resolve())
     asked = [run for run in plan(overrides, True, config_dir and config_dir.resolve()).runs if not run.added]
@@ -94,19 +94,19 @@ def _planned(knobs: list[str], config_dir: Path | None) -> list[PlannedRun]:
 
 
 def _labels(runs: Sequence[PlannedRun]) -> list[str]:
-    """What tells each config from the others, as typed; of a single one its weights' format."""
+    """Return the words that tell each config from the others, as typed; of a single config its format."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    own = [[word for word in run.overrides if word not in common] for run in runs]
-    if len(runs) == 1 or not all(own):
+    differing = [[word for word in run.overrides if word not in common] for run in runs]
+    if len(runs) == 1 or not all(differing):
         return [run.config.format.name for run in runs if run.config is not None]
-    knobs = {tuple(word.partition("=")[0] for word in words) for words in own}
-    if len(knobs) == 1 and len(own[0]) == 1:  # one knob differs: its values say enough
-        return [words[0].partition("=")[2] if not _is_number(words[0]) else words[0] for words in own]
-    return [" ".join(words) for words in own]
+    knobs = {tuple(word.partition("=")[0] for word in words) for words in differing}
+    if len(knobs) == 1 and len(differing[0]) == 1:  # one knob differs: its values say enough
+        return [words[0].partition("=")[2] if not _is_number(words[0]) else words[0] for words in differing]
+    return [" ".join(words) for words in differing]
 
 
 def _is_number(word: str) -> bool:
-    """Whether a knob's value means nothing without the knob's name."""
+    """Return whether a knob's value means nothing without the knob's name."""
     return re.fullmatch(r"[\d.]+|true|false|none|null", word.partition("=")[2]) is not None
 
 

@@ -1,4 +1,4 @@
-"""`python -m mxsweep.sensitivity [KNOB=VALUE ...]`: the loss that each part of a model brings when it is quantized."""
+"""Measure the loss that each part of a model brings when it is quantized: `python -m mxsweep.sensitivity`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ examples
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
+    """Run the command and return its exit code: 0, 1 if a file could not be written, 2 if nothing could be measured."""
     return run_command(PROGRAM, lambda: _main(argv))
 
 
@@ -48,16 +48,16 @@ def _main(argv: Sequence[str] | None) -> int:
     from mxsweep.measure.sensitivity_table import text
 
     transformers_logging.disable_progress_bar()
-    found, calibration = _measured(config, arguments.by)
+    measured, calibration = _measure_losses(config, arguments.by)
     formats = (
         f"{config.format.name}{'' if config.kv_quant.name == 'none' else f', keys and values {config.kv_quant.name}'}"
     )
-    print(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(found)}")
+    print(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(measured)}")
     output = arguments.output or Path("outputs") / f"sensitivity_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
 
     def write(folder: Path) -> list[Path]:
         table = folder / "sensitivity.csv"
-        rows = found.rows()
+        rows = measured.rows()
         write_csv(table, rows[0], [row.values() for row in rows])
         from mxsweep.report.figures.panels import draw_sensitivity
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
-    """The one config that the knobs mean. Raises ConfigError."""
+    """Return the one config that the knobs mean. Raises ConfigError."""
     check_no_sweep_knobs(knobs, config_dir)
     for knob in knobs:
         if knob.partition("=")[0].lstrip("+~") == "by":
@@ -117,8 +117,8 @@ def _planned(knobs: list[str], config_dir: Path | None) -> RunConfig:
     return run.config
 
 
-def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
-    """The losses, and what they were measured on. Raises ConfigError."""
+def _measure_losses(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
+    """Return the losses, and a description of the texts that they were measured on. Raises ConfigError."""
     from mxsweep.calibrate.texts import calibration_tokens
     from mxsweep.config.calibration_data import resolve_calibration
     from mxsweep.formats.recipe import Prepared
@@ -130,7 +130,7 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
     loaded = load_configured(config.model)
     model = loaded.model
     length = config.model.max_length or model.config.get_text_config().max_position_embeddings
-    with _shown() as told, ExitStack() as stack:
+    with _progress_bars() as progress, ExitStack() as stack:
         if config.rotation.residual:
             from mxsweep.model.residual import rotated_residual
 
@@ -139,17 +139,17 @@ def _measured(config: RunConfig, by: str) -> tuple[Sensitivity, str]:
         if config.needs_calibration or config.ptq.is_solved:
             from mxsweep.calibrate.prepare import prepare as work_out
 
-            made = work_out(model, loaded.tokenizer, config, {}, length, told)
+            made = work_out(model, loaded.tokenizer, config, {}, length, progress)
             recipe, prepared = made.recipe, made.prepared
         calibration = calibration_tokens(calibrated_on, config.model, loaded.tokenizer, length)
         divergence = Divergence(model, calibration.sequences)
-        found = measure(model, recipe, divergence, by, prepared, in_phase(told, f"losses by {by}"))
-    return found, calibration.description
+        measured = measure(model, recipe, divergence, by, prepared, in_phase(progress, f"losses by {by}"))
+    return measured, calibration.description
 
 
 @contextmanager
-def _shown() -> Iterator[Progress]:
-    """What shows how much of a phase is done, at the foot of a terminal; elsewhere nothing does."""
+def _progress_bars() -> Iterator[Progress]:
+    """Show how much of a phase is done at the foot of a terminal, and nothing elsewhere; yield what to call."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -159,12 +159,12 @@ def _shown() -> Iterator[Progress]:
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def told(done: int, total: int, phase: str = "", /) -> None:
+        def progress(done: int, total: int, phase: str = "", /) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done, total=total)
 
-        yield told
+        yield progress
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What a reader sees: tables, figures and the page. No torch."""
+"""Show results to a reader: tables, figures and the page. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Collect runs: what they leave, made into a text, tables, figures and a page."""
+"""Collect runs: make a text, tables, figures and a page of what they leave."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
     such reference; failed, running, missing and unreadable runs are no error but are listed.
     """
-    from mxsweep.report.texts import summary, terminal_text
+    from mxsweep.report.result_texts import summary, terminal_text
     from mxsweep.results.groups import read_results
     from mxsweep.study.published import BadReferenceError, load_reference
 
@@ -76,7 +76,7 @@ def _write(results: Results, reference: Reference | None, folder: Path, files: l
     from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.write_page import write_page
-    from mxsweep.report.texts import markdown_text
+    from mxsweep.report.result_texts import markdown_text
     from mxsweep.study.group_study import study_groups
 
     # The data first, so that they are there whatever becomes of the drawing.

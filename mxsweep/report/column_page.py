@@ -1,4 +1,4 @@
-"""docs/columns.md, made from the declarations of columns: `python -m mxsweep.report.column_page` prints it."""
+"""Make docs/columns.md from the declarations of columns: `python -m mxsweep.report.column_page` prints it."""
 
 from collections.abc import Iterable
 

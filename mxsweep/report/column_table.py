@@ -1,4 +1,4 @@
-"""Every column but those of metrics, declared once: knobs, what a run measured, what it is compared with, where it is.
+"""Declare every column but those of metrics: knobs, measurements, what a run is compared with, where it lies.
 
 To add a column, add a declaration to MEASURED: it then stands in every table, in results.csv and results.parquet, on
 the page, and in docs/columns.md. The order is that of the tables. Metrics have their columns in metric_columns.py.

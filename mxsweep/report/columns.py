@@ -1,4 +1,4 @@
-"""What a column of a table of runs is; the columns themselves are declared in column_table.py, each once.
+"""Define what a column of a table of runs is; column_table.py declares the columns, each once.
 
 A declaration says how a column is called in files (`name`) and in tables (`title`), what its value is for a row, how
 the value is written, how it differs from the baseline's, and in which outputs it stands. The table in the terminal,

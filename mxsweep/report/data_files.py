@@ -1,4 +1,4 @@
-"""results.csv and results.parquet: every knob, metric and measurement of every run, for programs.
+"""Write results.csv and results.parquet: every knob, metric and measurement of every run, for programs.
 
 A row is a run and task, of runs in any state. A column holds values of one type, and nothing where there is no value
 (no limit, a knob without effect, a metric that was not measured); NaN is a metric that was measured and came out so.

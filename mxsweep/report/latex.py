@@ -1,4 +1,4 @@
-"""results.tex: a group's runs as a LaTeX table in booktabs style, to paste into a paper.
+"""Write results.tex: a group's runs as a LaTeX table in booktabs style, to paste into a paper.
 
 Needs \\usepackage{booktabs}. A difference that is significant after Holm's correction is marked with a star, one that
 is within the numerical noise with a circle.

@@ -1,4 +1,4 @@
-"""The columns of a task's metrics: value and standard error, difference from the baseline, interval and p value.
+"""Declare the columns of a task's metrics: value, standard error, difference, interval and p value.
 
 Which metrics there are is known from the runs. What is concluded from a metric stands in mxsweep/results/metrics.py.
 """

@@ -1,4 +1,4 @@
-"""The table of a group's runs, for each output: which columns it has, and how a column's difference stands beside it.
+"""Lay out the table of a group's runs for each output: its columns, and how differences stand beside values.
 
 The columns are those of column_table.py and metric_columns.py. An output's layout says which of a column's value,
 difference, interval, p value and verdict get a column of their own.

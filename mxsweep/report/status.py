@@ -1,4 +1,4 @@
-"""How far a sweep is: every planned run, and what became of it so far."""
+"""Say how far a sweep is: every planned run, and what became of it so far."""
 
 from collections.abc import Sequence
 

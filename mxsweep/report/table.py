@@ -1,4 +1,4 @@
-"""A table of texts, and how it is written in a terminal, in Markdown and in LaTeX; the page writes its own in HTML."""
+"""Write a table of texts for a terminal, in Markdown and in LaTeX; the page writes its own in HTML."""
 
 from __future__ import annotations
 

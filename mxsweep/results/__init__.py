@@ -1,1 +1,1 @@
-"""What runs leave behind, read back: records, tables and figures. Nothing here imports torch."""
+"""Read back what runs leave: records, rows, groups, outcomes. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Records made comparable: the rows of many runs, the knobs that tell them apart, and groups.
+"""Make records comparable: the rows of many runs, the knobs that tell them apart, and groups.
 
     group    the rows that may be compared: same model, task and limit, and same conditions of evaluation; where
              records hold identities, the model and the data are the same by their content, whatever their names

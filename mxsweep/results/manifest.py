@@ -1,4 +1,4 @@
-"""What a sweep was to run, `sweep.json`, written before its first run begins.
+"""Keep the list of runs that a sweep was to do, `sweep.json`, written before its first run begins.
 
 A run is known by its config_hash: that of what determines its result. Resuming a sweep, or running another command in
 its folder, adds to the file; a run that is in it already keeps its folder.

@@ -1,4 +1,4 @@
-"""The metrics that mxsweep knows: what they are called, whether more or less is better, and which matters most.
+"""Declare the metrics that mxsweep knows: titles, whether more or less is better, and which matters most.
 
 Every other metric that a task reports is shown under its own name, and nothing is concluded from it. lm-eval writes the
 name of a filter behind a comma (`exact_match,strict`); a metric with a filter is the metric before the comma.

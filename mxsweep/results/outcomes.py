@@ -1,4 +1,4 @@
-"""Per-example outcomes: what ``samples.parquet`` and ``noise.parquet`` beside a run's record hold, as arrays.
+"""Read outcomes by example: what ``samples.parquet`` and ``noise.parquet`` beside a record hold, as arrays.
 
 A file is read once in a process, and again only if it was written anew. Runs over the same documents share one
 array of keys, so that a thousand runs take little memory and whether two saw the same documents is seen at once.

@@ -1,10 +1,10 @@
-"""The record that a run leaves, `result.json`, and the folders that runs leave it in.
+"""Write and read the record that a run leaves, `result.json`, and find the folders that runs leave it in.
 
 A record is written last and atomically, so a run is in one of five states:
 
     done         result.json says so
     failed       result.json says so, with the error
-    running      a process works on it (see claims.py); an earlier failure may still be there
+    running      a process works on it (see files/locks.py); an earlier failure may still be there
     missing      there is no result.json: planned (see manifest.py) and not begun, or begun, and stopped or killed
     unreadable   result.json is damaged, or is not a record of this schema
 

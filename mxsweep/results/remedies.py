@@ -1,4 +1,4 @@
-"""What was done about the error of quantizing: which knobs are remedies, what a run's are called, what came of them.
+"""Describe remedies of the error of quantizing: which knobs they are, what tables call them, what came of them.
 
 A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without.
 """

@@ -1,4 +1,4 @@
-"""What one run says about one task, as a row: its knobs and its metrics.
+"""Make a row of what one run says about one task: its knobs and its metrics.
 
 A knob is a config leaf under the name that the knob table gives it: a short label, or the path of the leaf
 (`model.dtype`). A knob without effect on a run (the block size of a baseline) is absent from its row: it is neither a

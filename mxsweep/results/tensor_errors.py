@@ -1,4 +1,4 @@
-"""What a run with ``diagnostics=true`` says of each quantized tensor, read back from its diagnostics.parquet."""
+"""Read what a run with ``diagnostics=true`` says of each quantized tensor, from its diagnostics.parquet."""
 
 import math
 from collections.abc import Iterable

@@ -16,7 +16,7 @@ from mxsweep.collect import main
 from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.data_files import load_table
 from mxsweep.report.figures.figure_files import draw_figures, written_files
-from mxsweep.report.texts import markdown_text, terminal_text
+from mxsweep.report.result_texts import markdown_text, terminal_text
 from mxsweep.report.wording import format_value
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.record import read_record, write_record

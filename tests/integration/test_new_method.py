@@ -16,7 +16,7 @@ from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import WEIGHT_METHODS, Needs, WeightMethod, register_weight_method
 from mxsweep.numerics import MXFormat, quantize
-from mxsweep.report.texts import terminal_text
+from mxsweep.report.result_texts import terminal_text
 from mxsweep.results.groups import read_results, value_order
 from mxsweep.solvers.methods import load_method
 from mxsweep.sweeps.plan import plan

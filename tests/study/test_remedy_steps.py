@@ -10,8 +10,8 @@ from helpers.made_runs import REMEDIES, outcomes, put
 from mxsweep.report.collection import collect
 from mxsweep.report.data_files import load_table
 from mxsweep.report.figures.trade_off import trade_off_figure
-from mxsweep.report.tables import won_back_table
-from mxsweep.report.texts import terminal_text
+from mxsweep.report.result_texts import terminal_text
+from mxsweep.report.summary_tables import won_back_table
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import study_groups
 from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, arrange_remedy_steps

@@ -1,1 +1,1 @@
-"""Figures: Vega-Lite charts, drawn in the page and as files."""
+"""Draw figures: Vega-Lite charts, in the page and as files."""

@@ -1,4 +1,4 @@
-"""Where error enters: one run's tensors, layer by layer, coloured by how much of the signal is left over the error.
+"""Draw where error enters: one run's tensors, layer by layer, coloured by the signal left over the error.
 
 The page shows any run that has diagnostics, chosen from a list; the file the most accurate one. Runs often share the
 errors of some tensors (scale_bits 6 and 8, or all weights of a format), which the page then holds once.

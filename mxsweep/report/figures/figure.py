@@ -1,4 +1,4 @@
-"""A figure: one Vega-Lite chart, drawn in the page and as files from the same layers.
+"""Define a figure: one Vega-Lite chart, drawn in the page and as files from the same layers.
 
 In the page it is as wide as its place, and has a legend of buttons beside it. A file has its title and its legend in
 the picture.

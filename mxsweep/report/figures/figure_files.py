@@ -1,4 +1,4 @@
-"""The figures of a collection: which are drawn, and their files.
+"""Draw the figures of a collection: which ones there are, and their files.
 
 Accuracy, perplexity and throughput against every knob that was swept, one line for each combination of the others;
 bits per weight against perplexity; and where error enters. Each as PNG and SVG, and in report.html, from one chart.

@@ -1,4 +1,4 @@
-"""A metric against a knob: a line for each combination of the other knobs that vary, and the baseline as a rule.
+"""Draw a metric against a knob: a line for each combination of the other knobs, and the baseline as a rule.
 
 Lines that would lie on top of each other stand a little apart along x, and each point says which others share its
 place. More than MOST_LINES lines tell nobody anything: they become one line for each value of the knob that explains

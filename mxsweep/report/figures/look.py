@@ -1,4 +1,4 @@
-"""How figures look: Okabe and Ito's colours, which colour-blind readers can tell apart, each with a shape and a dash.
+"""Give figures their look: Okabe and Ito's colours, which colour-blind readers can tell apart, shapes and dashes.
 
 Knobs that change nothing make lines that lie on top of each other. So neighbouring lines differ in width and marker
 size, the widest at the bottom, every second marker is hollow, and lines stand a little apart (see lines.py).

@@ -1,4 +1,4 @@
-"""Heat maps side by side: decoder block by projection, a panel for each config or each way of measuring.
+"""Draw heat maps side by side: decoder block by projection, a panel for each config or way of measuring.
 
 `mxsweep.inspect` draws the signal-to-noise of every weight, `mxsweep.sensitivity` the losses that each part brings.
 """

@@ -1,4 +1,4 @@
-"""What is drawn along y: a metric or a speed, its axis, its baselines, and its difference from them in words."""
+"""Describe a metric or a speed along y: its axis, its baselines, and its difference from them in words."""
 
 import math
 from collections.abc import Callable, Sequence

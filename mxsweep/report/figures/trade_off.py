@@ -1,4 +1,4 @@
-"""What bits buy: effective bits per weight against perplexity, and the runs that no other beats in both."""
+"""Draw what bits buy: effective bits per weight against perplexity, and the runs that no other beats in both."""
 
 import math
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""report.html: figures, tables and what is said of them, in one file that needs no network."""
+"""Write report.html: figures, tables and what is said of them, in one file that needs no network."""

@@ -1,4 +1,4 @@
-"""The headline's runs as cards: each with its differences from its baseline, and how it was chosen."""
+"""Make cards of the headline's runs: each with its differences from its baseline, and how it was chosen."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What runs were made with, and what became of those that are not done."""
+"""List what runs were made with, and what became of those that are not done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

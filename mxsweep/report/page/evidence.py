@@ -1,4 +1,4 @@
-"""What the numbers rest on, as tables: what each knob does, where error enters, how far noise reaches."""
+"""Make tables of what the numbers rest on: what each knob does, where error enters, how far noise reaches."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The full table of a group: every run with its cells, and the config, command and files that it opens to."""
+"""Make the full table of a group: every run with its cells, and the config, command and files it opens to."""
 
 import os
 import shlex

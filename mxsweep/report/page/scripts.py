@@ -1,4 +1,4 @@
-"""What runs in the page: Vega as one script, the policy that forbids others, and data that cannot end an element."""
+"""Make what runs in the page: Vega as one script, the policy that forbids others, data that end no element."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""report.html: one file that opens from disk, asks no network for anything, and is readable without JavaScript.
+"""Write report.html: one file that opens from disk, needs no network, and is readable without JavaScript.
 
 Figures are drawn by Vega, whose scripts vl-convert carries. A Content-Security-Policy forbids every request and every
 script but the page's own three, known by their hashes: a text of a user's that got past the escaping would still not
@@ -29,9 +29,7 @@ from mxsweep.report.page.cards import Card, cards
 from mxsweep.report.page.environments import environments, failures
 from mxsweep.report.page.run_views import RunTable, run_views
 from mxsweep.report.page.scripts import as_json, closed, policy, vega
-from mxsweep.report.table import Table
-from mxsweep.report.tables import reference_table, remedy_outcomes, won_back_table
-from mxsweep.report.texts import (
+from mxsweep.report.result_texts import (
     COMPARED_NOTE,
     NO_BASELINE,
     SEVERAL_TASKS_NOTE,
@@ -43,6 +41,8 @@ from mxsweep.report.texts import (
     summary,
     warnings,
 )
+from mxsweep.report.summary_tables import reference_table, remedy_outcomes, won_back_table
+from mxsweep.report.table import Table
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
 from mxsweep.study.comparison import explain_groups

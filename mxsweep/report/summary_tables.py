@@ -1,4 +1,4 @@
-"""Tables beside those of all runs: the headline, what remedies win back, published numbers, runs that are not done."""
+"""Make the tables beside those of all runs: headline, remedies, published numbers, runs that are not done."""
 
 from collections.abc import Sequence
 

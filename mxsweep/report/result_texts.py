@@ -1,6 +1,6 @@
-"""Results as texts: what `python -m mxsweep.collect` prints, and results.md.
+"""Write results as texts: what `python -m mxsweep.collect` prints, and results.md.
 
-Tables are made in tables.py and run_table.py; how a number is written stands in wording.py.
+Tables are made in summary_tables.py and run_table.py; how a number is written stands in wording.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,8 +8,14 @@ from pathlib import Path
 
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
+from mxsweep.report.summary_tables import (
+    failure_table,
+    headline_table,
+    reference_table,
+    remedy_outcomes,
+    won_back_table,
+)
 from mxsweep.report.table import escape_markdown, markdown, plain
-from mxsweep.report.tables import failure_table, headline_table, reference_table, remedy_outcomes, won_back_table
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
