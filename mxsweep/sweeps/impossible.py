@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.files.checkpoints import model_folder
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -45,19 +46,23 @@ def why_not_here(run: PlannedRun) -> str | None:
 
 def model_without_values(config: RunConfig) -> PreTrainedModel | None:
     """Return the config's model on the meta device; None where it is not in a folder or cannot be built."""
+    model = config.model
+    if model_folder(model.path) is None:
+        return None  # without importing torch
     from mxsweep.model.meta import meta_model
 
-    model = config.model
     return meta_model(
         model.path, dtype=model.dtype, attention=model.attention, trust_remote_code=model.trust_remote_code
     )
 
 
 def _recipe_problem(config: RunConfig) -> str | None:
+    model = model_without_values(config)
+    if model is None:
+        return None
     from mxsweep.model.meta import recipe_problem
 
-    model = model_without_values(config)
-    return None if model is None else recipe_problem(model, config.recipe)
+    return recipe_problem(model, config.recipe)
 
 
 def _unknown_task(config: RunConfig) -> str | None:
