@@ -32,17 +32,11 @@ _PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapt
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Describe one tensor of a checkpoint, or a second name that a tied one has."""
+    """Describe one tensor of a checkpoint; bits are of an element."""
 
     name: str
     shape: tuple[int, ...]
     bits: int
-    tied_to: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Count its elements."""
-        return math.prod(self.shape)
 
 
 def model_folder(path: str) -> Path | None:
@@ -204,7 +198,7 @@ def read_inventory(path: str) -> list[WeightEntry] | None:
     try:
         files = [name for name in _weight_files(folder, roots[0]) if not name.endswith(".index.json")]
         entries = [entry for name in sorted(files) for entry in _entries(folder / name)]
-        return entries + _tied(_read_mapping(folder / "config.json"), entries) if entries else None
+        return entries or None
     except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError):
         return None  # loading the model says what is wrong with it
 
@@ -230,11 +224,3 @@ def _entries(file: Path) -> list[WeightEntry]:
 def _entry(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> WeightEntry:
     size = math.prod(shape)
     return WeightEntry(name, tuple(shape), (data_offsets[1] - data_offsets[0]) * 8 // size if size else 0)
-
-
-def _tied(config: dict[str, Any], entries: list[WeightEntry]) -> list[WeightEntry]:
-    """Return the lm_head of a model whose config says that it shares the embedding, and whose files thus lack it."""
-    embedding = next((entry for entry in entries if entry.name.endswith("embed_tokens.weight")), None)
-    if embedding is None or not config.get("tie_word_embeddings") or any(e.name == "lm_head.weight" for e in entries):
-        return []
-    return [WeightEntry("lm_head.weight", embedding.shape, embedding.bits, tied_to=embedding.name)]

@@ -159,6 +159,14 @@ def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
     return {name: Place(block_number(block), parts[name]) for name, block in block_of.items()}
 
 
+def projection(module: nn.Module, role: str) -> nn.Module | None:
+    """Return what stands for the projection of this role in an attention or MLP module; None where nothing does.
+
+    In a quantized model that is the MX layer.
+    """
+    return next((getattr(module, name, None) for name, of_name in _PROJECTIONS.items() if of_name == role), None)
+
+
 def _parts(block_of: Mapping[str, str | None]) -> dict[str, str]:
     """Return the shortest unambiguous name of each module within its block, given the blocks of all modules."""
     inside = {name: _inside(name, block) for name, block in block_of.items()}
@@ -192,14 +200,12 @@ def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | Non
 
 def _fits(role: str, parent: nn.Module) -> bool:
     """Return whether the shapes of the projections beside it let a projection have this role."""
-    beside = {role: getattr(parent, name, None) for name, role in _PROJECTIONS.items()}
-    linear = {role: module for role, module in beside.items() if isinstance(module, nn.Linear)}
-    if role in ("gate", "up", "down"):
-        # h = down(act(gate(x)) * up(x)): gate and up agree, and down reads as many channels as they write.
-        widths = {linear[r].out_features for r in ("gate", "up") if r in linear}
-        widths |= {linear["down"].in_features} if "down" in linear else set()
-        return len(widths) == 1
-    return True
+    if role not in ("gate", "up", "down"):
+        return True
+    # h = down(act(gate(x)) * up(x)): gate and up agree, and down reads as many channels as they write.
+    gate, up, down = (projection(parent, of_mlp) for of_mlp in ("gate", "up", "down"))
+    widths = {module.out_features for module in (gate, up) if isinstance(module, nn.Linear)}
+    return len(widths | ({down.in_features} if isinstance(down, nn.Linear) else set())) == 1
 
 
 def _first_readers(

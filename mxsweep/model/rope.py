@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.model.operands import projection
 from mxsweep.terminal.errors import ConfigError
 
 TOLERANCE = 1e-2  # of the largest key: bfloat16 rounds to 4e-3
@@ -123,7 +124,7 @@ class KeysBeforeRope:
 def _source(module: nn.Module) -> nn.Module | None:
     """Return the module whose output is the key before RoPE; None if there is none."""
     norm: nn.Module | None = getattr(module, "k_norm", None)
-    return norm if norm is not None else getattr(module, "k_proj", None)
+    return norm if norm is not None else projection(module, "k")
 
 
 def _laid_out_as(key: Tensor, heard: Tensor) -> list[Tensor]:
