@@ -18,7 +18,9 @@ and came out so. This page is made from the declarations in `mxsweep/report/colu
 ## Knobs
 
 A column for each knob that has an effect on some run, under the name that tables give it: `block_size`, `kv_quant`,
-`model.dtype`. [Knobs](knobs.md) lists them. `task` is the task that the row is of.
+`model.dtype`. [Knobs](knobs.md) lists them. `task` is the task that the row is of. `model.digest`, `task.digest` and
+`calibration.digest` are of the content of the model, of the task's data file and of the calibration data, whatever
+their names; "not recorded" in rows of an earlier version beside others.
 
 ## Metrics
 

@@ -40,7 +40,7 @@ class Group:
             same = sum(key in row.knobs and row.knobs[key] == value for key, value in baseline.knobs.items())
             return identity.is_own_baseline(baseline, row), same
 
-        return max(baselines, key=agreement, default=None)
+        return max(baselines, key=agreement) if len(baselines) > 1 else next(iter(baselines), None)
 
     def metric_names(self) -> list[str]:
         """List the metrics worth a column: the known ones, or all there are if none is known."""
