@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,21 @@ def mxsweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mxsweep", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600
     )
+
+
+@pytest.fixture
+def in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what `mxsweep` does, for commands of which nothing depends on a process of their own: seconds less."""
+    monkeypatch.chdir(tmp_path)
+
+    def do(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = main(list(arguments))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return do
 
 
 def records(folder: Path) -> list[dict]:  # type: ignore[type-arg]
@@ -133,9 +149,12 @@ def test_a_dry_run_of_what_cannot_be_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_that_is_none_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_a_task_that_is_none_is_refused_before_a_model_is_loaded(
+    in_this_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mxsweep.model.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     for words in (["task=storyy"], ["-m", "task=storyy", "block_size=16,32"]):
-        answer = mxsweep(*words, cwd=tmp_path)
+        answer = in_this_process(*words)
         assert answer.returncode == 2
         assert "mxsweep: task: 'storyy' is not a task of lm-eval; near it: " in answer.stderr
     assert list(tmp_path.iterdir()) == []
@@ -176,8 +195,10 @@ def test_single_run(tmp_path: Path) -> None:
     assert records(tmp_path / "here") == [record]
 
 
-def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
-    answer = mxsweep("-m", "block_size=16,48", "limit=16", "format=none,w4a6", cwd=tmp_path)
+def test_sweep_with_ad_hoc_values_ends_in_a_table(
+    in_this_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    answer = in_this_process("-m", "block_size=16,48", "limit=16", "format=none,w4a6")
     assert answer.returncode == 0, answer.stderr
     (sweep,) = (tmp_path / "multirun").iterdir()
     assert len(records(sweep)) == 3  # the baseline has no block size, and is run once
@@ -192,16 +213,20 @@ def test_sweep_with_ad_hoc_values_ends_in_a_table(tmp_path: Path) -> None:
     assert "examples/sec" in answer.stdout
 
 
-def test_runs_that_differ_in_nothing_that_matters_are_run_once(tmp_path: Path) -> None:
-    answer = mxsweep("-m", "batch_size=4,8", "limit=8", "baseline=false", cwd=tmp_path)
+def test_runs_that_differ_in_nothing_that_matters_are_run_once(
+    in_this_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    answer = in_this_process("-m", "batch_size=4,8", "limit=8", "baseline=false")
     assert answer.returncode == 0, answer.stderr
     assert "batch_size=8 limit=8: is the same run as batch_size=4 limit=8" in answer.stdout
     (record,) = records(tmp_path)
     assert record["config"]["batch_size"] == 4
 
 
-def test_a_failing_run_does_not_stop_a_sweep(tmp_path: Path) -> None:
-    answer = mxsweep("-m", "scale_bits=1,8", "block_size=16", "limit=8", cwd=tmp_path)
+def test_a_failing_run_does_not_stop_a_sweep(
+    in_this_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    answer = in_this_process("-m", "scale_bits=1,8", "block_size=16", "limit=8")
     assert answer.returncode == 1
     statuses = {record["status"]: record for record in records(tmp_path)}
     assert set(statuses) == {"done", "failed"}
