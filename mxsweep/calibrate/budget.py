@@ -1,9 +1,9 @@
-"""A format for each module under a budget of bits a weight (``ptq.budget``).
+"""Choose a format for each module under a budget of bits a weight (``ptq.budget``).
 
 Which modules deserve more bits is measured: the KL divergence from the unquantized model when one module alone has a
 candidate's formats, for each module and candidate (:func:`measure_costs`). The loss of a choice is predicted to be the
 sum of its modules' losses, which holds while errors are small and independent. Minimizing the sum under a budget is a
-multiple-choice knapsack, solved to proven optimality by HiGHS (:func:`choose_formats`).
+multiple-choice knapsack, solved to proven optimality (:mod:`mxsweep.calibrate.knapsack`).
 
 On a Llama of 31 million weights (novels, 8 layers, mxfp4 or mxfp6 or mxfp8 in each of 56 modules, costs on 2,040
 positions) the sum comes to 0.140 nats a token where all modules in mxfp4 measure 0.142. At 4.5 bits a weight the choice
@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,10 +30,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from mxsweep.config.candidates import as_written
-from mxsweep.config.format_config import FormatConfig
+from mxsweep.calibrate.knapsack import choose_within
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -43,18 +39,14 @@ from mxsweep.terminal.progress_callback import Progress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mxsweep.calibrate.texts import Calibration
     from mxsweep.forward.sequence_loss import Divergence
 
 Costs = dict[str, dict[str, float]]  # module -> candidate -> loss, nats a token
 
-SCALED_COSTS = 1e6  # what the costs' range is scaled to: HiGHS stops at an absolute gap of 1e-6
-TIE = 1e-9  # of the costs' range: choices that differ by less are equally good
-
 
 @dataclass(frozen=True)
 class Choice:
-    """A format for each module.
+    """Name a format for each module.
 
     Attributes:
         formats: module to candidate, in the order of the modules.
@@ -76,7 +68,7 @@ def choose_formats(
     *,
     fixed: tuple[int, int] = (0, 0),
 ) -> Choice:
-    """The choice of least total cost within the budget; of equally good ones, one of fewest bits.
+    """Return the choice of least total cost within the budget; of equally good ones, one of fewest bits.
 
     Args:
         sizes: module to the shape of its weight.
@@ -107,7 +99,7 @@ def choose_formats(
             f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(names)}; allowed: from "
             f"{_up(least / weights)}, which is the least they take, to {_up(most / weights)}, the most"
         )
-    chosen = _knapsack(bits, costs, usable, allowed - fixed[0])
+    chosen = choose_within(bits, costs, usable, allowed - fixed[0])
     rows = range(len(modules))
     return Choice(
         formats={modules[row]: names[chosen[row]] for row in rows},
@@ -123,48 +115,8 @@ def _stored_bits(formats: LinearFormats, shape: Sequence[int]) -> int:
 
 
 def _up(bits: float) -> str:
-    """With four decimals, rounded up, so that what is said to be allowed is."""
+    """Return bits with four decimals, rounded up, so that what is said to be allowed is."""
     return f"{math.ceil(bits * 1e4 - 1e-9) / 1e4:g}"
-
-
-def _knapsack(bits: np.ndarray, costs: np.ndarray, usable: np.ndarray, capacity: int) -> list[int]:
-    """For each row the column chosen: least sum of ``costs`` with a sum of ``bits`` of at most ``capacity``.
-
-    Solved twice: for the cost, then for the fewest bits at that cost. Bits are counted above each row's least and in
-    units of their greatest common divisor, and costs scaled, so that the solver's tolerances are far below what counts.
-    """
-    excess = bits - np.where(usable, bits, bits.max()).min(axis=1, keepdims=True)
-    room = capacity - int((bits - excess)[:, 0].sum())
-    unit = math.gcd(*map(int, excess[usable])) or 1
-    extra = np.where(usable, excess, 0) // unit
-    lowest = np.where(usable, costs, np.inf).min(axis=1, keepdims=True)
-    above = np.where(usable, costs - lowest, 0.0)
-    above *= SCALED_COSTS / (above.max(axis=1).sum() or 1.0)
-    within = (extra, room // unit)
-    first = _solve_milp(above, usable, [within])
-    most = above[np.arange(len(first)), first].sum() + TIE * SCALED_COSTS
-    return list(map(int, _solve_milp(extra.astype(float), usable, [within, (above, most)])))
-
-
-def _solve_milp(objective: np.ndarray, usable: np.ndarray, limits: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
-    """The column of each row: least sum of ``objective`` with each (values, limit) sum at most its limit."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, eye_array, kron
-
-    rows, columns = objective.shape
-    one_each = LinearConstraint(kron(eye_array(rows), np.ones((1, columns))), 1, 1)
-    within = [LinearConstraint(csr_array(values.reshape(1, -1).astype(float)), ub=limit) for values, limit in limits]
-    answer = milp(
-        objective.ravel(),
-        integrality=np.ones(objective.size),
-        bounds=Bounds(0, usable.ravel().astype(float)),
-        constraints=[one_each, *within],
-        options={"mip_rel_gap": 0},
-    )
-    if answer.x is None:
-        raise RuntimeError(f"HiGHS found no solution though there is one: {answer.message}")
-    chosen: np.ndarray = answer.x.reshape(rows, columns).argmax(axis=1)
-    return chosen
 
 
 def measure_costs(
@@ -177,13 +129,16 @@ def measure_costs(
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,
 ) -> Costs:
-    """The KL divergence, nats a token, when one module alone has a candidate's formats, for each that can be chosen.
+    """Return the KL divergence when one module alone has a candidate's formats, for each that can be chosen.
 
     Args:
         model: unquantized, as ``divergence`` knows it.
         recipe: of the run; its linear layers in decoder blocks that no pattern of ``modules`` matches are measured.
         known: what was measured before, and is not again.
-        keep: told all costs after each module.
+        keep: called with all costs after each module.
+
+    Returns:
+        Nats a token by module and candidate.
     """
     from mxsweep.model.quantize import quantize_model
 
@@ -205,8 +160,14 @@ def measure_costs(
 def counted_modules(
     model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, int]]:
-    """What counts in a budget: the shapes of the weights by module that a format is chosen for, and (bits, weights) of
-    those that ``recipe.modules`` gives formats. Raises ConfigError as :func:`mxsweep.model.sites.find_sites`.
+    """Return what counts in a budget.
+
+    Returns:
+        The shapes of the weights by module that a format is chosen for, and (bits, weights) of those that
+        ``recipe.modules`` gives formats.
+
+    Raises:
+        ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
     from mxsweep.model.sites import find_sites
 
@@ -227,12 +188,12 @@ def counted_modules(
     return free, (bits, weights)
 
 
-def solve(
+def spend(
     model: PreTrainedModel,
     recipe: Recipe,
     candidates: Mapping[str, LinearFormats],
     budget: float,
-    calibration: Calibration,
+    sequences: Sequence[np.ndarray],
     progress: Progress = silent,
     *,
     known: Mapping[str, Mapping[str, float]] | None = None,
@@ -245,6 +206,7 @@ def solve(
         recipe: the run's; modules that its patterns match keep their formats.
         candidates: ``ptq.formats`` by name, see :mod:`mxsweep.config.candidates`.
         budget: bits a weight, over all quantized weights.
+        sequences: token ids that costs are measured on.
         known, keep: as for :func:`measure_costs`, for a cache; costs do not depend on the budget.
 
     Returns:
@@ -260,7 +222,7 @@ def solve(
     choose_formats(sizes, candidates, nothing, budget, fixed=fixed)  # refused before anything is measured
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
-        divergence = Divergence(model, calibration.sequences)
+        divergence = Divergence(model, sequences)
         costs = measure_costs(model, recipe, candidates, divergence, progress, known=costs, keep=keep)
     choice = choose_formats(sizes, candidates, costs, budget, fixed=fixed)
     account = {
@@ -273,43 +235,3 @@ def solve(
     }
     chosen = tuple((module, candidates[name]) for module, name in choice.formats.items())
     return dataclasses.replace(recipe, modules=(*recipe.modules, *chosen)), choice, account
-
-
-def recipe_yaml(
-    choice: Choice, *, fixed: Mapping[str, FormatConfig] | None = None, overrides: Sequence[str] = ()
-) -> str:
-    """The choice as a file that can be kept, edited and rerun: ``experiment/NAME.yaml`` in a ``--config-dir`` folder.
-
-    It sets ``modules`` and nothing else: names mean what they do with the run's own block size, scale and formats.
-
-    Args:
-        fixed: the run's own ``modules``, which stay.
-        overrides: the run's knobs, told in a comment.
-    """
-    modules: dict[str, Any] = {pattern: _mapping(formats) for pattern, formats in (fixed or {}).items()}
-    modules |= {module: as_written(name) for module, name in choice.formats.items()}
-    knobs = [word for word in overrides if not re.match(r"\+*(ptq\.(budget|formats)|modules|experiment)=", word)]
-    counts = [f"{name} in {count}" for name, count in Counter(choice.formats.values()).most_common()]
-    lines = [
-        "# @package _global_",
-        f"# A format for each module, chosen for at most {choice.budget:g} bits a weight, scales included; these are",
-        f"# {choice.bits_per_weight:.4f}: {', '.join(counts)} modules.",
-        f"# Predicted loss: {choice.predicted_loss:.4g} nats a token, the sum of the KL divergences from the",
-        "# unquantized model with one module quantized at a time.",
-        "# As experiment/NAME.yaml in FOLDER, with what else the run was:",
-        f"#   python -m mxsweep --config-dir FOLDER experiment=NAME {' '.join(map(_quoted, knobs))}".rstrip(),
-        yaml.safe_dump({"modules": modules}, sort_keys=False, width=200, default_flow_style=None).rstrip(),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _mapping(formats: FormatConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(formats)
-    if isinstance(formats.block_size, tuple):
-        fields["block_size"] = list(formats.block_size)
-    return fields
-
-
-def _quoted(word: str) -> str:
-    """As a shell takes it, in one line."""
-    return shlex.quote(word if word.isprintable() else repr(word)[1:-1])

@@ -1,4 +1,4 @@
-"""Which matrix products to rotate: a greedy forward search on the loss over calibration data.
+"""Search for the matrix products to rotate: greedily, forward, by the loss over calibration data.
 
 From no rotation on, each round tries every product that is not rotated yet, keeps the one with which the loss is least,
 and the search ends when none lowers it. With n products these are at most n (n + 1) / 2 + 1 losses.
@@ -17,14 +17,14 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
 from mxsweep.terminal.progress_callback import Progress
 
-LossOf = Callable[[Recipe], float]  # of the model under a recipe, in nats a token
+LossOf = Callable[[Recipe], float]  # the loss of the model under a recipe, in nats a token
 
 _LOSSES = "losses"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A product whose rotation was tried on top of those kept before it, the loss with it, and whether it was kept."""
+    """Name a product whose rotation was tried on top of those kept before, with the loss, and whether it was kept."""
 
     round: int
     matmul: str
@@ -33,8 +33,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found.
+class RotationSearch:
+    """Hold what a search found.
 
     Attributes:
         rotation: None where nothing lowers the loss.
@@ -50,7 +50,7 @@ class Found:
     computed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """Return plain data for the record."""
         return {
             "found": list(self.rotation.matmuls) if self.rotation else [],
             "steps": [dataclasses.asdict(step) for step in self.steps],
@@ -62,8 +62,8 @@ class Found:
 
 def search_rotations(
     recipe: Recipe, candidates: Sequence[Rotation], loss_of: LossOf, artefact: Artefact, progress: Progress
-) -> Found:
-    """Which of ``candidates``, each of one product, to rotate in ``recipe``.
+) -> RotationSearch:
+    """Search for those of ``candidates``, each of one product, that lower the loss when rotated in ``recipe``.
 
     Args:
         loss_of: the loss of the model under a recipe; a NaN counts as worse than anything.
@@ -88,18 +88,18 @@ def search_rotations(
     kept: frozenset[str] = frozenset()
     before = best = loss(kept)
     steps: list[Step] = []
-    left = [candidate.matmuls[0] for candidate in candidates]
+    not_rotated = [candidate.matmuls[0] for candidate in candidates]
     for number in range(1, len(candidates) + 1):
-        tried = {matmul: loss(kept | {matmul}) for matmul in left}
+        tried = {matmul: loss(kept | {matmul}) for matmul in not_rotated}
         winner = min(tried, key=lambda matmul: _or_worst(tried[matmul]))
         better = _or_worst(tried[winner]) < _or_worst(best)
         steps += [Step(number, matmul, value, better and matmul == winner) for matmul, value in tried.items()]
         if not better:
             break
         kept, best = kept | {winner}, tried[winner]
-        left.remove(winner)
+        not_rotated.remove(winner)
     progress(most, most)
-    return Found(_rotation(kept, candidates), tuple(steps), before, best, computed)
+    return RotationSearch(_rotation(kept, candidates), tuple(steps), before, best, computed)
 
 
 def _rotation(matmuls: frozenset[str], candidates: Sequence[Rotation]) -> Rotation | None:

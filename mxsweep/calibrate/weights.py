@@ -1,4 +1,4 @@
-"""The quantized weights of a run, by the weight method that it asks for.
+"""Quantize the weights of a run by the weight method that it asks for.
 
 Legend: W (N, C) a weight in the basis in which it is quantized, H (C, C) the Hessian of its output error.
 """

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from mxsweep.calibrate.prepare import Preparation, prepare
+from mxsweep.calibrate.prepare import prepare
+from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluate import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 
-from mxsweep.calibrate.budget import Choice, choose_formats, counted_modules, measure_costs, recipe_yaml, solve
+from mxsweep.calibrate.budget import Choice, choose_formats, counted_modules, measure_costs, spend
+from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.overrides import prepare
@@ -175,7 +176,7 @@ def test_a_choice_keeps_its_budget_as_the_record_counts_it(tiny: Any) -> None:
     recipe = Recipe(linear=both("fp4_e2m1"), modules=(("lm_head", LinearFormats(MXFormat("int8"))),))
     tokens = calibration(tiny)
     told: list[Any] = []
-    solved, choice, account = solve(tiny, recipe, CANDIDATES, 5.0, tokens, lambda *a: told.append(a))
+    solved, choice, account = spend(tiny, recipe, CANDIDATES, 5.0, tokens.sequences, lambda *a: told.append(a))
     with quantize_model(tiny, solved) as report:
         assert report.bits_per_weight == pytest.approx(choice.bits_per_weight, rel=1e-12)
     assert 4.9 < choice.bits_per_weight <= 5.0
@@ -189,9 +190,9 @@ def test_a_choice_keeps_its_budget_as_the_record_counts_it(tiny: Any) -> None:
     assert told[-1] == (21, 21)
     # With the costs known, another budget needs no measurement.
     known = account["costs"]
-    again = solve(tiny, recipe, CANDIDATES, 5.0, tokens, lambda *a: told.append(a), known=known)
+    again = spend(tiny, recipe, CANDIDATES, 5.0, tokens.sequences, lambda *a: told.append(a), known=known)
     assert again == (solved, choice, account) and len(told) == 21
-    _, other, _ = solve(tiny, recipe, CANDIDATES, 6.0, tokens, known=known)
+    _, other, _ = spend(tiny, recipe, CANDIDATES, 6.0, tokens.sequences, known=known)
     assert other.predicted_loss < choice.predicted_loss
 
 
@@ -219,9 +220,9 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_measured(
 
     monkeypatch.setattr("mxsweep.forward.sequence_loss.Divergence.__init__", never)
     with pytest.raises(ConfigError, match=r"^ptq\.budget: 3 bits"):
-        solve(tiny, Recipe(), CANDIDATES, 3.0, calibration(tiny))
+        spend(tiny, Recipe(), CANDIDATES, 3.0, calibration(tiny).sequences)
     with pytest.raises(ConfigError, match=r"^ptq\.budget: modules leaves no linear layer"):
-        solve(tiny, Recipe(modules=(("*", LinearFormats()),)), CANDIDATES, 5.0, calibration(tiny))
+        spend(tiny, Recipe(modules=(("*", LinearFormats()),)), CANDIDATES, 5.0, calibration(tiny).sequences)
 
 
 def composed(folder: Path, *words: str) -> RunConfig:

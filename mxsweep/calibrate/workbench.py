@@ -1,0 +1,109 @@
+"""Hold what every remedy of a run works with, and collect what each leaves: for the model, the record, the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.texts import Calibration
+from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
+from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.numerics import NUMERICS_VERSION
+from mxsweep.terminal.progress_callback import Progress, in_phase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Preparation:
+    """Hold what was worked out for a run before its model is quantized.
+
+    Attributes:
+        recipe: the run's, with what was searched for.
+        prepared: what goes into the model with it.
+        account: what was done and found, for the record.
+        files: texts for the run's folder, by their paths in it.
+    """
+
+    recipe: Recipe
+    prepared: Prepared = field(default_factory=Prepared)
+    account: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class Workbench:
+    """Give remedies their model, calibration data and artefacts; each remedy finds in ``result`` what came before it.
+
+    Args:
+        model: unquantized, as it is before and after each remedy.
+        config: the run's.
+
+    Attributes:
+        result: what was worked out so far.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: RunConfig, progress: Progress) -> None:
+        self.model, self.config = model, config
+        self.result = Preparation(config.recipe)
+        self._progress = progress
+        self._calibration: Calibration | None = None
+        self._key: dict[str, Any] = {
+            "model": config.model.identity(),
+            "attention": config.model.attention,
+            "device": model.device.type,
+            "residual": config.rotation.residual,
+            "versions": [REMEDIES_VERSION, NUMERICS_VERSION],
+        }
+
+    def use_calibration(self, calibration: Calibration) -> None:
+        """Have the remedies that follow calibrate on these sequences."""
+        self._calibration = calibration
+        self._key["calibration"] = calibration.identity
+        self.result.account["calibration"] = calibration.description
+        log.info("Calibration: %s", calibration.description)
+
+    @property
+    def sequences(self) -> tuple[np.ndarray, ...]:
+        """Return the calibration sequences, token ids (T,) each."""
+        assert self._calibration is not None
+        return self._calibration.sequences
+
+    def artefact(self, kind: str, recipe: Recipe | None, **settings: Any) -> Artefact:
+        """Return the artefact that depends on these, the model and the calibration.
+
+        Args:
+            recipe: None where nothing of it matters.
+            settings: plain data that the recipe does not tell.
+        """
+        if recipe is not None and not any(fmt.rounding == "stochastic" for fmt in recipe.formats()):
+            recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
+        return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
+
+    def phase(self, name: str) -> Progress:
+        """Return the callback for the progress of one remedy."""
+        return in_phase(self._progress, name)
+
+    @contextmanager
+    def accounted(self, name: str) -> Iterator[dict[str, Any]]:
+        """Account for the work in the context under ``name``: what is put into the mapping, its time and memory."""
+        account: dict[str, Any] = {}
+        on_gpu = self.model.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        began = time.perf_counter()
+        yield account
+        account["seconds"] = time.perf_counter() - began
+        if on_gpu:
+            account["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.model.device)
+            torch.cuda.reset_peak_memory_stats(self.model.device)  # the run's own peak is without it
+        self.result.account[name] = account
