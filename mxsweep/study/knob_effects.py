@@ -59,8 +59,8 @@ def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[t
             alike.setdefault(key, {}).setdefault(label(row.knobs[knob]), row)
     partial = [key for key in alike if None in key]
     pairs: dict[tuple[Path, Path], tuple[Row, Row]] = {}
-    for key, own in alike.items():
-        by_value = dict(own)
+    for key, members in alike.items():
+        by_value = dict(members)
         for other in partial:
             if all(theirs is None or theirs == mine for mine, theirs in zip(key, other, strict=True)):
                 by_value = alike[other] | by_value

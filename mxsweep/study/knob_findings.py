@@ -59,10 +59,10 @@ def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
 def describe_effect(effect: KnobEffect) -> Iterable[Finding]:
     """Say what going from one value of a knob to the next does, and whether that is more than chance and noise."""
     for (low, high), pairs in _pairs_by_values(effect).items():
-        told = [pair for pair in pairs if not pair.identical and pair.why_not is None]
-        distinct = list({pair.test: pair for pair in told}.values())
-        accuracies = [pair.accuracy.difference for pair in told if pair.accuracy]
-        factors = [math.exp(pair.perplexity.difference) for pair in told if pair.perplexity]
+        different = [pair for pair in pairs if not pair.identical and pair.why_not is None]
+        distinct = list({pair.test: pair for pair in different}.values())
+        accuracies = [pair.accuracy.difference for pair in different if pair.accuracy]
+        factors = [math.exp(pair.perplexity.difference) for pair in different if pair.perplexity]
         parts = []
         if accuracies:
             verdicts = [(pair.accuracy_significant, pair.accuracy_above_floor) for pair in distinct if pair.accuracy]
@@ -74,10 +74,10 @@ def describe_effect(effect: KnobEffect) -> Iterable[Finding]:
             parts.append(f"perplexity by a factor of {format_range(factors, '.3f')} ({_verdict(verdicts)})")
         if parts:
             text = (
-                f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {format_pairs(len(told))} of runs "
-                f"that differ in nothing else{_outcomes(len(distinct), len(told))}."
+                f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {format_pairs(len(different))} of "
+                f"runs that differ in nothing else{_outcomes(len(distinct), len(different))}."
             )
-            yield Finding("effect", text, run_ids(row for pair in told for row in (pair.other, pair.row)))
+            yield Finding("effect", text, run_ids(row for pair in different for row in (pair.other, pair.row)))
 
 
 def _verdict(verdicts: Sequence[tuple[bool | None, bool | None]]) -> str:
@@ -140,8 +140,8 @@ def describe_distance(effects: Sequence[KnobEffect], shown: Sequence[str]) -> It
     method over each knob's pairs.
     """
     for effect in effects:
-        told = {pair.test: pair for pair in effect.comparisons if pair.accuracy_significant is False}
-        pairs = [pair for pair in told.values() if _has_distance(pair.row) and _has_distance(pair.other)]
+        undecided = {pair.test: pair for pair in effect.comparisons if pair.accuracy_significant is False}
+        pairs = [pair for pair in undecided.values() if _has_distance(pair.row) and _has_distance(pair.other)]
         for pair, p in zip(pairs, holm([_distance_p(pair.row, pair.other) for pair in pairs]), strict=True):
             if not p < ALPHA:
                 continue
@@ -178,11 +178,11 @@ def _elsewhere(pair: Comparison, effect: KnobEffect, shown: Sequence[str]) -> st
 
 def _pairs_by_values(effect: KnobEffect) -> dict[tuple[str, str], list[Comparison]]:
     """Return the pairs of an effect by the two values of the knob."""
-    found: dict[tuple[str, str], list[Comparison]] = {}
+    by_values: dict[tuple[str, str], list[Comparison]] = {}
     for pair in effect.comparisons:
         low, high = (label(row.knobs[effect.knob]) for row in (pair.other, pair.row))
-        found.setdefault((low, high), []).append(pair)
-    return found
+        by_values.setdefault((low, high), []).append(pair)
+    return by_values
 
 
 def _share_of_pairs(count: int, total: int) -> str:

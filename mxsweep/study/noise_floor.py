@@ -74,9 +74,9 @@ class Noise:
 
     def spread(self, row: Row, metric: str) -> _Spread | None:
         """Return a metric's spread, the row's own or the pool's; None where neither was measured."""
-        own, pool = _Spread.from_values(_values(row, metric)), self.pools.get((metric, row.is_baseline))
+        of_row, pool = _Spread.from_values(_values(row, metric)), self.pools.get((metric, row.is_baseline))
         # Repeats that happen to agree do not say that there is no noise.
-        spread = pool if own is None or (own.variance == 0 and pool is not None) else own
+        spread = pool if of_row is None or (of_row.variance == 0 and pool is not None) else of_row
         return _EXACT if spread is None and row.is_baseline else spread
 
     def floor(self, row: Row, other: Row) -> Floor | None:

@@ -238,8 +238,8 @@ def _reference(name: str, content: Any) -> Reference:
 def _published(where: str, content: Any, conditions: dict[str, Any]) -> Published:
     row = _mapping(where, content)
     _check_names(f"{where}.", row, _ROW_FIELDS)
-    own = _mapping(f"{where}.conditions", row.get("conditions"))
-    _check_names(f"{where}.conditions.", own, CONDITIONS)
+    overriding = _mapping(f"{where}.conditions", row.get("conditions"))
+    _check_names(f"{where}.conditions.", overriding, CONDITIONS)
     knobs, metrics = (_mapping(f"{where}.{name}", row.get(name)) for name in ("knobs", "metrics"))
     for name in knobs:
         if not is_knob(name):
@@ -249,7 +249,7 @@ def _published(where: str, content: Any, conditions: dict[str, Any]) -> Publishe
     for name, value in [*metrics.items(), ("eval_time_s", row.get("eval_time_s"))]:
         if not _is_number(value) and not (value is None and name == "eval_time_s"):
             raise BadReferenceError(f"{where}.{name}: {value!r} is no number")
-    all_conditions = conditions | own | ({"n": row["n"]} if "n" in row else {})
+    all_conditions = conditions | overriding | ({"n": row["n"]} if "n" in row else {})
     n = all_conditions.get("n")
     if n is not None and (not _is_number(n) or n != int(n)):
         raise BadReferenceError(f"{where}: n = {n!r} is no number of examples")

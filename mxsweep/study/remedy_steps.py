@@ -68,7 +68,7 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
     pairs = [(row, before) for chain in chains.values() for _, row, before in chain if before is not None]
     compared = {each.row.run.path: each for each in compare_pairs(group, pairs)}
     telling = [name for i, name in enumerate(names) if len({key[i] for key in chains}) > 1]
-    found = []
+    arranged = []
     for chain in chains.values():
         plain = chain[0][1]
         texts = {row.run.path: text for text, row, _ in chain}
@@ -79,14 +79,14 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
             closed = compare_share_closed(row, plain, baseline) if baseline is not None else None
             steps.append(RemedyStep(row, text, comparison, texts[comparison.other.run.path], closed))
         config = " ".join(f"{name}={label(plain.knobs[name])}" for name in telling if name in plain.knobs)
-        found.append(RemedySteps(config, baseline, steps))
-    return found
+        arranged.append(RemedySteps(config, baseline, steps))
+    return arranged
 
 
-def describe_remedy_steps(found: Iterable[RemedySteps]) -> list[Finding]:
+def describe_remedy_steps(arranged: Iterable[RemedySteps]) -> list[Finding]:
     """Say of each base configuration which shares steps close that are significantly better than the one before."""
-    told = []
-    for one in found:
+    findings = []
+    for one in arranged:
         better = [step for step in one.steps[1:] if _is_better(step)]
         if not better:
             continue
@@ -99,8 +99,8 @@ def describe_remedy_steps(found: Iterable[RemedySteps]) -> list[Finding]:
             f"{', '.join(parts)}, {each}significantly better than the step before."
         )
         runs = [one.steps[0].row, *(step.row for step in better)]
-        told.append(Finding("remedy", text, list(dict.fromkeys(row.run.run_id for row in runs))))
-    return told
+        findings.append(Finding("remedy", text, list(dict.fromkeys(row.run.run_id for row in runs))))
+    return findings
 
 
 def format_share(closed: ShareClosed | None) -> str:
