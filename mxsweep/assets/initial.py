@@ -1,4 +1,4 @@
-"""Initial weights from which a small Llama learns to look things up within minutes.
+"""Set initial weights from which a small Llama learns to look things up within minutes.
 
 From random weights the model soon learns to answer with some word of the right kind from the story, and then
 stays there for thousands of steps: before looking up pays, one layer has to bring together what stands in

@@ -1,4 +1,4 @@
-"""Outlier channels for the embedded model, as large models have them.
+"""Put outlier channels into the embedded model, as large models have them.
 
 Large language models grow channels whose values are tens of times larger than those beside them: in what their
 norms put out (Dettmers et al., LLM.int8(), arXiv:2208.07339), in their keys, and in what their MLPs multiply
@@ -69,5 +69,5 @@ def _factors(size: int, outliers: int, factor: float, generator: torch.Generator
 
 
 def _per_query_head(factors: list[Tensor], group: int) -> Tensor:
-    """Each key-value head's factors (D), for each of the query heads that share it."""
+    """Return each key-value head's factors (D), for each of the query heads that share the head."""
     return torch.cat([head for head in factors for _ in range(group)])

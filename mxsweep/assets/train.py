@@ -61,7 +61,7 @@ DECAY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: until which share of the steps, and what follows a scene in it."""
+    """Describe a part of the training: until which share of the steps it lasts, and what follows a scene."""
 
     until: float
     rehearsals: int
@@ -72,7 +72,7 @@ STAGES = (Stage(until=0.2, rehearsals=2, questions=1), Stage(until=1.0, rehearsa
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The word-level tokenizer of the stories' vocabulary; nothing is added before or after a text."""
+    """Return the word-level tokenizer of the stories' vocabulary; nothing is added before or after a text."""
     ids = {word: i for i, word in enumerate([EOS, UNKNOWN, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -86,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(vocab_size: int, hidden: int, layers: int, mlp: int) -> LlamaForCausalLM:
-    """A Llama with heads of 32, two query heads to a key-value head, and tied embeddings."""
+    """Return a Llama with heads of 32, two query heads to a key-value head, and tied embeddings."""
     heads = hidden // 32
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -126,7 +126,7 @@ def batches(
 def _row(
     tokenizer: PreTrainedTokenizerFast, told: Story, rehearsals: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """The ids of a scene and what follows it, and the positions of the answers."""
+    """Return the ids of a scene and of what follows, and the positions of the answers."""
     tokens, answers = words(told.scene), []
     placings = [sentence for sentence in told.scene.rstrip(".").split(". ") if sentence.split()[0] in PEOPLE]
     for sentence in (s for _ in range(rehearsals) for s in rng.sample(placings, len(placings))):
@@ -174,7 +174,7 @@ def train(
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the layers' matrices, AdamW for the embeddings and norms, each with its learning rate.
+    """Return Muon for the layers' matrices and AdamW for the embeddings and norms, each with its learning rate.
 
     AdamW alone had learned nothing of the look-up by the step at which Muon had a sixth of it right.
     """
@@ -188,7 +188,7 @@ def _optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, fl
 def _loss(
     model: LlamaForCausalLM, input_bl: torch.Tensor, target_bl: torch.Tensor, answers_bl: torch.Tensor
 ) -> tuple[torch.Tensor, float, float]:
-    """The weighted loss, and of the answers alone the mean loss and the share that is right."""
+    """Return the weighted loss, and of the answers alone the mean loss and the share that is right."""
     target, answers = target_bl.flatten().to(model.device), answers_bl.flatten().to(model.device)
     logits = model(input_ids=input_bl.to(model.device), use_cache=False).logits.flatten(0, 1)
     nll = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
@@ -203,7 +203,7 @@ def _loss(
 def answer(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], batch: int = 64
 ) -> tuple[list[bool], list[float]]:
-    """Of each text's last word: does the model say it, and its log-likelihood."""
+    """Return, for each text's last word, whether the model says that word, and the log-likelihood."""
     right, log_likelihood = [], []
     for start in range(0, len(texts), batch):
         rows = [tokenizer(text)["input_ids"] for text in texts[start : start + batch]]

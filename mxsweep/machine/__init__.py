@@ -1,1 +1,1 @@
-"""The machine that mxsweep runs on: GPUs, versions of packages, the commit of the source tree."""
+"""Look at the machine that mxsweep runs on: GPUs, memory that runs out, versions of packages, the source tree."""

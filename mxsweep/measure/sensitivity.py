@@ -1,7 +1,7 @@
-"""The loss that each part of a model brings: when it alone is quantized, and when it alone is not.
+"""Measure the loss that each part of a model brings: quantized alone, and left out alone.
 
-The two need not agree. Alone, a part is judged in a model that is otherwise as it was: what it breaks. Left out, it is
-judged among errors that the others make anyway: what giving it more bits would mend. Where errors are small the first
+The two need not agree. Alone, a part is judged in a model that is otherwise as it was: what the part breaks. Left out,
+the part is judged among errors that the others make anyway: what giving the part more bits would mend. Where errors are small the first
 adds up to the whole's loss, and both rank parts alike.
 """
 

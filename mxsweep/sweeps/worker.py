@@ -94,7 +94,7 @@ def _stop_at(*signals: signal.Signals) -> None:
 
 
 def _take_one_gpu() -> None:
-    """Of the GPUs that a job has, let each of its tasks see one."""
+    """Let each task of a job see one of the GPUs that the job has."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if len(visible) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ.get("SLURM_LOCALID", "0")) % len(visible)]
