@@ -1,8 +1,8 @@
 """Measure the loss that each part of a model brings: quantized alone, and left out alone.
 
 The two need not agree. Alone, a part is judged in a model that is otherwise as it was: what the part breaks. Left out,
-the part is judged among errors that the others make anyway: what giving the part more bits would mend. Where errors are small the first
-adds up to the whole's loss, and both rank parts alike.
+the part is judged among errors that the others make anyway: what giving the part more bits would mend. Where errors are
+small the first adds up to the whole's loss, and both rank parts alike.
 """
 
 from __future__ import annotations
