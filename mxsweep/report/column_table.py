@@ -118,7 +118,7 @@ MEASURED: list[Column] = [
         "n",
         "examples that the metrics come from",
         lambda row: row.n,
-        "{:g}".format,
+        str,
         kind=int,
         keeps_empty=True,
         where_varied=frozenset({Output.TERMINAL, Output.MARKDOWN}),

@@ -7,6 +7,7 @@ A row is a run and task, of runs in any state. A column holds values of one type
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,23 +74,30 @@ def write_run_parquet(path: Path, columns: Sequence[DataColumn]) -> None:
 
 def _fields(results: Results) -> Iterable[Field]:
     """List the columns, each name once; one of a metric whose name is taken is called `metric.` and that name."""
-    rows = results.rows
     columns = [*map(knob_column, knob_names(results)), *map(note_column, notes())]
     knobs = [field for column in columns for field in column.fields]
-    others = [column for column in (*MEASURED, *tensor_columns(rows)) if Output.DATA in column.outputs]
+    others = [column for column in (*MEASURED, *tensor_columns(results.rows)) if Output.DATA in column.outputs]
     more = [*COMPARED, *(field for column in others for field in column.fields)]
+    metrics: dict[str, Field] = {}
     taken = {field.name for field in (*knobs, *more)}
-    metrics = [
-        replace(field, name=f"metric.{field.name}") if field.name in taken else field
-        for column in metric_data_columns(rows)
-        for field in column.fields
-    ]
-    return [*knobs, *metrics, *more]
+    for column in metric_data_columns(results.rows):
+        for field in column.fields:
+            name = f"metric.{field.name}" if field.name in taken else field.name
+            metrics[name] = replace(field, name=name)
+            taken.add(name)
+    return [*knobs, *metrics.values(), *more]
 
 
 def _of_one_type(field: Field, values: list[Any]) -> DataColumn:
-    """Return a column of the field's type or, where it has none, of that of its values; of mixed values as texts."""
+    """Return a column of the field's type or, where it has none or a record has something else, of the values' type."""
     kinds = {type(value) for value in values if value is not None}
     kind = field.kind or (kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str)
+    if kind is int and not all(value is None or _is_whole(value) for value in values):
+        kind = float
     convert = label if kind is str else kind
     return DataColumn(field.name, kind, [None if value is None else convert(value) for value in values])
+
+
+def _is_whole(value: float) -> bool:
+    """Return whether a number fits in an int64 without loss."""
+    return math.isfinite(value) and value == int(value) and abs(value) < 2**63

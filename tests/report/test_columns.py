@@ -123,6 +123,23 @@ def test_a_metric_that_is_called_like_a_knob_keeps_its_values(tmp_path: Path) ->
     assert (row["scale"], row["metric.scale"], row["metric.n"]) == ("e8m0", 0.25, 3.0)
 
 
+def test_a_metric_that_is_called_like_a_difference_keeps_its_values(tmp_path: Path) -> None:
+    put(tmp_path / "a", metrics={"story": {"acc": 0.5, "acc_p": 0.125}})
+    row = load_table(tmp_path).iloc[0]
+    assert (row["acc"], row["metric.acc_p"]) == (0.5, 0.125) and math.isnan(row["acc_p"])
+
+
+@pytest.mark.parametrize("odd", [math.nan, 12.5, 2.0**70])
+def test_odd_numbers_in_a_record_are_no_traceback(tmp_path: Path, odd: float) -> None:
+    put(tmp_path / "a", record={"memory": {"peak_host_bytes": odd}, "n_effective": {"story": odd}})
+    put(tmp_path / "b", record={"memory": {"peak_host_bytes": 5}})
+    table = load_table(tmp_path).set_index("run_id")
+    assert table.loc["id_a", "peak_host_bytes"] == odd or math.isnan(odd)
+    assert table.loc["id_b", "peak_host_bytes"] == 5.0
+    assert collect(tmp_path).write_error is None
+    assert pyarrow.parquet.read_table(tmp_path / "results.parquet").num_rows == 2
+
+
 def test_why_runs_are_not_compared_stands_in_files(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW, samples=False)
     reasons = {row["not_compared"] for row in rows(tmp_path) if not row["is_baseline"]}

@@ -13,7 +13,7 @@ from helpers.made_runs import put
 from mxsweep.report.figures.error_heat_map import heat_map
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
-from mxsweep.report.figures.lines import MOST_LINES, places_of
+from mxsweep.report.figures.line_points import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.panels import Panel, both_ways
 from mxsweep.report.figures.panels import chart as panels_chart

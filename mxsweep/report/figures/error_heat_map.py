@@ -53,34 +53,27 @@ class HeatMap:
 def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
     """Return the group's heat map; None where no run has diagnostics. Runs after `most_cells` cells are left out."""
     rows = _best_first(study)
-    found: list[tuple[Row, dict[str, tuple[TensorError, ...]]]] = []
-    different: set[tuple[TensorError, ...]] = set()
-    for row in rows:
-        by_kind: dict[str, list[TensorError]] = {}
-        for tensor in read_tensors(row.run):
-            by_kind.setdefault(tensor.kind, []).append(tensor)
-        if by_kind:
-            found.append((row, {kind: tuple(tensors) for kind, tensors in by_kind.items()}))
-            different.update(found[-1][1].values())
-        if sum(map(len, different)) > most_cells:
-            break
-    if not found:
+    measured = _read_errors(rows, most_cells)
+    if not measured:
         return None
-    kinds = in_order_of_kinds(kind for _, own in found for kind in own)
-    columns = list(dict.fromkeys(_column(tensor) for kind in kinds for _, own in found for tensor in own.get(kind, ())))
+    kinds = in_order_of_kinds(kind for _, by_kind in measured for kind in by_kind)
+    columns = list(
+        dict.fromkeys(_column(tensor) for kind in kinds for _, by_kind in measured for tensor in by_kind.get(kind, ()))
+    )
+    different = {piece for _, by_kind in measured for piece in by_kind.values()}
     numbers = sorted({tensor.layer for piece in different for tensor in piece if tensor.layer is not None})
     outside = any(tensor.layer is None for piece in different for tensor in piece)
     layers = [*map(str, numbers), *([OUTSIDE] if outside else [])]
     column_at, layer_at = ({name: index for index, name in enumerate(some)} for some in (columns, layers))
     pieces: dict[tuple[TensorError, ...], int] = {}
-    for _, own in found:
-        for piece in own.values():
+    for _, by_kind in measured:
+        for piece in by_kind.values():
             pieces.setdefault(piece, len(pieces))
-    parts = [[pieces[own[kind]] if kind in own else -1 for kind in kinds] for _, own in found]
-    runs = [f"{study.config_text(row)} ({row.run.run_id})" for row, _ in found]
+    parts = [[pieces[by_kind[kind]] if kind in by_kind else -1 for kind in kinds] for _, by_kind in measured]
+    runs = [f"{study.config_text(row)} ({row.run.run_id})" for row, _ in measured]
     lists = [[_cell(tensor, column_at, layer_at) for tensor in piece] for piece in pieces]
     first = [cell for index in parts[0] if index >= 0 for cell in lists[index]]
-    has_more = len(rows) > rows.index(found[-1][0]) + 1
+    has_more = len(rows) > rows.index(measured[-1][0]) + 1
     figure = Figure(
         stem="_".join(part for part in ("sqnr", study.group.slug) if part),
         title="Signal over quantization error by layer and tensor, dB",
@@ -97,6 +90,22 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
         height=max(120, ROW_HEIGHT * len(layers)),
     )
     return HeatMap(figure, runs, [KIND_TITLES[kind] for kind in kinds], columns, layers, parts, lists)
+
+
+def _read_errors(rows: Sequence[Row], most_cells: int) -> list[tuple[Row, dict[str, tuple[TensorError, ...]]]]:
+    """Return the runs that have diagnostics, each with its tensors by kind, until there are `most_cells` different."""
+    measured: list[tuple[Row, dict[str, tuple[TensorError, ...]]]] = []
+    different: set[tuple[TensorError, ...]] = set()
+    for row in rows:
+        by_kind: dict[str, list[TensorError]] = {}
+        for tensor in read_tensors(row.run):
+            by_kind.setdefault(tensor.kind, []).append(tensor)
+        if by_kind:
+            measured.append((row, {kind: tuple(tensors) for kind, tensors in by_kind.items()}))
+            different.update(measured[-1][1].values())
+        if sum(map(len, different)) > most_cells:
+            break
+    return measured
 
 
 def _best_first(study: Study) -> list[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mxsweep.report.figures.figure import HIDDEN, SHOWN, Entry, Figure, Spec, channel, error_bars, numbers_of, points
-from mxsweep.report.figures.lines import MOST_LINES
+from mxsweep.report.figures.line_points import MOST_LINES
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
     against_baseline,
@@ -108,8 +108,8 @@ def _series(study: Study, rows: Sequence[Row]) -> list[str]:
     if any(map(is_remedy, names)):
         choices.append(([remedy_text(row.knobs) for row in rows], MOST_LINES))
     choices += [(texts(["format", "kv_quant"]), MOST_LINES), (texts(["format"]), MOST_LINES)]
-    found = next((series for series, most in choices if len(set(series)) <= most), [""] * len(rows))
-    return [text or "quantized" for text in found]
+    chosen = next((series for series, most in choices if len(set(series)) <= most), [""] * len(rows))
+    return [text or "quantized" for text in chosen]
 
 
 def _baseline_bits(study: Study) -> str:
