@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from collections import Counter
@@ -13,7 +12,7 @@ import yaml
 
 from mxsweep.calibrate.budget import Choice
 from mxsweep.config.candidates import as_written
-from mxsweep.config.format_config import FormatConfig
+from mxsweep.config.format_config import FormatConfig, fields_of
 
 
 def recipe_yaml(
@@ -27,7 +26,7 @@ def recipe_yaml(
         fixed: the run's own ``modules``, which stay.
         overrides: the run's knobs, told in a comment.
     """
-    modules: dict[str, Any] = {pattern: _mapping(formats) for pattern, formats in (fixed or {}).items()}
+    modules: dict[str, Any] = {pattern: fields_of(formats) for pattern, formats in (fixed or {}).items()}
     modules |= {module: as_written(name) for module, name in choice.formats.items()}
     knobs = [word for word in overrides if not re.match(r"\+*(ptq\.(budget|formats)|modules|experiment)=", word)]
     counts = [f"{name} in {count}" for name, count in Counter(choice.formats.values()).most_common()]
@@ -42,13 +41,6 @@ def recipe_yaml(
         yaml.safe_dump({"modules": modules}, sort_keys=False, width=200, default_flow_style=None).rstrip(),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _mapping(formats: FormatConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(formats)
-    if isinstance(formats.block_size, tuple):
-        fields["block_size"] = list(formats.block_size)
-    return fields
 
 
 def _quoted(word: str) -> str:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.texts import Calibration
-from mxsweep.config.run_config import REMEDIES_VERSION, RunConfig
+from mxsweep.config.run_config import RunConfig
+from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase

@@ -12,51 +12,61 @@ all inputs in fp6_e2m3, as in a run of w4a6.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mxsweep.config.format_config import FormatConfig, element_name, resolve_format
+from mxsweep.config.format_config import OF_AN_OPTION, FormatConfig, element_name, fields_of, resolve_format
 from mxsweep.config.option_files import option_names, read_option
+from mxsweep.formats import parse_element
 from mxsweep.terminal.errors import ConfigError
 
-OF_AN_OPTION = {"block_size": 32, "scale": "e8m0", "tensor_scale": False}  # where the option does not say
 
-
-def resolve_candidates(names: Sequence[str], run: FormatConfig, explicit: dict[str, Any]) -> dict[str, FormatConfig]:
-    """Each name's formats.
+def resolve_candidates(
+    names: Sequence[str], run: FormatConfig, explicit: dict[str, Any], folders: Sequence[Path] | None = None
+) -> dict[str, FormatConfig]:
+    """Return each name's formats.
 
     Args:
         run: the run's own formats.
         explicit: block_size, scale and tensor_scale as the run was given them, "auto" where it was not.
+        folders: of config groups, where options are looked for; None for mxsweep's own.
 
     Raises:
         ConfigError: a name that stands there twice, or that leaves weights as they are. (Whether an element exists is
             seen when its MXFormat is made.)
     """
-    found: dict[str, FormatConfig] = {}
+    if not names:
+        raise ConfigError("ptq.formats: is empty; allowed: one or more names of formats")
+    candidates: dict[str, FormatConfig] = {}
     for name in names:
-        if name in found:
+        if name in candidates:
             raise ConfigError(f"ptq.formats: {name!r} stands there twice; allowed: each format once")
-        found[name] = _resolve(name, run, explicit)
-        if found[name].weight == "none":
+        candidates[name] = _resolve(name, run, explicit, folders)
+        if candidates[name].weight == "none":
             raise ConfigError(
                 f"ptq.formats: {name!r} leaves weights as they are, and a budget counts the bits of quantized ones; "
                 "allowed: formats that quantize weights (modules={NAME: none} keeps a module out of the budget)"
             )
-    return found
+    return candidates
 
 
 def as_written(name: str) -> str | dict[str, str]:
-    """What ``modules`` calls the format that a name in ``ptq.formats`` means."""
-    return name if name in option_names("format") else {"weight": element_name(name)}
+    """Return what ``modules`` calls the format that a name in ``ptq.formats`` means: an option, or an element."""
+    return {"weight": element_name(name)} if _is_element(name) and name not in option_names("format") else name
 
 
-def _resolve(name: str, run: FormatConfig, explicit: dict[str, Any]) -> FormatConfig:
-    option = read_option("format", name)
+def _is_element(name: str) -> bool:
+    try:
+        parse_element(element_name(name))
+    except ValueError:
+        return False
+    return True
+
+
+def _resolve(name: str, run: FormatConfig, explicit: dict[str, Any], folders: Sequence[Path] | None) -> FormatConfig:
+    option = read_option("format", name, folders)
     if option is not None:
         return resolve_format(OF_AN_OPTION | option, explicit, f"ptq.formats[{name}].")
-    own = dataclasses.asdict(run) | {"weight": name}
-    if isinstance(own["block_size"], tuple):
-        own["block_size"] = list(own["block_size"])
+    own = fields_of(run) | {"weight": name}
     return resolve_format(own, dict.fromkeys(explicit, "auto"), f"ptq.formats[{name}].")

@@ -1,101 +1,124 @@
 """Formats as a config has them: from names, a format's own values and explicit ones to element formats and scales.
 
 A named format (``conf/format/nvfp4.yaml``) may bring its own block size and scale. Explicit ones (``block_size=32``)
-win, for the run's format and for those of single modules alike.
+win, for the run's format and for those of single modules alike. Options are looked for in all folders of config
+groups, that of ``--config-dir`` first.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from mxsweep.config.checks import check_choice, check_flag
+from mxsweep.config import knobs
 from mxsweep.config.option_files import option_names, read_option
-from mxsweep.formats import SCALE_NAMES
 from mxsweep.formats.element import normalize_element
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.terminal.errors import ConfigError
 
+FIELDS = ("weight", "activation", "block_size", "scale", "tensor_scale")
+OF_AN_OPTION = {"block_size": 32, "scale": "e8m0", "tensor_scale": False}  # where the option does not say
+
 
 @dataclass(frozen=True)
 class FormatConfig:
-    """Element formats of the linear layers ("none": as they are) with the scale that they share."""
+    """Hold the element formats of linear layers ("none": as they are) and the scale that they share.
+
+    Attributes:
+        name: what tables call it; "" where nobody asks. It tells no formats apart.
+    """
 
     weight: str
     activation: str
     block_size: BlockSize
     scale: str
     tensor_scale: bool
+    name: str = field(default="", compare=False)
 
-    @property
-    def name(self) -> str:
-        """The option's name where the formats are those of an option, else what they are."""
-        for name in option_names("format"):
-            option = read_option("format", name) or {}
-            what = (option["weight"], option["activation"], option.get("tensor_scale", False))
-            if what == (self.weight, self.activation, self.tensor_scale):
-                return name
-        return self.weight if self.weight == self.activation else f"w:{self.weight},a:{self.activation}"
+
+def format_name(formats: FormatConfig, folders: Sequence[Path] | None = None, chosen: str | None = None) -> str:
+    """Return an option's name where the formats are those of an option, else what they are.
+
+    Args:
+        folders: of config groups; None for mxsweep's own.
+        chosen: the option that was chosen, whose name wins if nothing took the place of its formats.
+    """
+    names = option_names("format", folders)
+    for name in [chosen, *names] if chosen in names else names:
+        option = read_option("format", str(name), folders) or {}
+        elements = (element_name(option.get("weight")), element_name(option.get("activation")))
+        if (*elements, option.get("tensor_scale", False)) == (formats.weight, formats.activation, formats.tensor_scale):
+            return str(name)
+    both = formats.weight == formats.activation
+    return formats.weight if both else f"w:{formats.weight},a:{formats.activation}"
 
 
 def element_name(value: Any) -> str:
-    """An element format's name, mxfp4_e2m1 by its plain one; YAML's null is "none"."""
+    """Return an element format's name, mxfp4_e2m1 by its plain one; YAML's null is "none"."""
     return "none" if value is None else normalize_element(str(value))
 
 
 def resolve_format(own: dict[str, Any], explicit: dict[str, Any], prefix: str = "") -> FormatConfig:
-    """A format's own block size and scale, unless explicit ones (not "auto") take their place.
+    """Return a format with its own block size and scale, unless explicit ones (not "auto") take their place.
 
     Raises:
         ConfigError: a block size, scale or flag that is not one, called by its name behind ``prefix``.
     """
+    for leaf in ("tensor_scale", "scale", "block_size"):
+        knobs.check(f"format.{leaf}", own[leaf], f"{prefix}{leaf}")
     block_size = own["block_size"] if explicit["block_size"] == "auto" else explicit["block_size"]
     scale = own["scale"] if explicit["scale"] == "auto" else explicit["scale"]
     tensor_scale = explicit["tensor_scale"]
     if tensor_scale == "auto":
         # The per-tensor scale belongs to the format's own scale; another scale comes without it.
         tensor_scale = own["tensor_scale"] and scale == own["scale"]
-    check_flag(f"{prefix}tensor_scale", tensor_scale)
-    check_choice(f"{prefix}scale", scale, SCALE_NAMES)
-    return FormatConfig(
-        element_name(own["weight"]), element_name(own["activation"]), _block(block_size, prefix), scale, tensor_scale
-    )
+    if isinstance(block_size, list):
+        block_size = (block_size[0], block_size[1])
+    return FormatConfig(element_name(own["weight"]), element_name(own["activation"]), block_size, scale, tensor_scale)
 
 
-def _block(value: Any, prefix: str) -> BlockSize:
-    allowed = "a whole number of 1 or more, 0 for the whole axis, or [rows,columns] for a tile of a weight"
-    sizes = value if isinstance(value, list) else [value]
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
-        raise ConfigError(f"{prefix}block_size: {value!r} is not a block; allowed: {allowed}")
-    return (value[0], value[1]) if isinstance(value, list) else value
+def fields_of(formats: FormatConfig) -> dict[str, Any]:
+    """Return a format as an option file or a mapping in ``modules`` has it, as plain data."""
+    fields = {name: getattr(formats, name) for name in FIELDS}
+    if isinstance(formats.block_size, tuple):
+        fields["block_size"] = list(formats.block_size)
+    return fields
 
 
-def resolve_modules(spec: Any, run: FormatConfig, explicit: dict[str, Any]) -> dict[str, FormatConfig]:
-    """``modules``: each pattern's format name or partial mapping, made whole from the format or the run."""
+def resolve_modules(
+    spec: Any, run: FormatConfig, explicit: dict[str, Any], folders: Sequence[Path] | None = None
+) -> dict[str, FormatConfig]:
+    """Return the format of each pattern of ``modules``: of a name or a partial mapping, made whole from the run's.
+
+    Raises:
+        ConfigError: no mapping, or one of a field that is none, or of a value that is not allowed.
+    """
     if spec is None:
         return {}
     if not isinstance(spec, dict):
         raise ConfigError(f"modules: {spec!r} must map glob patterns to formats, as {{*.down_proj: mxfp8_e4m3}}")
-    return {str(pattern): _resolve_module(str(pattern), value, run, explicit) for pattern, value in spec.items()}
+    return {
+        str(pattern): _resolve_module(str(pattern), value, run, explicit, folders) for pattern, value in spec.items()
+    }
 
 
-def _resolve_module(pattern: str, value: Any, run: FormatConfig, explicit: dict[str, Any]) -> FormatConfig:
-    field = f"modules[{pattern}]"
+def _resolve_module(
+    pattern: str, value: Any, run: FormatConfig, explicit: dict[str, Any], folders: Sequence[Path] | None
+) -> FormatConfig:
+    field_name = f"modules[{pattern}]"
     if isinstance(value, dict):
-        own = dataclasses.asdict(run)
-        unknown = set(value) - {"weight", "activation", "block_size", "scale", "tensor_scale"}
+        own = fields_of(run)
+        unknown = set(value) - set(FIELDS)
         if unknown:
             raise ConfigError(
-                f"{field}: {sorted(unknown)[0]!r} is not a field; allowed: weight, activation, block_size, scale"
+                f"{field_name}: {sorted(unknown)[0]!r} is not a field; allowed: weight, activation, block_size, scale"
             )
-        if isinstance(own["block_size"], tuple):
-            own["block_size"] = list(own["block_size"])
         # A scale of the module's own drops the run's per-tensor scale, unless it is asked for with it.
         if "scale" in value and value["scale"] != own["scale"]:
             own["tensor_scale"] = False
-        return resolve_format(own | value, dict.fromkeys(explicit, "auto"), f"{field}.")
+        return resolve_format(own | value, dict.fromkeys(explicit, "auto"), f"{field_name}.")
     # A format by its name (mxfp4) before an element by its (mxfp4_e2m1, int8).
-    option = read_option("format", "none" if value is None else str(value)) or {"weight": value, "activation": value}
-    return resolve_format({"block_size": 32, "scale": "e8m0", "tensor_scale": False} | option, explicit, f"{field}.")
+    option = read_option("format", "none" if value is None else str(value), folders)
+    return resolve_format(OF_AN_OPTION | (option or {"weight": value, "activation": value}), explicit, f"{field_name}.")

@@ -17,6 +17,7 @@ from mxsweep.config import effects
 from mxsweep.config.checks import check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
 from mxsweep.config.value_types import (
+    Block,
     Checked,
     Choice,
     Element,
@@ -41,20 +42,9 @@ WORD_OR_NULL = Text("a word, or null", or_null=True)
 SCALE_OR_AUTO = Choice(words=SCALE_NAMES, or_auto=True)
 
 
-def check_block(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is "auto", a length, or the rows and columns of a tile."""
-    if value == "auto":
-        return
-    sizes = value if isinstance(value, list) else [value]
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
-        raise ConfigError(
-            f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, 0 for the whole axis, or "
-            "[rows,columns] for a tile of a weight"
-        )
-
-
-BLOCK = Checked("auto, a whole number, 0 for the whole row, [rows,columns] for a tile of a weight", check_block)
+TILE = "0 for the whole row, [rows,columns] for a tile of a weight"
+BLOCK = Block(f"a whole number, {TILE}")
+BLOCK_OR_AUTO = Block(f"auto, a whole number, {TILE}", or_auto=True)
 
 
 def _format(path: str, help: str, type: ValueType, **more: Any) -> Knob:
@@ -154,7 +144,7 @@ GROUPS = (
         "block_size",
         "elements that share a scale; auto: the format's own (16 for nvfp4, else 32); 0: the whole row; "
         "[rows,columns]: a tile of a weight, with format.activation=none",
-        BLOCK,
+        BLOCK_OR_AUTO,
         label="block_size",
         is_group=True,
     ),
@@ -521,7 +511,7 @@ MODEL_AND_TASK = (
     _model(
         "dtype",
         "auto: the checkpoint's own",
-        Choice(words=("float32", "bfloat16", "float16"), or_auto=True),
+        Choice(words=("auto", "float32", "bfloat16", "float16")),
     ),
     _model(
         "device",

@@ -91,8 +91,13 @@ def is_leaf(knob: Knob) -> bool:
 
 
 def groups() -> list[str]:
-    """Return the groups with knobs below them."""
+    """Return the groups with knobs below them; Hydra's own are none."""
     return list(dict.fromkeys(knob.group for knob in TABLE.values() if knob.group and is_leaf(knob)))
+
+
+def check(path: str, value: Any, name: str | None = None) -> None:
+    """Check a knob's value, or one of the same kind that goes by another name. Raises ConfigError."""
+    TABLE[path].type.check(name or path, value)
 
 
 def decides_only_quantized(key: str) -> bool:

@@ -6,16 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.config.checks import check_choice, check_flag, check_integer
 from mxsweep.config.format_config import FormatConfig, element_name
-from mxsweep.formats import SCALE_NAMES
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.formats.recipe import KVOptions
 from mxsweep.terminal.errors import ConfigError
 
-KEY_AXES = ("token", "channel")
-ROPES = ("after", "before")
-SCALES = ("block", "head")
 DEFAULTS = KVOptions()
 
 
@@ -36,15 +31,6 @@ class KVConfig:
     smooth: float
 
     def __post_init__(self) -> None:
-        check_choice("kv_quant.scale", self.scale, SCALE_NAMES)
-        check_choice("kv_quant.key_axis", self.key_axis, KEY_AXES)
-        check_choice("kv_quant.rope", self.rope, ROPES)
-        check_choice("kv_quant.scales", self.scales, SCALES)
-        for field in ("first", "recent"):
-            check_integer(f"kv_quant.{field}", getattr(self, field), 0, None, "tokens, 0 or more")
-        number = isinstance(self.smooth, int | float) and not isinstance(self.smooth, bool)
-        if not number or not 0 <= self.smooth <= 1:
-            raise ConfigError(f"kv_quant.smooth: {self.smooth!r} is not allowed; allowed: 0 to 1")
         if self.key_axis == "channel" and self.key != "none":
             self._check_channel()
 
@@ -89,10 +75,7 @@ def resolve_kv(knobs: dict[str, Any], run: FormatConfig) -> KVConfig:
     """The config of keys and values; what is "auto" is the run's."""
     own = dict(knobs)
     block_size = run.block_size if own["block_size"] == "auto" else own["block_size"]
-    if own["block_size"] != "auto":
-        check_integer("kv_quant.block_size", block_size, 0, None, "auto, a whole number, or 0 for the whole axis")
     scale = run.scale if own["scale"] == "auto" else own["scale"]
     tensor_scale = run.tensor_scale and scale == run.scale if own["tensor_scale"] == "auto" else own["tensor_scale"]
-    check_flag("kv_quant.tensor_scale", tensor_scale)
     elements = {kind: element_name(own[kind]) for kind in ("key", "value")}
     return KVConfig(**own | elements | {"block_size": block_size, "scale": scale, "tensor_scale": tensor_scale})

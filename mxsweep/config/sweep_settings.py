@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.config.checks import check_choice, check_flag, check_integer, check_text_or_null, expanded
-from mxsweep.config.run_config import of_omegaconf
+from mxsweep.config.composed_config import of_omegaconf
 from mxsweep.terminal.errors import ConfigError
 
 LOGGING_MODES = ("online", "offline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.config.checks import check_flag, check_integer, check_rows
+from mxsweep.config.checks import check_rows
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -29,9 +29,6 @@ class TaskConfig:
             raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"task: {list(self.names)!r} names a task twice")
-        if self.num_fewshot is not None:
-            check_integer("task.num_fewshot", self.num_fewshot, 0, None, "0 or more, or null for the task's own")
-        check_flag("task.apply_chat_template", self.apply_chat_template)
         for name, file in self.data.items():
             if name not in self.names:
                 raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")

@@ -39,8 +39,9 @@ class Choice(ValueType):
     or_null: bool = False
 
     def check(self, knob: str, value: Any) -> None:
-        if value is not None or not self.or_null:
-            check_choice(knob, value, self.choices())
+        further = ["null"] * self.or_null
+        if not (value is None and self.or_null) and not (value == "auto" and self.or_auto):
+            check_choice(knob, value, (*self.words, *further))
 
     def choices(self) -> tuple[str, ...]:
         """Return the words as they are typed."""
@@ -131,6 +132,24 @@ class Listing(ValueType):
 @dataclass(frozen=True)
 class Mapping(ValueType):
     """Several values under names of the user's own, as patterns of modules: one knob, whatever is in it."""
+
+
+@dataclass(frozen=True)
+class Block(ValueType):
+    """A block of elements that share a scale: a length, or the rows and columns of a tile; "auto" where allowed."""
+
+    or_auto: bool = False
+
+    def check(self, knob: str, value: Any) -> None:
+        if self.or_auto and value == "auto":
+            return
+        sizes = value if isinstance(value, list) else [value]
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
+            raise ConfigError(
+                f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, 0 for the whole axis, or "
+                "[rows,columns] for a tile of a weight"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mxsweep.config.composed_config import from_hydra, of_omegaconf
 from mxsweep.config.knobs import baseline_words, decides_only_quantized, is_knob, is_of_sweep, no_such_knob
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
-from mxsweep.config.run_config import RunConfig, from_hydra, of_omegaconf
+from mxsweep.config.run_config import RunConfig
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
 from mxsweep.sweeps.composition import Composer, composing, name_run

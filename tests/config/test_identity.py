@@ -149,7 +149,7 @@ def test_the_seed_and_the_order_of_patterns_are_in_it() -> None:
 
 def test_only_quantized_runs_have_the_version_of_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
     before = of(), of("kv_quant=int8", "format=none"), of("format=none")
-    monkeypatch.setattr("mxsweep.config.run_config.NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    monkeypatch.setattr("mxsweep.config.run_identity.NUMERICS_VERSION", NUMERICS_VERSION + 1)
     after = of(), of("kv_quant=int8", "format=none"), of("format=none")
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
 

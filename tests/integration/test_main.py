@@ -203,7 +203,7 @@ def test_sweep_with_ad_hoc_values_ends_in_a_table(
     (sweep,) = (tmp_path / "multirun").iterdir()
     assert len(records(sweep)) == 3  # the baseline has no block size, and is run once
     assert "block_size=48 limit=16 format=none: is the same run as block_size=16 limit=16 format=none" in answer.stdout
-    assert {path.name.split("_")[2] for path in sweep.iterdir() if "_" in path.name and path.is_dir()} == {
+    assert {path.name.split("_")[3] for path in sweep.iterdir() if "_" in path.name and path.is_dir()} == {
         "bs16",
         "bs48",
     }

@@ -32,7 +32,7 @@ def test_record_and_files(tmp_path: Path) -> None:
     assert record == read_record(tmp_path / "result.json")
     assert record["status"] == "done"
     assert record["error"] is None
-    assert record["run_id"] == f"20260207_220640_bs16_sb8_ccfalse_{config.config_hash[:8]}"
+    assert record["run_id"] == f"20260207_220640_w4a6_bs16_sb8_ccfalse_{config.config_hash[:8]}"
     assert record["config"] == config.as_dict()
     assert record["overrides"] == ["block_size=16"]
     assert set(record["metrics"]["story"]) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}

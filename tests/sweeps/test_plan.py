@@ -72,7 +72,7 @@ def test_a_recipe_has_a_baseline(recipe: str) -> None:
     assert baseline.config is not None and baseline.config.recipe.is_baseline
     assert baseline.config.limit == 10
     assert not any(run.config and run.config.recipe.is_baseline for run in others)
-    assert baseline.run_id.split("_")[4] == "ccfalse"
+    assert baseline.run_id.split("_")[2] == "none" and baseline.run_id.split("_")[5] == "ccfalse"
 
 
 def test_a_baseline_whatever_leaves_an_experiment_sets(tmp_path: Path) -> None:
@@ -173,7 +173,9 @@ def test_a_run_that_cannot_be_has_an_id_of_its_own() -> None:
 
 def test_all_runs_of_a_sweep_have_one_stamp() -> None:
     assert len({run.run_id[:15] for run in planned("block_size=16,32,64").runs}) == 1
-    assert planned("stamp='20260207_220640'", "block_size=16").runs[1].run_id.startswith("20260207_220640_bs16_sb8_")
+    assert (
+        planned("stamp='20260207_220640'", "block_size=16").runs[1].run_id.startswith("20260207_220640_w4a6_bs16_sb8_")
+    )
 
 
 @pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", "1e5", "FOLDER", "./FOLDER", "a, b"])

@@ -1,0 +1,45 @@
+"""Checks of values that cannot go together, though each alone is fine."""
+
+from __future__ import annotations
+
+from mxsweep.config.run_parts import RunParts
+from mxsweep.formats import microxcaling_problem
+from mxsweep.terminal.errors import ConfigError
+
+
+def _check_budget(config: RunParts, budget: float) -> None:
+    """Refuse a budget that no choice keeps, as far as that is known before the shapes are.
+
+    Modules with formats of their own count, too, so that with any nothing can be said.
+    """
+    bits = [own.weight.bits_per_element for own in config.budget_formats.values() if own.weight is not None]
+    if not config.modules and budget < min(bits):
+        raise ConfigError(
+            f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(config.ptq.formats)}; "
+            f"allowed: from {min(bits):g}, which is the least they take, to {max(bits):g}, the most"
+        )
+
+
+def check_combination(config: RunParts) -> None:
+    """Raise ConfigError for values that cannot go together, though each alone is fine."""
+    if config.ptq.budget is not None:
+        if not config.quantizes_weights:
+            raise ConfigError(
+                f"ptq.budget: {config.ptq.budget:g} is for the weights, and format={config.format.name} leaves them as "
+                "they are; allowed with it: null"
+            )
+        _check_budget(config, config.ptq.budget)
+    if config.quantizes_weights and config.ptq.is_solved and config.rounding == "stochastic":
+        raise ConfigError(
+            f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "
+            "allowed: nearest, even, floor"
+        )
+    for fmt in config.recipe.formats():
+        problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
+        if problem is not None:
+            raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
+    if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.recipe.is_baseline:
+        asked = "custom_cuda: true" if config.custom_cuda else "backend: 'cuda'"
+        raise ConfigError(f"{asked} needs a GPU, and model.device is {config.model.device!r}; allowed: auto, cuda")
+    if config.backend == "cuda" and config.arithmetic == "native":
+        raise ConfigError("arithmetic: 'native' is not what the CUDA kernels compute; allowed: auto, exact")

@@ -1,0 +1,151 @@
+"""The typed config of what Hydra composed: every value checked, once, at the door; nothing behind sees a DictConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mxsweep.config import knobs
+from mxsweep.config.calibration_data import refuse_same_file, resolve_calibration
+from mxsweep.config.candidates import resolve_candidates
+from mxsweep.config.format_config import FormatConfig, format_name, resolve_format, resolve_modules
+from mxsweep.config.kv_config import KVConfig, resolve_kv
+from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.option_files import conf_dir
+from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
+from mxsweep.config.run_config import RunConfig
+from mxsweep.config.task_config import TaskConfig, resolve_task
+from mxsweep.config.value_types import as_names
+from mxsweep.terminal.errors import ConfigError
+
+NOT_OF_RUNS = ("hydra", "stamp", "sweep")
+# The types that hold what is below a group; a knob that none has a field for is in RunConfig.further.
+PARTS: dict[str, Any] = {
+    "format": FormatConfig,
+    "kv_quant": KVConfig,
+    "ptq": PTQConfig,
+    "rotation": RotationConfig,
+    "calibration": CalibrationConfig,
+    "model": ModelConfig,
+    "task": TaskConfig,
+}
+
+
+def from_hydra(cfg: DictConfig) -> RunConfig:
+    """Return the typed config of what Hydra composed.
+
+    Raises:
+        ConfigError: with one sentence naming the field, the value and what is allowed.
+    """
+    data = _plain(cfg)
+    check_values(data)
+    data = {key: value for key, value in data.items() if not knobs.is_of_sweep(key)}
+    further = _take_further(data)
+    folders = _folders(cfg)
+    explicit = {key: data.pop(key) for key in ("block_size", "scale", "tensor_scale")}
+    run_format = resolve_format(data.pop("format"), explicit)
+    chosen = OmegaConf.select(cfg, "hydra.runtime.choices.format")
+    run_format = dataclasses.replace(run_format, name=format_name(run_format, folders, chosen))
+    modules = resolve_modules(data.pop("modules"), run_format, explicit, folders)
+    arithmetic, backend, ptq = data.pop("arithmetic"), data.pop("backend"), data.pop("ptq")
+    candidates = resolve_candidates([str(name) for name in as_names(ptq["formats"])], run_format, explicit, folders)
+    rotation = data.pop("rotation")
+    if backend == "auto":
+        backend = "cuda" if data["custom_cuda"] else "torch"
+    config = RunConfig(
+        format=run_format,
+        modules=modules,
+        backend=backend,
+        arithmetic="exact" if arithmetic == "auto" else arithmetic,
+        kv_quant=resolve_kv(data.pop("kv_quant"), run_format),
+        ptq=PTQConfig(**ptq | {"formats": candidates}),
+        rotation=RotationConfig(**rotation | {"matmuls": as_names(rotation["matmuls"])}),
+        calibration=CalibrationConfig(**data.pop("calibration")),
+        model=ModelConfig(**data.pop("model")),
+        task=resolve_task(data.pop("task")),
+        further=further,
+        **data,
+    )
+    config = _with_arithmetic(config, arithmetic)
+    if config.needs_calibration:
+        config = dataclasses.replace(config, calibration=resolve_calibration(config.calibration, config.model))
+        refuse_same_file(config.calibration, config.task)
+    return config
+
+
+def check_values(data: dict[str, Any]) -> None:
+    """Check a run's values, nested as Hydra has them: every knob is there, no other, and each value can be its.
+
+    Raises:
+        ConfigError: ``+knob=`` added what there is no use for, ``~knob`` took away what every run needs, or a value is
+            not allowed.
+    """
+    _check_keys("", data, {*knobs.groups(), *(knob.path for knob in knobs.leaves())})
+    for group in knobs.groups():
+        names = {knob.path.removeprefix(f"{group}.") for knob in knobs.leaves(group)}
+        _check_keys(f"{group}.", data[group], names)
+    for group in ("", *knobs.groups()):
+        below = data[group] if group else data
+        for knob in knobs.leaves(group):
+            knob.type.check(knob.path, below[knob.path.rpartition(".")[2]])
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_OF_RUNS])
+        data = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(of_omegaconf(error)) from None
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def _take_further(data: dict[str, Any]) -> dict[str, Any]:
+    """Take the values out that no type has a field for; return them by path."""
+    fields = {group: {field.name for field in dataclasses.fields(part)} for group, part in PARTS.items()}
+    typed = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale"}
+    further = {key: data.pop(key) for key in set(data) - typed}
+    for group, names in fields.items():
+        further |= {f"{group}.{leaf}": data[group].pop(leaf) for leaf in set(data[group]) - names}
+    return dict(sorted(further.items()))
+
+
+def _folders(cfg: DictConfig) -> Sequence[Path]:
+    """Return the folders of config groups that Hydra composed from: ``--config-dir``, then mxsweep's."""
+    searched = OmegaConf.select(cfg, "hydra.searchpath") or []
+    return [*(Path(str(path).removeprefix("file://")) for path in searched), conf_dir()]
+
+
+def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
+    """Return the config with "auto" resolved: native where any tensor has it; the others are exact all the same."""
+    native = [fmt.has_native_arithmetic for fmt in config.recipe.formats()]
+    if asked == "native" and not all(native):
+        without = next(fmt for fmt in config.recipe.formats() if not fmt.has_native_arithmetic)
+        raise ConfigError(
+            "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
+            f"stochastic rounding, and {without} is none such; allowed: auto, exact"
+        )
+    if asked == "auto" and config.backend != "cuda" and any(native):
+        return dataclasses.replace(config, arithmetic="native")
+    return config
+
+
+def of_omegaconf(error: OmegaConfBaseException) -> str:
+    """Return OmegaConf's reason to refuse a value, as a reference that leads nowhere, behind the knob's name."""
+    key = getattr(error, "full_key", None)
+    reason = str(error).splitlines()[0]
+    return f"{key}: {reason}" if key and not reason.startswith(f"{key}:") else reason
+
+
+def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}: {given!r} must hold {', '.join(sorted(expected))}")
+    for key in given.keys() - expected:
+        raise ConfigError(knobs.no_such_knob(f"{prefix}{key}"))
+    for key in expected - given.keys():
+        raise ConfigError(f"{prefix}{key}: was taken away; every run needs a value of it")

@@ -1,0 +1,69 @@
+"""A run's config as its record holds it, and as plain values by the paths of knobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mxsweep.config import knobs
+from mxsweep.config.run_parts import RunParts
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST
+
+
+def recorded(config: RunParts) -> dict[str, Any]:
+    """Return the config for the record: nested, JSON-able, with the labels that tables use as ``name``."""
+    data = dataclasses.asdict(config)
+    linear, further = data.pop("format"), data.pop("further")
+    for formats in (*data["modules"].values(), *data["ptq"]["formats"].values()):
+        formats.pop("name")
+    data["kv_quant"] = config.kv_quant.as_dict(config.format)
+    data |= _remedies(config)
+    data["model"]["name"] = config.model.label
+    data["task"] = {"name": config.task.name, **data["task"]}
+    data["task"].pop("fields")
+    # The run's block size and scale are knobs of the run; they live at the top as they do in conf/.
+    data = {
+        "format": {"name": config.format.name, "weight": linear["weight"], "activation": linear["activation"]},
+        **{leaf: linear[leaf] for leaf in ("block_size", "scale", "tensor_scale")},
+        **data,
+    }
+    for path, value in further.items():
+        group, _, leaf = path.rpartition(".")
+        (data.setdefault(group, {}) if group else data)[leaf] = value
+    plain: dict[str, Any] = json.loads(json.dumps(data))
+    return plain
+
+
+def _remedies(config: RunParts) -> dict[str, Any]:
+    """Return the remedies that have an effect: tables show a knob that is there, and none that could be anything."""
+    data: dict[str, Any] = {"ptq": config.ptq.as_dict() if config.quantizes_weights else {"method": ROUND_TO_NEAREST}}
+    matmuls = config.rotated_matmuls
+    data["rotation"] = {"method": config.rotation.method if matmuls else "none"}
+    data["rotation_block"] = config.rotation_block if matmuls else None
+    if matmuls:
+        data["rotation"]["matmuls"] = "+".join(matmuls)
+    if config.candidates and config.judge not in (ROUND_TO_NEAREST, "clip"):
+        data["rotation"]["judge"] = config.rotation.judge
+    if config.rotation.residual:
+        data["rotation"]["residual"] = True
+    data["calibration"] = dataclasses.asdict(config.calibration) if config.needs_calibration else None
+    return data
+
+
+def values_of(config: RunParts) -> dict[str, Any]:
+    """Return the values by the paths of their knobs, each as it was resolved, whether it has an effect or not."""
+    data = dataclasses.asdict(config)
+    data |= data.pop("further")
+    linear = data["format"]
+    data |= {leaf: linear[leaf] for leaf in ("block_size", "scale", "tensor_scale")}
+    return _flat(data)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) and path not in knobs.mappings() else {path: value}
+    return flat

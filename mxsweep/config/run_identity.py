@@ -1,0 +1,183 @@
+"""What identifies a run: all that decides its result, and the hash and the id that follow from it.
+
+The identity is of formats, not of knobs, so that runs that mean the same are the same run. Nothing without an effect is
+in it: no path, device index, batch or label; of a baseline, nothing of formats. Each knob says in the table which entry
+it decides, with others (`PLACES`), or, as every knob that is added may, stands there by itself under its path, unless
+it is off or without effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mxsweep.config import knobs
+from mxsweep.config.calibration_data import calibration_identity
+from mxsweep.config.checks import file_digest
+from mxsweep.config.knob import UNSET, Scope
+from mxsweep.config.recorded_config import values_of
+from mxsweep.config.run_parts import RunParts
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST
+from mxsweep.formats import NUMERICS_VERSION, MXFormat
+from mxsweep.formats.recipe import KVOptions, LinearFormats
+from mxsweep.machine.gpus import device_type
+
+# Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever any of them changes. It is
+# part of the hash of every run that has one, and of the key of everything that is cached of them.
+REMEDIES_VERSION = 1
+MOST_OF_A_NAME = 40  # characters of a format in a run's id
+
+Entries = dict[str, Any]
+
+
+def identity_of(config: RunParts) -> Entries:
+    """Return what determines a run's result; plain data.
+
+    Raises:
+        ConfigError: a file of the model or of the data vanished or cannot be read.
+    """
+    entries = _entries(config, OF_EVERY_RUN) | _alone(config, Scope.BASELINE)
+    entries["quantized"] = None
+    if not config.recipe.is_baseline:
+        remedies = _entries(config, OF_REMEDIES)
+        version = {"remedies": REMEDIES_VERSION} if remedies else {}
+        entries["quantized"] = formats_entries(config) | remedies | version | _alone(config, Scope.RUN)
+    plain: Entries = json.loads(json.dumps(entries))
+    return plain
+
+
+def _entries(config: RunParts, places: dict[str, Callable[[RunParts], Entries]]) -> Entries:
+    return {name: value for entries in places.values() for name, value in entries(config).items()}
+
+
+def _alone(config: RunParts, scope: Scope) -> Entries:
+    """Return the knobs that stand in an identity by themselves: those that are neither off nor without effect."""
+    values = values_of(config)
+    return {
+        knob.path: values[knob.path]
+        for knob in knobs.all_knobs()
+        if knob.scope is scope and knob.place is None and knob.path in values
+        if (knob.off is UNSET or values[knob.path] != knob.off) and knob.effect(values)
+    }
+
+
+def _model_entries(config: RunParts) -> Entries:
+    return {"model": config.model.identity()}
+
+
+def _attention_entries(config: RunParts) -> Entries:
+    return {"attention": config.model.attention}
+
+
+def _length_entries(config: RunParts) -> Entries:
+    return {"max_length": config.model.max_length}
+
+
+def _device_entries(config: RunParts) -> Entries:
+    # Spread over GPUs; where it is planned, as on a cluster's login node, there may be none.
+    return {"device": "cuda" if config.model.device_map else device_type(config.model.device)}
+
+
+def _task_entries(config: RunParts) -> Entries:
+    task = config.task
+    return {"task": [task.names, task.num_fewshot, task.apply_chat_template]}
+
+
+def _data_entries(config: RunParts) -> Entries:
+    return {"data": {name: file_digest(file) for name, file in config.task.data.items()}}
+
+
+def formats_entries(config: RunParts) -> Entries:
+    """Return what all knobs of formats decide together: the format of each kind of tensor, and who computes."""
+    recipe = config.recipe
+    layers = (("", recipe.linear), *recipe.modules)  # no module has the name ""
+    return {
+        "layers": [[name, *_linear_texts(formats)] for name, formats in layers],
+        "kv": [format_text(recipe.key), format_text(recipe.value)],
+        "computed": [recipe.backend, recipe.arithmetic, NUMERICS_VERSION],
+    }
+
+
+def _kv_entries(config: RunParts) -> Entries:
+    options = config.recipe.kv
+    return {} if options == KVOptions() else {"kv_options": dataclasses.asdict(options)}
+
+
+def _rotation_entries(config: RunParts) -> Entries:
+    entries: Entries = {}
+    if config.recipe.rotation is not None:
+        entries["rotation"] = dataclasses.asdict(config.recipe.rotation)
+    if config.candidates:
+        entries["rotation_search"] = [dataclasses.asdict(candidate) for candidate in config.candidates]
+        entries["rotation_judge"] = config.judge
+    if config.rotation.residual:
+        entries["residual"] = True
+    return entries
+
+
+def _ptq_entries(config: RunParts) -> Entries:
+    ptq = config.ptq.as_dict()
+    if not config.quantizes_weights or ptq == {"method": ROUND_TO_NEAREST}:
+        return {}
+    if config.ptq.budget is not None:
+        ptq["formats"] = [[name, *_linear_texts(formats)] for name, formats in config.budget_formats.items()]
+    return {"ptq": ptq}
+
+
+def _calibration_entries(config: RunParts) -> Entries:
+    return {"calibration": calibration_identity(config.calibration)} if config.needs_calibration else {}
+
+
+# What knobs decide together, by the place that the table gives them.
+OF_EVERY_RUN: dict[str, Callable[[RunParts], Entries]] = {
+    "model": _model_entries,
+    "attention": _attention_entries,
+    "max_length": _length_entries,
+    "device": _device_entries,
+    "task": _task_entries,
+    "data": _data_entries,
+}
+OF_REMEDIES: dict[str, Callable[[RunParts], Entries]] = {
+    "kv_options": _kv_entries,
+    "rotation": _rotation_entries,
+    "ptq": _ptq_entries,
+    "calibration": _calibration_entries,
+}
+PLACES = {*OF_EVERY_RUN, *OF_REMEDIES, "formats", "the knobs that it sets"}
+
+
+def _linear_texts(formats: LinearFormats) -> list[str | None]:
+    return [format_text(formats.weight), format_text(formats.activation)]
+
+
+def format_text(fmt: MXFormat | None) -> str | None:
+    """Return one text for formats whose answers are the same, beyond what MXFormat makes equal by itself."""
+    if fmt is None:
+        return None
+    if fmt.scale_rounding == "rceil" and fmt.element_format.mantissa_bits == 0:
+        fmt = dataclasses.replace(fmt, scale_rounding="ceil")  # they differ where the largest is no power of two
+    if isinstance(fmt.block_size, tuple) and fmt.block_size[0] == 1:
+        fmt = dataclasses.replace(fmt, block_size=fmt.block_size[1])  # only weights have tiles, and blocks in rows
+    return str(fmt)
+
+
+def run_id(config: RunParts, stamp: str, config_hash: str) -> str:
+    """Return a name for the run's folder, such as ``20260207_220640_w4a6_kvfp4e2m1_bs16_sb6_ccfalse_3fa91c04``.
+
+    When, formats, the habitual knobs, and the beginning of the hash. Keys and values that stay as they are go unsaid.
+    """
+    size = config.format.block_size
+    block = "x".join(map(str, size)) if isinstance(size, tuple) else size
+    modules = "+modules" if any(formats != LinearFormats() for _, formats in config.recipe.modules) else ""
+    kv = [] if config.kv_quant.name == "none" else [f"kv{_in_file_name(config.kv_quant.name)}"]
+    habitual = [f"bs{block}", f"sb{config.scale_bits}", f"cc{str(config.custom_cuda).lower()}"]
+    parts = [stamp, _in_file_name(config.format.name) + modules, *kv, *habitual, config_hash[:8]]
+    return "_".join(parts)
+
+
+def _in_file_name(name: str) -> str:
+    """Return a format's name as any file system takes it, without what separates the parts of a run's id."""
+    return re.sub(r"[^A-Za-z0-9.-]", "", name.replace(",", "-"))[:MOST_OF_A_NAME] or "format"

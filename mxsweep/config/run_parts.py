@@ -1,0 +1,175 @@
+"""The typed values of one run, and what follows from them: the recipe, what is searched, what is calibrated.
+
+Values and their defaults are in ``conf/``; what there is to say of each knob, its check too, in ``knob_table.py``.
+Nothing here imports torch, so that a wrong word is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from mxsweep.config.format_config import FormatConfig
+from mxsweep.config.kv_config import KVConfig
+from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.option_files import option_names
+from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
+from mxsweep.config.task_config import TaskConfig
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
+from mxsweep.formats import MXFormat
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
+from mxsweep.terminal.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Hold the typed values of one run, each final, and what follows from several of them.
+
+    "auto" is left in ``model`` and ``batch_tokens`` only, whose answer depends on the device.
+
+    Attributes:
+        further: values of knobs that none of these types has a field for, by path.
+    """
+
+    format: FormatConfig
+    scale_bits: int
+    custom_cuda: bool
+    kv_quant: KVConfig
+    limit: int | float | None
+    model: ModelConfig
+    task: TaskConfig
+    modules: dict[str, FormatConfig]
+    ptq: PTQConfig
+    rotation: RotationConfig
+    rotation_block: int | str
+    calibration: CalibrationConfig
+    rounding: str
+    scale_rounding: str
+    symmetric: bool
+    backend: str
+    arithmetic: str
+    batch_tokens: int | Literal["auto"]
+    batch_size: int
+    seed: int
+    diagnostics: bool
+    noise: int
+
+    further: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The formats of every tensor, before anything is searched. Raises ConfigError where one cannot be had."""
+        kv = dataclasses.replace(
+            self.format,
+            block_size=self.kv_quant.block_size,
+            scale=self.kv_quant.scale,
+            tensor_scale=self.kv_quant.tensor_scale,
+        )
+        recipe = Recipe(
+            linear=self._linear("format", self.format),
+            key=self._mx("kv_quant.key", self.kv_quant.key, kv),
+            value=self._mx("kv_quant.value", self.kv_quant.value, kv),
+            kv=self.kv_quant.options,
+            modules=tuple((pattern, self._linear(f"modules[{pattern}]", f)) for pattern, f in self.modules.items()),
+            backend=self.backend,
+            arithmetic=self.arithmetic,
+            seed=self.seed,
+        )
+        if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
+            recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
+        return recipe
+
+    @property
+    def candidates(self) -> tuple[Rotation, ...]:
+        """What a rotation search chooses among: the rotation of each matrix product that quantization touches."""
+        if self.rotation.method != "search":
+            return ()
+        return tuple(Rotation((matmul,), self._rotation_block) for matmul in self.rotated_matmuls)
+
+    @property
+    def judge(self) -> str:
+        """What weights a rotation search judges by: "rtn", on searched scales ("clip"), or by the run's own method."""
+        if not self.quantizes_weights or not self.ptq.is_solved:
+            return ROUND_TO_NEAREST
+        own = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
+        return self.ptq.method if own else "clip"
+
+    @property
+    def budget_formats(self) -> dict[str, LinearFormats]:
+        """The formats that a budget is spent on, by name."""
+        return {name: self._linear(f"ptq.formats[{name}]", own) for name, own in self.ptq.formats.items()}
+
+    @property
+    def _rotation_block(self) -> int:
+        if isinstance(self.rotation_block, int):
+            return self.rotation_block
+        if not isinstance(self.format.block_size, int):
+            raise ConfigError("rotation_block: 'mx' needs blocks in rows, and block_size is a tile; allowed: a number")
+        return self.format.block_size
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the run works something out on calibration data before it is quantized."""
+        return (
+            (self.quantizes_weights and self.ptq.needs_calibration)
+            or self.recipe.kv.smooth > 0
+            or bool(self.candidates)
+        )
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether some weight gets a format, so that ``ptq`` has an effect."""
+        layers = (self.recipe.linear, *(own for _, own in self.recipe.modules))
+        return any(formats.weight is not None for formats in layers)
+
+    def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
+        return LinearFormats(
+            weight=self._mx(f"{field}.weight", formats.weight, formats),
+            activation=self._mx(f"{field}.activation", formats.activation, formats),
+        )
+
+    def _mx(self, field: str, element: str, formats: FormatConfig) -> MXFormat | None:
+        if element == "none":
+            return None
+        if isinstance(formats.block_size, tuple) and not field.endswith("weight"):
+            raise ConfigError(
+                f"block_size: {list(formats.block_size)} is a tile, which only weights can have, and {field} is "
+                f"{element!r}; allowed with it: a whole number, or {field}=none"
+            )
+        try:
+            return MXFormat(
+                element=element,
+                block_size=formats.block_size,
+                scale=formats.scale,
+                scale_bits=self.scale_bits,
+                rounding=self.rounding,
+                scale_rounding=self.scale_rounding,
+                symmetric=self.symmetric,
+                tensor_scale=formats.tensor_scale,
+            )
+        except ValueError as error:
+            raise ConfigError(self._explain(field, element, str(error))) from None
+
+    def _explain(self, field: str, element: str, message: str) -> str:
+        """MXFormat calls the field ``element``; the user set it under another name, or both at once by a format's."""
+        if message.startswith("element") and field.startswith("format"):
+            both = self.format.weight == self.format.activation
+            names = ", ".join(option_names("format"))
+            rest = message.partition("allowed: ")[2]
+            return f"{'format' if both else field}: {element!r} is no format; allowed: {names}; or an element: {rest}"
+        return re.sub(r"^element\b", field, message)
+
+    @property
+    def rotated_matmuls(self) -> tuple[str, ...]:
+        """The matrix products that are rotated, or that a search chooses among: those of quantized operands."""
+        return () if self.rotation.method == "none" else rotatable(self.recipe, self.rotation.matmuls)
+
+
+def rotatable(recipe: Recipe, matmuls: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of the matrix products of which something is quantized, in the order of MATMULS."""
+    linear = any(formats != LinearFormats() for formats in (recipe.linear, *(own for _, own in recipe.modules)))
+    touched = (LINEAR_MATMULS if linear else ()) + ((QUERY_KEY,) if recipe.key is not None else ())
+    return tuple(matmul for matmul in MATMULS if matmul in touched and matmul in matmuls)
