@@ -9,12 +9,13 @@ from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.recipe import LinearFormats
-from mxsweep.model.footprint import footprint
+from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
 from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_here
 from mxsweep.sweeps.plan import PlannedRun
+from mxsweep.terminal.errors import ConfigError
 
 
 def dry_run_text(runs: Sequence[PlannedRun]) -> str:
@@ -37,13 +38,9 @@ def dry_run_text(runs: Sequence[PlannedRun]) -> str:
 
 
 def _row(number: int, config: RunConfig) -> dict[str, str]:
-    from mxsweep.model.meta import recipe_problem  # here, since it takes seconds to import
-
     recipe, size = config.recipe, config.format.block_size
-    model = model_without_values(config)
     bits, stored, memory = "unknown", "unknown", "unknown"
-    if model is not None and recipe_problem(model, recipe) is None:
-        size_of = footprint(model, recipe)
+    if (size_of := _footprint(config)) is not None:
         bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
         stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
         if config.ptq.budget is not None and bits != "-":
@@ -66,6 +63,17 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "stored": stored,
         "in memory": memory,
     }
+
+
+def _footprint(config: RunConfig) -> Footprint | None:
+    """Return the bits and bytes of a run; None where its model cannot be looked at, or takes no such recipe."""
+    model = model_without_values(config)
+    if model is None:
+        return None
+    try:
+        return footprint(model, config.recipe)
+    except ConfigError:
+        return None  # a line below the table says why
 
 
 def _remedies(config: RunConfig) -> str:

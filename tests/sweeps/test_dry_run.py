@@ -1,0 +1,59 @@
+"""A dry run: the bits and bytes of the run's own operands, and what cannot be known is unknown."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mxsweep.config.overrides import prepare
+from mxsweep.files.checkpoints import model_folder
+from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.plan import plan
+
+
+def dry_run(*words: str) -> list[str]:
+    return dry_run_text(plan(prepare(list(words))[0], False).runs).splitlines()
+
+
+def numbers(*words: str) -> tuple[str, ...]:
+    """Bits a weight, megabytes stored and in memory, of the only run."""
+    return tuple(cell.strip() for cell in dry_run(*words)[4].split("  ") if cell)[-3:]
+
+
+def test_the_embedded_model() -> None:
+    assert numbers("format=mxfp4") == ("4.25", "0.5 MB", "3.8 MB")
+    assert numbers("format=mxfp4", "model.dtype=float16") == ("4.25", "0.4 MB", "1.9 MB")
+    assert numbers("format=mxfp4", "ptq.budget=4.5")[0] == "≤ 4.5"
+    assert numbers("format=none") == ("-", "2.1 MB", "2.1 MB")
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    *_, problem = dry_run("format=mxfp4", "modules={lm_hed: none}")
+    assert (
+        "cannot be: modules: the pattern 'lm_hed' matches no linear layer or embedding of LlamaForCausalLM" in problem
+    )
+    assert numbers("format=mxfp4", "modules={lm_hed: none}") == ("unknown", "unknown", "unknown")
+
+
+@pytest.mark.parametrize("path", ["someone/on-the-hub", "folder"])
+def test_what_is_not_here_or_cannot_be_built_is_unknown(path: str, tmp_path: Path) -> None:
+    folder = model_folder("embedded")
+    assert folder is not None
+    shutil.copytree(folder, tmp_path / "folder")
+    (tmp_path / "folder" / "config.json").write_text('{"model_type": "no-such-type"}')
+    where = path if "/" in path else str(tmp_path / path)
+    assert numbers("format=mxfp4", "model=hf", f"model.path={where}") == ("unknown", "unknown", "unknown")
+
+
+def test_a_plan_for_a_model_on_the_hub_imports_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from mxsweep.__main__ import main; sys.argv[1:] = ['model=hf', 'model.path=someone/on-the-hub',"
+        "'modules={lm_head: none}', 'dry_run=true']; main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unknown" in done.stdout
