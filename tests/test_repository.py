@@ -22,6 +22,7 @@ PAGES = [
     *map(REPOSITORY.joinpath, ("CONTRIBUTING.md", "CHANGELOG.md")),
 ]
 README_LIMIT = 9_000  # bytes
+LEFT_BY_RUNS = {"experiment/budget.yaml"}
 TO_COME = {"knobs.md", "columns.md"}  # pages that are being written
 
 
@@ -82,8 +83,11 @@ def test_python_examples_import_what_there_is(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_pages_name_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`((?:mxsweep|conf|tests|benchmarks|docs)/[\w./-]*)`", text)
-    assert [name for name in named if "NAME" not in name and not (REPOSITORY / name).exists()] == []
+    named = re.findall(r"`((?:[\w-]+/)+[\w.-]*\.(?:py|yaml|md|cu))`", text)
+    named += re.findall(r"`((?:mxsweep|conf|tests|benchmarks|docs)/[\w./-]*)`", text)
+    places = (REPOSITORY, REPOSITORY / "mxsweep", REPOSITORY / "conf")
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    assert [name for name in missing if "NAME" not in name and name not in LEFT_BY_RUNS] == []
 
 
 def test_targets_that_are_called_exist() -> None:
