@@ -17,10 +17,10 @@ from helpers.kernel_formats import FORMATS
 from helpers.mx_host import host_library, pointer
 from safetensors import safe_open
 
-from mxsweep.formats import backends as backends_module
 from mxsweep.numerics import (
     BackendUnavailable,
     MXFormat,
+    availability,
     backend_problem,
     quantize,
 )
@@ -236,5 +236,5 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0) if index == 0 else (7, 0))
     assert "compute capability 7.5 or more, and cuda:1 is older" in (backend_problem("cuda") or "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(backends_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
     assert "needs cuda.core: install it with `pip install 'mxsweep[cuda]'`" in (backend_problem("cuda") or "")
