@@ -45,7 +45,7 @@ class VersionedAttention:
 
     @property
     def zones(self) -> Zones:
-        """The zones that there are, of the three."""
+        """Return the zones that there are, of the three."""
         return (CLOSED, *([OPEN] if self._block else []), *([RECENT] if self._recent else []))
 
     def attend(self, call: Call, query: Tensor, versions: Sequence[tuple[Zones, Tensor, Tensor]]) -> Attended:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mxsweep.files.checkpoints import model_folder, model_stamps, read_inventory
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.attention_interface import attention_modules
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 
@@ -37,9 +38,11 @@ def meta_model(
 
 
 def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
-    """Return why ``recipe`` cannot be put into ``model``, as far as its operands say; None if nothing is in the way."""
+    """Return why ``recipe`` cannot be put into ``model``, as far as the modules say; None if nothing is in the way."""
     try:
         find_sites(model, recipe)
+        if recipe.key is not None or recipe.value is not None:
+            attention_modules(model)
     except ConfigError as error:
         return str(error)
     return None

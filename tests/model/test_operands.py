@@ -17,6 +17,7 @@ from transformers import (
     JambaConfig,
     Llama4TextConfig,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
     OPTConfig,
     Phi3Config,
@@ -258,6 +259,13 @@ def test_gpt2_has_nothing_to_quantize_in_its_blocks() -> None:
     model = build(ARCHITECTURES["gpt2"][0], "meta")
     problem = recipe_problem(model, Recipe(LinearFormats(MXFormat("fp4_e2m1"), None)))
     assert problem is not None and problem.startswith("format: GPT2LMHeadModel has no torch.nn.Linear in its decoder")
+
+
+def test_attention_that_cannot_be_reached_is_known_beforehand() -> None:
+    with_keys = Recipe(key=MXFormat("int8"))
+    assert recipe_problem(build(ARCHITECTURES["llama"][0], "meta"), with_keys) is None
+    problem = recipe_problem(build(MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=1), "meta"), with_keys)
+    assert problem is not None and problem.startswith("kv_quant: the attention of MambaForCausalLM")
 
 
 def test_models_that_cannot_be_built_are_unknown(tmp_path: Path) -> None:
