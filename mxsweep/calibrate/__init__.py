@@ -1,1 +1,1 @@
-"""What a run does before it is quantized: calibration, and what is worked out on it."""
+"""Calibrate: work out, on texts that are not evaluated, what makes quantizing cost a model less."""

@@ -1,4 +1,4 @@
-"""Artefacts on disk: what takes minutes to work out, kept under a hash of everything that it depends on.
+"""Keep on disk what takes minutes to work out, under a hash of everything that it depends on: artefacts.
 
 An artefact is a folder with parts, each a file that is whole or absent, so that work which was interrupted goes on
 where it was. Parts are in the folder `artefacts` of the cache folder, which may be removed at any
@@ -37,15 +37,15 @@ _DIGEST = "sha256"
 
 
 class Artefact:
-    """Parts of one piece of work, by name: mappings of tensors, and plain data.
+    """Keep the parts of one piece of work, by name: mappings of tensors, and plain data.
 
     Use it as ::
 
         with artefact.lock():
             for layer in layers:
-                found = artefact.load(layer)
-                if found is None:
-                    artefact.save(layer, found := work_out(layer))
+                weights = artefact.load(layer)
+                if weights is None:
+                    artefact.save(layer, weights := work_out(layer))
 
     Args:
         key: everything that the parts depend on, the version of the code included; plain data.
@@ -88,20 +88,20 @@ class Artefact:
                 lock.release()
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a part, on the CPU, as they were saved; None if there are none, or they are damaged."""
+        """Return the tensors of a part, on the CPU, as they were saved; None if there are none, or they are damaged."""
         return self._read(f"{_checked(name)}.safetensors", _read_tensors)
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors, of any device and dtype, as a part; in the place of what was there."""
-        own = {key: _own(tensor) for key, tensor in tensors.items()}
+        copies = {key: _copy(tensor) for key, tensor in tensors.items()}
 
         def content() -> bytes:
-            return safetensors.torch.save(own, metadata={_DIGEST: _digest(own)})
+            return safetensors.torch.save(copies, metadata={_DIGEST: _digest(copies)})
 
         self._write(f"{_checked(name)}.safetensors", content)
 
     def load_json(self, name: str) -> Any | None:
-        """The plain data of a part; None if there is none, or it is damaged."""
+        """Return the plain data of a part; None if there is none, or it is damaged."""
         return self._read(f"{_checked(name)}.json", _read_json)
 
     def save_json(self, name: str, value: Any) -> None:
@@ -111,7 +111,7 @@ class Artefact:
         self._write(f"{_checked(name)}.json", json.dumps(kept, indent=1).encode)
 
     def _wait(self, folder: Path) -> Lock:
-        """The lock, once nobody else has it. Raises OSError."""
+        """Return the lock, once nobody else has it. Raises OSError."""
         said = False
         while (lock := Lock.take(folder / CLAIM_NAME)) is None:
             if not said:
@@ -155,7 +155,7 @@ class Artefact:
             self._cannot_be_kept(error)
 
     def _cannot_be_kept(self, error: Exception) -> None:
-        """Said once: the parts that follow cannot be kept either."""
+        """Warn, once: the parts that follow cannot be kept either."""
         if not self._warned:
             log.warning("%s is not kept, and worked out again next time: %s", self._title(), error)
         self._warned = True
@@ -166,19 +166,19 @@ class Artefact:
 
 
 def _checked(name: str) -> str:
-    """A part's name, which is a file's. Raises ValueError."""
+    """Return a part's name if a file may have it. Raises ValueError."""
     if not re.fullmatch(r"\w[\w.-]*", name) or name == Path(KEY_FILE).stem:
         raise ValueError(f"name={name!r}: must be of letters, digits and _.-, and not {Path(KEY_FILE).stem!r}")
     return name
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and in a storage of its own, as safetensors demands."""
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, contiguous and in a storage by itself, as safetensors demands."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of names, dtypes, shapes and values: a file's format tells its size, not whether a bit flipped."""
+    """Return SHA-256 (hex) of names, dtypes, shapes and values: safetensors checks sizes, not whether a bit flipped."""
     content = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         content.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())

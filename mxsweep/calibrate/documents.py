@@ -1,4 +1,4 @@
-"""Documents to calibrate on that others keep: splits of lm-eval's tasks, data sets of the Hugging Face hub."""
+"""Get documents to calibrate on that others keep: splits of lm-eval's tasks, data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "
 _WITHOUT_NETWORK = "without a network, give a text with calibration=text calibration.path=FILE"
 
 
-def of_task(config: CalibrationConfig) -> Sequence[str]:
-    """The documents of a split of an lm-eval task, as the task puts them.
+def task_documents(config: CalibrationConfig) -> Sequence[str]:
+    """Return the documents of a split of an lm-eval task, as the task puts them.
 
     Raises:
         ConfigError: no such task, a group of tasks, a task without that split, or one whose data cannot be had.
@@ -57,8 +57,8 @@ def of_task(config: CalibrationConfig) -> Sequence[str]:
     return _TaskTexts(task, documents())
 
 
-def of_hub(config: CalibrationConfig) -> Sequence[str]:
-    """A column of a data set: of the hub, of a folder, or of a single file.
+def hub_documents(config: CalibrationConfig) -> Sequence[str]:
+    """Return a column of a data set: of the hub, of a folder, or of a single file.
 
     Raises:
         ConfigError: a data set that cannot be had, a split or a column that it does not have.
@@ -79,9 +79,9 @@ def of_hub(config: CalibrationConfig) -> Sequence[str]:
 
 
 def text_of(task: Any, document: Any) -> str:
-    """A document with its answer, as the task is scored: context and continuation in one.
+    """Return a document with its answer, as the task is scored: context and continuation in one.
 
-    Where an answer is generated, it stands behind the context as in a few-shot prompt; of several, the first.
+    Where an answer is generated, the first one stands behind the context, as in a few-shot prompt.
     """
     text, target = task.doc_to_text(document), task.doc_to_target(document)
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -95,7 +95,7 @@ def text_of(task: Any, document: Any) -> str:
 
 
 def _chosen(value: Any, choices: Sequence[str] | None) -> str:
-    """A text, or the choice whose number is given instead."""
+    """Return a text, or the choice whose number is given instead."""
     if isinstance(value, list | tuple):
         value = value[0] if value else ""
     if choices and isinstance(value, int) and 0 <= value < len(choices):
@@ -104,7 +104,7 @@ def _chosen(value: Any, choices: Sequence[str] | None) -> str:
 
 
 class _Texts(Sequence[str]):
-    """Documents that become texts when they are asked for."""
+    """Turn documents into texts when they are asked for."""
 
     def __init__(self, documents: Any) -> None:
         # A task written in Python may generate them.
@@ -170,7 +170,7 @@ def _hub_data(config: CalibrationConfig) -> datasets.Dataset:
 
 @contextmanager
 def offline_where_unreachable() -> Iterator[None]:
-    """While the context lasts, only the hub's cache is looked into if the hub does not answer.
+    """Look into the hub's cache alone, while the context lasts, if the hub does not answer.
 
     Otherwise its libraries try again for half a minute, file by file, before they say so.
     """
@@ -188,7 +188,7 @@ def offline_where_unreachable() -> Iterator[None]:
 
 
 def _is_reachable() -> bool:
-    """Whether the hub answers at all, by Python's own means: which library the hub's client uses changes."""
+    """Return whether the hub answers at all, by Python's own means: which library the hub's client uses changes."""
     request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=PATIENCE_S).close()

@@ -1,4 +1,4 @@
-"""Refuses to calibrate on what is evaluated: a model that has seen the questions answers for nothing.
+"""Refuse to calibrate on what is evaluated: a model that has seen the questions answers for nothing.
 
 What has the same source is refused by its name or content; any other text by what it says: no run of 32 words of a
 calibration sequence may stand in an evaluated document, whatever the case, the punctuation or the line breaks. A
@@ -37,7 +37,7 @@ _WORD = re.compile(rf"[^\W_{_UNSPACED}]+|[{_UNSPACED}]")
 
 @dataclass(frozen=True)
 class _Words:
-    """Texts as hashes of their words, one text behind the other.
+    """Hold texts as hashes of their words, one text behind the other.
 
     Attributes:
         hashes: uint64 (W,), of this process only.
@@ -52,12 +52,12 @@ class _Words:
     @classmethod
     def of(cls, texts: Iterable[str]) -> _Words:
         words = [_words(text) for text in texts]
-        lengths = np.array([len(of_text) for of_text in words], dtype=np.int64)
-        hashes = np.fromiter((hash(word) for of_text in words for word in of_text), np.int64, int(lengths.sum()))
+        lengths = np.array([len(text) for text in words], dtype=np.int64)
+        hashes = np.fromiter((hash(word) for text in words for word in text), np.int64, int(lengths.sum()))
         return cls(hashes.view(np.uint64), np.repeat(np.arange(len(words)), lengths), lengths)
 
     def runs(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """A hash of each run of ``length`` words within a text, uint64 (R,), and where it begins, int64 (R,)."""
+        """Return a hash of each run of ``length`` words within a text, uint64 (R,), and its beginning, int64 (R,)."""
         count = len(self.hashes) - length + 1
         if count <= 0:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -117,15 +117,15 @@ def _refuse_same_split(config: CalibrationConfig, name: str, evaluated: Any) -> 
 
 
 def _shared_documents(sequences: _Words, documents: _Words) -> np.ndarray:
-    """Numbers of the documents that have a run of words in common with a sequence, ascending."""
-    found = [_shared_runs(sequences, documents, RUN_WORDS)]
+    """Return the numbers of the documents that share a run of words with a sequence, ascending."""
+    numbers = [_shared_runs(sequences, documents, RUN_WORDS)]
     for length in np.unique(documents.lengths):
         if SHORT_WORDS <= length < RUN_WORDS:
             of_length = documents.lengths == length
             words = of_length[documents.text_of]
             short = _Words(documents.hashes[words], documents.text_of[words], documents.lengths)
-            found.append(_shared_runs(sequences, short, int(length)))
-    return np.unique(np.concatenate(found))
+            numbers.append(_shared_runs(sequences, short, int(length)))
+    return np.unique(np.concatenate(numbers))
 
 
 def _shared_runs(sequences: _Words, documents: _Words, length: int) -> np.ndarray:
@@ -149,7 +149,7 @@ def _text_of(task: Any, number: int) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, in a form that spelling of the same characters, case and punctuation do not change."""
+    """Return the words of a text in a form that case, punctuation and spelling of the same characters leave alone."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -1,4 +1,4 @@
-"""Calibration tokens: what a model reads before it is quantized, and never what it is evaluated on.
+"""Choose calibration tokens: what a model reads before it is quantized, and never what it is evaluated on.
 
 Texts become windows of equal length at random places; stories stay whole. Every choice follows from the seed through
 `random.Random.random()`, whose sequence Python promises to keep. What needs no tokens is worked out while
@@ -47,7 +47,7 @@ _kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], Calibrat
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Sequences of tokens, each read by itself.
+    """Hold sequences of tokens, each read by itself.
 
     Attributes:
         sequences: token ids, int64 (T_i,), T_i >= 2; with the tokens that the tokenizer itself puts in front.
@@ -64,14 +64,14 @@ class Calibration:
 
     @property
     def tokens(self) -> int:
-        """How many tokens all sequences have together."""
+        """Count the tokens of all sequences together."""
         return sum(len(sequence) for sequence in self.sequences)
 
 
 def calibration_tokens(
     config: CalibrationConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Calibration:
-    """The sequences of a config; the same call again returns the same object.
+    """Return the sequences of a config; the same object for the same call.
 
     Windows do not overlap. Where there are fewer than asked for, all there are (with a warning); where the text is
     shorter than one, the whole of it is the only sequence. Stories are cut at ``length``, documents of tasks and hub
@@ -85,16 +85,16 @@ def calibration_tokens(
     """
     config = resolve_calibration(config, model)
     sampled = calibration_identity(config)
-    of_tokenizer = _kept.setdefault(tokenizer, {})
+    chosen = _kept.setdefault(tokenizer, {})
     key = (json_digest(sampled), max_length)
-    if key not in of_tokenizer:
-        of_tokenizer[key] = _sample(config, sampled, tokenizer, max_length)
-    return of_tokenizer[key]
+    if key not in chosen:
+        chosen[key] = _sample(config, sampled, tokenizer, max_length)
+    return chosen[key]
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A text in tokens; ``encoding`` says which characters each is, None of a tokenizer that cannot tell."""
+    """Hold a text in tokens; ``encoding`` says which characters each is, None of a tokenizer that cannot tell."""
 
     text: str
     ids: np.ndarray
@@ -128,8 +128,8 @@ def _sample(
         )
     rng = random.Random(f"calibration-{config.seed}")
     if config.source == "stories":
-        told = islice(stream("calibration", config.seed), config.samples)
-        chosen = [(tokens, slice(0, room)) for tokens in (_tokenize(tokenizer, story.text) for story in told)]
+        stories = islice(stream("calibration", config.seed), config.samples)
+        chosen = [(tokens, slice(0, room)) for tokens in (_tokenize(tokenizer, story.text) for story in stories)]
         cut = any(len(tokens) > room for tokens, _ in chosen)
         description = f"{len(chosen)} generated stories"
     else:
@@ -149,7 +149,7 @@ def _sample(
 
 
 def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng: random.Random) -> list[slice]:
-    """Parts of ``total`` tokens, of ``room`` each and apart from one another, in their order."""
+    """Return parts of ``total`` tokens, of ``room`` each and apart from one another, in their order."""
     if total + prefix < 2:
         raise ConfigError(f"calibration.path: {config.path!r} comes to {total} tokens; allowed: a text of at least 2")
     count = min(config.samples, total // room)
@@ -168,7 +168,7 @@ def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng:
 
 
 def _read(config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, rng: random.Random, room: int) -> _Tokens:
-    """The text that windows are drawn from, in tokens, without those that the tokenizer puts in front."""
+    """Return the text that windows are drawn from, in tokens, without those that the tokenizer puts in front."""
     wanted = config.samples * room
     if config.source == "text":
         text = text_of_file(config)
@@ -177,18 +177,18 @@ def _read(config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, rng: ra
         return _tokenize(tokenizer, text[start : start + most])
     from mxsweep.calibrate import documents
 
-    found = documents.of_task(config) if config.source == "task" else documents.of_hub(config)
-    return _joined(tokenizer, _shuffled(found, rng), wanted)
+    get = documents.task_documents if config.source == "task" else documents.hub_documents
+    return _joined(tokenizer, _shuffled(get(config), rng), wanted)
 
 
 def _shuffled(documents: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Documents that hold something, in random order; those that are not asked for are not read."""
+    """Yield documents that hold something, in random order; those that are not asked for are not read."""
     order = sorted(range(len(documents)), key=[rng.random() for _ in range(len(documents))].__getitem__)
     return (text for text in (documents[index] for index in order) if text.strip())
 
 
 def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterator[str], wanted: int) -> _Tokens:
-    """As many documents as come to ``wanted`` tokens, or all there are."""
+    """Return as many documents as come to ``wanted`` tokens, or all there are."""
     parts: list[str] = []
     characters, limit = 0, wanted * 6
     while True:
@@ -213,7 +213,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> _Tokens:
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer by itself puts in front of a text, as a beginning-of-sequence token."""
+    """Return what the tokenizer by itself puts in front of a text, as a beginning-of-sequence token."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
@@ -221,7 +221,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _digest(sequences: Sequence[np.ndarray]) -> str:
-    """SHA-256 (hex) of the tokens and where each sequence ends."""
+    """Return SHA-256 (hex) of the tokens and where each sequence ends."""
     content = hashlib.sha256(repr([len(sequence) for sequence in sequences]).encode())
     for sequence in sequences:
         content.update(sequence.astype("<i8").tobytes())

@@ -1,1 +1,1 @@
-"""Evaluation: tasks, the lm-eval model, and what comes out."""
+"""Evaluate a model on lm-eval's tasks."""

@@ -1,4 +1,4 @@
-"""Which examples the diagnostics look at: some of each task, chosen by a seed, whatever batches they are scored in.
+"""Choose the examples that diagnostics look at: some of each task, by a seed, whatever batches they are scored in.
 
 Legend: a passage is what the model reads for some requests of an example; its scored positions are those whose next
 token a request asks for.
@@ -38,7 +38,7 @@ EXAMPLE_POSITIONS = 32
 
 @dataclass(frozen=True)
 class Sample:
-    """Some examples of a task, in the order in which they were chosen.
+    """Hold some examples of a task, in the order in which they were chosen.
 
     Attributes:
         examples: the passages of each.
@@ -61,7 +61,7 @@ class Sample:
 
     @cached_property
     def digest(self) -> str:
-        """The same for samples whose logits are the same."""
+        """Return a digest (hex) that samples share whose logits are the same."""
         digest = hashlib.sha256()
         for example in self.examples:
             for passage in example:
@@ -71,7 +71,7 @@ class Sample:
 
 
 def choose_samples(lm: FastLM, tasks: Mapping[str, Task], seed: int) -> list[Sample]:
-    """A sample of each task that was evaluated with ``lm``.
+    """Return a sample of each task that was evaluated with ``lm``.
 
     An example is chosen by a hash of the seed, the task's name and the example's number, so that it depends neither on
     batches nor on what else is chosen, and a limit leaves the sample's beginning as it is as far as it can.
@@ -83,23 +83,23 @@ def choose_samples(lm: FastLM, tasks: Mapping[str, Task], seed: int) -> list[Sam
         positions=max(1, LOGITS // len(tasks) // vocabulary),
     )
     samples = []
-    tensor_tokens_left = TENSOR_TOKENS
+    tensor_tokens = TENSOR_TOKENS
     for name, task in tasks.items():
         by_example: dict[int, list[Instance]] = {}
         for instance in task.instances:
             by_example.setdefault(instance.doc_id, []).append(instance)
         order = sorted(by_example, key=lambda number: _rank(seed, name, number))
         examples = _take(lm, [by_example[number] for number in order[: share.examples]], share)
-        measured = _count_within(examples, min(tensor_tokens_left, TENSOR_TOKENS // len(tasks)))
-        measured = measured if tensor_tokens_left > 0 else 0
-        tensor_tokens_left -= _tokens(examples[:measured])
+        measured = _count_within(examples, min(tensor_tokens, TENSOR_TOKENS // len(tasks)))
+        measured = measured if tensor_tokens > 0 else 0
+        tensor_tokens -= _tokens(examples[:measured])
         samples.append(Sample(name, examples, len(by_example), measured))
     return samples
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What one task may have at most; the first example always fits."""
+    """Bound what one task's sample holds; the first example always fits."""
 
     examples: int
     tokens: int
@@ -124,7 +124,7 @@ def _take(lm: FastLM, requests: Sequence[list[Instance]], share: _Share) -> tupl
 
 
 def _passages(lm: FastLM, instances: Sequence[Instance]) -> tuple[Passage, ...]:
-    """What the model reads for one example, cut down to EXAMPLE_TOKENS and EXAMPLE_POSITIONS."""
+    """Return what the model reads for one example, cut down to EXAMPLE_TOKENS and EXAMPLE_POSITIONS."""
     inputs = unique_inputs(_encoded(lm, instances), min(lm.max_length, EXAMPLE_TOKENS))
     # Windows of a long text: evenly spread over it, as many as may be read.
     inputs.sort(key=lambda item: item.asked[0])
@@ -161,14 +161,14 @@ def _cut(request: ScoringRequest, longest: int) -> ScoringRequest:
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:
-    """At most so many of the items, evenly spread, the first and the last among them if there are two."""
+    """Return at most so many of the items, evenly spread, the first and the last among them if there are two."""
     if len(items) <= most:
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _count_within(examples: Sequence[Sequence[Passage]], tokens: int) -> int:
-    """How many examples, from the first on, have so many tokens; one at least."""
+    """Count the examples, from the first on, that have so many tokens together; one at least."""
     total = 0
     for count, example in enumerate(examples):
         total += _tokens([example])

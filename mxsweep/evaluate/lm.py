@@ -1,7 +1,7 @@
-"""lm-eval's model class, with log-likelihoods by :mod:`mxsweep.forward.scoring`.
+"""Give lm-eval a model class whose log-likelihoods come from :mod:`mxsweep.forward.scoring`.
 
-What is generated, chat templates, and which tokens a text becomes (beginning-of-sequence tokens, truncation, rolling
-windows) stay lm-eval's.
+Generating, chat templates, and the tokens of a text (beginning-of-sequence tokens, truncation, rolling windows) stay
+lm-eval's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _warm: WeakKeyDictionary[PreTrainedModel, set[Hashable]] = WeakKeyDictionary()
 
 
 class FastLM(HFLM):
-    """HFLM around a loaded causal language model, scoring fast.
+    """Score requests for lm-eval with a loaded causal language model, as its own HFLM does, but fast.
 
     Args:
         batch_tokens: tokens of a forward pass when scoring; None for what suits the model's device.
@@ -58,32 +58,32 @@ class FastLM(HFLM):
         )
         self.warnings: list[str] = []
         self.encode_s = 0.0
-        self._on_answered: Callable[[int], object] = _ignore
+        self._on_scored: Callable[[int], object] = _ignore
         if batch_tokens is None:
             batch_tokens = batch_tokens_on(model.device)
         self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a forward pass: what was asked for, or less since it did not fit in memory."""
+        """Return the tokens of a forward pass: as many as were asked for, or fewer where these did not fit."""
         return self._scorer.batch_tokens
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each request of (context, continuation): the continuation's log-likelihood in nats; is it greedy?"""
+        """Return, of each request (context, continuation), the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
             pairs = encode_pairs(self, [request.args for request in requests])
-        return self._scorer.score(pairs, self._on_answered)
+        return self._scorer.score(pairs, self._on_scored)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """For each request of (text,): the log-likelihood in nats of all its tokens, in windows of ``max_length``."""
+        """Return, of each request (text,), the log-likelihood in nats of all tokens, in windows of ``max_length``."""
         with self._encoding():
             texts = encode_windows(self, [request.args[0] for request in requests])
         windows_of_all = [window for windows in texts for window in windows]
-        answers = iter(self._scorer.score(windows_of_all, self._on_answered))
+        answers = iter(self._scorer.score(windows_of_all, self._on_scored))
         return [sum(next(answers)[0] for _ in windows) for windows in texts]
 
     def warm_up(self, kind: Hashable) -> None:
-        """On a GPU, read one batch of nothing, unless this process did so before with the same ``kind`` of model.
+        """Read one batch of nothing on a GPU, unless this process did so before with the same ``kind`` of model.
 
         The first pass compiles and loads kernels, which is no part of an evaluation's speed.
         """
@@ -100,7 +100,7 @@ class FastLM(HFLM):
 
     @contextmanager
     def reporting(self, progress: Progress, tasks: Iterable[Task]) -> Iterator[None]:
-        """While the context lasts, tell ``progress``, batch by batch, how many requests of ``tasks`` are answered.
+        """Tell ``progress``, batch by batch while the context lasts, how many requests of ``tasks`` are scored.
 
         A text that is scored in windows counts as so many requests; what is generated does not count.
         """
@@ -109,18 +109,18 @@ class FastLM(HFLM):
             return
         done, total = 0, None
 
-        def count_answered(count: int) -> None:
+        def count_scored(count: int) -> None:
             nonlocal done, total
             if total is None:  # known by now: lm-eval builds the requests of every task before it scores the first
                 total = self._count(tasks)
             done += count
             progress(done, total)
 
-        self._on_answered = count_answered
+        self._on_scored = count_scored
         try:
             yield
         finally:
-            self._on_answered = _ignore
+            self._on_scored = _ignore
 
     def _count(self, tasks: Iterable[Task]) -> int:
         requests = [request for task in tasks for request in task.instances for _ in range(request.repeats or 1)]

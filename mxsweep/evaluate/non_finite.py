@@ -1,4 +1,4 @@
-"""A perplexity that is NaN or infinite: a result like any other, with a sentence that says where it comes from.
+"""Treat a perplexity that is NaN or infinite as a result like any other, with a sentence that says why it is.
 
 A format can cost a model so much that its log-likelihoods are NaN, or so low that their exponential is more than a
 float64 holds. Python's ``math.exp`` raises then, and lm-eval with it.
@@ -19,7 +19,7 @@ UNITS = {"perplexity": "an example", "word_perplexity": "a word", "byte_perplexi
 
 @contextmanager
 def overflow_is_infinite() -> Iterator[None]:
-    """While the context lasts, lm-eval's perplexities are infinite where they would raise OverflowError.
+    """Make lm-eval's perplexities infinite, while the context lasts, where they would raise OverflowError.
 
     Tasks hold these functions already, so what the functions look up is replaced, not they.
     """
@@ -32,7 +32,7 @@ def overflow_is_infinite() -> Iterator[None]:
 
 
 def exp_or_inf(x: float) -> float:
-    """exp(x), infinite where a float64 does not hold it."""
+    """Return exp(x), infinite where a float64 does not hold it."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -40,14 +40,14 @@ def exp_or_inf(x: float) -> float:
 
 
 def explain_non_finite(task: str, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader should know of a task's metrics that are NaN or infinite, or rest on NaN: a sentence each.
+    """Return a sentence on each of a task's metrics that are NaN or infinite, or rest on NaN.
 
     Args:
         metrics: as in an evaluation's ``metrics``.
         samples: as lm-eval logs them; none for a group of tasks.
     """
-    examples = [found for sample in _first_of_each_doc(samples) if (found := _loglikelihoods(sample))]
-    of_nan = _told(examples, math.isnan, "NaN")
+    examples = [values for sample in _first_of_each_doc(samples) if (values := _loglikelihoods(sample))]
+    nan_examples = _how_many(examples, math.isnan, "NaN")
     affected: dict[tuple[str, str], list[str]] = {}
     finite = []
     for name, value in metrics.items():
@@ -56,36 +56,36 @@ def explain_non_finite(task: str, metrics: Mapping[str, float], samples: Sequenc
         if math.isfinite(value):
             finite.append(name)
         elif math.isnan(value):
-            affected.setdefault(("NaN", of_nan), []).append(name)
+            affected.setdefault(("NaN", nan_examples), []).append(name)
         else:
-            why = _told(examples, math.isinf, "infinite") or _overflow(name, samples)
+            why = _how_many(examples, math.isinf, "infinite") or _overflow(name, samples)
             affected.setdefault(("infinite", why), []).append(name)
     sentences = [
         f"{task}: {_listed(names)} {'is' if len(names) == 1 else 'are'} {what}{': ' if why else ''}{why}"
         for (what, why), names in affected.items()
     ]
-    if of_nan and any(len(found) > 1 for found in examples):
+    if nan_examples and any(len(values) > 1 for values in examples):
         # An answer is chosen by numpy's argmax, to which a NaN is the greatest number of all.
-        sentences.append(f"{task}: {_listed(finite)} took NaN for the likeliest answer: {of_nan}")
-    elif of_nan and not sentences:
-        sentences.append(f"{task}: {of_nan}")
+        sentences.append(f"{task}: {_listed(finite)} took NaN for the likeliest answer: {nan_examples}")
+    elif nan_examples and not sentences:
+        sentences.append(f"{task}: {nan_examples}")
     return sentences
 
 
 def _first_of_each_doc(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One of an example's samples: a task with several filters logs it several times."""
+    """Return one of each example's samples: a task with several filters logs an example several times."""
     return list({sample["doc_id"]: sample for sample in samples}.values())
 
 
 def _loglikelihoods(sample: Mapping[str, Any]) -> list[float]:
-    """What the model answered to an example's requests; nothing where it generated text."""
+    """Return the log-likelihoods of an example's requests; none where text was generated."""
     answers = [answer for answers in sample["resps"] for answer in answers]
     values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
     return [value for value in values if isinstance(value, float)]
 
 
-def _told(examples: list[list[float]], is_so: Callable[[float], bool], what: str) -> str:
-    count = sum(any(map(is_so, found)) for found in examples)
+def _how_many(examples: list[list[float]], is_so: Callable[[float], bool], what: str) -> str:
+    count = sum(any(map(is_so, values)) for values in examples)
     return f"the model's log-likelihoods of {count:,} of {len(examples):,} examples are {what}" if count else ""
 
 

@@ -1,4 +1,4 @@
-"""Quiet, while a run lasts: other libraries' progress bars, and lm-eval's messages about the way it is used here.
+"""Silence, while a run lasts, other libraries' progress bars, and lm-eval's messages about how it is used here.
 
 A run tells its progress to whoever asked for it, so a bar would only be in the way of that display. A user could act on
 none of the messages.
@@ -45,7 +45,7 @@ HOLDERS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
 
 
 class _NoBar(tqdm.tqdm):
-    """A tqdm that counts and shows nothing, whatever its caller says."""
+    """Count and show nothing, as a tqdm that is disabled whatever its caller says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"disable": True})
@@ -53,7 +53,7 @@ class _NoBar(tqdm.tqdm):
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """While the context lasts, no bar of transformers, the hub, datasets or lm-eval; afterwards as before."""
+    """Hide the bars of transformers, the hub, datasets and lm-eval while the context lasts; afterwards as before."""
     shown = [is_shown() for is_shown, _, _ in SWITCHES]
     with ExitStack() as stack:
         for holder in HOLDERS:
@@ -65,7 +65,7 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def quiet_bootstrap() -> Iterator[None]:
-    """For lm-eval's bootstrap of a standard error, which prints a line and looks tqdm up when it is called.
+    """Silence lm-eval's bootstrap of a standard error, which prints a line and looks tqdm up when it is called.
 
     No longer than that: a library imported meanwhile would keep the tqdm that shows nothing.
     """

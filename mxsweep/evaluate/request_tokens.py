@@ -1,4 +1,4 @@
-"""What requests are as tokens: worked out once a process, however many runs ask for them.
+"""Turn requests into tokens, once a process, however many runs ask for them.
 
 The tokens are exactly those of lm-eval's HFLM (``_encode_pair``, ``tok_encode``, rolling windows), but for the way:
 all texts of a task go through the tokenizer in one call, which uses every core, and what came out is kept as int32
@@ -24,7 +24,7 @@ _windows: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int], list[
 
 
 def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[ScoringRequest]:
-    """Each (context, continuation) as HFLM encodes it; an empty context stands for the prefix token."""
+    """Return each (context, continuation) as HFLM encodes it; an empty context stands for the prefix token."""
     kept = _pairs.setdefault(lm.tokenizer, {})
     new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
     with_context = {pair: _spaces_to_continuation(*pair) for pair in new if pair[0]}
@@ -40,7 +40,7 @@ def encode_pairs(lm: HFLM, pairs: Sequence[tuple[str, str]]) -> list[ScoringRequ
 
 
 def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[ScoringRequest]]:
-    """Each text cut into windows of at most ``lm.max_length`` tokens, which together score every token once."""
+    """Return each text in windows of at most ``lm.max_length`` tokens, which together score every token once."""
     kept = _windows.setdefault(lm.tokenizer, {})
     new = [text for text in dict.fromkeys(texts) if (text, lm.max_length) not in kept]
     encoded = _encode(lm, new)
@@ -53,18 +53,18 @@ def encode_windows(lm: HFLM, texts: Sequence[str]) -> list[list[ScoringRequest]]
 
 
 def encode_prompts(lm: HFLM, texts: Sequence[str]) -> list[ScoringRequest]:
-    """Each prompt of a generation as a request for one token after it, whichever that may be."""
+    """Return each prompt of a generation as a request for one token after it, whichever that may be."""
     encoded = _encode(lm, texts)
     return [_joined(encoded[text] or [lm.prefix_token_id], [0]) for text in texts]
 
 
 def _spaces_to_continuation(context: str, continuation: str) -> tuple[str, str]:
-    """The context without its trailing spaces, which count as the continuation's, and the whole text."""
+    """Return the context without its trailing spaces, which count as the continuation's, and the whole text."""
     return context.rstrip(), context + continuation
 
 
 def _after_prefix(prefix: int, tokens: list[int]) -> ScoringRequest:
-    """A continuation of nothing follows the prefix token, unless it begins with one itself."""
+    """Return a continuation of nothing behind the prefix token, unless it begins with one itself."""
     return _joined(tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else _joined([prefix], tokens)
 
 
@@ -73,7 +73,7 @@ def _joined(context: list[int], continuation: list[int]) -> ScoringRequest:
 
 
 def _encode(lm: HFLM, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, list[int]]:
-    """``lm.tok_encode`` of each text."""
+    """Return ``lm.tok_encode`` of each text."""
     unique = list(dict.fromkeys(texts))
     if not lm.tokenizer.is_fast:  # one written in Python gains nothing from a batch
         return {text: lm.tok_encode(text, add_special_tokens=add_special_tokens) for text in unique}

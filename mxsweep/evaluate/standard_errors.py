@@ -1,4 +1,4 @@
-"""Standard errors of perplexities, without a bootstrap of minutes.
+"""Compute standard errors of perplexities, without a bootstrap of minutes.
 
 lm-eval resamples a perplexity 100,000 times, which takes longer than evaluating a small model, and gives no
 standard error at all for a perplexity weighted by length (wikitext's). A perplexity is exp(-m) of a mean m of
@@ -24,9 +24,9 @@ RESAMPLES = 20_000
 
 
 def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
-    """Of exp(-mean); NaN for fewer than two examples. Log-likelihoods in nats.
+    """Return the standard error of exp(-mean) of log-likelihoods in nats; NaN for fewer than two examples.
 
-    Of a perplexity that is NaN or infinite, the standard error is so too; also of a weighted one, below.
+    Where a perplexity is NaN or infinite, its standard error is so too; a weighted one's, below, as well.
     """
     values = np.asarray(loglikelihoods, dtype=np.float64)
     if len(values) < 2 or np.isnan(values).any():
@@ -42,7 +42,7 @@ def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
 
 
 def weighted_mean_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:
-    """Of the ratio sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9)."""
+    """Return the standard error of sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9)."""
     a, b = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     n = len(a)
     if n < 2 or np.isnan(a).any():
@@ -54,7 +54,7 @@ def weighted_mean_stderr(sums: Sequence[float], weights: Sequence[float]) -> flo
 
 
 def weighted_perplexity_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:
-    """Of exp(-sum(sums) / sum(weights)), as for words or bytes of whole documents."""
+    """Return the standard error of exp(-sum(sums) / sum(weights)), as for words or bytes of whole documents."""
     return _lognormal_stderr(-sum(sums) / sum(weights), weighted_mean_stderr(sums, weights))
 
 

@@ -1,4 +1,4 @@
-"""Short English stories whose last word only the whole story tells: the embedded task.
+"""Tell short English stories whose last word only the whole story tells: the embedded task.
 
 LAMBADA asks for the last word of a passage that people guess easily with the passage and hardly ever
 with the last sentence alone. These stories ask the same of a model of a million parameters. Several
@@ -36,7 +36,7 @@ SPLITS: dict[str, frozenset[int]] = {
     "calibration": frozenset({1}),
     "train": frozenset({2, 3}),
 }
-"""Which residues of a story's checksum modulo `SPLIT_BUCKETS` belong to each split."""
+"""Residues of a story's checksum modulo `SPLIT_BUCKETS` that belong to each split."""
 
 THINGS_PER_STORY = (4, 5)
 TEST_SEED = 0
@@ -82,19 +82,19 @@ MOVED_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Story:
-    """A scene and the questions asked of it: sentences that each end in their answer, without a stop."""
+    """Hold a scene and the questions asked of it: sentences that each end in their answer, without a stop."""
 
     scene: str
     questions: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """The story as the task tells it: the scene and the first question."""
+        """Return the story as the task tells it: the scene and the first question."""
         return f"{self.scene} {self.questions[0]}"
 
     @property
     def split(self) -> str:
-        """The split that the checksum of the text puts this story in."""
+        """Return the split that the checksum of the text puts this story in."""
         bucket = zlib.crc32(self.text.encode()) % SPLIT_BUCKETS
         return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
@@ -124,14 +124,14 @@ def stream(split: str, seed: int = 0, questions: int = 1, things: Sequence[int] 
         raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")
     while True:
-        told = story(rng, questions, things)
-        if told.split == split:
-            yield told
+        candidate = story(rng, questions, things)
+        if candidate.split == split:
+            yield candidate
 
 
 def stories(n: int, seed: int = TEST_SEED, split: str = "test") -> list[str]:
-    """The texts of the first n stories of a split's stream."""
-    return [told.text for told in islice(stream(split, seed), n)]
+    """Return the texts of the first n stories of a split's stream."""
+    return [one.text for one in islice(stream(split, seed), n)]
 
 
 def words(text: str) -> list[str]:
@@ -140,14 +140,14 @@ def words(text: str) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a story can hold, sorted."""
+    """Return every word that a story can hold, sorted."""
     templates = " ".join((*OPENINGS, *PLACINGS, *MOVES, *MOVED_QUESTIONS))
     fixed = words(re.sub(r"\{\w+\}", " ", templates))
     return sorted({*fixed, *WOMEN, *MEN, *THINGS, *PLACES, *DAYS, *MONTHS})
 
 
 def story_task_config(n: int = TEST_STORIES, seed: int = TEST_SEED) -> dict[str, Any]:
-    """The lm-eval task `story`: lambada_openai's prompt, target and metrics on n generated stories."""
+    """Return the lm-eval task `story`: lambada_openai's prompt, target and metrics on n generated stories."""
 
     def dataset(**_: object) -> dict[str, Any]:
         from datasets import Dataset  # here, so that telling stories needs nothing but Python
@@ -188,7 +188,7 @@ def _other(rng: random.Random, people: Sequence[str], who: str) -> str:
 
 
 def _sample(rng: random.Random, items: Sequence[T], n: int) -> list[T]:
-    """n different items in random order (the order of `random.sample` is not promised to stay)."""
+    """Return n different items in random order (the order of `random.sample` is not promised to stay)."""
     chosen: dict[int, T] = {}
     while len(chosen) < n:
         i = _below(rng, len(items))

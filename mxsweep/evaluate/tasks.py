@@ -88,10 +88,10 @@ def _load(
         ) from error
     for task in loaded["tasks"].values():
         # As lm-eval's own simple_evaluate does: a task that fixes 0 examples keeps it.
-        own = task.get_config("num_fewshot")
-        if num_fewshot is not None and own != 0:
+        fixed = task.get_config("num_fewshot")
+        if num_fewshot is not None and fixed != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
-        elif own is None:
+        elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
         elif num_fewshot:
             log.warning("task.num_fewshot=%s is not used: the task itself fixes 0", num_fewshot)

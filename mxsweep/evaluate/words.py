@@ -1,4 +1,4 @@
-"""The names, things and places of the stories."""
+"""List the names, things and places of the stories."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tokens through a model: batches, logits, losses."""
+"""Push tokens through a model: batches, logits, losses."""

@@ -12,7 +12,7 @@ from typing import Any
 from mxsweep.calibrate.prepare import prepare
 from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
-from mxsweep.evaluate.evaluate import Evaluation
+from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model

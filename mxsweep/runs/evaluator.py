@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.evaluate.evaluate import Evaluation, evaluate, make_lm
+from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.model.load import load_configured

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.evaluate.evaluate import Evaluation
+from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.model.perturbation import perturbed
 from mxsweep.runs.evaluator import Evaluator
 from mxsweep.terminal.progress_callback import Progress

@@ -28,7 +28,7 @@ from transformers import (
 
 from mxsweep import compose, quantize_model, run
 from mxsweep.evaluate import request_tokens as encodings
-from mxsweep.evaluate.evaluate import evaluate, make_lm
+from mxsweep.evaluate.evaluation import evaluate, make_lm
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows

@@ -24,7 +24,7 @@ from mxsweep import compose, quantize_model, run
 from mxsweep.evaluate import diagnostic_sample as samples
 from mxsweep.evaluate import logit_distance as distances
 from mxsweep.evaluate.diagnostic_sample import Sample, choose_samples
-from mxsweep.evaluate.evaluate import make_lm
+from mxsweep.evaluate.evaluation import make_lm
 from mxsweep.evaluate.logit_distance import distance, keep_logits, kept_logits, read_logits
 from mxsweep.evaluate.stories import stories as made_stories
 from mxsweep.evaluate.tasks import load_tasks

@@ -1,4 +1,4 @@
-"""One evaluation: lm-eval's tasks and metrics on a model that is already loaded."""
+"""Evaluate a loaded model: lm-eval's tasks and metrics, without its slow parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
-from mxsweep.evaluate.requests import reuse_requests
+from mxsweep.evaluate.request_cache import reuse_requests
 from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Hold what came out of an evaluation.
 
     Attributes:
         metrics: {task: {metric: value, metric_stderr: value}}; a task with several filters has "metric,filter".
@@ -55,7 +55,7 @@ def make_lm(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> FastLM:
-    """lm-eval's model class around a loaded model.
+    """Return lm-eval's model class around a loaded model.
 
     To be made before the model is quantized: it ties the model's weights once more, and would give an lm_head that
     shares the embedding's weight the quantized one.
@@ -81,7 +81,7 @@ def evaluate(
 
     Args:
         limit: a fraction of each task below 1, or a count of examples; None for all.
-        progress: called after each batch with how many requests are answered so far, and how many there are in all.
+        progress: called after each batch with how many requests are scored so far, and how many there are in all.
     """
     started = time.perf_counter()
     encoded_before, warned_before = lm.encode_s, len(lm.warnings)
@@ -89,28 +89,28 @@ def evaluate(
     with (
         closed_form_perplexity(),
         overflow_is_infinite(),
-        reuse_requests(tasks["tasks"], lm.tokenizer, *settings) as prepared,
+        reuse_requests(tasks["tasks"], lm.tokenizer, *settings) as building,
         lm.reporting(progress, tasks["tasks"].values()),
     ):
-        found = lm_eval.evaluate(
+        results = lm_eval.evaluate(
             lm,
             task_dict=tasks,
             limit=limit,
             apply_chat_template=apply_chat_template,
             confirm_run_unsafe_code=False,
         )
-    prepare_s = prepared.seconds + lm.encode_s - encoded_before
+    prepare_s = building.seconds + lm.encode_s - encoded_before
     eval_s = time.perf_counter() - started - prepare_s
-    samples = found.pop("samples")
-    metrics = {task: _metrics(values, samples.get(task, [])) for task, values in found["results"].items()}
+    samples = results.pop("samples")
+    metrics = {task: _metrics(values, samples.get(task, [])) for task, values in results["results"].items()}
     non_finite = [text for task in metrics for text in explain_non_finite(task, metrics[task], samples.get(task, []))]
     for text in non_finite:
         log.warning(text)
     return Evaluation(
         metrics=metrics,
-        n_effective={task: counts["effective"] for task, counts in found["n-samples"].items()},
+        n_effective={task: counts["effective"] for task, counts in results["n-samples"].items()},
         samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
-        results=found,
+        results=results,
         prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:
-    """lm-eval's ``metric,filter`` and ``metric_stderr,filter`` numbers; filters named only where there are several."""
+    """Return lm-eval's ``metric,filter`` and ``metric_stderr,filter`` numbers; one filter by itself is not named."""
     numbers = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
     filters = {key.split(",", 1)[1] for key in numbers}
     metrics = {key if len(filters) > 1 else key.split(",")[0]: float(value) for key, value in numbers.items()}

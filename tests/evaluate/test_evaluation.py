@@ -24,8 +24,8 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 from mxsweep import compose, run
-from mxsweep.evaluate.evaluate import Evaluation, make_lm
-from mxsweep.evaluate.evaluate import evaluate as evaluate_lm
+from mxsweep.evaluate.evaluation import Evaluation, make_lm
+from mxsweep.evaluate.evaluation import evaluate as evaluate_lm
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.standard_errors import (
     closed_form_perplexity,
