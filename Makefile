@@ -23,6 +23,9 @@ format: ## format files, and mend what lint can mend
 types: ## types of mxsweep/
 	$(PYTHON) -m mypy
 
+docs: ## the pages that are made from the code
+	$(PYTHON) -m mxsweep.report.column_page > docs/columns.md
+
 check: lint types test ## all three
 
 wheel: ## dist/mxsweep-*.whl
