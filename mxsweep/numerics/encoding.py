@@ -112,7 +112,7 @@ def encode(
         views = [region.view(tensor) for tensor in (x, *beside)]
         for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
             blocks = round_blocks(parts[0], region.block_dims, fmt, parts[1 : len(views)])
-            codes, scales, *rest = parts[len(views) :]
+            codes, scales, *rest = parts[len(views) :]  # as `_targets` has them; taken from the end below
             codes.copy_(element_codes(blocks.q, element))
             scales.copy_(scale_codes(blocks.stored, scale))
             if encoded.negative_zeros is not None:
@@ -132,7 +132,7 @@ def decode(encoded: Encoded) -> Tensor:
     for region in block_regions(y.shape, fmt.block_size, encoded.axis):
         views = [region.view(tensor) for tensor in (y, *beside)]
         for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
-            codes, scales, *rest = parts[len(views) :]
+            codes, scales, *rest = parts[len(views) :]  # likewise
             q = element_values(codes, fmt.element_format)
             if encoded.negative_zeros is not None:
                 q = torch.where(rest.pop(), -0.0, q)

@@ -58,6 +58,7 @@ def element_values(codes: Tensor, element: ElementFormat) -> Tensor:
     return _values(codes, _table(element, codes.device))
 
 
+@lru_cache(maxsize=64)
 def has_negative_zero(element: ElementFormat) -> bool:
     """Return whether the format tells -0 from 0; two's complement does not."""
     return any(value == 0 and math.copysign(1, value) < 0 for value in map(element.decode, range(element.codes)))
