@@ -97,9 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     flags = parser.add_argument_group("Flags")
     flags.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values given")
     flags.add_argument("-cd", "--config-dir", metavar="FOLDER", help="a further folder of config files, as conf/ is")
-    flags.add_argument("-h", "--help", action="store_true", help="show the knobs and the flags, and exit")
-    flags.add_argument("--version", action="store_true", help="show mxsweep's version, and exit")
-    flags.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="show the config, and exit")
+    flags.add_argument("-h", "--help", action="store_true", help="show the knobs and the flags")
+    flags.add_argument("--version", action="store_true", help="show mxsweep's version")
+    flags.add_argument(
+        "-c", "--cfg", choices=("job", "hydra", "all"), metavar="WHAT", help="show the config: job, hydra or all"
+    )
     flags.add_argument("--resolve", action="store_true", help="with --cfg: with references to other knobs replaced")
     flags.add_argument("-p", "--package", metavar="PART", help="with --cfg: one part of the config, as model")
     flags.add_argument(
@@ -107,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="all",
         choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-        help="show how Hydra comes to the config, and exit",
+        metavar="WHAT",
+        help="show how Hydra comes to the config: all, config, defaults, defaults-tree, plugins, searchpath",
     )
     flags.add_argument(
         *("-sc", "--shell-completion"),

@@ -21,13 +21,12 @@ from mxsweep.sweeps.launchers import check_launcher, launch_runs
 from mxsweep.sweeps.observers import observed
 from mxsweep.sweeps.plan import Plan, PlannedRun
 from mxsweep.sweeps.sweep_folder import how_to_go_on, make_writable, open_sweep_folder, quote_folder, shorten_folder
+from mxsweep.terminal.command import EXIT_FAILED, EXIT_INTERRUPTED
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger("mxsweep")
 
 COLLECT_LOCK = ".collect.lock"
-EXIT_FAILED = 1  # a run failed or has no result; the others are recorded
-EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
 
 
 def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:

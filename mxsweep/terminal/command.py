@@ -16,13 +16,13 @@ EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
 MOST_TEXT = 1500  # characters of a message, which may quote what was typed
 
 
-def run_command(program: str, command: Callable[[], int], interrupted: str = "interrupted") -> int:
+def run_command(program: str, command: Callable[[], int], interrupted: str | None = None) -> int:
     """Call ``command`` and return its exit code; print what a person can mend as one line and return EXIT_USAGE.
 
     Args:
         program: what to begin the line with.
         command: what to do. It raises CommandError for what the user can mend; OSErrors of files are met here, too.
-        interrupted: what to say after Ctrl-C.
+        interrupted: what to say after Ctrl-C; None for nothing.
     """
 
     def call() -> int:
@@ -35,7 +35,8 @@ def run_command(program: str, command: Callable[[], int], interrupted: str = "in
             if not _is_in_a_folder():
                 message = "the folder that this was started in is gone; change to one that is there"
         except KeyboardInterrupt:
-            print(f"{program}: {interrupted}", file=sys.stderr)
+            if interrupted:
+                print(f"{program}: {interrupted}", file=sys.stderr)
             return EXIT_INTERRUPTED
         print(f"{program}: {_shortened(message)}", file=sys.stderr)
         return EXIT_USAGE

@@ -221,7 +221,7 @@ def test_ctrl_c_is_130(tmp_path: Path, capsys: Printed, monkeypatch: pytest.Monk
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mxsweep.measure.sensitivity.measure", interrupted)
+    monkeypatch.setattr("mxsweep.measure.configured_sensitivity.measure", interrupted)
     assert main(["format=mxfp4", "model.device=cpu", "--output", str(tmp_path / "out")]) == 130
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "") and not (tmp_path / "out").exists()
