@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.formats.recipe import Prepared, Recipe
-from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.quantize import quantize_model
@@ -33,8 +32,6 @@ from mxsweep.model.sites import find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
-
-T = TypeVar("T")
 
 Solver = Callable[[Tensor, Tensor | None, MXFormat], Tensor]
 """Return the quantized weight (N, C) float32 for a weight (N, C) float32, H (C, C) float32 if needed, and a format."""
@@ -89,7 +86,7 @@ def solve_weights(
     kept = 0
     with quantize_model(model, recipe, prepared=prepared, keep_weights=True):
         finished = [artefact.load(_part(index)) if artefact else None for index in range(len(blocks))]
-        streams: _Streams | None = None
+        states: BlockStates | None = None
         for index, name in enumerate(blocks):
             layers = {site.name: _mx_layer(model, site.name) for site in sites if site.operand.block == name}
             of_block = finished[index]
@@ -97,14 +94,14 @@ def solve_weights(
                 kept += 1
                 _put_in_place(layers, of_block)
             elif layers:
-                if streams is None:
-                    streams = _Streams(model, list(blocks.values()), index, batches)
-                of_block = streams.within_memory(partial(_solve_block, streams, layers, solve, formats))
+                if states is None:
+                    states = BlockStates(model, list(blocks.values()), index, batches)
+                of_block = states.within_memory(partial(_solve_block, states, layers, solve, formats))
                 if artefact is not None:
                     artefact.save(_part(index), of_block)
             weights |= of_block or {}
-            if streams is not None and index + 1 < len(blocks):
-                streams.within_memory(streams.advance)
+            if states is not None and index + 1 < len(blocks):
+                states.within_memory(states.advance)
             progress(index + 1, len(blocks))
     return SolvedWeights(weights, len(blocks), kept)
 
@@ -125,12 +122,12 @@ def _put_in_place(layers: dict[str, MXLinear], weights: dict[str, Tensor]) -> No
 
 
 def _solve_block(
-    streams: _Streams, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
+    states: BlockStates, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
 ) -> dict[str, Tensor]:
     """Solve for a block's weights and put them in place; after an error, the weights are as they were."""
     before = {name: layer.weight_mx for name, layer in layers.items()}
     try:
-        return _solve_groups(streams, layers, solve, formats)
+        return _solve_groups(states, layers, solve, formats)
     except BaseException:
         for name, layer in layers.items():
             layer.weight_mx = before[name]
@@ -139,11 +136,11 @@ def _solve_block(
 
 
 def _solve_groups(
-    streams: _Streams, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
+    states: BlockStates, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
 ) -> dict[str, Tensor]:
     solved: dict[str, Tensor] = {}
-    for group in _groups(streams, layers):
-        hessian = _hessian(streams, layers[group[0]])
+    for group in _groups(states, layers):
+        hessian = _hessian(states, layers[group[0]])
         if not bool(hessian.isfinite().all()):
             raise ConfigError(
                 f"ptq.method: on the calibration tokens the inputs of {group[0]} are not finite, so its weights cannot "
@@ -173,7 +170,7 @@ def _solution(name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MX
         ) from error
 
 
-def _groups(streams: _Streams, layers: dict[str, MXLinear]) -> list[list[str]]:
+def _groups(states: BlockStates, layers: dict[str, MXLinear]) -> list[list[str]]:
     """Return the layers that multiply one and the same tensor, in the order of the forward pass."""
     seen: list[tuple[Tensor, list[str]]] = []
 
@@ -188,7 +185,7 @@ def _groups(streams: _Streams, layers: dict[str, MXLinear]) -> list[list[str]]:
         return note
 
     with _tapped({name: (layer, tap(name)) for name, layer in layers.items()}):
-        streams.run(0)
+        states.run(0)
     reached = {name for _, names in seen for name in names}
     if missing := [name for name in layers if name not in reached]:
         raise ConfigError(
@@ -198,7 +195,7 @@ def _groups(streams: _Streams, layers: dict[str, MXLinear]) -> list[list[str]]:
     return [names for _, names in seen]
 
 
-def _hessian(streams: _Streams, layer: MXLinear) -> Tensor:
+def _hessian(states: BlockStates, layer: MXLinear) -> Tensor:
     """Return H (C, C) float32 of what a layer multiplies, over all calibration tokens."""
     hessian = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float32, device=layer.weight_mx.device)
     tokens = 0
@@ -211,9 +208,9 @@ def _hessian(streams: _Streams, layer: MXLinear) -> Tensor:
         raise _Enough
 
     with _tapped({"": (layer, add)}):
-        for number in range(streams.count):
+        for number in range(states.count):
             try:
-                streams.run(number)
+                states.run(number)
             except _Enough:
                 layer.inputs.forget()
     return hessian.div_(max(tokens, 1))
@@ -232,91 +229,3 @@ class _tapped:
     def __exit__(self, *_: object) -> None:
         for layer, _tap in self._taps.values():
             layer.tap = None
-
-
-class _Streams:
-    """Hold the hidden states of each batch in front of a block, and what else the block is called with.
-
-    The whole model computes the states when work on them begins, and again after batches were halved.
-
-    Args:
-        index: of the block to begin with; those before it are as they will be.
-        batches: ids (B, T) without padding.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, blocks: Sequence[nn.Module], index: int, batches: Sequence[Tensor]
-    ) -> None:
-        self._model, self._blocks, self._index, self._batches = model, blocks, index, list(batches)
-        self._calls: list[list[Any]] = []
-        self._states: list[Tensor] | None = None
-
-    @property
-    def count(self) -> int:
-        """Return how many batches there are."""
-        return len(self._batches)
-
-    def run(self, number: int) -> Tensor:
-        """Return the block's output for a batch; called within :meth:`within_memory`."""
-        assert self._states is not None
-        args, kwargs = self._calls[self._index][number]
-        output = self._blocks[self._index](self._states[number], *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    def advance(self) -> None:
-        """Go on to the next block."""
-        self._states = [self.run(number) for number in range(self.count)]
-        self._index += 1
-
-    def within_memory(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns; where GPU memory runs out, do it again with batches of half the size.
-
-        Raises:
-            ConfigError: memory runs out with one sequence in each batch.
-        """
-        while True:
-            try:
-                if self._states is None:  # read here, before ``work`` listens to any layer
-                    self._states = self._read()
-                return work()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Here, where the error is gone, and with it the frames that hold the tensors of the failed pass.
-            self._halve()
-
-    def _halve(self) -> None:
-        if max(len(batch) for batch in self._batches) == 1:
-            sequences, longest = self.count, max(batch.shape[1] for batch in self._batches)
-            raise ConfigError(
-                f"calibration.samples: the states of {sequences:,} sequences of up to {longest:,} tokens do not fit in "
-                "GPU memory; allowed: fewer of them, or a smaller calibration.length"
-            )
-        self._batches = [half for batch in self._batches for half in batch.chunk(2)]
-        self._states, self._calls = None, []
-        torch.cuda.empty_cache()
-
-    def _read(self) -> list[Tensor]:
-        """Return the states of each batch in front of the block, and note how each block from there on is called."""
-        states: list[Tensor] = []
-        self._calls = [[] for _ in self._blocks]
-
-        def note(number: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if number == self._index:
-                    states.append(args[0] if args else kwargs["hidden_states"])
-                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                self._calls[number].append((args[1:], rest))
-
-            return hook
-
-        blocks = enumerate(self._blocks)
-        handles = [block.register_forward_pre_hook(note(number), with_kwargs=True) for number, block in blocks]
-        try:
-            for batch in self._batches:
-                # The decoder alone: nobody asks for logits.
-                self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return states

@@ -219,6 +219,37 @@ def test_other_errors_are_not_taken_for_memory(tiny: Any, cramped: Any) -> None:
             read()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_memory_that_runs_out_by_itself() -> None:
+    model = load_model("embedded", dtype="float32", device="cuda").model
+    sequences = sequences_of(model, *[200] * 256)
+    batches = unpadded_batches(sequences, model.device)
+    fmt = MXFormat("fp4_e2m1")
+    recipe = Recipe(linear=LinearFormats(fmt, fmt), arithmetic="exact")
+    passes: list[int] = []
+
+    def solve(weight: Tensor, _: Tensor | None, fmt: MXFormat) -> Tensor:
+        return quantize(weight, fmt, arithmetic="exact")
+
+    loss, weights = measure_loss(model, sequences, 2000).nats, solve_weights(model, recipe, Prepared(), batches, solve)
+    handle = model.model.layers[0].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    torch.cuda.empty_cache()
+    states = 256 * 200 * 128 * 4
+    room = torch.cuda.memory_reserved() + 2 * states + 2**23
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
+    try:
+        assert measure_loss(model, sequences, 10**6).nats == pytest.approx(loss, rel=1e-6)
+        assert passes[0] == 256 and passes[-1] < 256
+        passes.clear()
+        again = solve_weights(model, recipe, Prepared(), batches, solve)
+        assert passes[-1] < max(len(batch) for batch in batches)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        handle.remove()
+    assert all(torch.equal(again.weights[name], weights.weights[name]) for name in weights.weights)
+
+
 class TestLosses:
     """Arithmetic on logits, against its definition in float64."""
 

@@ -1,0 +1,108 @@
+"""Hold hidden states in front of a decoder block: what a model is walked through with, block by block, within memory.
+
+Each batch of calibration sequences waits in front of a block with whatever else the model calls the block with, as
+rotary embeddings and masks. A batch that does not fit in GPU memory becomes two, and the states in front of the block
+are read anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.terminal.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class BlockStates:
+    """Hold the hidden states of each batch in front of a block, and what else the block is called with.
+
+    The whole model computes the states when work on them begins, and again after batches were halved.
+
+    Args:
+        index: the number of the block to begin with; blocks before it are as they will be.
+        batches: ids (B, T) without padding.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Sequence[nn.Module], index: int, batches: Sequence[Tensor]
+    ) -> None:
+        self._model, self._blocks, self._index, self._batches = model, blocks, index, list(batches)
+        self._calls: list[list[Any]] = []
+        self._states: list[Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """Return how many batches there are."""
+        return len(self._batches)
+
+    def run(self, number: int) -> Tensor:
+        """Return the block's output for a batch; called within :meth:`within_memory`."""
+        assert self._states is not None
+        args, kwargs = self._calls[self._index][number]
+        output = self._blocks[self._index](self._states[number], *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def advance(self) -> None:
+        """Go on to the next block."""
+        self._states = [self.run(number) for number in range(self.count)]
+        self._index += 1
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns; where GPU memory runs out, do it again with batches of half the size.
+
+        Raises:
+            ConfigError: memory runs out with one sequence in each batch.
+        """
+        while True:
+            try:
+                if self._states is None:  # read here, before ``work`` listens to any layer
+                    self._states = self._read()
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Here, where the error is gone, and with it the frames that hold the tensors of the failed pass.
+            self._halve()
+
+    def _halve(self) -> None:
+        if max(len(batch) for batch in self._batches) == 1:
+            sequences, longest = self.count, max(batch.shape[1] for batch in self._batches)
+            raise ConfigError(
+                f"calibration.samples: the states of {sequences:,} sequences of up to {longest:,} tokens do not fit in "
+                "GPU memory; allowed: fewer of them, or a smaller calibration.length"
+            )
+        self._batches = [half for batch in self._batches for half in batch.chunk(2)]
+        self._states, self._calls = None, []
+        torch.cuda.empty_cache()
+
+    def _read(self) -> list[Tensor]:
+        """Return the states of each batch in front of the block, and note how each block from there on is called."""
+        states: list[Tensor] = []
+        self._calls = [[] for _ in self._blocks]
+
+        def note(number: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if number == self._index:
+                    states.append(args[0] if args else kwargs["hidden_states"])
+                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                self._calls[number].append((args[1:], rest))
+
+            return hook
+
+        blocks = enumerate(self._blocks)
+        handles = [block.register_forward_pre_hook(note(number), with_kwargs=True) for number, block in blocks]
+        try:
+            for batch in self._batches:
+                # The decoder alone: nobody asks for logits.
+                self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return states
