@@ -1,4 +1,4 @@
-"""Read model folders as files: the content that identifies a model, and its weights by name and shape, from headers.
+"""Read model folders as files: the content that identifies a model, and the dtypes of its weights, from headers.
 
 Which files those are follows the rules by which transformers 5.23 finds them. No torch, no weights in memory.
 """
@@ -6,9 +6,7 @@ Which files those are follows the rules by which transformers 5.23 finds them. N
 from __future__ import annotations
 
 import json
-import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,6 @@ _SMALL_FILES = (
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PYTORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class WeightEntry:
-    """Describe one tensor of a checkpoint; bits are of an element."""
-
-    name: str
-    shape: tuple[int, ...]
-    bits: int
 
 
 def model_folder(path: str) -> Path | None:
@@ -189,18 +178,25 @@ def _stored_dtype(folder: Path) -> str:
     return dtypes[0] if isinstance(dtypes[0], str) and dtypes[1] in (None, dtypes[0]) else "auto"
 
 
-def read_inventory(path: str) -> list[WeightEntry] | None:
-    """Return the tensors of a model folder with safetensors files; None where none can be read (a hub name)."""
+def stored_dtypes(path: str) -> set[str]:
+    """Return the dtypes of a model folder's weights as safetensors names them ("BF16"); none where none can be read."""
     folder = model_folder(path)
     roots = _weight_roots(folder) if folder is not None else []
     if folder is None or not roots:
-        return None
+        return set()
     try:
         files = [name for name in _weight_files(folder, roots[0]) if not name.endswith(".index.json")]
-        entries = [entry for name in sorted(files) for entry in _entries(folder / name)]
-        return entries or None
-    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError):
-        return None  # loading the model says what is wrong with it
+        return {dtype for name in files for dtype in _dtypes_in(folder / name)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, MemoryError):
+        return set()  # loading the model says what is wrong with it
+
+
+def _dtypes_in(file: Path) -> set[str]:
+    # The safetensors format: 8 bytes of little-endian length, then that many bytes of JSON.
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(length, file.stat().st_size)))
+    return {str(tensor["dtype"]) for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
@@ -210,17 +206,3 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _entries(file: Path) -> list[WeightEntry]:
-    # The safetensors format: 8 bytes of little-endian length, then that many bytes of JSON.
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, file.stat().st_size)))
-    header.pop("__metadata__", None)
-    return [_entry(name, **tensor) for name, tensor in header.items()]
-
-
-def _entry(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> WeightEntry:
-    size = math.prod(shape)
-    return WeightEntry(name, tuple(shape), (data_offsets[1] - data_offsets[0]) * 8 // size if size else 0)

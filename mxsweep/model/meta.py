@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mxsweep.files.checkpoints import model_folder, model_stamps, read_inventory
+from mxsweep.files.checkpoints import model_folder, model_stamps, stored_dtypes
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_interface import attention_modules
 from mxsweep.model.sites import find_sites
@@ -75,5 +75,5 @@ def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any
 
 def _stored_dtype(path: str) -> torch.dtype:
     """Return a dtype of the width that the weights of a folder have whose configuration names none."""
-    widths = {entry.bits for entry in read_inventory(path) or []}
-    return torch.bfloat16 if widths == {16} else torch.float32
+    dtypes = stored_dtypes(path)
+    return torch.bfloat16 if dtypes and dtypes <= {"BF16", "F16"} else torch.float32

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mxsweep import compose
-from mxsweep.files.checkpoints import model_files, model_folder, model_identity, read_inventory
+from mxsweep.files.checkpoints import model_files, model_folder, model_identity, stored_dtypes
 from mxsweep.model.load import load_model
 
 TINY = model_folder("embedded")
@@ -156,20 +156,23 @@ def test_other_weights_are_another_model(folder: Path, place: Callable[[Path], P
 
 
 @pytest.mark.parametrize("place", [place for place in LAYOUTS if not place.__name__.startswith("pickled")])
-def test_the_inventory_is_of_the_weights_that_are_loaded(folder: Path, place: Callable[[Path], Path]) -> None:
+def test_stored_dtypes_are_of_the_weights_that_are_loaded(folder: Path, place: Callable[[Path], Path]) -> None:
     weights = place(folder)
-    save_file({"model.embed_tokens.weight": torch.zeros(3, 2)}, weights)
-    entries = read_inventory(str(folder))
-    assert entries is not None
-    assert [(entry.name, entry.shape, entry.bits) for entry in entries] == [("model.embed_tokens.weight", (3, 2), 32)]
+    assert stored_dtypes(str(folder)) == {"F32"}
+    save_file({"a": torch.zeros(3, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float16)}, weights)
+    assert stored_dtypes(str(folder)) == {"BF16", "F16"}
 
 
-def test_without_readable_weights_there_is_no_inventory(folder: Path) -> None:
-    assert read_inventory("someone/on-the-hub") is None
+def test_without_readable_weights_there_are_no_dtypes(folder: Path) -> None:
+    assert stored_dtypes("someone/on-the-hub") == set()
+    for rubbish in (b"", b"rubbish" * 100, b"\x02" + bytes(7) + b"[]", b"\x07" + bytes(7) + b'{"a":1}'):
+        (folder / "model.safetensors").write_bytes(rubbish)
+        assert stored_dtypes(str(folder)) == set()
+    shutil.copy(TINY / "model.safetensors", folder)
     pickled(folder)
-    assert read_inventory(str(folder)) is None
+    assert stored_dtypes(str(folder)) == set()
     (folder / "pytorch_model.bin").unlink()
-    assert read_inventory(str(folder)) is None
+    assert stored_dtypes(str(folder)) == set()
 
 
 def test_an_adapters_pickled_weights_count_where_they_are_read(folder: Path) -> None:
@@ -210,7 +213,7 @@ def test_an_index_that_names_no_file_names_none(folder: Path, content: str) -> N
     without = model_files(folder, code=False)
     (folder / "model.safetensors.index.json").write_text(content)
     assert model_files(folder, code=False).keys() - without.keys() == {"model.safetensors.index.json"}
-    assert read_inventory(str(folder)) is None
+    assert stored_dtypes(str(folder)) == set()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"transformers_weights": 5}', '{"configuration_files": {"a": 1}}'])
