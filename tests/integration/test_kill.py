@@ -38,7 +38,11 @@ WORKERS = ("hydra/launcher=gpus", "hydra.launcher.n=2")
 REAL_SWEEP = ("-m", "block_size=16,32,64", "limit=30", "model.device=cpu")
 N_REAL_RUNS = 4
 # What two sweeps of the same command may differ in.
-TIMES_AND_PLACES = ("eval_time_s", "remedies_s", "examples/sec", "run_id", "folder")
+TIMES_AND_PLACES = (  # and memory: what differs between two runs of the same config
+    *("load_s", "quantize_s", "remedies_s", "eval_time_s", "total_s", "examples/sec", "examples/sec_ratio"),
+    *("peak_host_bytes", "peak_gpu_bytes", "started_at", "run_id", "folder"),
+    *("baseline", "not_compared"),  # which name runs
+)
 PATIENCE_S = 120.0
 
 
@@ -73,7 +77,7 @@ def mxsweep(*arguments: str) -> list[str]:
 
 
 def table(sweep: Path) -> list[dict[str, str]]:
-    """results.csv without what may differ."""
+    """Return results.csv without what may differ."""
     with (sweep / "results.csv").open(newline="") as file:
         rows = [{name: row[name] for name in row if name not in TIMES_AND_PLACES} for row in csv.DictReader(file)]
     return sorted(rows, key=lambda row: json.dumps(row))
