@@ -45,6 +45,7 @@ _READERS = {  # of a block's norms, by role
 }
 _WRITERS = ("o", "down")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")  # of queries and keys, whose basis stays
+_ByRole = Mapping[tuple[str | None, str], Operand]  # an operand for each (block, role)
 _NORM_TOLERANCE = 2**-5  # relative, for each channel: several roundings to bfloat16
 
 
@@ -91,12 +92,15 @@ class _Stream:
             blocks = decoder_blocks(model)
             operands = {(operand.block, operand.role): operand for operand in find_operands(model).values()}
             readers: list[Any] = [
-                (block.get_submodule(norm), [_layer(operands, name, role) for role in roles])
+                (
+                    block.get_submodule(norm),
+                    [operand.module for operand in _reading_together(model, operands, name, roles)],
+                )
                 for name, block in blocks.items()
                 for norm, roles in _READERS.items()
             ]
             readers.append((model.base_model.get_submodule("norm"), [head]))
-            writers = [_layer(operands, name, role) for name in blocks for role in _WRITERS]
+            writers: list[Any] = [_operand(operands, name, role).module for name in blocks for role in _WRITERS]
         except (AttributeError, LookupError) as error:
             raise _refusal(model, f"in which something is missing ({error})") from None
         # As the types say, or a problem is found.
@@ -116,12 +120,25 @@ class _Stream:
         return [self.embedding, *(layer for _, layers in self.readers for layer in layers), *self.writers]
 
 
-def _layer(operands: Mapping[tuple[str | None, str], Operand], block: str, role: str) -> nn.Linear:
-    """Return the layer that has a role in a block; LookupError without one."""
+def _operand(operands: _ByRole, block: str, role: str) -> Operand:
+    """Return the operand that has a role in a block; LookupError without one."""
     operand = operands.get((block, role))
     if operand is None:
         raise LookupError(f"{block} has no {role}_proj")
-    return cast(nn.Linear, operand.module)
+    return operand
+
+
+def _reading_together(model: nn.Module, operands: _ByRole, block: str, roles: Sequence[str]) -> list[Operand]:
+    """Return the operands of these roles in a block, which read one tensor.
+
+    Raises:
+        LookupError: there is none of a role.
+        ConfigError: the operands read several tensors.
+    """
+    readers = [_operand(operands, block, role) for role in roles]
+    if len({operand.input for operand in readers}) > 1:
+        raise _refusal(model, f"whose {' and '.join(roles)} of {block} do not read one tensor")
+    return readers
 
 
 def _refusal(model: nn.Module, problem: str) -> ConfigError:

@@ -250,6 +250,12 @@ def broken(change: Callable[[PreTrainedModel], object]) -> PreTrainedModel:
     return model
 
 
+def apart(model: PreTrainedModel) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.other = nn.ModuleDict({"gate_proj": mlp.gate_proj})
+    del mlp.gate_proj
+
+
 class Biased(nn.Linear):
     """Computes something else as well."""
 
@@ -272,8 +278,18 @@ class Biased(nn.Linear):
             r"up_proj shares its memory",
         ),
         (lambda model: model.model.layers[0].mlp.to("meta"), "were offloaded from the GPUs"),
+        (apart, r"whose gate and up of model\.layers\.1 do not read one tensor"),
     ],
-    ids=["subclass", "gain of 1 + weight", "layer norm", "layer norm without bias", "adapter", "shared", "offloaded"],
+    ids=[
+        "subclass",
+        "gain of 1 + weight",
+        "layer norm",
+        "layer norm without bias",
+        "adapter",
+        "shared",
+        "offloaded",
+        "gate elsewhere",
+    ],
 )
 def test_changed_models_are_refused(change: Callable[[PreTrainedModel], object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason), rotated_residual(broken(change)):
