@@ -70,7 +70,7 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
     overrides = [_choose(word, folders) for word in words]
     swept = [
         [
-            _choose(_quote_what_is_meant(f"{key}={_render_sweep(values)}"), folders)
+            _choose(_quote_what_is_meant(f"{key}={_render_sweep(key, values)}"), folders)
             for key, values in grid.items()
             if key not in typed
         ]
@@ -170,8 +170,9 @@ def _experiment_grids(words: Sequence[str], folders: Sequence[Path]) -> list[dic
     return grids
 
 
-def _render_sweep(values: Sequence[Any]) -> str:
-    return ",".join(_render(value) for value in values)
+def _render_sweep(key: str, values: Sequence[Any]) -> str:
+    is_text = key in knobs.paths() + knobs.free_text()  # with commas and quotes that mean themselves
+    return ",".join(quote(value) if is_text and isinstance(value, str) else _render(value) for value in values)
 
 
 def _render(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How a sweep is gone about, as opposed to what it runs: the knobs that change no result, typed and checked."""
+"""Type and check the knobs that change no result: how a sweep is gone about, as opposed to what it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGGING_MODES = ("online", "offline")
 
 @dataclass(frozen=True)
 class Gpus:
-    """``hydra/launcher=gpus``: processes on this host, each with a GPU of its own, or on the CPU."""
+    """Hold ``hydra/launcher=gpus``: processes on this host, each with a GPU of its own, or on the CPU."""
 
     n: int | None
     retries: int
@@ -34,7 +34,7 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Slurm:
-    """``hydra/launcher=slurm``; the fields are those of ``conf/hydra/launcher/slurm.yaml``."""
+    """Hold ``hydra/launcher=slurm``; the fields are those of ``conf/hydra/launcher/slurm.yaml``."""
 
     partition: str | None
     account: str | None
@@ -78,7 +78,7 @@ LAUNCHERS = {"gpus": Gpus, "slurm": Slurm}
 
 @dataclass(frozen=True)
 class Logging:
-    """Where results are logged besides their folders; the fields are those of ``conf/logging/``."""
+    """Say where results are logged besides their folders; the fields are those of ``conf/logging/``."""
 
     name: str
     project: str
@@ -97,7 +97,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about a sweep but its runs.
+    """Hold everything about a sweep but its runs.
 
     Attributes:
         launcher: None for this process.
@@ -114,7 +114,7 @@ class Settings:
 
     @classmethod
     def from_hydra(cls, cfg: DictConfig) -> Settings:
-        """Of a config composed with Hydra's own node. Raises ConfigError."""
+        """Return the settings of a config that was composed with Hydra's own node. Raises ConfigError."""
         for name in ("baseline", "resume", "dry_run"):
             check_flag(name, cfg.get(name))
         logging, launcher = _typed("logging", cfg.logging, Logging), _launcher(cfg.hydra.launcher)
@@ -153,15 +153,15 @@ def _launcher(node: DictConfig) -> Gpus | Slurm | None:
     return launcher
 
 
-def _typed(field: str, node: DictConfig, of: Any, without: tuple[str, ...] = ()) -> Any:
+def _typed(field: str, node: DictConfig, cls: Any, without: tuple[str, ...] = ()) -> Any:
     try:
         data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(of_omegaconf(error)) from None
     assert isinstance(data, dict)
     given = {str(key): value for key, value in data.items() if key not in without}
-    known = {item.name for item in dataclasses.fields(of)}
+    known = {item.name for item in dataclasses.fields(cls)}
     for key in given.keys() ^ known:
         there = "there is no such knob" if key in given else "was taken away; every sweep needs a value of it"
         raise ConfigError(f"{field}.{key}: {there}; allowed below {field}: {', '.join(sorted(known))}")
-    return of(**given)
+    return cls(**given)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.refusals import no_such_gpu
 from mxsweep.files.checkpoints import model_folder, model_stamps
 from mxsweep.terminal.errors import ConfigError
 
@@ -81,8 +82,7 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda"):
         count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
         if index >= count:
-            there = f"cuda:0 to cuda:{count - 1}, cpu" if count else "cpu (no CUDA GPU was found)"
-            raise ConfigError(f"model.device: {device!r} is not there; allowed: auto, {there}")
+            raise ConfigError(no_such_gpu(device, count))
         return f"cuda:{index}"
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("model.device: 'mps' is not there; allowed: auto, cpu")

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from mxsweep.config.refusals import no_chat_template
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm
 from mxsweep.evaluate.lm import FastLM
@@ -47,9 +48,7 @@ def load_evaluator(config: RunConfig) -> Evaluator:
     tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
     loaded = load_configured(model)
     if task.apply_chat_template and not loaded.tokenizer.chat_template:
-        raise ConfigError(
-            f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model.label} has none"
-        )
+        raise ConfigError(no_chat_template(model.label))
     lm = make_lm(
         loaded.model,
         loaded.tokenizer,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxsweep.config.refusals import no_chat_template, no_such_gpu
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.checkpoints import model_folder
+from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -30,13 +32,15 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
     if run.config is None:
         return run.error
     problem = _recipe_problem(run.config) if with_model or run.config.modules else None
-    return problem or _unknown_task(run.config)
+    return problem or _missing_chat_template(run.config) or _unknown_task(run.config)
 
 
 def why_not_here(run: PlannedRun) -> str | None:
     """Return why this machine cannot do a planned run that another might; None where nothing speaks against it."""
     if run.config is None:
         return None
+    if problem := _missing_device(run.config.model.device):
+        return problem
     try:
         refuse_unavailable_backend(run.config)
     except ConfigError as error:
@@ -63,6 +67,27 @@ def _recipe_problem(config: RunConfig) -> str | None:
     from mxsweep.model.meta import recipe_problem
 
     return recipe_problem(model, config.recipe)
+
+
+def _missing_chat_template(config: RunConfig) -> str | None:
+    """Return why a chat template cannot be applied: the model's folder holds none; None where there may be one."""
+    folder = model_folder(config.model.path)
+    settings = folder and folder / "tokenizer_config.json"
+    if not config.task.apply_chat_template or settings is None or not settings.is_file():
+        return None
+    if "chat_template" in settings.read_text(encoding="utf-8", errors="replace") or any(
+        settings.parent.glob("*chat_*")
+    ):
+        return None
+    return no_chat_template(config.model.label)
+
+
+def _missing_device(device: str) -> str | None:
+    """Return why a GPU that is asked for by name cannot be used; None for another device, and for one that is there."""
+    if not device.startswith("cuda"):
+        return None
+    count, index = visible_gpu_count(), int(device.partition(":")[2] or 0)
+    return None if index < count else no_such_gpu(device, count)
 
 
 def _unknown_task(config: RunConfig) -> str | None:

@@ -125,6 +125,18 @@ def test_experiment_of_ones_own(tmp_path: Path) -> None:
     assert overrides[1:] == ["block_size='16','2+16'", "limit='none','0.1'"]
 
 
+def test_an_experiment_sweeps_what_hydra_has_no_words_for(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "sweep: {model.path: ['a,b', \"it's\"], model.revision: ['3e56378', main], task: [[story]],\n"
+        "  model: [tiny, a/b], modules: [null, {'*.[01].*': {weight: int8}}, {lm_head: none}]}\n"
+    )
+    ((_, *words),), _ = prepare(["experiment=mine"], tmp_path)
+    assert words[:3] == ["model.path='a,b','it\\'s'", "model.revision='3e56378','main'", "task='story'"]
+    assert words[3].startswith("model='tiny','hf-")
+    assert words[4] == """modules=null,'{"*.[01].*": {"weight": "int8"}}','{"lm_head": "none"}'"""
+
+
 def test_experiment_of_several_grids(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(

@@ -1,0 +1,67 @@
+"""What every command has in common: exit codes, and one line for what a person can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mxsweep.report.collection import CollectError
+from mxsweep.terminal.command import run_command, write_output
+from mxsweep.terminal.errors import ConfigError
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("seed: -1 is not allowed"), 2, "prog: seed: -1 is not allowed\n"),
+        (CollectError("no run in x"), 2, "prog: no run in x\n"),
+        (FileNotFoundError(2, "No such file or directory", "a"), 2, "prog: 'a': No such file or directory\n"),
+        (OSError("odd"), 2, "prog: odd\n"),
+        (KeyboardInterrupt(), 130, "prog: stopped\n"),
+        (SystemExit(3), 3, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_a_command_ends_in_a_line_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("prog", raising(error), "stopped") == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_long_message_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("prog", raising(ConfigError("a" * 900 + "b" * 900))) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 1300 and said.startswith("prog: aaa") and "a ... b" in said
+
+
+def test_a_fault_of_mxsweep_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command("prog", lambda: 1 // 0)
+
+
+def test_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command("prog", lambda: len(str(Path.cwd()))) == 2
+    assert capsys.readouterr().err == "prog: the folder that this was started in is gone; change to one that is there\n"
+
+
+def test_files_are_named_once_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_output("prog", tmp_path / "new", lambda folder: [folder / "a.csv"]) == 0
+    assert capsys.readouterr().out == f"\nWritten:\n  {tmp_path}/new/a.csv\n"
+    (tmp_path / "file").touch()
+    assert write_output("prog", tmp_path / "file", lambda folder: []) == 1
+    assert "cannot write to" in capsys.readouterr().err
