@@ -15,7 +15,8 @@ from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.request_cache import reuse_requests
-from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_mean_stderr, weighted_perplexity_stderr
+from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_perplexity_stderr
+from mxsweep.forward.losses import weighted_mean_stderr
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)

@@ -24,10 +24,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.evaluate.diagnostic_sample import Sample
-from mxsweep.evaluate.standard_errors import weighted_mean_stderr
 from mxsweep.forward.batches import Batch, BatchLimits, to_device
 from mxsweep.forward.engine import Engine
-from mxsweep.forward.losses import KL_PIECE, kl_divergences
+from mxsweep.forward.losses import KL_PIECE, kl_divergences, weighted_mean_stderr
 
 BATCH_TOKENS = 16_384  # of a pass, padding included: the same whatever an evaluation's batches are
 KEPT_BYTES = 2**30  # of unquantized logits, in host memory

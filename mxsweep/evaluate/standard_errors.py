@@ -18,6 +18,7 @@ import lm_eval.api.metrics as lm_eval_metrics
 import numpy as np
 
 from mxsweep.evaluate.quiet import quiet_bootstrap
+from mxsweep.forward.losses import weighted_mean_stderr
 
 ENOUGH_FOR_CLOSED_FORM = 500  # examples
 RESAMPLES = 20_000
@@ -39,18 +40,6 @@ def perplexity_stderr(loglikelihoods: Sequence[float]) -> float:
             spread = float(np.exp(-values[drawn].mean(axis=1)).std(ddof=1))
         return math.inf if math.isnan(spread) else spread
     return _lognormal_stderr(-float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))
-
-
-def weighted_mean_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:
-    """Return the standard error of sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9)."""
-    a, b = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    n = len(a)
-    if n < 2 or np.isnan(a).any():
-        return math.nan
-    if np.isinf(a).any():
-        return math.inf
-    residuals = a - a.sum() / b.sum() * b
-    return math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(b.sum())
 
 
 def weighted_perplexity_stderr(sums: Sequence[float], weights: Sequence[float]) -> float:

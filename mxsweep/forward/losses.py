@@ -81,12 +81,23 @@ def kl_divergences(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 def mean_of_sums(sums: np.ndarray, counts: Sequence[int]) -> tuple[float, float]:
     """Return the mean over all tokens and its standard error, of each sequence's sum and number of tokens.
 
-    Tokens of one sequence are not independent, so the standard error is that of a ratio over sequences (Cochran,
-    Sampling Techniques, equation 6.9); NaN for a single sequence, or where the mean is not finite.
+    Tokens of one sequence are not independent, so the standard error is that of a ratio over sequences; NaN for a
+    single sequence, or where the mean is not finite.
     """
-    n, total = len(counts), sum(counts)
-    mean = float(sums.sum()) / total
-    if n < 2 or not math.isfinite(mean):
-        return mean, math.nan
-    residuals = sums - mean * np.asarray(counts)
-    return mean, math.sqrt(n / (n - 1) * float((residuals**2).sum())) / total
+    mean = float(sums.sum()) / sum(counts)
+    return mean, weighted_mean_stderr(sums, counts) if math.isfinite(mean) else math.nan
+
+
+def weighted_mean_stderr(sums: Sequence[float] | np.ndarray, weights: Sequence[float]) -> float:
+    """Return the standard error of sum(sums) / sum(weights), linearized (Cochran, Sampling Techniques, eq. 6.9).
+
+    NaN for fewer than two sums, or where one is NaN; infinite where one is.
+    """
+    a, b = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    n = len(a)
+    if n < 2 or np.isnan(a).any():
+        return math.nan
+    if np.isinf(a).any():
+        return math.inf
+    residuals = a - a.sum() / b.sum() * b
+    return math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(b.sum())

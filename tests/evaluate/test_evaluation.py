@@ -30,12 +30,12 @@ from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.standard_errors import (
     closed_form_perplexity,
     perplexity_stderr,
-    weighted_mean_stderr,
     weighted_perplexity_stderr,
 )
 from mxsweep.evaluate.stories import story_task_config
 from mxsweep.evaluate.tasks import _manager_of, load_tasks
 from mxsweep.files.checkpoints import model_folder
+from mxsweep.forward.losses import weighted_mean_stderr
 from mxsweep.model.load import LoadedModel, load_model
 from mxsweep.report.collection import collect
 from mxsweep.results.record import read_record
