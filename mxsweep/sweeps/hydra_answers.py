@@ -13,7 +13,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mxsweep.config.command_line import CommandLine, flags_help
-from mxsweep.config.option_files import conf_dir
+from mxsweep.config.knob_help import register_knobs_help
+from mxsweep.config.option_files import conf_dir, config_folders
 from mxsweep.config.overrides import prepare
 from mxsweep.sweeps.plan import PlannedRun, name_run, plan
 from mxsweep.terminal.errors import ConfigError
@@ -52,6 +53,7 @@ def answer_shell(request: str) -> int:
 
 def _call_hydra(words: Sequence[str], config_dir: Path | None) -> None:
     name_run("RUN_ID")
+    register_knobs_help(config_folders(config_dir))
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def do_nothing(_: DictConfig) -> None: ...

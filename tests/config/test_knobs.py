@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from helpers import knob_lists
 
-from mxsweep.config import knobs
-from mxsweep.config.knob import UNSET, Kind, Scope
+from mxsweep import compose
+from mxsweep.__main__ import main
+from mxsweep.config import effects, knobs
+from mxsweep.config.knob import UNSET, Kind, Knob, Scope
+from mxsweep.config.knob_page import knob_page
 from mxsweep.config.knob_table import TABLE, by_path
 from mxsweep.config.option_files import conf_dir, option_names
+from mxsweep.config.run_identity import PLACES
+from mxsweep.config.value_types import Whole
+from mxsweep.report.data_files import load_table
+from mxsweep.results.groups import read_results
+from mxsweep.results.record import write_record
+from mxsweep.terminal.errors import ConfigError
 
 
 def test_every_value_in_conf_is_a_knob_and_every_knob_has_its_default_there() -> None:
@@ -80,3 +92,64 @@ def test_the_table_imports_neither_torch_nor_hydra() -> None:
     code = "import sys; import mxsweep.config.knobs; print([m for m in ('torch', 'omegaconf') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_every_place_in_an_identity_is_one_that_is_made() -> None:
+    places = {knob.place for knob in knobs.all_knobs() if knob.scope in (Scope.RUN, Scope.BASELINE)} - {None}
+    assert places == PLACES
+    # What stands there by itself under its path, of every run: a knob without a value at which it is left out.
+    alone = [knob.path for knob in knobs.all_knobs() if knob.scope is Scope.BASELINE and knob.place is None]
+    assert alone == ["limit", "seed", "diagnostics", "noise"]
+
+
+def test_the_page_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "knobs.md"
+    assert page.read_text(encoding="utf-8") == knob_page(), "python -m mxsweep.config.knob_page > docs/knobs.md"
+
+
+@pytest.fixture
+def dither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
+    """A knob more: its declaration, and its default in a copy of conf/."""
+    knob = Knob(
+        "ptq.dither", "how much weights are dithered, for trying out", Whole("0 or more"), Scope.RUN, off=0,
+        effect=effects.quantizes_weights,
+    )  # fmt: skip
+    monkeypatch.setitem(TABLE, knob.path, knob)
+    conf = shutil.copytree(conf_dir(), tmp_path / "conf")
+    config = (conf / "config.yaml").read_text(encoding="utf-8")
+    (conf / "config.yaml").write_text(config.replace("\nptq:\n", "\nptq:\n  dither: 0\n"), encoding="utf-8")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mxsweep.") and getattr(module, "conf_dir", None) is conf_dir:
+            monkeypatch.setattr(module, "conf_dir", lambda: conf)
+    return knob
+
+
+def test_a_knob_more_is_one_declaration_and_its_default(
+    dither: Knob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, off, on = (compose(words) for words in ([], ["ptq.dither=0"], ["ptq.dither=3"]))
+    # A run's identity: as it was where the knob is off or without effect, another where it is on.
+    assert plain.config_hash == off.config_hash != on.config_hash
+    assert "ptq.dither" not in plain.identity["quantized"] and on.identity["quantized"]["ptq.dither"] == 3
+    assert compose(["format=none", "ptq.dither=3"]).config_hash == compose(["format=none"]).config_hash
+    with pytest.raises(ConfigError, match=r"ptq\.dither: -1 is not allowed; allowed: 0 or more"):
+        compose(["ptq.dither=-1"])
+    # Its baseline's config.
+    assert knobs.decides_only_quantized("ptq.dither") and "ptq.dither=0" in knobs.baseline_words()
+    # What the command line and --help know, what is fuzzed, and the page.
+    assert knobs.is_knob("ptq.dither") and "near it: ptq.dither" in knobs.no_such_knob("ptq.diter")
+    assert main(["--help"]) == 0
+    assert "  ptq.dither                    how much weights are dithered" in capsys.readouterr().out
+    assert "ptq.dither" in knob_lists.leaves()
+    assert "| `ptq.dither` | how much weights are dithered, for trying out | 0 or more | `0` |" in knob_page()
+    # What is recorded, varies in a table, and has a column.
+    for name, config in (("a", off), ("b", on)):
+        record = {
+            "run_id": name, "status": "done", "config": config.as_dict(), "overrides": [],
+            "metrics": {"story": {"acc": 0.5}},
+        }  # fmt: skip
+        write_record(tmp_path / "runs" / name, record)
+    results = read_results(tmp_path / "runs")
+    assert results.shown == ["ptq.dither"]
+    assert [row.knobs["ptq.dither"] for row in results.groups[0].rows] == [0, 3]
+    assert list(load_table(tmp_path / "runs")["ptq.dither"]) == [0, 3]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import stand_in
+from helpers import knob_lists, stand_in
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
-from mxsweep.config.option_files import conf_dir, option_names
+from mxsweep.config.option_files import option_names
 from mxsweep.config.override_grammar import verbatim
 from mxsweep.report.figures import figure_files as figures
 from mxsweep.results.record import find_runs
@@ -38,15 +38,8 @@ JARGON = (
     "LexerNoViable", "mismatched input", "no viable alternative", "omegaconf.", "hydra.errors", "ConfigLoader",
 )  # fmt: skip
 
-GROUPS = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
-LEAVES = [
-    "format.weight", "format.activation", "format.block_size", "format.scale", "format.tensor_scale", "kv_quant.key",
-    "kv_quant.value", "rounding", "scale_rounding", "symmetric", "tensor_scale", "modules", "backend", "arithmetic",
-    "model.path", "model.name", "model.dtype", "model.device", "model.device_map", "model.attention",
-    "model.max_length", "model.revision", "model.trust_remote_code", "task.data", "task.names", "task.fields",
-    "task.num_fewshot", "task.apply_chat_template", "batch_tokens", "batch_size", "seed", "baseline", "dry_run",
-    "resume", "sweep", "stamp", "logging.mode", "logging.name", "logging.project", "logging.entity",
-]  # fmt: skip
+GROUPS = [*knob_lists.groups(), "reference"]
+LEAVES = knob_lists.leaves()
 OF_HYDRA = [
     "hydra/launcher", "hydra.launcher", "hydra.launcher.n", "hydra.launcher.retries", "hydra.launcher.name",
     "hydra.launcher._target_", "hydra.launcher.x", "hydra.sweep.dir", "hydra.run.dir", "hydra.sweep.subdir", "hydra",

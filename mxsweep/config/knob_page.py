@@ -1,0 +1,122 @@
+"""Make docs/knobs.md from the table of knobs and the defaults: `python -m mxsweep.config.knob_page` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from mxsweep.config import effects, knobs
+from mxsweep.config.knob import UNSET, Kind, Knob, Scope
+from mxsweep.config.knob_help import named_values
+from mxsweep.config.option_files import LAUNCHER, conf_dir, read_option
+
+HEAD = """\
+# Knobs
+
+What can be set, on the command line as `KNOB=VALUE` and in recipes. This page is made from the declarations in
+`mxsweep/config/knob_table.py`. A **group** is chosen by the name of an option (`block_size=16`, `model=hf`); where it
+makes sense, a value without a name works, too (`block_size=48`, `limit=500`, `format=fp6_e3m2`, `task=arc_easy`). A
+**leaf** is set by its path (`rounding=even`, `model.dtype=bfloat16`), and wins over what its group says. An explicit
+value wins over a format's own.
+
+The last column says whose identity a knob is part of: that of a run and of its baseline, that of a quantized run alone,
+or none (-). Runs that differ in it are different runs; where it has no effect, they are one run.
+"""
+COLUMNS = ("knob", "what it is", "values", "default", "part of")
+SCOPES = {Scope.BASELINE: "run and baseline", Scope.RUN: "run", Scope.NONE: "-", Scope.SWEEP: "-"}
+KINDS = {
+    Kind.PLAIN: "",
+    Kind.PATH: "; a path, which counts from the folder where it was typed",
+    Kind.FOLDER: "; a folder that is written",
+    Kind.TEXT: "; taken as typed, whatever it looks like",
+}
+TITLES = {
+    "format": "Formats of weights and activations",
+    "kv_quant": "Keys and values",
+    "ptq": "How weights are quantized",
+    "rotation": "Rotations",
+    "calibration": "Calibration data",
+    "model": "The model",
+    "task": "The task",
+    "logging": "Logging",
+    "hydra": "Folders",
+    "hydra.launcher": "Launchers",
+}
+WHEN: dict[Callable[[effects.Values], bool], str] = {
+    effects.quantizes: "something is quantized",
+    effects.quantizes_weights: "weights are quantized",
+    effects.quantizes_kv: "keys or values are quantized",
+    effects.has_scale_bits: "scales are e8m0",
+    effects.has_budget: "there is a budget",
+    effects.rotates: "something is rotated",
+    effects.calibrates: "something is calibrated",
+}
+
+
+def knob_page() -> str:
+    """Return the page."""
+    defaults = _defaults()
+    everything = [knob for knob in knobs.all_knobs() if knob.path != "sweep"]
+    sections = {"Groups": [knob for knob in everything if knob.is_group]}
+    for knob in everything:
+        if not knob.is_group:
+            group = "hydra" if knob.path.startswith(("hydra.run", "hydra.sweep")) else knob.group
+            sections.setdefault(TITLES.get(group, "Leaves of the top level"), []).append(knob)
+    parts = [HEAD]
+    for title, members in sections.items():
+        rows = "\n".join(_row(knob, defaults) for knob in members)
+        head = "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS)))
+        parts.append(f"## {title}\n\n{head}\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _row(knob: Knob, defaults: dict[str, Any]) -> str:
+    values = ", ".join(f"`{value}`" for value in named_values(knob)) or _escaped(knob.type.allowed)
+    default = defaults.get(knob.path, UNSET)
+    shown = "" if default is UNSET else f"`{_written(default)}`"
+    when = WHEN.get(knob.effect, "the weight method has it" if knob.effect is not effects.always else "")
+    scope = SCOPES[knob.scope] + (f", where {when}" if when else "")
+    return f"| `{knob.path}` | {_escaped(knob.help + KINDS[knob.kind])} | {values} | {shown} | {scope} |"
+
+
+def _defaults() -> dict[str, Any]:
+    """Return each knob's default: in conf/config.yaml, or in the option of its group that is the default."""
+    config = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    chosen: dict[str, Any] = {LAUNCHER: "basic"}
+    for entry in config.pop("defaults"):
+        chosen |= entry if isinstance(entry, dict) else {}
+    values = _flat(config)
+    for group, name in chosen.items():
+        for key, value in (read_option(group, str(name)) or {}).items():
+            values[key if key == group else f"{group}.{key}"] = value
+    for name in ("gpus", "slurm"):
+        values |= {f"hydra.launcher.{key}": value for key, value in (read_option(LAUNCHER, name) or {}).items()}
+    # A group that is a leaf, too, is said by its option's name.
+    return values | {group: "none" if name is None else name for group, name in chosen.items()}
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        nested = (isinstance(value, dict) and knobs.get(path) is None) or path in knobs.groups()
+        flat |= _flat(value, f"{path}.") if nested and isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    print(knob_page(), end="")
