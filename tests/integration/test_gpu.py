@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
 from mxsweep.model import offload
+from mxsweep.model.operands import find_operands
+from mxsweep.model.quantize import left_out
 from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize
 from mxsweep.numerics.kernels.cuda import launch_count
 from mxsweep.numerics.philox import uniform_at
@@ -281,10 +283,17 @@ def test_original_weights_wait_in_host_memory_where_the_gpu_has_no_room(monkeypa
     torch.cuda.synchronize()
     allocated = torch.cuda.memory_allocated()
     monkeypatch.setattr(offload, "_memory", lambda device: (weights / 2, 1e6))
+    operand = find_operands(model)["model.layers.0.mlp.up_proj"]
+    up = operand.module
     with torch.no_grad(), quantize_model(model, recipe) as report:
         assert report.as_dict()["originals_on_host_bytes"] == weights
         assert torch.cuda.memory_allocated() < allocated + weights / 10
         assert torch.equal(model(tokens).logits, beside)
+        assert up.weight.device.type == "cpu"
+        with left_out(model, [operand]):
+            assert model.get_submodule(operand.name) is up and up.weight.is_cuda
+            assert not torch.equal(model(tokens).logits, beside)
+        assert up.weight.device.type == "cpu" and torch.equal(model(tokens).logits, beside)
     for name, parameter in model.named_parameters():
         assert parameter.is_cuda and torch.equal(parameter, before[name])
 
