@@ -16,10 +16,21 @@ from mxsweep.config.knobs import labels, notes
 from mxsweep.report.collection import collect
 from mxsweep.report.column_page import column_page
 from mxsweep.report.column_table import MEASURED
-from mxsweep.report.columns import DATA_ONLY, EVERYWHERE, Output, measured
+from mxsweep.report.columns import (
+    DATA_ONLY,
+    EVERYWHERE,
+    Change,
+    Field,
+    Output,
+    against_baseline,
+    difference_of,
+    measured,
+)
 from mxsweep.report.data_files import load_table
+from mxsweep.report.wording import ABSENT
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import read_record, write_record
+from mxsweep.results.rows import Row
 from mxsweep.study.group_study import study_groups
 
 FEW = {"blocks": (16, 32), "scale_bits": (8,), "kv": ("none",)}
@@ -51,6 +62,37 @@ def test_a_column_declared_once_stands_in_every_output(tmp_path: Path) -> None:
         assert [row["joules"] for row in csv.DictReader(file)] == ["41.5"] * 3
     assert pyarrow.parquet.read_table(tmp_path / "results.parquet")["joules"].to_pylist() == [41.5] * 3
     assert frame["joules"].tolist() == [41.5] * 3
+
+
+def test_a_declared_difference_from_the_baseline_stands_beside_its_column(tmp_path: Path) -> None:
+    put_study(tmp_path, **FEW)
+    for index, file in enumerate(sorted(tmp_path.glob("*/result.json"))):
+        write_record(file.parent, read_record(file) | {"joules": 10.0 + index})
+
+    def joules(row: Row) -> float | None:
+        return row.number("joules")
+
+    less = against_baseline(joules, difference_of)
+    declared = measured(
+        "joules",
+        "energy, J",
+        joules,
+        change=lambda entry: Change(ABSENT if less(entry) is None else f"{less(entry):+.2f} J", less(entry)),
+        more=(Field("joules_difference", "more energy than the baseline, J", float, less),),
+    )
+    MEASURED.append(declared)
+    try:
+        terminal, frame = collect(tmp_path).text, load_table(tmp_path).set_index("run_id")
+    finally:
+        MEASURED.remove(declared)
+    base = frame[frame["is_baseline"]].iloc[0]
+    quantized = frame[~frame["is_baseline"]]
+    assert (quantized["joules_difference"] == quantized["joules"] - base["joules"]).all() and len(quantized) == 2
+    text = f"{quantized['joules_difference'].iloc[0]:+.2f} J"
+    markdown, latex, page = ((tmp_path / name).read_text() for name in ("results.md", "results.tex", "report.html"))
+    assert "Δ joules" in terminal and text in terminal and "Δ joules" in markdown and text in markdown
+    assert "$\\Delta$ joules" in latex and text in latex
+    assert ">Δ joules</th>" in page and f">{text}</td>" in page
 
 
 def test_a_column_without_values_is_left_out_of_tables_but_not_of_files(tmp_path: Path) -> None:
