@@ -56,7 +56,8 @@ class Composer:
                 cfg.modules = yaml.safe_load(text)
         if self.paths_from is not None:
             for knob in paths():
-                _resolve_path(cfg, knob, self.paths_from)
+                if knob != "calibration.path" or cfg.calibration.source != "task":  # which names a task of lm-eval
+                    _resolve_path(cfg, knob, self.paths_from)
         return cfg
 
 
