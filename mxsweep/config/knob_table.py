@@ -118,6 +118,12 @@ def check_shell_lines(knob: str, value: Any) -> None:
         raise ConfigError(f"{knob}: {value!r} must be a list of shell lines, as '[module load x]'")
 
 
+def check_sbatch(knob: str, value: Any) -> None:
+    """Raise ConfigError unless the value is a mapping."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{knob}: {value!r} must be a mapping, as {{reservation: NAME}}")
+
+
 def check_text_or_number(knob: str, value: Any) -> None:
     """Raise ConfigError unless the value is a word, a number that stands for one, or None."""
     if value is not None and not (isinstance(value, str | int) and str(value).strip()):
@@ -641,7 +647,7 @@ LAUNCHERS = (
     _launcher("setup", "of slurm: shell lines before Python starts, as '[module load cuda]'; one that fails ends the "
               "job", Checked("a list of shell lines", check_shell_lines)),
     _launcher("sbatch", "of slurm: further options of sbatch, as {reservation: NAME}",
-              Mapping("a mapping, as {reservation: NAME}")),
+              Checked("a mapping", check_sbatch)),
     _launcher("wait", "of slurm: false: submit and return; `python -m mxsweep.collect --status` follows",
               Flag("true, false")),
     _launcher("max_requeues", "of slurm: times that a job is queued again that was preempted, out of time, or whose "

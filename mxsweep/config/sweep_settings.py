@@ -12,11 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.config.checks import check_choice, check_flag, check_integer, check_text_or_null, expanded
+from mxsweep.config import knobs
+from mxsweep.config.checks import expanded
 from mxsweep.config.composed_config import of_omegaconf
 from mxsweep.terminal.errors import ConfigError
-
-LOGGING_MODES = ("online", "offline")
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class Gpus:
 
     n: int | None
     retries: int
-
-    def __post_init__(self) -> None:
-        if self.n is not None:
-            check_integer("hydra.launcher.n", self.n, 1, None, "a whole number of processes, at least 1, or null")
-        check_integer("hydra.launcher.retries", self.retries, 0, None, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -52,26 +46,6 @@ class Slurm:
     max_requeues: int
     retries: int
 
-    def __post_init__(self) -> None:
-        for name in ("partition", "account", "qos", "constraint"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str | int) and str(value).strip()):
-                raise ConfigError(f"hydra.launcher.{name}: {value!r} must be a word or null")
-        for name in ("time_min", "cpus_per_task", "runs_per_job", "array_parallelism"):
-            check_integer(f"hydra.launcher.{name}", getattr(self, name), 1, None, "a whole number, at least 1")
-        for name in ("gpus_per_node", "max_requeues", "retries"):
-            check_integer(f"hydra.launcher.{name}", getattr(self, name), 0, None, "0 or more")
-        memory = self.mem_gb
-        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
-            raise ConfigError(f"hydra.launcher.mem_gb: {memory!r} is not allowed; allowed: gigabytes above 0, or null")
-        check_flag("hydra.launcher.wait", self.wait)
-        if not isinstance(self.setup, list) or not all(isinstance(line, str) for line in self.setup):
-            raise ConfigError(
-                f"hydra.launcher.setup: {self.setup!r} must be a list of shell lines, as '[module load x]'"
-            )
-        if not isinstance(self.sbatch, dict):
-            raise ConfigError(f"hydra.launcher.sbatch: {self.sbatch!r} must be a mapping, as {{reservation: NAME}}")
-
 
 LAUNCHERS = {"gpus": Gpus, "slurm": Slurm}
 
@@ -86,13 +60,8 @@ class Logging:
     mode: str
 
     def __post_init__(self) -> None:
-        check_choice("logging.name", self.name, ("none", "wandb"))
-        check_choice("logging.mode", self.mode, LOGGING_MODES)
-        check_text_or_null("logging.entity", self.entity)
         if self.name == "wandb" and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
             raise ConfigError("logging: 'wandb' is not installed here: pip install 'mxsweep[wandb]', or logging=none")
-        if not isinstance(self.project, str) or not self.project:
-            raise ConfigError(f"logging.project: {self.project!r} must be a word")
 
 
 @dataclass(frozen=True)
@@ -116,7 +85,7 @@ class Settings:
     def from_hydra(cls, cfg: DictConfig) -> Settings:
         """Return the settings of a config that was composed with Hydra's own node. Raises ConfigError."""
         for name in ("baseline", "resume", "dry_run"):
-            check_flag(name, cfg.get(name))
+            knobs.check(name, cfg.get(name))
         logging, launcher = _typed("logging", cfg.logging, Logging), _launcher(cfg.hydra.launcher)
         if logging.name == "wandb" and isinstance(launcher, Slurm) and not launcher.wait:
             raise ConfigError(
@@ -164,4 +133,6 @@ def _typed(field: str, node: DictConfig, cls: Any, without: tuple[str, ...] = ()
     for key in given.keys() ^ known:
         there = "there is no such knob" if key in given else "was taken away; every sweep needs a value of it"
         raise ConfigError(f"{field}.{key}: {there}; allowed below {field}: {', '.join(sorted(known))}")
+    for key, value in given.items():
+        knobs.check(f"{field}.{key}", value)
     return cls(**given)

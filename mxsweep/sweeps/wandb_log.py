@@ -110,7 +110,7 @@ class WandbLog:
             name=run.run_id,
             id=identity,
             config=dict(record["config"]),
-            mode=self._mode,  # type: ignore[arg-type] # one of settings.LOGGING_MODES
+            mode=self._mode,  # type: ignore[arg-type] # a word that the knob logging.mode allows
             dir=str(run.folder),
             reinit="create_new",  # another run of this process, the user's own, stays as it is
             settings=wandb.Settings(**{name: value for name, value in QUIET.items() if name in known}),
