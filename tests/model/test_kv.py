@@ -378,6 +378,23 @@ def test_keys_before_rope_that_cannot_be_reached_are_refused() -> None:
         logits(partial, tokens())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")],
+    ids=["torch", "cublas"],
+)
+def test_memory_that_runs_out_is_not_taken_for_an_embedding_of_another_kind(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(*_: object) -> Tensor:
+        raise error
+
+    monkeypatch.setattr("mxsweep.model.rope.KeysBeforeRope.embed", embed)
+    model = build()
+    with pytest.raises(type(error), match="CUDA"), quantized(model, recipe_of("before")):
+        logits(model, tokens())
+
+
 def test_what_is_heard_must_be_what_is_embedded() -> None:
     model, recipe = build(), recipe_of("before")
     attention = model.model.layers[0].self_attn
