@@ -380,7 +380,10 @@ def test_keys_before_rope_that_cannot_be_reached_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    ],
     ids=["torch", "cublas"],
 )
 def test_memory_that_runs_out_is_not_taken_for_an_embedding_of_another_kind(
