@@ -9,7 +9,7 @@ from mxsweep.config.overrides import prepare
 from mxsweep.config.sweep_settings import Slurm
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.results.manifest import Command
-from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.impossible import why_impossible, why_not_here
 from mxsweep.sweeps.plan import Plan, PlannedRun, plan
 from mxsweep.sweeps.run_sweep import run_single, run_sweep
@@ -50,11 +50,9 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
     """
     asked = [run for run in planned.runs if not run.added]
     if planned.settings.dry_run:
-        print(dry_run_text(planned.runs))
-        refused = any(why_impossible(run, with_model=True) for run in planned.runs) or all(
-            why_not_here(run) for run in asked
-        )
-        return EXIT_USAGE if refused else 0
+        shown = preview(planned.runs)
+        print(shown.text)
+        return EXIT_USAGE if shown.is_refused else 0
     problems = []
     for run in asked:
         problem = _refusal(run, planned)

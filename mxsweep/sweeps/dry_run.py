@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -18,8 +19,23 @@ from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
 
-def dry_run_text(runs: Sequence[PlannedRun]) -> str:
-    """Return the planned runs with their formats, bits and memory as a table; runs that cannot be, with the reason."""
+@dataclass(frozen=True)
+class DryRun:
+    """Hold what a sweep would do, to be printed, and whether a run cannot be done anywhere, or none can be here."""
+
+    text: str
+    is_refused: bool
+
+
+def preview(runs: Sequence[PlannedRun]) -> DryRun:
+    """Show the planned runs with their formats, bits and memory as a table; runs that cannot be, with the reason."""
+    impossible = [why_impossible(run, with_model=True) for run in runs]
+    not_here = [why or why_not_here(run) for run, why in zip(runs, impossible, strict=True)]
+    asked_not_here = [why for run, why in zip(runs, not_here, strict=True) if not run.added]
+    return DryRun(_text(runs, not_here), any(impossible) or all(asked_not_here))
+
+
+def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
     rows = [_row(number, run.config) for number, run in enumerate(runs, 1) if run.config is not None]
     lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} planned, nothing run (dry_run=true).", ""]
     if rows:
@@ -31,8 +47,8 @@ def dry_run_text(runs: Sequence[PlannedRun]) -> str:
         )
         if any(run.config and run.config.ptq.budget is not None for run in runs):
             lines.append("Under a budget (≤) stored is what the run's own format would take.")
-    for number, run in enumerate(runs, 1):
-        if problem := why_impossible(run, with_model=True) or why_not_here(run):
+    for number, (run, problem) in enumerate(zip(runs, problems, strict=True), 1):
+        if problem:
             lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
     return "\n".join(lines)
 

@@ -217,17 +217,17 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
         digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()
         config_hash, run_id = f"{INVALID}{digest}", f"{cfg.stamp}_{INVALID}{digest[:8]}"
     name_run(run_id)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    knobs = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return PlannedRun(
         words=tuple(words),
         overrides=overrides,
         config=config,
         error=error,
-        asked={} if config else _as_asked(own),
+        asked={} if config else _as_asked(knobs),
         config_hash=config_hash,
         run_id=run_id,
         subdir=str(cfg.hydra.sweep.subdir),
-        yaml={"config.yaml": OmegaConf.to_yaml(own), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
+        yaml={"config.yaml": OmegaConf.to_yaml(knobs), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
     )
 
 
@@ -242,8 +242,8 @@ def _with_device(config: RunConfig, launcher: DictConfig) -> RunConfig:
         raise ConfigError(f"{error}; with hydra.launcher.gpus_per_node={gpus}, auto is the CPU") from None
 
 
-def _as_asked(own: DictConfig) -> dict[str, Any]:
-    data = OmegaConf.to_container(own, resolve=True)
+def _as_asked(knobs: DictConfig) -> dict[str, Any]:
+    data = OmegaConf.to_container(knobs, resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
 

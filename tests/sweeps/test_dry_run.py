@@ -11,12 +11,12 @@ import pytest
 
 from mxsweep.config.overrides import prepare
 from mxsweep.files.checkpoints import model_folder
-from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.plan import plan
 
 
 def dry_run(*words: str) -> list[str]:
-    return dry_run_text(plan(prepare(list(words))[0], False).runs).splitlines()
+    return preview(plan(prepare(list(words))[0], False).runs).text.splitlines()
 
 
 def numbers(*words: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mxsweep.config.overrides import prepare
-from mxsweep.sweeps.dry_run import dry_run_text
+from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.plan import Plan, plan
 from mxsweep.terminal.errors import ConfigError
 
@@ -120,11 +120,11 @@ def test_recipes_of_remedies(recipe: str, runs: int) -> None:
 
 def test_a_dry_run_names_the_remedies() -> None:
     words = ("format=mxfp4", "kv_quant=int4", "kv_quant.first=0,4", "rotation=none,hadamard", "baseline=false")
-    lines = dry_run_text(planned(*words).runs).splitlines()[4:8]
+    lines = preview(planned(*words).runs).text.splitlines()[4:8]
     names = [re.split(r"\s{2,}", line)[8] for line in lines]
     kept = "first 4 tokens kept"
     assert names == ["rtn", "rtn + rotation", f"rtn + {kept}", f"rtn + rotation + {kept}"]
-    text = dry_run_text(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs)
+    text = preview(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs).text
     assert re.search(r"gptq \+ budget of 4.5 bits .* ≤ 4.5 ", text) and "Under a budget (≤)" in text
 
 
