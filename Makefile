@@ -24,6 +24,7 @@ types: ## types of mxsweep/
 	$(PYTHON) -m mypy
 
 docs: ## the pages that are made from the code
+	$(PYTHON) -m mxsweep.config.knob_page > docs/knobs.md
 	$(PYTHON) -m mxsweep.report.column_page > docs/columns.md
 
 check: lint types test ## all three

@@ -166,7 +166,7 @@ def test_tests_mirror_the_package() -> None:
     tests = REPOSITORY / "tests"
     folders = {path.name for path in tests.iterdir() if path.is_dir() and any(path.glob("*.*"))}
     assert folders - {*LAYERS, *TEST_FOLDERS_OF_NO_PACKAGE} == set()
-    assert {path.name for path in tests.glob("test_*.py")} == {"test_layers.py", "test_repository.py"}
+    assert {path.name for path in tests.glob("test_*.py")} == {"test_layers.py", "test_repository.py", "test_words.py"}
 
 
 def test_the_page_on_the_architecture_has_the_layers_in_this_order() -> None:

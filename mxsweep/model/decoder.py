@@ -1,4 +1,4 @@
-"""The decoder blocks of a model, whatever the model is called.
+"""Find the decoder blocks of a model, whatever the model is called.
 
 A block is a child of an outermost ``nn.ModuleList``, as ``model.layers.0`` or ``transformer.h.0``; a list inside a
 block holds parts of that block.

@@ -1,4 +1,4 @@
-"""The bits and bytes that a recipe makes of a model, from its shapes."""
+"""Count the bits and bytes that a recipe makes of a model, from its shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version of a key and of its value that a query reads: as they are, or quantized.
+"""Choose the version of a key and its value that a query reads: unquantized or quantized.
 
 Legend: B batch, H key-value heads, Tq queries, Tk keys, D head_dim; a query stands at position i, a key at j <= i.
 

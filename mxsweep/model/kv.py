@@ -1,4 +1,4 @@
-"""The keys and values of one attention module, quantized.
+"""Quantize the keys and values of one attention module.
 
 Legend: B batch, H key-value heads, T tokens, D head_dim. Attention receives keys (after RoPE) and values, (B, H, T, D).
 

@@ -1,4 +1,4 @@
-"""The model that a folder holds, on the meta device: every module and shape, and no values.
+"""Build the model that a folder holds on the meta device: every module and shape, and no values.
 
 A plan is checked with it, and bits and bytes are counted, before anything is loaded: with the operands that the run
 will find, since it is the same model. Building one takes milliseconds, importing torch and transformers seconds.

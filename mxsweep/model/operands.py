@@ -1,4 +1,4 @@
-"""The operands of a model's matrix products: what can be quantized, found by looking at the model.
+"""Find the operands of a model's matrix products, which can be quantized, by looking at the model.
 
 An :class:`Operand` is a view of a matrix W (N, C) that the model multiplies its inputs by, with what the rest of
 mxsweep asks of it: its name (which ``modules`` patterns match), its role, its decoder block, and which operands read

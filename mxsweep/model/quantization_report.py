@@ -1,4 +1,4 @@
-"""What putting a recipe into a model did: which layers, at how many bits, and what its scales ran into."""
+"""Report what putting a recipe into a model did: which layers, at how many bits, and what its scales ran into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe put into a model, and taken out again.
+"""Put a recipe into a model, and take it out again.
 
 While it is in, each operand that the recipe changes is multiplied by an MX layer that stands in for its module, and
 attention reads quantized keys and values. Originals are kept and never changed, so that taking the recipe out is exact.

@@ -1,4 +1,4 @@
-"""The weights of a recipe's sites, quantized and measured.
+"""Quantize and measure the weights of a recipe's sites.
 
 Legend: W (N, C) the matrix of an operand, in the basis in which it is quantized, along C.
 """

@@ -1,4 +1,4 @@
-"""The residual stream of a Llama-like model in another basis, offline: QuaRot's rotation (arXiv 2404.00456, section 4).
+"""Rotate the residual stream of a Llama-like model offline, as QuaRot does (arXiv 2404.00456, section 4).
 
 Legend: h (..., C) the residual stream, R (C, C) orthogonal, g (C,) the gain of an RMSNorm, n(h) = h / rms(h).
 
@@ -116,7 +116,7 @@ class _Stream:
 
     @property
     def layers(self) -> list[nn.Embedding | nn.Linear]:
-        """Every layer but the norms."""
+        """Return every layer but the norms."""
         return [self.embedding, *(layer for _, layers in self.readers for layer in layers), *self.writers]
 
 

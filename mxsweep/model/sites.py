@@ -1,4 +1,4 @@
-"""The places in a model that a recipe changes: each operand that gets a format, with the format."""
+"""Find the places in a model that a recipe changes: each operand that gets a format, with the format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tensor becomes in a microscaling format: pure functions of tensors.
+"""Quantize tensors in microscaling formats: pure functions of tensors.
 
 Importing this package imports no torch, so that a configuration can be checked before torch is loaded; the
 names that need it are loaded when they are first used.

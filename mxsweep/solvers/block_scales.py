@@ -1,4 +1,4 @@
-"""The scales of a weight's blocks, held fixed while its elements are chosen.
+"""Hold the scales of a weight's blocks fixed while its elements are chosen.
 
 Rounding to nearest works a block's scale out and rounds the block's elements with it, in one step. What chooses better
 scales (clip.py) or better elements (gptq.py) takes the two apart: `BlockScales` says what every element is divided by,

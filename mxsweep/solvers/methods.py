@@ -1,4 +1,4 @@
-"""The weight method that a name stands for, as a function of a weight.
+"""Load the weight method that a name stands for, as a function of a weight.
 
 A method NAME is a module with
 

@@ -1,4 +1,4 @@
-"""The transform by Sylvester's matrix on a GPU: hadamard.cu compiled for an order and a dtype.
+"""Transform by Sylvester's matrix on a GPU: hadamard.cu compiled for an order and a dtype.
 
 The kernel is the torch operator `mxsweep::hadamard`, launched on torch's current stream. The first call for an order, a
 dtype and a GPU compiles it and loads it (a few tenths of a second, once on a machine: cuda.py keeps what it compiled);

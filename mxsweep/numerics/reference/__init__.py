@@ -1,1 +1,1 @@
-"""The definition of quantization in plain torch, which every other backend is checked against."""
+"""Define quantization in plain torch, which every other backend is checked against."""
