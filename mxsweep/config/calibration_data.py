@@ -23,7 +23,7 @@ TASK_SPLITS = ("train", "validation")
 
 
 def resolve_calibration(config: CalibrationConfig, model: ModelConfig) -> CalibrationConfig:
-    """The config with "auto" resolved, and checked as far as it can be without reading or downloading texts.
+    """Return the config with "auto" resolved, checked as far as can be without reading or downloading texts.
 
     Raises:
         ConfigError: nothing to calibrate on, a file or a folder that is not there, a row without the field.
@@ -50,7 +50,7 @@ def resolve_calibration(config: CalibrationConfig, model: ModelConfig) -> Calibr
 
 
 def calibration_identity(config: CalibrationConfig) -> dict[str, Any]:
-    """What decides the sequences, given a tokenizer and a longest length, for a run's hash: files by their content.
+    """Return what decides the sequences, given a tokenizer and a longest length: files by their content.
 
     Args:
         config: resolved.
@@ -80,7 +80,7 @@ def calibration_identity(config: CalibrationConfig) -> dict[str, Any]:
 
 
 def _named_digests(config: CalibrationConfig, files: list[Path]) -> dict[str, str]:
-    """By the names in the data set's folder, or of a single file its suffix: these decide what is read of them."""
+    """Return digests by the names in the data set's folder, or a single file's suffix: names decide what is read."""
     root = path_of(config)
     names = [file.relative_to(root).as_posix() if root.is_dir() else file.suffix for file in files]
     return dict(zip(names, digests(config, files), strict=True))

@@ -23,7 +23,7 @@ CHECKED_BYTES = 2**16  # of a text, before it is read
 
 
 def local_files(config: CalibrationConfig) -> list[Path] | None:
-    """The files that texts come from; None where they are generated or come from the hub."""
+    """Return the files that texts come from; None where they are generated or come from the hub."""
     if config.source not in ("text", "hub"):
         return None
     path = path_of(config)
@@ -36,12 +36,12 @@ def local_files(config: CalibrationConfig) -> list[Path] | None:
 
 
 def path_of(config: CalibrationConfig) -> Path:
-    """``calibration.path`` with its ~ replaced, whether there is anything or not."""
+    """Return ``calibration.path`` with its ~ replaced, whether there is anything or not."""
     return expanded("calibration.path", config.path or "")
 
 
 def has_rows(path: Path) -> bool:
-    """Whether each line of the file is a document of its own, in JSON."""
+    """Return whether each line of the file is a document of its own, in JSON."""
     return path.suffix.lower() == ROWS_SUFFIX
 
 
@@ -67,7 +67,7 @@ def check_text_file(config: CalibrationConfig) -> None:
 
 
 def text_of_file(config: CalibrationConfig) -> str:
-    """All of a text file; of rows, their texts with an empty line between."""
+    """Return all of a text file; of rows, their texts with an empty line between."""
     if has_rows(path_of(config)):
         return BETWEEN_DOCUMENTS.join(row[config.field] for row in _rows(config))
     try:
@@ -84,7 +84,7 @@ def _rows(config: CalibrationConfig, first_only: bool = False) -> list[dict[str,
 
 
 def digests(config: CalibrationConfig, files: Sequence[Path]) -> list[str]:
-    """SHA-256 (hex) of each file's content."""
+    """Return the SHA-256 (hex) of each file's content."""
     try:
         return file_digests(files)
     except OSError as error:

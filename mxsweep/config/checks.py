@@ -17,7 +17,7 @@ _WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf",
 
 
 def expanded(field: str, path: str) -> Path:
-    """The path with its ~ replaced. Raises ConfigError where there is no such home."""
+    """Return the path with its ~ replaced. Raises ConfigError where there is no such home."""
     try:
         return Path(path).expanduser() if path.startswith("~") else Path(path)  # ./~x is no home
     except RuntimeError:
@@ -25,7 +25,7 @@ def expanded(field: str, path: str) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder of that name; not where the name is longer than one can be, or may not be looked at."""
+    """Return whether there is such a folder; False of a name too long for one, or that may not be looked at."""
     try:
         return path.is_dir()
     except OSError:
@@ -86,7 +86,7 @@ def check_limit(field: str, limit: Any) -> None:
 
 
 def file_digest(file: str) -> str:
-    """SHA-256 (hex) of a data file's content: what it holds decides a result, not where it lies.
+    """Return the SHA-256 (hex) of a data file's content: what it holds decides a result, not where it lies.
 
     Raises:
         ConfigError: a file that is not there any more, or cannot be read.
@@ -98,7 +98,7 @@ def file_digest(file: str) -> str:
 
 
 def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, each checked to be an object that holds ``field`` (where one is known).
+    """Return the rows of a JSON-lines file, each an object that holds ``field`` (where one is known).
 
     Raises:
         ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.

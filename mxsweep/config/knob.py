@@ -12,7 +12,7 @@ from mxsweep.config.value_types import ValueType
 
 
 class Scope(enum.Enum):
-    """Which runs a knob is part of the identity of."""
+    """Say which runs a knob is part of the identity of."""
 
     BASELINE = "of every run, its baseline's too"
     RUN = "of a quantized run, not of its baseline"
@@ -21,7 +21,7 @@ class Scope(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """What the text of a value is, which decides how the command line takes it."""
+    """Say what the text of a value is, which decides how the command line takes the text."""
 
     PLAIN = "a number, a word, or several"
     PATH = "a file or a folder that is read, or several in a mapping: as typed, and relative to where it was typed"
@@ -38,7 +38,7 @@ UNSET = _Unset.UNSET
 
 @dataclass(frozen=True)
 class Remedy:
-    """What a knob that is a remedy against the error of quantizing is called, and how strong its values are.
+    """Say what a remedy against the error of quantizing is called, and how strong its values are.
 
     Attributes:
         text: of a run that has it; {} is its value.
@@ -53,7 +53,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Knob:
-    """One knob.
+    """Declare one knob.
 
     Attributes:
         path: where it stands in a config, as it is typed.
@@ -95,15 +95,15 @@ class Knob:
 
     @property
     def name(self) -> str:
-        """What tables and legends call it."""
+        """Return what tables and legends call the knob."""
         return self.label or self.path
 
     @property
     def group(self) -> str:
-        """The group that it is a leaf of; "" at the top level."""
+        """Return the group that the knob is a leaf of; "" at the top level."""
         return self.path.rpartition(".")[0]
 
     @property
     def is_of_remedies(self) -> bool:
-        """Whether it is a remedy, or says how one is applied."""
+        """Return whether the knob is a remedy, or says how one is applied."""
         return self.remedy is not None or self.of_remedy

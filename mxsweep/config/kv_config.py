@@ -16,7 +16,7 @@ DEFAULTS = KVOptions()
 
 @dataclass(frozen=True)
 class KVConfig:
-    """Element formats of keys and values ("none" leaves them as they are) and what else there is to choose of them."""
+    """Hold the element formats of keys and values ("none": as they are) and how the formats are applied."""
 
     key: str
     value: str
@@ -53,7 +53,7 @@ class KVConfig:
 
     @property
     def options(self) -> KVOptions:
-        """What decides a result; of what has no effect, the default, so that equal runs are equal."""
+        """Return what decides a result; of what has no effect, the default, so that equal runs are equal."""
         if self.key == self.value == "none":
             return DEFAULTS
         if self.key == "none":
@@ -61,7 +61,7 @@ class KVConfig:
         return KVOptions(self.key_axis, self.rope, self.first, self.recent, self.scales, float(self.smooth))
 
     def as_dict(self, run: FormatConfig) -> dict[str, Any]:
-        """For the record: the name that tables give it, and what has an effect and is not the run's anyway."""
+        """Return, for the record, the name in tables, and what has an effect and is not the run's anyway."""
         data: dict[str, Any] = {"name": self.name, "key": self.key, "value": self.value}
         if self.key == self.value == "none":
             return data
@@ -72,7 +72,7 @@ class KVConfig:
 
 
 def resolve_kv(knobs: dict[str, Any], run: FormatConfig) -> KVConfig:
-    """The config of keys and values; what is "auto" is the run's."""
+    """Return the config of keys and values; what is "auto" is the run's."""
     own = dict(knobs)
     block_size = run.block_size if own["block_size"] == "auto" else own["block_size"]
     scale = run.scale if own["scale"] == "auto" else own["scale"]

@@ -13,7 +13,7 @@ from mxsweep.terminal.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and how it is loaded; the fields are those of ``conf/config.yaml``."""
+    """Hold which model a run has, and how the model is loaded."""
 
     name: str
     path: str
@@ -32,12 +32,12 @@ class ModelConfig:
             raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
 
     def identity(self) -> dict[str, str]:
-        """What tells the model from every other. Raises ConfigError: a file of it vanished or cannot be read."""
+        """Return what tells the model from every other. Raises ConfigError where a file cannot be read."""
         return model_identity(
             self.path, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
 
     @property
     def label(self) -> str:
-        """A short name for tables: of a hub name or a folder the last part."""
+        """Return a short name for tables: of a hub name or a folder the last part."""
         return self.name if self.name != "hf" else self.path.rstrip("/").rsplit("/", 1)[-1]

@@ -50,22 +50,22 @@ class PTQConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The knobs that sway the method's answers."""
+        """Return the knobs that sway the method's answers."""
         return {name: getattr(self, name) for name in WEIGHT_METHODS[self.method].options}
 
     @property
     def needs(self) -> Needs:
-        """What the method looks at besides the weights."""
+        """Return what the method looks at besides the weights."""
         return WEIGHT_METHODS[self.method].needs(self.options)
 
     @property
     def is_solved(self) -> bool:
-        """Whether weights are solved for beforehand, not rounded where they are used."""
+        """Return whether weights are solved for beforehand, not rounded where they are used."""
         return self.method != ROUND_TO_NEAREST
 
     @property
     def by_output(self) -> bool:
-        """Whether weights are chosen for the layer's output, on calibrated inputs."""
+        """Return whether weights are chosen for the layer's output, on calibrated inputs."""
         return self.needs is not Needs.NOTHING
 
     def of_weights(self) -> dict[str, Any]:

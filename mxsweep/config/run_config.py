@@ -22,7 +22,7 @@ class RunConfig(RunParts):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What determines the result, as plain data, which records hold; see :mod:`mxsweep.config.run_identity`.
+        """Return what determines the result, as plain data; see :mod:`mxsweep.config.run_identity`.
 
         Raises:
             ConfigError: a file of the model or of the data vanished or cannot be read.
@@ -31,7 +31,7 @@ class RunConfig(RunParts):
 
     @cached_property
     def config_hash(self) -> str:
-        """The SHA-256 (hex) of the identity. Raises ConfigError as that does."""
+        """Return the SHA-256 (hex) of the identity. Raises ConfigError as that does."""
         return json_digest(self.identity)
 
     def run_id(self, stamp: str) -> str:

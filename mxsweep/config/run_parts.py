@@ -61,7 +61,7 @@ class RunParts:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The formats of every tensor, before anything is searched. Raises ConfigError where one cannot be had."""
+        """Return the formats of every tensor, before any search. Raises ConfigError for a format that is none."""
         kv = dataclasses.replace(
             self.format,
             block_size=self.kv_quant.block_size,
@@ -84,14 +84,14 @@ class RunParts:
 
     @property
     def candidates(self) -> tuple[Rotation, ...]:
-        """What a rotation search chooses among: the rotation of each matrix product that quantization touches."""
+        """Return what a rotation search chooses among: a rotation of each matrix product with a quantized operand."""
         if self.rotation.method != "search":
             return ()
         return tuple(Rotation((matmul,), self._rotation_block) for matmul in self.rotated_matmuls)
 
     @property
     def judge(self) -> str:
-        """What weights a rotation search judges by: "rtn", on searched scales ("clip"), or by the run's own method."""
+        """Return the weights that a rotation search judges by: "rtn", "clip" (searched scales), or the run's method."""
         if not self.quantizes_weights or not self.ptq.is_solved:
             return ROUND_TO_NEAREST
         own = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
@@ -99,7 +99,7 @@ class RunParts:
 
     @property
     def budget_formats(self) -> dict[str, LinearFormats]:
-        """The formats that a budget is spent on, by name."""
+        """Return the formats that a budget is spent on, by name."""
         return {name: self._linear(f"ptq.formats[{name}]", own) for name, own in self.ptq.formats.items()}
 
     @property
@@ -112,7 +112,7 @@ class RunParts:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the run works something out on calibration data before it is quantized."""
+        """Return whether the run works something out on calibration data before it is quantized."""
         return (
             (self.quantizes_weights and self.ptq.needs_calibration)
             or self.recipe.kv.smooth > 0
@@ -121,7 +121,7 @@ class RunParts:
 
     @property
     def quantizes_weights(self) -> bool:
-        """Whether some weight gets a format, so that ``ptq`` has an effect."""
+        """Return whether some weight gets a format, so that ``ptq`` has an effect."""
         layers = (self.recipe.linear, *(own for _, own in self.recipe.modules))
         return any(formats.weight is not None for formats in layers)
 
@@ -154,7 +154,7 @@ class RunParts:
             raise ConfigError(self._explain(field, element, str(error))) from None
 
     def _explain(self, field: str, element: str, message: str) -> str:
-        """MXFormat calls the field ``element``; the user set it under another name, or both at once by a format's."""
+        """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
         if message.startswith("element") and field.startswith("format"):
             both = self.format.weight == self.format.activation
             names = ", ".join(option_names("format"))
@@ -164,7 +164,7 @@ class RunParts:
 
     @property
     def rotated_matmuls(self) -> tuple[str, ...]:
-        """The matrix products that are rotated, or that a search chooses among: those of quantized operands."""
+        """Return the matrix products that are rotated, or that a search chooses among: those of quantized operands."""
         return () if self.rotation.method == "none" else rotatable(self.recipe, self.rotation.matmuls)
 
 

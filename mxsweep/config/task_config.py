@@ -11,7 +11,7 @@ from mxsweep.terminal.errors import ConfigError
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Which lm-eval tasks, and what feeds them.
+    """Hold which lm-eval tasks a run evaluates, and what feeds them.
 
     ``data`` maps a task to a local file that replaces its data set; ``fields`` to the field a row must hold.
     """
@@ -42,7 +42,7 @@ class TaskConfig:
 
 
 def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
-    """The config of what is evaluated. Raises ConfigError."""
+    """Return the config of what is evaluated. Raises ConfigError."""
     names, data = knobs.pop("names"), knobs.pop("data")
     names = tuple(names) if isinstance(names, list) else (names,)
     if data is None:

@@ -18,7 +18,7 @@ from mxsweep.terminal.errors import ConfigError
 
 @dataclass(frozen=True)
 class ValueType:
-    """Any value: what is wrong with it is known only together with other knobs, or where it is used.
+    """Take any value: what is wrong with it is known only together with other knobs, or where it is used.
 
     Attributes:
         allowed: what is allowed, in words for the help and for messages.
@@ -32,7 +32,7 @@ class ValueType:
 
 @dataclass(frozen=True)
 class Choice(ValueType):
-    """One of several words, which may be registered later, or "auto" or None where these are allowed, too."""
+    """Take one of several words, which may be registered later, or "auto" or None where these are allowed, too."""
 
     words: Sequence[str] = ()
     or_auto: bool = False
@@ -50,7 +50,7 @@ class Choice(ValueType):
 
 @dataclass(frozen=True)
 class Flag(ValueType):
-    """A yes or no; ``words`` are further values, which leave the answer to something else.
+    """Take a yes or no; ``words`` are further values, which leave the answer to something else.
 
     The one reader of flags: of knobs, and of fields inside ``modules``.
     """
@@ -64,7 +64,7 @@ class Flag(ValueType):
 
 @dataclass(frozen=True)
 class Whole(ValueType):
-    """A whole number from ``low`` to ``high`` (None: without end); ``words`` are further values."""
+    """Take a whole number from ``low`` to ``high`` (None: without end); ``words`` are further values."""
 
     low: int = 0
     high: int | None = None
@@ -77,7 +77,7 @@ class Whole(ValueType):
 
 @dataclass(frozen=True)
 class Number(ValueType):
-    """A finite number from ``low`` to ``high``, ``low`` itself only where ``with_low``; None where ``or_null``."""
+    """Take a finite number from ``low`` (itself where ``with_low``) to ``high``; None where ``or_null``."""
 
     low: float = 0.0
     high: float = math.inf
@@ -94,7 +94,7 @@ class Number(ValueType):
 
 @dataclass(frozen=True)
 class Text(ValueType):
-    """A text that is not empty; None where ``or_null``."""
+    """Take a text that is not empty; None where ``or_null``."""
 
     or_null: bool = False
 
@@ -105,7 +105,7 @@ class Text(ValueType):
 
 @dataclass(frozen=True)
 class Pattern(ValueType):
-    """A text that a regular expression matches as a whole; ``what`` is what the others are not."""
+    """Take a text that a regular expression matches as a whole; ``what`` is what other texts are not."""
 
     expression: str = ""
     what: str = ""
@@ -117,7 +117,7 @@ class Pattern(ValueType):
 
 @dataclass(frozen=True)
 class Listing(ValueType):
-    """A name or a list of names; where there are ``words``, one or more of them, each once."""
+    """Take a name or a list of names; where there are ``words``, one or more of them, each once."""
 
     words: tuple[str, ...] = ()
 
@@ -131,12 +131,12 @@ class Listing(ValueType):
 
 @dataclass(frozen=True)
 class Mapping(ValueType):
-    """Several values under names of the user's own, as patterns of modules: one knob, whatever is in it."""
+    """Take several values under names of the user's own, as patterns of modules: one knob, whatever is in it."""
 
 
 @dataclass(frozen=True)
 class Block(ValueType):
-    """A block of elements that share a scale: a length, or the rows and columns of a tile; "auto" where allowed."""
+    """Take a block of elements that share a scale: a length, or rows and columns of a tile; "auto" where allowed."""
 
     or_auto: bool = False
 
@@ -154,12 +154,12 @@ class Block(ValueType):
 
 @dataclass(frozen=True)
 class Element(ValueType):
-    """An element format, or "none"; whether there is one of that name is seen when its format is made."""
+    """Take an element format, or "none"; a name of none is refused when the format is made."""
 
 
 @dataclass(frozen=True)
 class Checked(ValueType):
-    """A value with a check of its own."""
+    """Take a value with a check of its own."""
 
     with_check: Callable[[str, Any], None] = lambda knob, value: None
 

@@ -119,6 +119,27 @@ def test_runs_have_one_hash_if_and_only_if_they_mean_the_same(lines: tuple[list[
     assert (first.config_hash == second.config_hash) == (meaning(first) == meaning(second))
 
 
+# Hashes of the embedded model on the CPU as earlier versions had them: sweeps begun then are gone on with.
+EARLIER = {
+    "": "56aba679042c16f0",
+    "format=none": "980e5abaf096daec",
+    "format=mxfp4 ptq=gptq ptq.budget=4.5": "c121e8620234e5ed",
+    "format=none kv_quant=fp4_e2m1 kv_quant.smooth=0.5": "2e349fcfa849c4cb",
+    "format=mxfp4 ptq=gptq rotation=search rotation.judge=ptq": "88a36177b2ba0cc0",
+    "block_size=[4,16] format.activation=none": "4d0c3c2486b14a2d",
+    "noise=2": "c15d079217db73fc",
+    "diagnostics=true": "0f10c93f9e1e328c",
+    "model.max_length=64": "cfe92290a8a56cd7",
+    "task=arc_easy": "6eb78c0ca71e20f0",
+    "modules={lm_head:int8}": "a178dcb72148b11e",
+}
+
+
+@pytest.mark.parametrize(("line", "digest"), EARLIER.items())
+def test_hashes_of_earlier_versions_stay(line: str, digest: str) -> None:
+    assert of("model.device=cpu", *line.split()).startswith(digest)
+
+
 def test_knobs_without_an_effect_are_not_in_it() -> None:
     none = of("format=none")
     for knob in (
