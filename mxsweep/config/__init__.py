@@ -1,1 +1,1 @@
-"""The configuration of a run: every knob, its check, its part in a run's identity, and the command line behind it."""
+"""Configure a run: every knob, its check, its part in a run's identity, and the command line behind it."""

@@ -1,4 +1,4 @@
-"""The formats that a bit budget chooses between: what a name in ``ptq.formats`` means. No torch.
+"""Read the formats that a bit budget chooses between, by their names in ``ptq.formats``. No torch.
 
 An option of ``format`` (mxfp4) says what inputs become as well as weights, and may bring its own block size and scale,
 as it does in ``modules``. An element (fp4_e2m1) is of weights alone: a module that gets it keeps the run's format of

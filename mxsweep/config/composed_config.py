@@ -1,4 +1,4 @@
-"""The typed config of what Hydra composed: every value checked, once, at the door; nothing behind sees a DictConfig."""
+"""Type what Hydra composed: every value is checked, once, at the door; nothing behind sees a DictConfig."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a knob has an effect: conditions on the values of the others.
+"""Say when a knob has an effect: conditions on the values of the others.
 
 A knob without effect on a run is no part of its identity, is not recorded, and is no difference between two runs. Each
 condition takes a run's values by the knobs' paths, as a config or a record has them. A value may not be there: a record

@@ -1,4 +1,4 @@
-"""What ``--help`` says of the knobs, from the table; and the text of one knob that the knob page has, too."""
+"""Write what ``--help`` says of the knobs, from the table; and the text of one knob that the knob page has, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every knob, declared once. Defaults are in ``conf/``, and nowhere else.
+"""Declare every knob, once. Defaults are in ``conf/``, and nowhere else.
 
 From this table come a run's identity and its baseline's config, what tables show and call it, ``--help``,
 docs/knobs.md, how the command line reads a value, which paths count from the folder that they were typed in, and what

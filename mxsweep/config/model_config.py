@@ -1,4 +1,4 @@
-"""The model of a run as a config has it: which one, and how it is loaded."""
+"""Hold the model of a run as a config has it: which one, and how it is loaded."""
 
 from __future__ import annotations
 

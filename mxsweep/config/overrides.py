@@ -188,7 +188,7 @@ def _render(value: Any) -> str:
 
 
 def _choose(word: str, folders: Sequence[Path]) -> str:
-    """Where an override chooses from a group, quote its values and provide those without an option file."""
+    """Quote the values of an override that chooses from a group, and provide those without an option file."""
     key = _key(word)
     override = read_override(word)
     if key not in group_names(folders) or "=" not in word:

@@ -1,4 +1,4 @@
-"""A run's config as its record holds it, and as plain values by the paths of knobs."""
+"""Write a run's config as its record holds it, and as plain values by the paths of knobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of one run: its typed values, checked together, with their identity, the run's name and record."""
+"""Configure one run: typed values, checked together, with their identity, the run's name and record."""
 
 from __future__ import annotations
 

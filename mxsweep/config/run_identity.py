@@ -1,4 +1,4 @@
-"""What identifies a run: all that decides its result, and the hash and the id that follow from it.
+"""Identify a run by all that decides its result, and derive the hash and the id.
 
 The identity is of formats, not of knobs, so that runs that mean the same are the same run. Nothing without an effect is
 in it: no path, device index, batch or label; of a baseline, nothing of formats. Each knob says in the table which entry

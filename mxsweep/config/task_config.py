@@ -1,4 +1,4 @@
-"""What a run evaluates as a config has it: lm-eval tasks, and the files that feed them."""
+"""Hold what a run evaluates as a config has it: lm-eval tasks, and the files that feed them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mxsweep.formats.registry import Names
 
 
 class Needs(Enum):
-    """What a method looks at besides the weight and its format."""
+    """Say what a method looks at besides the weight and its format."""
 
     NOTHING = "nothing"
     SECOND_MOMENTS = "the second moment of each input: the diagonal of the Hessian"
@@ -41,7 +41,7 @@ class WeightMethod:
 
     @property
     def solver_module(self) -> str:
-        """The full name of the module that has its ``solve``."""
+        """Return the full name of the module that has the method's ``solve``."""
         return self.module or f"mxsweep.solvers.{self.name}"
 
 
