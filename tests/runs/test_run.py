@@ -229,7 +229,7 @@ def test_kernel_launches_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("mxsweep.runs.evaluator.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("mxsweep.runs.evaluator.load_configured", lambda *_, **__: pytest.fail("a model was loaded"))
     record = run(compose(["custom_cuda=true", "limit=24"]))
     assert record["error"]["type"] == "ConfigError"
     assert record["error"]["message"].startswith("custom_cuda: true cannot be had here: ")
