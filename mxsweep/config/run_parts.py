@@ -1,4 +1,4 @@
-"""Hold the typed values of one run, and derive what follows from them: the recipe, what is searched, what is calibrated.
+"""Hold the typed values of one run, and derive the recipe, what is searched and what is calibrated.
 
 Values and their defaults are in ``conf/``; what there is to say of each knob, its check too, in ``knob_table.py``.
 Nothing here imports torch, so that a wrong word is answered at once.
