@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mxsweep.files.checkpoints import EMBEDDED
+from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
 
@@ -46,11 +46,6 @@ def check_integer(field: str, value: Any, low: int, high: int | None, allowed: s
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def check_text_or_null(field: str, value: Any) -> None:
-    if not (value is None or (isinstance(value, str) and value)):
-        raise ConfigError(f"{field}: {value!r} must be a word or null")
 
 
 def check_model_path(field: str, path: Any) -> None:
@@ -104,7 +99,7 @@ def check_rows(file: str, field: str | None, first_only: bool = False) -> list[d
         ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.
     """
     path = expanded("task.data", file)
-    if not _is_file(path):
+    if not is_file(path):
         raise ConfigError(f"task.data: {file!r} is not a file; give a JSON-lines file, one document a row")
     rows: list[dict[str, Any]] = []
     try:
@@ -120,13 +115,6 @@ def check_rows(file: str, field: str | None, first_only: bool = False) -> list[d
     if not rows:
         raise ConfigError(f"task.data: {file!r} holds no rows; give a JSON-lines file, one document a row")
     return rows
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than one can be
-        return False
 
 
 def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]:

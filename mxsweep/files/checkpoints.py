@@ -91,7 +91,7 @@ def model_files(folder: Path, code: bool) -> dict[str, Path]:
     by_name |= {Path(name).as_posix(): folder / name for name in named}
     if code:
         by_name |= _code_elsewhere(folder)
-    return {name: file for name, file in sorted(by_name.items()) if _is_file(file)}
+    return {name: file for name, file in sorted(by_name.items()) if is_file(file)}
 
 
 def _named_weights(folder: Path) -> list[str]:
@@ -157,10 +157,11 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _is_file(file: Path) -> bool:
+def is_file(file: Path) -> bool:
+    """Return whether there is such a file; False of a name that no file can have."""
     try:
         return file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):
         return False
 
 

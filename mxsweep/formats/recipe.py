@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
 QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
+TENSOR_KINDS = ("weight", "activation", "key", "value")  # what a recipe gives formats to, in the order of tables
 
 
 @dataclass(frozen=True)

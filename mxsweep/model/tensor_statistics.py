@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.model.operands import Place
 from mxsweep.numerics import BlockStatistics, MXFormat
 
-KINDS = ("weight", "activation", "key", "value")
 # The columns of diagnostics.parquet, with their types in pandas; Int64 is the one that has room for "none".
 COLUMNS = {
     "kind": "string",
@@ -41,7 +41,7 @@ class TensorStatistics:
     """Hold what quantizing one tensor did.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of TENSOR_KINDS.
         module: whose weight, input, keys or values it is; of several modules that read one tensor, the first.
         place: where in the model that module is.
         tokens: tokens that the statistics are of; None for a weight.
@@ -89,7 +89,7 @@ def pooled_by_kind(tensors: Sequence[TensorStatistics]) -> dict[str, dict[str, A
     tensors of a kind have different ones.
     """
     pooled = {}
-    for kind in KINDS:
+    for kind in TENSOR_KINDS:
         of_kind = [tensor for tensor in tensors if tensor.kind == kind]
         if of_kind:
             numbers = _numbers(BlockStatistics.pooled(tensor.statistics for tensor in of_kind))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.report.columns import (
     DATA_ONLY,
     EVERYWHERE,
@@ -25,7 +26,7 @@ from mxsweep.report.columns import (
 )
 from mxsweep.report.wording import ABSENT, size, speed
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, KINDS, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.comparison import Comparison
 
 
@@ -223,7 +224,7 @@ TENSOR_FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 def tensor_columns(rows: Iterable[Row]) -> list[Column]:
     """Declare the columns of errors of quantizing, of each kind of tensor that some row measured."""
     kinds = {kind for row in rows for kind in tensor_figures(row)}
-    return [_tensor_column(kind, name) for kind in KINDS if kind in kinds for name in TENSOR_FIGURES]
+    return [_tensor_column(kind, name) for kind in TENSOR_KINDS if kind in kinds for name in TENSOR_FIGURES]
 
 
 def _tensor_column(kind: str, name: str) -> Column:

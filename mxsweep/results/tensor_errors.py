@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
 
 DIAGNOSTICS_NAME = "diagnostics.parquet"
-KINDS = ("weight", "activation", "key", "value")
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
 _NUMBERS = ("elements", "blocks", *_COUNTS)
@@ -33,7 +33,7 @@ class TensorError:
     """Hold one tensor of a run: how large its quantization error is, and what the error comes from.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of TENSOR_KINDS.
         module: the module whose weight, input, keys or values it is.
         layer: the decoder block's number; None outside the blocks.
         part: the module's name within its block, as short as it can be.
@@ -74,7 +74,7 @@ def _read(path: Path, _written: int) -> list[TensorError]:
     # A file that somebody else wrote: what is of another type is no file of diagnostics.
     texts, numbers = [*table["kind"], *table["module"], *table["part"]], [n for name in _NUMBERS for n in table[name]]
     if not (
-        set(table["kind"]) <= set(KINDS)
+        set(table["kind"]) <= set(TENSOR_KINDS)
         and all(isinstance(text, str) for text in texts)
         and all(isinstance(number, int) for number in numbers)
         and all(layer is None or isinstance(layer, int) for layer in table["layer"])
@@ -99,9 +99,9 @@ def _read(path: Path, _written: int) -> list[TensorError]:
 
 
 def in_order_of_kinds(kinds: Iterable[str]) -> list[str]:
-    """Return kinds in the order of KINDS, each once."""
+    """Return kinds in the order of TENSOR_KINDS, each once."""
     present = set(kinds)
-    return [kind for kind in KINDS if kind in present]
+    return [kind for kind in TENSOR_KINDS if kind in present]
 
 
 def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
@@ -109,7 +109,7 @@ def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
     figures = dict(row.tensors)
     if "weight" not in figures and row.diagnostics.get("weight_blocks"):
         figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
-    return {kind: figures[kind] for kind in KINDS if _is_whole(figures.get(kind))}
+    return {kind: figures[kind] for kind in TENSOR_KINDS if _is_whole(figures.get(kind))}
 
 
 def _is_whole(figures: Any) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
 from mxsweep.results.rows import Row
+from mxsweep.study.finding import join_with_and
 from mxsweep.study.noise_floor import Floor, Noise
 from mxsweep.study.paired_tests import (
     AccuracyDifference,
@@ -143,10 +144,10 @@ def explain_groups(results: Results) -> str | None:
         for name, value in group.conditions.items():
             labels.setdefault(name, {})[value] = None
     knobs = [f"{name} ({', '.join(values)})" for name, values in labels.items() if len(values) > 1]
-    listed = " and ".join(filter(None, [", ".join(knobs[:-1]), knobs[-1]]))
     return (
         f"The runs are in {len(results.groups)} groups, which are never compared with each other, since a metric means "
-        f"the same only on the same examples of the same task for the same model. They differ in {listed}."
+        "the same only on the same examples of the same task for the same model. They differ in "
+        f"{join_with_and(knobs)}."
     )
 
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, KINDS, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.comparison import ALPHA, Comparison
 from mxsweep.study.finding import (
     Finding,
@@ -44,7 +45,7 @@ def describe_no_effect(effect: KnobEffect) -> Iterable[Finding]:
 def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
     """Set exponents against what the narrower scale holds; nothing where a scale was clamped, or none is known."""
     spans = []
-    for kind in KINDS:
+    for kind in TENSOR_KINDS:
         figures = [known[kind] for row in rows if kind in (known := tensor_figures(row))]
         if any(figure.get("clamped") for figure in figures):
             return ""
@@ -119,7 +120,7 @@ def describe_error_change(effects: Sequence[KnobEffect]) -> Iterable[Finding]:
     for effect in effects:
         for (low, high), pairs in _pairs_by_values(effect).items():
             parts = []
-            for kind in KINDS:
+            for kind in TENSOR_KINDS:
                 both = [
                     (signal_over_error(pair.other).get(kind), signal_over_error(pair.row).get(kind)) for pair in pairs
                 ]

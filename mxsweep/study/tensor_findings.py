@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, KINDS, read_tensors, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors, tensor_figures
 from mxsweep.study.finding import (
     Finding,
     format_exponents,
@@ -63,7 +64,7 @@ def describe_worst_tensor(rows: Sequence[Row]) -> Iterable[Finding]:
 
 def describe_lost_elements(rows: Sequence[Row]) -> Iterable[Finding]:
     """Give the shares of elements that became zero or saturated, from the least to the most of the runs."""
-    for kind in KINDS:
+    for kind in TENSOR_KINDS:
         known = [(row, figures[kind]) for row in rows if kind in (figures := tensor_figures(row))]
         known = [(row, figure) for row, figure in known if figure.get("elements")]
         if not known:
@@ -108,7 +109,7 @@ def describe_native_arithmetic(rows: Sequence[Row]) -> Iterable[Finding]:
             alike.setdefault(dtype, []).append((row, figures))
     for dtype, members in alike.items():
         spans = []
-        for kind in KINDS:
+        for kind in TENSOR_KINDS:
             known = [figures[kind] for _, figures in members if kind in figures]
             shares = [
                 figure["unlike_exact"] / figure["elements"]

@@ -40,8 +40,8 @@ from mxsweep.formats.element import ElementFormat
 from mxsweep.formats.scale import ScaleFormat
 
 _EXPONENT_MASK = 0x7F800000  # of a float32
-_MANTISSA_BITS = 23
-_EXPONENT_BIAS = 127
+MANTISSA_BITS = 23
+EXPONENT_BIAS = 127
 _HALF_BELOW = 0.5 - 2.0**-25  # the largest float32 below one half
 
 
@@ -115,12 +115,12 @@ def _power_of_two(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
 def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True) -> Tensor:
     """Round to nearest, ties to even. `ties`: whether `a` may lie midway between two values of the grid."""
     t = _power_of_two(a, grid)
-    shift = 1.5 * 2.0 ** (_MANTISSA_BITS - grid.mantissa_bits)
+    shift = 1.5 * 2.0 ** (MANTISSA_BITS - grid.mantissa_bits)
     rounded = torch.add(a, t, alpha=shift).sub_(t, alpha=shift)
     if ties and grid.mantissa_bits == 0:
         # Midway between t and 2t, of which the addition takes the even multiple of t. But the codes of t and 2t
         # differ in the exponent, and the even one of them is wanted.
-        code = (t.view(torch.int32) >> _MANTISSA_BITS) - (grid.min_exponent + _EXPONENT_BIAS - 1)
+        code = (t.view(torch.int32) >> MANTISSA_BITS) - (grid.min_exponent + EXPONENT_BIAS - 1)
         stays = (a.abs() == 1.5 * t) & (code % 2 == 0)
         rounded = torch.where(stays, t.copysign(a), rounded)
     return rounded.clamp_(grid.lowest, grid.largest).copysign_(a)

@@ -33,10 +33,8 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.reference.rounding import round_exact
+from mxsweep.numerics.reference.rounding import EXPONENT_BIAS, MANTISSA_BITS, round_exact
 
-_MANTISSA_BITS = 23
-_EXPONENT_BIAS = 127
 _SMALLEST_NORMAL = 2.0**-126
 _NORMAL_BITS = 0x00800000  # of 2^-126
 _BOTTOM_BITS = 0x00400000  # of 2^-127, a subnormal
@@ -59,10 +57,10 @@ def exact_exponent(amax: Tensor, fmt: MXFormat) -> Tensor:
     # Subnormals from 2^-127 up, rewritten as if exponent code 0 had an implicit one like the others.
     bits = torch.where(bits < _NORMAL_BITS, (2 * bits - _NORMAL_BITS).clamp_(min=0), bits)
     if fmt.scale_rounding == "even":
-        bits = bits + (1 << (_MANTISSA_BITS - 1 - element.mantissa_bits))
+        bits = bits + (1 << (MANTISSA_BITS - 1 - element.mantissa_bits))
     elif fmt.scale_rounding in ("ceil", "rceil"):
-        bits = bits + ((1 << _MANTISSA_BITS) - 1)
-    exponent = (bits >> _MANTISSA_BITS).to(torch.float32) - (_EXPONENT_BIAS + offset)
+        bits = bits + ((1 << MANTISSA_BITS) - 1)
+    exponent = (bits >> MANTISSA_BITS).to(torch.float32) - (EXPONENT_BIAS + offset)
     return exponent.masked_fill_(~amax.isfinite(), torch.nan)
 
 
@@ -135,6 +133,6 @@ def _quotient(dividend: Tensor, divisor: float) -> Tensor:
 
 def power_of_two(exponent: Tensor) -> Tensor:
     """Return 2^exponent for whole numbers from -127 to 127, NaN for NaN, put together from bits: exact everywhere."""
-    biased = exponent.nan_to_num(0.0).to(torch.int32) + _EXPONENT_BIAS
-    bits = (biased << _MANTISSA_BITS).clamp_(min=_BOTTOM_BITS)
+    biased = exponent.nan_to_num(0.0).to(torch.int32) + EXPONENT_BIAS
+    bits = (biased << MANTISSA_BITS).clamp_(min=_BOTTOM_BITS)
     return bits.view(torch.float32).masked_fill_(exponent.isnan(), torch.nan)

@@ -7,6 +7,7 @@ Charts are written as the mappings that Vega-Lite reads: the same one for the pa
 for the files, which vl-convert draws. A test checks them all against Vega-Lite's schema.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,11 @@ def channel(field_name: str, kind: str = "nominal", **more: Any) -> Spec:
 def tooltip(titles: dict[str, str]) -> list[Spec]:
     """Return an encoding that shows these fields under these titles."""
     return [channel(name, title=title) for name, title in titles.items()]
+
+
+def finite(value: float | None) -> float | None:
+    """Return a value that can be drawn; None otherwise."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def by_series(names: Sequence[str], values: Sequence[Any]) -> Spec:

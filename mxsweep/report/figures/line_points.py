@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.report.figures.quantity import Quantity, finite
+from mxsweep.report.figures.figure import finite
+from mxsweep.report.figures.quantity import Quantity
 from mxsweep.results.groups import value_order
 from mxsweep.results.rows import Row, label
 

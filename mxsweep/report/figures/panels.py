@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mxsweep.report.figures.figure import SCHEMA, Spec, channel, tooltip, write_chart
+from mxsweep.report.figures.figure import SCHEMA, Spec, channel, finite, tooltip, write_chart
 from mxsweep.report.figures.look import FILE_INK, config
 
 CELL_WIDTH, CELL_HEIGHT = 44, 18  # pixels
@@ -157,7 +156,7 @@ def both_ways(cells: Iterable[Mapping[str, Any]]) -> Spec:
 
 def _weight_cell(row: Mapping[str, Any]) -> dict[str, Any]:
     layer = OUTSIDE if row["layer"] is None else str(row["layer"])
-    return {"name": row["module"], "row": layer, "column": row["part"], "value": _finite(row["sqnr_db"])}
+    return {"name": row["module"], "row": layer, "column": row["part"], "value": finite(row["sqnr_db"])}
 
 
 def _differences(
@@ -172,8 +171,4 @@ def _differences(
 
 def _part_cell(row: Mapping[str, Any], value: str) -> dict[str, Any]:
     layer = ALL if row["layer"] is None else str(row["layer"])
-    return {"name": row["part"], "row": layer, "column": row["kind"] or ALL, "value": _finite(row[value])}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return {"name": row["part"], "row": layer, "column": row["kind"] or ALL, "value": finite(row[value])}

@@ -1,11 +1,10 @@
 """Describe a metric or a speed along y: its axis, its baselines, and its difference from them in words."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.report.figures.figure import Spec, by_series, tooltip
+from mxsweep.report.figures.figure import Spec, by_series, finite, tooltip
 from mxsweep.report.figures.look import BASELINE_DASHES
 from mxsweep.report.wording import ABSENT, difference, format_value, interval, significance
 from mxsweep.results.metrics import betterness, long_title
@@ -117,8 +116,3 @@ def against_baseline(study: Study, row: Row, metric: str) -> str:
 def varying(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """Return the knobs that differ among these rows; one that varies elsewhere would only lengthen every label."""
     return [name for name in names if len({label(row.knobs.get(name, "")) for row in rows}) > 1]
-
-
-def finite(value: float | None) -> float | None:
-    """Return a value that can be drawn; None otherwise."""
-    return value if value is not None and math.isfinite(value) else None
