@@ -111,9 +111,9 @@ def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, stage: Stage, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield (input ids, target ids, which targets are answers) without end, each (b, l)."""
-    told, rng = stream("train", seed, stage.questions), random.Random(seed)
+    tales, rng = stream("train", seed, stage.questions), random.Random(seed)
     while True:
-        rows = [_row(tokenizer, one, stage.rehearsals, rng) for one in islice(told, size)]
+        rows = [_row(tokenizer, one, stage.rehearsals, rng) for one in islice(tales, size)]
         longest = max(len(ids) for ids, _ in rows)
         ids_bl = torch.full((size, longest), IGNORED)
         answers_bl = torch.zeros((size, longest), dtype=torch.bool)
@@ -124,17 +124,17 @@ def batches(
 
 
 def _row(
-    tokenizer: PreTrainedTokenizerFast, told: Story, rehearsals: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, story: Story, rehearsals: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a scene and of what follows, and the positions of the answers."""
-    tokens, answers = words(told.scene), []
-    placings = [sentence for sentence in told.scene.rstrip(".").split(". ") if sentence.split()[0] in PEOPLE]
+    tokens, answers = words(story.scene), []
+    placings = [sentence for sentence in story.scene.rstrip(".").split(". ") if sentence.split()[0] in PEOPLE]
     for sentence in (s for _ in range(rehearsals) for s in rng.sample(placings, len(placings))):
         for word in words(f"{sentence}."):
             if word in THINGS or word in PLACES:
                 answers.append(len(tokens))
             tokens.append(word)
-    for question in told.questions:
+    for question in story.questions:
         tokens += words(question)
         answers.append(len(tokens) - 1)
         tokens.append(".")
@@ -150,9 +150,9 @@ def train(
     begun, done = time.monotonic(), 0
     recent: list[tuple[float, float]] = []
     for index, stage in enumerate(STAGES):
-        told = batches(tokenizer, seed * len(STAGES) + index, stage, BATCH)
+        examples = batches(tokenizer, seed * len(STAGES) + index, stage, BATCH)
         until = round(stage.until * steps)
-        for step, (input_bl, target_bl, answers_bl) in zip(range(done, until), told, strict=False):
+        for step, (input_bl, target_bl, answers_bl) in zip(range(done, until), examples, strict=False):
             rate = min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (DECAY_SHARE * steps))
             loss, answer_loss, right = _loss(model, input_bl, target_bl, answers_bl)
             loss.backward()

@@ -100,7 +100,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_OF_RUNS])
         data = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(of_omegaconf(error)) from None
+        raise ConfigError(describe_omegaconf_error(error)) from None
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
 
@@ -121,21 +121,21 @@ def _folders(cfg: DictConfig) -> Sequence[Path]:
     return [*(Path(str(path).removeprefix("file://")) for path in searched), conf_dir()]
 
 
-def _with_arithmetic(config: RunConfig, asked: str) -> RunConfig:
+def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
     """Return the config with "auto" resolved: native where any tensor has it; the others are exact all the same."""
     native = [fmt.has_native_arithmetic for fmt in config.recipe.formats()]
-    if asked == "native" and not all(native):
+    if arithmetic == "native" and not all(native):
         without = next(fmt for fmt in config.recipe.formats() if not fmt.has_native_arithmetic)
         raise ConfigError(
             "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
             f"stochastic rounding, and {without} is none such; allowed: auto, exact"
         )
-    if asked == "auto" and config.backend != "cuda" and any(native):
+    if arithmetic == "auto" and config.backend != "cuda" and any(native):
         return dataclasses.replace(config, arithmetic="native")
     return config
 
 
-def of_omegaconf(error: OmegaConfBaseException) -> str:
+def describe_omegaconf_error(error: OmegaConfBaseException) -> str:
     """Return OmegaConf's reason to refuse a value, as a reference that leads nowhere, behind the knob's name."""
     key = getattr(error, "full_key", None)
     reason = str(error).splitlines()[0]

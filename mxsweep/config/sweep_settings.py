@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.config import knobs
 from mxsweep.config.checks import expanded
-from mxsweep.config.composed_config import of_omegaconf
+from mxsweep.config.composed_config import describe_omegaconf_error
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -126,7 +126,7 @@ def _typed(field: str, node: DictConfig, cls: Any, without: tuple[str, ...] = ()
     try:
         data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(of_omegaconf(error)) from None
+        raise ConfigError(describe_omegaconf_error(error)) from None
     assert isinstance(data, dict)
     given = {str(key): value for key, value in data.items() if key not in without}
     known = {item.name for item in dataclasses.fields(cls)}

@@ -65,7 +65,7 @@ class Sample:
         digest = hashlib.sha256()
         for example in self.examples:
             for passage in example:
-                for values in (passage.tokens, passage.asked):
+                for values in (passage.tokens, passage.logit_positions):
                     digest.update(len(values).to_bytes(8, "little") + values.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -127,7 +127,7 @@ def _passages(lm: FastLM, instances: Sequence[Instance]) -> tuple[Passage, ...]:
     """Return what the model reads for one example, cut down to EXAMPLE_TOKENS and EXAMPLE_POSITIONS."""
     inputs = unique_inputs(_encoded(lm, instances), min(lm.max_length, EXAMPLE_TOKENS))
     # Windows of a long text: evenly spread over it, as many as may be read.
-    inputs.sort(key=lambda item: item.asked[0])
+    inputs.sort(key=lambda item: item.requests[0])
     longest = max(len(item.tokens) for item in inputs)
     inputs = _spread(inputs, max(1, EXAMPLE_TOKENS // longest))
     scored = [(index, row) for index, item in enumerate(inputs) for row in range(item.rows)]

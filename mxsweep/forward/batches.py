@@ -42,7 +42,7 @@ class Passage:
         return len(self.tokens if self.positions is None else self.positions)
 
     @property
-    def asked(self) -> np.ndarray:
+    def logit_positions(self) -> np.ndarray:
         """Return the positions whose logits are asked for, (P,) int64."""
         return np.arange(len(self.tokens)) if self.positions is None else self.positions
 
@@ -94,7 +94,7 @@ class Batch:
         if all(passage.positions is None for passage in self.passages):
             return None
         longest = self.shape[1]
-        return np.concatenate([passage.asked + row * longest for row, passage in enumerate(self.passages)])
+        return np.concatenate([passage.logit_positions + row * longest for row, passage in enumerate(self.passages)])
 
     def split(self, logits: Tensor) -> list[Tensor]:
         """Return each passage's logits (P, V), of those (N, V) at :meth:`positions` or (B, T, V) everywhere."""

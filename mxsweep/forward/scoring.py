@@ -48,11 +48,11 @@ class ScoringRequest:
 
 @dataclass
 class Input:
-    """Hold what the model reads for the requests in ``asked``, and at how many of its last tokens logits are needed."""
+    """Hold what the model reads for the requests of these numbers; its last ``rows`` tokens need logits."""
 
     tokens: np.ndarray
     rows: int = 0
-    asked: list[int] = field(default_factory=list)
+    requests: list[int] = field(default_factory=list)
 
     @property
     def passage(self) -> Passage:
@@ -101,9 +101,9 @@ class Scorer:
 
         scores: dict[int, tuple[float, bool]] = {}
         for batch, fetch in _one_behind(self._engine.read([item.passage for item in inputs], score_batch)):
-            asked = [index for number in batch.numbers for index in inputs[number].asked]
-            scores.update(zip(asked, _totals(fetch(), [requests[index].targets for index in asked]), strict=True))
-            on_scored(len(asked))
+            numbers = [index for number in batch.numbers for index in inputs[number].requests]
+            scores.update(zip(numbers, _totals(fetch(), [requests[index].targets for index in numbers]), strict=True))
+            on_scored(len(numbers))
         return [scores[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[ScoringRequest]) -> None:
@@ -130,7 +130,7 @@ def unique_inputs(requests: Sequence[ScoringRequest], max_length: int) -> list[I
         tokens = request.tokens[-(max_length + 1) : -1]
         shared = inputs.setdefault(tokens.tobytes(), Input(tokens))
         shared.rows = max(shared.rows, request.targets)
-        shared.asked.append(index)
+        shared.requests.append(index)
     return sorted(inputs.values(), key=lambda item: -len(item.tokens))
 
 
@@ -140,9 +140,9 @@ def _targets(inputs: Sequence[Input], requests: Sequence[ScoringRequest]) -> tup
     end = 0
     for item in inputs:
         end += item.rows
-        for index in item.asked:
+        for index in item.requests:
             rows += range(end - requests[index].targets, end)
-    targets = [requests[index].tokens[-requests[index].targets :] for item in inputs for index in item.asked]
+    targets = [requests[index].tokens[-requests[index].targets :] for item in inputs for index in item.requests]
     return np.array(rows, dtype=np.int64), np.concatenate(targets).astype(np.int64)
 
 

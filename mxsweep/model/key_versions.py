@@ -69,17 +69,17 @@ class VersionedAttention:
         """Return the mask over the versions, (B or 1, 1, Tq, versions Tk), remembered for the layers that follow."""
         given, length = call.mask, key.shape[2]
         version = 0 if given is None else -1 if given.is_inference() else given._version
-        asked = (version, zones, queries, length, key.device, call.is_causal, call.kwargs.get("sliding_window"))
-        if self._last is not None and version >= 0 and self._last[0] is given and self._last[1] == asked:
+        arguments = (version, zones, queries, length, key.device, call.is_causal, call.kwargs.get("sliding_window"))
+        if self._last is not None and version >= 0 and self._last[0] is given and self._last[1] == arguments:
             return self._last[2]
         if self._first or self._block:
             self._check_beginning(call, queries, length)
-        answer = given
+        mask = given
         if len(zones) > 1:
             self._check_causal(call, queries)
-            answer = self._select(given, zones, queries, key)
-        self._last = given, asked, answer
-        return answer
+            mask = self._select(given, zones, queries, key)
+        self._last = given, arguments, mask
+        return mask
 
     def _check_beginning(self, call: Call, queries: int, length: int) -> None:
         """Refuse what has no first token of a sequence at position 0."""

@@ -24,10 +24,10 @@ from mxsweep.numerics.hadamard import hadamard
 
 
 class InputQuantizer:
-    """Quantize the inputs of linear layers; projections that read the same tensor share one answer.
+    """Quantize the inputs of linear layers; projections that read the same tensor share one quantized tensor.
 
     In a Llama block q, k and v read one tensor, and gate and up another, one after the other, so remembering the last
-    answer is enough. The version counter notices a tensor changed in place; inference tensors have none and are not
+    one is enough. The version counter notices a tensor changed in place; inference tensors have none and are not
     shared.
     """
 
@@ -35,26 +35,26 @@ class InputQuantizer:
         self.observer: Observer | None = None  # called with each tensor once, and its first reader
         self._recipe = recipe
         self._seen: Tensor | None = None
-        self._answers: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
+        self._quantized: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
 
     def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
         """Return what a layer multiplies by its weight: x, rotated and quantized as asked."""
         version = -1 if x.is_inference() else x._version
-        asked = (version, fmt, rotated, torch.is_grad_enabled())
+        key = (version, fmt, rotated, torch.is_grad_enabled())
         if self._seen is not x or version < 0:
-            self._seen, self._answers = x, {}
-        if asked not in self._answers:
-            self._answers[asked] = self._answer(x, fmt, name, rotated)
-        return self._answers[asked]
+            self._seen, self._quantized = x, {}
+        if key not in self._quantized:
+            self._quantized[key] = self._quantize(x, fmt, name, rotated)
+        return self._quantized[key]
 
-    def _answer(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool) -> Tensor:
+    def _quantize(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool) -> Tensor:
         if rotated:
             assert self._recipe.rotation is not None
             x = hadamard(x, self._recipe.rotation.block)
         if fmt is None:
             return x
         stochastic = fmt.rounding == "stochastic"
-        answer = quantize(
+        quantized = quantize(
             x,
             fmt,
             axis=-1,
@@ -65,12 +65,12 @@ class InputQuantizer:
             example_dims=1 if x.dim() > 2 else 0,
         )
         if self.observer is not None:
-            self.observer("activation", name, x, fmt, answer)
-        return answer
+            self.observer("activation", name, x, fmt, quantized)
+        return quantized
 
     def forget(self) -> None:
         """Let go of the remembered tensors."""
-        self._seen, self._answers = None, {}
+        self._seen, self._quantized = None, {}
 
 
 class MXLinear(nn.Module):

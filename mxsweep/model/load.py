@@ -49,11 +49,11 @@ def load_model(
         ConfigError: no such model, or not to be had without a token or a network; no such device.
     """
     device = resolve_device(device)
-    asked = (path, revision, dtype, device, device_map, attention, trust_remote_code)
-    key = (*asked, model_stamps(path, trust_remote_code))
+    arguments = (path, revision, dtype, device, device_map, attention, trust_remote_code)
+    key = (*arguments, model_stamps(path, trust_remote_code))
     if key not in _kept or not _is_whole(_kept[key].model, None if device_map else device):
         _kept.clear()  # before loading: two large models need not fit beside each other
-        _kept[key] = _load(*asked)
+        _kept[key] = _load(*arguments)
     return _kept[key]
 
 

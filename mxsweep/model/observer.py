@@ -76,7 +76,7 @@ class TensorObserver:
             axis=-1,
             arithmetic=self._arithmetic,
             tensor_dims=tuple(range(1, x.ndim)),  # a token's scale, as when it was quantized
-            answer=y,
+            quantized=y,
             compare_exact=True,
         )
         self._measured.append((kind, module, fmt, len(x), measured))

@@ -58,7 +58,7 @@ def quantize_weight(
             generator=stochastic_key(recipe.seed, f"{site.name}.weight") if fmt.rounding == "stochastic" else None,
         )
     measured = measure_blocks(
-        weight, fmt, axis=-1, arithmetic=recipe.arithmetic, answer=weight_mx, compare_exact=compare_exact
+        weight, fmt, axis=-1, arithmetic=recipe.arithmetic, quantized=weight_mx, compare_exact=compare_exact
     )
     return weight_mx, measured
 

@@ -126,7 +126,7 @@ def measure_blocks(
     generator: torch.Generator | int = 0,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
-    answer: Tensor | None = None,
+    quantized: Tensor | None = None,
     compare_exact: bool = False,
 ) -> PendingStatistics:
     """Gather the statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are; wait for no device.
@@ -134,7 +134,7 @@ def measure_blocks(
     Args:
         generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
             `elements_flushed`, and those little.
-        answer: what `quantize` gave, where it is at hand, so that it is not computed again.
+        quantized: what `quantize` gave, where it is at hand, so that it is not computed again.
         compare_exact: whether to count the elements that exact arithmetic would have given another value.
 
     Raises:
@@ -143,7 +143,7 @@ def measure_blocks(
     check_backend("torch", arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
     x = x.detach()
-    y = answer
+    y = quantized
     if y is None:
         key = draw_key(generator) if fmt.rounding == "stochastic" else None
         y = quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)

@@ -15,14 +15,14 @@ from mxsweep.report.columns import (
     EVERYWHERE,
     TABLES,
     Column,
-    Entry,
+    ComparedRow,
     Field,
     Output,
     Value,
-    measured,
+    measured_column,
     ratio_field,
     ratio_to_baseline,
-    recorded,
+    recorded_column,
 )
 from mxsweep.report.wording import ABSENT, size, speed
 from mxsweep.results.rows import Row, label
@@ -46,7 +46,7 @@ def knob_column(name: str) -> Column:
 def note_column(path: str) -> Column:
     """Declare the column of a knob that says what a run leaves besides its metrics, and so tells no rows apart."""
     text = "the knob, see knobs.md"
-    return measured(path, text, lambda row: _plain(row.recorded("config", *path.split("."))), label, kind=None)
+    return measured_column(path, text, lambda row: _plain(row.recorded("config", *path.split("."))), label, kind=None)
 
 
 def _bytes(row: Row) -> float | None:
@@ -57,13 +57,13 @@ def _rate(row: Row) -> float | None:
     return row.examples_per_sec
 
 
-def _of_distance(name: str) -> Callable[[Entry], Value]:
+def _of_distance(name: str) -> Callable[[ComparedRow], Value]:
     return lambda entry: entry.row.number("diagnostics", "distance", entry.row.task or "", name)
 
 
 PAGE_AND_DATA = frozenset({Output.PAGE, Output.DATA})
 MEASURED: list[Column] = [
-    measured(
+    measured_column(
         "kl_nats",
         "mean KL divergence of the unquantized model's next-token distribution from the run's, nats a position; with "
         "diagnostics=true",
@@ -73,7 +73,7 @@ MEASURED: list[Column] = [
         outputs=PAGE_AND_DATA,
         more=(Field("kl_nats_stderr", "one standard error of kl_nats", float, _of_distance("kl_nats_stderr")),),
     ),
-    measured(
+    measured_column(
         "top1_agreement",
         "share of positions where the likeliest token is the unquantized model's; with diagnostics=true",
         lambda row: row.top1_agreement,
@@ -89,7 +89,7 @@ MEASURED: list[Column] = [
             ),
         ),
     ),
-    measured(
+    measured_column(
         "bits_per_weight",
         "bits that a quantized weight takes, scales included; where no weight is quantized, those of its dtype",
         lambda row: row.bits_per_weight,
@@ -97,13 +97,13 @@ MEASURED: list[Column] = [
         card_title="bits per weight",
         outputs=EVERYWHERE - {Output.TERMINAL},
     ),
-    recorded(
+    recorded_column(
         "bits_per_parameter",
         "bits that a parameter of the whole model takes, those that stay unquantized included",
         "diagnostics",
         "bits_per_parameter",
     ),
-    measured(
+    measured_column(
         "parameter_bytes",
         "bytes that the whole model's parameters take, scales included",
         _bytes,
@@ -115,7 +115,7 @@ MEASURED: list[Column] = [
         change_in=frozenset({Output.CARD}),
         more=(ratio_field("parameter_bytes", _bytes),),
     ),
-    measured(
+    measured_column(
         "n",
         "examples that the metrics come from",
         lambda row: row.n,
@@ -125,16 +125,16 @@ MEASURED: list[Column] = [
         where_varied=frozenset({Output.TERMINAL, Output.MARKDOWN}),
         outputs=TABLES - {Output.LATEX},
     ),
-    measured(
+    measured_column(
         "remedies_s",
         "seconds that working out the run's remedies took; empty where there was nothing to work out",
         lambda row: row.remedies_s,
         speed,
         outputs=frozenset({Output.STEPS, Output.DATA}),
     ),
-    recorded("load_s", "seconds that loading the model took", "timing", "load_s"),
-    recorded("quantize_s", "seconds that quantizing the model took", "timing", "quantize_s"),
-    measured(
+    recorded_column("load_s", "seconds that loading the model took", "timing", "load_s"),
+    recorded_column("quantize_s", "seconds that quantizing the model took", "timing", "quantize_s"),
+    measured_column(
         "eval_time_s",
         "seconds that evaluating took, all the run's tasks together",
         lambda row: row.eval_time_s,
@@ -142,8 +142,8 @@ MEASURED: list[Column] = [
         keeps_empty=True,
         outputs=TABLES - {Output.LATEX},
     ),
-    recorded("total_s", "seconds that the run took", "timing", "total_s"),
-    measured(
+    recorded_column("total_s", "seconds that the run took", "timing", "total_s"),
+    measured_column(
         "examples/sec",
         "examples evaluated per second, all the run's tasks together: the speed of simulating a format",
         _rate,
@@ -156,15 +156,17 @@ MEASURED: list[Column] = [
         change_in=frozenset({Output.HEADLINE, Output.CARD}),
         more=(ratio_field("examples/sec", _rate),),
     ),
-    recorded(
+    recorded_column(
         "peak_host_bytes", "most bytes of main memory that the process took", "memory", "peak_host_bytes", kind=int
     ),
-    recorded("peak_gpu_bytes", "most bytes of GPU memory that torch held", "memory", "peak_gpu_bytes", kind=int),
-    recorded("batch_tokens_used", "tokens in a batch, as batch_tokens came out", "memory", "batch_tokens", kind=int),
-    measured(
+    recorded_column("peak_gpu_bytes", "most bytes of GPU memory that torch held", "memory", "peak_gpu_bytes", kind=int),
+    recorded_column(
+        "batch_tokens_used", "tokens in a batch, as batch_tokens came out", "memory", "batch_tokens", kind=int
+    ),
+    measured_column(
         "is_baseline", "whether nothing is quantized", lambda row: row.is_baseline, label, kind=bool, outputs=DATA_ONLY
     ),
-    measured(
+    measured_column(
         "status",
         "done, failed, running, missing or unreadable",
         lambda row: row.run.status,
@@ -172,11 +174,11 @@ MEASURED: list[Column] = [
         kind=str,
         outputs=DATA_ONLY,
     ),
-    measured("reason", "why the run is not done", lambda row: row.run.reason, str, kind=str, outputs=DATA_ONLY),
-    recorded("started_at", "when the run began", "started_at", kind=str),
-    recorded("device_name", "what it ran on", "environment", "device_name", kind=str),
-    recorded("config_hash", "digest of what determines the run's result", "config_hash", kind=str),
-    measured(
+    measured_column("reason", "why the run is not done", lambda row: row.run.reason, str, kind=str, outputs=DATA_ONLY),
+    recorded_column("started_at", "when the run began", "started_at", kind=str),
+    recorded_column("device_name", "what it ran on", "environment", "device_name", kind=str),
+    recorded_column("config_hash", "digest of what determines the run's result", "config_hash", kind=str),
+    measured_column(
         "run_id",
         "the run's name, which its folder has, too",
         lambda row: row.run.run_id,
@@ -185,7 +187,7 @@ MEASURED: list[Column] = [
         is_text=True,
         outputs=EVERYWHERE - {Output.LATEX, Output.CARD},
     ),
-    measured("folder", "where the run lies", lambda row: str(row.run.path), str, kind=str, outputs=DATA_ONLY),
+    measured_column("folder", "where the run lies", lambda row: str(row.run.path), str, kind=str, outputs=DATA_ONLY),
 ]
 
 COMPARED = (  # what a row is compared with, in files for programs
@@ -235,7 +237,7 @@ def _tensor_column(kind: str, name: str) -> Column:
         number = None if figures is None else figure(figures)
         return None if number is None else float(number)
 
-    return measured(f"{kind}_{name}", f"of {KIND_TITLES[kind]}: {text}", value, outputs=DATA_ONLY)
+    return measured_column(f"{kind}_{name}", f"of {KIND_TITLES[kind]}: {text}", value, outputs=DATA_ONLY)
 
 
 def _plain(value: Any) -> Value:

@@ -38,7 +38,7 @@ DATA_ONLY = frozenset({Output.DATA})
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedRow:
     """Hold a row and what it is compared with.
 
     Attributes:
@@ -91,7 +91,7 @@ class Field:
     name: str
     help: str
     kind: type | None
-    value: Callable[[Entry], Value]
+    value: Callable[[ComparedRow], Value]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Column:
     title: str = ""
     card_title: str = ""
     outputs: frozenset[Output] = TABLES
-    change: Callable[[Entry], Change] | None = None
+    change: Callable[[ComparedRow], Change] | None = None
     change_title: str = "Δ {}"
     change_in: frozenset[Output] = EVERYWHERE
     more: tuple[Field, ...] = ()
@@ -152,7 +152,7 @@ class Column:
         return self.keeps_empty or any(value is not None for value in values)
 
 
-def measured(
+def measured_column(
     name: str, help: str, value: Callable[[Row], Any], write: Callable[[Any], str] = format_value, **declared: Any
 ) -> Column:
     """Declare a column whose value is written by `write`, an absent one as such; `declared` as in :class:`Column`."""
@@ -164,27 +164,27 @@ def measured(
     return Column(name, help, value, text, **declared)
 
 
-def recorded(name: str, help: str, *path: str, kind: type = float, **declared: Any) -> Column:
+def recorded_column(name: str, help: str, *path: str, kind: type = float, **declared: Any) -> Column:
     """Declare a column of files for programs that holds what a record has at a path."""
 
     def value(row: Row) -> Value:
         return row.text(*path) if kind is str else row.number(*path)
 
-    return measured(name, help, value, str, kind=kind, outputs=DATA_ONLY, **declared)
+    return measured_column(name, help, value, str, kind=kind, outputs=DATA_ONLY, **declared)
 
 
 def against_baseline(
     value: Callable[[Row], float | None], combine: Callable[[float | None, float | None], float | None]
-) -> Callable[[Entry], float | None]:
+) -> Callable[[ComparedRow], float | None]:
     """Return what combines a row's value with its baseline's; None for a baseline, and where there is none."""
     return lambda entry: None if entry.baseline is None else combine(value(entry.row), value(entry.baseline))
 
 
-def ratio_to_baseline(value: Callable[[Row], float | None], card: str) -> Callable[[Entry], Change]:
+def ratio_to_baseline(value: Callable[[Row], float | None], card: str) -> Callable[[ComparedRow], Change]:
     """Return what says a value as a multiple of the baseline's; `card` is the format of the ratio on a card."""
     read = against_baseline(value, ratio)
 
-    def change(entry: Entry) -> Change:
+    def change(entry: ComparedRow) -> Change:
         number = read(entry)
         return Change(ABSENT) if number is None else Change(f"{number:.2f}", number, card=card.format(number))
 

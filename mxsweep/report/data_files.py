@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mxsweep.config.knobs import notes
 from mxsweep.files.atomic import write_atomically, write_csv
 from mxsweep.report.column_table import COMPARED, MEASURED, knob_column, note_column, tensor_columns
-from mxsweep.report.columns import Entry, Field, Output
+from mxsweep.report.columns import ComparedRow, Field, Output
 from mxsweep.report.metric_columns import metric_data_columns
 from mxsweep.report.run_table import entries_of
 from mxsweep.results.groups import Results, knob_names, read_results
@@ -51,7 +51,7 @@ def load_table(dirs: Folders) -> pd.DataFrame:
 def run_data(results: Results, studied: Sequence[Study]) -> list[DataColumn]:
     """Return every column with the values of all rows."""
     compared = {(e.row.run.path, e.row.task): e for each in studied for e in entries_of(each.group, each.comparisons)}
-    entries = [compared.get((row.run.path, row.task), Entry(row)) for row in results.rows]
+    entries = [compared.get((row.run.path, row.task), ComparedRow(row)) for row in results.rows]
     return [_of_one_type(field, [field.value(entry) for entry in entries]) for field in _fields(results)]
 
 

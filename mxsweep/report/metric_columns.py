@@ -13,7 +13,7 @@ from mxsweep.report.columns import (
     EVERYWHERE,
     Change,
     Column,
-    Entry,
+    ComparedRow,
     Field,
     Output,
     Value,
@@ -65,12 +65,12 @@ def _column(name: str, metric_of: MetricOf, like: str | None = None) -> Column:
     def value(row: Row) -> float | None:
         return row.metrics.get(metric_of(row) or "")
 
-    def error(entry: Entry) -> float | None:
+    def error(entry: ComparedRow) -> float | None:
         return entry.row.metrics.get(f"{metric_of(entry.row)}_stderr")
 
     number = against_baseline(value, difference_of)
 
-    def change(entry: Entry) -> Change:
+    def change(entry: ComparedRow) -> Change:
         metric, comparison = metric_of(entry.row) or "", entry.comparison
         text = difference(entry.row, entry.baseline, metric)
         by_example = paired(comparison, metric)
@@ -141,10 +141,10 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
     ]
 
 
-def _by_example(metric_of: MetricOf, part: Callable[[Any], float]) -> Callable[[Entry], Value]:
+def _by_example(metric_of: MetricOf, part: Callable[[Any], float]) -> Callable[[ComparedRow], Value]:
     """Return what reads a part of a metric's comparison example by example; None where there is none."""
 
-    def read(entry: Entry) -> Value:
+    def read(entry: ComparedRow) -> Value:
         compared = paired(entry.comparison, metric_of(entry.row) or "")
         return None if compared is None else part(compared)
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mxsweep.report.column_table import MEASURED, knob_column
-from mxsweep.report.columns import Change, Column, Entry, Output
+from mxsweep.report.columns import Change, Column, ComparedRow, Output
 from mxsweep.report.metric_columns import metric_column
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
@@ -90,26 +90,26 @@ def run_columns(results: Results, group: Group, output: Output) -> list[Column]:
     return [column for column in (*knobs, *metrics, *MEASURED) if column.shows(group.rows, output)]
 
 
-def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[Entry]:
+def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[ComparedRow]:
     """Return a group's rows, each with what it is compared with."""
     return [
-        Entry(row, None if row.is_baseline else group.baseline_for(row), against.get(row.run.path))
+        ComparedRow(row, None if row.is_baseline else group.baseline_for(row), against.get(row.run.path))
         for row in group.rows
     ]
 
 
-def pick_entry(study: Study, pick: Pick) -> Entry:
+def pick_entry(study: Study, pick: Pick) -> ComparedRow:
     """Return a headline's run with what it is compared with."""
-    return Entry(pick.row, pick.baseline, study.comparisons.get(pick.row.run.path))
+    return ComparedRow(pick.row, pick.baseline, study.comparisons.get(pick.row.run.path))
 
 
-def lay_out(columns: Sequence[Column], entries: Sequence[Entry], output: Output) -> Table:
+def lay_out(columns: Sequence[Column], entries: Sequence[ComparedRow], output: Output) -> Table:
     """Return the table of these rows: each column's values, and its differences as the output lays them out."""
     titles: list[str] = []
     cells: list[list[Cell]] = []
-    left: set[int] = set()
+    text_columns: set[int] = set()
     for column in columns:
-        left |= {len(titles)} if column.is_text else set()
+        text_columns |= {len(titles)} if column.is_text else set()
         titles.append(column.heading)
         cells.append([_value_cell(column, entry.row) for entry in entries])
         if column.change is None or output not in column.change_in or not any(entry.baseline for entry in entries):
@@ -122,7 +122,7 @@ def lay_out(columns: Sequence[Column], entries: Sequence[Entry], output: Output)
     rows = [list(row) for row in zip(*cells, strict=True)]
     ends = enumerate(pairwise(entry.row.is_baseline for entry in entries), 1)
     rules = frozenset(index for index, (above, below) in ends if above and not below)
-    return Table("", titles, rows, frozenset(left), rules)
+    return Table("", titles, rows, frozenset(text_columns), rules)
 
 
 def _value_cell(column: Column, row: Row) -> Cell:

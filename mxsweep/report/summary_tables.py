@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mxsweep.report.column_table import MEASURED
-from mxsweep.report.columns import Column, Entry, Output
+from mxsweep.report.columns import Column, ComparedRow, Output
 from mxsweep.report.metric_columns import metric_column
 from mxsweep.report.run_table import lay_out, pick_entry, run_columns
 from mxsweep.report.table import Cell, Table, text_cells
@@ -33,7 +33,7 @@ def won_back_table(group: Group, won: Sequence[RemedySteps]) -> Table:
         for step in ([RemedyStep(one.baseline, "baseline")] if one.baseline is not None else []) + one.steps
     ]
     rows = [step.row for _, step in steps]
-    entries = [Entry(step.row, step.before.other if step.before else None, step.before) for _, step in steps]
+    entries = [ComparedRow(step.row, step.before.other if step.before else None, step.before) for _, step in steps]
     metrics = [metric_column(name) for name in group.metric_names()]
     closed = {id(step.row): format_share(step.closed) or ABSENT for _, step in steps}
     gap = Column("gap_closed", "", lambda row: None, lambda row: closed[id(row)], title="gap closed", keeps_empty=True)

@@ -49,14 +49,14 @@ class Table:
         caption: a title above the table; "" for none.
         columns: a title for each column.
         rows: a cell for each column.
-        left: the columns of texts, by index, which stand left-aligned where numbers stand right-aligned.
+        text_columns: the columns of texts, by index, which stand left-aligned where numbers stand right-aligned.
         rule_before: the rows, by index, above which a rule is drawn.
     """
 
     caption: str
     columns: list[str]
     rows: list[list[Cell]]
-    left: frozenset[int] = frozenset()
+    text_columns: frozenset[int] = frozenset()
     rule_before: frozenset[int] = frozenset()
 
     @cached_property
@@ -73,8 +73,8 @@ class Table:
         """Return the table without the column of this title."""
         kept = [index for index, name in enumerate(self.columns) if name != title]
         rows = [[row[index] for index in kept] for row in self.rows]
-        left = frozenset(kept.index(index) for index in self.left if index in kept)
-        return Table(self.caption, [self.columns[index] for index in kept], rows, left, self.rule_before)
+        text_columns = frozenset(kept.index(index) for index in self.text_columns if index in kept)
+        return Table(self.caption, [self.columns[index] for index in kept], rows, text_columns, self.rule_before)
 
 
 def text_cells(texts: Iterable[str]) -> list[Cell]:
@@ -117,7 +117,7 @@ def latex(table: Table) -> str:
     for index, texts in enumerate(table.texts):
         rows += [SEPARATING_LINE] if index in table.rule_before else []
         rows.append([" ".join(text.split()) for text in texts])
-    align = ["left" if index in table.left else "right" for index in range(len(table.columns))]
+    align = ["left" if index in table.text_columns else "right" for index in range(len(table.columns))]
     text = tabulate(rows, table.columns, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
     return "\n".join(_with_symbols(" ".join(line.split())) for line in text.splitlines())
 

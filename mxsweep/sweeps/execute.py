@@ -32,7 +32,7 @@ class SweepRun:
     """Hold a planned run with its folder: everything that a worker needs to do the run.
 
     Attributes:
-        config: None where it cannot be; then ``error`` says why, and ``asked`` holds what was composed.
+        config: None where it cannot be; then ``error`` says why, and ``composed`` holds what was composed.
         yaml: what Hydra composed, file name to content.
         old_failure: of a run that failed before this launch, when (st_mtime_ns of its result.json): that failure does
             not count, a later one does.
@@ -44,12 +44,12 @@ class SweepRun:
     config_hash: str
     config: RunConfig | None
     error: str | None
-    asked: dict[str, Any]
+    composed: dict[str, Any]
     yaml: dict[str, str]
     old_failure: int | None = None
 
 
-class Observer(Protocol):
+class SweepObserver(Protocol):
     """Hear how a sweep goes, run by run."""
 
     def begin(self, run: SweepRun) -> None:
@@ -78,7 +78,7 @@ def settled_record(run: SweepRun) -> dict[str, Any] | None:
     return record if record["status"] == "done" or written != run.old_failure else None
 
 
-def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Sequence[Observer] = ()) -> None:
+def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Sequence[SweepObserver] = ()) -> None:
     """Do all runs that are not settled and that no other process does, until there is none.
 
     Args:
@@ -111,7 +111,9 @@ def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Seq
         pending = claimed_by_others
 
 
-def _do_claimed(run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequence[Observer]) -> dict[str, Any]:
+def _do_claimed(
+    run: SweepRun, claim: Lock, launch: str, retries: int, observers: Sequence[SweepObserver]
+) -> dict[str, Any]:
     """Do a run that this process has claimed. The death of the process, should it die, is counted before it could."""
     before = claim.read()
     deaths = before.get("deaths", 0) if before.get("launch") == launch else 0
@@ -166,8 +168,8 @@ def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:
     """Write and return the record of a run that failed without having begun."""
     from mxsweep.runs.new_record import describe_error, new_record
 
-    asked = run.config.as_dict() if run.config else run.asked
-    record = new_record(run.run_id, asked, run.overrides, run.config_hash)
+    config = run.config.as_dict() if run.config else run.composed
+    record = new_record(run.run_id, config, run.overrides, run.config_hash)
     record["error"] = describe_error(error)
     write_record(run.folder, record)
     return record

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.locks import Lock, holder
-from mxsweep.sweeps.execute import Observer, SweepRun, settled_record
+from mxsweep.sweeps.execute import SweepObserver, SweepRun, settled_record
 
 LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and submitit's files
 LOCK_NAME = "lock"
@@ -56,7 +56,7 @@ class Watch:
         running: what the process at work on a run says, by the run's id.
     """
 
-    def __init__(self, runs: Sequence[SweepRun], observers: Sequence[Observer]) -> None:
+    def __init__(self, runs: Sequence[SweepRun], observers: Sequence[SweepObserver]) -> None:
         self.unsettled = {run.run_id: run for run in runs}
         self.running: dict[str, dict[str, Any]] = {}
         self._observers = observers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.sweep_settings import Gpus, Slurm
 from mxsweep.sweeps import on_host, on_slurm
-from mxsweep.sweeps.execute import Observer, SweepRun, work
+from mxsweep.sweeps.execute import SweepObserver, SweepRun, work
 from mxsweep.sweeps.launch import Launch
 
 
@@ -20,7 +20,7 @@ def check_launcher(launcher: Gpus | Slurm | None, configs: Sequence[RunConfig]) 
 
 
 def launch_runs(
-    launcher: Gpus | Slurm | None, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]
+    launcher: Gpus | Slurm | None, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[SweepObserver]
 ) -> str | None:
     """Do the runs; return, where others do them later, a sentence on how to follow them.
 

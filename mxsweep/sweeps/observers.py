@@ -10,15 +10,15 @@ from typing import Any
 
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.sweeps.display import SweepDisplay
-from mxsweep.sweeps.execute import Observer, SweepRun
+from mxsweep.sweeps.execute import SweepObserver, SweepRun
 
 log = logging.getLogger("mxsweep")
 
 
 @contextmanager
-def observed(
+def observe_sweep(
     settings: Settings, runs: Sequence[SweepRun], done: Sequence[tuple[SweepRun, dict[str, Any]]], folder: Path
-) -> Iterator[list[Observer]]:
+) -> Iterator[list[SweepObserver]]:
     """Show what happens to ``runs``, log it where the settings say, and yield the observers to be told.
 
     Args:
@@ -34,7 +34,7 @@ def observed(
         hub, retries = logging.getLogger("huggingface_hub.utils._http"), _HubRetries()
         hub.addFilter(retries)
         stack.callback(hub.removeFilter, retries)
-        observers: list[Observer] = [display]
+        observers: list[SweepObserver] = [display]
         if settings.logging.name == "wandb":
             from mxsweep.sweeps.wandb_log import WandbLog
 

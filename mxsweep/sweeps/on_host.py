@@ -15,7 +15,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.config.sweep_settings import Gpus
 from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.gpus import visible_gpu_count
-from mxsweep.sweeps.execute import Observer, SweepRun
+from mxsweep.sweeps.execute import SweepObserver, SweepRun
 from mxsweep.sweeps.launch import Launch, LaunchError, Watch
 from mxsweep.sweeps.worker import Worker
 from mxsweep.terminal.errors import ConfigError
@@ -77,7 +77,7 @@ def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
     return gpus[: launcher.n]
 
 
-def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]) -> None:
+def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[SweepObserver]) -> None:
     """Do the runs in workers, a worker a GPU, or in a few on the CPU. Raises LaunchError, OSError."""
     gpus = gpus_for(launcher, [run.config for run in runs if run.config is not None])
     if gpus:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mxsweep.config.sweep_settings import Slurm
-from mxsweep.sweeps.execute import Observer, SweepRun
+from mxsweep.sweeps.execute import SweepObserver, SweepRun
 from mxsweep.sweeps.launch import Launch, LaunchError, Watch
 from mxsweep.sweeps.worker import Worker
 from mxsweep.terminal.errors import ConfigError
@@ -33,7 +33,7 @@ def check_commands() -> None:
 
 
 def work_on_slurm(
-    launcher: Slurm, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[Observer]
+    launcher: Slurm, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[SweepObserver]
 ) -> str | None:
     """Submit the jobs and, unless told not to wait, watch them; return a sentence on how to follow jobs that go on.
 

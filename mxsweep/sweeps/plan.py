@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mxsweep.config.composed_config import from_hydra, of_omegaconf
+from mxsweep.config.composed_config import describe_omegaconf_error, from_hydra
 from mxsweep.config.knobs import baseline_words, decides_only_quantized, is_knob, is_of_sweep, no_such_knob
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
@@ -54,7 +54,7 @@ class PlannedRun:
         words: its overrides as Hydra takes them; of an added baseline, those of the run that it is added for.
         overrides: those of them that say what the run is, as a person types them.
         config: None where it cannot be, and then ``error`` says why.
-        asked: the config as composed, for the record of a run that cannot be.
+        composed: the config as composed, for the record of a run that cannot be.
         config_hash: the config's; of a run that cannot be, a hash of what was asked for.
         run_id: stamp, habitual knobs, and the hash's beginning.
         subdir: its folder below the sweep's.
@@ -67,7 +67,7 @@ class PlannedRun:
     overrides: tuple[str, ...]
     config: RunConfig | None
     error: str | None
-    asked: dict[str, Any]
+    composed: dict[str, Any]
     config_hash: str
     run_id: str
     subdir: str
@@ -111,7 +111,7 @@ def plan(
         with composing(jobs[0], config_dir, paths_from) as composer:
             return _compose_all(jobs, multirun, composer)
     except OmegaConfBaseException as error:
-        raise ConfigError(of_omegaconf(error)) from error
+        raise ConfigError(describe_omegaconf_error(error)) from error
 
 
 def _count(overrides: Sequence[Override], multirun: bool) -> int:
@@ -223,7 +223,7 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
         overrides=overrides,
         config=config,
         error=error,
-        asked={} if config else _as_asked(knobs),
+        composed={} if config else _as_plain_data(knobs),
         config_hash=config_hash,
         run_id=run_id,
         subdir=str(cfg.hydra.sweep.subdir),
@@ -242,7 +242,7 @@ def _with_device(config: RunConfig, launcher: DictConfig) -> RunConfig:
         raise ConfigError(f"{error}; with hydra.launcher.gpus_per_node={gpus}, auto is the CPU") from None
 
 
-def _as_asked(knobs: DictConfig) -> dict[str, Any]:
+def _as_plain_data(knobs: DictConfig) -> dict[str, Any]:
     data = OmegaConf.to_container(knobs, resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}

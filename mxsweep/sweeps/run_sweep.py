@@ -18,7 +18,7 @@ from mxsweep.results.record import RECORD_NAME, find_runs
 from mxsweep.sweeps.execute import SweepRun, settled_record
 from mxsweep.sweeps.launch import Launch, LaunchError, begin_launch
 from mxsweep.sweeps.launchers import check_launcher, launch_runs
-from mxsweep.sweeps.observers import observed
+from mxsweep.sweeps.observers import observe_sweep
 from mxsweep.sweeps.plan import Plan, PlannedRun
 from mxsweep.sweeps.sweep_folder import how_to_go_on, make_writable, open_sweep_folder, quote_folder, shorten_folder
 from mxsweep.terminal.command import EXIT_FAILED, EXIT_INTERRUPTED
@@ -83,7 +83,7 @@ def _launch(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Swe
             else:
                 todo.append(run)
         _say_what_is_left(folder, runs, todo, plan)
-        with observed(plan.settings, runs, done, folder) as observers:
+        with observe_sweep(plan.settings, runs, done, folder) as observers:
             return runs, launch_runs(plan.settings.launcher, todo, launch, observers) if todo else None
 
 
@@ -108,7 +108,7 @@ def run_single(plan: Plan) -> int:
         raise ConfigError(f"hydra.run.dir: {str(folder)!r} already holds a run; give another folder")
     run = _sweep_run(planned, folder, planned.run_id)
     try:
-        with observed(plan.settings, [run], [], folder.parent) as observers:
+        with observe_sweep(plan.settings, [run], [], folder.parent) as observers:
             launch_runs(None, [run], Launch(_launch_name(), folder), observers)
     except KeyboardInterrupt:
         print("mxsweep: interrupted; the run left no result", file=sys.stderr)
@@ -160,7 +160,7 @@ def _sweep_run(planned: PlannedRun, folder: Path, run_id: str) -> SweepRun:
         config_hash=planned.config_hash,
         config=planned.config,
         error=planned.error,
-        asked=planned.asked,
+        composed=planned.composed,
         yaml=planned.yaml,
     )
     record = settled_record(run)

@@ -70,7 +70,7 @@ def engine_of(model: Any, tokens: int = 10_000, **options: Any) -> Engine:
 @torch.no_grad()
 def logits_alone(model: Any, passage: Passage) -> Tensor:
     logits: Tensor = model(input_ids=torch.from_numpy(passage.tokens)[None]).logits[0]
-    return logits[passage.asked]
+    return logits[passage.logit_positions]
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["at positions", "everywhere"])

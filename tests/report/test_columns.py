@@ -24,7 +24,7 @@ from mxsweep.report.columns import (
     Output,
     against_baseline,
     difference_of,
-    measured,
+    measured_column,
 )
 from mxsweep.report.data_files import load_table
 from mxsweep.report.wording import ABSENT
@@ -40,7 +40,7 @@ def test_a_column_declared_once_stands_in_every_output(tmp_path: Path) -> None:
     put_study(tmp_path, **FEW)
     for file in tmp_path.glob("*/result.json"):
         write_record(file.parent, read_record(file) | {"joules": 41.5})
-    declared = measured(
+    declared = measured_column(
         "joules", "energy, J", lambda row: row.number("joules"), "{:.1f} J".format, title="energy", outputs=EVERYWHERE
     )
     MEASURED.append(declared)
@@ -73,7 +73,7 @@ def test_a_declared_difference_from_the_baseline_stands_beside_its_column(tmp_pa
         return row.number("joules")
 
     less = against_baseline(joules, difference_of)
-    declared = measured(
+    declared = measured_column(
         "joules",
         "energy, J",
         joules,

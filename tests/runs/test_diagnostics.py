@@ -541,11 +541,11 @@ class TestGpu:
         formats = [MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), MXFormat("int8", 48)]
         for fmt in formats:
             y = quantize(x, fmt)
-            measure_blocks(x, fmt, answer=y, compare_exact=True)  # whatever is set up the first time
+            measure_blocks(x, fmt, quantized=y, compare_exact=True)  # whatever is set up the first time
             before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("error")
             try:
-                measured = measure_blocks(x, fmt, answer=y, compare_exact=True)
+                measured = measure_blocks(x, fmt, quantized=y, compare_exact=True)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
             assert fetch_statistics([measured])[0].elements == 512 * 512

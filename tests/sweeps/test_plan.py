@@ -168,7 +168,7 @@ def test_a_run_that_cannot_be_has_an_id_of_its_own() -> None:
     assert baseline.error is None
     assert sum(run.error is not None for run in runs) == 2
     assert len({run.run_id for run in found}) == len({run.subdir for run in found}) == 4
-    assert all(run.asked["scale_bits"] in (1, 40) for run in runs if run.error)
+    assert all(run.composed["scale_bits"] in (1, 40) for run in runs if run.error)
 
 
 def test_all_runs_of_a_sweep_have_one_stamp() -> None:
@@ -255,4 +255,4 @@ def test_knobs_of_a_sweep_are_checked(word: str, message: str) -> None:
 def test_a_plan_can_be_written_down() -> None:
     """What goes into sweep.json is plain data."""
     for run in planned("block_size=16,[8,8]", "format.activation=none").runs:
-        json.dumps([run.overrides, run.run_id, run.subdir, run.config_hash, run.asked])
+        json.dumps([run.overrides, run.run_id, run.subdir, run.config_hash, run.composed])

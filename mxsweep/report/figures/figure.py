@@ -27,7 +27,7 @@ CHARACTER = 6.6  # pixels, at most, of a letter in the legend
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """Describe a line of the legend: a look, or the `dash` of a rule."""
 
     name: str
@@ -50,7 +50,7 @@ class Figure:
     subtitle: str
     caption: str
     build: Callable[[str], Spec]
-    entries: Sequence[Entry] = ()
+    entries: Sequence[LegendEntry] = ()
     columns: Sequence[str] = ()
     cells: Sequence[Sequence[str]] = ()
     about: str = ""  # which quantity, to set figures of one beside each other
@@ -163,7 +163,7 @@ HIDDEN = [{"name": "hidden", "value": []}]  # the series that the page's legend 
 SHOWN = [{"filter": "indexof(hidden, datum.series) < 0"}]
 
 
-def _legend(entries: Sequence[Entry]) -> Spec:
+def _legend(entries: Sequence[LegendEntry]) -> Spec:
     """Draw the legend of a file: Vega's own shows a line's dash and its marker in separate legends."""
     y: Spec = {"axis": None, "scale": {"domain": [-0.5, len(entries) - 0.5], "reverse": True, "nice": False}}
     x: Spec = {"axis": None, "scale": {"domain": [0, 1], "range": [0, 34], "nice": False}}

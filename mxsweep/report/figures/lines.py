@@ -11,8 +11,8 @@ from typing import Any
 from mxsweep.report.figures.figure import (
     HIDDEN,
     SHOWN,
-    Entry,
     Figure,
+    LegendEntry,
     Spec,
     by_series,
     channel,
@@ -32,9 +32,9 @@ from mxsweep.report.figures.line_points import (
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
     Quantity,
-    against_baseline,
     baseline_data,
     baseline_layers,
+    describe_difference,
     is_log,
     varying,
     y_axis,
@@ -65,9 +65,9 @@ def line_figure(study: Study, quantity: Quantity, knob: str, in_page: bool = Tru
     else:
         lines, explaining = lines_of_runs(members, knob, places, quantity), "line" if len(members) > 1 else ""
     baselines = baseline_data(study, quantity)
-    entries = [Entry(line.name, look(i), note="" if line.points else ": no value") for i, line in enumerate(lines)] + [
-        Entry(base["series"], dash=tuple(base["dash"])) for base in baselines
-    ]
+    entries = [
+        LegendEntry(line.name, look(i), note="" if line.points else ": no value") for i, line in enumerate(lines)
+    ] + [LegendEntry(base["series"], dash=tuple(base["dash"])) for base in baselines]
     if not by_median and len(lines) > 1:
         caption += ". Lines stand a little apart along x so that equal ones can be told apart"
     return Figure(
@@ -167,7 +167,7 @@ def _data(lines: Sequence[Line], quantity: Quantity, knob: str, study: Study, lo
                 datum["high"] = point.high
             datum["run"] = row.run.run_id if alone else f"median of {len(point.rows)}"
             datum["config"] = study.config_text(row) if alone else f"{knob}={value}"
-            if alone and quantity.metric and (text := against_baseline(study, row, quantity.metric)):
+            if alone and quantity.metric and (text := describe_difference(study, row, quantity.metric)):
                 datum["difference"] = text
             error = quantity.error(row) if alone else None
             datum["value"] = format_value(point.value, error, quantity.digits)

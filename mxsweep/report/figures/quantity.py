@@ -105,7 +105,7 @@ def baseline_layers(ink: str, baselines: Sequence[dict[str, Any]], y: Spec, quan
     return [{"data": {"name": "baselines"}, "layer": layers, "resolve": {"scale": {"strokeDash": "independent"}}}]
 
 
-def against_baseline(study: Study, row: Row, metric: str) -> str:
+def describe_difference(study: Study, row: Row, metric: str) -> str:
     """Say a metric's difference from the baseline's, its interval, and whether it is significant; empty without one."""
     comparison = study.comparisons.get(row.run.path)
     text = difference(row, study.baselines[row.run.path], metric)

@@ -4,13 +4,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mxsweep.report.figures.figure import HIDDEN, SHOWN, Entry, Figure, Spec, channel, error_bars, numbers_of, points
+from mxsweep.report.figures.figure import (
+    HIDDEN,
+    SHOWN,
+    Figure,
+    LegendEntry,
+    Spec,
+    channel,
+    error_bars,
+    numbers_of,
+    points,
+)
 from mxsweep.report.figures.line_points import MOST_LINES
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
-    against_baseline,
     baseline_data,
     baseline_layers,
+    describe_difference,
     is_log,
     metric_quantity,
     y_axis,
@@ -53,10 +63,10 @@ def trade_off_figure(study: Study) -> Figure | None:
     names = list(dict.fromkeys(series))
     baselines = baseline_data(study, quantity)
     better = "low" if betterness(metric) < 0 else "high"
-    entries = [Entry(name, look(index), joined=False) for index, name in enumerate(names)]
+    entries = [LegendEntry(name, look(index), joined=False) for index, name in enumerate(names)]
     if len(study.front) > 1:
-        entries.append(Entry("Pareto front", dash=FRONT_DASH))
-    entries += [Entry(base["series"], dash=tuple(base["dash"])) for base in baselines]
+        entries.append(LegendEntry("Pareto front", dash=FRONT_DASH))
+    entries += [LegendEntry(base["series"], dash=tuple(base["dash"])) for base in baselines]
     front = [row.run.path for row in study.front]
     notes = [
         f"{index}: {study.config_text(row)}: {format_value(row.bits_per_weight)} bits, "
@@ -177,7 +187,7 @@ def _data(
             "config": study.config_text(row),
             "bits_text": format_value(row.bits_per_weight),
             "value": metric_cell(row, metric),
-            "difference": against_baseline(study, row, metric) or "unknown",
+            "difference": describe_difference(study, row, metric) or "unknown",
             "also": "; ".join(others) or "none",
         } | numbers_of(look(names.index(name)))
         if math.isfinite(error) and error > 0:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mxsweep.report.columns import Change, Column, Entry, Output
+from mxsweep.report.columns import Change, Column, ComparedRow, Output
 from mxsweep.report.run_table import pick_entry, run_columns
 from mxsweep.report.wording import ABSENT
 from mxsweep.study.group_study import Study
@@ -10,7 +10,7 @@ from mxsweep.study.headline import Pick
 
 
 @dataclass(frozen=True)
-class Metric:
+class CardLine:
     """Hold a line of a card."""
 
     title: str
@@ -28,7 +28,7 @@ class Card:
     config: str
     chosen: str
     run_id: str
-    metrics: list[Metric]
+    lines: list[CardLine]
 
 
 def cards(study: Study) -> list[Card]:
@@ -43,8 +43,8 @@ def _card(study: Study, pick: Pick) -> Card:
     return Card(pick.title, config, pick.chosen, pick.row.run.run_id, lines)
 
 
-def _line(column: Column, entry: Entry) -> Metric:
+def _line(column: Column, entry: ComparedRow) -> CardLine:
     change = column.change(entry) if column.change else Change(ABSENT)
     text = "" if change.text == ABSENT else change.card or change.text
     title = column.card_title or column.heading
-    return Metric(title, column.write(entry.row), text, change.interval, change.verdict)
+    return CardLine(title, column.write(entry.row), text, change.interval, change.verdict)
