@@ -110,7 +110,7 @@ def _quote_what_is_meant(word: str) -> str:
     bare = key.lstrip("+")
     if bare in knobs.folders():  # whatever is typed is one, unless it is in quotes or refers to other knobs
         return _quote_folder(bare, value)
-    if bare in ("modules", "task.data"):
+    if bare in knobs.mappings():
         word = _quote_mapping(key, value)
     if bare in knobs.paths() + knobs.free_text() and value and value[0] not in "'\"[{":
         if not is_readable(f"{bare}={value}"):

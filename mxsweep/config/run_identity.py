@@ -39,12 +39,12 @@ def identity_of(config: RunParts) -> Entries:
     Raises:
         ConfigError: a file of the model or of the data vanished or cannot be read.
     """
-    entries = _entries(config, OF_EVERY_RUN) | _alone(config, Scope.BASELINE)
+    entries = _entries(config, OF_EVERY_RUN) | entries_alone(config, Scope.BASELINE)
     entries["quantized"] = None
     if not config.recipe.is_baseline:
         remedies = _entries(config, OF_REMEDIES)
         version = {"remedies": REMEDIES_VERSION} if remedies else {}
-        entries["quantized"] = formats_entries(config) | remedies | version | _alone(config, Scope.RUN)
+        entries["quantized"] = formats_entries(config) | remedies | version | entries_alone(config, Scope.RUN)
     plain: Entries = json.loads(json.dumps(entries))
     return plain
 
@@ -53,7 +53,7 @@ def _entries(config: RunParts, places: dict[str, Callable[[RunParts], Entries]])
     return {name: value for entries in places.values() for name, value in entries(config).items()}
 
 
-def _alone(config: RunParts, scope: Scope) -> Entries:
+def entries_alone(config: RunParts, scope: Scope) -> Entries:
     """Return the knobs that stand in an identity by themselves: those that are neither off nor without effect."""
     values = values_of(config)
     return {

@@ -22,8 +22,6 @@ from mxsweep.model.quantize import left_out, quantize_model
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.progress_callback import Progress
 
-BY = ("module", "layer", "kind")
-
 
 @dataclass(frozen=True)
 class Part:

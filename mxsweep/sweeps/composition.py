@@ -36,13 +36,19 @@ class Composer:
     extra: tuple[str, ...]
     paths_from: Path | None
 
-    def compose(self, words: Sequence[str], number: int) -> DictConfig:
+    def compose(self, words: Sequence[str], number: int, unnamed: Sequence[str] = ()) -> DictConfig:
         """Return what Hydra makes of a run's overrides, for the run of this number, Hydra's own node included.
+
+        Args:
+            words: the overrides.
+            number: of the run.
+            unnamed: knobs that ``${hydra.job.override_dirname}`` leaves out.
 
         Raises:
             ConfigError: what Hydra refuses, as a knob that is not there; a path that only the current folder has.
         """
         overrides = [*words, *self.extra, f"hydra.job.num={number}", f"hydra.job.id={number}"]
+        overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(unnamed)}]")
         try:
             cfg = hydra_compose("config", overrides=overrides, return_hydra_config=True)
         except HydraException as error:

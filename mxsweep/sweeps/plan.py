@@ -18,10 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.config.composed_config import describe_omegaconf_error, from_hydra
-from mxsweep.config.knobs import baseline_words, decides_only_quantized, is_knob, is_of_sweep, no_such_knob
+from mxsweep.config.knob import Scope
+from mxsweep.config.knobs import (
+    baseline_words,
+    decides_only_quantized,
+    is_knob,
+    is_of_sweep,
+    no_such_knob,
+    notes,
+    switches,
+)
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.run_identity import entries_alone
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
 from mxsweep.sweeps.composition import Composer, composing, name_run
@@ -42,6 +52,7 @@ REFUSED_OF_HYDRA = {
     "hydra.hydra_logging": "Hydra starts no run here, and its logs are not used",
     "hydra.help": "the help is mxsweep's own: --help",
 }
+BASELINE_TYPED = ("format", "kv_quant")
 NAME_MAX = 255  # bytes of a folder's name on the file systems of Linux and macOS
 PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
 
@@ -277,8 +288,10 @@ def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[Plan
             there.add(_baseline_key(run.config))
             kept = [word for word in run.words if not decides_only_quantized(_root(word))]
             number = len(runs) + len(there)
-            cfg = composer.compose([*kept, *baseline_words()], number)
-            shown_words = [*_run_words(kept), "format=none", "kv_quant=none"]
+            # Of what makes it a baseline, a title and a folder name what a person would type.
+            unnamed = [path for path in switches() if path not in BASELINE_TYPED]
+            cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
+            shown_words = [*_run_words(kept), *(f"{path}=none" for path in BASELINE_TYPED)]
             yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run
 
@@ -286,10 +299,12 @@ def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[Plan
 def _baseline_key(config: RunConfig) -> Any:
     """Return what two runs have in common that are compared with one baseline."""
     task = config.task
-    # Without examples in the prompt it decides nothing unquantized; those that a task has by itself are not told apart.
-    seed = config.seed if task.num_fewshot else None
     fed = (task.names, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
-    return config.model, fed, config.limit, seed
+    # Without examples in the prompt the seed decides nothing unquantized; those that a task has by itself are not told
+    # apart.
+    left_out = notes() if task.num_fewshot else (*notes(), "seed")
+    alone = {path: value for path, value in entries_alone(config, Scope.BASELINE).items() if path not in left_out}
+    return config.model, fed, json.dumps(alone, sort_keys=True)
 
 
 def _root(override: str) -> str:

@@ -18,11 +18,13 @@ from mxsweep.config.knob import UNSET, Kind, Knob, Scope
 from mxsweep.config.knob_page import knob_page
 from mxsweep.config.knob_table import TABLE, by_path
 from mxsweep.config.option_files import conf_dir, option_names
+from mxsweep.config.overrides import prepare
 from mxsweep.config.run_identity import PLACES
 from mxsweep.config.value_types import Whole
 from mxsweep.report.data_files import load_table
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import write_record
+from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -107,21 +109,40 @@ def test_the_page_is_current() -> None:
     assert page.read_text(encoding="utf-8") == knob_page(), "python -m mxsweep.config.knob_page > docs/knobs.md"
 
 
-@pytest.fixture
-def dither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
-    """A knob more: its declaration, and its default in a copy of conf/."""
-    knob = Knob(
-        "ptq.dither", "how much weights are dithered, for trying out", Whole("0 or more"), Scope.RUN, off=0,
-        effect=effects.quantizes_weights,
-    )  # fmt: skip
+def declare(knob: Knob, default: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
+    """Add a knob: its declaration, and in a copy of conf/ its default, under `ptq` or, of no group, before it."""
     monkeypatch.setitem(TABLE, knob.path, knob)
-    conf = shutil.copytree(conf_dir(), tmp_path / "conf")
+    conf = shutil.copytree(conf_dir(), folder / "conf")
     config = (conf / "config.yaml").read_text(encoding="utf-8")
-    (conf / "config.yaml").write_text(config.replace("\nptq:\n", "\nptq:\n  dither: 0\n"), encoding="utf-8")
+    entry = f"\nptq:\n  {default}\n" if knob.group else f"\n{default}\nptq:\n"
+    (conf / "config.yaml").write_text(config.replace("\nptq:\n", entry), encoding="utf-8")
     for name, module in list(sys.modules.items()):
         if name.startswith("mxsweep.") and getattr(module, "conf_dir", None) is conf_dir:
             monkeypatch.setattr(module, "conf_dir", lambda: conf)
     return knob
+
+
+@pytest.fixture
+def dither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
+    knob = Knob(
+        "ptq.dither", "how much weights are dithered, for trying out", Whole("0 or more"), Scope.RUN, off=0,
+        effect=effects.quantizes_weights,
+    )  # fmt: skip
+    return declare(knob, "dither: 0", tmp_path, monkeypatch)
+
+
+def test_runs_that_differ_in_a_knob_of_baselines_have_a_baseline_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(
+        Knob("order", "for trying out", Whole("0 or more"), Scope.BASELINE, off=0), "order: 0", tmp_path, monkeypatch
+    )
+    runs = plan(prepare(["order=0,2", "format=mxfp4,nvfp4"])[0], multirun=True).runs
+    assert [" ".join(run.overrides) for run in runs] == [
+        "order=0 format=none kv_quant=none", "order=0 format=mxfp4", "order=0 format=nvfp4",
+        "order=2 format=none kv_quant=none", "order=2 format=mxfp4", "order=2 format=nvfp4",
+    ]  # fmt: skip
+    assert runs[0].config_hash == compose(["format=none"]).config_hash != runs[3].config_hash
 
 
 def test_a_knob_more_is_one_declaration_and_its_default(

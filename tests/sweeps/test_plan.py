@@ -31,6 +31,14 @@ def test_a_sweep_has_its_baseline_first() -> None:
     ]
 
 
+def test_a_baseline_names_its_folder_by_what_one_would_type() -> None:
+    runs = planned("block_size=16", "limit=10", "stamp=a", "hydra.sweep.subdir=${hydra.job.override_dirname}").runs
+    assert [run.subdir for run in runs] == [
+        "format='none',kv_quant='none',limit='10',stamp=a",
+        "block_size='16',limit='10',stamp=a",
+    ]
+
+
 def test_no_baseline_if_nobody_wants_one() -> None:
     assert said(planned("block_size=16,32", "baseline=false")) == ["block_size=16", "block_size=32"]
     assert said(planned("block_size=16", multirun=False)) == ["block_size=16"]
