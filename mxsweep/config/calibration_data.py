@@ -1,4 +1,4 @@
-"""Calibration data as far as planning looks at it: where it comes from, what identifies it, what it must not be.
+"""Look at calibration data as far as planning does: where it comes from, what identifies it, what it must not be.
 
 No torch, no tokenizer.
 """

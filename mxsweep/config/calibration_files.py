@@ -1,4 +1,4 @@
-"""Calibration texts in local files: where they are, what they hold, and what tells them from others.
+"""Read calibration texts in local files: where they are, what they hold, and what tells them from others.
 
 Imports nothing heavy: planning reads files, too. Every error is a ConfigError that names ``calibration.path``.
 """

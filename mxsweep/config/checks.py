@@ -1,4 +1,4 @@
-"""Checks of single values: each raises ConfigError naming the field, the value and what is allowed."""
+"""Check single values: each check raises ConfigError naming the field, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -33,22 +33,26 @@ def is_folder(path: Path) -> bool:
 
 
 def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless the value is one of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
 
 
 def check_flag(field: str, value: Any) -> None:
+    """Raise ConfigError unless the value is true or false."""
     if not isinstance(value, bool):
         raise ConfigError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
 
 
 def check_integer(field: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+    """Raise ConfigError unless the value is a whole number from ``low`` to ``high`` (None: without end)."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def check_model_path(field: str, path: Any) -> None:
+    """Raise ConfigError unless the path is a folder that holds a model, a name on the hub, or the embedded model."""
     hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
     if path is None:
         raise ConfigError(f"{field}: is not given; give {hint}")
@@ -72,6 +76,7 @@ def check_model_path(field: str, path: Any) -> None:
 
 
 def check_limit(field: str, limit: Any) -> None:
+    """Raise ConfigError unless the limit is a count of examples, a fraction of them, or None."""
     whole = isinstance(limit, int) and not isinstance(limit, bool) and 0 < limit < 2**63
     share = isinstance(limit, float) and 0 < limit < 1
     if limit is not None and not whole and not share:

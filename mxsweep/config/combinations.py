@@ -1,4 +1,4 @@
-"""Checks of values that cannot go together, though each alone is fine."""
+"""Refuse values that cannot go together, though each alone is fine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats as a config has them: from names, a format's own values and explicit ones to element formats and scales.
+"""Resolve formats as a config names them, a format's own values and explicit ones, to element formats and scales.
 
 A named format (``conf/format/nvfp4.yaml``) may bring its own block size and scale. Explicit ones (``block_size=32``)
 win, for the run's format and for those of single modules alike. Options are looked for in all folders of config

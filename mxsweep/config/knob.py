@@ -1,4 +1,4 @@
-"""Declarations of knobs: what there is to say of one, said once. The knobs themselves are in ``knob_table.py``."""
+"""Define what a knob's declaration says, once for all who ask. The knobs themselves are in ``knob_table.py``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Knob:
         label: what tables call it, and that they show it first; None where they call it by its path.
         shown_at: where a record has the value that tables show; None for the path.
         place: of identity: the entry of a run's identity that the knob decides, perhaps with others (see
-            ``identity.py``); None where its value stands there by itself, under its path.
+            ``run_identity.py``); None where its value stands there by itself, under its path.
         is_group: whether options for it are in ``conf/PATH/``.
         tells_metrics_apart: metrics of runs that differ in it do not mean the same, so they are never compared.
         is_note: what a run leaves besides its metrics, which tells no results apart.

@@ -1,4 +1,4 @@
-"""Answers that follow from the table of knobs: each list of knobs that a part of mxsweep needs.
+"""Derive from the table of knobs each list of knobs that a part of mxsweep needs.
 
 Every function looks at the table when it is called, so that a knob that is added to the table is in all of them.
 """

@@ -1,4 +1,4 @@
-"""Keys and values as a config has them: element formats, and how they are applied."""
+"""Hold keys and values as a config has them: element formats, and how they are applied."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class KVConfig:
 
     @property
     def name(self) -> str:
+        """Return what tables call the formats."""
         return self.key if self.key == self.value else f"k:{self.key},v:{self.value}"
 
     @property

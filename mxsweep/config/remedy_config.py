@@ -1,4 +1,4 @@
-"""Remedies as a config has them: calibration data, how weights are quantized, rotations.
+"""Hold remedies as a config has them: calibration data, how weights are quantized, rotations.
 
 Checks of single values are in the knob table; here are those that several knobs take. No torch.
 """
@@ -74,6 +74,7 @@ class PTQConfig:
 
     @property
     def needs_calibration(self) -> bool:
+        """Return whether the method, or spending the budget, looks at calibration data."""
         return self.by_output or self.budget is not None
 
     def as_dict(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class TaskConfig:
 
     @property
     def name(self) -> str:
+        """Return what tables call the tasks."""
         return "+".join(self.names)
 
 

@@ -1,4 +1,4 @@
-"""Types of a knob's values: each checks a value as composed, and says what is allowed.
+"""Type the values of knobs: each type checks a value as composed, and says what is allowed.
 
 A check raises ConfigError with one sentence that names the knob, the value and what is allowed. What depends on other
 knobs (a file that must hold a task's field, a tile that only weights can have) is checked where those are known.

@@ -1,4 +1,4 @@
-"""Weight methods as a config knows them: their names, their options, what they need. No torch.
+"""Declare weight methods as a config knows them: their names, their options, what they need. No torch.
 
 How a method chooses a weight's values is in a file of its own, ``solvers/NAME.py``; see :mod:`mxsweep.solvers.methods`.
 What a config, a hash, a table and ``--help`` say of it follows from its declaration here. A new method is that file and

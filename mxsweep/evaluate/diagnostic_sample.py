@@ -53,10 +53,12 @@ class Sample:
 
     @property
     def positions(self) -> int:
+        """Count the positions whose logits are compared."""
         return sum(passage.rows for example in self.examples for passage in example)
 
     @property
     def tokens(self) -> int:
+        """Count the tokens of all examples."""
         return _tokens(self.examples)
 
     @cached_property

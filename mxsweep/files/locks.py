@@ -58,6 +58,7 @@ class Lock:
         os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
 
     def release(self) -> None:
+        """Let go of the lock; the file stays."""
         os.close(self._descriptor)
 
 

@@ -1,4 +1,4 @@
-"""Microscaling formats: what an element, a scale and a block are, and which tensor gets which. Plain data, no torch."""
+"""Describe microscaling formats: elements, scales, blocks, and which tensor gets which. Plain data, no torch."""
 
 from mxsweep.formats.backends import (
     ARITHMETICS,

@@ -1,4 +1,4 @@
-"""Element formats: the narrow numbers that a block's elements are written in.
+"""Describe element formats: the narrow numbers that a block's elements are written in.
 
 There are two kinds. A minifloat (`Minifloat`, fp<n>_e<E>m<M>) has a sign, E exponent bits and M mantissa bits. The
 numbers come from the OCP Microscaling Formats (MX) Specification v1.0 (section 5.3), from the OCP 8-bit Floating Point

@@ -1,4 +1,4 @@
-"""Block formats: one element format, one scale format, one block shape and their roundings, checked together.
+"""Describe block formats: an element format, a scale format, a block shape and their roundings, checked together.
 
 A microscaling (MX) format cuts a tensor into blocks and writes each block as one shared scale s and one narrow number q
 per element; a value reads back as q * s (OCP Microscaling Formats (MX) Specification v1.0, section 5.1). Three choices

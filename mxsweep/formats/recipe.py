@@ -1,4 +1,4 @@
-"""Recipes: which format each kind of tensor gets, and in which basis. Plain data: no torch, no config."""
+"""Describe recipes: which format each kind of tensor gets, and in which basis. Plain data: no torch, no config."""
 
 from __future__ import annotations
 

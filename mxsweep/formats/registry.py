@@ -1,4 +1,4 @@
-"""Names that can be added to while the program runs, for messages and checks that must show what there is now."""
+"""Show the names in a registry that grows while the program runs, for messages and checks that must name them all."""
 
 from __future__ import annotations
 

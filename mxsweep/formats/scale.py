@@ -1,4 +1,4 @@
-"""Scale formats: what the scale that a block's elements share is stored as. A scale is never negative.
+"""Describe scale formats: what the scale that a block's elements share is stored as. A scale is never negative.
 
 * `e8m0`: a power of two, OCP MX v1.0, section 5.4.1. `MXFormat.scale_bits` narrows its exponents.
 * `e5m3`: unsigned, bias 15. The top exponent is an ordinary one, only the all-ones code is NaN: largest

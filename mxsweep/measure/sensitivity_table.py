@@ -1,4 +1,4 @@
-"""Sensitivity as text."""
+"""Write the sensitivity of a model's parts as a table of text."""
 
 from __future__ import annotations
 

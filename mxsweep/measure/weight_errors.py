@@ -1,4 +1,4 @@
-"""Errors of every weight of a model in the formats of a config."""
+"""Measure the error of every weight of a model in the formats of a config."""
 
 from __future__ import annotations
 

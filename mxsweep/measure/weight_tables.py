@@ -1,4 +1,4 @@
-"""Errors of weights as text: one config in full, or several side by side."""
+"""Write errors of weights as text: one config in full, or several side by side."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models: loading them, and putting MX formats in and taking them out again."""
+"""Load models, and put MX formats in and take them out again."""

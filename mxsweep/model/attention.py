@@ -1,4 +1,4 @@
-"""Keys and values in an MX format, in a model: put in and taken out again.
+"""Put MX formats of keys and values into a model, and take them out again.
 
 attention_interface.py reaches a model's attention, kv.py quantizes keys and values, key_versions.py says which version
 of them a query reads, rope.py finds the keys before RoPE.

@@ -1,4 +1,4 @@
-"""Standing between a model and its attention, in any model that goes through transformers' attention interface.
+"""Stand between a model and its attention, in any model that goes through transformers' attention interface.
 
 transformers lets a model's attention be named. Two names are registered here, ``mxsweep_sdpa`` and ``mxsweep_eager``:
 each hands a call to the :class:`Listener` of its module, which may change the keys and values before it calls the

@@ -1,4 +1,4 @@
-"""MX linear layers: a quantized input times a weight that was quantized once.
+"""Compute MX linear layers: a quantized input times a weight that was quantized once.
 
 Legend: x (..., C) input, W (N, C) weight of a linear layer, y (..., N) = Q(x) Q(W)^T + b. Both are quantized along
 C, the dimension that the product sums over, so that a block's scales could be factored out of the sum in hardware.

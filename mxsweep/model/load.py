@@ -1,4 +1,4 @@
-"""Models as they are, loaded once and kept between the runs of a process."""
+"""Load models as they are, once, and keep them between the runs of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of the inputs, keys and values that a quantized model quantizes, gathered while it runs.
+"""Gather statistics of the inputs, keys and values that a quantized model quantizes, while it runs.
 
 Legend: B sequences of a batch, T tokens of its longest, C channels, H heads, D head_dim; N tokens of the batch that
 are measured. A batch is padded on the right, and what stands there must not enter any statistics.

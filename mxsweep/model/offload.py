@@ -1,4 +1,4 @@
-"""Original weights in host memory, where a GPU has no room for them beside their quantized copies."""
+"""Move original weights to host memory, where a GPU has no room for them beside their quantized copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perturbations of the size of rounding errors, to find out what a result owes to them.
+"""Perturb a model by the size of rounding errors, to find out what a result owes to them.
 
 A quantized model is chaotic: where a value lies close to the border between two grid values, a change in its last bit
 moves it by a whole step, and so on through the layers. The order in which a sum is added up (another batch, another

@@ -44,10 +44,12 @@ class LayerReport:
 
     @property
     def weights(self) -> int:
+        """Count the elements of the weight."""
         return math.prod(self.shape)
 
     @property
     def stored_bits(self) -> int:
+        """Return the bits that storing the weight takes, scales included."""
         return self.weight.stored_bits(self.shape) if self.weight else self.weights * self.bits
 
 
@@ -115,6 +117,7 @@ class QuantizationReport:
         stored: Stored,
         offloaded_bytes: int = 0,
     ) -> QuantizationReport:
+        """Sum up reports of layers; ``attention`` has the places of the attention modules."""
         weights = sum(layer.weights for layer in layers)
         return QuantizationReport(
             layers=tuple(layers),
@@ -129,10 +132,12 @@ class QuantizationReport:
 
     @property
     def bits_per_parameter(self) -> float:
+        """Return the bits that storing a parameter of the model takes, on average."""
         return self.stored.bits / self.stored.parameters
 
     @property
     def parameter_bytes(self) -> int:
+        """Return the bytes that storing the whole model takes."""
         return round(self.stored.bits / 8)
 
     def _sum(self, field: str) -> int:

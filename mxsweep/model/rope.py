@@ -1,4 +1,4 @@
-"""Keys before the rotary embedding (RoPE), of models whose attention receives them after it.
+"""Overhear keys before the rotary embedding (RoPE), of models whose attention receives them after it.
 
 No interface hands these keys over, so they are overheard: they come out of the attention module's ``k_norm`` where the
 model normalizes keys, else out of its ``k_proj``. The model's own ``apply_rotary_pos_emb`` embeds them, with the

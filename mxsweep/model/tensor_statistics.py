@@ -1,4 +1,4 @@
-"""Statistics of every quantized tensor of a model, as rows of a table and pooled by kind of tensor. Plain data."""
+"""Hold statistics of every quantized tensor of a model, as rows of a table and pooled by kind. Plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block statistics: how many scales were clamped, how many elements saturated, and the error, of quantizing a tensor.
+"""Measure what quantizing does to a tensor's blocks: scales clamped, elements saturated, and the error.
 
 A run that reports these numbers explains itself: when `scale_bits` 6 and 8 agree to the last digit, it is because no
 block's scale was clamped at either.

@@ -1,4 +1,4 @@
-"""Cutting a tensor into blocks without copying or padding it.
+"""Cut a tensor into blocks without copying or padding it.
 
 A block is a view: an axis of length n = k * b becomes two, (k, b), and reductions over the second see one
 block each. An axis that is no multiple of the block ends in a shorter block, so the tensor falls into two

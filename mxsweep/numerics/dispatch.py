@@ -1,4 +1,4 @@
-"""`quantize`: the one way in, which checks the arguments, gives the gradient and asks a backend.
+"""Provide `quantize`, the one way in, which checks the arguments, gives the gradient and asks a backend.
 
 The torch backend (definition.py) says what the answer is; the others give the same one or refuse.
 """

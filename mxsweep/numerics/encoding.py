@@ -1,4 +1,4 @@
-"""`encode` and `decode`: a tensor as the codes that a checkpoint or a tensor core holds, and back.
+"""Encode a tensor as the codes that a checkpoint or a tensor core holds, and decode them.
 
 `quantize` in exact arithmetic is `decode(encode(x))`, bit for bit, without making the codes in between: both round with
 `round_blocks` and read back with `restore` (reference/definition.py), and a value on a format's grid survives its code

@@ -1,4 +1,4 @@
-"""Rotation of a tensor's last dimension by an orthogonal matrix with entries of nearly one size.
+"""Rotate a tensor's last dimension by an orthogonal matrix with entries of nearly one size.
 
 x W^T = (x R) (W R)^T for every orthogonal R, so rotating both operands of a product changes nothing until they are
 quantized: then an outlier of x no longer sets the scale of its block alone but is spread over all channels (QuaRot,

@@ -1,4 +1,4 @@
-"""Quantization by Microsoft's library (github.com/microsoft/microxcaling, module `mx`).
+"""Quantize by Microsoft's library (github.com/microsoft/microxcaling, module `mx`).
 
 The library has two paths: operations of PyTorch in the tensor's dtype, which is what `arithmetic="native"` means, and
 its own CUDA kernels in float32 (`custom_cuda=True` there), which is "exact" and needs tensors on a GPU. What

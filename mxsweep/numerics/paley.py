@@ -1,4 +1,4 @@
-"""Orthogonal matrices with entries of nearly one size, of any order: what a Hadamard rotation multiplies by.
+"""Construct orthogonal matrices with entries of nearly one size, of any order, for Hadamard rotations.
 
 A Hadamard matrix of order n has entries +-1 and orthogonal rows; divided by sqrt(n) it is orthogonal, and spreads a
 single outlier evenly over all n channels. Beyond 1 and 2 the order must be a multiple of 4. Here they come from

@@ -1,4 +1,4 @@
-"""Philox4x32-10: the counter-based random numbers of stochastic rounding.
+"""Draw the random numbers of stochastic rounding, by a counter: Philox4x32-10.
 
 Element i of an example draws from Philox(key, counter = i), whatever thread, device or batch computes it, so
 that every backend rounds it alike. Philox (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as

@@ -1,1 +1,1 @@
-"""Weight methods: how the quantized values of a weight are chosen. One file a method, with a function ``solve``."""
+"""Choose the quantized values of a weight: one file a weight method, with a function ``solve``."""

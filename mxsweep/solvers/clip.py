@@ -1,4 +1,4 @@
-"""Better scales for a weight's blocks than their largest magnitudes give.
+"""Search for better scales for a weight's blocks than their largest magnitudes give.
 
 A format's own rule fits the scale to a block's largest element, which then costs all the others their resolution. Here
 each block gets, of some scales around that one, the scale of least weighted squared error

@@ -1,4 +1,4 @@
-"""GPTQ: a weight's elements chosen one column after the other, each making up for the errors of those before it.
+"""Choose a weight's elements by GPTQ: one column after the other, each making up for the errors before it.
 
 What quantizing a layer's weight w to q costs its output is quadratic, with the Hessian H = 2 x^T x / tokens of inputs:
 

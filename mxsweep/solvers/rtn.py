@@ -1,4 +1,4 @@
-"""Rounding to nearest: every element by itself, with the scale that the format's rule gives its block.
+"""Round to nearest: every element by itself, with the scale that the format's rule gives its block.
 
 What the other methods are compared with. A run with ``ptq=rtn`` solves for nothing: a layer rounds its weight itself,
 in the run's backend and arithmetic, as it does every other tensor. In exact arithmetic the values are those of `solve`.

@@ -1,1 +1,1 @@
-"""CUDA kernels, compiled by NVRTC when a format is first used, and the Python that launches them."""
+"""Launch CUDA kernels, which NVRTC compiles when a format is first used."""

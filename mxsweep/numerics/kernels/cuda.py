@@ -1,4 +1,4 @@
-"""`quantize` on a GPU: mx.cu compiled for a format, launched on torch's current stream.
+"""Quantize on a GPU: mx.cu compiled for a format, launched on torch's current stream.
 
 One pass over memory: each thread reads 16 bytes, the threads of a block exchange its maximum, and the elements are
 written. What does not fit that (blocks along another axis, tiles, blocks that end short or have an odd size) goes to a

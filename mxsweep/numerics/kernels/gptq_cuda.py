@@ -1,4 +1,4 @@
-"""GPTQ's rounding of a group of columns on a GPU: gptq.cu, compiled behind mx.cu, whose arithmetic it uses."""
+"""Round a group of columns for GPTQ on a GPU: gptq.cu, compiled behind mx.cu, whose arithmetic it uses."""
 
 from __future__ import annotations
 

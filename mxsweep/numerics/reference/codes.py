@@ -1,4 +1,4 @@
-"""Codes of values that lie on a format's grid, and the values of codes.
+"""Find the codes of values that lie on a format's grid, and the values of codes.
 
 A format says in one place, its `decode`, what each of its codes means. Both directions are tables made from that:
 value by code, and code by value. So a format that can be decoded can be encoded, whatever its codes look like: sign and

@@ -1,4 +1,4 @@
-"""Fake quantization, the definition: what a tensor becomes in a microscaling format, in plain torch.
+"""Define fake quantization: what a tensor becomes in a microscaling format, in plain torch.
 
 For each block of x, with the element format's rounding function q(.):
 

@@ -1,4 +1,4 @@
-"""Rounding quotients onto an element format's grid.
+"""Round quotients onto an element format's grid.
 
 Around a value a the grid's spacing is its ulp: u = 2^(max(floor(log2 |a|), emin) - M), with the format's
 smallest normal exponent emin and its M mantissa bits. So a becomes a whole number of ulps, rounded, then held

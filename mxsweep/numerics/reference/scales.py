@@ -1,4 +1,4 @@
-"""From the maximum of a block to the scale that its elements are divided by.
+"""Choose the scale that a block's elements are divided by, from the maximum of the block.
 
 `e8m0` (OCP MX v1.0, section 6.3, step 1 and 2): the scale is 2^e, where amax is the block's largest
 magnitude, emax the exponent of the element format's largest value, and `scale_rounding` says
