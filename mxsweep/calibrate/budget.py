@@ -27,19 +27,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from mxsweep.calibrate.knapsack import choose_within
 from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.forward.sequence_loss import Divergence
+from mxsweep.model.quantize import quantize_model
+from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from mxsweep.forward.sequence_loss import Divergence
 
 Costs = dict[str, dict[str, float]]  # module -> candidate -> loss, nats a token
 
@@ -140,8 +139,6 @@ def measure_costs(
     Returns:
         Nats a token by module and candidate.
     """
-    from mxsweep.model.quantize import quantize_model
-
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     modules = list(counted_modules(model, recipe, candidates)[0])
     alone = dataclasses.replace(recipe, linear=LinearFormats(), key=None, value=None)
@@ -169,8 +166,6 @@ def counted_modules(
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
-    from mxsweep.model.sites import find_sites
-
     patterns = [pattern for pattern, _ in recipe.modules]
     every = find_sites(model, dataclasses.replace(recipe, linear=next(iter(candidates.values())), modules=()))
     free = {
@@ -215,8 +210,6 @@ def spend(
     Raises:
         ConfigError: the budget cannot be kept, or nothing can be chosen or measured.
     """
-    from mxsweep.forward.sequence_loss import Divergence
-
     sizes, fixed = counted_modules(model, recipe, candidates)
     nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
     choose_formats(sizes, candidates, nothing, budget, fixed=fixed)  # refused before anything is measured

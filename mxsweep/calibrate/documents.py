@@ -10,18 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import datasets
 import huggingface_hub
 from datasets.exceptions import DatasetsError
 
 from mxsweep.config.calibration_files import path_of
+from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.terminal.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxsweep.config.remedy_config import CalibrationConfig
 
 log = logging.getLogger(__name__)
 

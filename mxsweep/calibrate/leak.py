@@ -13,18 +13,16 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.calibration_data import refuse_same_file
+from mxsweep.config.remedy_config import CalibrationConfig
+from mxsweep.config.task_config import TaskConfig
 from mxsweep.terminal.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxsweep.calibrate.texts import Calibration
-    from mxsweep.config.remedy_config import CalibrationConfig
-    from mxsweep.config.task_config import TaskConfig
 
 RUN_WORDS = 32
 SHORT_WORDS = 13  # documents of fewer words are too likely to be met by chance

@@ -13,8 +13,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
+
+import numpy as np
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
 
 from mxsweep.config.calibration_data import calibration_identity, resolve_calibration
 from mxsweep.config.calibration_files import (
@@ -23,17 +27,11 @@ from mxsweep.config.calibration_files import (
     path_of,
     text_of_file,
 )
+from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import json_digest
 from mxsweep.terminal.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from tokenizers import Encoding
-    from transformers import PreTrainedTokenizerBase
-
-    from mxsweep.config.model_config import ModelConfig
-    from mxsweep.config.remedy_config import CalibrationConfig
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +114,6 @@ class _Tokens:
 def _sample(
     config: CalibrationConfig, sampled: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Calibration:
-    import numpy as np
-
     prefix = _prefix(tokenizer)
     length = min(config.length, max_length)
     room = length - len(prefix)

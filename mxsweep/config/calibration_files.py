@@ -8,14 +8,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mxsweep.config.checks import check_rows, expanded
+from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxsweep.config.remedy_config import CalibrationConfig
 
 ROWS_SUFFIX = ".jsonl"
 BETWEEN_DOCUMENTS = "\n\n"

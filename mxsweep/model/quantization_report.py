@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,10 +15,7 @@ from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.operands import Place
 from mxsweep.model.sites import Site
 from mxsweep.model.tensor_statistics import TensorStatistics
-from mxsweep.numerics import MXFormat
-
-if TYPE_CHECKING:
-    from mxsweep.numerics import BlockStatistics
+from mxsweep.numerics import BlockStatistics, MXFormat
 
 
 @dataclass(frozen=True)
