@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from mxsweep.files.atomic import write_csv
-from mxsweep.sweeps.configs_to_measure import add_knob_arguments, weight_configs
+from mxsweep.sweeps.configs_to_measure import add_knob_arguments, output_folder, weight_configs
 from mxsweep.terminal.command import run_command, write_output
 
 PROGRAM = "mxsweep.inspect"
@@ -38,7 +37,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     inspected = [inspect_weights(label, config) for label, config in configs]
     print(one_text(inspected[0]) if len(inspected) == 1 else side_by_side_text(inspected))
-    output = arguments.output or Path("outputs") / f"inspect_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
 
     def write(folder: Path) -> list[Path]:
         table = folder / "inspect.csv"
@@ -48,7 +46,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
         return [table, *draw_weights(inspected, folder)]
 
-    return write_output(PROGRAM, output, write)
+    return write_output(PROGRAM, output_folder(arguments, "inspect"), write)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from mxsweep.files.atomic import write_csv
-from mxsweep.sweeps.configs_to_measure import add_knob_arguments, loss_config
+from mxsweep.sweeps.configs_to_measure import add_knob_arguments, loss_config, output_folder
 from mxsweep.terminal.command import run_command, write_output
 from mxsweep.terminal.progress_bars import progress_bars
 
@@ -39,11 +38,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     with progress_bars() as progress:
         measured, calibration = measure_config(config, arguments.by, progress)
-    formats = (
-        f"{config.format.name}{'' if config.kv_quant.name == 'none' else f', keys and values {config.kv_quant.name}'}"
-    )
+    keys_and_values = "" if config.kv_quant.name == "none" else f", keys and values {config.kv_quant.name}"
+    formats = f"{config.format.name}{keys_and_values}"
     print(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(measured)}")
-    output = arguments.output or Path("outputs") / f"sensitivity_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
 
     def write(folder: Path) -> list[Path]:
         table = folder / "sensitivity.csv"
@@ -53,7 +50,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
         return [table, *draw_sensitivity(rows, formats, folder)]
 
-    return write_output(PROGRAM, output, write)
+    return write_output(PROGRAM, output_folder(arguments, "sensitivity"), write)
 
 
 def _parser() -> argparse.ArgumentParser:

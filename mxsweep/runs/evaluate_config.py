@@ -19,9 +19,9 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.cuda import launch_count
 from mxsweep.runs.diagnostics import Diagnostics
-from mxsweep.runs.environment import describe_device, peak_memory, seed_and_count_memory
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
+from mxsweep.runs.process import describe_device, peak_memory, seed_and_count_memory
 from mxsweep.runs.run_result import RunFiles, RunResult
 from mxsweep.terminal.progress_callback import Progress
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from mxsweep.config.command_line import check_no_sweep_knobs
@@ -23,6 +24,12 @@ def add_knob_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--output", type=Path, metavar="DIR", help=f"where the files go (default: outputs/{name}_<time>)"
     )
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="a further folder of config files")
+
+
+def output_folder(arguments: argparse.Namespace, name: str) -> Path:
+    """Return the folder that the command's files go to: the one that was named, or outputs/NAME_TIME."""
+    folder: Path | None = arguments.output
+    return folder or Path("outputs") / f"{name}_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
 
 
 def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[str, RunConfig]]:
