@@ -1,9 +1,10 @@
-"""Declare every knob, once. Defaults are in ``conf/``, and nowhere else.
+"""Declare every knob, once, and none of their defaults, which are in ``conf/``.
 
 From this table come a run's identity and its baseline's config, what tables show and call it, ``--help``,
 docs/knobs.md, how the command line reads a value, which paths count from the folder that they were typed in, and what
 is fuzzed. A new leaf is an entry here, its default in ``conf/config.yaml``, and the code that uses it; with an ``off``
-value, runs without it stay the runs that they were.
+value, runs without it stay the runs that they were. (Knobs of sweeps, which decide no result, are declared in
+``sweep_knobs.py``, and are part of the table.)
 
 The order is that of the help, of columns, and of checks.
 """
@@ -16,7 +17,10 @@ from typing import Any
 from mxsweep.config import effects
 from mxsweep.config.checks import check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
+from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.value_types import (
+    WORD,
+    WORD_OR_NULL,
     Block,
     Checked,
     Choice,
@@ -26,21 +30,16 @@ from mxsweep.config.value_types import (
     Mapping,
     Number,
     Pattern,
-    Text,
     ValueType,
     Whole,
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
 from mxsweep.formats.recipe import MATMULS
-from mxsweep.terminal.errors import ConfigError
 
 MOST_NOISE = 100  # further evaluations of a run
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
-WORD = Text("a word")
-WORD_OR_NULL = Text("a word, or null", or_null=True)
 SCALE_OR_AUTO = Choice(words=SCALE_NAMES, or_auto=True)
-
 
 TILE = "0 for the whole row, [rows,columns] for a tile of a weight"
 BLOCK = Block(f"a whole number, {TILE}")
@@ -75,6 +74,11 @@ def _ptq(path: str, help: str, type: ValueType, off: Any = UNSET, **more: Any) -
     return Knob(f"ptq.{path}", help, type, Scope.RUN, off, place="ptq", of_remedy=True, **more)
 
 
+def _rotation(path: str, help: str, type: ValueType, remedy: Remedy | None = None, **more: Any) -> Knob:
+    """Declare a knob of which operands are rotated, and how."""
+    return Knob(path, help, type, Scope.RUN, place="rotation", remedy=remedy, of_remedy=remedy is None, **more)
+
+
 def _calibration(path: str, help: str, type: ValueType, off: Any = UNSET, **more: Any) -> Knob:
     """Declare a knob of what is calibrated on."""
     return Knob(
@@ -101,38 +105,6 @@ def _task(path: str, help: str, type: ValueType, scope: Scope = Scope.BASELINE, 
     defaults: dict[str, Any] = {"place": "task"}
     return Knob(f"task.{path}", help, type, scope, **defaults | more)
 
-
-def _sweep(path: str, help: str, type: ValueType, **more: Any) -> Knob:
-    """Declare a knob of how a sweep is gone about."""
-    return Knob(path, help, type, Scope.SWEEP, **more)
-
-
-def _launcher(path: str, help: str, type: ValueType, **more: Any) -> Knob:
-    """Declare a knob of a launcher."""
-    return Knob(f"hydra.launcher.{path}", help, type, Scope.SWEEP, **more)
-
-
-def check_shell_lines(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is a list of texts."""
-    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise ConfigError(f"{knob}: {value!r} must be a list of shell lines, as '[module load x]'")
-
-
-def check_sbatch(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is a mapping."""
-    if not isinstance(value, dict):
-        raise ConfigError(f"{knob}: {value!r} must be a mapping, as {{reservation: NAME}}")
-
-
-def check_text_or_number(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is a word, a number that stands for one, or None."""
-    if value is not None and not (isinstance(value, str | int) and str(value).strip()):
-        raise ConfigError(f"{knob}: {value!r} must be a word or null")
-
-
-TEXT_OR_NUMBER = Checked("a word, or null", check_text_or_number)
-AT_LEAST_1 = Whole("a whole number, at least 1", 1)
-COUNT = Whole("0 or more", 0)
 
 GROUPS = (
     _format(
@@ -162,13 +134,7 @@ GROUPS = (
         label="scale_bits",
         is_group=True,
     ),
-    _format(
-        "scale",
-        "what a scale is stored as; auto: the format's own",
-        SCALE_OR_AUTO,
-        label="scale",
-        is_group=True,
-    ),
+    _format("scale", "what a scale is stored as; auto: the format's own", SCALE_OR_AUTO, label="scale", is_group=True),
     _format(
         "custom_cuda",
         "false: PyTorch operations; true: the CUDA kernels, which need a GPU",
@@ -266,8 +232,8 @@ GROUPS = (
         place="the knobs that it sets",
         is_group=True,
     ),
-    _sweep("logging", "none; wandb: each finished run also goes to Weights & Biases", ValueType(), is_group=True),
-    _sweep(
+    sweep_knob("logging", "none; wandb: each finished run also goes to Weights & Biases", ValueType(), is_group=True),
+    sweep_knob(
         "hydra/launcher",
         "where a sweep's runs are done; basic: in turn, here; gpus: a process per GPU; slurm: an array of jobs",
         ValueType(),
@@ -281,16 +247,8 @@ FORMATS = (
         "of an element: nearest (ties away from zero), even, floor (toward zero), stochastic",
         Choice(words=ROUNDINGS),
     ),
-    _format(
-        "scale_rounding",
-        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil",
-        Choice(words=SCALE_ROUNDINGS),
-    ),
-    _format(
-        "symmetric",
-        "false: each block's midpoint is subtracted first, and kept in bfloat16",
-        Flag("true, false"),
-    ),
+    _format("scale_rounding", "of an e8m0 scale: floor (OCP MX), even, ceil, rceil", Choice(words=SCALE_ROUNDINGS)),
+    _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),
     _format(
         "tensor_scale",
         "auto: as the format has it; true: a second scale a tensor, with scale=e4m3, as NVFP4 has it",
@@ -320,20 +278,28 @@ FORMATS = (
         off=None,
         effect=effects.always,
     ),
-    _format("format.weight", "element of weights", Element("an element format, or none"), off="none",
-            effect=effects.always),
-    _format("format.activation", "element of activations", Element("an element format, or none"), off="none",
-            effect=effects.always),
+    _format(
+        "format.weight", "element of weights", Element("an element format, or none"), off="none", effect=effects.always
+    ),
+    _format(
+        "format.activation",
+        "element of activations",
+        Element("an element format, or none"),
+        off="none",
+        effect=effects.always,
+    ),
     _format("format.block_size", "the format's own, where block_size=auto", BLOCK),
     _format("format.scale", "the format's own, where scale=auto", Choice(words=SCALE_NAMES)),
     _format("format.tensor_scale", "the format's own, where tensor_scale=auto", Flag("true, false")),
-)  # fmt: skip
+)
 
 KEYS_AND_VALUES = (
-    _format("kv_quant.key", "element of keys", Element("an element format, or none"), off="none",
-            effect=effects.always),
-    _format("kv_quant.value", "element of values", Element("an element format, or none"), off="none",
-            effect=effects.always),
+    _format(
+        "kv_quant.key", "element of keys", Element("an element format, or none"), off="none", effect=effects.always
+    ),
+    _format(
+        "kv_quant.value", "element of values", Element("an element format, or none"), off="none", effect=effects.always
+    ),
     _kv(
         "block_size",
         "of keys and values; auto: the run's; with key_axis=channel, tokens",
@@ -390,16 +356,10 @@ KEYS_AND_VALUES = (
         off=0.0,
         remedy=Remedy("keys smoothed by {:g}"),
     ),
-)  # fmt: skip
+)
 
 REMEDIES = (
-    _ptq(
-        "method",
-        "as ptq",
-        Choice(words=WEIGHT_METHOD_NAMES),
-        off=ROUND_TO_NEAREST,
-        effect=effects.quantizes_weights,
-    ),
+    _ptq("method", "as ptq", Choice(words=WEIGHT_METHOD_NAMES), off=ROUND_TO_NEAREST, effect=effects.quantizes_weights),
     _ptq(
         "clip_loss",
         "what a searched scale minimizes: output (weighted by calibrated inputs), weight (gptq's)",
@@ -432,57 +392,41 @@ REMEDIES = (
         Listing("one or more names of formats"),
         effect=effects.has_budget,
     ),
-    Knob(
+    _rotation(
         "rotation.method",
         "as rotation",
         Choice(words=("none", "hadamard", "search")),
-        Scope.RUN,
         off="none",
         effect=effects.quantizes,
-        place="rotation",
-        of_remedy=True,
     ),
-    Knob(
+    _rotation(
         "rotation.matmuls",
         "which products may be rotated: linear layers, and qk, keys for the cache",
         Listing(words=MATMULS),
-        Scope.RUN,
         effect=effects.rotates,
-        place="rotation",
         decided_by=("rotation", "format", "kv_quant"),  # those of what is quantized
-        of_remedy=True,
     ),
-    Knob(
+    _rotation(
         "rotation.judge",
         "of a search with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
         Choice(words=("clip", "ptq")),
-        Scope.RUN,
         effect=effects.rotates,
-        place="rotation",
-        of_remedy=True,
     ),
-    Knob(
+    _rotation(
         "rotation.residual",
         "true: also rotate the residual stream, offline (QuaRot)",
         Flag("true, false"),
-        Scope.RUN,
         off=False,
         effect=effects.quantizes,
-        place="rotation",
         remedy=Remedy("residual stream rotated"),
     ),
-    Knob(
+    _rotation(
         "rotation_block",
         "order of the Hadamard matrices: mx, the run's block_size; a number; 0, the whole dimension",
         Whole("mx (the run's block_size), a whole number, or 0 for the whole dimension", words=("mx",)),
-        Scope.RUN,
         effect=effects.rotates,
-        place="rotation",
-        of_remedy=True,
     ),
-    _calibration(
-        "source", "as calibration", Choice(words=("auto", "stories", "text", "task", "hub")), off="auto"
-    ),
+    _calibration("source", "as calibration", Choice(words=("auto", "stories", "text", "task", "hub")), off="auto"),
     _calibration(
         "path",
         "of text a file, of task lm-eval's name, of hub a data set's name or folder",
@@ -496,7 +440,7 @@ REMEDIES = (
     _calibration("samples", "sequences", Whole("sequences, at least 1", 1)),
     _calibration("length", "tokens of a sequence, at most", Whole("tokens of a sequence, at least 2", 2)),
     _calibration("seed", "which sequences", SEEDS),
-)  # fmt: skip
+)
 
 MODEL_AND_TASK = (
     _model("name", "as model", WORD, Scope.NONE),
@@ -507,18 +451,8 @@ MODEL_AND_TASK = (
         kind=Kind.PATH,
         tells_metrics_apart=True,
     ),
-    _model(
-        "revision",
-        "a branch, tag or commit on the hub",
-        WORD_OR_NULL,
-        kind=Kind.TEXT,
-        tells_metrics_apart=True,
-    ),
-    _model(
-        "dtype",
-        "auto: the checkpoint's own",
-        Choice(words=("auto", "float32", "bfloat16", "float16")),
-    ),
+    _model("revision", "a branch, tag or commit on the hub", WORD_OR_NULL, kind=Kind.TEXT, tells_metrics_apart=True),
+    _model("dtype", "auto: the checkpoint's own", Choice(words=("auto", "float32", "bfloat16", "float16"))),
     _model(
         "device",
         "auto: cuda where there is one",
@@ -526,10 +460,7 @@ MODEL_AND_TASK = (
         place="device",
     ),
     _model(
-        "device_map",
-        "auto: spread a model larger than one GPU",
-        Choice(words=("auto",), or_null=True),
-        place="device",
+        "device_map", "auto: spread a model larger than one GPU", Choice(words=("auto",), or_null=True), place="device"
     ),
     _model("attention", "how attention is computed", Choice(words=("sdpa", "eager")), place="attention"),
     _model(
@@ -558,7 +489,7 @@ MODEL_AND_TASK = (
         tells_metrics_apart=True,
     ),
     _task("apply_chat_template", "as in lm-eval", Flag("true, false"), tells_metrics_apart=True),
-)  # fmt: skip
+)
 
 RUNS = (
     Knob(
@@ -574,12 +505,7 @@ RUNS = (
         Whole("a whole number of sequences at a time when generating, at least 1", 1),
         Scope.NONE,
     ),
-    Knob(
-        "seed",
-        "few-shot choice, stochastic rounding, the diagnostics' sample, the noise",
-        SEEDS,
-        Scope.BASELINE,
-    ),
+    Knob("seed", "few-shot choice, stochastic rounding, the diagnostics' sample, the noise", SEEDS, Scope.BASELINE),
     Knob(
         "diagnostics",
         "true: also measure where error enters (diagnostics.parquet), on a sample",
@@ -598,61 +524,6 @@ RUNS = (
         is_note=True,
     ),
 )
-
-SWEEPS = (
-    _sweep("dry_run", "true: print the planned runs, run nothing", Flag("true, false")),
-    _sweep(
-        "baseline",
-        "a sweep also runs the unquantized model, once per model, task, limit and dtype",
-        Flag("true, false"),
-    ),
-    _sweep(
-        "resume",
-        "true: go on with a sweep, hydra.sweep.dir or the newest; finished runs are not run again",
-        Flag("true, false"),
-    ),
-    _sweep("logging.name", "as logging", Choice(words=("none", "wandb"))),
-    _sweep("logging.project", "of Weights & Biases", WORD, kind=Kind.TEXT),
-    _sweep("logging.entity", "of Weights & Biases; null: the account's own", WORD_OR_NULL, kind=Kind.TEXT),
-    _sweep(
-        "logging.mode",
-        "offline: kept in the run's folder, until `wandb sync` uploads it",
-        Choice(words=("online", "offline")),
-    ),
-    Knob("stamp", "how folders and run ids begin", Text("letters, digits and _.+-"), Scope.NONE, kind=Kind.TEXT),
-    Knob("sweep", "set by experiments: the knobs that they sweep", ValueType(), Scope.NONE),
-    _sweep("hydra.run.dir", "the folder of a single run", Text("a folder"), kind=Kind.FOLDER),
-    _sweep("hydra.sweep.dir", "the folder of a sweep", Text("a folder"), kind=Kind.FOLDER),
-    _sweep("hydra.sweep.subdir", "a run's folder below the sweep's", Text("a folder below the sweep's")),
-)
-
-LAUNCHERS = (
-    _launcher("n", "of gpus: null: every visible GPU, or 2 processes on the CPU",
-              Whole("a whole number of processes, at least 1, or null", 1, words=(None,))),
-    _launcher("retries", "times that a run is begun again after its process died", COUNT),
-    _launcher("partition", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
-    _launcher("account", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
-    _launcher("qos", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
-    _launcher("constraint", "of slurm", TEXT_OR_NUMBER, kind=Kind.TEXT),
-    _launcher("time_min", "of slurm: minutes of one job, more than a run takes; a job out of time is queued again and "
-              "goes on", AT_LEAST_1),
-    _launcher("gpus_per_node", "of slurm: as many runs at a time in each job (one with model.device_map=auto); 0: on "
-              "the CPU", COUNT),
-    _launcher("cpus_per_task", "of slurm: for each run at a time", AT_LEAST_1),
-    _launcher("mem_gb", "of slurm; null: the cluster's default",
-              Number("gigabytes above 0, or null", 0, with_low=False, or_null=True)),
-    _launcher("runs_per_job", "of slurm: how many jobs there are: as many as it takes, were each to do so many runs",
-              AT_LEAST_1),
-    _launcher("array_parallelism", "of slurm: jobs at a time", AT_LEAST_1),
-    _launcher("setup", "of slurm: shell lines before Python starts, as '[module load cuda]'; one that fails ends the "
-              "job", Checked("a list of shell lines", check_shell_lines)),
-    _launcher("sbatch", "of slurm: further options of sbatch, as {reservation: NAME}",
-              Checked("a mapping", check_sbatch)),
-    _launcher("wait", "of slurm: false: submit and return; `python -m mxsweep.collect --status` follows",
-              Flag("true, false")),
-    _launcher("max_requeues", "of slurm: times that a job is queued again that was preempted, out of time, or whose "
-              "process died", COUNT),
-)  # fmt: skip
 
 
 def by_path(knobs: Iterable[Knob]) -> dict[str, Knob]:

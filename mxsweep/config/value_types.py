@@ -103,6 +103,10 @@ class Text(ValueType):
             raise ConfigError(f"{knob}: {value!r} must be a word{' or null' if self.or_null else ''}")
 
 
+WORD = Text("a word")
+WORD_OR_NULL = Text("a word, or null", or_null=True)
+
+
 @dataclass(frozen=True)
 class Pattern(ValueType):
     """Take a text that a regular expression matches as a whole; ``what`` is what other texts are not."""
