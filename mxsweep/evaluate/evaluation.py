@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
+from mxsweep.evaluate.repeated import explain_repeated, input_hash
 from mxsweep.evaluate.request_cache import reuse_requests
 from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_perplexity_stderr
 from mxsweep.forward.losses import weighted_mean_stderr
@@ -29,7 +30,7 @@ class Evaluation:
     Attributes:
         metrics: {task: {metric: value, metric_stderr: value}}; a task with several filters has "metric,filter".
         n_effective: examples evaluated, a task.
-        samples: a row an example: task, doc_id, doc_hash, filter, and its metrics (a perplexity's is its
+        samples: a row an example: task, doc_id, doc_hash, input_hash, filter, and its metrics (a perplexity's is its
             log-likelihood in nats).
         results: lm-eval's own results, without samples.
         prepare_s: seconds of building and tokenizing requests, which the first run of a process does for all.
@@ -105,7 +106,8 @@ def evaluate(
     samples = results.pop("samples")
     metrics = {task: _metrics(values, samples.get(task, [])) for task, values in results["results"].items()}
     non_finite = [text for task in metrics for text in explain_non_finite(task, metrics[task], samples.get(task, []))]
-    for text in non_finite:
+    repeated = [text for task, rows in samples.items() if (text := explain_repeated(task, rows))]
+    for text in (*non_finite, *repeated):
         log.warning(text)
     return Evaluation(
         metrics=metrics,
@@ -115,7 +117,7 @@ def evaluate(
         prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
-        warnings=[*lm.warnings[warned_before:], *non_finite],
+        warnings=[*lm.warnings[warned_before:], *non_finite, *repeated],
     )
 
 
@@ -136,7 +138,8 @@ def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str,
 
 def _sample_row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"task": task}
-    row |= {key: sample[key] for key in ("doc_id", "doc_hash", "filter")}
+    row |= {key: sample[key] for key in ("doc_id", "doc_hash")}
+    row |= {"input_hash": input_hash(sample), "filter": sample["filter"]}
     for metric in sample["metrics"]:
         value = sample[metric]
         if metric == "perplexity":

@@ -29,12 +29,15 @@ class Outcomes:
         correct: (n,) bool; None where the task counts no right answers, or gives points for half right ones.
         loglikelihood: (n,) float64, nats; None where the task has no perplexity.
         weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity); None for 1 each.
+        firsts: (m,) int64, ascending, the first of each set of examples that ask the same; None where all differ, or
+            it is not known.
     """
 
     keys: np.ndarray
     correct: np.ndarray | None
     loglikelihood: np.ndarray | None
     weights: np.ndarray | None
+    firsts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -76,7 +79,7 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
     import pyarrow.parquet as pq
 
-    known = ("task", "repeat", "doc_id", "doc_hash", "filter", "loglikelihood", *COUNTED, *_WEIGHTS)
+    known = ("task", "repeat", "doc_id", "doc_hash", "input_hash", "filter", "loglikelihood", *COUNTED, *_WEIGHTS)
     try:
         with pq.ParquetFile(path) as file:
             there = set(file.schema_arrow.names)
@@ -138,7 +141,7 @@ def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
         if name in table.column_names and not np.isnan(column := _numbers(table, name)).any():
             weights = column
             break
-    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights)
+    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights, _firsts(table))
 
 
 def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
@@ -156,6 +159,25 @@ def _numbers(table: Any, name: str) -> np.ndarray:
     import pyarrow as pa
 
     return table[name].cast(pa.float64()).to_numpy()
+
+
+def _firsts(table: Any) -> np.ndarray | None:
+    """Return the number of the first of each set of examples that ask the same; None where all differ, or unknown.
+
+    They are the same if their documents are, or what the model is asked is: a row's number parts two documents, and
+    few-shot examples part two inputs. Of the two, what tells fewer examples apart is taken.
+    """
+    import pyarrow.compute as pc
+
+    firsts = None
+    for name in ("doc_hash", "input_hash"):
+        if name not in table.column_names or table[name].null_count:
+            continue
+        column = table[name].combine_chunks().dictionary_encode()
+        codes = pc.cast(column.indices, "int64").to_numpy()
+        if len(column.dictionary) < (len(codes) if firsts is None else len(firsts)):
+            _, firsts = np.unique(codes, return_index=True)  # the codes are in the order in which hashes appear
+    return firsts
 
 
 def _keys_of(table: Any, doc_id: np.ndarray) -> np.ndarray:

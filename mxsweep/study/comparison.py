@@ -3,6 +3,9 @@
 Differences are the run's (`row`) minus the other's (`other`). Runs that evaluated different models, tasks, limits or
 data are in different groups (see `mxsweep.results.groups`), and nothing here compares across groups. Pairs that are
 asked for together are a family of tests: their p values are adjusted over all of them, a family for each metric.
+
+Tests take examples for independent, and one that asks the same as another is not: of such examples the first alone is
+compared, which makes ten copies of every row as good as one.
 """
 
 import math
@@ -37,7 +40,8 @@ class Comparison:
     Attributes:
         row: the run.
         other: its baseline, or the run that it differs from in one knob.
-        n: examples compared; 0 where nothing was.
+        n: examples compared, which differ from one another; 0 where nothing was.
+        repeats: examples left out, since they ask the same as others.
         accuracy: None where the task counts no right answers.
         perplexity: of the task's own perplexity (an example, word or byte); None where it has none.
         accuracy_p, perplexity_p: p values adjusted by Holm's method over the family of tests.
@@ -50,6 +54,7 @@ class Comparison:
     row: Row
     other: Row
     n: int = 0
+    repeats: int = 0
     accuracy: AccuracyDifference | None = None
     perplexity: LogPerplexityDifference | None = None
     accuracy_p: float | None = None
@@ -124,7 +129,7 @@ def compare_share_closed(row: Row, plain: Row, baseline: Row) -> ShareClosed | N
     base = outcomes[0]
     if base is None or base.loglikelihood is None:
         return None
-    loglikelihoods = []
+    loglikelihoods: list[np.ndarray] = []
     for each in outcomes:
         aligned = _aligned(base, each) if each is not None else None
         if aligned is None or _why_no_perplexity(plain, baseline, base, aligned) is not None:
@@ -132,7 +137,10 @@ def compare_share_closed(row: Row, plain: Row, baseline: Row) -> ShareClosed | N
         if aligned.loglikelihood is None or not np.isfinite(aligned.loglikelihood).all():
             return None
         loglikelihoods.append(aligned.loglikelihood)
-    return estimate_share_closed(loglikelihoods[0], loglikelihoods[1], loglikelihoods[2], base.weights)
+    if base.firsts is not None:
+        loglikelihoods = [each[base.firsts] for each in loglikelihoods]
+    weights = _distinct(base, base.firsts).weights
+    return estimate_share_closed(loglikelihoods[0], loglikelihoods[1], loglikelihoods[2], weights)
 
 
 def explain_groups(results: Results) -> str | None:
@@ -168,6 +176,9 @@ def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
                 f"In {each.run.run_id} {bad:,} of {len(a):,} log-likelihoods are NaN, so its answers mean nothing."
             )
             return replace(comparison, why_not=why_not)
+    identical = _same(a.correct, b.correct) and _same(a.loglikelihood, b.loglikelihood)
+    firsts = a.firsts if a.firsts is not None else b.firsts  # one of an earlier version may know less
+    examples, a, b = len(a), _distinct(a, firsts), _distinct(b, firsts)
     accuracy = perplexity = note = None
     if a.correct is not None and b.correct is not None:
         accuracy = compare_accuracy(a.correct, b.correct)
@@ -180,9 +191,10 @@ def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
     return replace(
         comparison,
         n=len(a),
+        repeats=examples - len(a),
         accuracy=accuracy,
         perplexity=perplexity,
-        identical=_same(a.correct, b.correct) and _same(a.loglikelihood, b.loglikelihood),
+        identical=identical,
         floor=noise.floor(row, other),
         note=note,
     )
@@ -218,8 +230,16 @@ def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
         return None
     order = np.empty_like(order_a)
     order[order_a] = order_b
-    reordered = (None if x is None else x[order] for x in (b.correct, b.loglikelihood, b.weights))
-    return Outcomes(a.keys, *reordered)
+    correct, loglikelihood, weights = (None if x is None else x[order] for x in (b.correct, b.loglikelihood, b.weights))
+    return Outcomes(a.keys, correct, loglikelihood, weights, a.firsts)
+
+
+def _distinct(outcomes: Outcomes, firsts: np.ndarray | None) -> Outcomes:
+    """Return the outcomes of the examples with these numbers; all of them for None."""
+    if firsts is None:
+        return outcomes
+    taken = (None if x is None else x[firsts] for x in (outcomes.correct, outcomes.loglikelihood, outcomes.weights))
+    return Outcomes(outcomes.keys[firsts], *taken)
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

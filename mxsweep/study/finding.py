@@ -11,7 +11,7 @@ from mxsweep.results.rows import Row
 class Finding:
     """Hold a sentence or two, and the runs that they rest on."""
 
-    kind: str  # "remedy", "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise"
+    kind: str  # "remedy", "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise", "examples"
     text: str
     runs: list[str]
 

@@ -54,7 +54,21 @@ def list_findings(
         *describe_native_arithmetic(quantized),
         *describe_distance(effects, shown),
         *_describe_noise(group),
+        *_describe_repeats(comparisons),
     ]
+
+
+def _describe_repeats(comparisons: Mapping[Path, Comparison]) -> Iterable[Finding]:
+    """Say that tests leave out examples that ask the same as others."""
+    repeated = [comparison for comparison in comparisons.values() if comparison.repeats]
+    if repeated:
+        most = max(repeated, key=lambda comparison: comparison.repeats)
+        text = (
+            f"{most.repeats:,} of {most.repeats + most.n:,} examples ask the same as another one. Differences are "
+            f"tested over the {most.n:,} that differ, and their intervals are of those; metrics and their standard "
+            "errors count every example."
+        )
+        yield Finding("examples", text, run_ids(comparison.row for comparison in repeated))
 
 
 def _describe_noise(group: Group) -> Iterable[Finding]:

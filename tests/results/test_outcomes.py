@@ -62,6 +62,22 @@ def test_without_hashes_documents_are_told_apart_by_id(tmp_path: Path) -> None:
     assert found.keys.tolist() == [0, 1]
 
 
+def test_the_first_of_rows_that_ask_the_same(tmp_path: Path) -> None:
+    """By the document, or by the input, whichever tells fewer rows apart; of a file with neither nothing is known."""
+    rows = outcomes([-1.0, -2.0, -3.0, -4.0])
+    cases = {
+        "all differ": (rows, None),
+        "documents": (rows.assign(doc_hash=["a", "b", "a", "b"]), [0, 1]),
+        "inputs": (rows.assign(input_hash=["x", "y", "y", "z"]), [0, 1, 3]),
+        "few shots": (rows.assign(doc_hash=["a", "b", "b", "b"], input_hash=["x", "y", "y", "z"]), [0, 1]),
+        "another order": (rows.assign(input_hash=["x", "y", "y", "z"]).iloc[[3, 2, 1, 0]], [0, 1, 3]),
+        "unknown": (rows.drop(columns="doc_hash"), None),
+    }
+    for name, (samples, firsts) in cases.items():
+        read_firsts = read(put(tmp_path / name, samples)).firsts
+        assert (None if read_firsts is None else read_firsts.tolist()) == firsts, name
+
+
 def two_tasks() -> pd.DataFrame:
     words = outcomes([-50.0, -70.0]).drop(columns="acc")
     words = words.assign(task="wikitext", words=[10, 20], bytes=[60, 100])

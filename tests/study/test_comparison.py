@@ -13,7 +13,8 @@ from scipy import stats
 
 from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
-from mxsweep.study.comparison import Comparison, compare_with_baselines, explain_groups
+from mxsweep.study.comparison import Comparison, compare_share_closed, compare_with_baselines, explain_groups
+from mxsweep.study.group_study import study_group
 from mxsweep.study.knob_effects import find_knob_effects
 from mxsweep.study.noise_floor import Noise
 
@@ -244,6 +245,56 @@ def test_perplexities_a_word_are_compared_as_ratios(tmp_path: Path) -> None:
     assert found["run"].perplexity.difference == pytest.approx(0.1)
     assert found["run"].accuracy is None and found["run"].significant is True
     assert found["cut"].why_not == "The perplexities are not compared: the two do not agree on the documents' lengths."
+
+
+def ten_times(samples: pd.DataFrame, **columns: Any) -> pd.DataFrame:
+    copies = pd.concat([samples] * 10, ignore_index=True)
+    return copies.assign(doc_id=range(len(copies)), **columns)
+
+
+@pytest.mark.parametrize("by", ["doc_hash", "input_hash"])
+def test_ten_copies_of_every_row_are_tested_as_one(tmp_path: Path, by: str) -> None:
+    """The p values and intervals are those of the rows once; metrics stay as they are."""
+    base, run = outcomes(BASE[:30]), outcomes(BASE[:30] - np.random.default_rng(1).normal(0.02, 0.3, 30))
+    put(tmp_path / "once" / "base", base, format="none")
+    put(tmp_path / "once" / "run", run)
+    more = {}
+    if by == "input_hash":  # rows with numbers of their own
+        more = {"doc_hash": [f"h{i}" for i in range(300)], "input_hash": [f"i{i % 30}" for i in range(300)]}
+    put(tmp_path / "ten" / "base", ten_times(base, **more), format="none")
+    put(tmp_path / "ten" / "run", ten_times(run, **more))
+    once, ten = (compared(tmp_path / name)["run"] for name in ("once", "ten"))
+    assert (once.n, once.repeats, ten.n, ten.repeats) == (30, 0, 30, 270)
+    assert ten.accuracy == once.accuracy and ten.perplexity == once.perplexity
+    assert ten.accuracy_p == once.accuracy_p and ten.perplexity_p == once.perplexity_p
+    assert once.perplexity_p is not None and once.perplexity_p > 0.05
+    results, group = only(tmp_path / "ten")
+    (text,) = [each.text for each in study_group(results, group).findings if each.kind == "examples"]
+    assert text.startswith("270 of 300 examples ask the same as another one. Differences are tested over the 30 that")
+    results, group = only(tmp_path / "once")
+    assert not [each for each in study_group(results, group).findings if each.kind == "examples"]
+
+
+def test_a_share_closed_counts_repeated_rows_once(tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).normal(0, 0.1, (2, 30))
+    samples = {"base": BASE[:30], "plain": BASE[:30] - 0.3 + noise[0], "remedy": BASE[:30] - 0.1 + noise[1]}
+    shares = []
+    for folder, copy in (("once", lambda rows: rows), ("ten", ten_times)):
+        for name, values in samples.items():
+            knobs = {"base": {"format": "none"}, "plain": {}, "remedy": {"block_size": 16}}[name]
+            put(tmp_path / folder / name, copy(outcomes(values)), **knobs)
+        _, group = only(tmp_path / folder)
+        shares.append(compare_share_closed(*(named(group, name) for name in ("remedy", "plain", "base"))))
+    assert shares[0] is not None and shares[0].n == 30
+    assert shares[1] == shares[0]
+
+
+def test_rows_that_an_earlier_version_could_not_tell_alike_follow_the_later_run(tmp_path: Path) -> None:
+    base, run = ten_times(outcomes(BASE[:30])), ten_times(outcomes(BASE[:30] - 0.1))
+    numbered = {"doc_hash": [f"h{i}" for i in range(300)]}
+    put(tmp_path / "base", base.assign(**numbered), format="none")
+    put(tmp_path / "run", run.assign(**numbered, input_hash=[f"i{i % 30}" for i in range(300)]))
+    assert compared(tmp_path)["run"].n == 30
 
 
 def test_one_example(tmp_path: Path) -> None:
