@@ -31,7 +31,9 @@ def recorded(config: RunParts) -> dict[str, Any]:
     }
     for path, value in further.items():
         group, _, leaf = path.rpartition(".")
-        (data.setdefault(group, {}) if group else data)[leaf] = value
+        values = data.setdefault(group, {}) if group else data
+        if values is not None:  # None: nothing is calibrated, and no knob below calibration has an effect
+            values[leaf] = value
     plain: dict[str, Any] = json.loads(json.dumps(data))
     return plain
 

@@ -110,12 +110,13 @@ def test_the_page_is_current() -> None:
 
 
 def declare(knob: Knob, default: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
-    """Add a knob: its declaration, and in a copy of conf/ its default, under `ptq` or, of no group, before it."""
+    """Add a knob: its declaration, and in a copy of conf/ its default, under its group or, of none, at the top."""
     monkeypatch.setitem(TABLE, knob.path, knob)
     conf = shutil.copytree(conf_dir(), folder / "conf")
     config = (conf / "config.yaml").read_text(encoding="utf-8")
-    entry = f"\nptq:\n  {default}\n" if knob.group else f"\n{default}\nptq:\n"
-    (conf / "config.yaml").write_text(config.replace("\nptq:\n", entry), encoding="utf-8")
+    place = f"\n{knob.group}:\n" if knob.group else "\nseed:"
+    entry = f"{place}  {default}\n" if knob.group else f"\n{default}{place}"
+    (conf / "config.yaml").write_text(config.replace(place, entry), encoding="utf-8")
     for name, module in list(sys.modules.items()):
         if name.startswith("mxsweep.") and getattr(module, "conf_dir", None) is conf_dir:
             monkeypatch.setattr(module, "conf_dir", lambda: conf)
@@ -143,6 +144,19 @@ def test_runs_that_differ_in_a_knob_of_baselines_have_a_baseline_each(
         "order=2 format=none kv_quant=none", "order=2 format=mxfp4", "order=2 format=nvfp4",
     ]  # fmt: skip
     assert runs[0].config_hash == compose(["format=none"]).config_hash != runs[3].config_hash
+
+
+def test_a_knob_more_of_calibration_is_recorded_where_something_is_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knob = Knob(
+        "calibration.skip", "for trying out", Whole("0 or more"), Scope.RUN, off=0, effect=effects.calibrates
+    )  # fmt: skip
+    declare(knob, "skip: 0", tmp_path, monkeypatch)
+    plain, calibrated = (compose([*words, "calibration.skip=2"]) for words in ([], ["ptq=gptq"]))
+    assert plain.as_dict()["calibration"] is None and plain.config_hash == compose([]).config_hash
+    assert calibrated.as_dict()["calibration"]["skip"] == 2
+    assert calibrated.config_hash != compose(["ptq=gptq"]).config_hash
 
 
 def test_a_knob_more_is_one_declaration_and_its_default(
