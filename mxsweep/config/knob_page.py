@@ -19,7 +19,8 @@ What can be set, on the command line as `KNOB=VALUE` and in recipes. This page i
 `mxsweep/config/knob_table.py`. A **group** is chosen by the name of an option (`block_size=16`, `model=hf`); where it
 makes sense, a value without a name works, too (`block_size=48`, `limit=500`, `format=fp6_e3m2`, `task=arc_easy`). A
 **leaf** is set by its path (`rounding=even`, `model.dtype=bfloat16`), and wins over what its group says. An explicit
-value wins over a format's own.
+value wins over a format's own. Defaults are those of the default options: `model.dtype` and `model.path` of
+`model=tiny`, `format.weight` of `format=w4a6`; other options of a group have others.
 
 The last column says whose identity a knob is part of: that of a run and of its baseline, that of a quantized run alone,
 or none (-). Runs that differ in it are different runs; where it has no effect, they are one run.
