@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mxsweep.config.format_config import OF_AN_OPTION, FormatConfig, element_name, fields_of, resolve_format
-from mxsweep.config.option_files import option_names, read_option
+from mxsweep.config.format_config import FormatConfig, element_name, fields_of, read_format, resolve_format
+from mxsweep.config.option_files import option_names
 from mxsweep.formats import parse_element
 from mxsweep.terminal.errors import ConfigError
 
@@ -65,8 +65,7 @@ def _is_element(name: str) -> bool:
 
 
 def _resolve(name: str, run: FormatConfig, explicit: dict[str, Any], folders: Sequence[Path] | None) -> FormatConfig:
-    option = read_option("format", name, folders)
-    if option is not None:
-        return resolve_format(OF_AN_OPTION | option, explicit, f"ptq.formats[{name}].")
+    if named := read_format(name, explicit, f"ptq.formats[{name}].", folders):
+        return named
     own = fields_of(run) | {"weight": name}
     return resolve_format(own, dict.fromkeys(explicit, "auto"), f"ptq.formats[{name}].")

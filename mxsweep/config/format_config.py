@@ -2,7 +2,7 @@
 
 A named format (``conf/format/nvfp4.yaml``) may bring its own block size and scale. Explicit ones (``block_size=32``)
 win, for the run's format and for those of single modules alike. Options are looked for in all folders of config
-groups, that of ``--config-dir`` first.
+groups, that of ``--config-dir`` and mxsweep's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def format_name(formats: FormatConfig, folders: Sequence[Path] | None = None, ch
     """
     names = option_names("format", folders)
     for name in [chosen, *names] if chosen in names else names:
-        option = read_option("format", str(name), folders) or {}
+        try:
+            option = read_option("format", str(name), folders) or {}
+        except ConfigError:  # of a file that nobody chose
+            continue
         elements = (element_name(option.get("weight")), element_name(option.get("activation")))
         if (*elements, option.get("tensor_scale", False)) == (formats.weight, formats.activation, formats.tensor_scale):
             return str(name)
@@ -77,6 +80,24 @@ def resolve_format(own: dict[str, Any], explicit: dict[str, Any], prefix: str = 
     if isinstance(block_size, list):
         block_size = (block_size[0], block_size[1])
     return FormatConfig(element_name(own["weight"]), element_name(own["activation"]), block_size, scale, tensor_scale)
+
+
+def read_format(
+    name: str, explicit: dict[str, Any], prefix: str, folders: Sequence[Path] | None = None
+) -> FormatConfig | None:
+    """Return the formats of an option of ``format``, None where there is none of that name.
+
+    Raises:
+        ConfigError: an option file that lacks a field or has another, or what `resolve_format` refuses.
+    """
+    option = read_option("format", name, folders)
+    if option is None:
+        return None
+    for leaf in (leaf for leaf in FIELDS if leaf not in OF_AN_OPTION and leaf not in option):
+        raise ConfigError(f"{prefix}{leaf}: the option {name!r} of format does not say it; every format needs it")
+    for unknown in (leaf for leaf in option if leaf not in FIELDS):
+        raise ConfigError(f"{prefix}{unknown}: is no field of a format; allowed: {', '.join(FIELDS)}")
+    return resolve_format(OF_AN_OPTION | option, explicit, prefix)
 
 
 def fields_of(formats: FormatConfig) -> dict[str, Any]:
@@ -120,5 +141,6 @@ def _resolve_module(
             own["tensor_scale"] = False
         return resolve_format(own | value, dict.fromkeys(explicit, "auto"), f"{field_name}.")
     # A format by its name (mxfp4) before an element by its (mxfp4_e2m1, int8).
-    option = read_option("format", "none" if value is None else str(value), folders)
-    return resolve_format(OF_AN_OPTION | (option or {"weight": value, "activation": value}), explicit, f"{field_name}.")
+    named = read_format("none" if value is None else str(value), explicit, f"{field_name}.", folders)
+    elements = {"weight": value, "activation": value}
+    return named or resolve_format(OF_AN_OPTION | elements, explicit, f"{field_name}.")

@@ -31,7 +31,7 @@ def conf_dir() -> Path:
 
 
 def config_folders(config_dir: Path | None) -> list[Path]:
-    """Return the folders of config groups, first the one that wins: ``--config-dir``, then mxsweep's."""
+    """Return the folders of config groups: that of ``--config-dir``, then mxsweep's."""
     return [folder for folder in (config_dir, conf_dir()) if folder is not None]
 
 
@@ -51,21 +51,34 @@ def read_option(group: str, name: str, folders: Sequence[Path] | None = None) ->
     """Return the content of an option file, or None where there is none of that name.
 
     Raises:
-        ConfigError: a file that cannot be read, or holds no mapping.
+        ConfigError: a file that cannot be read, or holds no mapping, or two files of the name that differ.
     """
     if name not in option_names(group, folders):  # which `../model/hf` is not
         return None
-    for folder in folders or [conf_dir()]:
-        file = folder / group / f"{name}.yaml"
-        if file.is_file():
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-            if not isinstance(content, dict):
-                raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
-            return content
-    return None
+    file, *others = _option_files(group, name, folders)
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        differs = next((other for other in others if other.read_text(encoding="utf-8") != text), None)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    if differs is not None:
+        # Hydra would take the last one in silence.
+        raise ConfigError(f"{group}: {name!r} is mxsweep's own, and {file} says something else; give it another name")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
+    return content
+
+
+def check_one_option(group: str, name: str, folders: Sequence[Path]) -> None:
+    """Raise ConfigError where two folders hold an option of the name, and the two differ."""
+    if len(_option_files(group, name, folders)) > 1:
+        read_option(group, name, folders)
+
+
+def _option_files(group: str, name: str, folders: Sequence[Path] | None) -> list[Path]:
+    files = [folder / group / f"{name}.yaml" for folder in folders or [conf_dir()]]
+    return [file for file in files if file.is_file()]
 
 
 def _number(name: str) -> float:

@@ -33,7 +33,14 @@ from hydra.core.override_parser.types import QuotedString
 from mxsweep.config import knobs
 from mxsweep.config.checks import is_folder
 from mxsweep.config.mapping_text import mappings_as_texts
-from mxsweep.config.option_files import LAUNCHER, config_folders, group_names, option_names, read_option
+from mxsweep.config.option_files import (
+    LAUNCHER,
+    check_one_option,
+    config_folders,
+    group_names,
+    option_names,
+    read_option,
+)
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
 
@@ -45,7 +52,7 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
 
     Args:
         arguments: the overrides as typed.
-        config_dir: a further folder of config groups (Hydra's ``--config-dir``), looked into first.
+        config_dir: a further folder of config groups (Hydra's ``--config-dir``).
 
     Returns:
         The overrides for Hydra, of each grid that an experiment sweeps (else once), and whether one makes this a
@@ -217,6 +224,7 @@ def _provide(group: str, value: Any, folders: Sequence[Path]) -> str:
     existing = _options(group, folders)
     name = "none" if value is None and "none" in existing else _render(value)
     if name in existing:
+        check_one_option(group, name, folders)
         return name
     if group == "model" and isinstance(value, str) and value and "${" not in value and value != "???":
         return _provide_model(value, existing, folders)

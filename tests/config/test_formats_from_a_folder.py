@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mxsweep import compose
+from mxsweep.config.option_files import conf_dir
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.numerics import MXFormat
@@ -82,3 +83,31 @@ def test_a_flag_inside_modules_is_read_as_every_flag(value: str) -> None:
 def test_a_runs_name_tells_its_formats(words: list[str], beginning: str) -> None:
     config = compose(words)
     assert config.run_id("T") == f"{beginning}{config.config_hash[:8]}"
+
+
+@pytest.mark.parametrize("knob", ["format=NAME", "modules={lm_head: NAME}", "ptq.formats=[NAME]"])
+def test_a_file_that_lacks_a_field_or_has_another_is_refused_wherever_it_is_named(folder: Path, knob: str) -> None:
+    (folder / "format" / "half.yaml").write_text("weight: int3\n")
+    (folder / "format" / "typo.yaml").write_text("weight: int3\nactivation: int8\nblok_size: 8\n")
+    for name, field in (("half", "activation"), ("typo", "blok_size")):
+        overrides, _ = prepare([knob.replace("NAME", name)], folder)
+        (run,) = plan(overrides, False, folder).runs
+        assert run.error is not None and f".{field}: " in run.error
+
+
+def test_a_file_that_nobody_chose_may_be_broken(folder: Path) -> None:
+    (folder / "format" / "broken.yaml").write_text("{")
+    assert composed(folder, "format=int5").format.name == "int5"
+
+
+@pytest.mark.parametrize("knob", ["format=mxfp4", "modules={lm_head: mxfp4}", "ptq.formats=[mxfp4]"])
+def test_a_file_with_the_name_of_mxsweeps_own_is_refused_unless_it_says_the_same(folder: Path, knob: str) -> None:
+    theirs = folder / "format" / "mxfp4.yaml"
+    theirs.write_text((conf_dir() / "format" / "mxfp4.yaml").read_text())
+    same = composed(folder, knob).config_hash
+    theirs.write_text("weight: fp4_e2m1\nactivation: fp4_e2m1\nblock_size: 8\n")
+    with pytest.raises(ConfigError, match=r"format: 'mxfp4' is mxsweep's own, and .* says something else"):
+        overrides, _ = prepare([knob], folder)
+        (run,) = plan(overrides, False, folder).runs
+        raise ConfigError(run.error or "")
+    assert same == compose([knob]).config_hash
