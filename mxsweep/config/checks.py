@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +13,20 @@ from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
 
+NAME_MAX = 255  # bytes of a file's name on the file systems of Linux and macOS
 # What a checkpoint's weights are called, whoever wrote it: a folder without any of these is not worth loading.
 _WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 
 def expanded(field: str, path: str) -> Path:
-    """Return the path with its ~ replaced. Raises ConfigError where there is no such home."""
+    """Return the path with its ~ replaced. Raises ConfigError where there is no such home, or a name is too long."""
     try:
-        return Path(path).expanduser() if path.startswith("~") else Path(path)  # ./~x is no home
+        full = Path(path).expanduser() if path.startswith("~") else Path(path)  # ./~x is no home
     except RuntimeError:
         raise ConfigError(f"{field}: {path!r} is below a home that cannot be found; give the full path") from None
+    if any(len(os.fsencode(part)) > NAME_MAX for part in full.parts):  # an OSError for whoever looks for it
+        raise ConfigError(f"{field}: {path!r} does not exist: a name in it is longer than {NAME_MAX} bytes")
+    return full
 
 
 def is_folder(path: Path) -> bool:

@@ -89,8 +89,9 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
 def as_typed(override: str) -> str:
     """Return a prepared override as a person types it: ``block_size='16'`` is ``block_size=16``."""
     key, _, value = override.partition("=")
-    if key == "model" and value.strip("'") in _typed_models:
-        return f"{key}={_typed_models[value.strip(chr(39))]}"
+    names = [name.strip("'") for name in value.split(",")]
+    if key == "model" and any(name in _typed_models for name in names):
+        return f"{key}={','.join(_typed_models.get(name, name) for name in names)}"
     override = re.sub(r"=(True|False)$", lambda match: match.group().lower(), override)
     return re.sub(r"^(\w+)='([^',]*)'$|^([\w.]+)='([\w./+-]+)'$", r"\1\3=\2\4", override)
 

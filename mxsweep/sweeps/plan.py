@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mxsweep.config.checks import NAME_MAX
 from mxsweep.config.composed_config import describe_omegaconf_error, from_hydra
 from mxsweep.config.knob import Scope
 from mxsweep.config.knobs import (
@@ -53,7 +54,6 @@ REFUSED_OF_HYDRA = {
     "hydra.help": "the help is mxsweep's own: --help",
 }
 BASELINE_TYPED = ("format", "kv_quant")
-NAME_MAX = 255  # bytes of a folder's name on the file systems of Linux and macOS
 PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
 
 
@@ -134,7 +134,7 @@ def _count(overrides: Sequence[Override], multirun: bool) -> int:
             count *= len(sweep_values(override))
         _check_count([count])
         if override.is_sweep_override() and not multirun:
-            typed = excerpt((override.input_line or "").replace("'", ""))
+            typed = excerpt(as_typed(override.input_line or "").replace("'", ""))
             raise ConfigError(f"{override.key_or_group}: {typed} names several values; add -m to run them all")
     return count
 
