@@ -11,7 +11,7 @@ from mxsweep.machine.versions import git_sha, version_of
 from mxsweep.results.manifest import Command
 from mxsweep.sweeps.begin import begin, plan_command
 from mxsweep.sweeps.hydra_answers import answer_question, answer_shell
-from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, resume_sweep, what_is_kept
+from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, manifest_command, resume_sweep
 from mxsweep.terminal.command import run_command
 
 
@@ -35,7 +35,7 @@ def _answer(words: Sequence[str]) -> int:
     if values.get("resume", "").lower() == "true":
         return resume_sweep(command)
     planned, multirun = plan_command(command, line.multirun)
-    return begin(planned, multirun, what_is_kept(command), named=SWEEP_DIR in values)
+    return begin(planned, multirun, manifest_command(command), named=SWEEP_DIR in values)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from mxsweep.calibrate.texts import calibration_tokens
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
@@ -119,7 +120,7 @@ def _smooth_keys(bench: Workbench) -> None:
 def _search_rotations(bench: Workbench) -> None:
     """Search for the products to rotate."""
     config, result = bench.config, bench.result
-    judge = [config.judge, config.ptq.of_weights() if config.judge not in ("rtn", "clip") else None]
+    judge = [config.judge, config.ptq.of_weights() if config.judge not in (ROUND_TO_NEAREST, "clip") else None]
     artefact = bench.artefact("rotations", result.recipe, block=config.candidates[0].block, judge=judge)
     with artefact.lock(), bench.accounted("rotation") as account:
         search = search_rotations(
@@ -144,7 +145,7 @@ def _judge(bench: Workbench) -> Callable[[Recipe], float]:
         weights: Mapping[str, Tensor] = {}
         if method == "clip":
             weights = proxies.under(candidate)
-        elif method != "rtn":
+        elif method != ROUND_TO_NEAREST:
             weights = _solved(bench, candidate).weights
         with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=weights)):
             return measure_loss(bench.model, bench.sequences).nats

@@ -12,7 +12,7 @@ def _check_budget(config: RunParts, budget: float) -> None:
 
     Modules with formats of their own count, too, so that with any nothing can be said.
     """
-    bits = [own.weight.bits_per_element for own in config.budget_formats.values() if own.weight is not None]
+    bits = [formats.weight.bits_per_element for formats in config.budget_formats.values() if formats.weight is not None]
     if not config.modules and budget < min(bits):
         raise ConfigError(
             f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(config.ptq.formats)}; "
@@ -39,7 +39,8 @@ def check_combination(config: RunParts) -> None:
         if problem is not None:
             raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
     if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.recipe.is_baseline:
-        asked = "custom_cuda: true" if config.custom_cuda else "backend: 'cuda'"
-        raise ConfigError(f"{asked} needs a GPU, and model.device is {config.model.device!r}; allowed: auto, cuda")
+        raise ConfigError(
+            f"{config.backend_setting} needs a GPU, and model.device is {config.model.device!r}; allowed: auto, cuda"
+        )
     if config.backend == "cuda" and config.arithmetic == "native":
         raise ConfigError("arithmetic: 'native' is not what the CUDA kernels compute; allowed: auto, exact")

@@ -94,13 +94,19 @@ class RunParts:
         """Return the weights that a rotation search judges by: "rtn", "clip" (searched scales), or the run's method."""
         if not self.quantizes_weights or not self.ptq.is_solved:
             return ROUND_TO_NEAREST
-        own = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
-        return self.ptq.method if own else "clip"
+        judges_itself = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
+        return self.ptq.method if judges_itself else "clip"
 
     @property
     def budget_formats(self) -> dict[str, LinearFormats]:
         """Return the formats that a budget is spent on, by name."""
-        return {name: self._linear(f"ptq.formats[{name}]", own) for name, own in self.ptq.formats.items()}
+        return {name: self._linear(f"ptq.formats[{name}]", formats) for name, formats in self.ptq.formats.items()}
+
+    @property
+    def backend_setting(self) -> str:
+        """Return the knob that chose the backend, with its value, as a refusal names both."""
+        by_custom_cuda = self.custom_cuda and self.backend == "cuda"
+        return "custom_cuda: true" if by_custom_cuda else f"backend: {self.backend!r}"
 
     @property
     def _rotation_block(self) -> int:
@@ -122,7 +128,7 @@ class RunParts:
     @property
     def quantizes_weights(self) -> bool:
         """Return whether some weight gets a format, so that ``ptq`` has an effect."""
-        layers = (self.recipe.linear, *(own for _, own in self.recipe.modules))
+        layers = (self.recipe.linear, *(formats for _, formats in self.recipe.modules))
         return any(formats.weight is not None for formats in layers)
 
     def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
@@ -170,6 +176,6 @@ class RunParts:
 
 def rotatable(recipe: Recipe, matmuls: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of the matrix products of which something is quantized, in the order of MATMULS."""
-    linear = any(formats != LinearFormats() for formats in (recipe.linear, *(own for _, own in recipe.modules)))
+    linear = any(formats != LinearFormats() for formats in (recipe.linear, *(one for _, one in recipe.modules)))
     touched = (LINEAR_MATMULS if linear else ()) + ((QUERY_KEY,) if recipe.key is not None else ())
     return tuple(matmul for matmul in MATMULS if matmul in touched and matmul in matmuls)

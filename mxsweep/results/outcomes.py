@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from mxsweep.results.metrics import COUNTED, accuracy_metric, is_perplexity, main_metric
-from mxsweep.results.record import RunFolder
+from mxsweep.results.record import NOISE_NAME, SAMPLES_NAME, RunFolder
 
-SAMPLES_NAME = "samples.parquet"
-NOISE_NAME = "noise.parquet"
 _WEIGHTS = ("words", "bytes")
 
 

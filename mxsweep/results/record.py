@@ -27,7 +27,13 @@ from mxsweep.files.locks import holder
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 
 SCHEMA = 1
+# What a run leaves in its folder.
 RECORD_NAME = "result.json"
+SAMPLES_NAME = "samples.parquet"
+DIAGNOSTICS_NAME = "diagnostics.parquet"
+NOISE_NAME = "noise.parquet"
+LM_EVAL_NAME = "lm_eval.json"
+LOG_NAME = "mxsweep.log"
 HYDRA_FOLDER = ".hydra"
 Folders = Path | str | Iterable[Path | str]  # one folder, or several
 STATUSES = ("done", "failed", "running", "missing", "unreadable")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.formats.recipe import TENSOR_KINDS
-from mxsweep.results.record import RunFolder
+from mxsweep.results.record import DIAGNOSTICS_NAME, RunFolder
 from mxsweep.results.rows import Row
 
-DIAGNOSTICS_NAME = "diagnostics.parquet"
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
 _NUMBERS = ("elements", "blocks", *_COUNTS)

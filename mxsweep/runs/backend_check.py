@@ -13,7 +13,6 @@ def refuse_unavailable_backend(config: RunConfig) -> None:
         return
     problem = backend_problem(config.backend)
     if problem is not None:
-        field = (
-            "custom_cuda: true" if config.custom_cuda and config.backend == "cuda" else f"backend: {config.backend!r}"
+        raise ConfigError(
+            f"{config.backend_setting} cannot be had here: {problem}; custom_cuda=false backend=torch works anywhere"
         )
-        raise ConfigError(f"{field} cannot be had here: {problem}; custom_cuda=false backend=torch works anywhere")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.model.tensor_statistics import COLUMNS
+from mxsweep.results.record import DIAGNOSTICS_NAME, LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +53,13 @@ class RunFiles:
 
         lm_eval = json.dumps(self.lm_eval, indent=2, default=handle_non_serializable, ensure_ascii=False)
         contents: dict[str, str | Callable[[Path], object]] = {
-            "samples.parquet": _parquet(self.samples),
-            "lm_eval.json": lm_eval,
+            SAMPLES_NAME: _parquet(self.samples),
+            LM_EVAL_NAME: lm_eval,
         }
         if self.tensors is not None:
-            from mxsweep.model.tensor_statistics import COLUMNS
-
-            contents["diagnostics.parquet"] = _parquet(self.tensors, COLUMNS)
+            contents[DIAGNOSTICS_NAME] = _parquet(self.tensors, COLUMNS)
         if self.noise is not None:
-            contents["noise.parquet"] = _parquet(self.noise)
+            contents[NOISE_NAME] = _parquet(self.noise)
         return contents | dict(self.texts)
 
 

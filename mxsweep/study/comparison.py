@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.outcomes import SAMPLES_NAME, Outcomes, read_outcomes
+from mxsweep.results.outcomes import Outcomes, read_outcomes
+from mxsweep.results.record import SAMPLES_NAME
 from mxsweep.results.rows import Row
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.noise_floor import Floor, Noise
@@ -100,11 +101,6 @@ class Comparison:
     def perplexity_above_floor(self) -> bool | None:
         """Return whether the perplexities differ by more than numerical noise; None if that was not measured."""
         return _exceeds(self.perplexity, self.floor.log_perplexity if self.floor else None)
-
-    @property
-    def above_floor(self) -> bool | None:
-        """Return whether the main metric differs by more than numerical noise."""
-        return self.accuracy_above_floor if self.accuracy is not None else self.perplexity_above_floor
 
 
 def compare_with_baselines(group: Group) -> dict[Path, Comparison]:

@@ -19,10 +19,9 @@ from typing import Any, Protocol
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.locks import CLAIM_NAME, Lock, this_process
-from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record, write_record
+from mxsweep.results.record import HYDRA_FOLDER, LOG_NAME, RECORD_NAME, RecordError, read_record, write_record
 from mxsweep.terminal.errors import ConfigError
 
-LOG_NAME = "mxsweep.log"
 LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
 NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
 

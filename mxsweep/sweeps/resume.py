@@ -37,7 +37,7 @@ def resume_sweep(command: Command) -> int:
     ]
     runs = {run.config_hash: run for each in plans for run in each.runs}
     planned = Plan(list(runs.values()), plans[-1].settings)
-    return begin(planned, True, what_is_kept(command) if names_runs else None, named=True)
+    return begin(planned, True, manifest_command(command) if names_runs else None, named=True)
 
 
 def knob_values(command: Command) -> dict[str, str]:
@@ -45,7 +45,7 @@ def knob_values(command: Command) -> dict[str, str]:
     return {key: value.strip("'\"") for key, value in map(_split, command.overrides)}
 
 
-def what_is_kept(command: Command) -> Command:
+def manifest_command(command: Command) -> Command:
     """Return the command as a sweep's manifest keeps it: without what says how it was begun."""
     return _without(command, "resume", "dry_run", SWEEP_DIR)
 

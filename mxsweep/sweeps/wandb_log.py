@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from mxsweep.config.sweep_settings import Logging
+from mxsweep.results.record import LM_EVAL_NAME, RECORD_NAME, SAMPLES_NAME
 
 log = logging.getLogger(__name__)
 
-FILES = ("result.json", "samples.parquet", "lm_eval.json")
+FILES = (RECORD_NAME, SAMPLES_NAME, LM_EVAL_NAME)
 PATIENCE_S = 20.0  # for a server, at the start of a run and again at its end
 QUIET: dict[str, Any] = {  # wandb.Settings; those that another version of wandb does not have are left out
     "silent": True,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mxsweep.results.record import RunFolder
-from mxsweep.results.tensor_errors import DIAGNOSTICS_NAME, read_tensors
+from mxsweep.results.record import DIAGNOSTICS_NAME, RunFolder
+from mxsweep.results.tensor_errors import read_tensors
 
 MODULES = ["h.0.attn.c_proj", "h.0.mlp.c_proj", "lm_head"]
 

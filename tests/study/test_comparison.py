@@ -61,7 +61,8 @@ def test_each_run_is_compared_with_its_baseline(tmp_path: Path) -> None:
         ratio = row["perplexity"] / comparison.other.metrics["perplexity"]
         assert comparison.perplexity.difference == pytest.approx(math.log(ratio))
         assert comparison.perplexity_significant and not comparison.identical
-        assert comparison.floor is None and comparison.above_floor is None
+        assert comparison.floor is None
+        assert comparison.accuracy_above_floor is None and comparison.perplexity_above_floor is None
 
 
 def test_p_values_are_adjusted_over_the_group(tmp_path: Path) -> None:
@@ -218,7 +219,8 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path, case: str, why: str) -
     comparison = compared(tmp_path)["run"]
     assert comparison.why_not == why
     assert comparison == Comparison(comparison.row, comparison.other, why_not=why)
-    assert comparison.significant is None and comparison.above_floor is None
+    assert comparison.significant is None and comparison.accuracy_above_floor is None
+    assert comparison.perplexity_above_floor is None
 
 
 def test_infinite_log_likelihoods_leave_the_accuracies_comparable(tmp_path: Path) -> None:
@@ -369,7 +371,6 @@ def test_the_floor_comes_from_the_runs_own_repeats(tmp_path: Path) -> None:
     assert comparison.floor == floor
     assert comparison.perplexity is not None and comparison.accuracy is not None and floor.accuracy is not None
     assert comparison.accuracy_above_floor is (abs(comparison.accuracy.difference) > floor.accuracy)
-    assert comparison.above_floor is comparison.accuracy_above_floor
     assert comparison.perplexity_above_floor is False  # 0.1 nats, of a floor of 0.17
 
 

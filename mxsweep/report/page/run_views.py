@@ -13,11 +13,19 @@ from mxsweep.report.run_table import run_table
 from mxsweep.report.table import Cell
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
+from mxsweep.results.record import (
+    DIAGNOSTICS_NAME,
+    LM_EVAL_NAME,
+    LOG_NAME,
+    NOISE_NAME,
+    RECORD_NAME,
+    SAMPLES_NAME,
+)
 from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study, count_values
 
-LINKED = ("result.json", "samples.parquet", "diagnostics.parquet", "noise.parquet", "lm_eval.json", "mxsweep.log")
+LINKED = (RECORD_NAME, SAMPLES_NAME, DIAGNOSTICS_NAME, NOISE_NAME, LM_EVAL_NAME, LOG_NAME)
 
 
 @dataclass(frozen=True)
