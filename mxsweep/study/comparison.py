@@ -42,7 +42,6 @@ class Comparison:
         row: the run.
         other: its baseline, or the run that it differs from in one knob.
         n: examples compared, which differ from one another; 0 where nothing was.
-        repeats: examples left out, since they ask the same as others.
         accuracy: None where the task counts no right answers.
         perplexity: of the task's own perplexity (an example, word or byte); None where it has none.
         accuracy_p, perplexity_p: p values adjusted by Holm's method over the family of tests.
@@ -50,12 +49,12 @@ class Comparison:
         floor: the noise floor of this difference; None if nothing was measured.
         why_not: a sentence if the two cannot be compared; then all but row and other is None, n 0, identical False.
         note: a sentence if one metric cannot be compared, though others can.
+        repeats: examples left out, since they ask the same as others.
     """
 
     row: Row
     other: Row
     n: int = 0
-    repeats: int = 0
     accuracy: AccuracyDifference | None = None
     perplexity: LogPerplexityDifference | None = None
     accuracy_p: float | None = None
@@ -64,6 +63,7 @@ class Comparison:
     floor: Floor | None = None
     why_not: str | None = None
     note: str | None = None
+    repeats: int = 0
 
     @property
     def test(self) -> Hashable:
