@@ -205,7 +205,7 @@ GROUPS = (
     ),
     Knob(
         "model",
-        "tiny: embedded; hf: any causal language model, by model.path=",
+        "tiny: embedded; hf: any causal language model, by model.path=; FOLDER or NAME/ON-THE-HUB: model=hf with it",
         ValueType(),
         Scope.BASELINE,
         kind=Kind.TEXT,
