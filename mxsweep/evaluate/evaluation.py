@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval
@@ -17,6 +17,7 @@ from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.repeated import explain_repeated, input_hash
 from mxsweep.evaluate.request_cache import reuse_requests
 from mxsweep.evaluate.standard_errors import closed_form_perplexity, weighted_perplexity_stderr
+from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.losses import weighted_mean_stderr
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -37,6 +38,8 @@ class Evaluation:
         eval_s: seconds of the rest, to the last metric: what a run takes with these at hand.
         batch_tokens: tokens of a forward pass when scoring, as it turned out to fit.
         warnings: what a reader of the results should know, a sentence each.
+        nats_per_token: of each task that is scored by log-likelihood, what a token of an example's likeliest answer
+            costs on average; without tasks whose metrics a warning says to be NaN or infinite.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -47,6 +50,7 @@ class Evaluation:
     eval_s: float
     batch_tokens: int
     warnings: list[str]
+    nats_per_token: dict[str, float] = field(default_factory=dict)
 
 
 def make_lm(
@@ -86,6 +90,7 @@ def evaluate(
         progress: called after each batch with how many requests are scored so far, and how many there are in all.
     """
     started = time.perf_counter()
+    lm.scored = ScoredTokens()
     encoded_before, warned_before = lm.encode_s, len(lm.warnings)
     settings = (limit, apply_chat_template)
     with (
@@ -105,7 +110,8 @@ def evaluate(
     eval_s = time.perf_counter() - started - prepare_s
     samples = results.pop("samples")
     metrics = {task: _metrics(values, samples.get(task, [])) for task, values in results["results"].items()}
-    non_finite = [text for task in metrics for text in explain_non_finite(task, metrics[task], samples.get(task, []))]
+    explained = {task: explain_non_finite(task, metrics[task], samples.get(task, [])) for task in metrics}
+    non_finite = [text for texts in explained.values() for text in texts]
     repeated = [text for task, rows in samples.items() if (text := explain_repeated(task, rows))]
     for text in (*non_finite, *repeated):
         log.warning(text)
@@ -118,6 +124,7 @@ def evaluate(
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
         warnings=[*lm.warnings[warned_before:], *non_finite, *repeated],
+        nats_per_token={task: n for task, n in lm.scored.nats_per_token().items() if not explained.get(task)},
     )
 
 

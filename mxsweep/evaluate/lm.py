@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
+from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -42,6 +43,7 @@ class FastLM(HFLM):
     Attributes:
         warnings: what a reader of the results should know, a sentence each.
         encode_s: seconds spent on tokenizing.
+        scored: what scored answers cost, since somebody put a new one here.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class FastLM(HFLM):
         )
         self.warnings: list[str] = []
         self.encode_s = 0.0
+        self.scored = ScoredTokens()
         self._on_scored: Callable[[int], object] = _ignore
         if batch_tokens is None:
             batch_tokens = batch_tokens_on(model.device)
@@ -72,7 +75,10 @@ class FastLM(HFLM):
         """Return, of each request (context, continuation), the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
             pairs = encode_pairs(self, [request.args for request in requests])
-        return self._scorer.score(pairs, self._on_scored)
+        answers = self._scorer.score(pairs, self._on_scored)
+        for request, pair, (loglikelihood, _) in zip(requests, pairs, answers, strict=True):
+            self._count_tokens(request, loglikelihood, pair.targets)
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return, of each request (text,), the log-likelihood in nats of all tokens, in windows of ``max_length``."""
@@ -80,7 +86,10 @@ class FastLM(HFLM):
             texts = encode_windows(self, [request.args[0] for request in requests])
         windows_of_all = [window for windows in texts for window in windows]
         answers = iter(self._scorer.score(windows_of_all, self._on_scored))
-        return [sum(next(answers)[0] for _ in windows) for windows in texts]
+        totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
+        for request, windows, loglikelihood in zip(requests, texts, totals, strict=True):
+            self._count_tokens(request, loglikelihood, sum(window.targets for window in windows))
+        return totals
 
     def warm_up(self, kind: Hashable) -> None:
         """Read one batch of nothing on a GPU, unless this process did so before with the same ``kind`` of model.
@@ -134,6 +143,10 @@ class FastLM(HFLM):
         started = time.perf_counter()
         yield
         self.encode_s += time.perf_counter() - started
+
+    def _count_tokens(self, request: Instance, loglikelihood: float, tokens: int) -> None:
+        if tokens:  # none of an empty text
+            self.scored.add(str(request.task_name), request.doc_id or 0, loglikelihood, tokens)
 
     def _warn(self, message: str) -> None:
         log.warning(message)

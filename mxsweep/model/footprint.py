@@ -16,14 +16,17 @@ class Footprint:
     """Count what a recipe makes of a model.
 
     Attributes:
-        bits_per_weight: over the weights that it quantizes, scales included; None where it quantizes none.
+        bits_per_weight: over all weights of the decoder blocks and what else it quantizes, scales included; None where
+            it quantizes none.
         stored_bytes: the whole model's, stored at those bits.
         simulated_bytes: the whole model's while it is simulated: every original, and beside it the quantized copies.
+        warnings: what a reader of the results should know.
     """
 
     bits_per_weight: float | None
     stored_bytes: int
     simulated_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
@@ -32,13 +35,11 @@ def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
-    from mxsweep.model.quantization_report import Stored
+    from mxsweep.model.coverage import Stored
     from mxsweep.model.sites import find_sites
 
     sites = find_sites(model, recipe)
-    quantized = [(site.operand, site.formats.weight) for site in sites if site.formats.weight is not None]
-    size = sum(operand.size for operand, _ in quantized)
-    bits = sum(fmt.stored_bits(operand.shape) for operand, fmt in quantized)
+    stored = Stored.of(model, sites, recipe)
     originals = sum(parameter.nbytes for parameter in model.parameters())
-    copies = sum(operand.weight.nbytes for operand, _ in quantized)
-    return Footprint(bits / size if size else None, round(Stored.of(model, sites).bits / 8), originals + copies)
+    copies = sum(site.operand.weight.nbytes for site in sites if site.formats.weight is not None)
+    return Footprint(stored.bits_per_weight, round(stored.bits / 8), originals + copies, tuple(stored.warnings))

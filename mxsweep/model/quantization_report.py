@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from mxsweep.formats.recipe import Recipe
-from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.coverage import Stored
 from mxsweep.model.operands import Place
-from mxsweep.model.sites import Site
 from mxsweep.model.tensor_statistics import TensorStatistics
 from mxsweep.numerics import BlockStatistics, MXFormat
 
@@ -51,48 +48,12 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Count what storing a model takes.
-
-    Attributes:
-        parameters: each counted once, however many modules share it.
-        bits: a parameter that modules share in one format is stored once, in two formats twice: an lm_head in int8
-            that is tied to an embedding left as it is takes both.
-        block_weights, block_weights_kept: elements of the matrices in the decoder blocks; those that stay as they are.
-    """
-
-    parameters: int
-    bits: int
-    block_weights: int
-    block_weights_kept: int
-
-    @staticmethod
-    def of(model: nn.Module, sites: Sequence[Site]) -> Stored:
-        """Count for ``model``, loaded or on the meta device, before anything is replaced at ``sites``."""
-        formats = {(site.name, id(site.operand.parameter)): site.formats.weight for site in sites}
-        blocks = decoder_blocks(model)
-        numel: dict[int, int] = {}
-        bits: dict[tuple[int, MXFormat | None], int] = {}
-        block_weights = kept = 0
-        for name, module in model.named_modules():
-            for parameter in module.parameters(recurse=False):
-                fmt = formats.get((name, id(parameter)))
-                numel[id(parameter)] = parameter.numel()
-                plain = parameter.numel() * parameter.itemsize * 8
-                bits[id(parameter), fmt] = fmt.stored_bits(parameter.shape) if fmt else plain
-                if parameter.ndim > 1 and block_around(name, blocks) is not None:
-                    block_weights += parameter.numel()
-                    kept += 0 if fmt else parameter.numel()
-        return Stored(sum(numel.values()), sum(bits.values()), block_weights, kept)
-
-
-@dataclass(frozen=True)
 class QuantizationReport:
     """Sum up over the replaced modules.
 
     Attributes:
         places: where each replaced module, and each attention module, is in the model.
-        bits_per_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
+        bits_per_quantized_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
     """
@@ -102,7 +63,7 @@ class QuantizationReport:
     places: Mapping[str, Place]
     key: MXFormat | None
     value: MXFormat | None
-    bits_per_weight: float
+    bits_per_quantized_weight: float
     stored: Stored
     offloaded_bytes: int = 0
 
@@ -122,10 +83,24 @@ class QuantizationReport:
             places={layer.name: layer.place for layer in layers} | dict(attention),
             key=recipe.key,
             value=recipe.value,
-            bits_per_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
+            bits_per_quantized_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
             stored=stored,
             offloaded_bytes=offloaded_bytes,
         )
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the bits of a weight over all weights of the decoder blocks, whatever of them was replaced.
+
+        What is quantized elsewhere, as an lm_head, is counted, too. NaN where nothing was replaced.
+        """
+        bits = self.stored.bits_per_weight
+        return self.bits_per_quantized_weight if bits is None or not self.stored.block_weights_kept else bits
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what a reader of the results should know, a sentence or more each."""
+        return self.stored.warnings
 
     @property
     def bits_per_parameter(self) -> float:
@@ -150,11 +125,13 @@ class QuantizationReport:
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
+            "bits_per_quantized_weight": self.bits_per_quantized_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
             "originals_on_host_bytes": self.offloaded_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,
+            "block_weights_left": {kind: asdict(left) for kind, left in self.stored.left.items()},
             "weights_prepared": sum(layer.prepared for layer in self.layers),
             "weight_blocks": self._sum("blocks"),
             "weight_blocks_scale_clamped": self._sum("blocks_scale_clamped"),
@@ -179,8 +156,8 @@ class QuantizationReport:
             )
         if data["weight_blocks"]:
             lines.append(
-                f"{self.bits_per_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} bits a "
-                f"parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB)"
+                f"{self.bits_per_quantized_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} "
+                f"bits a parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB)"
             )
             span = scales = ""
             if data["weights_prepared"]:
@@ -200,7 +177,10 @@ class QuantizationReport:
             )
         if data["weight_blocks"] and self.stored.block_weights_kept:
             share = self.stored.block_weights_kept / self.stored.block_weights
-            lines.append(f"{share:.1%} of the weights in the decoder blocks stay as they are")
+            lines.append(
+                f"{share:.1%} of the weights in the decoder blocks stay as they are, {self.bits_per_weight:.2f} bits a "
+                "weight with these"
+            )
         return lines
 
 

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
+from mxsweep.model.coverage import Stored
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_places
-from mxsweep.model.quantization_report import QuantizationReport, Stored
+from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import PendingStatistics
@@ -55,7 +56,7 @@ def quantize_model(
             blocks, weights that were offloaded, or attention whose keys and values cannot be reached.
     """
     sites = find_sites(model, recipe)
-    stored = Stored.of(model, sites)
+    stored = Stored.of(model, sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
     offloaded = OffloadedWeights(parameters_without_room(model, sites))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe
+from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.operands import Operand, find_operands
 from mxsweep.numerics.hadamard import hadamard
@@ -72,9 +73,17 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     return sites
 
 
+def _names_in_blocks(model: nn.Module) -> set[str]:
+    """Return the names of modules and parameters of the decoder blocks: of all that can be left as it is."""
+    blocks = decoder_blocks(model)
+    names = (name for named in (model.named_modules(), model.named_parameters()) for name, _ in named)
+    return {name for name in names if block_around(name, blocks) is not None}
+
+
 def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
-    for pattern, _ in recipe.modules:
-        if not any(fnmatchcase(name, pattern) for name in operands):
+    for pattern, formats in recipe.modules:
+        names = set(operands) if formats != LinearFormats() else {*operands, *_names_in_blocks(model)}
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "
                 f"names look like {', '.join(list(operands)[1:4])}"

@@ -91,11 +91,18 @@ MEASURED: list[Column] = [
     ),
     measured_column(
         "bits_per_weight",
-        "bits that a quantized weight takes, scales included; where no weight is quantized, those of its dtype",
+        "bits that a weight takes, scales included, over all weights of the decoder blocks, those that stay as they "
+        "are included; where no weight is quantized, those of its dtype",
         lambda row: row.bits_per_weight,
         title="bits/weight",
         card_title="bits per weight",
         outputs=EVERYWHERE - {Output.TERMINAL},
+    ),
+    recorded_column(
+        "bits_per_quantized_weight",
+        "the same over the weights that are quantized",
+        "diagnostics",
+        "bits_per_quantized_weight",
     ),
     recorded_column(
         "bits_per_parameter",
@@ -114,6 +121,14 @@ MEASURED: list[Column] = [
         change=ratio_to_baseline(_bytes, "{:.0%} of the baseline"),
         change_in=frozenset({Output.CARD}),
         more=(ratio_field("parameter_bytes", _bytes),),
+    ),
+    Column(
+        "warnings",
+        "what a reader of the run's results should know, as recorded; in tables how many, which are listed beside them",
+        lambda row: " ".join(row.warnings) or None,
+        lambda row: str(len(row.warnings)) if row.warnings else ABSENT,
+        kind=str,
+        outputs=EVERYWHERE - {Output.STEPS},
     ),
     measured_column(
         "n",

@@ -9,6 +9,7 @@ from textwrap import indent
 
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
+from mxsweep.report.run_warnings import list_warnings
 from mxsweep.report.table import Table, escape_latex, latex
 from mxsweep.report.wording import NOISE_MARK, SIGNIFICANT_MARK
 from mxsweep.study.group_study import Study
@@ -31,10 +32,16 @@ def _table(study: Study) -> str:
         f"  \\caption{{{_caption(study, table)}}}",
         f"  \\label{{tab:mxsweep{'-' if group.slug else ''}{_label(group.slug)}}}",
         indent(latex(table), "  "),
+        *(f"  \\par\\smallskip {{\\footnotesize Warning, {escape_latex(text)}\\par}}" for text in _warnings(study)),
         "\\end{table}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _warnings(study: Study) -> list[str]:
+    """Return what the table's runs warn of, named by what tells them apart in it."""
+    return list_warnings(study.rows, study.config_text)
 
 
 def _caption(study: Study, table: Table) -> str:

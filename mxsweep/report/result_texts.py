@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
+from mxsweep.report.run_warnings import list_warnings
 from mxsweep.report.summary_tables import (
     failure_table,
     headline_table,
@@ -111,6 +112,8 @@ def markdown_text(
         parts.append(escape_markdown(constants_line(results)) + ".")
     if why := explain_groups(results):
         parts.append(escape_markdown(why))
+    if warned := warnings(results):
+        parts += ["## Warnings", _list(warned)]
     for study in study_groups(results) if studied is None else studied:
         group = study.group
         parts += [f"## {escape_markdown(heading(group))}", "### Headline", markdown(headline_table(study))]
@@ -143,8 +146,6 @@ def markdown_text(
             markdown(table),
             escape_markdown(said),
         ]
-    if warned := warnings(results):
-        parts += ["## Warnings", _list(warned)]
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
@@ -169,15 +170,8 @@ def has_several_tasks(results: Results) -> bool:
 
 def warnings(results: Results) -> list[str]:
     """List what finished runs warn of, each warning once with the runs that give it: all of them, or their ids."""
-    done = results.with_status("done")
-    by_message: dict[str, list[str]] = {}
-    for run in done:
-        noted = (run.record or {}).get("warnings")
-        for message in noted if isinstance(noted, list) else []:
-            by_message.setdefault(one_line(str(message), 300), []).append(run.run_id)
-    return [
-        f"{'every run' if len(ids) == len(done) else ', '.join(ids)}: {message}" for message, ids in by_message.items()
-    ]
+    done = [row for row in results.rows if row.run.status == "done"]
+    return list_warnings(done, lambda row: row.run.run_id)
 
 
 def heading(group: Group) -> str:

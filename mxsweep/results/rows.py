@@ -57,11 +57,17 @@ class Row:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Return the bits that a quantized weight takes, scales included; where none is, those of the dtype."""
+        """Return the bits that a weight of the decoder blocks takes; where none is quantized, those of the dtype."""
         bits = self.number("diagnostics", "bits_per_weight")
         if bits is None or not math.isfinite(bits):
             bits = self.number("diagnostics", "bits_per_parameter")
         return bits
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what the run warns of, as recorded."""
+        warnings = self.recorded("warnings")
+        return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
     @property
     def parameter_bytes(self) -> float | None:

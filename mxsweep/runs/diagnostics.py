@@ -8,6 +8,7 @@ the process' next runs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from mxsweep.model.quantization_report import QuantizationReport, weight_statist
 from mxsweep.model.quantize import observed
 from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
 from mxsweep.terminal.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class Diagnostics:
@@ -55,7 +58,7 @@ class Diagnostics:
                     self._logits.append(read_logits(model, sample, observer.batch))
         except ConfigError as error:
             self._logits.clear()
-            self.warnings.append(f"diagnostics: activations, keys and values were not measured: {error}")
+            self._warn(f"diagnostics: activations, keys and values were not measured: {error}")
             return
         examples = sum(sample.measured for sample in self._samples)
         self._tensors += observer.statistics(examples, report.places)
@@ -70,8 +73,12 @@ class Diagnostics:
                     keep_logits(model, sample, unquantized)
                 self._distances[sample.task] = distance(sample, unquantized, quantized).as_dict()
         except ConfigError as error:
-            self.warnings.append(f"diagnostics: the distance from the unquantized model was not measured: {error}")
+            self._warn(f"diagnostics: the distance from the unquantized model was not measured: {error}")
         self._logits.clear()
+
+    def _warn(self, message: str) -> None:
+        log.warning(message)
+        self.warnings.append(message)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what goes into the record's ``diagnostics``."""

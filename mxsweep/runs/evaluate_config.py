@@ -14,6 +14,7 @@ from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
+from mxsweep.evaluate.uniform_guess import warn_of_guessing
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
@@ -68,10 +69,13 @@ class _Steps:
                 )
             for line in report.lines():
                 log.info(line)
+            for warning in report.warnings:
+                log.warning(warning)
             with self._timed("warm_up_s"):
                 lm.warm_up(preparation.recipe)
             with self._kernels_counted():
                 evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
+            warnings = [*report.warnings, *evaluation.warnings, *self._guessing(evaluator, evaluation)]
             memory = peak_memory()  # here: what follows takes memory that is not the run's
             repeats = evaluate_perturbed(evaluator, config, progress)
             if config.diagnostics and not config.recipe.is_baseline:
@@ -81,11 +85,11 @@ class _Steps:
         if diagnostics is not None:
             with self._timed("diagnostics_s"):
                 diagnostics.read_unquantized(model)
-        entries = self._entries(preparation, report, evaluation, memory)
+        entries = self._entries(preparation, report, evaluation, memory, warnings)
         files = RunFiles(evaluation.samples, evaluation.results, texts=preparation.files)
         if diagnostics is not None:
             entries["diagnostics"] |= diagnostics.as_dict()
-            entries["warnings"] = evaluation.warnings + diagnostics.warnings
+            entries["warnings"] += diagnostics.warnings
             files = replace(files, tensors=diagnostics.rows())
         if repeats:
             entries["noise"] = describe_repeats(repeats)
@@ -108,12 +112,22 @@ class _Steps:
             overrides,
         )
 
+    def _guessing(self, evaluator: Evaluator, evaluation: Evaluation) -> list[str]:
+        """Return, and log, what speaks against a baseline; nothing of another run."""
+        if not self._config.recipe.is_baseline:
+            return []
+        warnings = warn_of_guessing(evaluation.nats_per_token, evaluator.model, evaluator.lm.tokenizer)
+        for warning in warnings:
+            log.warning(warning)
+        return warnings
+
     def _entries(
         self,
         preparation: Preparation,
         report: QuantizationReport,
         evaluation: Evaluation,
         memory: dict[str, int | None],
+        warnings: list[str],
     ) -> dict[str, Any]:
         """Return the record's entries of every run."""
         seconds = self._seconds | {"prepare_s": evaluation.prepare_s, "eval_s": evaluation.eval_s}
@@ -125,7 +139,7 @@ class _Steps:
             "examples_per_sec": sum(evaluation.n_effective.values()) / evaluation.eval_s,
             "diagnostics": report.as_dict() | {"cuda_kernel_launches": self._kernel_launches},
             "memory": memory | {"batch_tokens": evaluation.batch_tokens},
-            "warnings": evaluation.warnings,
+            "warnings": warnings,
         }
         if preparation.account:
             entries["remedies"] = preparation.account

@@ -42,15 +42,26 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
         lines.append(tabulate(rows, headers="keys", disable_numparse=True))
         lines.append("")
         lines.append(
-            "bits/weight: of the weights that are quantized, scales included. stored: the whole model at those bits. "
-            "in memory: what simulating it takes, the quantized weights beside the originals."
+            "bits/weight: over all weights of the decoder blocks, scales included. stored: the whole model at those "
+            "bits. in memory: what simulating it takes, the quantized weights beside the originals."
         )
         if any(run.config and run.config.ptq.budget is not None for run in runs):
             lines.append("Under a budget (≤) stored is what the run's own format would take.")
     for number, (run, problem) in enumerate(zip(runs, problems, strict=True), 1):
         if problem:
             lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
+    lines += [f"warning, of {which}: {text}" for text, which in _warnings(runs).items()]
     return "\n".join(lines)
+
+
+def _warnings(runs: Sequence[PlannedRun]) -> dict[str, str]:
+    """Return what the runs will warn of, each text once, with the runs that it is of."""
+    numbers: dict[str, list[str]] = {}
+    for number, run in enumerate(runs, 1):
+        size_of = None if run.config is None else _footprint(run.config)
+        for text in size_of.warnings if size_of is not None else ():
+            numbers.setdefault(text, []).append(str(number))
+    return {text: f"run{'s' * (len(of) > 1)} {', '.join(of)}" for text, of in numbers.items()}
 
 
 def _row(number: int, config: RunConfig) -> dict[str, str]:

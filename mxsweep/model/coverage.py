@@ -1,0 +1,160 @@
+"""Count a model's weights by what becomes of them, and warn where many stay as they are without being asked for.
+
+A number such as 4.25 bits a weight says something about a model only if it is over all weights of the decoder blocks.
+Some of these may be out of reach, as a layer of a kind that is not known: they are counted here whatever they are,
+since what is counted is the parameters of the blocks, and not what could be quantized. Matrices are counted, that is
+parameters of two dimensions or more; norms and biases, of one, are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from mxsweep.formats.recipe import Recipe
+from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.sites import Site
+
+MOST_LEFT = 0.01  # of the decoder blocks' weights without a warning
+MOST_KINDS = 4  # named in a warning
+
+
+@dataclass(frozen=True)
+class Left:
+    """Count matrices of one kind that stay as they are though nothing asks for it."""
+
+    matrices: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Count what storing a model takes, and what becomes of the weights of its decoder blocks.
+
+    Attributes:
+        parameters: each counted once, however many modules share it.
+        bits: a parameter that modules share in one format is stored once, in two formats twice: an lm_head in int8
+            that is tied to an embedding left as it is takes both.
+        quantized: elements that get a format, in the decoder blocks or elsewhere.
+        quantized_bits: what these take, scales included.
+        block_weights, block_weights_kept: elements of the matrices in the decoder blocks; those that stay as they are.
+        block_bits_kept: what the latter take.
+        left: of the latter, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
+    """
+
+    parameters: int
+    bits: int
+    quantized: int
+    quantized_bits: int
+    block_weights: int
+    block_weights_kept: int
+    block_bits_kept: int
+    left: Mapping[str, Left]
+
+    @staticmethod
+    def of(model: nn.Module, sites: Sequence[Site], recipe: Recipe) -> Stored:
+        """Count for ``model``, loaded or on the meta device, before anything is replaced at ``sites``."""
+        at: dict[int, list[Site]] = defaultdict(list)
+        for site in sites:
+            if site.formats.weight is not None:
+                at[id(site.operand.parameter)].append(site)
+        blocks = decoder_blocks(model)
+        numel: dict[int, int] = {}
+        bits: dict[tuple[int, tuple[str, ...]], int] = {}
+        quantized = quantized_bits = block_weights = kept = kept_bits = 0
+        left: dict[str, int] = {}
+        for name, parameter in _parameters(model):
+            here = [site for site in at[id(parameter)] if _is_of(site.name, name)]
+            changed = sum(site.operand.size for site in here)
+            changed_bits = sum(_stored_bits(site) for site in here)
+            plain, width = parameter.numel() - changed, parameter.itemsize * 8
+            numel[id(parameter)] = parameter.numel()
+            formats = tuple(f"{site.operand.name if len(here) > 1 else ''} {site.formats.weight}" for site in here)
+            bits[id(parameter), formats] = changed_bits + plain * width
+            quantized, quantized_bits = quantized + changed, quantized_bits + changed_bits
+            if parameter.ndim > 1 and block_around(name, blocks) is not None:
+                block_weights += parameter.numel()
+                kept, kept_bits = kept + plain, kept_bits + plain * width
+                if plain and not _asks_to_leave(recipe, name):
+                    left[name] = plain
+        return Stored(
+            sum(numel.values()),
+            sum(bits.values()),
+            quantized,
+            quantized_bits,
+            block_weights,
+            kept,
+            kept_bits,
+            _by_kind(blocks, left),
+        )
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Return the bits of a weight, scales included, over the decoder blocks and what else is quantized.
+
+        None where nothing is quantized.
+        """
+        if not self.quantized:
+            return None
+        return (self.quantized_bits + self.block_bits_kept) / (self.quantized + self.block_weights_kept)
+
+    @property
+    def share_left(self) -> float:
+        """Return the share of the decoder blocks' weights that stay as they are though nothing asks for it."""
+        return sum(one.weights for one in self.left.values()) / self.block_weights if self.left else 0.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return the warning that more of the decoder blocks stays as it is than a reader expects; none where not."""
+        if self.share_left <= MOST_LEFT or self.bits_per_weight is None:
+            return []
+        most = sorted(self.left.items(), key=lambda one: -one[1].weights)
+        kinds = [f"{kind} ({one.matrices}, {one.weights / self.block_weights:.1%})" for kind, one in most[:MOST_KINDS]]
+        if len(most) > MOST_KINDS:
+            kinds.append(f"{len(most) - MOST_KINDS} more kinds")
+        patterns = ", ".join(f"*.{kind}: none" for kind, _ in most)
+        return [
+            f"{self.share_left:.1%} of the weights in the decoder blocks are not quantized, and nothing asks for that: "
+            f"{', '.join(kinds)}. They are parameters that mxsweep cannot replace, and their inputs stay as they are, "
+            f"too. bits/weight counts them: {self.bits_per_weight:.4g}, where the quantized ones take "
+            f"{self.quantized_bits / self.quantized:.4g}. If that is meant, say so: "
+            f"modules={{{patterns}}}"
+        ]
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each module's own parameters under full names; a shared one once for each module that holds it."""
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            yield f"{name}.{own}" if name else own, parameter
+
+
+def _is_of(operand: str, parameter: str) -> bool:
+    """Return whether an operand is of the module that holds the parameter, which others may hold as well."""
+    module = parameter.rpartition(".")[0]
+    return operand == module or operand.startswith(f"{module}.")
+
+
+def _stored_bits(site: Site) -> int:
+    assert site.formats.weight is not None
+    return site.formats.weight.stored_bits(site.operand.shape)
+
+
+def _asks_to_leave(recipe: Recipe, name: str) -> bool:
+    """Return whether the format, or a pattern of ``modules``, asks to leave the parameter of this name as it is."""
+    return any(recipe.formats_of(each, True).weight is None for each in (name, name.rpartition(".")[0]))
+
+
+def _by_kind(blocks: Collection[str], left: Mapping[str, int]) -> dict[str, Left]:
+    """Sum up by the names that parameters have within their blocks, with * for the numbers of parts."""
+    kinds: dict[str, Left] = {}
+    for name, weights in left.items():
+        inside = name.removeprefix(f"{block_around(name, blocks)}.").removesuffix(".weight")
+        kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", inside)
+        before = kinds.get(kind, Left(0, 0))
+        kinds[kind] = Left(before.matrices + 1, before.weights + weights)
+    return kinds

@@ -1,0 +1,28 @@
+"""List what runs warn of, each warning once with the runs that give it, as every table's output shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mxsweep.report.wording import one_line
+from mxsweep.results.rows import Row
+
+MOST_LETTERS = 1000  # of a warning
+
+
+def list_warnings(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
+    """Return the warnings of finished runs, in front of each the names of its runs, or "every run".
+
+    Args:
+        rows: of one run there may be several, one for each task.
+        name: what a row's run is called.
+    """
+    runs = {row.run.path: row for row in rows}
+    by_message: dict[str, list[str]] = {}
+    for row in runs.values():
+        for message in row.warnings:
+            by_message.setdefault(one_line(message, MOST_LETTERS), []).append(name(row))
+    return [
+        f"{'every run' if len(names) == len(runs) else ', '.join(names)}: {message}"
+        for message, names in by_message.items()
+    ]

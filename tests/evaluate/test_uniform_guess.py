@@ -1,0 +1,102 @@
+"""A baseline that is not better than a uniform guess over the vocabulary is warned of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mxsweep import compose, run
+from mxsweep.evaluate.uniform_guess import ScoredTokens, warn_of_guessing
+from mxsweep.files.checkpoints import model_folder
+from tests.helpers.warned import assert_warned_everywhere
+
+
+def model(vocabulary: int, **settings: int | None) -> LlamaForCausalLM:
+    """A Llama that was never trained, and is sure of what it says."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, initializer_range=0.5, **sizes, **settings)).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(model_folder("embedded"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def untrained(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("untrained")
+    model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"model.path={folder}"
+
+
+def test_the_record_and_every_table_warn_of_a_baseline_that_guesses(
+    untrained: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="mxsweep"):
+        done = run(compose(["model=hf", untrained, "model.device=cpu", "format=none", "limit=24"]), tmp_path / "a")
+    assert done["status"] == "done", done["error"]
+    (warning,) = done["warnings"]
+    assert warning in caplog.messages
+    nats = math.log(done["metrics"]["story"]["perplexity"])  # every answer is a token
+    assert f"a scored token costs {nats:,.2f} nats" in warning and warning.startswith("story: this baseline is no")
+    assert_warned_everywhere(tmp_path, warning)
+
+
+def test_a_text_in_windows_is_counted_by_the_token(untrained: str, tmp_path: Path) -> None:
+    file = tmp_path / "pages.jsonl"
+    file.write_text(json.dumps({"page": "Irene hid the kettle in the attic . " * 30}) + "\n")
+    words = ["model=hf", untrained, "model.device=cpu", "format=none", "task=wikitext", f"task.data={file}"]
+    done = run(compose([*words, "model.max_length=64"]))
+    assert [text.split(":")[0] for text in done["warnings"]] == ["wikitext"]
+
+
+def test_only_a_baseline_is_judged(untrained: str) -> None:
+    assert run(compose(["model=hf", untrained, "model.device=cpu", "format=mxfp4", "limit=4"]))["warnings"] == []
+
+
+def test_a_baseline_that_knows_something_is_not_warned_of() -> None:
+    assert run(compose(["model.device=cpu", "format=none", "limit=24"]))["warnings"] == []
+
+
+def test_a_guess_costs_the_logarithm_of_the_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
+    guess = math.log(len(tokenizer))
+    costs = {"guess": guess, "worse": 20.0, "better": guess * 0.999, "nothing": math.nan, "never": math.inf}
+    warned = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
+    assert [text.split(":")[0] for text in warned] == ["guess", "worse"]
+    assert f"over the {len(tokenizer):,} tokens of the vocabulary {guess:.2f}" in warned[0]
+
+
+def test_causes_that_can_be_seen_come_first(tokenizer: PreTrainedTokenizerFast) -> None:
+    first = tokenizer("a").input_ids[0]
+
+    def causes(vocabulary: int, bos: int | None) -> str:
+        (text,) = warn_of_guessing({"story": 99.0}, model(vocabulary, bos_token_id=bos), tokenizer)
+        return text.partition("Likely causes: ")[2]
+
+    unseen = next(token for token in range(len(tokenizer)) if token != first)
+    assert causes(len(tokenizer), unseen).startswith(
+        f"the model's configuration names a beginning-of-sequence token ({unseen})"
+    )
+    assert "beginning-of-sequence" not in causes(len(tokenizer), first) + causes(len(tokenizer), None)
+    assert causes(7, None).startswith(f"the tokenizer has {len(tokenizer):,} tokens and the model 7: ")
+
+
+def test_of_several_answers_the_likeliest_by_the_token_counts() -> None:
+    scored = ScoredTokens()
+    for task, example, nats, tokens in (
+        ("chosen", 0, -9.0, 1),
+        ("chosen", 0, -8.0, 4),
+        ("chosen", 0, -7.0, 2),
+        ("chosen", 1, -4.0, 4),
+        ("text", 0, -30.0, 10),
+    ):
+        scored.add(task, example, nats, tokens)
+    assert scored.nats_per_token() == {"chosen": 12 / 8, "text": 3.0}
