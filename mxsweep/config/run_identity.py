@@ -54,12 +54,16 @@ def _entries(config: RunParts, places: dict[str, Callable[[RunParts], Entries]])
 
 
 def entries_alone(config: RunParts, scope: Scope) -> Entries:
-    """Return the knobs that stand in an identity by themselves: those that are neither off nor without effect."""
+    """Return the knobs that stand in an identity by themselves: those that are neither off nor without effect.
+
+    A knob that no typed part has a field for stands by itself whatever its place says: the makers of the places read
+    fields, so that two of the knob's values would otherwise be one run.
+    """
     values = values_of(config)
     return {
         knob.path: values[knob.path]
         for knob in knobs.all_knobs()
-        if knob.scope is scope and knob.place is None and knob.path in values
+        if knob.scope is scope and (knob.place is None or knob.path in config.further) and knob.path in values
         if (knob.off is UNSET or values[knob.path] != knob.off) and knob.effect(values)
     }
 

@@ -132,6 +132,17 @@ def dither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Knob:
     return declare(knob, "dither: 0", tmp_path, monkeypatch)
 
 
+def test_a_knob_that_no_type_has_a_field_for_is_in_the_hash_whatever_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knob = Knob("ptq.shrink", "for trying out", Whole("0 or more"), Scope.RUN, off=0, place="ptq")
+    declare(knob, "shrink: 0", tmp_path, monkeypatch)
+    words = ["format=mxfp4", "ptq=clip"]
+    hashes = [compose([*words, f"ptq.shrink={value}"]).config_hash for value in (0, 1, 2)]
+    assert len(set(hashes)) == 3
+    assert compose(words).config_hash == hashes[0]
+
+
 def test_runs_that_differ_in_a_knob_of_baselines_have_a_baseline_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
