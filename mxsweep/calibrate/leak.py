@@ -4,6 +4,10 @@ What has the same source is refused by its name or content; any other text by wh
 calibration sequence may stand in an evaluated document, whatever the case, the punctuation or the line breaks. A
 document of 13 to 31 words counts as one such run. (13 words are what GPT-3's authors compared, arXiv 2005.14165,
 appendix C; a sentence of so many is quoted in good faith, 32 hardly ever.)
+
+A sequence of fewer words cannot hold such a run. Without its first and last word, which may be parts of words, it
+counts as a run where 13 or more are left; a shorter one proves nothing alone, but more than half of all do. Generated
+stories are of a split of their own, and their short ones are let be: two stories begin alike by chance.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from mxsweep.terminal.errors import ConfigError
 
 RUN_WORDS = 32
 SHORT_WORDS = 13  # documents of fewer words are too likely to be met by chance
+LEAST_WORDS = 4  # of a sequence without its ends; fewer are met everywhere
 _QUOTED_WORDS = 12
 
 # Letters and digits; of scripts that put no space between words (Thai, Japanese, Chinese) every character.
@@ -96,6 +101,42 @@ def refuse_evaluated(
                 f"{RUN_WORDS} words or more, the first of them '{_beginning(document)}'; allowed: texts that are not "
                 "evaluated"
             )
+    if config.source != "stories":
+        _refuse_short_sequences(calibration, sequences, tasks)
+
+
+def _refuse_short_sequences(calibration: Calibration, sequences: _Words, tasks: Mapping[str, Any]) -> None:
+    """Raise ConfigError if sequences too short for a run of 32 words are evaluated, or none can be judged."""
+    inner = sequences.lengths - 2
+    if (inner < LEAST_WORDS).all():
+        raise ConfigError(
+            f"calibration.length: {calibration.description}: sequences of {sequences.lengths.max(initial=0)} words are "
+            f"too short to tell whether they are evaluated; allowed: sequences of {LEAST_WORDS + 2} words or more"
+        )
+    judged = (inner >= LEAST_WORDS) & (inner < RUN_WORDS)
+    for name, evaluated in tasks.items():
+        stands = judged & _stand_in(sequences, _words_of(evaluated))
+        alone = stands & (inner >= SHORT_WORDS)
+        if alone.any() or 2 * stands.sum() > len(stands):
+            first = calibration.texts[int(np.argmax(alone if alone.any() else stands))]
+            raise ConfigError(
+                f"calibration: {calibration.description}: {stands.sum():,} of the {len(stands):,} sequences stand in "
+                f"documents that {name} evaluates, the first of them '{_beginning(first)}'; allowed: texts that are "
+                "not evaluated, or longer sequences, of which more can be told (calibration.length)"
+            )
+
+
+def _stand_in(sequences: _Words, documents: _Words) -> np.ndarray:
+    """Return of each sequence, bool (texts,), whether all but its first and last word stand in a document in a row."""
+    firsts = np.cumsum(sequences.lengths) - sequences.lengths
+    stands = np.zeros(len(firsts), bool)
+    for length in np.unique(sequences.lengths):
+        if LEAST_WORDS <= length - 2 < RUN_WORDS:
+            (numbers,) = np.nonzero(sequences.lengths == length)
+            runs, starts = sequences.runs(int(length) - 2)
+            inner = runs[np.searchsorted(starts, firsts[numbers] + 1)]
+            stands[numbers] = np.isin(inner, documents.runs(int(length) - 2)[0])
+    return stands
 
 
 def _refuse_same_split(config: CalibrationConfig, name: str, evaluated: Any) -> None:

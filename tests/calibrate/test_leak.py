@@ -67,6 +67,7 @@ def check(calibration: Calibration, documents: list[str]) -> None:
 
 
 LONG = words(200)
+OTHER = "words enough to tell something of"
 DOCUMENTS = [" ".join(words(100, seed)) for seed in range(1, 30)] + [" ".join(LONG)]
 
 
@@ -134,6 +135,48 @@ def test_the_message_says_what_is_shared_and_which_comes_first() -> None:
         "calibration: some texts: 3 of the 30 documents that made evaluates stand there in 32 words or more, the "
         f"first of them '{first} ...'; allowed: texts that are not evaluated"
     )
+
+
+def windows(text: list[str], length: int, count: int = 12) -> list[str]:
+    """Sequences of a text as tokens cut it: each begins and ends within a word."""
+    return [" ".join(text[i : i + length])[2:-2] for i in range(0, length * count, length)]
+
+
+def check_text(sequences: list[str], documents: list[str] = DOCUMENTS) -> None:
+    refuse_evaluated(read(*sequences), {"made": made(documents)}, task_config(), config("task", "another"))
+
+
+@pytest.mark.parametrize("length", [6, 10, 14, 15, 20, 31, 33])
+def test_the_evaluated_texts_in_short_sequences_are_refused(length: int) -> None:
+    sequences = windows(LONG, length, 200 // length)
+    with pytest.raises(ConfigError, match="sequences stand in documents that made evaluates") as raised:
+        check_text(sequences)
+    assert f": {len(sequences)} of the {len(sequences)} sequences" in str(raised.value)
+    check_text(windows(words(200, 99), length, 200 // length))
+    check_text(sequences, DOCUMENTS[:-1])
+
+
+@pytest.mark.parametrize(("length", "refused"), [(14, False), (15, True), (33, True)])
+def test_one_short_sequence_among_many_counts_from_13_whole_words(length: int, refused: bool) -> None:
+    other = words(500, 99)
+    sequences = [*windows(other, length, 12), *windows(LONG[40:], length, 1)]
+    if refused:
+        with pytest.raises(ConfigError, match="1 of the 13 sequences stand") as raised:
+            check_text(sequences)
+        assert f"'{' '.join(sequences[-1].split()[:12])} ...'" in str(raised.value)
+    else:
+        check_text(sequences)
+        check_text([*windows(other, length, 5), *windows(LONG, length, 5)])
+        with pytest.raises(ConfigError, match="6 of the 11 sequences"):
+            check_text([*windows(other, length, 5), *windows(LONG, length, 6)])
+
+
+def test_sequences_in_which_nothing_can_be_told_are_refused() -> None:
+    for sequences in (["", "a"], ["one two three four five"] * 3):
+        with pytest.raises(ConfigError, match=r"calibration\.length: .* words are too short to tell whether they are"):
+            check_text(sequences)
+        check(read(*sequences), DOCUMENTS)  # stories are of a split of their own
+    check_text(["one two three four five", "one two three four five six"])
 
 
 def test_nothing_is_shared_with_nothing() -> None:
@@ -208,12 +251,12 @@ def test_the_file_that_is_evaluated_is_refused_by_its_content(tmp_path: Path) ->
 def test_the_split_that_is_evaluated_is_refused() -> None:
     both = made(["a b"], validation_split="rows")
     only_validation = made(["a b"], validation_split="rows", test_split=None)
-    refuse_evaluated(read("c"), {"made": both}, task_config(), config("task", "made", split="validation"))
-    refuse_evaluated(read("c"), {"made": only_validation}, task_config(), config("task", "made"))
-    refuse_evaluated(read("c"), {"made": only_validation}, task_config(), config("task", "other", split="validation"))
+    refuse_evaluated(read(OTHER), {"made": both}, task_config(), config("task", "made", split="validation"))
+    refuse_evaluated(read(OTHER), {"made": only_validation}, task_config(), config("task", "made"))
+    refuse_evaluated(read(OTHER), {"made": only_validation}, task_config(), config("task", "other", split="validation"))
     with pytest.raises(ConfigError, match=r"calibration\.split: 'validation' is what made evaluates"):
         refuse_evaluated(
-            read("c"), {"made": only_validation}, task_config(), config("task", "made", split="validation")
+            read(OTHER), {"made": only_validation}, task_config(), config("task", "made", split="validation")
         )
 
 
@@ -235,9 +278,9 @@ def test_the_data_set_that_is_evaluated_is_refused(knobs: dict[str, Any], refuse
     one = config("hub", **({"path": "owner/data"} | knobs))
     if refused:
         with pytest.raises(ConfigError, match=r"calibration\.split: '.*' of 'owner/data' is what made evaluates"):
-            refuse_evaluated(read("c"), {"made": task}, task_config(), one)
+            refuse_evaluated(read(OTHER), {"made": task}, task_config(), one)
     else:
-        refuse_evaluated(read("c"), {"made": task}, task_config(), one)
+        refuse_evaluated(read(OTHER), {"made": task}, task_config(), one)
 
 
 # ------------------------------------------------------------------------------------------------- real texts
