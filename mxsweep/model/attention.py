@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Recipe
-from mxsweep.model.attention_interface import STATE, attention_modules, listening
+from mxsweep.model.attention_interface import STATE, listening
+from mxsweep.model.attention_probe import probe_pass, reached_attention
 from mxsweep.model.kv import KVQuantizer, formats_of_heads, versioned_attention
+from mxsweep.model.latents import LatentQuantizer, check_latents, holds_latents
 from mxsweep.model.rope import KeysBeforeRope
 
 __all__ = ["STATE", "KVQuantizer", "quantized_attention"]
@@ -32,27 +34,37 @@ def quantized_attention(
 ) -> Iterator[tuple[str, ...]]:
     """Quantize keys and values while the context lasts; yields the names of the attention modules.
 
+    A few short passes on entering find the modules that a text reaches, and whatever does not go with them.
+
     Args:
         module_key: a stochastic key for the module of a name.
         key_factors: what :func:`mxsweep.model.kv.key_factors` gave, where ``recipe.kv.smooth`` asks for it.
 
     Raises:
-        ConfigError: the model's attention cannot be reached, or was not reached by any forward pass; options of
-            ``recipe.kv`` that do not go with each other or with this model.
+        ConfigError: the model's attention cannot be reached, or standing between it and the model changes logits by
+            itself; options of ``recipe.kv`` that do not go with each other or with this model.
         ValueError: smoothing without factors.
     """
     if recipe.key is None and recipe.value is None:
         yield ()
         return
     formats_of_heads(recipe)  # refused here rather than in the first pass
-    modules = attention_modules(model)
+    modules = reached_attention(model)
+    for name, module in modules.items():
+        if holds_latents(module):
+            check_latents(module, name, recipe)
     smoothed = recipe.key is not None and recipe.kv.smooth > 0
     if smoothed and set(modules) - set(key_factors):
         raise ValueError(f"key_factors: none for {min(set(modules) - set(key_factors))}, but kv.smooth is not 0")
     attention = versioned_attention(recipe)
     with ExitStack() as stack:
-        quantizers = {}
+        quantizers: dict[str, KVQuantizer] = {}
         for name, module in modules.items():
+            if holds_latents(module):
+                latents = LatentQuantizer(recipe, module_key(name), name, attention)
+                stack.enter_context(latents.listening_to(module))
+                quantizers[name] = latents
+                continue
             before = None
             if recipe.key is not None and recipe.kv.rope == "before":
                 before = KeysBeforeRope(module, name)
@@ -60,4 +72,5 @@ def quantized_attention(
             factors = key_factors[name] if smoothed else None
             quantizers[name] = KVQuantizer(recipe, module_key(name), name, attention, factors, before)
         stack.enter_context(listening(model, quantizers))
+        probe_pass(model)  # refuses what a quantizer cannot do, before anything is evaluated
         yield tuple(modules)

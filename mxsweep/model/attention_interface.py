@@ -1,28 +1,30 @@
 """Stand between a model and its attention, in any model that goes through transformers' attention interface.
 
-transformers lets a model's attention be named. Two names are registered here, ``mxsweep_sdpa`` and ``mxsweep_eager``:
-each hands a call to the :class:`Listener` of its module, which may change the keys and values before it calls the
-function of the plain name. The mask functions of the plain names are registered under ours as well: without that,
-transformers hands a custom name no mask and causality is lost.
+A model looks its attention function up by name in each pass: in transformers' registry, or, for the name "eager", in
+the file of the model class. For the duration of a context, a function stands there that hands a call to the
+:class:`Listener` of its module, which may change the keys and values before it calls the function of that name. A
+module without a listener, of this model or another, gets what it would have got.
+
+The name stays as it is, since models go by it: they build their masks for names that they know, and choose by it
+whether sparse attention is computed with a mask.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mxsweep.terminal.errors import ConfigError
 
-PREFIX = "mxsweep_"
 STATE = "mxsweep_kv"  # the attribute of an attention module that holds its listener
+EAGER_FUNCTION = "eager_attention_forward"  # its name in each model's file
 
 Attended = tuple[Tensor, Tensor | None]  # output (B, Tq, Hq, D), attention weights (B, Hq, Tq, Tk) or None
 
@@ -59,8 +61,14 @@ class Listener(Protocol):
         """Compute the attention of queries (B, Hq, Tq, D) over keys and values (B, H, Tk, D)."""
 
 
-def _attend(plain: str) -> Callable[..., Attended]:
-    def attend(
+class _ListeningFunction:
+    """Stand in for the attention function of a name, for as many contexts as use it at a time."""
+
+    def __init__(self, name: str, function: Callable[..., Attended]) -> None:
+        self.name, self.function, self.uses = name, function, 0
+
+    def __call__(
+        self,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -69,82 +77,87 @@ def _attend(plain: str) -> Callable[..., Attended]:
         *args: Any,
         **kwargs: Any,
     ) -> Attended:
-        listener = getattr(module, STATE, None)
+        listener: Listener | None = getattr(module, STATE, None)
         if listener is None:
-            raise RuntimeError(f"{type(module).__name__} attends under {PREFIX}{plain} but was never given formats")
+            return self.function(module, query, key, value, attention_mask, *args, **kwargs)
         listener.calls += 1
         # As transformers' function for sdpa decides it; the eager ones read a missing mask as nothing to mask.
-        said = kwargs.get("is_causal")
-        is_causal = plain == "sdpa" and bool(getattr(module, "is_causal", True) if said is None else said)
-        call = Call(module, attention_mask, is_causal, _plain_attention(plain, module), args, kwargs)
-        attended: Attended = listener.attend(call, query, key, value)
-        return attended
-
-    return attend
+        given = kwargs.get("is_causal")
+        is_causal = self.name == "sdpa" and bool(getattr(module, "is_causal", True) if given is None else given)
+        return listener.attend(Call(module, attention_mask, is_causal, self.function, args, kwargs), query, key, value)
 
 
-def _plain_attention(plain: str, module: nn.Module) -> Callable[..., Attended]:
-    """Return the model's function: eager attention is in each model's file, the others in transformers' registry."""
-    if plain == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[plain]
-
-
-for _plain in ("sdpa", "eager"):
-    AttentionInterface.register(PREFIX + _plain, _attend(_plain))
-    AttentionMaskInterface.register(PREFIX + _plain, ALL_MASK_ATTENTION_FUNCTIONS[_plain])
+@contextmanager
+def _listening_function(functions: MutableMapping[str, Any], key: str, name: str) -> Iterator[None]:
+    """Let the attention function under ``key`` hand its calls to listeners while the context lasts."""
+    before = functions[key]
+    if isinstance(before, _ListeningFunction):  # another context put it there
+        listening_function = before
+    else:
+        listening_function = functions[key] = _ListeningFunction(name, before)
+    listening_function.uses += 1
+    try:
+        yield
+    finally:
+        listening_function.uses -= 1
+        if not listening_function.uses:
+            if functions is ALL_ATTENTION_FUNCTIONS:
+                del functions[key]  # leaves what is registered for all models, unless there was an entry before it
+            if functions.get(key) is not listening_function.function:
+                functions[key] = listening_function.function
 
 
 def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the attention modules of ``model`` by name.
+    """Return the modules of ``model`` that look like attention, by name, whether or not a text reaches them.
 
     Raises:
-        ConfigError: there are none, or their attention cannot be reached.
+        ConfigError: there are none, or the model's attention cannot be reached.
     """
-    plain = model.config._attn_implementation
-    modules = {name: module for name, module in model.named_modules() if _is_attention(module)}
-    if plain not in ("sdpa", "eager") or not modules or not model._can_set_attn_implementation():
-        raise ConfigError(
-            f"kv_quant: the attention of {type(model).__name__} ({plain}) does not go through transformers' attention "
-            "interface, so its keys and values cannot be quantized; allowed: kv_quant=none"
-        )
+    implementation = implementation_of(model.config.get_text_config())
+    modules = {name: module for name, module in model.named_modules() if is_attention(module)}
+    if implementation not in ("sdpa", "eager") or not modules or not model._can_set_attn_implementation():
+        raise unreachable(model)
     return modules
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx")
+def implementation_of(config: Any) -> str | None:
+    """Return the name of the attention function that a module with this config calls."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def unreachable(model: PreTrainedModel) -> ConfigError:
+    """Return the refusal of a model whose attention is computed in another way."""
+    implementation = implementation_of(model.config.get_text_config())
+    return ConfigError(
+        f"kv_quant: the attention of {type(model).__name__} ({implementation}) does not go through transformers' "
+        "attention interface, so its keys and values cannot be quantized; allowed: kv_quant=none"
+    )
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Return whether a module looks like the attention of a layer."""
+    return type(module).__name__.endswith(("Attention", "MLA")) and hasattr(module, "layer_idx")
 
 
 @contextmanager
 def listening(model: PreTrainedModel, listeners: Mapping[str, Listener]) -> Iterator[None]:
-    """Let each attention module of ``model`` hand its calls to its listener while the context lasts.
+    """Let modules of ``model`` hand their calls of attention to their listeners while the context lasts.
 
     Args:
-        listeners: one for each name in :func:`attention_modules`.
-
-    Raises:
-        ConfigError: on leaving, where the model ran but some listener was never called.
+        listeners: by the name of the module; other modules attend as before.
     """
-    modules = attention_modules(model)
-    plain = model.config._attn_implementation
-    forwards = 0
-
-    def count(*_: Any) -> None:
-        nonlocal forwards
-        forwards += 1
-
-    hook = model.register_forward_hook(count)  # after a pass: one that failed may have reached some modules only
-    try:
-        for name, module in modules.items():
-            setattr(module, STATE, listeners[name])
-        model.set_attn_implementation(PREFIX + plain)
+    files: dict[int, dict[str, Any]] = {}
+    for module in model.modules():
+        namespace = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+        if EAGER_FUNCTION in namespace:
+            files[id(namespace)] = namespace
+    with ExitStack() as stack:
+        stack.enter_context(_listening_function(ALL_ATTENTION_FUNCTIONS, "sdpa", "sdpa"))
+        for namespace in files.values():
+            stack.enter_context(_listening_function(namespace, EAGER_FUNCTION, "eager"))
+        for name, listener in listeners.items():
+            module = model.get_submodule(name)
+            setattr(module, STATE, listener)
+            stack.callback(delattr, module, STATE)
         yield
-    finally:
-        model.set_attn_implementation(plain)
-        for module in modules.values():
-            if hasattr(module, STATE):
-                delattr(module, STATE)
-        hook.remove()
-    unused = [name for name, listener in listeners.items() if forwards and not listener.calls]
-    if unused:
-        raise ConfigError(f"kv_quant: {len(unused)} attention modules, {unused[0]} first, never quantized a key")

@@ -32,7 +32,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import QUERY_KEY, KVOptions, Recipe
-from mxsweep.model.attention_interface import Attended, Call, attention_modules, listening
+from mxsweep.model.attention_interface import Attended, Call, listening
+from mxsweep.model.attention_probe import reached_attention
 from mxsweep.model.key_versions import CLOSED, OPEN, RECENT, VersionedAttention, Zones
 from mxsweep.model.observer import Observer
 from mxsweep.model.rope import KeysBeforeRope
@@ -234,7 +235,7 @@ def key_factors(model: PreTrainedModel, run_forward: Callable[[], None], smooth:
     """
     with ExitStack() as stack:
         listeners: dict[str, _LargestKeys] = {}
-        for name, module in attention_modules(model).items():
+        for name, module in reached_attention(model).items():
             before = KeysBeforeRope(module, name) if rope == "before" else None
             if before is not None:
                 stack.callback(before.close)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from mxsweep.files.checkpoints import model_folder, model_stamps, stored_dtypes
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_interface import attention_modules
+from mxsweep.model.latents import check_latents, holds_latents
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 
@@ -42,7 +43,9 @@ def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
     try:
         find_sites(model, recipe)
         if recipe.key is not None or recipe.value is not None:
-            attention_modules(model)
+            for name, module in attention_modules(model).items():
+                if holds_latents(module):
+                    check_latents(module, name, recipe)
     except ConfigError as error:
         return str(error)
     return None

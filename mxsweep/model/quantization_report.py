@@ -52,6 +52,8 @@ class QuantizationReport:
     """Sum up over the replaced modules.
 
     Attributes:
+        attention_modules: how many modules attend to quantized keys and values.
+        latent_modules: how many of them expand these from latents, which are what is quantized there (MLA).
         places: where each replaced module, and each attention module, is in the model.
         bits_per_quantized_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
@@ -66,6 +68,7 @@ class QuantizationReport:
     bits_per_quantized_weight: float
     stored: Stored
     offloaded_bytes: int = 0
+    latent_modules: int = 0
 
     @staticmethod
     def of(
@@ -74,6 +77,7 @@ class QuantizationReport:
         attention: Mapping[str, Place],
         stored: Stored,
         offloaded_bytes: int = 0,
+        latent_modules: int = 0,
     ) -> QuantizationReport:
         """Sum up reports of layers; ``attention`` has the places of the attention modules."""
         weights = sum(layer.weights for layer in layers)
@@ -86,6 +90,7 @@ class QuantizationReport:
             bits_per_quantized_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
             stored=stored,
             offloaded_bytes=offloaded_bytes,
+            latent_modules=latent_modules,
         )
 
     @property
@@ -122,6 +127,7 @@ class QuantizationReport:
             "layers_replaced": len(self.layers),
             "formats": _format_counts(self.layers),
             "attention_modules": self.attention_modules,
+            **({"latent_modules": self.latent_modules} if self.latent_modules else {}),
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
@@ -149,10 +155,12 @@ class QuantizationReport:
         data, lines = self.as_dict(), []
         for formats, count in data["formats"].items():
             lines.append(f"Replaced {count} layer{'s' * (count != 1)}: {formats}")
-        if self.attention_modules:
+        if self.latent_modules:
+            lines.append(f"Latents and RoPE keys in {self.key} in {self.latent_modules} attention layers (MLA)")
+        if self.attention_modules > self.latent_modules:
             lines.append(
                 f"Keys in {self.key or 'no format'}, values in {self.value or 'no format'} "
-                f"in {self.attention_modules} attention layers"
+                f"in {self.attention_modules - self.latent_modules} attention layers"
             )
         if data["weight_blocks"]:
             lines.append(

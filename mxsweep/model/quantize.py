@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.coverage import Stored
+from mxsweep.model.latents import holds_latents
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
@@ -75,7 +76,9 @@ def quantize_model(
                 offloaded.send_to_host(site.operand.parameter)
                 measured.append(statistics)
             layers = layer_reports(sites, measured, prepared.weights)
-            yield QuantizationReport.of(recipe, layers, find_places(model, attention), stored, offloaded.bytes)
+            latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
+            places = find_places(model, attention)
+            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents)
         finally:
             inputs.forget()
             for site in sites:

@@ -36,9 +36,10 @@ class KeysBeforeRope:
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self._name, self._class = name, type(module).__name__
-        self._embed: Callable[..., tuple[Tensor, Tensor]] | None = getattr(
+        self._embed: Callable[..., Any] | None = getattr(
             sys.modules[type(module).__module__], "apply_rotary_pos_emb", None
         )
+        self._one_tensor = self._embed is not None and list(inspect.signature(self._embed).parameters)[1:2] == ["cos"]
         self._signature = inspect.signature(module.forward)
         if self._embed is None or "position_embeddings" not in self._signature.parameters:
             raise self._refusal("it has no rotary embedding that can be applied here")
@@ -103,7 +104,11 @@ class KeysBeforeRope:
         """Embed keys x (B, H, stop - start, D) that stand at these positions of the pass."""
         assert self._embed is not None and self._angles is not None
         cos, sin = (angle[..., start:stop, :] for angle in self._angles)
-        return self._embed(x[:, :0], x, cos, sin)[1]  # of queries, none
+        if self._one_tensor:  # as in Gemma 4: (x, cos, sin) instead of (q, k, cos, sin)
+            embedded: Tensor = self._embed(x, cos, sin)
+        else:
+            _, embedded = self._embed(x[:, :0], x, cos, sin)  # of queries, none
+        return embedded
 
     def _becomes(self, candidate: Tensor, key: Tensor) -> bool:
         try:

@@ -34,7 +34,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.formats.recipe import KVOptions, Rotation
-from mxsweep.model import kv
+from mxsweep.model import kv, rope
 from mxsweep.model.attention import quantized_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.linear import stochastic_key
@@ -221,10 +221,12 @@ def expected_attention(
 
 @pytest.mark.parametrize("knobs", KNOBS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_is_what_it_is_written_out(attention: str, knobs: str) -> None:
+def test_attention_is_what_it_is_written_out(attention: str, knobs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the first layer; with quantized linear layers, whose outputs are the keys before RoPE."""
-    name, seen = f"mxsweep_{attention}", {}
-    original = ALL_ATTENTION_FUNCTIONS[name]
+    functions, name = ALL_ATTENTION_FUNCTIONS, "sdpa"
+    if attention == "eager":
+        functions, name = vars(sys.modules[LlamaForCausalLM.__module__]), "eager_attention_forward"
+    seen = {}
 
     def spy(module, query, key, value, mask, **kwargs):  # type: ignore[no-untyped-def]
         out, weights = original(module, query, key, value, mask, **kwargs)
@@ -234,15 +236,14 @@ def test_attention_is_what_it_is_written_out(attention: str, knobs: str) -> None
     model, ids = build(attention=attention), tokens()
     recipe = recipe_of(knobs, linear=LinearFormats(MXFormat("int8"), MXFormat("int8")))
     options, rotation = recipe.kv, recipe.rotation
-    AttentionInterface.register(name, spy)
-    try:
-        with quantized(model, replace(recipe, linear=LinearFormats())), quantize_model(model, Recipe(recipe.linear)):
-            first = model.model.layers[0].self_attn
-            hook = first.k_proj.register_forward_hook(lambda _m, _a, output: seen.setdefault("before", output))
-            logits(model, ids)
-            hook.remove()
-    finally:
-        AttentionInterface.register(name, original)
+    of_kv, of_linear = replace(recipe, linear=LinearFormats()), Recipe(recipe.linear)
+    with quantized(model, of_kv), quantize_model(model, of_linear), monkeypatch.context() as patch:
+        original = functions[name]
+        patch.setitem(functions, name, spy)
+        first = model.model.layers[0].self_attn
+        hook = first.k_proj.register_forward_hook(lambda _m, _a, output: seen.setdefault("before", output))
+        logits(model, ids)
+        hook.remove()
     query, key, value, out, weights = seen["call"]
     cos, sin = model.model.rotary_emb(value, torch.arange(T)[None])
     factor = factors()["model.layers.0.self_attn"]
@@ -357,17 +358,16 @@ def test_what_has_no_blocks_along_the_sequence_is_refused(change: dict[str, obje
         quantized(build(), recipe_of("channel", **change)).__enter__()
 
 
-def test_keys_before_rope_that_cannot_be_reached_are_refused() -> None:
+def test_keys_before_rope_that_cannot_be_reached_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, recipe = build(), recipe_of("before")
     attention = model.model.layers[1].self_attn
-    projection = attention.k_proj
-    del attention.k_proj
-    with pytest.raises(
-        ConfigError, match=r"kv_quant\.rope: .*layers\.1\.self_attn\): it has neither k_proj nor k_norm"
-    ):
-        quantized(model, recipe).__enter__()
+    projection = rope.projection
+    with monkeypatch.context() as patch:
+        patch.setattr(rope, "projection", lambda module, of: None if module is attention else projection(module, of))
+        message = r"kv_quant\.rope: .*layers\.1\.self_attn\): it has neither k_proj nor k_norm"
+        with pytest.raises(ConfigError, match=message):
+            quantized(model, recipe).__enter__()
     assert not any(module._forward_pre_hooks for module in model.modules())  # those of layer 0 are gone
-    attention.k_proj = projection
     attention.k_norm = nn.Identity()  # which nothing calls
     with pytest.raises(ConfigError, match="it computed no key in this pass"), quantized(model, recipe):
         logits(model, tokens())

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -102,13 +101,10 @@ def test_eager_and_sdpa_agree(stage: str) -> None:
         model = build(attention=attention)
         block = model.model.layers[0].self_attn
         captured: list[torch.Tensor] = []
-        hook = block.o_proj.register_forward_pre_hook(lambda _m, args, seen=captured: seen.append(args[0]))
         with quantize_model(model, recipe):
-            # o_proj was replaced, so hook the replacement.
             replaced = block.o_proj.register_forward_pre_hook(lambda _m, args, seen=captured: seen.append(args[0]))
             logits(model, tokens())
             replaced.remove()
-        hook.remove()
         (outputs[attention],) = captured
     torch.testing.assert_close(outputs["sdpa"], outputs["eager"], rtol=0, atol=1e-5)
 
@@ -123,7 +119,7 @@ def test_a_linear_layer_computes_what_the_definition_says() -> None:
         assert torch.equal(inside(x), F.linear(quantize(x, A), quantize(gate.weight, W), gate.bias))
 
 
-def test_keys_and_values_are_quantized_along_head_dim() -> None:
+def test_keys_and_values_are_quantized_along_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against attention written out: softmax(q Q(k)^T) Q(v)."""
     seen = {}
 
@@ -135,13 +131,10 @@ def test_keys_and_values_are_quantized_along_head_dim() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model = build()
-    original = ALL_ATTENTION_FUNCTIONS["mxsweep_sdpa"]
-    AttentionInterface.register("mxsweep_sdpa", spy)
-    try:
-        with quantize_model(model, Recipe(key=KV, value=MXFormat("int8", block_size=16))):
-            logits(model, tokens())
-    finally:
-        AttentionInterface.register("mxsweep_sdpa", original)
+    with quantize_model(model, Recipe(key=KV, value=MXFormat("int8", block_size=16))), monkeypatch.context() as patch:
+        original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", spy)
+        logits(model, tokens())
     q, k, v = seen["qkv"]
     k = quantize(k, KV, axis=-1).repeat_interleave(2, dim=1)
     v = quantize(v, MXFormat("int8", block_size=16), axis=-1).repeat_interleave(2, dim=1)
