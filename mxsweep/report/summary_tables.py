@@ -97,6 +97,15 @@ def failure_table(runs: Sequence[RunFolder]) -> Table:
     return Table("", ["folder", "overrides", "reason"], [text_cells(row) for row in rows])
 
 
+def page_failure_table(runs: Sequence[RunFolder]) -> Table:
+    """Return the same for the page, whose cells wrap: ids and whole reasons."""
+    rows = [
+        [Cell(run.path.name), Cell(" ".join(run.overrides) or ABSENT), Cell(run.reason or ABSENT), Cell(str(run.path))]
+        for run in runs
+    ]
+    return Table("", ["run", "overrides", "why", "folder"], rows)
+
+
 def _with_columns_before(table: Table, columns: dict[str, list[str]]) -> Table:
     """Return the table with columns of texts on its left."""
     beside = zip(*columns.values(), strict=True)

@@ -112,7 +112,7 @@ class SweepDisplay:
             return
         current.advance(min(max(done / total, 0.0), 1.0), phase, self._clock())
         if self._console is None and self._clock() - self._spoke >= SECONDS_BETWEEN_LINES:
-            runs = (f"{self._title(run.number)}: {_format_share(run)}" for run in self._running.values())
+            runs = (f"{self._title(run.number)}: {_describe_progress(run)}" for run in self._running.values())
             self._speak("; ".join(runs) + self._time_left())
 
     def end(self, run: Any, record: dict[str, Any]) -> None:
@@ -203,7 +203,7 @@ class SweepDisplay:
         table.add_row("sweep", ProgressBar(max(self._total, 1), done), Text(self._counts()))
         for run in running:
             bar = ProgressBar(1.0, run.phase_share or 0.0)
-            share = _format_share(run) if run.phase else _percent(run.share)
+            share = _describe_progress(run) if run.phase else _percent(run.share)
             table.add_row(f"run {run.number}", bar, cut(f"{share} {run.knobs}"))
         if self._best.text:
             table.add_row("", "", cut(self._best.text))
@@ -233,7 +233,7 @@ def _make_console(stream: TextIO) -> Console | None:
     return Console(file=stream)
 
 
-def _format_share(run: RunningRun) -> str:
+def _describe_progress(run: RunningRun) -> str:
     """Return how far a run is in its phase, in words."""
     return f"{_percent(run.phase_share)} {f'of {run.phase}' if run.phase else 'answered'}"
 

@@ -1,13 +1,9 @@
-"""List what runs were made with, and what became of those that are not done."""
+"""List what runs were made with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxsweep.report.table import Cell, Table
-from mxsweep.report.wording import ABSENT
 from mxsweep.results.groups import Results
-from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import label
 
 
@@ -43,12 +39,3 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
         else:
             flat[name] = label(value)
     return flat
-
-
-def failures(runs: Sequence[RunFolder]) -> Table:
-    """Return the runs that are not done, and why, as a table."""
-    rows = [
-        [Cell(run.path.name), Cell(" ".join(run.overrides) or ABSENT), Cell(run.reason or ABSENT), Cell(str(run.path))]
-        for run in runs
-    ]
-    return Table("", ["run", "overrides", "why", "folder"], rows)

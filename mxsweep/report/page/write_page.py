@@ -26,7 +26,7 @@ from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
 from mxsweep.report.page import evidence
 from mxsweep.report.page.cards import Card, cards
-from mxsweep.report.page.environments import environments, failures
+from mxsweep.report.page.environments import environments
 from mxsweep.report.page.run_views import RunTable, run_views
 from mxsweep.report.page.scripts import as_json, closed, policy, vega
 from mxsweep.report.result_texts import (
@@ -41,7 +41,7 @@ from mxsweep.report.result_texts import (
     summary,
     warnings,
 )
-from mxsweep.report.summary_tables import reference_table, remedy_outcomes, won_back_table
+from mxsweep.report.summary_tables import page_failure_table, reference_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
@@ -116,7 +116,7 @@ def write_page(
             environments=environments(results),
             warnings=warnings(results),
             undone=[
-                (title, failures(runs))
+                (title, page_failure_table(runs))
                 for status, title in STATUS_TITLES.items()
                 if (runs := results.with_status(status))
             ],
