@@ -22,7 +22,7 @@ from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.rotation_search import search_rotations
 from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import calibration_tokens
-from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
+from mxsweep.calibrate.weights import clipped, refuse_experts, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
@@ -55,10 +55,12 @@ def prepare(
         overrides: what the user set, for the files.
 
     Raises:
-        ConfigError: calibration data that cannot be had, or that is evaluated; a budget that cannot be met.
+        ConfigError: calibration data that cannot be had, or that is evaluated; a budget that cannot be met; weights
+            that the method cannot choose.
     """
     if config.recipe.is_baseline:
         return Preparation(config.recipe)
+    refuse_experts(model, config)  # before anything is worked out
     bench = Workbench(model, config, progress)
     if config.needs_calibration:
         calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)

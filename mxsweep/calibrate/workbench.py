@@ -19,6 +19,7 @@ from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.model.operands import find_operands
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
@@ -65,6 +66,8 @@ class Workbench:
             "residual": config.rotation.residual,
             "versions": [REMEDIES_VERSION, NUMERICS_VERSION],
         }
+        if any(operand.expert is not None for operand in find_operands(model).values()):
+            self._key["experts"] = True  # artefacts of versions that left experts as they are do not hold any more
 
     def use_calibration(self, calibration: Calibration) -> None:
         """Have the remedies that follow calibrate on these sequences."""

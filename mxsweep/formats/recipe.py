@@ -85,11 +85,11 @@ class Recipe:
     """Say what is quantized in a model, and by which backend.
 
     Attributes:
-        linear: formats of the linear layers of the decoder blocks (not of lm_head, not of embeddings).
+        linear: formats of the linear layers and experts of the decoder blocks (not of routers, lm_head, embeddings).
         key, value: formats of keys and values, as attention reads them; None leaves them.
         kv: how these are applied.
         rotation: which operands are quantized in another basis; None for none.
-        modules: (glob pattern over module names, formats) pairs; where several match a module, the last wins.
+        modules: (glob pattern over names of operands, formats) pairs; where several match a module, the last wins.
         backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
         seed: of stochastic rounding.
     """
@@ -116,9 +116,14 @@ class Recipe:
         """Return whether nothing at all is quantized."""
         return not self.formats()
 
-    def formats_of(self, name: str, in_decoder_block: bool) -> LinearFormats:
-        """Return the formats of the module ``name``; outside the decoder blocks only ``modules`` can give any."""
-        formats = self.linear if in_decoder_block else LinearFormats()
+    def formats_of(self, name: str, by_default: bool) -> LinearFormats:
+        """Return the formats of the operand ``name``.
+
+        Args:
+            by_default: whether it gets those of linear layers where no pattern matches; outside the decoder blocks, and
+                to routers of experts, only ``modules`` can give any.
+        """
+        formats = self.linear if by_default else LinearFormats()
         for pattern, of_pattern in self.modules:
             if fnmatchcase(name, pattern):
                 formats = of_pattern

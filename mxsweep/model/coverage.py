@@ -17,6 +17,7 @@ from torch import nn
 
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.sites import Site
 
 MOST_LEFT = 0.01  # of the decoder blocks' weights without a warning
@@ -79,7 +80,8 @@ class Stored:
             if parameter.ndim > 1 and block_around(name, blocks) is not None:
                 block_weights += parameter.numel()
                 kept, kept_bits = kept + plain, kept_bits + plain * width
-                if plain and not _asks_to_leave(recipe, name):
+                is_asked = any(site.operand.expert for site in here) or _asks_to_leave(recipe, name, model)
+                if plain and not is_asked:
                     left[name] = plain
         return Stored(
             sum(numel.values()),
@@ -144,9 +146,17 @@ def _stored_bits(site: Site) -> int:
     return site.formats.weight.stored_bits(site.operand.shape)
 
 
-def _asks_to_leave(recipe: Recipe, name: str) -> bool:
-    """Return whether the format, or a pattern of ``modules``, asks to leave the parameter of this name as it is."""
-    return any(recipe.formats_of(each, True).weight is None for each in (name, name.rpartition(".")[0]))
+def _asks_to_leave(recipe: Recipe, name: str, model: nn.Module) -> bool:
+    """Return whether the format, or patterns of ``modules``, ask to leave the parameter of this name as it is.
+
+    A parameter of experts may be named as a whole, or by all the matrices that it holds.
+    """
+    module, _, own = name.rpartition(".")
+    matrices = [
+        f"{module}.{matrix.name}" for matrix in expert_matrices(model.get_submodule(module)) if matrix.parameter == own
+    ]
+    asked = [recipe.formats_of(each, True).weight is None for each in (name, module)]
+    return any(asked) or bool(matrices) and all(recipe.formats_of(each, True).weight is None for each in matrices)
 
 
 def _by_kind(blocks: Collection[str], left: Mapping[str, int]) -> dict[str, Left]:

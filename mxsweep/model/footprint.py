@@ -41,5 +41,12 @@ def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
     sites = find_sites(model, recipe)
     stored = Stored.of(model, sites, recipe)
     originals = sum(parameter.nbytes for parameter in model.parameters())
-    copies = sum(site.operand.weight.nbytes for site in sites if site.formats.weight is not None)
-    return Footprint(stored.bits_per_weight, round(stored.bits / 8), originals + copies, tuple(stored.warnings))
+    # A parameter that holds many experts is copied whole.
+    copied = {
+        (site.operand.module_name, id(site.operand.parameter)): site.operand.parameter.nbytes
+        for site in sites
+        if site.formats.weight is not None
+    }
+    return Footprint(
+        stored.bits_per_weight, round(stored.bits / 8), originals + sum(copied.values()), tuple(stored.warnings)
+    )

@@ -26,7 +26,8 @@ class Observer(Protocol):
     Args:
         kind: "activation", "key" or "value".
         module: the name of the module that reads it; of several, the first.
-        x, y: the tensor before and after, (B, T, C), (B T, C) or (B, T, H, D); other shapes have no padding.
+        x, y: the tensor before and after, (B, T, C), (B T, C), (B T, K, C) with a row for each of K experts, or
+            (B, T, H, D); other shapes have no padding.
         fmt: what it became.
     """
 
@@ -63,11 +64,14 @@ class TensorObserver:
     def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
         if tuple(x.shape[:2]) == self._shape:
             x, y = x.flatten(0, 1), y.flatten(0, 1)
-        elif x.dim() > 2:  # what an output layer reads: a row for each position whose logits are asked for
+        elif x.dim() > 2 and len(x) != math.prod(self._shape):
+            # what an output layer reads: a row for each position whose logits are asked for
             x, y = x.flatten(0, -2), y.flatten(0, -2)
         if self._real is not None and len(x) == math.prod(self._shape):
             real = self._real.to(x.device)
             x, y = x.index_select(0, real), y.index_select(0, real)
+        if kind == "activation":
+            x, y = x.flatten(0, -2), y.flatten(0, -2)  # a token's row, or a row for each of its experts
         if not len(x):
             return
         measured = measure_blocks(

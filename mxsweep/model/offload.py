@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mxsweep.model.operands import Operand
 from mxsweep.model.sites import Site
 
 KEPT_FREE = 0.2  # of a GPU's memory: for activations, logits, and what fragmentation wastes
@@ -43,26 +44,27 @@ class OffloadedWeights:
 
 
 def parameters_without_room(model: nn.Module, sites: Sequence[Site]) -> list[nn.Parameter]:
-    """Return the weights of linear layers that must leave their GPU for their quantized copies to fit."""
+    """Return the weights of linear layers and experts that must leave their GPU for their quantized copies to fit."""
     # By every name, so that neither a weight that several modules share nor a module with several names is alone.
     users = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
         for parameter in module.parameters(recurse=False)
     )
-    quantized: dict[torch.device, list[Site]] = {}
+    # Each stored copy once: a parameter that holds many experts is copied whole.
+    quantized: dict[torch.device, dict[tuple[str, int], Operand]] = {}
     for site in sites:
         if site.formats.weight is not None:
-            quantized.setdefault(site.operand.weight.device, []).append(site)
+            operand = site.operand
+            quantized.setdefault(operand.weight.device, {})[operand.module_name, id(operand.parameter)] = operand
     leaving: list[nn.Parameter] = []
-    for device, on_device in quantized.items():
+    for device, copied in quantized.items():
         free, total = _memory(device)
-        if sum(site.operand.weight.nbytes for site in on_device) > free - KEPT_FREE * total:
+        on_device = list(copied.values())
+        if sum(operand.parameter.nbytes for operand in on_device) > free - KEPT_FREE * total:
             # A weight with another user (a tied embedding) stays.
             leaving += [
-                site.operand.parameter
-                for site in on_device
-                if site.operand.is_linear and users[id(site.operand.parameter)] == 1
+                operand.parameter for operand in on_device if operand.is_linear and users[id(operand.parameter)] == 1
             ]
     return leaving
 

@@ -5,13 +5,14 @@ mxsweep asks of it: its name (which ``modules`` patterns match), its role, its d
 the same input. Patterns, dry run, budget, GPTQ, rotations, sensitivity, inspection and diagnostics all start from
 :func:`find_operands`, with a loaded model or with one on the meta device, whose weights have shapes and no values.
 
-Today an operand is the weight of a module of its own, an ``nn.Linear`` or ``nn.Embedding`` (or of a subclass, which can
-be named but has no MX layer). A weight that holds several matrices, as a fused q, k and v or a parameter of experts, is
-either one operand without a role or none. Code elsewhere asks for ``operand.weight`` and ``operand.shape`` and never
-for a module's ``weight``, so that a row range or one expert can become an operand here alone.
+An operand is the weight of a module of its own, an ``nn.Linear`` or ``nn.Embedding`` (or of a subclass, which can be
+named but has no MX layer), or one of the many matrices in a parameter of experts, which is named as if it had a module:
+``model.layers.0.mlp.experts.3.down_proj`` (:mod:`mxsweep.model.expert_matrices`). Another weight that holds several
+matrices, as a fused q, k and v, is one operand without a role. Code elsewhere asks for ``operand.weight`` and
+``operand.shape`` and never for a module's ``weight``.
 
 Roles. A projection of a decoder block has the role that its name says (``q_proj`` is q, and so on), unless its shape
-contradicts. Every other linear layer is ``other``, which claims nothing.
+contradicts; an expert's matrices are gate, up and down. Every other linear layer is ``other``, which claims nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LINEAR_MATMULS
 from mxsweep.model.decoder import block_around, block_number, decoder_blocks
+from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices
 
 ROUTER, HEAD, EMBEDDING, OTHER = "router", "head", "embedding", "other"
 ROLES = (*LINEAR_MATMULS, ROUTER, HEAD, EMBEDDING, OTHER)
@@ -41,7 +43,8 @@ class Place:
     Attributes:
         layer: the number of the decoder block; None outside the blocks.
         part: the module's name within its block, as ``q_proj``; with its parent, ``attn.c_proj``, where two parts of a
-            block end alike. Outside the blocks the same of its name in the model.
+            block end alike. Outside the blocks the same of its name in the model. Without the number of an expert:
+            ``experts.down_proj``.
         role: one of ROLES; None for a module that is no operand, as attention.
     """
 
@@ -60,17 +63,24 @@ class Operand:
     """Hold one matrix that can be quantized.
 
     Attributes:
-        name: of the module that multiplies by it.
+        name: of the module that multiplies by it; an expert's with the expert's number and the projection's name.
         module: that module; of a subclass of ``nn.Linear`` or ``nn.Embedding`` there is no MX layer.
         block: the name of the decoder block; None outside the blocks.
         input: the name of the first operand that reads the same tensor; its own where it is the first or alone.
+        expert: where in a module of experts the matrix is; None where it is the module's ``weight``.
     """
 
     name: str
-    module: nn.Linear | nn.Embedding
+    module: nn.Module
     block: str | None
     place: Place
     input: str
+    expert: ExpertMatrix | None = None
+
+    @property
+    def module_name(self) -> str:
+        """Return the name of :attr:`module`."""
+        return self.name if self.expert is None else self.name.rsplit(".", 2)[0]
 
     @property
     def role(self) -> str:
@@ -91,22 +101,23 @@ class Operand:
     @property
     def is_linear(self) -> bool:
         """Return whether the matrix is multiplied by an input; an embedding's input is token ids, which choose rows."""
-        return isinstance(self.module, nn.Linear)
+        return not isinstance(self.module, nn.Embedding)
 
     @property
     def is_replaceable(self) -> bool:
         """Return whether there is an MX layer for the module: a subclass may compute something else as well."""
-        return type(self.module) in (nn.Linear, nn.Embedding)
+        return self.expert is not None or type(self.module) in (nn.Linear, nn.Embedding)
 
     @property
     def parameter(self) -> nn.Parameter:
         """Return the parameter that the matrix is stored in, as the module has it now."""
-        return self.module.get_parameter("weight")
+        return self.module.get_parameter("weight" if self.expert is None else self.expert.parameter)
 
     @property
     def weight(self) -> Tensor:
         """Return the matrix (N, C), a view of :attr:`parameter`, detached."""
-        return self.parameter.detach()
+        weight = self.parameter.detach()
+        return weight if self.expert is None else self.expert.of(weight)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,16 +150,28 @@ def find_operands(model: PreTrainedModel) -> dict[str, Operand]:
     parts = _parts(block_of)
     roles = {name: _role(model, name, module, block_of[name]) for name, module in modules.items()}
     first_readers = _first_readers(model, modules, roles)
-    return {
-        name: Operand(
-            name,
-            module,
-            block_of[name],
-            Place(block_number(block_of[name]), parts[name], roles[name]),
-            first_readers[name],
-        )
-        for name, module in modules.items()
-    }
+    operands: dict[str, Operand] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name in modules:
+            place = Place(block_number(block_of[name]), parts[name], roles[name])
+            operands[name] = Operand(name, modules[name], block_of[name], place, first_readers[name])
+        else:
+            operands |= _expert_operands(name, module, block_around(name, blocks))
+    return operands
+
+
+def _expert_operands(name: str, module: nn.Module, block: str | None) -> dict[str, Operand]:
+    """Return the operands of a module of experts by name; none for any other module."""
+    operands: dict[str, Operand] = {}
+    first = ""
+    for matrix in expert_matrices(module):
+        full_name = f"{name}.{matrix.name}"
+        first = first or full_name
+        place = Place(block_number(block), f"{name.rpartition('.')[2]}.{matrix.role}_proj", matrix.role)
+        # Every expert reads the tokens; what down reads is the expert's own.
+        reads = full_name if matrix.role == "down" else first
+        operands[full_name] = Operand(full_name, module, block, place, reads, matrix)
+    return operands
 
 
 def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:

@@ -8,7 +8,7 @@ Where a GPU has no room for both, the original weights wait in host memory meanw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.coverage import Stored
+from mxsweep.model.experts import MXExperts
 from mxsweep.model.latents import holds_latents
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
@@ -43,7 +44,7 @@ def quantize_model(
     For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
 
     Args:
-        model: a Hugging Face causal language model whose projections are ``nn.Linear``.
+        model: a Hugging Face causal language model whose projections are ``nn.Linear``, or of declared experts.
         recipe: what each kind of tensor becomes.
         prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
         keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
@@ -60,6 +61,7 @@ def quantize_model(
     stored = Stored.of(model, sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
+    last_user = {id(site.operand.parameter): site for site in sites}
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
     with quantized_attention(
         model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
@@ -72,8 +74,9 @@ def quantize_model(
                     weight_mx, statistics = quantize_weight(
                         site, recipe, compare_exact, prepared.weights.get(site.name)
                     )
-                _put(model, site.name, _replacement(site, weight_mx, inputs))
-                offloaded.send_to_host(site.operand.parameter)
+                _stand_in(model, site, weight_mx, inputs)
+                if last_user[id(site.operand.parameter)] is site:  # an expert's matrix is one of many in a parameter
+                    offloaded.send_to_host(site.operand.parameter)
                 measured.append(statistics)
             layers = layer_reports(sites, measured, prepared.weights)
             latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
@@ -82,7 +85,7 @@ def quantize_model(
         finally:
             inputs.forget()
             for site in sites:
-                _put(model, site.name, site.operand.module)
+                _put(model, site.operand.module_name, site.operand.module)
             offloaded.bring_back()  # the replacements are freed by now
 
 
@@ -93,16 +96,23 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
     Args:
         operands: as found before the model was quantized.
     """
-    replacements = {operand.name: model.get_submodule(operand.name) for operand in operands}
+    of_experts = [operand for operand in operands if operand.expert is not None]
+    alone = [operand for operand in operands if operand.expert is None]
+    replacements = {operand.name: model.get_submodule(operand.name) for operand in alone}
     moved: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for operand in operands:
+        for operand in alone:
             quantized, parameter = next(replacements[operand.name].buffers(), None), operand.parameter
             if quantized is not None and parameter.device != quantized.device:  # no room: it waits in host memory
                 moved.append((parameter, parameter.data))
                 parameter.data = parameter.data.to(quantized.device)
             _put(model, operand.name, operand.module)
-        yield
+        with ExitStack() as stack:
+            for operand in of_experts:
+                stand_in = model.get_submodule(operand.module_name)
+                assert isinstance(stand_in, MXExperts) and operand.expert is not None
+                stack.enter_context(stand_in.left_out(operand.expert, operand.weight))
+            yield
     finally:
         for parameter, data in moved:
             parameter.data = data
@@ -110,12 +120,23 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
             _put(model, name, module)
 
 
-def _replacement(site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> nn.Module:
-    module = site.operand.module
-    if isinstance(module, nn.Linear):
-        rotated = site.rotation_block is not None
-        return MXLinear(module, site.name, weight_mx, site.formats.activation, inputs, rotated)
-    return nn.Embedding.from_pretrained(weight_mx, padding_idx=module.padding_idx).train(module.training)
+def _stand_in(model: nn.Module, site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> None:
+    """Have a quantized weight stand in for a site's: in a module of its own, or among a module's experts."""
+    module, name = site.operand.module, site.operand.module_name
+    activation, rotated = site.formats.activation, site.rotation_block is not None
+    if site.operand.expert is not None:
+        experts = model.get_submodule(name)
+        if not isinstance(experts, MXExperts):
+            experts = MXExperts(module, inputs)
+            _put(model, name, experts)
+        changed = weight_mx if rotated or site.formats.weight is not None else None
+        experts.put(site.name, site.operand.expert, changed, activation, rotated)
+    elif isinstance(module, nn.Linear):
+        _put(model, name, MXLinear(module, name, weight_mx, activation, inputs, rotated))
+    else:
+        assert isinstance(module, nn.Embedding)
+        embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=module.padding_idx)
+        _put(model, name, embedding.train(module.training))
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -128,7 +149,7 @@ def observed(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
     """Tell ``observer`` of every input, key and value that a quantized model quantizes, while the context lasts."""
     quantizers: list[InputQuantizer | KVQuantizer] = []
     for module in model.modules():
-        quantizer = module.inputs if isinstance(module, MXLinear) else getattr(module, STATE, None)
+        quantizer = module.inputs if isinstance(module, MXLinear | MXExperts) else getattr(module, STATE, None)
         if isinstance(quantizer, InputQuantizer | KVQuantizer):
             quantizers.append(quantizer)
     try:

@@ -90,7 +90,11 @@ class _Stream:
         try:
             embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
             blocks = decoder_blocks(model)
-            operands = {(operand.block, operand.role): operand for operand in find_operands(model).values()}
+            operands = {
+                (operand.block, operand.role): operand
+                for operand in find_operands(model).values()
+                if operand.expert is None
+            }
             readers: list[Any] = [
                 (
                     block.get_submodule(norm),

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.experts import MXExperts
 from mxsweep.model.linear import MXLinear
-from mxsweep.model.operands import Operand, find_operands
+from mxsweep.model.operands import ROUTER, Operand, find_operands
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError
 
@@ -31,7 +32,7 @@ class Site:
 
     def weight(self) -> Tensor:
         """Return the matrix (N, C) in the basis in which it is quantized."""
-        weight = self.operand.weight
+        weight = self.operand.weight.contiguous()  # an expert's may be a transposed or interleaved view
         return weight if self.rotation_block is None else hadamard(weight, self.rotation_block)
 
 
@@ -43,17 +44,18 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, a rotation of products that the model does
-            not have, a module that is to be quantized and has no MX layer, or a model without linear layers in its
-            decoder blocks.
+            not have, a module that is to be quantized and has no MX layer, experts' inputs under stochastic rounding,
+            or a model without linear layers in its decoder blocks.
         RuntimeError: the model is quantized.
     """
-    if any(isinstance(module, MXLinear) for module in model.modules()):
+    if any(isinstance(module, MXLinear | MXExperts) for module in model.modules()):
         raise RuntimeError(f"this {type(model).__name__} holds MX layers already; leave the context that put them in")
     operands = find_operands(model)
     _check_patterns(model, recipe, operands)
     sites = []
     for operand in operands.values():
-        formats = recipe.formats_of(operand.name, operand.is_linear and operand.block is not None)
+        by_default = operand.is_linear and operand.block is not None and operand.role != ROUTER
+        formats = recipe.formats_of(operand.name, by_default)
         if not operand.is_linear and formats.weight is not None:
             formats = LinearFormats(weight=formats.weight)  # an embedding's input is token ids
         if formats == LinearFormats():
@@ -62,6 +64,12 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
             raise ConfigError(
                 f"modules: {operand.name} is a {type(operand.module).__name__}, for which there is no MX layer; "
                 f"leave it as it is with modules={{{operand.name}: none}}"
+            )
+        if operand.expert and formats.activation and formats.activation.rounding == "stochastic":
+            raise ConfigError(
+                f"rounding: 'stochastic' is not allowed for the inputs of {operand.name}: which tokens an expert gets "
+                "depends on the batch, and so would the random numbers; allowed: nearest, even, floor, or "
+                "modules={*.experts.*: none}"
             )
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
         sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))

@@ -44,6 +44,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 ATTENTION = {f"self_attn.{role}_proj": role for role in ("q", "k", "v", "o")}
 MLP = {f"mlp.{role}_proj": role for role in ("gate", "up", "down")}
+EXPERTS = {f"mlp.experts.{expert}.{role}_proj": role for expert in range(4) for role in ("gate", "up", "down")}
 EMBEDDING_AND_HEAD = {"model.embed_tokens": "embedding", "lm_head": "head"}
 
 # Configuration; the operands in the last decoder block and those outside the blocks, with their roles.
@@ -95,16 +96,18 @@ ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]
         },
         EMBEDDING_AND_HEAD,
     ),
-    # Experts are parameters of three dimensions and no modules; so is the router's weight.
-    "mixtral": (MixtralConfig(**SIZES, num_local_experts=4), ATTENTION, EMBEDDING_AND_HEAD),
+    # Experts are matrices in parameters of three dimensions; the router's weight is a parameter and no operand.
+    "mixtral": (MixtralConfig(**SIZES, num_local_experts=4), ATTENTION | EXPERTS, EMBEDDING_AND_HEAD),
     "qwen2_moe": (
         Qwen2MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
                        shared_expert_intermediate_size=32),
         ATTENTION
+        | EXPERTS
         | {f"mlp.shared_expert.{role}_proj": role for role in ("gate", "up", "down")}
         | {"mlp.shared_expert_gate": OTHER},
         EMBEDDING_AND_HEAD,
     ),
+    # Its experts do not declare how they lie in their parameters.
     "llama4": (
         Llama4TextConfig(**SIZES, head_dim=16, intermediate_size_mlp=96, num_local_experts=2,
                          interleave_moe_layer_step=2),
@@ -124,6 +127,7 @@ ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]
             "self_attn.kv_b_proj": OTHER,
             "self_attn.o_proj": "o",
         }
+        | EXPERTS
         | {f"mlp.shared_experts.{role}_proj": role for role in ("gate", "up", "down")},
         EMBEDDING_AND_HEAD,
     ),
@@ -157,9 +161,11 @@ def test_what_is_an_operand_and_its_role(name: str, device: str) -> None:
     for operand in operands.values():
         assert operand.role in ROLES
         assert operand.layer == (None if operand.block is None else int(operand.block.rpartition(".")[2]))
-        assert operand.shape == tuple(model.get_submodule(operand.name).weight.shape)
+        assert operand.module is model.get_submodule(operand.module_name)
         assert operand.weight.untyped_storage().data_ptr() == operand.parameter.untyped_storage().data_ptr()
-        assert (operand.size, operand.bits) == (operand.parameter.numel(), 32)
+        if operand.expert is None:
+            assert operand.shape == tuple(model.get_submodule(operand.name).weight.shape)
+            assert (operand.size, operand.bits) == (operand.parameter.numel(), 32)
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -168,7 +174,8 @@ def test_operands_that_are_said_to_read_one_tensor_do(name: str) -> None:
     operands = find_operands(model)
     inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
     for operand in operands.values():
-        operand.module.register_forward_pre_hook(lambda _m, args, own=operand.name: inputs[own].append(args[0]))
+        if operand.expert is None or operand.role != "down":  # what an expert's down reads is inside the module
+            operand.module.register_forward_pre_hook(lambda _m, args, own=operand.name: inputs[own].append(args[0]))
     with torch.no_grad():
         model(torch.arange(1, 13)[None], use_cache=False)
     together = [operand for operand in operands.values() if operand.input != operand.name]
@@ -241,7 +248,7 @@ def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are
 
 @pytest.mark.parametrize("name", ["gpt_neox", "opt", "phi3", "mixtral", "qwen2_moe", "deepseek_v2"])
 def test_a_plan_counts_what_the_run_does(name: str, tmp_path: Path) -> None:
-    """From the same operands: experts that a run leaves as they are, are left as they are in the plan."""
+    """From the same operands, experts among them."""
     model = build(ARCHITECTURES[name][0])
     model.save_pretrained(tmp_path)
     planned_model = meta_model(str(tmp_path))
@@ -249,7 +256,7 @@ def test_a_plan_counts_what_the_run_does(name: str, tmp_path: Path) -> None:
     recipe = Recipe(LinearFormats(MXFormat("fp4_e2m1"), None), modules=(("lm_head", LinearFormats(MXFormat("int8"))),))
     planned = footprint(planned_model, recipe)
     with quantize_model(model, recipe) as report:
-        copies = sum(module.weight_mx.nbytes for module in model.modules() if isinstance(module, MXLinear))
+        copies = sum(buffer.nbytes for name, buffer in model.named_buffers() if name.endswith("_mx"))
     assert planned.bits_per_weight == report.bits_per_weight
     assert planned.stored_bytes == report.parameter_bytes
     assert planned.simulated_bytes == sum(parameter.nbytes for parameter in model.parameters()) + copies
@@ -285,5 +292,8 @@ def test_a_subclass_is_an_operand_that_is_refused_by_name() -> None:
     model = build(ARCHITECTURES["llama4"][0])
     router = find_operands(model)["model.layers.1.feed_forward.router"]
     assert router.role == "router" and not router.is_replaceable
+    formats = LinearFormats(MXFormat("fp4_e2m1"))
     with pytest.raises(ConfigError, match=r"feed_forward\.router is a Llama4Router, for which there is no MX layer"):
-        quantize_model(model, Recipe(LinearFormats(MXFormat("fp4_e2m1")))).__enter__()
+        quantize_model(model, Recipe(modules=(("*.router", formats),))).__enter__()
+    with quantize_model(model, Recipe(formats)) as report:  # a router stays as it is unless a pattern names it
+        assert not any(layer.name.endswith("router") for layer in report.layers)

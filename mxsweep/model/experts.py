@@ -1,0 +1,168 @@
+"""Multiply quantized tokens by quantized matrices of experts.
+
+All modules of experts that declare their layout (:mod:`mxsweep.model.expert_matrices`) share a contract: called with
+tokens, the numbers of each token's experts and their weights, an expert answers down(gate(gate_up(x))), and a token's
+answers are added up under its weights. So one stand-in serves all of them.
+
+Legend: E experts, N outputs and C inputs of a matrix, T tokens of a batch, K experts a token, S = T K pairs of a token
+and one of its experts, of which pair t K + k is token t's k-th; H hidden channels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, oriented
+from mxsweep.model.linear import InputQuantizer
+from mxsweep.numerics import MXFormat
+
+
+@dataclass(frozen=True)
+class _InputFormat:
+    """Say what the input of a matrix becomes before it is multiplied."""
+
+    fmt: MXFormat | None = None
+    rotated: bool = False
+
+
+_AS_IT_IS = _InputFormat()
+
+
+class MXExperts(nn.Module):
+    """Multiply quantized tokens by matrices of experts that were quantized before.
+
+    Each token is quantized once for all of its experts, and each expert's intermediate result before its ``down``. The
+    products are computed expert by expert, and a token's answers added up in the order of its experts.
+
+    Args:
+        experts: the module to stand in for; its parameters are shared, not copied, and never changed.
+    """
+
+    def __init__(self, experts: nn.Module, inputs: InputQuantizer) -> None:
+        super().__init__()
+        self.original: Any
+        self.__dict__["original"] = experts  # no submodule: its parameters are registered here under their own names
+        for name, parameter in experts.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self.inputs = inputs
+        self._matrices: dict[tuple[str, int], list[ExpertMatrix]] = defaultdict(list)
+        for matrix in expert_matrices(experts):
+            self._matrices[matrix.parameter, matrix.expert].append(matrix)
+        self._formats: dict[tuple[int, str], _InputFormat] = {}
+        self._first_readers: dict[tuple[str, _InputFormat], str] = {}
+        self.train(experts.training)
+
+    def put(
+        self, name: str, matrix: ExpertMatrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
+    ) -> None:
+        """Have a matrix stand in for an expert's, and its inputs quantized.
+
+        Args:
+            name: the operand's, for observers.
+            weight_mx: (N, C), of the rotated matrix where ``rotated``; None for the expert's as it is.
+            activation: the input's format, None to leave it.
+        """
+        if weight_mx is not None:
+            if self._copy(matrix.parameter) is None:
+                original = self.get_parameter(matrix.parameter).detach()
+                self.register_buffer(f"{matrix.parameter}_mx", original.clone(), persistent=False)
+            self._matrix(matrix).copy_(weight_mx)
+        self._formats[matrix.expert, matrix.role] = _InputFormat(activation, rotated)
+        self._first_readers.setdefault((matrix.parameter, self._formats[matrix.expert, matrix.role]), name)
+
+    @contextmanager
+    def left_out(self, matrix: ExpertMatrix, weight: Tensor) -> Iterator[None]:
+        """Multiply unquantized inputs by the original ``weight`` (N, C) while the context lasts."""
+        formats, quantized = self._formats.pop((matrix.expert, matrix.role)), None
+        if self._copy(matrix.parameter) is not None:
+            quantized = self._matrix(matrix).clone()
+            self._matrix(matrix).copy_(weight)
+        try:
+            yield
+        finally:
+            if quantized is not None:
+                self._matrix(matrix).copy_(quantized)
+            self._formats[matrix.expert, matrix.role] = formats
+
+    def _copy(self, parameter: str) -> Tensor | None:
+        """Return the copy of a parameter in which matrices are quantized; None where there is none yet."""
+        return self._buffers.get(f"{parameter}_mx")
+
+    def _matrix(self, matrix: ExpertMatrix) -> Tensor:
+        return matrix.of(self.get_buffer(f"{matrix.parameter}_mx"))
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Return the experts' answers (T, H) to tokens (T, H), given experts and weights (T, K) of each."""
+        experts = self.original
+        tokens, chosen = top_k_index.shape
+        # Pairs are sorted by expert; a number that no expert has ("none") is at the end, and its answer stays zero.
+        numbers, order = top_k_index.reshape(-1).sort(stable=True)
+        count = len(self.get_parameter("down_proj"))
+        ends = torch.searchsorted(numbers, torch.arange(count, device=numbers.device), right=True).tolist()
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+
+        first = "gate_up_proj" if experts.has_gate else "up_proj"
+        x = self._multiply(first, hidden_states, order // chosen, numbers, ends)
+        x = experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
+        # In the order of tokens, in which observers know what is padding.
+        x = self._multiply("down_proj", x[back].view(tokens, chosen, -1), order, numbers, ends)
+        if experts.has_post_expert_norm:
+            x = experts.post_expert_norm(x)
+        answers = x[back].view(tokens, chosen, -1) * top_k_weights.unsqueeze(-1)
+        if ends[-1] < len(order):
+            answers = answers.masked_fill((top_k_index >= count).unsqueeze(-1), 0)
+        return answers.sum(dim=1).to(hidden_states.dtype)
+
+    def _multiply(self, parameter: str, x: Tensor, rows: Tensor, numbers: Tensor, ends: Sequence[int]) -> Tensor:
+        """Return what experts answer (S, N) to rows of x, pairs sorted by expert.
+
+        Args:
+            x: (..., C).
+            rows: of each pair, among those of x.
+            numbers: of each pair's expert.
+            ends: where each expert's pairs end.
+        """
+        copy = self._copy(parameter)
+        weight = self.get_parameter(parameter) if copy is None else copy
+        transposed = bool(self.original.is_transposed)
+        x = x.to(weight.dtype)
+        inputs: dict[_InputFormat, Tensor] = {}
+        out = x.new_zeros(len(rows), weight.shape[2 if transposed else 1])
+        begin = 0
+        for expert, end in enumerate(ends):
+            if begin < end:
+                part = oriented(weight, expert, transposed)
+                for outputs, formats in self._products(parameter, expert):
+                    if formats not in inputs:
+                        inputs[formats] = self._input(parameter, x, formats).flatten(0, -2)[rows]
+                    out[begin:end, outputs] = F.linear(inputs[formats][begin:end], part[outputs])
+            begin = end
+        if self.original.has_bias:
+            bias = self.get_parameter(f"{parameter}_bias")
+            out += bias[numbers.clamp(max=len(bias) - 1)]
+        return out
+
+    def _products(self, parameter: str, expert: int) -> list[tuple[slice, _InputFormat]]:
+        """Return the outputs of an expert that read one input, with what becomes of it."""
+        matrices = self._matrices[parameter, expert]
+        formats = [self._formats.get((matrix.expert, matrix.role), _AS_IT_IS) for matrix in matrices]
+        if len(set(formats)) == 1:
+            return [(slice(None), formats[0])]
+        return [(matrix.rows, of_matrix) for matrix, of_matrix in zip(matrices, formats, strict=True)]
+
+    def _input(self, parameter: str, x: Tensor, formats: _InputFormat) -> Tensor:
+        if formats == _AS_IT_IS:
+            return x
+        return self.inputs(x, formats.fmt, self._first_readers[parameter, formats], formats.rotated)
+
+    def extra_repr(self) -> str:
+        return f"experts={len(self.get_parameter('down_proj'))}, of a {type(self.original).__name__}"

@@ -1,0 +1,389 @@
+"""Experts, which lie in parameters of three dimensions: as a loop over experts that is written out here has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GptOssConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PhimoeConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
+
+from mxsweep import LinearFormats, Recipe, compose, quantize_model
+from mxsweep.calibrate.weights import refuse_experts, solve_without_data, solver
+from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
+from mxsweep.measure.sensitivity import parts_of
+from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.expert_matrices import expert_matrices
+from mxsweep.model.experts import MXExperts
+from mxsweep.model.footprint import footprint
+from mxsweep.model.meta import meta_model, recipe_problem
+from mxsweep.model.observer import TensorObserver
+from mxsweep.model.operands import ROUTER, Operand, find_operands
+from mxsweep.model.quantize import left_out, observed
+from mxsweep.numerics import MXFormat, quantize
+from mxsweep.terminal.errors import ConfigError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "initializer_range": 0.1,
+}  # fmt: skip
+CHOSEN: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ARCHITECTURES: dict[str, PretrainedConfig] = {
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **CHOSEN, num_experts=4, head_dim=16),
+    # Transposed, with biases, and gate and up interleaved.
+    "gpt_oss": GptOssConfig(**SIZES, num_experts_per_tok=2, num_local_experts=4, head_dim=16),
+    "olmoe": OlmoeConfig(**SIZES, num_experts_per_tok=2, num_experts=4),
+    "deepseek_v3": DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, **CHOSEN, q_lora_rank=16, kv_lora_rank=16,
+                                    qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4,
+                                    n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1),
+    # With linear layers that read tokens without a batch.
+    "qwen2_moe": Qwen2MoeConfig(**SIZES, **CHOSEN, num_experts=4, shared_expert_intermediate_size=32),
+    "phimoe": PhimoeConfig(**SIZES, num_experts_per_tok=2, num_local_experts=4),
+}  # fmt: skip
+WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
+FORMATS = {
+    "w4a6": LinearFormats(WEIGHT, INPUT),
+    "weights": LinearFormats(WEIGHT),
+    "inputs": LinearFormats(None, INPUT),
+    "nvfp4": LinearFormats(*[MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)] * 2),
+}
+ATTENTION = {"gpt_oss": "eager"}
+TOKENS = torch.arange(1, 25).view(2, 12)
+
+
+def build(name: str, device: str = "cpu") -> PreTrainedModel:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(ARCHITECTURES[name])
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("_bias") and device == "cpu":
+            nn.init.normal_(parameter, std=0.1)
+    return model.float().eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, tokens: Tensor = TOKENS) -> Tensor:
+    return model(tokens, use_cache=False).logits
+
+
+def changed(x: Tensor, fmt: MXFormat | None) -> Tensor:
+    return x if fmt is None else quantize(x, fmt, axis=-1, tensor_dims=(-1,))
+
+
+def rounded(weight: Tensor, fmt: MXFormat | None) -> Tensor:
+    return weight if fmt is None else quantize(weight.contiguous(), fmt, axis=-1)
+
+
+def loop(experts: Any, formats: LinearFormats) -> Callable[..., Tensor]:
+    """Return what experts answer, written out, with weights and inputs quantized."""
+    transposed = "GptOss" in type(experts).__name__
+
+    def matrix(stored: Tensor, expert: int) -> Tensor:
+        return stored[expert].T if transposed else stored[expert]
+
+    def forward(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for expert in range(4):
+            token, place = torch.where(index == expert)
+            if not len(token):
+                continue
+            both, down = matrix(experts.gate_up_proj, expert), matrix(experts.down_proj, expert)
+            gate, up = (both[::2], both[1::2]) if transposed else both.chunk(2)
+            read = changed(x[token], formats.activation)
+            g, u = F.linear(read, rounded(gate, formats.weight)), F.linear(read, rounded(up, formats.weight))
+            if transposed:
+                g, u = g + experts.gate_up_proj_bias[expert][::2], u + experts.gate_up_proj_bias[expert][1::2]
+                g, u = g.clamp(max=experts.limit), u.clamp(-experts.limit, experts.limit)
+                middle = (u + 1) * (g * torch.sigmoid(g * experts.alpha))
+            else:
+                middle = experts.act_fn(g) * u
+            answer = F.linear(changed(middle, formats.activation), rounded(down, formats.weight))
+            if transposed:
+                answer = answer + experts.down_proj_bias[expert]
+            out.index_add_(0, token, answer * weights[token, place, None])
+        return out
+
+    return forward
+
+
+@contextmanager
+def reference(model: PreTrainedModel, formats: LinearFormats) -> Iterator[None]:
+    """Quantize by hand what a recipe quantizes: experts by the loop, linear layers of the blocks by hooks."""
+    blocks, undo = decoder_blocks(model), []
+    for name, module in model.named_modules():
+        if block_around(name, blocks) is None:
+            continue
+        if isinstance(module, nn.Linear) and not name.endswith(("mlp.gate", "mlp.router")):
+            undo.append((module.weight, module.weight.data))
+            module.weight.data = rounded(module.weight.data, formats.weight)
+            module.register_forward_pre_hook(lambda _, args: (changed(args[0], formats.activation),))
+        elif name.endswith(".experts"):
+            module.forward = loop(module, formats)  # type: ignore[assignment]
+    yield
+    for parameter, values in undo:
+        parameter.data = values
+
+
+@pytest.mark.parametrize("formats", list(FORMATS))
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_experts_are_quantized_as_by_hand(name: str, formats: str) -> None:
+    model, by_hand = build(name), build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    unquantized = logits(model)
+    with quantize_model(model, Recipe(FORMATS[formats])):
+        ours = logits(model)
+    with reference(by_hand, FORMATS[formats]):
+        expected = logits(by_hand)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert (ours - unquantized).abs().max() > 1e-2
+    assert torch.equal(logits(model), unquantized)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_the_stand_in_computes_what_experts_do(name: str) -> None:
+    """To the noise of adding up in another order: with inputs of 24 bits that are left in their format."""
+    model = build(name)
+    (experts, *_) = [module for module in model.modules() if expert_matrices(module)]
+    operands = [operand for operand in find_operands(model).values() if operand.module is experts]
+    drawn = torch.Generator().manual_seed(0)
+    x, index = torch.randn(9, 64, generator=drawn), torch.randint(0, 4, (9, 2), generator=drawn)
+    weights = torch.rand(9, 2, generator=drawn)
+    expected = experts(x, index, weights)
+    recipe = Recipe(modules=((operands[0].name, FORMATS["weights"]),))
+    with quantize_model(model, recipe):
+        stand_in = model.get_submodule(operands[0].module_name)
+        assert isinstance(stand_in, MXExperts)
+        with left_out(model, operands[:1]):
+            torch.testing.assert_close(stand_in(x, index, weights), expected, rtol=1e-5, atol=1e-5)
+            nobody = torch.full_like(index, 4)  # a router's number for "no expert"
+            assert not stand_in(x, nobody, weights).any()
+        touched = (stand_in(x, index, weights) - expected).abs().amax(dim=1) > 1e-4
+    assert torch.equal(touched, (index == 0).any(dim=1))
+    assert model.get_submodule(operands[0].module_name) is experts
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_each_matrix_of_each_expert_is_a_view(name: str) -> None:
+    model = build(name)
+    operands = [operand for operand in find_operands(model).values() if operand.expert is not None]
+    modules = {operand.module for operand in operands}
+    assert len(operands) == len(modules) * 4 * 3
+    width = operands[0].shape[0]
+    for operand in operands:
+        assert operand.expert is not None
+        assert operand.role == operand.expert.role and operand.is_linear and operand.is_replaceable
+        assert operand.shape == ((64, width) if operand.role == "down" else (width, 64))
+        assert operand.place.part == operand.kind == f"experts.{operand.role}_proj"
+    for module in modules:  # nothing is in two matrices, and nothing in none
+        for matrix in expert_matrices(module):
+            matrix.of(module.get_parameter(matrix.parameter).detach()).add_(1000)
+        for parameter in ("gate_up_proj", "down_proj"):
+            values = module.get_parameter(parameter)
+            assert bool(((values > 900) & (values < 1100)).all())
+
+
+def test_gate_and_up_lie_where_the_architecture_has_them() -> None:
+    for name in ("mixtral", "gpt_oss"):
+        model = build(name)
+        operands, both = find_operands(model), model.model.layers[1].mlp.experts.gate_up_proj[2]
+        gate, up = (operands[f"model.layers.1.mlp.experts.2.{role}_proj"].weight for role in ("gate", "up"))
+        halves = (both.T[::2], both.T[1::2]) if name == "gpt_oss" else both.chunk(2)
+        assert torch.equal(gate, halves[0]) and torch.equal(up, halves[1])
+
+
+MIXED = Recipe(
+    LinearFormats(WEIGHT, INPUT),
+    modules=(
+        ("*.experts.1.*", LinearFormats()),
+        ("*.experts.2.up_proj", LinearFormats(MXFormat("int8"), MXFormat("int8"))),
+        ("*.layers.1.*.experts.3.down_proj", LinearFormats(None, MXFormat("int8"))),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(FORMATS["w4a6"]), MIXED, Recipe(modules=(("*.experts.0.*", FORMATS["w4a6"]),))]
+)
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_a_plan_agrees_with_the_run_to_the_byte(name: str, recipe: Recipe, tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path)
+    on_meta = meta_model(str(tmp_path), attention=ATTENTION.get(name, "sdpa"))
+    assert on_meta is not None
+    planned = footprint(on_meta, recipe)
+    own = {operand.name: operand for operand in find_operands(model).values() if operand.block is not None}
+    with quantize_model(model, recipe) as report:
+        copies = sum(buffer.nbytes for buffer_name, buffer in model.named_buffers() if buffer_name.endswith("_mx"))
+    assert planned.bits_per_weight is not None and planned.stored_bytes == report.parameter_bytes
+    assert planned.simulated_bytes == sum(parameter.nbytes for parameter in model.parameters()) + copies
+    formats = {name: recipe.formats_of(name, own[name].role != ROUTER).weight for name in own}
+    bits = sum(fmt.stored_bits(own[name].shape) - 32 * own[name].size for name, fmt in formats.items() if fmt)
+    assert report.stored.bits == 32 * sum(p.numel() for p in model.parameters()) + bits
+    kept = sum(own[name].size for name, fmt in formats.items() if not fmt)
+    held = {id(operand.parameter) for operand in own.values()}
+    blocks = {id(p) for block in decoder_blocks(model).values() for p in block.parameters()}
+    others = [p for p in model.parameters() if id(p) in blocks - held and p.ndim > 1]  # routers, biases of experts
+    assert report.stored.block_weights_kept == kept + sum(p.numel() for p in others)
+
+
+def test_formats_of_single_experts_and_projections() -> None:
+    """Against the same matrices changed one by one, each expert read by a token of its own."""
+    model = build("mixtral")
+    operands = find_operands(model)
+    with quantize_model(model, MIXED):
+        stand_in = model.model.layers[1].mlp.experts
+        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+        answers = stand_in(x, torch.arange(4)[:, None], torch.ones(4, 1))
+    for expert in range(4):
+        own: dict[str, tuple[Operand, LinearFormats]] = {}
+        for role in ("gate", "up", "down"):
+            name = f"model.layers.1.mlp.experts.{expert}.{role}_proj"
+            own[role] = operands[name], MIXED.formats_of(name, True)
+
+        def product(role: str, x: Tensor, own: dict[str, tuple[Operand, LinearFormats]] = own) -> Tensor:
+            operand, formats = own[role]
+            return F.linear(changed(x, formats.activation), rounded(operand.weight, formats.weight))
+
+        row = x[expert : expert + 1]
+        expected = product("down", F.silu(product("gate", row)) * product("up", row))
+        torch.testing.assert_close(answers[expert : expert + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("matmuls", [LINEAR_MATMULS, ("up",), ("down",)])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_rotation_of_experts_cancels_where_almost_nothing_is_rounded(name: str, matmuls: tuple[str, ...]) -> None:
+    """Of ``up`` alone, too, which is read from the same parameter as ``gate``."""
+    model = build(name)
+    experts: Any = model.model.layers[0].mlp.experts
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    index, weights = torch.arange(18).view(9, 2) % 4, torch.ones(9, 2)
+    expected = experts(x, index, weights)
+    with quantize_model(model, Recipe(LinearFormats(None, MXFormat("fp16_e7m8")), rotation=Rotation(matmuls, 16))):
+        stand_in: Any = model.model.layers[0].mlp.experts
+        torch.testing.assert_close(
+            stand_in(x, index, weights), expected, rtol=0, atol=0.005 * float(expected.abs().max())
+        )
+        copies = {buffer_name.removesuffix("_mx") for buffer_name, _ in stand_in.named_buffers()}
+        assert copies == {
+            {"up": "gate_up_proj", "gate": "gate_up_proj", "down": "down_proj"}.get(m) for m in matmuls
+        } - {None}
+        for parameter in copies:
+            assert not torch.equal(stand_in.get_buffer(f"{parameter}_mx"), experts.get_parameter(parameter))
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_a_result_does_not_depend_on_the_batch(name: str) -> None:
+    model = build(name)
+    with quantize_model(model, Recipe(FORMATS["nvfp4"])):
+        together = logits(model)
+        alone = torch.cat([logits(model, TOKENS[:1]), logits(model, TOKENS[1:])])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_stochastic_rounding_of_weights_repeats_and_of_inputs_is_refused() -> None:
+    stochastic = MXFormat("fp4_e2m1", rounding="stochastic")
+    model = build("qwen3_moe")
+    results = []
+    for seed in (0, 0, 1):
+        with quantize_model(model, Recipe(LinearFormats(stochastic, INPUT), seed=seed)):
+            results.append(logits(model))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    refused = Recipe(LinearFormats(WEIGHT, stochastic))
+    problem = recipe_problem(build("qwen3_moe", "meta"), refused)
+    assert problem is not None and problem.startswith(
+        "rounding: 'stochastic' is not allowed for the inputs of model.layers.0.mlp.experts.0.gate_proj"
+    )
+    assert recipe_problem(model, Recipe(refused.linear, modules=(("*.experts.*", LinearFormats()),))) is None
+
+
+def test_methods_that_look_at_outputs_are_refused_with_the_way_out() -> None:
+    model = build("mixtral", "meta")
+    base = ["model=tiny", "format=mxfp4"]
+    for words in (["ptq=gptq"], ["ptq=clip", "ptq.clip_loss=output"]):
+        with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.experts\.0\.gate_proj .*modules=\{\*\.experts"):
+            refuse_experts(model, configured(*base, *words))
+        refuse_experts(model, configured(*base, *words, "modules={'*.experts.*': none}"))
+    refuse_experts(model, configured(*base, "ptq=clip", "ptq.clip_loss=weight"))
+
+
+def configured(*words: str) -> Any:
+    return compose(list(words))
+
+
+def test_clip_chooses_weights_of_experts() -> None:
+    model, recipe = build("gpt_oss"), Recipe(FORMATS["weights"])
+    config = configured("model=tiny", "format=mxfp4", "ptq=clip", "ptq.clip_loss=weight")
+    weights = solve_without_data(model, recipe, solver(config.ptq))
+    name = "model.layers.1.mlp.experts.3.down_proj"
+    assert weights.keys() >= {operand.name for operand in find_operands(model).values() if operand.expert}
+    own = find_operands(model)[name].weight
+    assert (weights[name] - own).square().sum() < (rounded(own, WEIGHT) - own).square().sum()
+    with quantize_model(model, recipe, prepared=Prepared(weights)) as report:
+        stored = model.model.layers[1].mlp.experts.get_buffer("down_proj_mx")
+        assert torch.equal(stored[3].T, weights[name])
+    assert all(layer.prepared for layer in report.layers)
+
+
+def test_parts_of_a_model_and_leaving_them_out() -> None:
+    model, recipe = build("mixtral"), MIXED
+    parts = {part.name: part for part in parts_of(model, Recipe(FORMATS["w4a6"]), "kind")}
+    assert len(parts["experts.gate_proj"].modules) == 2 * 4
+    operands = find_operands(model)
+    with quantize_model(model, recipe):
+        before = logits(model)
+        every = [operand for operand in operands.values() if operand.expert and operand.expert.expert != 1]
+        with left_out(model, every):
+            without = logits(model)
+        assert torch.equal(logits(model), before)
+    with quantize_model(model, Recipe(recipe.linear, modules=(("*.experts.*", LinearFormats()),))):
+        torch.testing.assert_close(logits(model), without, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_does_not_enter_the_statistics_of_inputs() -> None:
+    model, recipe = build("mixtral"), Recipe(FORMATS["w4a6"])
+    real = torch.arange(12)  # of the second sequence all is padding
+    measured = []
+    with quantize_model(model, recipe) as report:
+        for tokens, shape in ((TOKENS[:1], (1, 12)), (TOKENS, (2, 12))):
+            observer = TensorObserver(recipe.arithmetic)
+            with observed(model, observer), observer.batch(shape, real):
+                logits(model, tokens)
+            measured.append({item.module: item for item in observer.statistics(1, report.places)})
+    alone, padded = measured
+    assert alone.keys() == padded.keys()
+    for expert_input, rows in (("0.gate_proj", 12), ("0.down_proj", 24)):
+        name = f"model.layers.1.mlp.experts.{expert_input}"
+        assert alone[name].tokens == padded[name].tokens == rows
+        assert alone[name].statistics.elements == padded[name].statistics.elements
+        assert alone[name].statistics.noise == pytest.approx(padded[name].statistics.noise, rel=1e-3)
+
+
+def test_experts_that_do_not_declare_their_layout_are_counted_as_they_are() -> None:
+    model = build("mixtral")
+    experts: Any = model.model.layers[0].mlp.experts
+    del experts.is_transposed
+    names = [name for name in find_operands(model) if ".experts." in name]
+    assert names and all(name.startswith("model.layers.1.") for name in names)
+    with quantize_model(model, Recipe(FORMATS["w4a6"])) as report:
+        assert model.model.layers[0].mlp.experts is experts
+    routers = sum(p.numel() for name, p in model.named_parameters() if name.endswith("gate.weight"))
+    assert report.stored.block_weights_kept == experts.gate_up_proj.numel() + experts.down_proj.numel() + routers
