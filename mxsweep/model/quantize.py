@@ -61,7 +61,8 @@ def quantize_model(
     stored = Stored.of(model, sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
-    last_user = {id(site.operand.parameter): site for site in sites}
+    # A matrix of an expert is one of many in a parameter, which can leave with the last of them.
+    last_in = {(site.operand.module_name, id(site.operand.parameter)): site for site in sites}
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
     with quantized_attention(
         model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
@@ -75,7 +76,7 @@ def quantize_model(
                         site, recipe, compare_exact, prepared.weights.get(site.name)
                     )
                 _stand_in(model, site, weight_mx, inputs)
-                if last_user[id(site.operand.parameter)] is site:  # an expert's matrix is one of many in a parameter
+                if last_in[site.operand.module_name, id(site.operand.parameter)] is site:
                     offloaded.send_to_host(site.operand.parameter)
                 measured.append(statistics)
             layers = layer_reports(sites, measured, prepared.weights)

@@ -28,10 +28,12 @@ from mxsweep import LinearFormats, Recipe, compose, quantize_model
 from mxsweep.calibrate.weights import refuse_experts, solve_without_data, solver
 from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
 from mxsweep.measure.sensitivity import parts_of
+from mxsweep.model import offload
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.footprint import footprint
+from mxsweep.model.linear import MXLinear
 from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
@@ -280,7 +282,7 @@ def test_a_rotation_of_experts_cancels_where_almost_nothing_is_rounded(name: str
     with quantize_model(model, Recipe(LinearFormats(None, MXFormat("fp16_e7m8")), rotation=Rotation(matmuls, 16))):
         stand_in: Any = model.model.layers[0].mlp.experts
         torch.testing.assert_close(
-            stand_in(x, index, weights), expected, rtol=0, atol=0.005 * float(expected.abs().max())
+            stand_in(x, index, weights), expected, rtol=0, atol=0.005 * float(expected.detach().abs().max())
         )
         copies = {buffer_name.removesuffix("_mx") for buffer_name, _ in stand_in.named_buffers()}
         assert copies == {
@@ -375,6 +377,30 @@ def test_padding_does_not_enter_the_statistics_of_inputs() -> None:
         assert alone[name].tokens == padded[name].tokens == rows
         assert alone[name].statistics.elements == padded[name].statistics.elements
         assert alone[name].statistics.noise == pytest.approx(padded[name].statistics.noise, rel=1e-3)
+
+
+def test_originals_without_room_leave_once_their_last_matrix_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gpt_oss")
+    before = logits(model)
+    sent: list[int] = []
+    leave = offload.OffloadedWeights.send_to_host
+
+    def send(self: offload.OffloadedWeights, parameter: nn.Parameter) -> None:
+        sent.append(id(parameter))
+        leave(self, parameter)
+
+    monkeypatch.setattr(offload.OffloadedWeights, "send_to_host", send)
+    monkeypatch.setattr(offload, "_memory", lambda device: (0.0, 1e6))
+    with quantize_model(model, Recipe(FORMATS["w4a6"])) as report:
+        experts = [
+            layer.mlp.experts.get_parameter(f"{kind}_proj")
+            for layer in model.model.layers
+            for kind in ("gate_up", "down")
+        ]
+        assert [sent.count(id(parameter)) for parameter in experts] == [1] * 4
+        linear = [module.weight for module in model.modules() if isinstance(module, MXLinear)]
+        assert report.offloaded_bytes == sum(parameter.nbytes for parameter in (*experts, *linear))
+    assert torch.equal(logits(model), before)
 
 
 def test_experts_that_do_not_declare_their_layout_are_counted_as_they_are() -> None:
