@@ -156,7 +156,7 @@ def _asks_to_leave(recipe: Recipe, name: str, model: nn.Module) -> bool:
         f"{module}.{matrix.name}" for matrix in expert_matrices(model.get_submodule(module)) if matrix.parameter == own
     ]
     asked = [recipe.formats_of(each, True).weight is None for each in (name, module)]
-    return any(asked) or bool(matrices) and all(recipe.formats_of(each, True).weight is None for each in matrices)
+    return any(asked) or (bool(matrices) and all(recipe.formats_of(each, True).weight is None for each in matrices))
 
 
 def _by_kind(blocks: Collection[str], left: Mapping[str, int]) -> dict[str, Left]:

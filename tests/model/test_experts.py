@@ -235,7 +235,8 @@ def test_a_plan_agrees_with_the_run_to_the_byte(name: str, recipe: Recipe, tmp_p
     own = {operand.name: operand for operand in find_operands(model).values() if operand.block is not None}
     with quantize_model(model, recipe) as report:
         copies = sum(buffer.nbytes for buffer_name, buffer in model.named_buffers() if buffer_name.endswith("_mx"))
-    assert planned.bits_per_weight is not None and planned.stored_bytes == report.parameter_bytes
+    assert planned.bits_per_weight == report.bits_per_weight and planned.warnings == tuple(report.warnings)
+    assert planned.stored_bytes == report.parameter_bytes
     assert planned.simulated_bytes == sum(parameter.nbytes for parameter in model.parameters()) + copies
     formats = {name: recipe.formats_of(name, own[name].role != ROUTER).weight for name in own}
     bits = sum(fmt.stored_bits(own[name].shape) - 32 * own[name].size for name, fmt in formats.items() if fmt)
@@ -413,3 +414,19 @@ def test_experts_that_do_not_declare_their_layout_are_counted_as_they_are() -> N
         assert model.model.layers[0].mlp.experts is experts
     routers = sum(p.numel() for name, p in model.named_parameters() if name.endswith("gate.weight"))
     assert report.stored.block_weights_kept == experts.gate_up_proj.numel() + experts.down_proj.numel() + routers
+
+
+@pytest.mark.parametrize(
+    "patterns", [["*.experts.1.*"], ["*.experts.*.gate_proj", "*.experts.*.up_proj"], ["*.experts.*"]]
+)
+def test_experts_that_patterns_leave_are_not_warned_of(patterns: list[str]) -> None:
+    recipe = Recipe(FORMATS["w4a6"], modules=tuple((pattern, LinearFormats()) for pattern in patterns))
+    planned = footprint(build("mixtral", "meta"), recipe)
+    assert planned.warnings == () and planned.bits_per_weight is not None and planned.bits_per_weight > 10
+
+
+def test_routers_stay_unless_a_pattern_names_them() -> None:
+    model = build("phimoe", "meta")
+    assert recipe_problem(model, Recipe(FORMATS["w4a6"])) is None
+    problem = recipe_problem(model, Recipe(modules=(("*.router", FORMATS["w4a6"]),)))
+    assert problem is not None and "mlp.router is a PhimoeTopKRouter, for which there is no MX layer" in problem
