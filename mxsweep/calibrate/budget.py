@@ -14,7 +14,7 @@ and 0.093. At 5.25 bits: 0.035, against 0.045, 0.046, and 0.058 and 0.062 at ran
 is far too low, though the choice still helps: of the embedded model at 4.73 bits, with inputs in four bits too, it
 predicts 0.47 and 1.43 is measured, against 5.08 in mxfp4 alone.
 
-The budget counts what the record calls bits per weight: stored bits, scales included, over all weights that are
+The budget counts what the record calls bits per quantized weight: stored bits, scales included, over all that are
 quantized; those that ``modules`` gives a format of their own count as they are.
 """
 
