@@ -12,15 +12,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu
 from mxsweep.files.checkpoints import model_folder, model_stamps
+from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.terminal.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Hold a model in evaluation mode, on its device, and its tokenizer."""
+    """Hold a model in evaluation mode, on its device, and its tokenizer.
+
+    Attributes:
+        warnings: what a reader of its results should know of how it was loaded, a sentence each.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    warnings: tuple[str, ...] = ()
 
 
 # At most one: the last model asked for. A folder by its files' stamps, too: one that was written anew is another model.
@@ -111,14 +117,9 @@ def _load(
             "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
         ) from error
     model, loading = loaded
-    for problem in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(map(str, loading.get(problem) or ())):
-            # transformers fills them with random numbers and goes on.
-            raise ConfigError(
-                f"model.path: {path!r} is no whole checkpoint: {len(keys)} weights are {problem.partition('_')[0]}, "
-                f"{keys[0]} first"
-            )
+    refuse_partial(path, loading)
+    refuse_untied_head(path, model)
     if device_map is None:
         torch.nn.Module.to(model, device)
     model.eval()
-    return LoadedModel(model, tokenizer)
+    return LoadedModel(model, tokenizer, tuple(describe_dropped(path, loading)))

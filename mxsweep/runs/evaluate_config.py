@@ -75,7 +75,8 @@ class _Steps:
                 lm.warm_up(preparation.recipe)
             with self._kernels_counted():
                 evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
-            warnings = [*report.warnings, *evaluation.warnings, *self._guessing(evaluator, evaluation)]
+            warnings = [*evaluator.warnings, *report.warnings, *evaluation.warnings]
+            warnings += self._guessing(evaluator, evaluation)
             memory = peak_memory()  # here: what follows takes memory that is not the run's
             repeats = evaluate_perturbed(evaluator, config, progress)
             if config.diagnostics and not config.recipe.is_baseline:

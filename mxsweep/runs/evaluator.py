@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from mxsweep.model.load import load_configured
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -25,11 +28,13 @@ class Evaluator:
         model: kept between runs; quantized only while a run has it so.
         lm: lm-eval's model class around it.
         tasks: as :func:`mxsweep.evaluate.tasks.load_tasks` returns them.
+        warnings: what a reader of the results should know of the model's checkpoint, a sentence each.
     """
 
     model: PreTrainedModel
     lm: FastLM
     tasks: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     def evaluate(self, config: RunConfig, progress: Progress) -> Evaluation:
         """Evaluate the tasks on the model as it is now."""
@@ -56,4 +61,6 @@ def load_evaluator(config: RunConfig) -> Evaluator:
         batch_size=config.batch_size,
         max_length=model.max_length,
     )
-    return Evaluator(loaded.model, lm, tasks)
+    for warning in loaded.warnings:
+        log.warning(warning)
+    return Evaluator(loaded.model, lm, tasks, loaded.warnings)
