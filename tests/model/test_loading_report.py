@@ -57,7 +57,7 @@ def rotary_frequencies(config: dict[str, Any], weights: dict[str, torch.Tensor])
     ("change", "warning"),
     [
         (fewer_layers, "holds 9 weights that the model has no place for, left out: model.layers.2."),
-        (unknown_bias, "holds 1 weight that the model has no place for, left out: model.layers.1.self_attn.q_proj.bias"),
+        (unknown_bias, "1 weight that the model has no place for, left out: model.layers.1.self_attn.q_proj.bias"),
         (head_like_the_embedding, None),
         (rotary_frequencies, None),
         (lambda config, weights: None, None),
