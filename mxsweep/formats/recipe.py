@@ -12,6 +12,7 @@ from mxsweep.formats.mxformat import MXFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_LEFT = 0.01  # of the decoder blocks' weights that stay as they are unasked, without a warning
 # The matrix products of a decoder block, by the role of the operand that is a weight (model/operands.py).
 LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
 QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mxsweep.formats.recipe import Recipe
+from mxsweep.formats.recipe import MOST_LEFT, Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.sites import Site
 
-MOST_LEFT = 0.01  # of the decoder blocks' weights without a warning
 MOST_KINDS = 4  # named in a warning
 
 
@@ -103,6 +102,11 @@ class Stored:
         if not self.quantized:
             return None
         return (self.quantized_bits + self.block_bits_kept) / (self.quantized + self.block_weights_kept)
+
+    def bits_at(self, bits: float) -> float:
+        """Return the bits of a weight, over the same, if those that are quantized took ``bits`` on average."""
+        weights = self.quantized + self.block_weights_kept
+        return (bits * self.quantized + self.block_bits_kept) / weights if weights else bits
 
     @property
     def share_left(self) -> float:

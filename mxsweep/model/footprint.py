@@ -29,8 +29,12 @@ class Footprint:
     warnings: tuple[str, ...] = ()
 
 
-def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
+def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = None) -> Footprint:
     """Return the footprint of ``model``, loaded or on the meta device, under ``recipe``.
+
+    Args:
+        budget: the most bits that a quantized weight may take on average, where formats are chosen under a budget: then
+            the bits a weight are the most that come of it.
 
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
@@ -47,6 +51,7 @@ def footprint(model: PreTrainedModel, recipe: Recipe) -> Footprint:
         for site in sites
         if site.formats.weight is not None
     }
-    return Footprint(
-        stored.bits_per_weight, round(stored.bits / 8), originals + sum(copied.values()), tuple(stored.warnings)
-    )
+    bits = stored.bits_per_weight
+    if bits is not None and budget is not None:
+        bits = stored.bits_at(budget)
+    return Footprint(bits, round(stored.bits / 8), originals + sum(copied.values()), tuple(stored.warnings))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config import effects, knobs
+from mxsweep.formats.recipe import MOST_LEFT
 from mxsweep.results.metrics import accuracy_metric
 from mxsweep.results.record import RunFolder
 
@@ -67,7 +68,22 @@ class Row:
     def warnings(self) -> list[str]:
         """Return what the run warns of, as recorded."""
         warnings = self.recorded("warnings")
-        return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
+        recorded = [str(warning) for warning in warnings] if isinstance(warnings, list) else []
+        return [*recorded, *self._warnings_of_an_earlier_version()]
+
+    def _warnings_of_an_earlier_version(self) -> list[str]:
+        """Return what an earlier version did not say: its bits were over the quantized weights alone."""
+        counts = [
+            self.number("diagnostics", name) for name in ("bits_per_weight", "block_weights_kept", "block_weights")
+        ]
+        bits, kept, weights = (count or 0 for count in counts)
+        says_all = "bits_per_quantized_weight" in self.diagnostics or not 0 < bits < math.inf
+        if says_all or kept <= MOST_LEFT * weights:
+            return []
+        return [
+            f"recorded by an earlier version, whose bits/weight ({bits:.4g}) are over the quantized weights alone: "
+            f"{kept / weights:.1%} of the weights in the decoder blocks stay as they are. Run it anew for bits over all"
+        ]
 
     @property
     def parameter_bytes(self) -> float | None:

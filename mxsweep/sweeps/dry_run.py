@@ -70,8 +70,8 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
     if (size_of := _footprint(config)) is not None:
         bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
         stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
-        if config.ptq.budget is not None and bits != "-":
-            bits = f"≤ {config.ptq.budget:g}"
+        if config.ptq.budget is not None and size_of.bits_per_weight is not None:
+            bits = f"≤ {size_of.bits_per_weight:g}"
         memory = f"{size_of.simulated_bytes / 1e6:,.1f} MB"
     return {
         "run": str(number),
@@ -98,7 +98,7 @@ def _footprint(config: RunConfig) -> Footprint | None:
     if model is None:
         return None
     try:
-        return footprint(model, config.recipe)
+        return footprint(model, config.recipe, config.ptq.budget)
     except ConfigError:
         return None  # a line below the table says why
 

@@ -110,6 +110,23 @@ def put_grid(top: Path) -> None:
     put(top / "base", acc(0.95, 1.5), speed=1000.0, format="none")
 
 
+def test_bits_that_an_earlier_version_recorded_are_warned_of(tmp_path: Path) -> None:
+    counts = {"bits_per_weight": 4.25, "block_weights": 1000, "block_weights_kept": 970}
+    records = {
+        "moe": counts,
+        "dense": counts | {"block_weights_kept": 0},
+        "today": counts | {"bits_per_quantized_weight": 4.25},
+        "baseline": counts | {"bits_per_weight": "NaN", "block_weights_kept": 1000},
+    }
+    for name, diagnostics in records.items():
+        put(tmp_path / name, acc(0.5))
+        record = read_record(tmp_path / name / "result.json")
+        write_record(tmp_path / name, record | {"diagnostics": diagnostics})
+    warned = {row.run.path.name for row in read_results(tmp_path).rows if row.warnings}
+    assert warned == {"moe"}
+    assert "bits/weight (4.25) are over the quantized weights alone: 97.0% of" in terminal_text(read_results(tmp_path))
+
+
 def test_warnings_of_runs_are_told(tmp_path: Path) -> None:
     for name, warnings in (("a", ["10 requests were cut", "small batches"]), ("b", ["small batches"])):
         put(tmp_path / name, acc(0.5))

@@ -186,3 +186,11 @@ def test_a_dry_run_warns_of_what_stays_and_refuses_nothing(mixtral: Path) -> Non
     assert "warning" not in shown("format=none")
     patterns = "modules={*.mlp.experts.*: none, *.mlp.gate: none}"
     assert "warning" not in shown("format=mxfp4", patterns)
+
+
+def test_a_budget_counts_what_it_does_not_reach() -> None:
+    left = 2 * 8 * 64 * 32
+    assert footprint(llama(), Recipe(FP4), budget=4.5).bits_per_weight == 4.5
+    assert footprint(llama((8, 64, 32)), Recipe(FP4), budget=4.5).bits_per_weight == (
+        (LINEAR * 4.5 + left * 32) / (LINEAR + left)
+    )
