@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,12 +18,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
 from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
+from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ class FastLM(HFLM):
 
     Args:
         batch_tokens: tokens of a forward pass when scoring; None for what suits the model's device.
-        batch_size: sequences at a time when generating.
+        batch_size: sequences at a time when generating; one where rotary embeddings depend on the longest of a batch.
         max_length: tokens a sequence may have; None for the model's own limit.
 
     Attributes:
@@ -55,6 +58,9 @@ class FastLM(HFLM):
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
+        self._rope_lengths = RopeLengths(model)
+        if self._rope_lengths:
+            batch_size = 1  # or the longest sequence of a batch would decide about the others
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
         )
@@ -90,6 +96,11 @@ class FastLM(HFLM):
         for request, windows, loglikelihood in zip(requests, texts, totals, strict=True):
             self._count_tokens(request, loglikelihood, sum(window.targets for window in windows))
         return totals
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rope_lengths.forget()
+        generated: Tensor = super()._model_generate(*args, **kwargs)
+        return generated
 
     def warm_up(self, kind: Hashable) -> None:
         """Read one batch of nothing on a GPU, unless this process did so before with the same ``kind`` of model.

@@ -10,7 +10,7 @@ mask. What sums over all tokens of a batch asks for batches without padding inst
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +57,14 @@ class BatchLimits:
         unread: tokens that each passage counts besides those that are read: 1 where passages are sequences whose last
             token is only predicted.
         padded: whether passages of different lengths share a batch.
+        alike: given a length, what passages must have in common to share a batch; None for nothing.
     """
 
     tokens: int
     logits: int | None = None
     unread: int = 0
     padded: bool = True
+    alike: Callable[[int], Hashable] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def next_batch(
         number = order[place]
         length = len(passages[number].tokens)
         if count and not limits.padded and length != longest:
+            break
+        if count and limits.alike is not None and limits.alike(length) != limits.alike(longest):
             break
         longest, rows = max(longest, length), rows + passages[number].rows
         too_many_tokens = (count + 1) * (longest + limits.unread) > limits.tokens

@@ -10,6 +10,7 @@ it within memory stands once:
 - Logits are computed at the N rows only: in front of the output layer, a hook takes the hidden states of these out of
   all B T. The model's own forward pass does everything around it, such as scaling and capping logits.
 - Whoever asks reduces the logits of a batch at once to what is wanted of them, within the same bounds of memory.
+- Sequences share a batch only where the rotary embedding treats them as it does each alone.
 - A batch that does not fit in GPU memory is read again in smaller ones, and so is all that comes after it.
 """
 
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.forward.batches import Batch, BatchLimits, Passage, longest_first, next_batch, to_device
 from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ class Engine:
         self._model, self._limits = model, replace(limits)
         self._too_long, self._warn = too_long, warn
         self._vocabulary = vocabulary_size(model)
+        self._rope_lengths = RopeLengths(model)
+        if self._rope_lengths:
+            self._limits.alike = self._rope_lengths.frequencies
 
     @property
     def batch_tokens(self) -> int:
@@ -122,6 +127,7 @@ class Engine:
         The error is dropped here, and with it the frames that hold the tensors of the failed pass.
         """
         try:
+            self._rope_lengths.forget()
             # Not inference mode, whose tensors have no version by which MX layers recognize a shared input.
             with torch.no_grad():
                 return (run(batch),)
