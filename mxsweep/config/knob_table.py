@@ -462,7 +462,12 @@ MODEL_AND_TASK = (
     _model(
         "device_map", "auto: spread a model larger than one GPU", Choice(words=("auto",), or_null=True), place="device"
     ),
-    _model("attention", "how attention is computed", Choice(words=("sdpa", "eager")), place="attention"),
+    _model(
+        "attention",
+        "how attention is computed; auto: what transformers picks for the model, which the record says",
+        Choice(words=("sdpa", "eager", "auto")),
+        place="attention",
+    ),
     _model(
         "max_length",
         "tokens a context may have; null: the model's own limit",

@@ -47,6 +47,7 @@ def load_model(
 
     Args:
         path: a name on the Hugging Face hub, a folder, or "embedded" for the model that ships with mxsweep.
+        attention: "sdpa", "eager", or "auto" for what transformers picks for the model.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
         device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps"; unused with ``device_map``.
         device_map: "auto" spreads the model over all GPUs; a model that still does not fit is refused.
@@ -105,13 +106,19 @@ def _load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=attention,
+            attn_implementation=None if attention == "auto" else attention,
             device_map=device_map,
             output_loading_info=True,
             **shared,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
+        if attention == "sdpa" and "scaled_dot_product_attention" in reason:
+            model_class = reason.partition(" ")[0]
+            raise ConfigError(
+                f"model.attention: sdpa is not there for {model_class}; allowed: eager, or auto for what transformers "
+                "picks for the model"
+            ) from error
         raise ConfigError(
             f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
             "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"

@@ -65,7 +65,10 @@ def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any
         asked = config.dtype or _stored_dtype(path) if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=asked, attn_implementation=attention, trust_remote_code=trust
+                config,
+                dtype=asked,
+                attn_implementation=None if attention == "auto" else attention,
+                trust_remote_code=trust,
             )
     except Exception:
         # Whatever a configuration makes of a model class's constructor: loading the model says what is wrong with it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 
 def seed_and_count_memory(seed: int) -> None:
@@ -34,8 +34,8 @@ def peak_memory() -> dict[str, int | None]:
     }
 
 
-def describe_device(model: nn.Module) -> dict[str, Any]:
-    """Return where a model is and in which dtype, for the record."""
+def describe_device(model: PreTrainedModel) -> dict[str, Any]:
+    """Return where a model is, in which dtype, and how it attends, for the record."""
     parameter = next(model.parameters())
     on_gpu = parameter.device.type == "cuda"
     return {
@@ -43,5 +43,6 @@ def describe_device(model: nn.Module) -> dict[str, Any]:
         "device": str(parameter.device),
         "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else platform.machine(),
         "dtype": str(parameter.dtype).removeprefix("torch."),
+        "attention": model.config.get_text_config()._attn_implementation,
         "cpu_threads": torch.get_num_threads(),
     }

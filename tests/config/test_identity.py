@@ -65,7 +65,7 @@ KNOBS = {
     "limit": ["none", "100"],
     "seed": ["1234", "1"],
     "model.dtype": ["auto", "float32", "bfloat16"],
-    "model.attention": ["sdpa", "eager"],
+    "model.attention": ["sdpa", "eager", "auto"],
     "model.device": ["auto", "cuda", "cuda:1"],
     "model.revision": ["null", "v2"],
     "model.trust_remote_code": ["false", "true"],

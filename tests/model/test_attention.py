@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     GlmMoeDsaConfig,
+    GptOssConfig,
     LlamaConfig,
     LongcatFlashConfig,
     MiniMaxConfig,
@@ -29,12 +32,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from mxsweep import Recipe, quantize_model
+from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import KVOptions, Rotation
 from mxsweep.model import attention_probe, kv
 from mxsweep.model.attention_interface import STATE, listening
 from mxsweep.model.kv import key_factors
-from mxsweep.model.meta import recipe_problem
+from mxsweep.model.load import load_model
+from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.numerics import MXFormat, quantize
+from mxsweep.runs.process import describe_device
 from mxsweep.terminal.errors import ConfigError
 
 FP4 = MXFormat("fp4_e2m1", block_size=16)
@@ -280,3 +286,31 @@ def test_a_module_without_a_listener_attends_as_before() -> None:
     before = logits(model, ids)
     with listening(model, {}):
         assert torch.equal(logits(model, ids), before)
+
+
+@pytest.fixture
+def without_sdpa(tmp_path: Path) -> Path:
+    """Return the folder of a model that has eager attention only."""
+    shutil.copytree(
+        model_folder("embedded") or "",
+        tmp_path / "model",
+        ignore=shutil.ignore_patterns("*.safetensors", "config.json"),
+    )
+    config = GptOssConfig(**SIZES, head_dim=16, num_local_experts=2, num_experts_per_tok=1)
+    build(config, "eager").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_attention_can_be_what_transformers_picks(without_sdpa: Path) -> None:
+    loaded = load_model(str(without_sdpa), device="cpu", attention="auto").model
+    assert describe_device(loaded)["attention"] == "eager"
+    planned = meta_model(str(without_sdpa), attention="auto")
+    assert planned is not None and planned.config._attn_implementation == "eager"
+    for attention in ("auto", "sdpa"):
+        assert describe_device(load_model("embedded", device="cpu", attention=attention).model)["attention"] == "sdpa"
+
+
+def test_a_model_without_the_attention_asked_for_is_refused_with_the_way_out(without_sdpa: Path) -> None:
+    message = r"^model\.attention: sdpa is not there for GptOssForCausalLM; allowed: eager, or auto for"
+    with pytest.raises(ConfigError, match=message):
+        load_model(str(without_sdpa), device="cpu")
