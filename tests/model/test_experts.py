@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
+from transformers.integrations.moe import use_experts_implementation
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model
 from mxsweep.calibrate.weights import refuse_experts, solve_without_data, solver
@@ -33,7 +35,7 @@ from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.footprint import footprint
-from mxsweep.model.linear import MXLinear
+from mxsweep.model.linear import InputQuantizer, MXLinear
 from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
@@ -430,3 +432,69 @@ def test_routers_stay_unless_a_pattern_names_them() -> None:
     assert recipe_problem(model, Recipe(FORMATS["w4a6"])) is None
     problem = recipe_problem(model, Recipe(modules=(("*.router", FORMATS["w4a6"]),)))
     assert problem is not None and "mlp.router is a PhimoeTopKRouter, for which there is no MX layer" in problem
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"has_gate": False},
+        {"is_transposed": True},
+        {"is_transposed": True, "has_bias": True, "is_concatenated": False},
+        {"has_post_expert_norm": True, "has_bias": True},
+    ],
+    ids=["no gate", "transposed", "as GPT-OSS", "biases and a norm"],
+)
+def test_any_class_that_declares_its_layout_is_reached(declared: dict[str, bool], implementation: str) -> None:
+    """Experts of no model, whose own forward is written down here."""
+    torch.manual_seed(0)
+    made = made_experts(**declared)
+    experts = made(SimpleNamespace(_experts_implementation=implementation))
+    x, index, weights = torch.randn(9, 64), torch.arange(18).view(9, 2) % 4, torch.rand(9, 2)
+    expected = experts(x, index, weights)
+    assert len(expert_matrices(experts)) == 4 * (3 if declared.get("has_gate", True) else 2)
+    stand_in = MXExperts(experts, InputQuantizer(Recipe()))
+    torch.testing.assert_close(stand_in(x, index, weights), expected, rtol=1e-5, atol=1e-5)
+    last = expert_matrices(experts)[-1]
+    stand_in.put("down", last, rounded(last.of(experts.down_proj.detach()), WEIGHT), INPUT, False)
+    moved = (stand_in(x, index, weights) - expected).abs().amax(dim=1) > 1e-4
+    assert torch.equal(moved, (index == 3).any(dim=1))
+
+
+def made_experts(has_gate: bool = True, **declared: bool) -> Callable[[Any], Any]:
+    transposed, concatenated = declared.get("is_transposed", False), declared.get("is_concatenated", True)
+
+    class Experts(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.num_experts = 4
+            self.first = "gate_up_proj" if has_gate else "up_proj"
+            for name, rows, columns in ((self.first, 64 if has_gate else 32, 64), ("down_proj", 64, 32)):
+                shape = (4, columns, rows) if transposed else (4, rows, columns)
+                self.register_parameter(name, nn.Parameter(torch.randn(shape) / 8, requires_grad=False))
+                self.register_parameter(f"{name}_bias", nn.Parameter(torch.randn(4, rows), requires_grad=False))
+            self.act_fn = nn.GELU()
+            self.post_expert_norm = nn.LayerNorm(64)
+
+        def _apply_gate(self, both: Tensor) -> Tensor:
+            gate, up = both.chunk(2, dim=-1) if concatenated else (both[..., ::2], both[..., 1::2])
+            return self.act_fn(gate) * (up + 1)
+
+        def product(self, name: str, expert: int, x: Tensor) -> Tensor:
+            weight = self.get_parameter(name)[expert]
+            bias = self.get_parameter(f"{name}_bias")[expert] if declared.get("has_bias") else 0
+            return F.linear(x, weight.T if transposed else weight) + bias
+
+        def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+            out = torch.zeros_like(hidden_states)
+            for token, (numbers, shares) in enumerate(zip(top_k_index.tolist(), top_k_weights, strict=True)):
+                for expert, share in zip(numbers, shares, strict=True):
+                    middle = self.product(self.first, expert, hidden_states[token : token + 1])
+                    answer = self.product("down_proj", expert, (self._apply_gate if has_gate else self.act_fn)(middle))
+                    if declared.get("has_post_expert_norm"):
+                        answer = self.post_expert_norm(answer)
+                    out[token] += share * answer[0]
+            return out
+
+    result: Callable[[Any], Any] = use_experts_implementation(Experts, has_gate=has_gate, **declared)
+    return result
