@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MOST_TASKS = 5  # named in a warning
+
 
 @dataclass
 class ScoredTokens:
@@ -47,19 +49,25 @@ class ScoredTokens:
 def warn_of_guessing(
     nats_per_token: Mapping[str, float], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
-    """Return a warning for each task on which the unquantized ``model`` is not better than a uniform guess.
+    """Return a warning that names the tasks on which the unquantized ``model`` is not better than a uniform guess.
 
-    A task whose mean is NaN or infinite is explained elsewhere.
+    It is one for all, since a group of tasks may have dozens; none where the model is better on each. A task whose mean
+    is NaN or infinite is explained elsewhere.
     """
     vocabulary = model.config.get_text_config().vocab_size
     guess = math.log(vocabulary)
+    guessed = {task: nats for task, nats in nats_per_token.items() if guess <= nats < math.inf}
+    if not guessed:
+        return []
+    shown = list(guessed)[:MOST_TASKS]
+    more = f" and {len(guessed) - MOST_TASKS} more tasks" if len(guessed) > MOST_TASKS else ""
+    costs = ", ".join(f"{guessed[task]:,.2f}" for task in shown) + (", …" if more else "")
     causes = "; ".join(_likely_causes(model, tokenizer))
     return [
-        f"{task}: this baseline is no baseline: a scored token costs {nats:,.2f} nats on average, and a uniform guess "
-        f"over the {vocabulary:,} tokens of the vocabulary {guess:.2f}, so differences from it say nothing about a "
-        f"format. Likely causes: {causes}. Look at a few texts that the model generates before quantizing it"
-        for task, nats in nats_per_token.items()
-        if guess <= nats < math.inf
+        f"{', '.join(shown)}{more}: this baseline is no baseline: a scored token costs {costs} nats on average, and a "
+        f"uniform guess over the {vocabulary:,} tokens of the vocabulary {guess:.2f}, so differences from it say "
+        f"nothing about a format. Likely causes: {causes}. Look at a few texts that the model generates before "
+        "quantizing it"
     ]
 
 

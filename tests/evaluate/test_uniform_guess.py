@@ -69,9 +69,17 @@ def test_a_baseline_that_knows_something_is_not_warned_of() -> None:
 def test_a_guess_costs_the_logarithm_of_the_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
     guess = math.log(len(tokenizer))
     costs = {"guess": guess, "worse": 20.0, "better": guess * 0.999, "nothing": math.nan, "never": math.inf}
-    warned = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
-    assert [text.split(":")[0] for text in warned] == ["guess", "worse"]
-    assert f"over the {len(tokenizer):,} tokens of the vocabulary {guess:.2f}" in warned[0]
+    (warning,) = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
+    assert warning.startswith("guess, worse: this baseline is no baseline: a scored token costs ")
+    assert f"costs {guess:.2f}, 20.00 nats on average" in warning
+    assert f"over the {len(tokenizer):,} tokens of the vocabulary {guess:.2f}" in warning
+    assert not warn_of_guessing({"better": guess * 0.999}, model(len(tokenizer)), tokenizer)
+
+
+def test_a_group_of_many_tasks_gives_one_warning(tokenizer: PreTrainedTokenizerFast) -> None:
+    costs = {f"subject_{number}": 99.0 for number in range(57)}
+    (warning,) = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
+    assert warning.startswith("subject_0, subject_1, subject_2, subject_3, subject_4 and 52 more tasks: this baseline")
 
 
 def test_causes_that_can_be_seen_come_first(tokenizer: PreTrainedTokenizerFast) -> None:
