@@ -122,7 +122,11 @@ def _folders(cfg: DictConfig) -> Sequence[Path]:
 
 
 def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
-    """Return the config with "auto" resolved: native where any tensor has it; the others are exact all the same."""
+    """Return the config with "auto" resolved: native where any tensor has it; the others are exact all the same.
+
+    In float16 it is exact: native arithmetic takes 2^-126 for the largest value of a block of zeros, which is 0 in
+    float16, and the block becomes NaN.
+    """
     native = [fmt.has_native_arithmetic for fmt in config.recipe.formats()]
     if arithmetic == "native" and not all(native):
         without = next(fmt for fmt in config.recipe.formats() if not fmt.has_native_arithmetic)
@@ -130,7 +134,7 @@ def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
             "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
             f"stochastic rounding, and {without} is none such; allowed: auto, exact"
         )
-    if arithmetic == "auto" and config.backend != "cuda" and any(native):
+    if arithmetic == "auto" and config.backend != "cuda" and any(native) and config.model.loading_dtype != "float16":
         return dataclasses.replace(config, arithmetic="native")
     return config
 

@@ -264,7 +264,8 @@ FORMATS = (
     ),
     _format(
         "arithmetic",
-        "native: as microxcaling's PyTorch path, in the tensor's dtype; exact: float32; auto: as custom_cuda says",
+        "native: as microxcaling's PyTorch path, in the tensor's dtype; exact: float32; auto: as custom_cuda says, "
+        "exact in float16",
         Choice(words=ARITHMETICS, or_auto=True),
         off="auto",
         decided_by=("custom_cuda", "backend", "scale"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mxsweep.config.checks import (
     EMBEDDED,
 )
-from mxsweep.files.checkpoints import model_identity
+from mxsweep.files.checkpoints import loading_dtype, model_identity
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -36,6 +36,11 @@ class ModelConfig:
         return model_identity(
             self.path, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
+
+    @property
+    def loading_dtype(self) -> str:
+        """Return the dtype that the model is loaded in, "auto" where its files do not tell, or are elsewhere."""
+        return loading_dtype(self.path) if self.dtype == "auto" else self.dtype
 
     @property
     def label(self) -> str:

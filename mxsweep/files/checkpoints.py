@@ -179,6 +179,18 @@ def _stored_dtype(folder: Path) -> str:
     return dtypes[0] if isinstance(dtypes[0], str) and dtypes[1] in (None, dtypes[0]) else "auto"
 
 
+def loading_dtype(path: str) -> str:
+    """Return the dtype that "auto" comes to for a model folder; "auto" where its files do not tell, or are elsewhere.
+
+    Without a dtype in config.json, float16 is told from weights that have no other.
+    """
+    folder = model_folder(path)
+    if folder is None:
+        return "auto"
+    dtype = _stored_dtype(folder)
+    return "float16" if dtype == "auto" and stored_dtypes(path) == {"F16"} else dtype
+
+
 def stored_dtypes(path: str) -> set[str]:
     """Return the dtypes of a model folder's weights as safetensors names them ("BF16"); none where none can be read."""
     folder = model_folder(path)

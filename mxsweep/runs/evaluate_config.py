@@ -9,6 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from mxsweep.calibrate.prepare import prepare
 from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
@@ -76,7 +79,7 @@ class _Steps:
             with self._kernels_counted():
                 evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
             warnings = [*evaluator.warnings, *report.warnings, *evaluation.warnings]
-            warnings += self._guessing(evaluator, evaluation)
+            warnings += self._guessing(evaluator, evaluation) + self._zeros_in_float16(model, evaluation)
             memory = peak_memory()  # here: what follows takes memory that is not the run's
             repeats = evaluate_perturbed(evaluator, config, progress)
             if config.diagnostics and not config.recipe.is_baseline:
@@ -121,6 +124,19 @@ class _Steps:
         for warning in warnings:
             log.warning(warning)
         return warnings
+
+    def _zeros_in_float16(self, model: PreTrainedModel, evaluation: Evaluation) -> list[str]:
+        """Return, and log, why log-likelihoods are NaN in float16, and what to do; nothing of another run."""
+        recipe = self._config.recipe
+        native = recipe.arithmetic == "native" and any(fmt.has_native_arithmetic for fmt in recipe.formats())
+        if not native or model.dtype != torch.float16 or not any("NaN" in text for text in evaluation.warnings):
+            return []
+        warning = (
+            "arithmetic: native arithmetic in float16 makes NaN of a block of zeros (as after a ReLU); "
+            "arithmetic=exact or model.dtype=bfloat16 leaves it at zeros"
+        )
+        log.warning(warning)
+        return [warning]
 
     def _entries(
         self,

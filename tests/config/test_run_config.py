@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mxsweep import compose
 from mxsweep.config.option_files import option_names
@@ -62,11 +64,33 @@ def test_explicit_values_win_over_a_formats_own(overrides: list[str], weight: MX
         (["custom_cuda=true"], "cuda", "exact"),
         (["custom_cuda=true", "backend=torch"], "torch", "native"),
         (["backend=microxcaling"], "microxcaling", "native"),
+        (["model.dtype=bfloat16"], "torch", "native"),
+        (["model.dtype=float16"], "torch", "exact"),  # native makes NaN of a block of zeros there
+        (["model.dtype=float16", "arithmetic=native"], "torch", "native"),
     ],
 )
 def test_backend_and_arithmetic(overrides: list[str], backend: str, arithmetic: str) -> None:
     config = compose(overrides)
     assert (config.backend, config.arithmetic) == (backend, arithmetic)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "arithmetic"),
+    [
+        ({"dtype": "float16"}, torch.float16, "exact"),
+        ({"torch_dtype": "float16"}, torch.float16, "exact"),
+        ({}, torch.float16, "exact"),
+        ({"dtype": "bfloat16"}, torch.bfloat16, "native"),
+        ({"dtype": "float32"}, torch.float16, "native"),
+        ({}, torch.float32, "native"),
+    ],
+)
+def test_a_checkpoint_in_float16_is_quantized_in_exact_arithmetic(
+    config: dict[str, str], weights: torch.dtype, arithmetic: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"w": torch.zeros(4, dtype=weights)}, tmp_path / "model.safetensors")
+    assert compose(["model=hf", f"model.path={tmp_path}"]).arithmetic == arithmetic
 
 
 def test_experiments() -> None:
