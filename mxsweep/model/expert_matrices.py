@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-_DECLARED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated", "_is_expert_parallel")
+# What every class declares; has_post_expert_norm and _is_expert_parallel came with later versions of transformers.
+_DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def oriented(stored: Tensor, expert: int, transposed: bool) -> Tensor:
 
 def expert_matrices(module: nn.Module) -> list[ExpertMatrix]:
     """Return the matrices of a module of experts, expert by expert; none for any other module."""
-    if not all(hasattr(module, name) for name in _DECLARED) or module._is_expert_parallel:
+    if not all(hasattr(module, name) for name in _DECLARED) or getattr(module, "_is_expert_parallel", False):
         return []
     first = "gate_up_proj" if module.has_gate else "up_proj"
     parameters = dict(module.named_parameters(recurse=False))

@@ -115,7 +115,7 @@ class MXExperts(nn.Module):
         x = experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
         # In the order of tokens, in which observers know what is padding.
         x = self._multiply("down_proj", x[back].view(tokens, chosen, -1), order, numbers, ends)
-        if experts.has_post_expert_norm:
+        if getattr(experts, "has_post_expert_norm", False):
             x = experts.post_expert_norm(x)
         answers = x[back].view(tokens, chosen, -1) * top_k_weights.unsqueeze(-1)
         if ends[-1] < len(order):
