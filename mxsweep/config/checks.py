@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mxsweep.files.checkpoints import EMBEDDED, is_file
+from mxsweep.config.refusals import quantized_already
+from mxsweep.files.checkpoints import EMBEDDED, is_file, stored_quantization
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
 
@@ -76,6 +77,8 @@ def check_model_path(field: str, path: Any) -> None:
                 f"{field}: {path!r} is a folder without weights; give one that holds a model.safetensors (or its "
                 "parts with their index, or a pytorch_model.bin)"
             )
+        if method := stored_quantization(folder):
+            raise ConfigError(quantized_already(path, method))
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise ConfigError(f"{field}: {path!r} does not exist; give {hint}")
 

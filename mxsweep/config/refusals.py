@@ -9,6 +9,16 @@ def no_such_gpu(device: str, count: int) -> str:
     return f"model.device: {device!r} is not there; allowed: auto, {there}"
 
 
+def quantized_already(path: str, method: str) -> str:
+    """Return what to say of a ``model.path`` whose weights are stored quantized by ``method``."""
+    return (
+        f"model.path: {path!r} is quantized already, by {method}: nothing measured from it would be against an "
+        "unquantized model; allowed: weights in float32, bfloat16 or float16. Take the model's unquantized checkpoint, "
+        "or dequantize this one first (load it with transformers and its method's library, call dequantize(), and "
+        "save_pretrained without the quantization_config)"
+    )
+
+
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"

@@ -179,6 +179,24 @@ def _stored_dtype(folder: Path) -> str:
     return dtypes[0] if isinstance(dtypes[0], str) and dtypes[1] in (None, dtypes[0]) else "auto"
 
 
+def stored_quantization(folder: Path) -> str | None:
+    """Return the method by which a model folder's weights are quantized already; None where they are not."""
+    name = quantization_of(_read_mapping(folder / "config.json"))
+    return name or ("modelopt" if _read_mapping(folder / "hf_quant_config.json").get("quantization") else None)
+
+
+def quantization_of(config: dict[str, Any]) -> str | None:
+    """Return the method that a checkpoint's config.json says its weights are quantized by; None for none."""
+    text = config.get("text_config")
+    keys = {"quantization_config": "a method without a name", "compression_config": "compressed-tensors"}
+    for part in (config, text if isinstance(text, dict) else {}):
+        for key, usual in keys.items():
+            if isinstance(settings := part.get(key), dict) and settings:
+                bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")  # of old bitsandbytes
+                return str(settings.get("quant_method") or ("bitsandbytes" if bits else usual))
+    return None
+
+
 def loading_dtype(path: str) -> str:
     """Return the dtype that "auto" comes to for a model folder; "auto" where its files do not tell, or are elsewhere.
 

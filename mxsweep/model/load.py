@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.refusals import no_such_gpu
-from mxsweep.files.checkpoints import model_folder, model_stamps
+from mxsweep.config.refusals import no_such_gpu, quantized_already
+from mxsweep.files.checkpoints import model_folder, model_stamps, quantization_of
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.terminal.errors import ConfigError
 
@@ -96,11 +96,22 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def _quantization_method(source: str, revision: str | None) -> str | None:
+    """Return the method by which a checkpoint's weights are quantized; None where they are not, or nothing is there."""
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError):
+        return None  # loading says what is wrong with it
+    return quantization_of(settings)
+
+
 def _load(
     path: str, revision: str | None, dtype: str, device: str, device_map: str | None, attention: str, trust: bool
 ) -> LoadedModel:
     source = str(model_folder(path) or path)
     shared = {"revision": revision, "trust_remote_code": trust}
+    if method := _quantization_method(source, revision):
+        raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
