@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
 from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.batches import batch_tokens_on
@@ -81,6 +82,7 @@ class FastLM(HFLM):
         """Return, of each request (context, continuation), the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
             pairs = encode_pairs(self, [request.args for request in requests])
+        refuse_unknown_tokens(pairs, self.model, self.tokenizer)
         answers = self._scorer.score(pairs, self._on_scored)
         for request, pair, (loglikelihood, _) in zip(requests, pairs, answers, strict=True):
             self._count_tokens(request, loglikelihood, pair.targets)
@@ -91,6 +93,7 @@ class FastLM(HFLM):
         with self._encoding():
             texts = encode_windows(self, [request.args[0] for request in requests])
         windows_of_all = [window for windows in texts for window in windows]
+        refuse_unknown_tokens(windows_of_all, self.model, self.tokenizer)
         answers = iter(self._scorer.score(windows_of_all, self._on_scored))
         totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
         for request, windows, loglikelihood in zip(requests, texts, totals, strict=True):

@@ -1,0 +1,48 @@
+"""Refuse what a model cannot read: tokens past its embedding, positions past a table of learned ones.
+
+torch answers with an IndexError on a CPU, and on a GPU with an assertion after which the process can do nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mxsweep.forward.scoring import ScoringRequest
+from mxsweep.terminal.errors import ConfigError
+
+_RESERVED = 2  # rows that OPT's and BART's tables hold before the first position
+
+
+def refuse_unknown_tokens(
+    requests: Iterable[ScoringRequest], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise ConfigError where a request holds a token that the model's embedding has no row for."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if rows is None:
+        return  # a table of another kind
+    largest = max((int(request.tokens.max()) for request in requests if len(request.tokens)), default=0)
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ConfigError(
+            f"model.path: the tokenizer gives the token {largest} ({token!r}), and the model's embedding has rows "
+            f"for 0 to {rows - 1} only; allowed: the tokenizer that the model was trained with, without added tokens"
+        )
+
+
+def refuse_unlearned_positions(model: PreTrainedModel, max_length: int | None) -> None:
+    """Raise ConfigError where sequences may be longer than a model's table of learned positions (GPT-2, OPT)."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if max_length is None or not isinstance(limit, int) or max_length <= limit:
+        return
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        is_table = isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe")
+        if is_table and limit <= module.num_embeddings <= limit + _RESERVED:
+            raise ConfigError(
+                f"model.max_length: {max_length} is more than the {limit} positions that the model learned; "
+                f"allowed: at most {limit}"
+            )
