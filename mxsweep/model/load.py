@@ -127,8 +127,8 @@ def _load(
         if attention == "sdpa" and "scaled_dot_product_attention" in reason:
             model_class = reason.partition(" ")[0]
             raise ConfigError(
-                f"model.attention: sdpa is not there for {model_class}; allowed: eager, or auto for what transformers "
-                "picks for the model"
+                f"model.attention: sdpa is not there for {model_class}; allowed: model.attention=eager, or "
+                "model.attention=auto for what transformers picks for the model"
             ) from error
         raise ConfigError(
             f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "

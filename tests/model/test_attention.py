@@ -311,6 +311,6 @@ def test_attention_can_be_what_transformers_picks(without_sdpa: Path) -> None:
 
 
 def test_a_model_without_the_attention_asked_for_is_refused_with_the_way_out(without_sdpa: Path) -> None:
-    message = r"^model\.attention: sdpa is not there for GptOssForCausalLM; allowed: eager, or auto for"
+    message = r"^model\.attention: sdpa is not there for GptOssForCausalLM; allowed: model\.attention=eager, or"
     with pytest.raises(ConfigError, match=message):
         load_model(str(without_sdpa), device="cpu")
