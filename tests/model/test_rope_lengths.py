@@ -78,12 +78,14 @@ def test_what_is_generated_does_not_depend_on_the_batch(rope: str) -> None:
     model, tokenizer = build(rope), load_model("embedded", device="cpu").tokenizer
     lm = FastLM(model, tokenizer, batch_size=8, max_length=64)
     assert lm.batch_size == 1
-    prompts = [torch.randint(1, 97, (1, length), generator=torch.Generator().manual_seed(length)) for length in (30, 9)]
+    prompts = [
+        torch.randint(1, 97, (1, length), generator=torch.Generator().manual_seed(length)) for length in (18, 30)
+    ]
 
     def generate(prompt: torch.Tensor) -> torch.Tensor:
         mask = torch.ones_like(prompt)
         return lm._model_generate(context=prompt, max_length=36, stop=["\x00"], attention_mask=mask)
 
-    first, second = (generate(prompt) for prompt in prompts)
-    assert torch.equal(generate(prompts[1]), second)
+    first = generate(prompts[0])
+    generate(prompts[1])
     assert torch.equal(generate(prompts[0]), first)
