@@ -162,6 +162,17 @@ def test_packages_without_torch_import_without_torch() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_what_starts_runs_and_holds_their_results_imports_without_torch() -> None:
+    program = (
+        "import sys\n"
+        "import mxsweep.__main__, mxsweep.runs.run, mxsweep.runs.run_result, mxsweep.sweeps.worker\n"
+        f"heavy = {set(HEAVY)!r} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_tests_mirror_the_package() -> None:
     tests = REPOSITORY / "tests"
     folders = {path.name for path in tests.iterdir() if path.is_dir() and any(path.glob("*.*"))}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
-from mxsweep.model.tensor_statistics import COLUMNS
 from mxsweep.results.record import DIAGNOSTICS_NAME, LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,9 @@ class RunFiles:
             LM_EVAL_NAME: lm_eval,
         }
         if self.tensors is not None:
+            # Here, since it imports torch: whoever only starts runs, or waits for others', does without.
+            from mxsweep.model.tensor_statistics import COLUMNS
+
             contents[DIAGNOSTICS_NAME] = _parquet(self.tensors, COLUMNS)
         if self.noise is not None:
             contents[NOISE_NAME] = _parquet(self.noise)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mxsweep.config.checks import is_folder
 from mxsweep.config.overrides import prepare
-from mxsweep.config.sweep_settings import Slurm
+from mxsweep.config.sweep_settings import Gpus, Slurm
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.results.manifest import Command
 from mxsweep.sweeps.dry_run import preview
@@ -74,6 +74,8 @@ def _refusal(run: PlannedRun, planned: Plan) -> str | None:
         return problem
     if isinstance(planned.settings.launcher, Slurm):  # its jobs run on another machine
         return None
+    if isinstance(planned.settings.launcher, Gpus) and run.config.model.device.startswith("cuda:"):
+        return None  # which GPU a run gets is the launcher's to say, and it refuses such a device with its own reason
     if run.config.backend == "cuda" and visible_gpu_count():
         return None  # asked any further, the GPU would begin work in this process, which may only start others
     return why_not_here(run)
