@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval
+from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.evaluate.choices import choice_columns, margin_metrics
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.non_finite import explain_non_finite, overflow_is_infinite
 from mxsweep.evaluate.quiet import quiet_lm_eval
@@ -32,7 +34,7 @@ class Evaluation:
         metrics: {task: {metric: value, metric_stderr: value}}; a task with several filters has "metric,filter".
         n_effective: examples evaluated, a task.
         samples: a row an example: task, doc_id, doc_hash, input_hash, filter, and its metrics (a perplexity's is its
-            log-likelihood in nats).
+            log-likelihood in nats), and of multiple choice what is known of its choices (see ``choices.py``).
         results: lm-eval's own results, without samples.
         prepare_s: seconds of building and tokenizing requests, which the first run of a process does for all.
         eval_s: seconds of the rest, to the last metric: what a run takes with these at hand.
@@ -110,20 +112,25 @@ def evaluate(
     eval_s = time.perf_counter() - started - prepare_s
     samples = results.pop("samples")
     metrics = {task: _metrics(values, samples.get(task, [])) for task, values in results["results"].items()}
+    rows = {task: [_sample_row(task, tasks["tasks"].get(task), each) for each in of] for task, of in samples.items()}
+    margins = {task: margin_metrics(task, of) for task, of in rows.items()}
+    for task, (values, _) in margins.items():
+        metrics[task] |= values
     explained = {task: explain_non_finite(task, metrics[task], samples.get(task, [])) for task in metrics}
     non_finite = [text for texts in explained.values() for text in texts]
     repeated = [text for task, rows in samples.items() if (text := explain_repeated(task, rows))]
-    for text in (*non_finite, *repeated):
+    undefined = [text for _, texts in margins.values() for text in texts]
+    for text in (*non_finite, *repeated, *undefined):
         log.warning(text)
     return Evaluation(
         metrics=metrics,
         n_effective={task: counts["effective"] for task, counts in results["n-samples"].items()},
-        samples=[_sample_row(task, sample) for task, rows in samples.items() for sample in rows],
+        samples=[row for of in rows.values() for row in of],
         results=results,
         prepare_s=prepare_s,
         eval_s=eval_s,
         batch_tokens=lm.batch_tokens,
-        warnings=[*lm.warnings[warned_before:], *non_finite, *repeated],
+        warnings=[*lm.warnings[warned_before:], *non_finite, *repeated, *undefined],
         nats_per_token={task: n for task, n in lm.scored.nats_per_token().items() if not explained.get(task)},
     )
 
@@ -143,8 +150,8 @@ def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str,
     return metrics
 
 
-def _sample_row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"task": task}
+def _sample_row(name: str, task: Task | None, sample: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"task": name}
     row |= {key: sample[key] for key in ("doc_id", "doc_hash")}
     row |= {"input_hash": input_hash(sample), "filter": sample["filter"]}
     for metric in sample["metrics"]:
@@ -155,4 +162,4 @@ def _sample_row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
             row["loglikelihood"], row["words" if metric == "word_perplexity" else "bytes"] = value
         elif isinstance(value, int | float | bool):
             row[metric] = value
-    return row
+    return row | choice_columns(task, sample)

@@ -25,8 +25,8 @@ their names; "not recorded" in rows of an earlier version beside others.
 ## Metrics
 
 Each metric of a task has a column of its name. `ppl` is the perplexity or, of a task without one, the word perplexity.
-A metric whose name is another column's has `metric.` before it. The columns of an accuracy, here of `acc`, and what a
-perplexity has besides:
+A metric whose name is another column's has `metric.` before it. The columns of an accuracy, here of `acc`, what a
+perplexity has besides, and the margins of multiple choice:
 """
 
 
@@ -37,8 +37,9 @@ def column_page() -> str:
     perplexity = [
         Field(field.name.replace("perplexity", "ppl"), field.help, field.kind, field.value) for field in ratios
     ]
+    margins = [field for name in ("margin", "margin_norm") for field in metric_column(name).fields]
     columns = [column for column in MEASURED if Output.DATA in column.outputs]
-    parts = [HEAD, _table([*accuracy, *perplexity]), "## Comparison with the baseline\n", _table(COMPARED)]
+    parts = [HEAD, _table([*accuracy, *perplexity, *margins]), "## Comparison with the baseline\n", _table(COMPARED)]
     parts += ["## Measurements\n", _table(field for column in columns for field in column.fields)]
     kinds = ", ".join(f"`{kind}_`" for kind in KIND_TITLES)
     figures = [Field(f"weight_{name}", text, float, lambda entry: None) for name, (text, _) in TENSOR_FIGURES.items()]

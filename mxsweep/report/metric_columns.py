@@ -22,6 +22,7 @@ from mxsweep.report.columns import (
     ratio,
 )
 from mxsweep.report.wording import (
+    above_noise,
     change_in_percent,
     difference,
     interval,
@@ -32,7 +33,6 @@ from mxsweep.report.wording import (
 )
 from mxsweep.results.metrics import betterness, known_metric, short_title
 from mxsweep.results.rows import Row
-from mxsweep.study.comparison import Comparison
 
 MetricOf = Callable[[Row], str | None]  # which metric of a row a column holds; None for none
 
@@ -87,7 +87,7 @@ def _column(name: str, metric_of: MetricOf, like: str | None = None) -> Column:
     error_field = Field(f"{name}_stderr", "one standard error of the metric of the run by itself", float, error)
     return Column(
         name,
-        "the metric, as lm-eval defines it",
+        known_metric(like).help,
         value,
         lambda row: metric_cell(row, metric_of(row) or ""),
         title=short_title(name),
@@ -105,7 +105,7 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
         return []
     from_baseline = against_baseline(value, difference_of)
     fields = [Field(f"{name}_difference", "the run's metric minus the baseline's", float, from_baseline)]
-    if not (known.counts or known.is_perplexity):
+    if not (known.counts or known.is_perplexity or known.is_margin):
         return fields
     of_what = f"{name}_difference"
     form: Callable[[float], float] = float
@@ -113,7 +113,8 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
         of_what, form = f"{name}_ratio", _exp
         text = "the run's perplexity divided by the baseline's"
         fields.append(Field(of_what, text, float, against_baseline(value, ratio)))
-    test = "a paired t test of log-perplexity" if known.is_perplexity else "McNemar's exact test"
+    t_test = "a paired t test of " + ("log-perplexity" if known.is_perplexity else "the margins")
+    test = "McNemar's exact test" if known.counts else t_test
     return [
         *fields,
         Field(
@@ -136,7 +137,7 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
             f"{name}_above_noise",
             "whether the difference exceeds what numerical noise makes by itself; empty without noise=n",
             bool,
-            lambda entry: _above_noise(entry.comparison, metric_of(entry.row) or ""),
+            lambda entry: above_noise(entry.comparison, metric_of(entry.row) or ""),
         ),
     ]
 
@@ -156,10 +157,3 @@ def _exp(log_ratio: float) -> float:
         return math.exp(log_ratio)
     except OverflowError:
         return math.inf
-
-
-def _above_noise(comparison: Comparison | None, metric: str) -> bool | None:
-    if comparison is None or paired(comparison, metric) is None:
-        return None
-    is_perplexity = known_metric(metric).is_perplexity
-    return comparison.perplexity_above_floor if is_perplexity else comparison.accuracy_above_floor

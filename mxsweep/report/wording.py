@@ -6,14 +6,17 @@ A cell shows as many digits as its standard error makes meaningful; the files fo
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxsweep.results.metrics import betterness, is_perplexity
+from mxsweep.results.metrics import betterness, is_margin, is_perplexity
 from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.comparison import Comparison
-    from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference
+    from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference, MeanDifference
+
+    Paired = AccuracyDifference | LogPerplexityDifference | MeanDifference
 
 ABSENT = "–"
 SIGNIFICANT_MARK, NOISE_MARK = "∗", "∘"  # behind a difference in a paper
@@ -70,13 +73,38 @@ def change_in_percent(text: str) -> str:
     return text.partition("(")[2].rstrip(")") or text
 
 
-def paired(comparison: Comparison | None, name: str) -> AccuracyDifference | LogPerplexityDifference | None:
-    """Return what comparing a metric example by example gave; None where it was not compared."""
+@dataclass(frozen=True)
+class _Parts:
+    """Hold what a comparison says of one metric."""
+
+    paired: Paired | None = None
+    p: float | None = None
+    significant: bool | None = None
+    above_floor: bool | None = None
+
+
+def _parts(comparison: Comparison | None, name: str) -> _Parts:
+    """Return what a comparison says of a metric; nothing of one that was not compared example by example."""
     if comparison is None:
-        return None
+        return _Parts()
+    c = comparison
     if is_perplexity(name):
-        return comparison.perplexity if name == comparison.row.ppl_name else None
-    return comparison.accuracy if name == comparison.row.accuracy_name else None
+        known = _Parts(c.perplexity, c.perplexity_p, c.perplexity_significant, c.perplexity_above_floor)
+        return known if name == c.row.ppl_name else _Parts()
+    if is_margin(name):
+        return _Parts(c.margin, c.margin_p, c.margin_significant, c.margin_above_floor)
+    known = _Parts(c.accuracy, c.accuracy_p, c.accuracy_significant, c.accuracy_above_floor)
+    return known if name == c.row.accuracy_name else _Parts()
+
+
+def paired(comparison: Comparison | None, name: str) -> Paired | None:
+    """Return what comparing a metric example by example gave; None where it was not compared."""
+    return _parts(comparison, name).paired
+
+
+def above_noise(comparison: Comparison | None, name: str) -> bool | None:
+    """Return whether a metric's difference exceeds the numerical noise; None where it was not compared or measured."""
+    return _parts(comparison, name).above_floor if paired(comparison, name) is not None else None
 
 
 def interval(comparison: Comparison | None, name: str) -> str:
@@ -84,9 +112,11 @@ def interval(comparison: Comparison | None, name: str) -> str:
     measured = paired(comparison, name)
     if measured is None:
         return ""
+    if math.isnan(measured.low):
+        return ""
     if not is_perplexity(name):
         return f"[{measured.low:+.4f}, {measured.high:+.4f}]"
-    return "" if math.isnan(measured.low) else f"[{percent(measured.low)}, {percent(measured.high)}]"
+    return f"[{percent(measured.low)}, {percent(measured.high)}]"
 
 
 def percent(log_ratio: float) -> str:
@@ -107,23 +137,16 @@ def p_value(p: float | None) -> str:
 
 def p_of(comparison: Comparison | None, name: str) -> float | None:
     """Return the p value of a metric's difference, adjusted by Holm's method; None where it was not compared."""
-    if comparison is None:
-        return None
-    if is_perplexity(name):
-        return comparison.perplexity_p if name == comparison.row.ppl_name else None
-    return comparison.accuracy_p if name == comparison.row.accuracy_name else None
+    return _parts(comparison, name).p
 
 
 def significance(comparison: Comparison | None, name: str) -> str:
     """Say whether a metric's difference is significant, and exceeds the numerical noise; empty if unknown."""
-    p = p_of(comparison, name)
-    if comparison is None or p is None or math.isnan(p):
+    known = _parts(comparison, name)
+    if known.p is None or math.isnan(known.p):
         return ""
-    is_ppl = is_perplexity(name)
-    significant = comparison.perplexity_significant if is_ppl else comparison.accuracy_significant
-    above = comparison.perplexity_above_floor if is_ppl else comparison.accuracy_above_floor
-    words = "significant" if significant else "not significant"
-    noise = {None: "", True: "", False: ", within the numerical noise"}[above]
+    words = "significant" if known.significant else "not significant"
+    noise = {None: "", True: "", False: ", within the numerical noise"}[known.above_floor]
     return words + noise
 
 

@@ -19,6 +19,8 @@ class Metric:
         long: the title on axes and in the names of files.
         counts: an example's value says whether it was answered right.
         is_perplexity: an exponential of a mean log-likelihood, compared by ratio.
+        is_margin: a mean of differences of log-likelihoods, in nats.
+        help: what it is, where lm-eval does not define it.
     """
 
     name: str
@@ -27,13 +29,26 @@ class Metric:
     long: str = ""
     counts: bool = False
     is_perplexity: bool = False
+    is_margin: bool = False
+    help: str = "the metric, as lm-eval defines it"
 
 
+MARGIN = "margin"
 METRICS = (
-    Metric("acc", 4, long="accuracy", counts=True),
-    Metric("acc_norm", 3, counts=True),
-    Metric("exact_match", 2, counts=True),
-    Metric("f1", 1),
+    Metric("acc", 5, long="accuracy", counts=True),
+    Metric("acc_norm", 4, counts=True),
+    Metric("exact_match", 3, counts=True),
+    Metric("f1", 2),
+    Metric(
+        MARGIN,
+        1,
+        is_margin=True,
+        help="of multiple choice: log-likelihood of the right choice minus the largest of the others', nats, mean",
+    ),
+    Metric(
+        "margin_norm",
+        help="the same of log-likelihoods divided by the choices' lengths in characters, as acc_norm has it",
+    ),
     Metric("perplexity", -1, short="ppl", is_perplexity=True),
     Metric("word_perplexity", -2, short="word ppl", is_perplexity=True),
     Metric("byte_perplexity", is_perplexity=True),
@@ -68,6 +83,11 @@ def long_title(name: str) -> str:
 def is_perplexity(name: str) -> bool:
     """Return whether a metric is an exponential of a mean log-likelihood."""
     return known_metric(name).is_perplexity
+
+
+def is_margin(name: str) -> bool:
+    """Return whether a metric is a mean of differences of log-likelihoods."""
+    return known_metric(name).is_margin
 
 
 def main_metric(names: Iterable[str]) -> str | None:

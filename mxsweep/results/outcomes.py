@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mxsweep.results.metrics import COUNTED, accuracy_metric, is_perplexity, main_metric
+from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_perplexity, main_metric
 from mxsweep.results.record import NOISE_NAME, SAMPLES_NAME, RunFolder
 
 _WEIGHTS = ("words", "bytes")
@@ -26,6 +26,8 @@ class Outcomes:
         keys: (n,) what tells the documents apart: doc_hash (str) or, in files without it, doc_id (int).
         correct: (n,) bool; None where the task counts no right answers, or gives points for half right ones.
         loglikelihood: (n,) float64, nats; None where the task has no perplexity.
+        margin: (n,) float64, nats, log-likelihood of the right choice minus the largest of the others'; None where the
+            task has no margin.
         weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity); None for 1 each.
         firsts: (m,) int64, ascending, the first of each set of examples that ask the same; None where all differ, or
             it is not known.
@@ -36,6 +38,7 @@ class Outcomes:
     loglikelihood: np.ndarray | None
     weights: np.ndarray | None
     firsts: np.ndarray | None = None
+    margin: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,7 +80,18 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
     import pyarrow.parquet as pq
 
-    known = ("task", "repeat", "doc_id", "doc_hash", "input_hash", "filter", "loglikelihood", *COUNTED, *_WEIGHTS)
+    known = (
+        "task",
+        "repeat",
+        "doc_id",
+        "doc_hash",
+        "input_hash",
+        "filter",
+        "loglikelihood",
+        MARGIN,
+        *COUNTED,
+        *_WEIGHTS,
+    )
     try:
         with pq.ParquetFile(path) as file:
             there = set(file.schema_arrow.names)
@@ -132,14 +146,16 @@ def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
     # pandas writes NaN as null: a column of nulls alone is one of another task, unless this one has a perplexity.
     if loglikelihood is not None and np.isnan(loglikelihood).all() and not any(map(is_perplexity, metrics)):
         loglikelihood = None
-    if correct is None and loglikelihood is None:
+    # A task that does not say of every example what is right has no such metric.
+    margin = _numbers(table, MARGIN) if MARGIN in metrics and MARGIN in table.column_names else None
+    if correct is None and loglikelihood is None and margin is None:
         return None
     weights = None
     for name in _WEIGHTS if loglikelihood is not None else ():
         if name in table.column_names and not np.isnan(column := _numbers(table, name)).any():
             weights = column
             break
-    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights, _firsts(table))
+    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights, _firsts(table), margin)
 
 
 def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:

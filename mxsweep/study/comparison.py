@@ -24,9 +24,11 @@ from mxsweep.study.noise_floor import Floor, Noise
 from mxsweep.study.paired_tests import (
     AccuracyDifference,
     LogPerplexityDifference,
+    MeanDifference,
     ShareClosed,
     compare_accuracy,
     compare_log_perplexity,
+    compare_means,
     estimate_share_closed,
     holm,
 )
@@ -44,7 +46,8 @@ class Comparison:
         n: examples compared, which differ from one another; 0 where nothing was.
         accuracy: None where the task counts no right answers.
         perplexity: of the task's own perplexity (an example, word or byte); None where it has none.
-        accuracy_p, perplexity_p: p values adjusted by Holm's method over the family of tests.
+        margin: of the mean margins of the right choice; None where the task has none.
+        accuracy_p, perplexity_p, margin_p: p values adjusted by Holm's method over the family of tests.
         identical: every example came out the same to the last digit.
         floor: the noise floor of this difference; None if nothing was measured.
         why_not: a sentence if the two cannot be compared; then all but row and other is None, n 0, identical False.
@@ -64,16 +67,18 @@ class Comparison:
     why_not: str | None = None
     note: str | None = None
     repeats: int = 0
+    margin: MeanDifference | None = None
+    margin_p: float | None = None
 
     @property
     def test(self) -> Hashable:
         """Return an equal value for comparisons that came out the same, which are one test.
 
-        A config that was run twice, or knobs that change nothing (scale bits that all suffice). Perplexities that are
-        equal to the last digit are of equal log-likelihoods; accuracies alone may be equal by chance.
+        A config that was run twice, or knobs that change nothing (scale bits that all suffice). Perplexities or margins
+        that are equal to the last digit are of equal log-likelihoods; accuracies alone may be equal by chance.
         """
-        if self.perplexity is not None:
-            return self.accuracy, self.perplexity
+        if self.perplexity is not None or self.margin is not None:
+            return self.accuracy, self.perplexity, self.margin
         hashes = [(each.run.record or {}).get("config_hash") for each in (self.row, self.other)]
         return (*hashes, self.accuracy) if all(hashes) else (self.row.run.path, self.other.run.path)
 
@@ -88,9 +93,16 @@ class Comparison:
         return _below(self.perplexity_p)
 
     @property
+    def margin_significant(self) -> bool | None:
+        """Return whether the mean margins differ by more than chance in the choice of examples, after adjustment."""
+        return _below(self.margin_p)
+
+    @property
     def significant(self) -> bool | None:
-        """Return whether the main metric differs by more than chance: accuracy, or perplexity without one."""
-        return self.accuracy_significant if self.accuracy is not None else self.perplexity_significant
+        """Return whether the main metric differs by more than chance: accuracy, margin or perplexity, the first."""
+        if self.accuracy is not None:
+            return self.accuracy_significant
+        return self.margin_significant if self.margin is not None else self.perplexity_significant
 
     @property
     def accuracy_above_floor(self) -> bool | None:
@@ -102,11 +114,16 @@ class Comparison:
         """Return whether the perplexities differ by more than numerical noise; None if that was not measured."""
         return _exceeds(self.perplexity, self.floor.log_perplexity if self.floor else None)
 
+    @property
+    def margin_above_floor(self) -> bool | None:
+        """Return whether the mean margins differ by more than numerical noise; None if that was not measured."""
+        return _exceeds(self.margin, self.floor.margin if self.floor else None)
+
 
 def compare_with_baselines(group: Group) -> dict[Path, Comparison]:
     """Compare each quantized run of the group with its baseline, by the run's folder; none without a baseline.
 
-    The p values are adjusted over all of them, accuracies and perplexities apart.
+    The p values are adjusted over all of them, accuracies, perplexities and margins apart.
     """
     pairs = [(row, group.baseline_for(row)) for row in group.rows if not row.is_baseline]
     compared = compare_pairs(group, [(row, baseline) for row, baseline in pairs if baseline is not None])
@@ -167,22 +184,25 @@ def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
         return replace(comparison, why_not=why_not)
     b = aligned
     for each, outcomes in ((other, a), (row, b)):
-        if outcomes.loglikelihood is not None and (bad := int(np.isnan(outcomes.loglikelihood).sum())):
-            why_not = (
-                f"In {each.run.run_id} {bad:,} of {len(a):,} log-likelihoods are NaN, so its answers mean nothing."
-            )
-            return replace(comparison, why_not=why_not)
-    identical = _same(a.correct, b.correct) and _same(a.loglikelihood, b.loglikelihood)
+        if meaningless := _why_answers_mean_nothing(each, outcomes):
+            return replace(comparison, why_not=meaningless)
+    identical = all(
+        _same(x, y) for x, y in ((a.correct, b.correct), (a.loglikelihood, b.loglikelihood), (a.margin, b.margin))
+    )
     firsts = a.firsts if a.firsts is not None else b.firsts  # one of an earlier version may know less
     examples, a, b = len(a), _distinct(a, firsts), _distinct(b, firsts)
-    accuracy = perplexity = note = None
+    accuracy = perplexity = margin = note = None
     if a.correct is not None and b.correct is not None:
         accuracy = compare_accuracy(a.correct, b.correct)
     if a.loglikelihood is not None and b.loglikelihood is not None:
         note = _why_no_perplexity(row, other, a, b)
         if note is None:
             perplexity = compare_log_perplexity(a.loglikelihood, b.loglikelihood, a.weights)
-    if accuracy is None and perplexity is None:
+    if a.margin is not None and b.margin is not None:
+        note = note or _why_no_margin(row, other, a, b)
+        if np.isfinite(a.margin).all() and np.isfinite(b.margin).all():
+            margin = compare_means(a.margin, b.margin)
+    if accuracy is None and perplexity is None and margin is None:
         return replace(comparison, why_not=note or "The two have no metric in common that is known for each example.")
     return replace(
         comparison,
@@ -190,6 +210,7 @@ def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
         repeats=examples - len(a),
         accuracy=accuracy,
         perplexity=perplexity,
+        margin=margin,
         identical=identical,
         floor=noise.floor(row, other),
         note=note,
@@ -215,6 +236,22 @@ def _why_no_perplexity(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | 
     return f"The perplexities are not compared: {' and '.join(infinite)}." if infinite else None
 
 
+def _why_answers_mean_nothing(row: Row, outcomes: Outcomes) -> str | None:
+    for values, what in ((outcomes.loglikelihood, "log-likelihoods"), (outcomes.margin, "margins")):
+        if values is not None and (bad := int(np.isnan(values).sum())):
+            return f"In {row.run.run_id} {bad:,} of {len(values):,} {what} are NaN, so its answers mean nothing."
+    return None
+
+
+def _why_no_margin(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | None:
+    infinite = [
+        f"in {each.run.run_id} {count:,} of {len(a):,} are infinite"
+        for each, values in ((other, a.margin), (row, b.margin))
+        if values is not None and (count := int(np.isinf(values).sum()))
+    ]
+    return f"The margins are not compared: {' and '.join(infinite)}." if infinite else None
+
+
 def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
     """Return `b` in the order of `a`'s documents; None if the documents are not the same."""
     if a.keys is b.keys or np.array_equal(a.keys, b.keys):
@@ -226,16 +263,23 @@ def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
         return None
     order = np.empty_like(order_a)
     order[order_a] = order_b
-    correct, loglikelihood, weights = (None if x is None else x[order] for x in (b.correct, b.loglikelihood, b.weights))
-    return Outcomes(a.keys, correct, loglikelihood, weights, a.firsts)
+    return replace(_taken(b, order), keys=a.keys, firsts=a.firsts)
 
 
 def _distinct(outcomes: Outcomes, firsts: np.ndarray | None) -> Outcomes:
     """Return the outcomes of the examples with these numbers; all of them for None."""
     if firsts is None:
         return outcomes
-    taken = (None if x is None else x[firsts] for x in (outcomes.correct, outcomes.loglikelihood, outcomes.weights))
-    return Outcomes(outcomes.keys[firsts], *taken)
+    return _taken(outcomes, firsts)
+
+
+def _taken(outcomes: Outcomes, order: np.ndarray) -> Outcomes:
+    """Return the outcomes of the examples with these numbers, in this order."""
+    correct, loglikelihood, weights, margin = (
+        None if x is None else x[order]
+        for x in (outcomes.correct, outcomes.loglikelihood, outcomes.weights, outcomes.margin)
+    )
+    return Outcomes(outcomes.keys[order], correct, loglikelihood, weights, margin=margin)
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
@@ -255,9 +299,12 @@ def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
     accuracy = adjust(lambda each: each.accuracy.p if each.accuracy else None)
     perplexity = adjust(lambda each: each.perplexity.p if each.perplexity else None)
+    margin = adjust(lambda each: each.margin.p if each.margin else None)
     return [
-        replace(comparison, accuracy_p=accuracy_p, perplexity_p=perplexity_p)
-        for comparison, accuracy_p, perplexity_p in zip(comparisons, accuracy, perplexity, strict=True)
+        replace(comparison, accuracy_p=accuracy_p, perplexity_p=perplexity_p, margin_p=margin_p)
+        for comparison, accuracy_p, perplexity_p, margin_p in zip(
+            comparisons, accuracy, perplexity, margin, strict=True
+        )
     ]
 
 
@@ -265,5 +312,7 @@ def _below(p: float | None) -> bool | None:
     return None if p is None or math.isnan(p) else p < ALPHA
 
 
-def _exceeds(measured: AccuracyDifference | LogPerplexityDifference | None, floor: float | None) -> bool | None:
+def _exceeds(
+    measured: AccuracyDifference | LogPerplexityDifference | MeanDifference | None, floor: float | None
+) -> bool | None:
     return None if measured is None or floor is None else abs(measured.difference) > floor

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mxsweep.results.groups import Group
+from mxsweep.results.metrics import MARGIN
 from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.finding import Finding, format_range, format_runs, join_with_and, run_ids
@@ -82,6 +83,8 @@ def _describe_noise(group: Group) -> Iterable[Finding]:
         perplexities = [spread[1] for row in rows if (spread := _largest_deviation(row, row.ppl_name)) is not None]
         parts = [f"accuracy by up to {max(accuracies):.2g}"] if accuracies else []
         parts += [f"perplexity by up to {max(perplexities):.2%}"] if perplexities else []
+        margins = [spread[0] for row in rows if (spread := _largest_deviation(row, MARGIN)) is not None]
+        parts += [f"mean margin by up to {max(margins):.2g} nats"] if margins else []
         if parts:
             repeats = [len(next(iter(row.noise.values()))) for row in rows]
             text = (

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxsweep.results.groups import Group
-from mxsweep.results.metrics import betterness, short_title
+from mxsweep.results.metrics import betterness, is_margin, short_title
 from mxsweep.results.rows import Row
 
 KNEE = (
@@ -60,14 +60,20 @@ def choose_headline(group: Group) -> list[Pick]:
 
 
 def loss_metric(group: Group) -> str | None:
-    """Return the metric that the trade-off is drawn with: a perplexity if any, for it tells more runs apart."""
+    """Return the metric that the trade-off is drawn with: a perplexity or margin if any, which tell more runs apart."""
     known = [name for name in group.metric_names() if betterness(name)]
-    return next((name for name in known if betterness(name) < 0), known[0] if known else None)
+    continuous = (name for name in known if betterness(name) < 0 or is_margin(name))
+    return next(continuous, known[0] if known else None)
 
 
 def loss(row: Row, metric: str) -> float:
-    """Return what is lower the better a run is: the log of a perplexity (nats), or 1 minus an accuracy; NaN if none."""
+    """Return what is lower the better a run is; NaN if that is not known.
+
+    The log of a perplexity (nats), minus a margin (nats), or 1 minus an accuracy.
+    """
     value = row.metrics.get(metric, math.nan)
+    if is_margin(metric):
+        return -value
     if betterness(metric) > 0:
         return 1 - value
     return math.log(value) if 0 < value < math.inf else math.nan
@@ -75,6 +81,8 @@ def loss(row: Row, metric: str) -> float:
 
 def loss_name(metric: str) -> str:
     """Name `loss` as a sentence does."""
+    if is_margin(metric):
+        return f"−{metric}"
     return f"1 − {metric}" if betterness(metric) > 0 else f"log {short_title(metric)}"
 
 

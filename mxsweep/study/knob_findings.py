@@ -64,6 +64,7 @@ def describe_effect(effect: KnobEffect) -> Iterable[Finding]:
         distinct = list({pair.test: pair for pair in different}.values())
         accuracies = [pair.accuracy.difference for pair in different if pair.accuracy]
         factors = [math.exp(pair.perplexity.difference) for pair in different if pair.perplexity]
+        margins = [pair.margin.difference for pair in different if pair.margin]
         parts = []
         if accuracies:
             verdicts = [(pair.accuracy_significant, pair.accuracy_above_floor) for pair in distinct if pair.accuracy]
@@ -73,9 +74,12 @@ def describe_effect(effect: KnobEffect) -> Iterable[Finding]:
                 (pair.perplexity_significant, pair.perplexity_above_floor) for pair in distinct if pair.perplexity
             ]
             parts.append(f"perplexity by a factor of {format_range(factors, '.3f')} ({_verdict(verdicts)})")
+        if margins:
+            verdicts = [(pair.margin_significant, pair.margin_above_floor) for pair in distinct if pair.margin]
+            parts.append(f"the mean margin by {format_range(margins, '+.4f')} nats ({_verdict(verdicts)})")
         if parts:
             text = (
-                f"{effect.knob} {low} → {high} changes {' and '.join(parts)}, in {format_pairs(len(different))} of "
+                f"{effect.knob} {low} → {high} changes {join_with_and(parts)}, in {format_pairs(len(different))} of "
                 f"runs that differ in nothing else{_outcomes(len(distinct), len(different))}."
             )
             yield Finding("effect", text, run_ids(row for pair in different for row in (pair.other, pair.row)))

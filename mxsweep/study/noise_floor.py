@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxsweep.results.groups import Group
+from mxsweep.results.metrics import MARGIN
 from mxsweep.results.rows import Row
 from mxsweep.study.paired_tests import t_quantile
 
@@ -21,6 +22,7 @@ class Floor:
     Attributes:
         accuracy: of accuracies; None where it was not measured.
         log_perplexity: of log-perplexities, nats; None where it was not measured.
+        margin: of mean margins, nats; None where it was not measured.
         repeats: perturbed repeats that it was estimated from.
         source: a sentence that says whose repeats these were.
     """
@@ -29,6 +31,7 @@ class Floor:
     log_perplexity: float | None
     repeats: int
     source: str
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ _EXACT = _Spread(0.0, 0)
 _METRICS: dict[str, Callable[[Row], str | None]] = {
     "accuracy": lambda row: row.accuracy_name,
     "log_perplexity": lambda row: row.ppl_name,
+    "margin": lambda row: MARGIN,
 }
 
 
@@ -104,7 +108,8 @@ class Noise:
         accuracy = floors["accuracy"]
         if accuracy is not None and row.n:
             accuracy = max(accuracy, 1 / row.n)  # one example is the least that noise can change
-        return Floor(accuracy, floors["log_perplexity"], repeats, source[0].upper() + source[1:])
+        said = source[0].upper() + source[1:]
+        return Floor(accuracy, floors["log_perplexity"], repeats, said, floors["margin"])
 
 
 def _values(row: Row, metric: str) -> list[float]:

@@ -57,6 +57,24 @@ class LogPerplexityDifference:
     p: float
 
 
+@dataclass(frozen=True)
+class MeanDifference:
+    """Hold how the means of two runs' margins of the same examples differ.
+
+    Attributes:
+        n: examples.
+        difference: mean of b minus that of a.
+        low, high: interval of the difference.
+        p: two-sided, of the paired t test, unadjusted.
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
 def compare_accuracy(a: np.ndarray, b: np.ndarray) -> AccuracyDifference:
     """Compare which examples two runs got right; ``a`` and ``b`` are bool.
 
@@ -120,6 +138,16 @@ def compare_log_perplexity(a: np.ndarray, b: np.ndarray, weights: np.ndarray | N
     half = t_quantile(n - 1) * stderr
     p = 2 * float(stdtr(n - 1, -abs(difference) / stderr))
     return LogPerplexityDifference(n, difference, difference - half, difference + half, p)
+
+
+def compare_means(a: np.ndarray, b: np.ndarray) -> MeanDifference:
+    """Compare the means of two runs' values of the examples, with the interval and p value of the paired t test.
+
+    What cannot be computed is NaN, as in `compare_log_perplexity`, of which this is the case of equal weights: a
+    log-perplexity is minus a mean. Raises ValueError for arrays of different shape.
+    """
+    compared = compare_log_perplexity(b, a)
+    return MeanDifference(compared.n, compared.difference, compared.low, compared.high, compared.p)
 
 
 @dataclass(frozen=True)

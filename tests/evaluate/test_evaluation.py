@@ -321,7 +321,8 @@ class TestNonFinite:
         found = evaluate(tiny, tasks, limit=12)
         hook.remove()
         assert found.warnings == [
-            f"story_chosen: acc took NaN for the likeliest answer: {ANSWERS_ARE_NAN.format(n=12)}"
+            f"story_chosen: margin is NaN: {ANSWERS_ARE_NAN.format(n=12)}",
+            f"story_chosen: acc took NaN for the likeliest answer: {ANSWERS_ARE_NAN.format(n=12)}",
         ]
 
     def test_lm_eval_is_as_before_afterwards(self, tiny: LoadedModel) -> None:

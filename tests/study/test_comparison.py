@@ -11,10 +11,12 @@ import pytest
 from helpers.made_runs import outcomes, put
 from scipy import stats
 
+from mxsweep.report.data_files import load_table
 from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison, compare_share_closed, compare_with_baselines, explain_groups
 from mxsweep.study.group_study import study_group
+from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import find_knob_effects
 from mxsweep.study.noise_floor import Noise
 
@@ -481,3 +483,77 @@ def test_knobs_that_change_nothing_do_not_make_the_correction_harsher(tmp_path: 
     put(tmp_path / "8", worse(0.1), metrics, scale_bits=8)
     twins = compared(tmp_path)
     assert twins["6"].perplexity_p == twins["8"].perplexity_p == alone
+
+
+def chosen(margins: np.ndarray, **columns: Any) -> pd.DataFrame:
+    """Samples of a multiple-choice task with these margins."""
+    frame = outcomes(margins, [int(x > 0) for x in margins], margin=margins, **columns)
+    return frame.drop(columns="loglikelihood")
+
+
+def put_chosen(folder: Path, margins: np.ndarray, **knobs: Any) -> None:
+    metrics = {"story": {"acc": float((margins > 0).mean()), "margin": float(margins.mean())}}
+    put(folder, chosen(margins), metrics, **knobs)
+
+
+def test_margins_are_compared_by_a_paired_t_test(tmp_path: Path) -> None:
+    base = np.random.default_rng(3).normal(1, 3, N)
+    by = np.random.default_rng(4).normal(0.05, 0.3, N)
+    put_chosen(tmp_path / "base", base, format="none")
+    put_chosen(tmp_path / "b16", base - by, block_size=16)
+    comparison = compared(tmp_path)["b16"]
+    expected = stats.ttest_rel(base - by, base)
+    low, high = expected.confidence_interval()
+    assert comparison.margin is not None and comparison.perplexity is None and comparison.accuracy is not None
+    assert comparison.margin.difference == pytest.approx(-by.mean())
+    assert (comparison.margin.low, comparison.margin.high) == pytest.approx((low, high))
+    assert comparison.margin.p == comparison.margin_p == pytest.approx(expected.pvalue)
+    assert comparison.margin_significant and not comparison.accuracy_significant, "what the margin is there for"
+    assert not comparison.identical and comparison.margin_above_floor is None
+
+
+def test_margins_of_examples_in_another_order_are_the_same(tmp_path: Path) -> None:
+    base = np.random.default_rng(3).normal(1, 3, N)
+    put_chosen(tmp_path / "base", base, format="none")
+    shuffled = chosen(base).sample(frac=1, random_state=0).assign(doc_id=range(N))
+    put(tmp_path / "b16", shuffled, {"story": {"acc": 0.5, "margin": 1.0}}, block_size=16)
+    comparison = compared(tmp_path)["b16"]
+    assert comparison.identical and comparison.margin is not None and comparison.margin.difference == 0
+
+
+def test_margins_that_are_no_numbers_are_not_compared(tmp_path: Path) -> None:
+    base = np.random.default_rng(3).normal(1, 3, N)
+    put_chosen(tmp_path / "base", base, format="none")
+    put_chosen(tmp_path / "b16", np.where(np.arange(N) < 3, np.nan, base), block_size=16)
+    put_chosen(tmp_path / "b32", np.where(np.arange(N) < 2, -np.inf, base), block_size=32)
+    found = compared(tmp_path)
+    assert found["b16"].why_not and "3 of 200 margins are NaN" in found["b16"].why_not
+    assert found["b32"].margin is None and found["b32"].accuracy is not None
+    assert found["b32"].note and found["b32"].note.endswith("2 of 200 are infinite.")
+
+
+def test_the_noise_floor_of_margins_comes_from_repeats(tmp_path: Path) -> None:
+    base = np.random.default_rng(3).normal(1, 3, N)
+    put_chosen(tmp_path / "base", base, format="none")
+    repeated = [float(base.mean()) + step for step in (-0.02, 0.01, 0.03)]
+    noise = {"noise": {"repeats": 3, "metrics": {"story": {"acc": [0.6] * 3, "margin": repeated}}}}
+    put_chosen(tmp_path / "b16", base - 0.01, block_size=16, record=noise)
+    comparison = compared(tmp_path)["b16"]
+    spread = np.std([float((base - 0.01).mean()), *repeated], ddof=1)
+    assert comparison.floor is not None
+    assert comparison.floor.margin == pytest.approx(stats.t.ppf(0.975, 3) * spread)
+    assert comparison.margin_above_floor is False
+
+
+def test_margins_stand_in_files_tables_and_findings(tmp_path: Path) -> None:
+    base = np.random.default_rng(3).normal(1, 3, N)
+    put_chosen(tmp_path / "base", base, format="none")
+    put_chosen(tmp_path / "b16", base - 0.1, block_size=16)
+    put_chosen(tmp_path / "b32", base - np.random.default_rng(4).normal(0.5, 0.3, N), block_size=32)
+    table = load_table(tmp_path).set_index("block_size")
+    assert table.margin_difference[16] == pytest.approx(-0.1) and table.margin_p[32] < 1e-4
+    assert table.margin_difference_low[32] < table.margin_difference[32] < table.margin_difference_high[32]
+    results, group = only(tmp_path)
+    assert loss_metric(group) == "margin" and group.main_metric() == "acc"
+    sentences = [finding.text for finding in study_group(results, group).findings]
+    assert any("the mean margin by" in text and "nats (1 of 1 significant)" in text for text in sentences), sentences

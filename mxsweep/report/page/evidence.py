@@ -14,7 +14,7 @@ from mxsweep.report.wording import (
     percent,
     significance,
 )
-from mxsweep.results.metrics import is_perplexity, short_title
+from mxsweep.results.metrics import MARGIN, is_perplexity, short_title
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.comparison import Comparison
@@ -68,7 +68,8 @@ def _verdict(pair: Comparison) -> str:
         return pair.why_not
     if pair.identical:
         return "identical to the last digit"
-    names = [name for name in (pair.row.accuracy_name, pair.row.ppl_name) if name and significance(pair, name)]
+    compared = (pair.row.accuracy_name, MARGIN, pair.row.ppl_name)
+    names = [name for name in compared if name and significance(pair, name)]
     said = [f"{short_title(name)}: {significance(pair, name)}" for name in names]
     return "; ".join(said) or ABSENT
 
@@ -183,7 +184,10 @@ def floor_table(study: Study) -> Table | None:
     with_floor = [c for c in study.comparisons.values() if c.floor is not None]
     if not with_floor:
         return None
-    columns = ["config", "Δ acc", "its floor", "above it", "Δ log ppl", "its floor", "above it", "estimated from"]
+    has_margins = any(c.margin is not None for c in with_floor)
+    of_margins = ["Δ margin", "its floor", "above it"] if has_margins else []
+    columns = ["config", "Δ acc", "its floor", "above it", "Δ log ppl", "its floor", "above it", *of_margins]
+    columns.append("estimated from")
     rows = []
     for c in with_floor:
         floor = c.floor
@@ -199,7 +203,10 @@ def floor_table(study: Study) -> Table | None:
                 number_cell(c.perplexity and c.perplexity.difference, "+.4f"),
                 number_cell(floor.log_perplexity, ".2g"),
                 Cell(above[c.perplexity_above_floor]),
-                Cell(floor.source),
             ]
         )
+        if has_margins:
+            change = number_cell(c.margin and c.margin.difference, "+.4f")
+            rows[-1] += [change, number_cell(floor.margin, ".2g"), Cell(above[c.margin_above_floor])]
+        rows[-1].append(Cell(floor.source))
     return Table("Differences from the baseline and their noise floor", columns, rows)
