@@ -19,6 +19,7 @@ from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.model.attention_interface import implementation_of
 from mxsweep.model.operands import find_operands
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase
@@ -61,7 +62,7 @@ class Workbench:
         self._calibration: Calibration | None = None
         self._key: dict[str, Any] = {
             "model": config.model.identity(),
-            "attention": config.model.attention,
+            "attention": implementation_of(model.config.get_text_config()),
             "device": model.device.type,
             "residual": config.rotation.residual,
             "versions": [REMEDIES_VERSION, NUMERICS_VERSION],

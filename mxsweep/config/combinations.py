@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.config.run_parts import RunParts
 from mxsweep.formats import microxcaling_problem
 from mxsweep.terminal.errors import ConfigError
@@ -29,6 +30,11 @@ def check_combination(config: RunParts) -> None:
                 "they are; allowed with it: null"
             )
         _check_budget(config, config.ptq.budget)
+    if config.kv_quant.name != "none" and config.model.attention not in LISTENED_TO:
+        raise ConfigError(
+            f"model.attention: {config.model.attention!r} does not go with kv_quant={config.kv_quant.name}, since "
+            f"mxsweep cannot reach the keys and values of it; allowed with kv_quant: {', '.join(LISTENED_TO)}"
+        )
     if config.quantizes_weights and config.ptq.is_solved and config.rounding == "stochastic":
         raise ConfigError(
             f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "

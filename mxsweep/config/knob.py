@@ -72,6 +72,7 @@ class Knob:
         tells_metrics_apart: metrics of runs that differ in it do not mean the same, so they are never compared.
         is_note: what a run leaves besides its metrics, which tells no results apart.
         decided_by: labels of the knobs that decide its value where it was not set; None for the group that it is in.
+        same: pairs of values that mean the same result, the second what tables show for both.
         remedy: what it does about the error of quantizing; None where it is no remedy.
         of_remedy: whether it says how a remedy is applied.
     """
@@ -90,6 +91,7 @@ class Knob:
     tells_metrics_apart: bool = False
     is_note: bool = False
     decided_by: tuple[str, ...] | None = None
+    same: tuple[tuple[Any, Any], ...] = ()
     remedy: Remedy | None = None
     of_remedy: bool = False
 

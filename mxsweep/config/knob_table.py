@@ -465,8 +465,15 @@ MODEL_AND_TASK = (
     ),
     _model(
         "attention",
-        "how attention is computed; auto: what transformers picks for the model, which the record says",
-        Choice(words=("sdpa", "eager", "auto")),
+        "how attention is computed; auto: what transformers picks for the model, sdpa or else eager, which the record "
+        "says; with kv_quant one of these three",
+        Pattern(
+            "auto, sdpa, eager, flex_attention, flash_attention_2 (3, 4), or a kernel's name on the hub "
+            "(kernels-community/flash-attn2)",
+            r"auto|sdpa|eager|flex_attention|flash_attention_[234]|[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+)?",
+            "an implementation of attention",
+        ),
+        same=(("sdpa", "auto"),),
         place="attention",
     ),
     _model(

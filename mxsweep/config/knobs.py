@@ -188,10 +188,14 @@ def effective(values: Values) -> dict[str, Any]:
     implied |= {f"kv_quant.{leaf}": values[leaf] for leaf in of_run_and_kv() if leaf in values}
     by_place = TABLE | {knob.shown_at: knob for knob in TABLE.values() if knob.shown_at}
     return {
-        path: value
+        path: _shown(by_place.get(path), value)
         for path, value in {**implied, **values}.items()
         if path not in by_place or by_place[path].effect(values)
     }
+
+
+def _shown(knob: Knob | None, value: Any) -> Any:
+    return next((shown for other, shown in knob.same if other == value), value) if knob is not None else value
 
 
 def _of_kind(kind: Kind) -> tuple[str, ...]:

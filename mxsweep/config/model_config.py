@@ -10,6 +10,8 @@ from mxsweep.config.checks import (
 from mxsweep.files.checkpoints import loading_dtype, model_identity
 from mxsweep.terminal.errors import ConfigError
 
+LISTENED_TO = ("auto", "sdpa", "eager")  # the attention whose keys and values can be quantized
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -73,7 +73,11 @@ def _model_entries(config: RunParts) -> Entries:
 
 
 def _attention_entries(config: RunParts) -> Entries:
-    return {"attention": config.model.attention}
+    # transformers picks sdpa wherever it can be asked for, and eager where asking for sdpa is refused
+    # (PreTrainedModel.get_correct_attn_implementation): no two results have one hash, and runs of versions whose
+    # default was sdpa stay the runs that they were. Loading refuses a model that picks otherwise.
+    attention = config.model.attention
+    return {"attention": "sdpa" if attention == "auto" else attention}
 
 
 def _length_entries(config: RunParts) -> Entries:

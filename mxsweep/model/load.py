@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu, quantized_already
 from mxsweep.files.checkpoints import model_folder, model_stamps, quantization_of
+from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.terminal.errors import ConfigError
 
@@ -40,14 +41,14 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer; the same call again returns the same objects.
 
     Args:
         path: a name on the Hugging Face hub, a folder, or "embedded" for the model that ships with mxsweep.
-        attention: "sdpa", "eager", or "auto" for what transformers picks for the model.
+        attention: "auto" for what transformers picks for the model, "sdpa", "eager", or another that transformers has.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
         device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps"; unused with ``device_map``.
         device_map: "auto" spreads the model over all GPUs; a model that still does not fit is refused.
@@ -117,24 +118,21 @@ def _load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=None if attention == "auto" else attention,
+            attn_implementation=transformers_name(attention),
             device_map=device_map,
             output_loading_info=True,
             **shared,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        if attention == "sdpa" and "scaled_dot_product_attention" in reason:
-            model_class = reason.partition(" ")[0]
-            raise ConfigError(
-                f"model.attention: sdpa is not there for {model_class}; allowed: model.attention=eager, or "
-                "model.attention=auto for what transformers picks for the model"
-            ) from error
+        if refusal := missing_attention(attention, reason):
+            raise refusal from error
         raise ConfigError(
             f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
             "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
         ) from error
     model, loading = loaded
+    refuse_another_pick(attention, model)
     refuse_partial(path, loading)
     refuse_untied_head(path, model)
     if device_map is None:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mxsweep.files.checkpoints import model_folder, model_stamps, stored_dtypes
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.attention_choice import transformers_name
 from mxsweep.model.attention_interface import attention_modules
 from mxsweep.model.latents import check_latents, holds_latents
 from mxsweep.model.sites import find_sites
@@ -23,7 +24,7 @@ from mxsweep.terminal.errors import ConfigError
 
 
 def meta_model(
-    path: str, *, dtype: str = "auto", attention: str = "sdpa", trust_remote_code: bool = False
+    path: str, *, dtype: str = "auto", attention: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel | None:
     """Return the model of a folder on the meta device, as :func:`mxsweep.model.load.load_model` would load it.
 
@@ -67,7 +68,7 @@ def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config,
                 dtype=asked,
-                attn_implementation=None if attention == "auto" else attention,
+                attn_implementation=transformers_name(attention),
                 trust_remote_code=trust,
             )
     except Exception:

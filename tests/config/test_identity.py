@@ -102,9 +102,10 @@ def meaning(config: RunConfig) -> tuple[Any, ...]:
     quantized = (*map(plain, formats), modules, config.backend, config.arithmetic)
     is_gpu = config.model.device.startswith("cuda") or torch.cuda.is_available()
     dtype = "float32" if config.model.dtype == "auto" else config.model.dtype  # what the embedded model's config says
+    attention = "eager" if config.model.attention == "eager" else "sdpa"  # which auto is wherever there is sdpa
     baseline = not any(formats) and not any(weight or activation for _, weight, activation in modules)
     return (
-        None if baseline else quantized, config.limit, config.seed, dtype, config.model.attention, is_gpu,
+        None if baseline else quantized, config.limit, config.seed, dtype, attention, is_gpu,
         config.task.num_fewshot,
     )  # fmt: skip
 

@@ -220,6 +220,10 @@ def lambada_file(tmp_path: Path) -> Path:
         ("model.dtype=int8", "model.dtype: 'int8'"),
         ("model.device=gpu", "model.device: 'gpu' is not a device; allowed: auto, cpu, cuda, cuda:0, mps"),
         ("model.attention=flash", "model.attention: 'flash'"),
+        (
+            "kv_quant=fp4_e2m1 model.attention=flex_attention",
+            "model.attention: 'flex_attention' does not go with kv_quant=fp4_e2m1",
+        ),
         ("model.max_length=0", "model.max_length: 0"),
         ("model.trust_remote_code=yes_please", "model.trust_remote_code: 'yes_please'"),
         ("task=[story,story]", "names a task twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
-from mxsweep import Recipe, quantize_model
+from mxsweep import Recipe, compose, quantize_model
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import KVOptions, Rotation
 from mxsweep.model import attention_probe, kv
@@ -310,7 +311,35 @@ def test_attention_can_be_what_transformers_picks(without_sdpa: Path) -> None:
         assert describe_device(load_model("embedded", device="cpu", attention=attention).model)["attention"] == "sdpa"
 
 
-def test_a_model_without_the_attention_asked_for_is_refused_with_the_way_out(without_sdpa: Path) -> None:
-    message = r"^model\.attention: sdpa is not there for GptOssForCausalLM; allowed: model\.attention=eager, or"
-    with pytest.raises(ConfigError, match=message):
-        load_model(str(without_sdpa), device="cpu")
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ("sdpa", "sdpa is not there for GptOssForCausalLM; allowed: model.attention=eager, or"),
+        ("flash_attention_4", "'flash_attention_4' is not to be had for this model on this machine: FlashAttention4"),
+        ("owner/kernel", "'owner/kernel' is not to be had for this model on this machine"),
+    ],
+)
+def test_a_model_without_the_attention_asked_for_is_refused_with_the_way_out(
+    attention: str, said: str, without_sdpa: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.attention: {re.escape(said)}.*model\.attention=auto"):
+        load_model(str(without_sdpa), device="cpu", attention=attention)
+
+
+def test_attention_is_what_transformers_picks_by_default(without_sdpa: Path) -> None:
+    assert load_model(str(without_sdpa), device="cpu").model.config._attn_implementation == "eager"
+    assert compose([]).model.attention == "auto"
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flex_attention"])
+def test_attention_that_config_json_puts_in_place_of_another_is_refused(attention: str, tmp_path: Path) -> None:
+    """Its hash would say what was asked for; transformers lets this entry win over what it is told."""
+    shutil.copytree(model_folder("embedded") or "", tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_attn_implementation": "eager"}))
+    with pytest.raises(
+        ConfigError, match=r"^model\.attention: .*'eager'.*_attn_impl.*allowed: model\.attention=eager$"
+    ):
+        load_model(str(tmp_path / "model"), device="cpu", attention=attention)
+    loaded = load_model(str(tmp_path / "model"), device="cpu", attention="eager")
+    assert loaded.model.config._attn_implementation == "eager"

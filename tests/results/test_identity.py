@@ -61,6 +61,19 @@ def test_an_identity_is_what_the_hash_is_of() -> None:
     assert json_digest(compose(["seed=3", "diagnostics=false"]).identity | {"quantized": None}) == without
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_attention_by_an_earlier_default_is_no_column(eager: bool, tmp_path: Path) -> None:
+    """Runs of a sweep that is gone on with say auto, those done before say sdpa, and their hashes are alike."""
+    run(tmp_path / "1_base", format="none")
+    run(tmp_path / "2_b16", block_size=16)
+    run(tmp_path / "3_b32", block_size=32, model={"attention": "auto"})
+    if eager:
+        run(tmp_path / "4_eager", block_size=32, model={"attention": "eager"}, parts={"attention": "eager"})
+    results = read_results(tmp_path)
+    assert ("model.attention" in results.shown) == eager
+    assert {row.knobs["model.attention"] for row in results.rows} == {"auto", *(["eager"] if eager else [])}
+
+
 def test_other_weights_under_one_name_have_a_baseline_of_their_own(tmp_path: Path) -> None:
     for weights in "ab":
         run(tmp_path / f"1_base_{weights}", weights, format="none")

@@ -155,6 +155,14 @@ def test_runs_that_are_the_same_are_run_once() -> None:
     assert found[2].same == (("scale=e5m3", "scale_bits=8"),)
 
 
+def test_the_attention_that_transformers_picks_is_no_run_beside_sdpa() -> None:
+    found = planned("model.attention=auto,sdpa,eager", "baseline=false").runs
+    assert [(run.overrides, run.same) for run in found] == [
+        (("model.attention=auto",), (("model.attention=sdpa",),)),
+        (("model.attention=eager",), ()),
+    ]
+
+
 def test_a_value_typed_twice_is_one_run() -> None:
     (run,) = planned("block_size=48,48", "baseline=false").runs
     assert run.same == ()
