@@ -31,6 +31,7 @@ from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import json_digest
+from mxsweep.model.special_tokens import beginning_of
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class _Tokens:
 def _sample(
     config: CalibrationConfig, sampled: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Calibration:
-    prefix = _prefix(tokenizer)
+    prefix = beginning_of(tokenizer)
     length = min(config.length, max_length)
     room = length - len(prefix)
     if room < 1 or length < 2:
@@ -206,14 +207,6 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> _Tokens:
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     encoding = encoded.encodings[0] if tokenizer.is_fast and encoded.encodings else None
     return _Tokens(text, np.array(encoded["input_ids"], dtype=np.int64), encoding)
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what the tokenizer by itself puts in front of a text, as a beginning-of-sequence token."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    return whole[:start]
 
 
 def _digest(sequences: Sequence[np.ndarray]) -> str:

@@ -484,6 +484,15 @@ MODEL_AND_TASK = (
         tells_metrics_apart=True,
     ),
     _model("trust_remote_code", "true: run the checkpoint's own code", Flag("true, false")),
+    _model(
+        "add_bos_token",
+        "what the tokenizer puts around a text; auto: as its files say; true: the beginning-of-sequence token in "
+        "front, and no other; false: none",
+        Flag("auto, true, false", ("auto",)),
+        off="auto",
+        place=None,
+        tells_metrics_apart=True,
+    ),
     _task("names", "as task", Listing("names of lm-eval tasks")),
     _task("fields", "of task.data: the field that a row must hold, by task", Mapping(), Scope.NONE),
     _task(

@@ -26,6 +26,7 @@ class ModelConfig:
     attention: str
     max_length: int | None
     trust_remote_code: bool
+    add_bos_token: bool | str
 
     def __post_init__(self) -> None:
         if self.name == "tiny" and self.path != EMBEDDED:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.model.special_tokens import beginning_not_put
+
 MOST_TASKS = 5  # named in a warning
 
 
@@ -75,12 +77,10 @@ def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Return what may be wrong with a model and its tokenizer, what is known to be so first."""
     config = model.config.get_text_config()
     causes = []
-    ids = tokenizer("a").input_ids
-    bos = config.bos_token_id
-    if bos is not None and (not ids or ids[0] != bos):
+    if (bos := beginning_not_put(config, tokenizer)) is not None:
         causes.append(
             f"the model's configuration names a beginning-of-sequence token ({bos}), which its tokenizer does not put "
-            "in front of a text, and models as Gemma know nothing without (add_bos_token in tokenizer_config.json)"
+            "in front of a text, and models as Gemma know nothing without (model.add_bos_token=true)"
         )
     if len(tokenizer) > config.vocab_size:
         causes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mxsweep.config.refusals import no_such_gpu, quantized_already
 from mxsweep.files.checkpoints import model_folder, model_stamps, quantization_of
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
+from mxsweep.model.special_tokens import describe_special_tokens, with_special_tokens
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -67,7 +68,7 @@ def load_model(
 
 def load_configured(config: ModelConfig) -> LoadedModel:
     """Load the model that a config names; models are kept between runs. Raises ConfigError."""
-    return load_model(
+    loaded = load_model(
         config.path,
         revision=config.revision,
         dtype=config.dtype,
@@ -76,6 +77,9 @@ def load_configured(config: ModelConfig) -> LoadedModel:
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
     )
+    tokenizer = with_special_tokens(loaded.tokenizer, config.add_bos_token)
+    warnings = describe_special_tokens(loaded.model.config, tokenizer, config.add_bos_token)
+    return replace(loaded, tokenizer=tokenizer, warnings=(*loaded.warnings, *warnings))
 
 
 def _is_whole(model: PreTrainedModel, device: str | None) -> bool:

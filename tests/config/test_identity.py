@@ -69,6 +69,7 @@ KNOBS = {
     "model.device": ["auto", "cuda", "cuda:1"],
     "model.revision": ["null", "v2"],
     "model.trust_remote_code": ["false", "true"],
+    "model.add_bos_token": ["auto", "true", "false"],
     "batch_size": ["32", "7"],
     "batch_tokens": ["auto", "64"],
     "task.num_fewshot": ["null", "0"],
@@ -106,7 +107,7 @@ def meaning(config: RunConfig) -> tuple[Any, ...]:
     baseline = not any(formats) and not any(weight or activation for _, weight, activation in modules)
     return (
         None if baseline else quantized, config.limit, config.seed, dtype, attention, is_gpu,
-        config.task.num_fewshot,
+        config.task.num_fewshot, config.model.add_bos_token,
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def test_every_place_in_an_identity_is_one_that_is_made() -> None:
     assert places == PLACES
     # What stands there by itself under its path, of every run: a knob without a value at which it is left out.
     alone = [knob.path for knob in knobs.all_knobs() if knob.scope is Scope.BASELINE and knob.place is None]
-    assert alone == ["limit", "seed", "diagnostics", "noise"]
+    assert alone == ["limit", "model.add_bos_token", "seed", "diagnostics", "noise"]
 
 
 def test_the_page_is_current() -> None:
