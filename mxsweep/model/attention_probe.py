@@ -39,8 +39,8 @@ class _Identity:
         return call(query, key.clone(), value.clone(), call.mask)
 
 
-def probe_pass(model: PreTrainedModel) -> Tensor:
-    """Return the logits (1, T, V) of a few tokens that stand for any text."""
+def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:
+    """Return the logits (B, T, V) of a few tokens that stand for any text, the same in each example."""
     config = model.config.get_text_config()
     special = {
         number
@@ -51,7 +51,7 @@ def probe_pass(model: PreTrainedModel) -> Tensor:
     length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
     ids = [number for number in range(int(config.vocab_size)) if number not in special][:length]
     with torch.no_grad():
-        logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        logits: Tensor = model(input_ids=torch.tensor([ids] * examples, device=model.device), use_cache=False).logits
     return logits
 
 

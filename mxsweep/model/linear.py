@@ -11,16 +11,20 @@ values, which is why taking it out is exact: the parent module gets the very sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.observer import Observer
+from mxsweep.model.running_pass import RunningPass
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.hadamard import hadamard
+from mxsweep.terminal.errors import ConfigError
 
 
 class InputQuantizer:
@@ -34,8 +38,18 @@ class InputQuantizer:
     def __init__(self, recipe: Recipe) -> None:
         self.observer: Observer | None = None  # called with each tensor once, and its first reader
         self._recipe = recipe
+        self.draws = any(
+            fmt.rounding == "stochastic" for fmt in recipe.formats()
+        )  # whether random numbers may be drawn
+        self._pass = RunningPass()
         self._seen: Tensor | None = None
         self._quantized: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
+
+    @contextmanager
+    def following(self, model: PreTrainedModel) -> Iterator[None]:
+        """Know in each pass of ``model`` which example a token is of, while the context lasts."""
+        with self._pass.followed(model):
+            yield
 
     def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
         """Return what a layer multiplies by its weight: x, rotated and quantized as asked."""
@@ -55,18 +69,29 @@ class InputQuantizer:
             return x
         stochastic = fmt.rounding == "stochastic"
         quantized = quantize(
-            x,
+            self._by_example(x, name) if stochastic else x,
             fmt,
             axis=-1,
             backend=self._recipe.backend,
             arithmetic=self._recipe.arithmetic,
             generator=stochastic_key(self._recipe.seed, name) if stochastic else None,
             tensor_dims=(-1,),  # a token's scale must not depend on the tokens beside it
-            example_dims=1 if x.dim() > 2 else 0,
-        )
+            example_dims=1 if x.dim() > 2 or stochastic else 0,
+        ).view(x.shape)
         if self.observer is not None:
             self.observer("activation", name, x, fmt, quantized)
         return quantized
+
+    def _by_example(self, x: Tensor, name: str) -> Tensor:
+        """Return x (..., C) as (B, ..., C), so that an element's random number is by its place within its example."""
+        by_example = self._pass.by_example(x)
+        if by_example is None:
+            raise ConfigError(
+                f"rounding: 'stochastic' is not allowed for the inputs of {name}, which come as {tuple(x.shape)}: "
+                "their random numbers would depend on what else is in the batch; allowed: nearest, even, floor, or "
+                f"modules={{{name}: none}}"
+            )
+        return by_example
 
     def forget(self) -> None:
         """Let go of the remembered tensors."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
+from mxsweep.model.attention_probe import probe_pass
 from mxsweep.model.coverage import Stored
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.latents import holds_latents
@@ -55,7 +56,8 @@ def quantize_model(
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, a model without linear layers in its
-            blocks, weights that were offloaded, or attention whose keys and values cannot be reached.
+            blocks, weights that were offloaded, attention whose keys and values cannot be reached, or inputs that are
+            rounded stochastically and do not tell which example they are of.
     """
     sites = find_sites(model, recipe)
     stored = Stored.of(model, sites, recipe)
@@ -64,9 +66,12 @@ def quantize_model(
     # A matrix of an expert is one of many in a parameter, which can leave with the last of them.
     last_in = {(site.operand.module_name, id(site.operand.parameter)): site for site in sites}
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
-    with quantized_attention(
-        model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
-    ) as attention:
+    with (
+        inputs.following(model),
+        quantized_attention(
+            model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
+        ) as attention,
+    ):
         try:
             for site in sites:
                 if keep_weights:
@@ -79,6 +84,8 @@ def quantize_model(
                 if last_in[site.operand.module_name, id(site.operand.parameter)] is site:
                     offloaded.send_to_host(site.operand.parameter)
                 measured.append(statistics)
+            if inputs.draws and any(site.formats.activation for site in sites):
+                probe_pass(model, examples=2)  # refuses inputs whose random numbers would depend on the batch
             layers = layer_reports(sites, measured, prepared.weights)
             latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
             places = find_places(model, attention)

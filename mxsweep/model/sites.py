@@ -44,8 +44,8 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, a rotation of products that the model does
-            not have, a module that is to be quantized and has no MX layer, experts' inputs under stochastic rounding,
-            or a model without linear layers in its decoder blocks.
+            not have, a module that is to be quantized and has no MX layer, or a model without linear layers in its
+            decoder blocks.
         RuntimeError: the model is quantized.
     """
     if any(isinstance(module, MXLinear | MXExperts) for module in model.modules()):
@@ -64,12 +64,6 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
             raise ConfigError(
                 f"modules: {operand.name} is a {type(operand.module).__name__}, for which there is no MX layer; "
                 f"leave it as it is with modules={{{operand.name}: none}}"
-            )
-        if operand.expert and formats.activation and formats.activation.rounding == "stochastic":
-            raise ConfigError(
-                f"rounding: 'stochastic' is not allowed for the inputs of {operand.name}: which tokens an expert gets "
-                "depends on the batch, and so would the random numbers; allowed: nearest, even, floor, or "
-                "modules={*.experts.*: none}"
             )
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
         sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
