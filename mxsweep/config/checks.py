@@ -12,11 +12,12 @@ from typing import Any
 from mxsweep.config.refusals import quantized_already
 from mxsweep.files.checkpoints import EMBEDDED, is_file, stored_quantization
 from mxsweep.files.digests import file_digests
+from mxsweep.files.gguf_header import SUFFIX, GGUFError, read_header
 from mxsweep.terminal.errors import ConfigError
 
 NAME_MAX = 255  # bytes of a file's name on the file systems of Linux and macOS
 # What a checkpoint's weights are called, whoever wrote it: a folder without any of these is not worth loading.
-_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
 def expanded(field: str, path: str) -> Path:
@@ -58,8 +59,8 @@ def check_integer(field: str, value: Any, low: int, high: int | None, allowed: s
 
 
 def check_model_path(field: str, path: Any) -> None:
-    """Raise ConfigError unless the path is a folder that holds a model, a name on the hub, or the embedded model."""
-    hint = "the name of a model on the Hugging Face hub (owner/name) or a folder with a config.json"
+    """Raise ConfigError unless the path is a folder or a GGUF file with a model, a name on the hub, or "embedded"."""
+    hint = "the name of a model on the Hugging Face hub (owner/name), a folder with a config.json or a GGUF file"
     if path is None:
         raise ConfigError(f"{field}: is not given; give {hint}")
     if path == "":
@@ -70,6 +71,12 @@ def check_model_path(field: str, path: Any) -> None:
         return
     folder = expanded(field, path)
     if is_folder(folder):
+        if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS) and (
+            there := sorted(folder.glob(f"*{SUFFIX}"))
+        ):
+            raise ConfigError(
+                f"{field}: {path!r} holds GGUF files; name the one that is meant, as {field}={path}/{there[0].name}"
+            )
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{field}: {path!r} is a folder without a config.json; give {hint}")
         if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
@@ -79,8 +86,27 @@ def check_model_path(field: str, path: Any) -> None:
             )
         if method := stored_quantization(folder):
             raise ConfigError(quantized_already(path, method))
+    elif folder.suffix.lower() == SUFFIX:
+        _check_gguf(field, path, folder)
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise ConfigError(f"{field}: {path!r} does not exist; give {hint}")
+
+
+def _check_gguf(field: str, path: str, file: Path) -> None:
+    """Raise ConfigError for a GGUF file that is not there, damaged, or a part of a model."""
+    if not is_file(file):
+        raise ConfigError(f"{field}: {path!r} is not a file; give a GGUF file, a folder or a name on the hub")
+    try:
+        header = read_header(file)
+    except GGUFError as error:
+        raise ConfigError(f"{field}: {path!r} {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{field}: {path!r} cannot be read: {error.strerror or error}") from None
+    if header.parts > 1:
+        raise ConfigError(
+            f"{field}: {path!r} is one of {header.parts} parts of a model; join them into one file first "
+            "(llama-gguf-split --merge FIRST-PART OUT.gguf)"
+        )
 
 
 def check_limit(field: str, limit: Any) -> None:

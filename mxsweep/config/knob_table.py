@@ -205,7 +205,8 @@ GROUPS = (
     ),
     Knob(
         "model",
-        "tiny: embedded; hf: any causal language model, by model.path=; FOLDER or NAME/ON-THE-HUB: model=hf with it",
+        "tiny: embedded; hf: any causal language model, by model.path=; FOLDER, FILE.gguf or NAME/ON-THE-HUB: model=hf "
+        "with it",
         ValueType(),
         Scope.BASELINE,
         kind=Kind.TEXT,
@@ -447,13 +448,17 @@ MODEL_AND_TASK = (
     _model("name", "as model", WORD, Scope.NONE),
     _model(
         "path",
-        "with model=hf: a folder, or a name on the Hugging Face hub",
-        Checked("a folder, or a name on the hub (owner/name)", check_model_path),
+        "with model=hf: a folder, a GGUF file, or a name on the Hugging Face hub",
+        Checked("a folder, a file FILE.gguf, or a name on the hub (owner/name)", check_model_path),
         kind=Kind.PATH,
         tells_metrics_apart=True,
     ),
     _model("revision", "a branch, tag or commit on the hub", WORD_OR_NULL, kind=Kind.TEXT, tells_metrics_apart=True),
-    _model("dtype", "auto: the checkpoint's own", Choice(words=("auto", "float32", "bfloat16", "float16"))),
+    _model(
+        "dtype",
+        "auto: the checkpoint's own, float32 for a GGUF file",
+        Choice(words=("auto", "float32", "bfloat16", "float16")),
+    ),
     _model(
         "device",
         "auto: cuda where there is one",

@@ -19,6 +19,11 @@ def quantized_already(path: str, method: str) -> str:
     )
 
 
+def gguf_missing(path: str) -> str:
+    """Return what to say of a ``model.path`` that is a GGUF file where the package that reads its blocks is missing."""
+    return f"model.path: {path!r} is a GGUF file, which takes the package gguf: pip install 'mxsweep[gguf]'"
+
+
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"

@@ -1,6 +1,7 @@
-"""Read model folders as files: the content that identifies a model, and the dtypes of its weights, from headers.
+"""Read model folders and GGUF files: the content that identifies a model, and the dtypes of its weights, from headers.
 
-Which files those are follows the rules by which transformers 5.23 finds them. No torch, no weights in memory.
+Which files of a folder those are follows the rules by which transformers 5.23 finds them. No torch, no weights in
+memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.digests import file_digests, json_digest, stamps
+from mxsweep.files.gguf_header import SUFFIX
 from mxsweep.terminal.errors import ConfigError
 
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
@@ -29,40 +31,70 @@ _PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapt
 
 
 def model_folder(path: str) -> Path | None:
-    """Return the folder that a ``model.path`` names; None for a name on the hub."""
+    """Return the folder that a ``model.path`` names; None for a file, and for a name on the hub."""
     folder = Path(__file__).resolve().parent.parent / "assets" / "tiny" if path == EMBEDDED else Path(path).expanduser()
     return folder if folder.is_dir() else None
 
 
-def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_code: bool) -> dict[str, str]:
-    """Return what tells a model from every other: a hub name with its revision, or a folder's content.
+def gguf_file(path: str) -> Path | None:
+    """Return the GGUF file that a ``model.path`` names; None for a folder, and for a name on the hub."""
+    file = Path(path).expanduser()
+    return file if file.suffix.lower() == SUFFIX and is_file(file) else None
 
-    A folder's revision means nothing. Its dtype "auto" is the one that its config.json names, as transformers has it.
+
+def is_here(path: str) -> bool:
+    """Return whether a ``model.path`` names a folder or a file, rather than something on the hub."""
+    return model_folder(path) is not None or gguf_file(path) is not None
+
+
+def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_code: bool) -> dict[str, str]:
+    """Return what tells a model from every other: a hub name with its revision, or the content of a folder or a file.
+
+    A folder's revision means nothing, nor does a file's name. A dtype "auto" is what it comes to, as far as the files
+    tell without their weights.
 
     Raises:
-        ConfigError: a file of the folder vanished or cannot be read.
+        ConfigError: a file vanished or cannot be read.
     """
-    folder = model_folder(path)
-    if folder is None:
+    if not is_here(path):
         code = {"code": "its own"} if trust_remote_code else {}
         return {"name": path, "revision": revision or "main", "dtype": dtype, **code}
     try:
-        files = model_files(folder, trust_remote_code)
+        files = _local_files(path, trust_remote_code)
         digests = dict(zip(files, file_digests(list(files.values())), strict=True))
     except OSError as error:
         which = f": {Path(error.filename).name}" if error.filename else ""
         raise ConfigError(f"model.path: {path!r} cannot be read{which}: {error.strerror or error}") from None
-    return {"files": json_digest(digests), "dtype": _stored_dtype(folder) if dtype == "auto" else dtype}
+    return {"files": json_digest(digests), "dtype": _dtype_named(path) if dtype == "auto" else dtype}
 
 
 def model_stamps(path: str, code: bool) -> tuple[Any, ...]:
-    """Return what changes when a model folder's files do, without reading them; the same always for a hub name."""
-    folder = model_folder(path)
+    """Return what changes when a model's files do, without reading them; the same always for a hub name."""
     try:
-        files = model_files(folder, code) if folder is not None else {}
+        files = _local_files(path, code)
     except OSError:
         return ()  # loading the model says what is wrong with it
     return tuple(zip(files, stamps(files.values()), strict=True))
+
+
+def _local_files(path: str, code: bool) -> dict[str, Path]:
+    """Return the files that loading a ``model.path`` reads, by names that do not depend on where they lie."""
+    if file := gguf_file(path):
+        return {f"model{SUFFIX}": file}
+    folder = model_folder(path)
+    return model_files(folder, code) if folder is not None else {}
+
+
+def _dtype_named(path: str) -> str:
+    """Return the dtype that a model's files name; "auto" where they name none.
+
+    That of a GGUF file is float32: what its blocks stand for, a scale times a whole number, has more digits than
+    another dtype holds.
+    """
+    if gguf_file(path):
+        return "float32"
+    folder = model_folder(path)
+    return "auto" if folder is None else _stored_dtype(folder)
 
 
 def model_files(folder: Path, code: bool) -> dict[str, Path]:
@@ -198,14 +230,11 @@ def quantization_of(config: dict[str, Any]) -> str | None:
 
 
 def loading_dtype(path: str) -> str:
-    """Return the dtype that "auto" comes to for a model folder; "auto" where its files do not tell, or are elsewhere.
+    """Return the dtype that "auto" comes to for a model; "auto" where its files do not tell, or are elsewhere.
 
     Without a dtype in config.json, float16 is told from weights that have no other.
     """
-    folder = model_folder(path)
-    if folder is None:
-        return "auto"
-    dtype = _stored_dtype(folder)
+    dtype = _dtype_named(path)
     return "float16" if dtype == "auto" and stored_dtypes(path) == {"F16"} else dtype
 
 

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu, quantized_already
-from mxsweep.files.checkpoints import model_folder, model_stamps, quantization_of
+from mxsweep.files.checkpoints import gguf_file, model_folder, model_stamps, quantization_of
+from mxsweep.files.gguf_header import read_header
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
+from mxsweep.model.gguf import describe_blocks, load_gguf, quantized_from
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.model.special_tokens import describe_special_tokens, with_special_tokens
 from mxsweep.terminal.errors import ConfigError
@@ -24,11 +26,13 @@ class LoadedModel:
 
     Attributes:
         warnings: what a reader of its results should know of how it was loaded, a sentence each.
+        quantized_from: how its weights were stored, where that was quantized: the method, and the weights of each kind.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     warnings: tuple[str, ...] = ()
+    quantized_from: dict[str, Any] | None = None
 
 
 # At most one: the last model asked for. A folder by its files' stamps, too: one that was written anew is another model.
@@ -48,9 +52,10 @@ def load_model(
     """Load a causal language model and its tokenizer; the same call again returns the same objects.
 
     Args:
-        path: a name on the Hugging Face hub, a folder, or "embedded" for the model that ships with mxsweep.
+        path: a name on the Hugging Face hub, a folder, a GGUF file, or "embedded" for the model that ships with
+            mxsweep.
         attention: "auto" for what transformers picks for the model, "sdpa", "eager", or another that transformers has.
-        dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+        dtype: "auto" (the checkpoint's own; float32 for a GGUF file), "float32", "bfloat16" or "float16".
         device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps"; unused with ``device_map``.
         device_map: "auto" spreads the model over all GPUs; a model that still does not fit is refused.
 
@@ -113,33 +118,46 @@ def _quantization_method(source: str, revision: str | None) -> str | None:
 def _load(
     path: str, revision: str | None, dtype: str, device: str, device_map: str | None, attention: str, trust: bool
 ) -> LoadedModel:
-    source = str(model_folder(path) or path)
-    shared = {"revision": revision, "trust_remote_code": trust}
-    if method := _quantization_method(source, revision):
-        raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=transformers_name(attention),
-            device_map=device_map,
-            output_loading_info=True,
-            **shared,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if refusal := missing_attention(attention, reason):
-            raise refusal from error
-        raise ConfigError(
-            f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
-            "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
-        ) from error
-    model, loading = loaded
+    arguments = {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "attn_implementation": transformers_name(attention),
+        "device_map": device_map,
+    }
+    warnings, origin = [], None
+    if file := gguf_file(path):
+        model, tokenizer, loading = load_gguf(path, file, **arguments)
+        header = read_header(file)
+        warnings, origin = describe_blocks(path, header, model), quantized_from(header)
+    else:
+        model, tokenizer, loading = _load_pretrained(path, attention, arguments, revision, trust)
     refuse_another_pick(attention, model)
     refuse_partial(path, loading)
     refuse_untied_head(path, model)
     if device_map is None:
         torch.nn.Module.to(model, device)
     model.eval()
-    return LoadedModel(model, tokenizer, tuple(describe_dropped(path, loading)))
+    return LoadedModel(model, tokenizer, (*describe_dropped(path, loading), *warnings), origin)
+
+
+def _load_pretrained(
+    path: str, attention: str, arguments: dict[str, Any], revision: str | None, trust: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Return the model and the tokenizer of a folder or a hub name, and what transformers says of the loading."""
+    source = str(model_folder(path) or path)
+    shared = {"revision": revision, "trust_remote_code": trust}
+    if method := _quantization_method(source, revision):
+        raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **arguments, **shared)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _loading_failed(path, attention, error) from error
+    return loaded[0], tokenizer, loaded[1]
+
+
+def _loading_failed(path: str, attention: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return missing_attention(attention, reason) or ConfigError(
+        f"model.path: {path!r} cannot be loaded: {reason[:400]}. Give a folder, or the name of a causal language "
+        "model on the hub (a gated one needs its licence accepted there and HF_TOKEN set)"
+    )

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mxsweep.files.checkpoints import model_folder, model_stamps, stored_dtypes
+from mxsweep.files.checkpoints import gguf_file, is_here, loading_dtype, model_folder, model_stamps, stored_dtypes
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_choice import transformers_name
 from mxsweep.model.attention_interface import attention_modules
+from mxsweep.model.gguf import gguf_config
 from mxsweep.model.latents import check_latents, holds_latents
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
@@ -26,15 +27,15 @@ from mxsweep.terminal.errors import ConfigError
 def meta_model(
     path: str, *, dtype: str = "auto", attention: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel | None:
-    """Return the model of a folder on the meta device, as :func:`mxsweep.model.load.load_model` would load it.
+    """Return the model of a folder or a GGUF file on the meta device, as :func:`mxsweep.model.load.load_model` would.
 
     Args:
-        path: a folder, or "embedded".
+        path: a folder, a GGUF file, or "embedded".
         dtype, attention, trust_remote_code: as for ``load_model``.
 
     Returns:
-        The model; None for a name on the hub, and for a folder whose model is stored in a format of weights of its own,
-        or cannot be built. The same call again returns the same object, unless the folder's files changed.
+        The model; None for a name on the hub, and where the model is stored in a format of weights of its own, or
+        cannot be built. The same call again returns the same object, unless the folder's files changed.
     """
     return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))
 
@@ -54,16 +55,15 @@ def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
 
 @lru_cache(maxsize=8)
 def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any) -> PreTrainedModel | None:
-    folder = model_folder(path)
-    if folder is None:
+    if not is_here(path):
         return None
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)  # loading the model says what is wrong with it
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        config = _config(path, trust)
         if getattr(config, "quantization_config", None) is not None:
             return None  # whose layers transformers replaces while loading
-        asked = config.dtype or _stored_dtype(path) if dtype == "auto" else getattr(torch, dtype)
+        asked = _own_dtype(path, config) if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config,
@@ -78,6 +78,19 @@ def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any
         transformers.logging.set_verbosity(verbosity)
     model.tie_weights()
     return model.eval()
+
+
+def _config(path: str, trust: bool) -> PreTrainedConfig:
+    if file := gguf_file(path):
+        return gguf_config(file)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(model_folder(path) or path, trust_remote_code=trust)
+    return config
+
+
+def _own_dtype(path: str, config: PreTrainedConfig) -> torch.dtype:
+    """Return the dtype that "auto" comes to."""
+    own: Any = getattr(torch, loading_dtype(path)) if gguf_file(path) else config.dtype
+    return own or _stored_dtype(path)
 
 
 def _stored_dtype(path: str) -> torch.dtype:

@@ -90,6 +90,8 @@ class _Steps:
             with self._timed("diagnostics_s"):
                 diagnostics.read_unquantized(model)
         entries = self._entries(preparation, report, evaluation, memory, warnings)
+        if evaluator.quantized_from is not None:
+            entries["diagnostics"]["quantized_from"] = evaluator.quantized_from
         files = RunFiles(evaluation.samples, evaluation.results, texts=preparation.files)
         if diagnostics is not None:
             entries["diagnostics"] |= diagnostics.as_dict()

@@ -30,12 +30,14 @@ class Evaluator:
         lm: lm-eval's model class around it.
         tasks: as :func:`mxsweep.evaluate.tasks.load_tasks` returns them.
         warnings: what a reader of the results should know of the model's checkpoint, a sentence each.
+        quantized_from: how the checkpoint stores the weights, where that is quantized.
     """
 
     model: PreTrainedModel
     lm: FastLM
     tasks: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    quantized_from: dict[str, Any] | None = None
 
     def evaluate(self, config: RunConfig, progress: Progress) -> Evaluation:
         """Evaluate the tasks on the model as it is now."""
@@ -65,4 +67,4 @@ def load_evaluator(config: RunConfig) -> Evaluator:
     )
     for warning in loaded.warnings:
         log.warning(warning)
-    return Evaluator(loaded.model, lm, tasks, loaded.warnings)
+    return Evaluator(loaded.model, lm, tasks, loaded.warnings, loaded.quantized_from)

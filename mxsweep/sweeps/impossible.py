@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mxsweep.config.refusals import no_chat_template, no_such_gpu
+from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu
 from mxsweep.config.run_config import RunConfig
-from mxsweep.files.checkpoints import model_folder
+from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
+from mxsweep.files.gguf_header import has_package
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
@@ -41,6 +42,8 @@ def why_not_here(run: PlannedRun) -> str | None:
         return None
     if problem := _missing_device(run.config.model.device):
         return problem
+    if gguf_file(run.config.model.path) and not has_package():
+        return gguf_missing(run.config.model.path)
     try:
         refuse_unavailable_backend(run.config)
     except ConfigError as error:
@@ -49,9 +52,9 @@ def why_not_here(run: PlannedRun) -> str | None:
 
 
 def model_without_values(config: RunConfig) -> PreTrainedModel | None:
-    """Return the config's model on the meta device; None where it is not in a folder or cannot be built."""
+    """Return the config's model on the meta device; None where it is on the hub or cannot be built."""
     model = config.model
-    if model_folder(model.path) is None:
+    if not is_here(model.path):
         return None  # without importing torch
     from mxsweep.model.meta import meta_model
 
