@@ -25,7 +25,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any
 
@@ -33,7 +32,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.knapsack import choose_within
-from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.formats.recipe import LinearFormats, Recipe, names_operand
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import find_sites
@@ -171,7 +170,7 @@ def counted_modules(
     free = {
         site.name: site.operand.shape
         for site in every
-        if not any(fnmatchcase(site.name, pattern) for pattern in patterns)
+        if not any(names_operand(pattern, site.name, site.operand.module_name) for pattern in patterns)
     }
     if not free:
         raise ConfigError("ptq.budget: modules leaves no linear layer to choose a format for; allowed: null")

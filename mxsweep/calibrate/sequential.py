@@ -28,7 +28,7 @@ from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.quantize import quantize_model
-from mxsweep.model.sites import find_sites
+from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -88,7 +88,7 @@ def solve_weights(
         finished = [artefact.load(_part(index)) if artefact else None for index in range(len(blocks))]
         states: BlockStates | None = None
         for index, name in enumerate(blocks):
-            layers = {site.name: _mx_layer(model, site.name) for site in sites if site.operand.block == name}
+            layers = {site.name: _mx_layer(model, site) for site in sites if site.operand.block == name}
             of_block = finished[index]
             if of_block is not None and of_block.keys() == layers.keys():
                 kept += 1
@@ -110,27 +110,27 @@ def _part(index: int) -> str:
     return f"block_{index:04d}"
 
 
-def _mx_layer(model: nn.Module, name: str) -> MXLinear:
-    layer = model.get_submodule(name)
+def _mx_layer(model: nn.Module, site: Site) -> MXLinear:
+    layer = model.get_submodule(site.operand.module_name)
     assert isinstance(layer, MXLinear)
     return layer
 
 
 def _put_in_place(layers: dict[str, MXLinear], weights: dict[str, Tensor]) -> None:
     for name, layer in layers.items():
-        layer.weight_mx = weights[name].to(layer.weight_mx.device, layer.weight_mx.dtype)
+        layer.replace(name, weights[name].to(layer.weight_mx.device, layer.weight_mx.dtype))
 
 
 def _solve_block(
     states: BlockStates, layers: dict[str, MXLinear], solve: Solver, formats: Mapping[str, MXFormat]
 ) -> dict[str, Tensor]:
     """Solve for a block's weights and put them in place; after an error, the weights are as they were."""
-    before = {name: layer.weight_mx for name, layer in layers.items()}
+    before = {name: layer.matrix(name) for name, layer in layers.items()}
     try:
         return _solve_groups(states, layers, solve, formats)
     except BaseException:
         for name, layer in layers.items():
-            layer.weight_mx = before[name]
+            layer.replace(name, before[name])
             layer.inputs.forget()
         raise
 
@@ -140,7 +140,7 @@ def _solve_groups(
 ) -> dict[str, Tensor]:
     solved: dict[str, Tensor] = {}
     for group in _groups(states, layers):
-        hessian = _hessian(states, layers[group[0]])
+        hessian = _hessian(states, group[0], layers[group[0]])
         if not bool(hessian.isfinite().all()):
             raise ConfigError(
                 f"ptq.method: on the calibration tokens the inputs of {group[0]} are not finite, so its weights cannot "
@@ -152,11 +152,12 @@ def _solve_groups(
             # A tile's rows, and a per-tensor scale, belong to one weight.
             apart = fmt.tensor_scale or not isinstance(fmt.block_size, int)
             for together in [[name] for name in names] if apart else [names]:
-                rows = [layers[name].weight_mx.float() for name in together]
+                rows = [layers[name].matrix(name).float() for name in together]
                 solution = _solution(together[0], solve, torch.cat(rows), hessian, fmt)
                 for name, part in zip(together, solution.split([len(weight) for weight in rows]), strict=True):
-                    layers[name].weight_mx = part.to(layers[name].weight.dtype)
-                    solved[name] = layers[name].weight_mx.to("cpu")
+                    chosen = part.to(layers[name].weight.dtype)
+                    layers[name].replace(name, chosen)
+                    solved[name] = chosen.to("cpu")
     return solved
 
 
@@ -195,8 +196,8 @@ def _groups(states: BlockStates, layers: dict[str, MXLinear]) -> list[list[str]]
     return [names for _, names in seen]
 
 
-def _hessian(states: BlockStates, layer: MXLinear) -> Tensor:
-    """Return H (C, C) float32 of what a layer multiplies, over all calibration tokens."""
+def _hessian(states: BlockStates, name: str, layer: MXLinear) -> Tensor:
+    """Return H (C, C) float32 of what a layer multiplies by the matrix of this name, over all calibration tokens."""
     hessian = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float32, device=layer.weight_mx.device)
     tokens = 0
 
@@ -207,7 +208,7 @@ def _hessian(states: BlockStates, layer: MXLinear) -> Tensor:
         tokens += len(x)
         raise _Enough
 
-    with _tapped({"": (layer, add)}):
+    with _tapped({name: (layer, add)}):
         for number in range(states.count):
             try:
                 states.run(number)
@@ -223,9 +224,9 @@ class _tapped:
         self._taps = taps
 
     def __enter__(self) -> None:
-        for layer, tap in self._taps.values():
-            layer.tap = tap
+        for name, (layer, tap) in self._taps.items():
+            layer.taps[name] = tap
 
     def __exit__(self, *_: object) -> None:
-        for layer, _tap in self._taps.values():
-            layer.tap = None
+        for name, (layer, _tap) in self._taps.items():
+            del layer.taps[name]

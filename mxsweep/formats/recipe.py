@@ -90,7 +90,8 @@ class Recipe:
         key, value: formats of keys and values, as attention reads them; None leaves them.
         kv: how these are applied.
         rotation: which operands are quantized in another basis; None for none.
-        modules: (glob pattern over names of operands, formats) pairs; where several match a module, the last wins.
+        modules: (glob pattern over names of operands and of their modules, formats) pairs; where several match an
+            operand, the last wins.
         backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
         seed: of stochastic rounding.
     """
@@ -117,15 +118,21 @@ class Recipe:
         """Return whether nothing at all is quantized."""
         return not self.formats()
 
-    def formats_of(self, name: str, by_default: bool) -> LinearFormats:
+    def formats_of(self, name: str, by_default: bool, module: str | None = None) -> LinearFormats:
         """Return the formats of the operand ``name``.
 
         Args:
             by_default: whether it gets those of linear layers where no pattern matches; outside the decoder blocks, and
                 to routers of experts, only ``modules`` can give any.
+            module: the name of the module that multiplies by it, which patterns may name as well; None for ``name``.
         """
         formats = self.linear if by_default else LinearFormats()
         for pattern, of_pattern in self.modules:
-            if fnmatchcase(name, pattern):
+            if names_operand(pattern, name, module):
                 formats = of_pattern
         return formats
+
+
+def names_operand(pattern: str, name: str, module: str | None = None) -> bool:
+    """Return whether a pattern of ``modules`` names an operand: by its own name or by that of its module."""
+    return fnmatchcase(name, pattern) or (module is not None and fnmatchcase(module, pattern))

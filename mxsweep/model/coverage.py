@@ -14,10 +14,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import MOST_LEFT, Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
-from mxsweep.model.expert_matrices import expert_matrices
+from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.sites import Site
 
 MOST_KINDS = 4  # named in a warning
@@ -56,7 +57,7 @@ class Stored:
     left: Mapping[str, Left]
 
     @staticmethod
-    def of(model: nn.Module, sites: Sequence[Site], recipe: Recipe) -> Stored:
+    def of(model: PreTrainedModel, sites: Sequence[Site], recipe: Recipe) -> Stored:
         """Count for ``model``, loaded or on the meta device, before anything is replaced at ``sites``."""
         at: dict[int, list[Site]] = defaultdict(list)
         for site in sites:
@@ -67,6 +68,9 @@ class Stored:
         bits: dict[tuple[int, tuple[str, ...]], int] = {}
         quantized = quantized_bits = block_weights = kept = kept_bits = 0
         left: dict[str, int] = {}
+        matrices: dict[str, list[Operand]] = defaultdict(list)
+        for operand in find_operands(model).values():
+            matrices[f"{operand.module_name}.{operand.matrix.parameter}"].append(operand)
         for name, parameter in _parameters(model):
             here = [site for site in at[id(parameter)] if _is_of(site.name, name)]
             changed = sum(site.operand.size for site in here)
@@ -79,8 +83,8 @@ class Stored:
             if parameter.ndim > 1 and block_around(name, blocks) is not None:
                 block_weights += parameter.numel()
                 kept, kept_bits = kept + plain, kept_bits + plain * width
-                is_asked = any(site.operand.expert for site in here) or _asks_to_leave(recipe, name, model)
-                if plain and not is_asked:
+                # Where some matrices of a parameter get a format, patterns leave the others.
+                if plain and not here and not _asks_to_leave(recipe, name, matrices.get(name, [])):
                     left[name] = plain
         return Stored(
             sum(numel.values()),
@@ -150,17 +154,14 @@ def _stored_bits(site: Site) -> int:
     return site.formats.weight.stored_bits(site.operand.shape)
 
 
-def _asks_to_leave(recipe: Recipe, name: str, model: nn.Module) -> bool:
+def _asks_to_leave(recipe: Recipe, name: str, matrices: Sequence[Operand]) -> bool:
     """Return whether the format, or patterns of ``modules``, ask to leave the parameter of this name as it is.
 
-    A parameter of experts may be named as a whole, or by all the matrices that it holds.
+    A parameter may be named itself, by its module, or by all the matrices that it holds.
     """
-    module, _, own = name.rpartition(".")
-    matrices = [
-        f"{module}.{matrix.name}" for matrix in expert_matrices(model.get_submodule(module)) if matrix.parameter == own
-    ]
-    asked = [recipe.formats_of(each, True).weight is None for each in (name, module)]
-    return any(asked) or (bool(matrices) and all(recipe.formats_of(each, True).weight is None for each in matrices))
+    asked = [recipe.formats_of(each, True).weight is None for each in (name, name.rpartition(".")[0])]
+    of_matrices = [recipe.formats_of(each.name, True, each.module_name).weight is None for each in matrices]
+    return any(asked) or (bool(of_matrices) and all(of_matrices))
 
 
 def _by_kind(blocks: Collection[str], left: Mapping[str, int]) -> dict[str, Left]:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mxsweep.model.matrices import Matrix
+
 # What every class declares; has_post_expert_norm and _is_expert_parallel came with later versions of transformers.
 _DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
 
 @dataclass(frozen=True)
-class ExpertMatrix:
+class ExpertMatrix(Matrix):
     """Locate one matrix of one expert.
 
     Attributes:
@@ -41,7 +43,7 @@ class ExpertMatrix:
         """Return the name of the matrix within the module of experts, as ``3.down_proj``."""
         return f"{self.expert}.{self.role}_proj"
 
-    def of(self, stored: Tensor) -> Tensor:
+    def view(self, stored: Tensor) -> Tensor:
         """Return the matrix (N, C), a view of a parameter's values or of a copy of them."""
         return oriented(stored, self.expert, self.transposed)[self.rows]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,19 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, oriented
-from mxsweep.model.linear import InputQuantizer
+from mxsweep.model.linear import AS_IT_IS, InputFormat, InputQuantizer
 from mxsweep.numerics import MXFormat
-
-
-@dataclass(frozen=True)
-class _InputFormat:
-    """Say what the input of a matrix becomes before it is multiplied."""
-
-    fmt: MXFormat | None = None
-    rotated: bool = False
-
-
-_AS_IT_IS = _InputFormat()
 
 
 class MXExperts(nn.Module):
@@ -56,8 +44,8 @@ class MXExperts(nn.Module):
         self._matrices: dict[tuple[str, int], list[ExpertMatrix]] = defaultdict(list)
         for matrix in expert_matrices(experts):
             self._matrices[matrix.parameter, matrix.expert].append(matrix)
-        self._formats: dict[tuple[int, str], _InputFormat] = {}
-        self._first_readers: dict[tuple[str, _InputFormat], str] = {}
+        self._formats: dict[tuple[int, str], InputFormat] = {}
+        self._first_readers: dict[tuple[str, InputFormat], str] = {}
         self.train(experts.training)
 
     def put(
@@ -75,7 +63,7 @@ class MXExperts(nn.Module):
                 original = self.get_parameter(matrix.parameter).detach()
                 self.register_buffer(f"{matrix.parameter}_mx", original.clone(), persistent=False)
             self._matrix(matrix).copy_(weight_mx)
-        self._formats[matrix.expert, matrix.role] = _InputFormat(activation, rotated)
+        self._formats[matrix.expert, matrix.role] = InputFormat(activation, rotated)
         self._first_readers.setdefault((matrix.parameter, self._formats[matrix.expert, matrix.role]), name)
 
     @contextmanager
@@ -135,7 +123,7 @@ class MXExperts(nn.Module):
         weight = self.get_parameter(parameter) if copy is None else copy
         transposed = bool(self.original.is_transposed)
         x = x.to(weight.dtype)
-        inputs: dict[_InputFormat, Tensor] = {}
+        inputs: dict[InputFormat, Tensor] = {}
         out = x.new_zeros(len(rows), weight.shape[2 if transposed else 1])
         begin = 0
         for expert, end in enumerate(ends):
@@ -151,16 +139,16 @@ class MXExperts(nn.Module):
             out += bias[numbers.clamp(max=len(bias) - 1)]
         return out
 
-    def _products(self, parameter: str, expert: int) -> list[tuple[slice, _InputFormat]]:
+    def _products(self, parameter: str, expert: int) -> list[tuple[slice, InputFormat]]:
         """Return the outputs of an expert that read one input, with what becomes of it."""
         matrices = self._matrices[parameter, expert]
-        formats = [self._formats.get((matrix.expert, matrix.role), _AS_IT_IS) for matrix in matrices]
+        formats = [self._formats.get((matrix.expert, matrix.role), AS_IT_IS) for matrix in matrices]
         if len(set(formats)) == 1:
             return [(slice(None), formats[0])]
         return [(matrix.rows, of_matrix) for matrix, of_matrix in zip(matrices, formats, strict=True)]
 
-    def _input(self, parameter: str, x: Tensor, formats: _InputFormat) -> Tensor:
-        if formats == _AS_IT_IS:
+    def _input(self, parameter: str, x: Tensor, formats: InputFormat) -> Tensor:
+        if formats == AS_IT_IS:
             return x
         return self.inputs(x, formats.fmt, self._first_readers[parameter, formats], formats.rotated)
 

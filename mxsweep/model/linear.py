@@ -4,6 +4,9 @@ Legend: x (..., C) input, W (N, C) weight of a linear layer, y (..., N) = Q(x) Q
 C, the dimension that the product sums over, so that a block's scales could be factored out of the sum in hardware.
 Where the recipe rotates the product, y = Q(x R) Q(W R)^T + b with R orthogonal.
 
+Several matrices may be fused in W, as q, k and v, each with formats of its own. They are one product as long as their
+inputs become the same; where not, each run of neighbours is, whose inputs do.
+
 An MX layer keeps the original parameters beside its own quantized copy of the weight and never changes the original's
 values, which is why taking it out is exact: the parent module gets the very same object back (quantize.py).
 """
@@ -11,8 +14,11 @@ values, which is why taking it out is exact: the parent module gets the very sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +26,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.linear_layers import is_transposed
+from mxsweep.model.matrices import Matrix, Rows, WeightMatrix
 from mxsweep.model.observer import Observer
 from mxsweep.model.running_pass import RunningPass
 from mxsweep.numerics import MXFormat, quantize
@@ -98,47 +106,145 @@ class InputQuantizer:
         self._seen, self._quantized = None, {}
 
 
+@dataclass(frozen=True)
+class InputFormat:
+    """Say what the input of a matrix becomes before it is multiplied."""
+
+    fmt: MXFormat | None = None
+    rotated: bool = False
+
+
+AS_IT_IS = InputFormat()
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Hold matrices that are multiplied by one tensor, at once.
+
+    Attributes:
+        names: of their operands; the first is the one that observers hear of.
+        rows: what they are of the weight; None for all.
+    """
+
+    names: Sequence[str]
+    rows: Rows | None
+    formats: InputFormat
+
+
 class MXLinear(nn.Module):
-    """Multiply a quantized input by a weight that was quantized before.
+    """Multiply quantized inputs by a weight whose matrices were quantized before.
 
     Args:
         linear: the layer to stand in for; its parameters are shared, not copied.
-        name: the layer's, for observers and stochastic rounding.
-        weight_mx: its quantized weight, (N, C), in the weight's dtype; the weight itself where it stays as it is.
-        activation: the input's format, None to leave it.
-        rotated: whether weight_mx is of the rotated weight, and inputs are to be rotated.
+        matrices: all that are in its weight.
 
     Attributes:
-        tap: called with every input (..., C) as it is multiplied by the weight; None for nobody.
+        weight_mx: (N, C), in the weight's dtype. Another tensor takes its place where a matrix is put in.
+        taps: called with every input (..., C) as it is multiplied by a matrix, by the name of the operand.
     """
 
-    def __init__(
-        self,
-        linear: nn.Linear,
-        name: str,
-        weight_mx: Tensor,
-        activation: MXFormat | None,
-        inputs: InputQuantizer,
-        rotated: bool = False,
-    ) -> None:
+    def __init__(self, linear: nn.Module, matrices: Sequence[Matrix], inputs: InputQuantizer) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias = cast(nn.Parameter, linear.weight), cast(nn.Parameter | None, linear.bias)
+        weight = self.weight.detach()
         self.weight_mx: Tensor
-        self.register_buffer("weight_mx", weight_mx, persistent=False)
-        self._name, self._activation, self.inputs, self._rotated = name, activation, inputs, rotated
-        self.tap: Callable[[Tensor], None] | None = None
+        self.register_buffer("weight_mx", weight.T if is_transposed(linear) else weight, persistent=False)
+        self.out_features, self.in_features = self.weight_mx.shape
+        self.inputs = inputs
+        self.taps: dict[str, Callable[[Tensor], None]] = {}
+        self._rows = [cast(WeightMatrix, matrix).rows for matrix in matrices]
+        self._put: dict[Rows | None, tuple[str, InputFormat]] = {}
+        self._products: list[_Product] = []
         self.train(linear.training)
 
+    def put(
+        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
+    ) -> None:
+        """Have a matrix stand in for one of the layer's, and its inputs quantized.
+
+        Args:
+            name: the operand's, for observers, taps and stochastic rounding.
+            weight_mx: (N, C), of the rotated matrix where ``rotated``; None for the layer's as it is.
+            activation: the input's format, None to leave it.
+        """
+        rows = cast(WeightMatrix, matrix).rows
+        self._put[rows] = name, InputFormat(activation, rotated)
+        self._products = self._of_put()
+        if weight_mx is not None:
+            self.replace(name, weight_mx)
+
+    @property
+    def inputs_of(self) -> dict[str, InputFormat]:
+        """Return what the input becomes that each operand's matrix is multiplied by, by the operand's name."""
+        return dict(self._put.values())
+
+    def matrix(self, name: str) -> Tensor:
+        """Return the matrix (N, C) of the operand of this name as it is multiplied; it does not change any more."""
+        rows = self._rows_of(name)
+        return self.weight_mx if rows is None else rows.of_weight(self.weight_mx).flatten(0, 1)
+
+    def replace(self, name: str, weight_mx: Tensor) -> None:
+        """Have another matrix (N, C) multiplied in the place of the operand's."""
+        rows = self._rows_of(name)
+        if rows is None:
+            self.weight_mx = weight_mx
+            return
+        changed = self.weight_mx.clone(memory_format=torch.contiguous_format)
+        view = rows.of_weight(changed)
+        view.copy_(weight_mx.view(view.shape))
+        self.weight_mx = changed
+
+    @contextmanager
+    def left_out(self, name: str, weight: Tensor) -> Iterator[None]:
+        """Multiply unquantized inputs by the operand's original ``weight`` (N, C) while the context lasts."""
+        rows, before = self._rows_of(name), self.weight_mx
+        put = self._put[rows]
+        self.replace(name, weight)
+        self._put[rows] = name, AS_IT_IS
+        self._products = self._of_put()
+        try:
+            yield
+        finally:
+            self.weight_mx, self._put[rows] = before, put
+            self._products = self._of_put()
+
+    def _rows_of(self, name: str) -> Rows | None:
+        return next(rows for rows, (of_rows, _) in self._put.items() if of_rows == name)
+
+    def _of_put(self) -> list[_Product]:
+        """Return the products that the matrices are multiplied in."""
+        put = [(rows, *self._put.get(rows, ("", AS_IT_IS))) for rows in self._rows]
+        products = []
+        for formats, run in groupby(put, key=lambda one: one[2]):
+            matrices = list(run)
+            first, last = matrices[0][0], matrices[-1][0]
+            rows = None if first is None or last is None or len(matrices) == len(put) else first.joined(last)
+            products.append(_Product([name for _, name, _ in matrices if name], rows, formats))
+        return products
+
     def forward(self, x: Tensor) -> Tensor:
-        if self._activation is not None or self._rotated:
-            x = self.inputs(x, self._activation, self._name, self._rotated)
-        if self.tap is not None:
-            self.tap(x)
-        return F.linear(x, self.weight_mx, self.bias)
+        if len(self._products) == 1:
+            return F.linear(self._input(x, self._products[0]), self.weight_mx, self.bias)
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        for product in self._products:
+            assert product.rows is not None
+            weight = product.rows.of_weight(self.weight_mx).flatten(0, 1)
+            bias = None if self.bias is None else product.rows.of_outputs(self.bias).flatten()
+            outputs = product.rows.of_outputs(y)
+            outputs.copy_(F.linear(self._input(x, product), weight, bias).view(outputs.shape))
+        return y
+
+    def _input(self, x: Tensor, product: _Product) -> Tensor:
+        if product.formats != AS_IT_IS:
+            x = self.inputs(x, product.formats.fmt, product.names[0], product.formats.rotated)
+        for name in product.names:
+            if name in self.taps:
+                self.taps[name](x)
+        return x
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, activation={self._activation}"
+        inputs = ", ".join(dict.fromkeys(str(product.formats.fmt) for product in self._products))
+        return f"in_features={self.in_features}, out_features={self.out_features}, activation={inputs}"
 
 
 def stochastic_key(seed: int, name: str) -> int:

@@ -56,7 +56,7 @@ def parameters_without_room(model: nn.Module, sites: Sequence[Site]) -> list[nn.
     for site in sites:
         if site.formats.weight is not None:
             operand = site.operand
-            quantized.setdefault(operand.weight.device, {})[operand.module_name, id(operand.parameter)] = operand
+            quantized.setdefault(operand.parameter.device, {})[operand.module_name, id(operand.parameter)] = operand
     leaving: list[nn.Parameter] = []
     for device, copied in quantized.items():
         free, total = _memory(device)

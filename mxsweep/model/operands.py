@@ -5,20 +5,23 @@ mxsweep asks of it: its name (which ``modules`` patterns match), its role, its d
 the same input. Patterns, dry run, budget, GPTQ, rotations, sensitivity, inspection and diagnostics all start from
 :func:`find_operands`, with a loaded model or with one on the meta device, whose weights have shapes and no values.
 
-An operand is the weight of a module of its own, an ``nn.Linear`` or ``nn.Embedding`` (or of a subclass, which can be
-named but has no MX layer), or one of the many matrices in a parameter of experts, which is named as if it had a module:
-``model.layers.0.mlp.experts.3.down_proj`` (:mod:`mxsweep.model.expert_matrices`). Another weight that holds several
-matrices, as a fused q, k and v, is one operand without a role. Code elsewhere asks for ``operand.weight`` and
-``operand.shape`` and never for a module's ``weight``.
+An operand is the weight of a module of its own, an ``nn.Linear``, ``Conv1D`` or ``nn.Embedding`` (or of a subclass,
+which can be named and may have no MX layer, :mod:`mxsweep.model.linear_layers`), or one of the matrices in a parameter
+that holds several, which is named as if it had a module: an expert's as ``model.layers.0.mlp.experts.3.down_proj``
+(:mod:`mxsweep.model.expert_matrices`), rows of a fused weight as ``model.layers.0.self_attn.qkv_proj.q_proj``
+(:mod:`mxsweep.model.fused_weights`). Where in its parameter a matrix is says :mod:`mxsweep.model.matrices`. Code
+elsewhere asks for ``operand.weight`` and ``operand.shape`` and never for a module's ``weight``.
 
-Roles. A projection of a decoder block has the role that its name says (``q_proj`` is q, and so on), unless its shape
-contradicts; an expert's matrices are gate, up and down. Every other linear layer is ``other``, which claims nothing.
+Roles. A projection of a decoder block has the role that is declared for it, or that its name says (``q_proj`` is q, and
+so on), unless its shape contradicts; an expert's matrices are gate, up and down. Every other linear layer, and a fused
+weight whose layout is not declared, is ``other``, which claims nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -27,6 +30,9 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import LINEAR_MATMULS
 from mxsweep.model.decoder import block_around, block_number, decoder_blocks
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices
+from mxsweep.model.fused_weights import Layout, declared
+from mxsweep.model.linear_layers import has_matrix, is_transposed, why_not_replaceable
+from mxsweep.model.matrices import Matrix, WeightMatrix
 
 ROUTER, HEAD, EMBEDDING, OTHER = "router", "head", "embedding", "other"
 ROLES = (*LINEAR_MATMULS, ROUTER, HEAD, EMBEDDING, OTHER)
@@ -63,11 +69,12 @@ class Operand:
     """Hold one matrix that can be quantized.
 
     Attributes:
-        name: of the module that multiplies by it; an expert's with the expert's number and the projection's name.
-        module: that module; of a subclass of ``nn.Linear`` or ``nn.Embedding`` there is no MX layer.
+        name: of the module that multiplies by it; where the module has several, with the name of the matrix there.
+        module: that module.
         block: the name of the decoder block; None outside the blocks.
         input: the name of the first operand that reads the same tensor; its own where it is the first or alone.
-        expert: where in a module of experts the matrix is; None where it is the module's ``weight``.
+        matrix: where in the module's parameters it is.
+        of_module: all matrices of the module, this among them.
     """
 
     name: str
@@ -75,12 +82,23 @@ class Operand:
     block: str | None
     place: Place
     input: str
-    expert: ExpertMatrix | None = None
+    matrix: Matrix
+    of_module: Sequence[Matrix]
 
     @property
     def module_name(self) -> str:
         """Return the name of :attr:`module`."""
-        return self.name if self.expert is None else self.name.rsplit(".", 2)[0]
+        return self.name.removesuffix(f".{self.matrix.name}") if self.matrix.name else self.name
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether the matrix is all that its module multiplies by."""
+        return not self.matrix.name
+
+    @property
+    def expert(self) -> ExpertMatrix | None:
+        """Return the matrix where it is an expert's; None where it is not."""
+        return self.matrix if isinstance(self.matrix, ExpertMatrix) else None
 
     @property
     def role(self) -> str:
@@ -104,35 +122,34 @@ class Operand:
         return not isinstance(self.module, nn.Embedding)
 
     @property
-    def is_replaceable(self) -> bool:
-        """Return whether there is an MX layer for the module: a subclass may compute something else as well."""
-        return self.expert is not None or type(self.module) in (nn.Linear, nn.Embedding)
+    def why_not_replaceable(self) -> str | None:
+        """Return why there is no MX layer for the module; None where there is one."""
+        return None if self.expert is not None else why_not_replaceable(self.module)
 
     @property
     def parameter(self) -> nn.Parameter:
         """Return the parameter that the matrix is stored in, as the module has it now."""
-        return self.module.get_parameter("weight" if self.expert is None else self.expert.parameter)
+        return self.module.get_parameter(self.matrix.parameter)
 
     @property
     def weight(self) -> Tensor:
-        """Return the matrix (N, C), a view of :attr:`parameter`, detached."""
-        weight = self.parameter.detach()
-        return weight if self.expert is None else self.expert.of(weight)
+        """Return the matrix (N, C), detached: a view of :attr:`parameter` where its rows lie alike, or a copy."""
+        return self.matrix.of(self.parameter.detach())
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return (N, C)."""
-        return tuple(self.weight.shape)
+        return self.matrix.shape(self.parameter.detach())
 
     @property
     def size(self) -> int:
         """Return the number of elements."""
-        return self.weight.numel()
+        return math.prod(self.shape)
 
     @property
     def bits(self) -> int:
         """Return the bits of an element as the model stores it now."""
-        return self.weight.itemsize * 8
+        return self.parameter.itemsize * 8
 
 
 def find_operands(model: PreTrainedModel) -> dict[str, Operand]:
@@ -141,36 +158,51 @@ def find_operands(model: PreTrainedModel) -> dict[str, Operand]:
     A module with two names is an operand under each.
     """
     blocks = decoder_blocks(model)
-    modules = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear | nn.Embedding)
-    }
-    block_of = {name: block_around(name, blocks) for name in modules}
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if has_matrix(module)}
+    matrices = {name: _matrices(model, name, module, block_around(name, blocks)) for name, module in modules.items()}
+    roles = {_full(name, matrix): matrix.role for name, of_module in matrices.items() for matrix in of_module}
+    block_of = {name: block_around(name, blocks) for name in roles}
     parts = _parts(block_of)
-    roles = {name: _role(model, name, module, block_of[name]) for name, module in modules.items()}
-    first_readers = _first_readers(model, modules, roles)
+    first_readers = _first_readers(model, roles)
     operands: dict[str, Operand] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name in modules:
-            place = Place(block_number(block_of[name]), parts[name], roles[name])
-            operands[name] = Operand(name, modules[name], block_of[name], place, first_readers[name])
+            for matrix in matrices[name]:
+                full = _full(name, matrix)
+                place = Place(block_number(block_of[full]), parts[full], matrix.role)
+                operands[full] = Operand(
+                    full, module, block_of[full], place, first_readers[full], matrix, tuple(matrices[name])
+                )
         else:
             operands |= _expert_operands(name, module, block_around(name, blocks))
     return operands
+
+
+def _full(module: str, matrix: Matrix) -> str:
+    return f"{module}.{matrix.name}" if matrix.name else module
+
+
+def _matrices(model: PreTrainedModel, name: str, module: nn.Module, block: str | None) -> list[WeightMatrix]:
+    """Return the matrices in the weight of a linear layer or an embedding."""
+    role, transposed = _role(model, name, module, block), is_transposed(module)
+    if isinstance(role, str):
+        return [WeightMatrix(role, None, transposed)]
+    outputs = module.get_parameter("weight").shape[1 if transposed else 0]
+    return role.matrices(outputs, transposed) or [WeightMatrix(OTHER, None, transposed)]
 
 
 def _expert_operands(name: str, module: nn.Module, block: str | None) -> dict[str, Operand]:
     """Return the operands of a module of experts by name; none for any other module."""
     operands: dict[str, Operand] = {}
     first = ""
-    for matrix in expert_matrices(module):
+    matrices = tuple(expert_matrices(module))
+    for matrix in matrices:
         full_name = f"{name}.{matrix.name}"
         first = first or full_name
         place = Place(block_number(block), f"{name.rpartition('.')[2]}.{matrix.role}_proj", matrix.role)
         # Every expert reads the tokens; what down reads is the expert's own.
         reads = full_name if matrix.role == "down" else first
-        operands[full_name] = Operand(full_name, module, block, place, reads, matrix)
+        operands[full_name] = Operand(full_name, module, block, place, reads, matrix, matrices)
     return operands
 
 
@@ -206,7 +238,8 @@ def _inside(name: str, block: str | None) -> str:
     return name if block is None else name[len(block) + 1 :]
 
 
-def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | None) -> str:
+def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | None) -> str | Layout:
+    """Return the role of a layer, or how its weight is laid out where it is of several."""
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     if module is model.get_output_embeddings():
@@ -215,8 +248,11 @@ def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | Non
         return OTHER
     parent_name, _, last = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    if last in _ROUTER_NAMES and hasattr(parent, "experts"):
+    if parent_name.endswith(".router") or (last in _ROUTER_NAMES and hasattr(parent, "experts")):
         return ROUTER
+    known = declared(parent, last)
+    if known is not None:
+        return known
     role = _PROJECTIONS.get(last)
     return role if role is not None and _fits(role, parent) else OTHER
 
@@ -231,16 +267,14 @@ def _fits(role: str, parent: nn.Module) -> bool:
     return len(widths | ({down.in_features} if isinstance(down, nn.Linear) else set())) == 1
 
 
-def _first_readers(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], roles: Mapping[str, str]
-) -> dict[str, str]:
-    """Return for each operand the name of the first that reads the same tensor."""
+def _first_readers(model: PreTrainedModel, roles: Mapping[str, str | None]) -> dict[str, str]:
+    """Return for each operand the name of the first that reads the same tensor, given the roles of all."""
     together: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
-    for name in modules:
+    for name, role in roles.items():
         parent = name.rpartition(".")[0]
-        group = next((group for group in _READ_TOGETHER if roles[name] in group), None)
+        group = next((group for group in _READ_TOGETHER if role in group), None)
         # Attention over another sequence reads queries from one tensor, keys and values from another.
         if group is not None and "Cross" not in type(model.get_submodule(parent)).__name__:
             together[parent, group].append(name)
     first = {name: names[0] for names in together.values() for name in names}
-    return {name: first.get(name, name) for name in modules}
+    return {name: first.get(name, name) for name in roles}

@@ -45,7 +45,7 @@ def quantize_model(
     For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
 
     Args:
-        model: a Hugging Face causal language model whose projections are ``nn.Linear``, or of declared experts.
+        model: a Hugging Face causal language model whose projections are linear layers, or of declared experts.
         recipe: what each kind of tensor becomes.
         prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
         keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
@@ -63,7 +63,7 @@ def quantize_model(
     stored = Stored.of(model, sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
-    # A matrix of an expert is one of many in a parameter, which can leave with the last of them.
+    # A parameter may hold several matrices: it can leave with the last of them.
     last_in = {(site.operand.module_name, id(site.operand.parameter)): site for site in sites}
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
     with (
@@ -104,8 +104,7 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
     Args:
         operands: as found before the model was quantized.
     """
-    of_experts = [operand for operand in operands if operand.expert is not None]
-    alone = [operand for operand in operands if operand.expert is None]
+    alone = [operand for operand in operands if operand.is_alone]
     replacements = {operand.name: model.get_submodule(operand.name) for operand in alone}
     moved: list[tuple[nn.Parameter, Tensor]] = []
     try:
@@ -116,10 +115,14 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
                 parameter.data = parameter.data.to(quantized.device)
             _put(model, operand.name, operand.module)
         with ExitStack() as stack:
-            for operand in of_experts:
-                stand_in = model.get_submodule(operand.module_name)
-                assert isinstance(stand_in, MXExperts) and operand.expert is not None
-                stack.enter_context(stand_in.left_out(operand.expert, operand.weight))
+            for operand in operands:
+                if not operand.is_alone:
+                    stand_in = model.get_submodule(operand.module_name)
+                    if isinstance(stand_in, MXExperts):
+                        assert operand.expert is not None
+                        stack.enter_context(stand_in.left_out(operand.expert, operand.weight))
+                    elif isinstance(stand_in, MXLinear):
+                        stack.enter_context(stand_in.left_out(operand.name, operand.weight))
             yield
     finally:
         for parameter, data in moved:
@@ -129,22 +132,25 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
 
 
 def _stand_in(model: nn.Module, site: Site, weight_mx: Tensor, inputs: InputQuantizer) -> None:
-    """Have a quantized weight stand in for a site's: in a module of its own, or among a module's experts."""
-    module, name = site.operand.module, site.operand.module_name
+    """Have a quantized weight stand in for a site's: in a module of its own, or among the matrices of a module."""
+    operand, name = site.operand, site.operand.module_name
+    if isinstance(operand.module, nn.Embedding):
+        embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=operand.module.padding_idx)
+        _put(model, name, embedding.train(operand.module.training))
+        return
+    stand_in = model.get_submodule(name)
+    if stand_in is operand.module:
+        of_experts = operand.expert is not None
+        stand_in = MXExperts(stand_in, inputs) if of_experts else MXLinear(stand_in, operand.of_module, inputs)
+        _put(model, name, stand_in)
     activation, rotated = site.formats.activation, site.rotation_block is not None
-    if site.operand.expert is not None:
-        experts = model.get_submodule(name)
-        if not isinstance(experts, MXExperts):
-            experts = MXExperts(module, inputs)
-            _put(model, name, experts)
-        changed = weight_mx if rotated or site.formats.weight is not None else None
-        experts.put(site.name, site.operand.expert, changed, activation, rotated)
-    elif isinstance(module, nn.Linear):
-        _put(model, name, MXLinear(module, name, weight_mx, activation, inputs, rotated))
+    changed = weight_mx if rotated or site.formats.weight is not None else None
+    if isinstance(stand_in, MXExperts):
+        assert operand.expert is not None
+        stand_in.put(site.name, operand.expert, changed, activation, rotated)
     else:
-        assert isinstance(module, nn.Embedding)
-        embedding = nn.Embedding.from_pretrained(weight_mx, padding_idx=module.padding_idx)
-        _put(model, name, embedding.train(module.training))
+        assert isinstance(stand_in, MXLinear)
+        stand_in.put(site.name, operand.matrix, changed, activation, rotated)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

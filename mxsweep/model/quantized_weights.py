@@ -38,7 +38,7 @@ def quantize_weight(
     Args:
         prepared: the quantized weight that a weight method chose; None to round to nearest.
     """
-    if site.operand.weight.device.type == "meta":
+    if site.operand.parameter.device.type == "meta":
         raise ConfigError(
             f"model.device_map: {site.name} was offloaded from the GPUs, where its weight cannot be quantized; "
             "use more or larger GPUs, or model.device=cpu"

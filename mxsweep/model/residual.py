@@ -91,9 +91,7 @@ class _Stream:
             embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
             blocks = decoder_blocks(model)
             operands = {
-                (operand.block, operand.role): operand
-                for operand in find_operands(model).values()
-                if operand.expert is None
+                (operand.block, operand.role): operand for operand in find_operands(model).values() if operand.is_alone
             }
             readers: list[Any] = [
                 (

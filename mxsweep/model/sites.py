@@ -54,25 +54,30 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     _check_patterns(model, recipe, operands)
     sites = []
     for operand in operands.values():
-        by_default = operand.is_linear and operand.block is not None and operand.role != ROUTER
-        formats = recipe.formats_of(operand.name, by_default)
+        by_default = _is_quantized_by_default(operand)
+        formats = recipe.formats_of(operand.name, by_default, operand.module_name)
         if not operand.is_linear and formats.weight is not None:
             formats = LinearFormats(weight=formats.weight)  # an embedding's input is token ids
         if formats == LinearFormats():
             continue
-        if not operand.is_replaceable:
+        if problem := operand.why_not_replaceable:
             raise ConfigError(
-                f"modules: {operand.name} is a {type(operand.module).__name__}, for which there is no MX layer; "
-                f"leave it as it is with modules={{{operand.name}: none}}"
+                f"modules: {operand.name} {problem}; leave it as it is with modules={{{operand.name}: none}}"
             )
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
         sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
     _check_rotation(model, recipe, operands)
-    if not sites and recipe.linear != LinearFormats():
+    if recipe.linear != LinearFormats() and not any(map(_is_quantized_by_default, operands.values())):
         raise ConfigError(
-            f"format: {type(model).__name__} has no torch.nn.Linear in its decoder blocks to quantize; allowed: none"
+            f"format: {type(model).__name__} has no linear layers in its decoder blocks that could be quantized; "
+            "allowed: none"
         )
     return sites
+
+
+def _is_quantized_by_default(operand: Operand) -> bool:
+    """Return whether an operand gets the format of linear layers where no pattern matches it."""
+    return operand.is_linear and operand.block is not None and operand.role != ROUTER
 
 
 def _names_in_blocks(model: nn.Module) -> set[str]:
@@ -84,7 +89,8 @@ def _names_in_blocks(model: nn.Module) -> set[str]:
 
 def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
     for pattern, formats in recipe.modules:
-        names = set(operands) if formats != LinearFormats() else {*operands, *_names_in_blocks(model)}
+        named = {*operands, *(operand.module_name for operand in operands.values())}
+        names = named if formats != LinearFormats() else named | _names_in_blocks(model)
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "

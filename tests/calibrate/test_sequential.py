@@ -66,7 +66,7 @@ def hessians_of(recipe: Recipe, weights: dict[str, Tensor], batches: list[Tensor
     with torch.no_grad(), quantize_model(model, recipe, prepared=Prepared(weights=weights)):
         for name, module in model.named_modules():
             if isinstance(module, MXLinear):
-                module.tap = seen.setdefault(name, []).append
+                module.taps[name] = seen.setdefault(name, []).append
         for batch in batches:
             model(input_ids=batch, use_cache=False)
     rows = {name: torch.cat([x.flatten(0, -2) for x in xs]).double() for name, xs in seen.items()}

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.models.mllama.modeling_mllama import MllamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.formats.recipe import LINEAR_MATMULS, Rotation
@@ -50,20 +51,23 @@ EMBEDDING_AND_HEAD = {"model.embed_tokens": "embedding", "lm_head": "head"}
 # Configuration; the operands in the last decoder block and those outside the blocks, with their roles.
 ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]] = {
     "llama": (LlamaConfig(**SIZES), ATTENTION | MLP, EMBEDDING_AND_HEAD),
-    # Its projections are of a class of their own, which is no linear layer of torch's.
+    # Its projections are Conv1D, whose weights are stored (C, N).
     "gpt2": (
         GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4, n_positions=64),
-        {},
+        {f"attn.c_attn.{role}_proj": role for role in ("q", "k", "v")}
+        | {"attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
         {"transformer.wte": "embedding", "transformer.wpe": "embedding", "lm_head": "head"},
     ),
     # q, k and v in one matrix, whose rows belong to them head by head.
     "gpt_neox": (
         GPTNeoXConfig(**{name: size for name, size in SIZES.items() if name != "num_key_value_heads"}),
         {
-            "attention.query_key_value": OTHER,
-            "attention.dense": OTHER,
-            "mlp.dense_h_to_4h": OTHER,
-            "mlp.dense_4h_to_h": OTHER,
+            "attention.query_key_value.q_proj": "q",
+            "attention.query_key_value.k_proj": "k",
+            "attention.query_key_value.v_proj": "v",
+            "attention.dense": "o",
+            "mlp.dense_h_to_4h": "up",
+            "mlp.dense_4h_to_h": "down",
         },
         {"gpt_neox.embed_in": "embedding", "lm_head": "head"},
     ),
@@ -74,9 +78,9 @@ ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]
             "self_attn.k_proj": "k",
             "self_attn.v_proj": "v",
             "self_attn.q_proj": "q",
-            "self_attn.out_proj": OTHER,
-            "fc1": OTHER,
-            "fc2": OTHER,
+            "self_attn.out_proj": "o",
+            "fc1": "up",
+            "fc2": "down",
         },
         {
             "model.decoder.embed_tokens": "embedding",
@@ -90,8 +94,11 @@ ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]
         Phi3Config(**SIZES),
         {
             "self_attn.o_proj": "o",
-            "self_attn.qkv_proj": OTHER,
-            "mlp.gate_up_proj": OTHER,
+            "self_attn.qkv_proj.q_proj": "q",
+            "self_attn.qkv_proj.k_proj": "k",
+            "self_attn.qkv_proj.v_proj": "v",
+            "mlp.gate_up_proj.gate_proj": "gate",
+            "mlp.gate_up_proj.up_proj": "up",
             "mlp.down_proj": "down",
         },
         EMBEDDING_AND_HEAD,
@@ -162,10 +169,13 @@ def test_what_is_an_operand_and_its_role(name: str, device: str) -> None:
         assert operand.role in ROLES
         assert operand.layer == (None if operand.block is None else int(operand.block.rpartition(".")[2]))
         assert operand.module is model.get_submodule(operand.module_name)
-        assert operand.weight.untyped_storage().data_ptr() == operand.parameter.untyped_storage().data_ptr()
-        if operand.expert is None:
-            assert operand.shape == tuple(model.get_submodule(operand.name).weight.shape)
-            assert (operand.size, operand.bits) == (operand.parameter.numel(), 32)
+        view = operand.matrix.view(operand.parameter)
+        assert view.untyped_storage().data_ptr() == operand.parameter.untyped_storage().data_ptr()
+        assert operand.shape == tuple(operand.weight.shape) and operand.size == operand.weight.numel()
+        assert operand.bits == 32
+        if operand.is_alone:
+            shape = tuple(model.get_submodule(operand.name).weight.shape)
+            assert operand.shape == (shape[::-1] if isinstance(operand.module, Conv1D) else shape)
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -239,14 +249,17 @@ def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are
     formats = LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1"))
     moe = build(ARCHITECTURES["qwen2_moe"][0])
     with quantize_model(moe, Recipe(formats, rotation=Rotation(("gate", "o"), 16))):
-        rotated = {name for name, module in moe.named_modules() if isinstance(module, MXLinear) and module._rotated}
+        layers = [module for module in moe.modules() if isinstance(module, MXLinear)]
+        rotated = {name for layer in layers for name, formats in layer.inputs_of.items() if formats.rotated}
     assert {name.split(".", 3)[3] for name in rotated} == {"self_attn.o_proj", "mlp.shared_expert.gate_proj"}
-    phi3 = build(ARCHITECTURES["phi3"][0], "meta")
-    problem = recipe_problem(phi3, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16)))
-    assert problem == "rotation.matmuls: 'q' is no linear layer of Phi3ForCausalLM; allowed: o, down, qk"
+    gpt2 = build(ARCHITECTURES["gpt2"][0], "meta")
+    problem = recipe_problem(gpt2, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16)))
+    assert (
+        problem == "rotation.matmuls: 'gate' is no linear layer of GPT2LMHeadModel; allowed: q, k, v, o, up, down, qk"
+    )
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "opt", "phi3", "mixtral", "qwen2_moe", "deepseek_v2"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "phi3", "mixtral", "qwen2_moe", "deepseek_v2"])
 def test_a_plan_counts_what_the_run_does(name: str, tmp_path: Path) -> None:
     """From the same operands, experts among them."""
     model = build(ARCHITECTURES[name][0])
@@ -262,10 +275,14 @@ def test_a_plan_counts_what_the_run_does(name: str, tmp_path: Path) -> None:
     assert planned.simulated_bytes == sum(parameter.nbytes for parameter in model.parameters()) + copies
 
 
-def test_gpt2_has_nothing_to_quantize_in_its_blocks() -> None:
-    model = build(ARCHITECTURES["gpt2"][0], "meta")
-    problem = recipe_problem(model, Recipe(LinearFormats(MXFormat("fp4_e2m1"), None)))
-    assert problem is not None and problem.startswith("format: GPT2LMHeadModel has no torch.nn.Linear in its decoder")
+def test_a_model_without_linear_layers_in_its_blocks_is_refused_whatever_a_pattern_names() -> None:
+    """With a head in MX beside them, blocks that stay as they are were called by the format's name."""
+    model = build(LlamaConfig(**SIZES | {"num_hidden_layers": 0}), "meta")
+    for modules in ((), (("lm_head", LinearFormats(MXFormat("int8"))),)):
+        problem = recipe_problem(model, Recipe(LinearFormats(MXFormat("fp4_e2m1"), None), modules=modules))
+        assert problem is not None and problem.startswith(
+            "format: LlamaForCausalLM has no linear layers in its decoder"
+        )
 
 
 def test_attention_that_cannot_be_reached_is_known_beforehand() -> None:
@@ -291,7 +308,7 @@ def test_models_that_cannot_be_built_are_unknown(tmp_path: Path) -> None:
 def test_a_subclass_is_an_operand_that_is_refused_by_name() -> None:
     model = build(ARCHITECTURES["llama4"][0])
     router = find_operands(model)["model.layers.1.feed_forward.router"]
-    assert router.role == "router" and not router.is_replaceable
+    assert router.role == "router" and router.why_not_replaceable
     formats = LinearFormats(MXFormat("fp4_e2m1"))
     with pytest.raises(ConfigError, match=r"feed_forward\.router is a Llama4Router, for which there is no MX layer"):
         quantize_model(model, Recipe(modules=(("*.router", formats),))).__enter__()
