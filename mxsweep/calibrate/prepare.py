@@ -26,6 +26,7 @@ from mxsweep.calibrate.weights import clipped, refuse_experts, solve_without_dat
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
+from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
@@ -64,6 +65,7 @@ def prepare(
     bench = Workbench(model, config, progress)
     if config.needs_calibration:
         calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)
+        refuse_unknown_tokens(calibration.sequences, model, tokenizer)
         refuse_evaluated(calibration, tasks, config.task, config.calibration)
         bench.use_calibration(calibration)
     # In this order: each sees what was worked out before it.

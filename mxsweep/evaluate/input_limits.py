@@ -1,29 +1,32 @@
-"""Refuse what a model cannot read: tokens past its embedding, positions past a table of learned ones.
+"""Refuse what a model cannot read: tokens past its embedding, positions past a table of learned ones, and tasks that
+need a special token that its tokenizer does not have.
 
 torch answers with an IndexError on a CPU, and on a GPU with an assertion after which the process can do nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
+from lm_eval.api.task import Task
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.forward.scoring import ScoringRequest
+from mxsweep.evaluate.request_tokens import NO_PREFIX
 from mxsweep.terminal.errors import ConfigError
 
 _RESERVED = 2  # rows that OPT's and BART's tables hold before the first position
 
 
 def refuse_unknown_tokens(
-    requests: Iterable[ScoringRequest], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    sequences: Iterable[np.ndarray], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Raise ConfigError where a request holds a token that the model's embedding has no row for."""
+    """Raise ConfigError where a sequence of token ids (T,) holds one that the model's embedding has no row for."""
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if rows is None:
         return  # a table of another kind
-    largest = max((int(request.tokens.max()) for request in requests if len(request.tokens)), default=0)
+    largest = max((int(tokens.max()) for tokens in sequences if len(tokens)), default=0)
     if largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise ConfigError(
@@ -45,4 +48,19 @@ def refuse_unlearned_positions(model: PreTrainedModel, max_length: int | None) -
             raise ConfigError(
                 f"model.max_length: {max_length} is more than the {limit} positions that the model learned; "
                 f"allowed: at most {limit}"
+            )
+
+
+def refuse_missing_special_tokens(tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError where a task scores whole texts, or generates, and the tokenizer lacks the token for it.
+
+    That a question has no context shows when its tokens are made.
+    """
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "loglikelihood_rolling" and tokenizer.bos_token_id is tokenizer.eos_token_id is None:
+            raise ConfigError(f"task: {name}: {NO_PREFIX}")
+        if task.OUTPUT_TYPE == "generate_until" and tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"task: {name} generates, and the tokenizer has no end token for lm-eval to stop at; name one in "
+                "tokenizer_config.json (eos_token), or take tasks that are scored by log-likelihood"
             )

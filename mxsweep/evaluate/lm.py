@@ -22,7 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
-from mxsweep.evaluate.request_tokens import encode_pairs, encode_windows
+from mxsweep.evaluate.odd_requests import (
+    describe_appended,
+    describe_appended_texts,
+    describe_merged,
+    refuse_unscorable,
+)
+from mxsweep.evaluate.request_tokens import are_merged, encode_pairs, encode_prompts, encode_windows
 from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
@@ -62,6 +68,10 @@ class FastLM(HFLM):
         self._rope_lengths = RopeLengths(model)
         if self._rope_lengths:
             batch_size = 1  # or the longest sequence of a batch would decide about the others
+        if not {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id} - {None}:
+            tokenizer.pad_token_id = (
+                0  # or lm-eval adds a token, which the model has no row for; what is padded is masked
+            )
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
         )
@@ -81,8 +91,11 @@ class FastLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return, of each request (context, continuation), the continuation's log-likelihood in nats; is it greedy?"""
         with self._encoding():
-            pairs = encode_pairs(self, [request.args for request in requests])
-        refuse_unknown_tokens(pairs, self.model, self.tokenizer)
+            texts = [request.args for request in requests]
+            pairs, merged = encode_pairs(self, texts), are_merged(self, texts)
+        refuse_unscorable(requests, pairs)
+        self._refuse_unknown(pairs)
+        self._warn_of([*describe_merged(requests, merged), *describe_appended(requests, pairs, self.tokenizer)])
         answers = self._scorer.score(pairs, self._on_scored)
         for request, pair, (loglikelihood, _) in zip(requests, pairs, answers, strict=True):
             self._count_tokens(request, loglikelihood, pair.targets)
@@ -93,12 +106,24 @@ class FastLM(HFLM):
         with self._encoding():
             texts = encode_windows(self, [request.args[0] for request in requests])
         windows_of_all = [window for windows in texts for window in windows]
-        refuse_unknown_tokens(windows_of_all, self.model, self.tokenizer)
+        self._refuse_unknown(windows_of_all)
+        self._warn_of(describe_appended_texts(len(texts), "it is scored at the end of each text", self.tokenizer))
         answers = iter(self._scorer.score(windows_of_all, self._on_scored))
         totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
         for request, windows, loglikelihood in zip(requests, texts, totals, strict=True):
             self._count_tokens(request, loglikelihood, sum(window.targets for window in windows))
         return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model generates after each request's prompt, as HFLM does."""
+        with self._encoding():
+            prompts = encode_prompts(self, [request.args[0] for request in requests])
+        self._refuse_unknown(prompts)
+        self._warn_of(
+            describe_appended_texts(len(prompts), "what is generated stands behind it, in each prompt", self.tokenizer)
+        )
+        generated: list[str] = super().generate_until(requests, disable_tqdm)
+        return generated
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
         self._rope_lengths.forget()
@@ -161,6 +186,13 @@ class FastLM(HFLM):
     def _count_tokens(self, request: Instance, loglikelihood: float, tokens: int) -> None:
         if tokens:  # none of an empty text
             self.scored.add(str(request.task_name), request.doc_id or 0, loglikelihood, tokens)
+
+    def _refuse_unknown(self, encoded: Iterable[ScoringRequest]) -> None:
+        refuse_unknown_tokens((request.tokens for request in encoded), self.model, self.tokenizer)
+
+    def _warn_of(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self._warn(message)
 
     def _warn(self, message: str) -> None:
         log.warning(message)

@@ -8,6 +8,7 @@ from mxsweep.calibrate.prepare import prepare
 from mxsweep.calibrate.texts import calibration_tokens
 from mxsweep.config.calibration_data import resolve_calibration
 from mxsweep.config.run_config import RunConfig
+from mxsweep.evaluate.input_limits import refuse_unknown_tokens, refuse_unlearned_positions
 from mxsweep.formats.recipe import Prepared
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.measure.sensitivity import Sensitivity, measure
@@ -30,6 +31,7 @@ def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sens
     calibrated_on = resolve_calibration(config.calibration, config.model)  # whatever else needs it, this does
     loaded = load_configured(config.model)
     model = loaded.model
+    refuse_unlearned_positions(model, config.model.max_length)
     length = config.model.max_length or model.config.get_text_config().max_position_embeddings
     with ExitStack() as stack:
         if config.rotation.residual:
@@ -39,6 +41,7 @@ def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sens
             made = prepare(model, loaded.tokenizer, config, {}, length, progress)
             recipe, prepared = made.recipe, made.prepared
         calibration = calibration_tokens(calibrated_on, config.model, loaded.tokenizer, length)
+        refuse_unknown_tokens(calibration.sequences, model, loaded.tokenizer)
         divergence = Divergence(model, calibration.sequences)
         measured = measure(model, recipe, divergence, by, prepared, in_phase(progress, f"losses by {by}"))
     return measured, calibration.description

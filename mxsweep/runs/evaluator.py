@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mxsweep.config.refusals import no_chat_template
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm
-from mxsweep.evaluate.input_limits import refuse_unlearned_positions
+from mxsweep.evaluate.input_limits import refuse_missing_special_tokens, refuse_unlearned_positions
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.model.load import load_configured
@@ -56,6 +56,7 @@ def load_evaluator(config: RunConfig) -> Evaluator:
     tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
     loaded = load_configured(model)
     refuse_unlearned_positions(loaded.model, model.max_length)
+    refuse_missing_special_tokens(tasks["tasks"], loaded.tokenizer)
     if task.apply_chat_template and not loaded.tokenizer.chat_template:
         raise ConfigError(no_chat_template(model.label))
     lm = make_lm(

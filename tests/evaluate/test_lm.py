@@ -367,8 +367,11 @@ def test_a_model_without_an_output_layer_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (("   ", "Irene"), "task: for this tokenizer a request has no token to score, or none before it"),
-        (("Irene", ""), "task: for this tokenizer a request has no token to score, or none before it"),
+        (
+            ("   ", "Irene"),
+            "task: for this tokenizer a request has no token before what is scored: 'Irene' after '   '",
+        ),
+        (("Irene", ""), "task: for this tokenizer a request has no token to score: '' after 'Irene'"),
         (("Irene", " hid the kettle in the attic"), "model.max_length: 4 is less than the 6 tokens of an answer"),
     ],
 )
