@@ -22,9 +22,9 @@ from mxsweep.model.special_tokens import ending_of
 from mxsweep.terminal.errors import ConfigError
 
 NO_PREFIX = (
-    "model.path: the tokenizer has neither a beginning-of-sequence token nor an end token, and lm-eval puts one in front "
-    "of what has no context: an empty context, and the first window of a long text; name one in tokenizer_config.json "
-    "(bos_token, eos_token), or take tasks whose every answer has a context"
+    "model.path: the tokenizer has neither a beginning-of-sequence token nor an end token, and lm-eval puts one in "
+    "front of what has no context: an empty context, and the first window of a long text; name one in "
+    "tokenizer_config.json (bos_token, eos_token), or take tasks whose every answer has a context"
 )
 
 
