@@ -40,6 +40,7 @@ def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = Non
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
     from mxsweep.model.coverage import Stored
+    from mxsweep.model.rotated_products import RotatedProducts
     from mxsweep.model.sites import find_sites
 
     sites = find_sites(model, recipe)
@@ -54,4 +55,6 @@ def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = Non
     bits = stored.bits_per_weight
     if bits is not None and budget is not None:
         bits = stored.bits_at(budget)
-    return Footprint(bits, round(stored.bits / 8), originals + sum(copied.values()), tuple(stored.warnings))
+    rotated = RotatedProducts.of(sites, recipe)
+    warnings = (*stored.warnings, *(rotated.warnings if rotated else []))
+    return Footprint(bits, round(stored.bits / 8), originals + sum(copied.values()), warnings)

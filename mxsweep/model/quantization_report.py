@@ -11,6 +11,7 @@ from typing import Any
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.coverage import Stored
 from mxsweep.model.operands import Place
+from mxsweep.model.rotated_products import RotatedProducts
 from mxsweep.model.tensor_statistics import TensorStatistics
 from mxsweep.numerics import BlockStatistics, MXFormat
 
@@ -58,6 +59,7 @@ class QuantizationReport:
         bits_per_quantized_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
+        rotated: how many products are rotated; None without a rotation.
     """
 
     layers: tuple[LayerReport, ...]
@@ -69,6 +71,7 @@ class QuantizationReport:
     stored: Stored
     offloaded_bytes: int = 0
     latent_modules: int = 0
+    rotated: RotatedProducts | None = None
 
     @staticmethod
     def of(
@@ -78,6 +81,7 @@ class QuantizationReport:
         stored: Stored,
         offloaded_bytes: int = 0,
         latent_modules: int = 0,
+        rotated: RotatedProducts | None = None,
     ) -> QuantizationReport:
         """Sum up reports of layers; ``attention`` has the places of the attention modules."""
         weights = sum(layer.weights for layer in layers)
@@ -91,6 +95,7 @@ class QuantizationReport:
             stored=stored,
             offloaded_bytes=offloaded_bytes,
             latent_modules=latent_modules,
+            rotated=rotated,
         )
 
     @property
@@ -105,7 +110,7 @@ class QuantizationReport:
     @property
     def warnings(self) -> list[str]:
         """Return what a reader of the results should know, a sentence or more each."""
-        return self.stored.warnings
+        return [*self.stored.warnings, *(self.rotated.warnings if self.rotated else [])]
 
     @property
     def bits_per_parameter(self) -> float:
@@ -128,6 +133,7 @@ class QuantizationReport:
             "formats": _format_counts(self.layers),
             "attention_modules": self.attention_modules,
             **({"latent_modules": self.latent_modules} if self.latent_modules else {}),
+            **({"products": self.rotated.products, "products_rotated": self.rotated.rotated} if self.rotated else {}),
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
@@ -155,6 +161,8 @@ class QuantizationReport:
         data, lines = self.as_dict(), []
         for formats, count in data["formats"].items():
             lines.append(f"Replaced {count} layer{'s' * (count != 1)}: {formats}")
+        if self.rotated:
+            lines.append(self.rotated.line)
         if self.latent_modules:
             lines.append(f"Latents and RoPE keys in {self.key} in {self.latent_modules} attention layers (MLA)")
         if self.attention_modules > self.latent_modules:

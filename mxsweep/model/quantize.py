@@ -25,6 +25,7 @@ from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_places
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
+from mxsweep.model.rotated_products import RotatedProducts
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import PendingStatistics
 
@@ -60,7 +61,7 @@ def quantize_model(
             rounded stochastically and do not tell which example they are of.
     """
     sites = find_sites(model, recipe)
-    stored = Stored.of(model, sites, recipe)
+    stored, rotated = Stored.of(model, sites, recipe), RotatedProducts.of(sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
     # A parameter may hold several matrices: it can leave with the last of them.
@@ -89,7 +90,7 @@ def quantize_model(
             layers = layer_reports(sites, measured, prepared.weights)
             latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
             places = find_places(model, attention)
-            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents)
+            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents, rotated)
         finally:
             inputs.forget()
             for site in sites:

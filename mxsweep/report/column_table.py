@@ -110,6 +110,16 @@ MEASURED: list[Column] = [
         "diagnostics",
         "bits_per_parameter",
     ),
+    Column(
+        "products_rotated",
+        "quantized products of the decoder blocks that are rotated; in tables of how many",
+        lambda row: row.products_rotated,
+        lambda row: ABSENT if row.products_rotated is None else f"{row.products_rotated:g} of {row.products or 0:g}",
+        kind=int,
+        title="products rotated",
+        outputs=PAGE_AND_DATA | {Output.MARKDOWN},
+        more=(Field("products", "quantized products of the decoder blocks", int, lambda entry: entry.row.products),),
+    ),
     measured_column(
         "parameter_bytes",
         "bytes that the whole model's parameters take, scales included",

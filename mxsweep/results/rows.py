@@ -65,6 +65,16 @@ class Row:
         return bits
 
     @property
+    def products_rotated(self) -> float | None:
+        """Return how many quantized products of the decoder blocks are rotated; None without a rotation."""
+        return self.number("diagnostics", "products_rotated")
+
+    @property
+    def products(self) -> float | None:
+        """Return of how many products they are."""
+        return self.number("diagnostics", "products")
+
+    @property
     def warnings(self) -> list[str]:
         """Return what the run warns of, as recorded."""
         warnings = self.recorded("warnings")
