@@ -40,6 +40,8 @@ def check_combination(config: RunParts) -> None:
             f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "
             "allowed: nearest, even, floor"
         )
+    if problem := config.recipe.kv.problem_with(config.recipe.key):
+        raise ConfigError(problem)
     for fmt in config.recipe.formats():
         problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
         if problem is not None:

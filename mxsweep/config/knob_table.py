@@ -35,7 +35,7 @@ from mxsweep.config.value_types import (
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
-from mxsweep.formats.recipe import MATMULS
+from mxsweep.formats.recipe import LATENT_IN_CACHE, LATENTS, MATMULS
 
 MOST_NOISE = 100  # further evaluations of a run
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
@@ -54,7 +54,7 @@ def _format(path: str, help: str, type: ValueType, **more: Any) -> Knob:
 
 def _kv(path: str, help: str, type: ValueType, off: Any = UNSET, remedy: Remedy | None = None, **more: Any) -> Knob:
     """Declare a knob of how keys and values are quantized."""
-    place = "kv_options" if remedy else "formats"
+    place = more.pop("place", "kv_options" if remedy else "formats")
     return Knob(
         f"kv_quant.{path}",
         help,
@@ -357,6 +357,14 @@ KEYS_AND_VALUES = (
         Number("0 to 1", 0, 1),
         off=0.0,
         remedy=Remedy("keys smoothed by {:g}"),
+    ),
+    _kv(
+        "latent",
+        "of multi-head latent attention (MLA: DeepSeek-V3, ...), what is quantized; cache: the latent and the RoPE key "
+        "of a token, which the cache holds; expanded: the keys and values of each head that are computed from these",
+        Choice(words=LATENTS),
+        off=LATENT_IN_CACHE,
+        place="kv_options",
     ),
 )
 

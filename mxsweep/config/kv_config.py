@@ -9,7 +9,6 @@ from typing import Any
 from mxsweep.config.format_config import FormatConfig, element_name
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.formats.recipe import KVOptions
-from mxsweep.terminal.errors import ConfigError
 
 DEFAULTS = KVOptions()
 
@@ -29,23 +28,7 @@ class KVConfig:
     recent: int
     scales: str
     smooth: float
-
-    def __post_init__(self) -> None:
-        if self.key_axis == "channel" and self.key != "none":
-            self._check_channel()
-
-    def _check_channel(self) -> None:
-        if self.block_size == 0 or isinstance(self.block_size, tuple):
-            raise ConfigError(
-                f"kv_quant.block_size: {self.block_size!r} does not go with kv_quant.key_axis=channel, whose blocks "
-                "are of tokens; allowed: a whole number of 1 or more"
-            )
-        for field, value, allowed in (("scales", self.scales, "block"), ("tensor_scale", self.tensor_scale, False)):
-            if value != allowed:
-                raise ConfigError(
-                    f"kv_quant.{field}: {str(value).lower()} does not go with kv_quant.key_axis=channel; "
-                    f"allowed: {str(allowed).lower()}"
-                )
+    latent: str
 
     @property
     def name(self) -> str:
@@ -58,8 +41,10 @@ class KVConfig:
         if self.key == self.value == "none":
             return DEFAULTS
         if self.key == "none":
-            return KVOptions(first=self.first, recent=self.recent, scales=self.scales)
-        return KVOptions(self.key_axis, self.rope, self.first, self.recent, self.scales, float(self.smooth))
+            return KVOptions(first=self.first, recent=self.recent, scales=self.scales, latent=self.latent)
+        return KVOptions(
+            self.key_axis, self.rope, self.first, self.recent, self.scales, float(self.smooth), self.latent
+        )
 
     def as_dict(self, run: FormatConfig) -> dict[str, Any]:
         """Return, for the record, the name in tables, and what has an effect and is not the run's anyway."""

@@ -111,7 +111,7 @@ def formats_entries(config: RunParts) -> Entries:
 
 def _kv_entries(config: RunParts) -> Entries:
     options = config.recipe.kv
-    return {} if options == KVOptions() else {"kv_options": dataclasses.asdict(options)}
+    return {} if options == KVOptions() else {"kv_options": options.as_dict()}
 
 
 def _rotation_entries(config: RunParts) -> Entries:

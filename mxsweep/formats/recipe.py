@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxsweep.formats.mxformat import MXFormat
 
@@ -17,6 +17,7 @@ MOST_LEFT = 0.01  # of the decoder blocks' weights that stay as they are unasked
 LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
 QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
+LATENT_IN_CACHE, LATENT_EXPANDED = LATENTS = ("cache", "expanded")  # which of MLA's is quantized
 TENSOR_KINDS = ("weight", "activation", "key", "value")  # what a recipe gives formats to, in the order of tables
 
 
@@ -57,6 +58,8 @@ class KVOptions:
         scales: "block", or "head": one scale for all of a head's dimensions (and of a per-tensor scale, one a head).
         smooth: 0 to 1: keys are divided by s_c = max |k_c|^smooth over the calibration tokens (rounded to a power of
             two, equal over the two channels of a RoPE pair), and queries multiplied by it. 0: not at all.
+        latent: of multi-head latent attention (MLA) is quantized what the "cache" holds, a latent and a RoPE key for
+            each token, or the keys and values of each head, "expanded" from these.
     """
 
     key_axis: str = "token"
@@ -65,6 +68,35 @@ class KVOptions:
     recent: int = 0
     scales: str = "block"
     smooth: float = 0.0
+    latent: str = LATENT_IN_CACHE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name; without ``latent`` by default, so that what was made before it keeps its hash."""
+        options = asdict(self)
+        return options if self.latent != LATENT_IN_CACHE else {k: v for k, v in options.items() if k != "latent"}
+
+    def __repr__(self) -> str:
+        """Return the options of :meth:`as_dict` in brackets: what is stored under a recipe's text stays found."""
+        return f"KVOptions({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
+
+    def problem_with(self, key: MXFormat | None) -> str | None:
+        """Return why keys of this format cannot be quantized so, as far as no model has a say; None where they can."""
+        if key is None or self.key_axis != "channel":
+            return None
+        if not isinstance(key.block_size, int) or key.block_size == 0:
+            return (
+                f"kv_quant.block_size: {key.block_size!r} does not go with kv_quant.key_axis=channel, whose blocks are "
+                "of tokens; allowed: a whole number of 1 or more"
+            )
+        if key.tensor_scale:
+            # A token's own, over its channels, would not be of the channel's block; the block's would be its scale.
+            return (
+                "kv_quant.tensor_scale: true does not go with kv_quant.key_axis=channel; allowed: false, for example "
+                "with kv_quant.scale=e5m3"
+            )
+        if self.scales == "head":
+            return "kv_quant.scales: head does not go with kv_quant.key_axis=channel; allowed: block"
+        return None
 
 
 @dataclass(frozen=True)

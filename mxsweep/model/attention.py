@@ -13,8 +13,8 @@ from types import MappingProxyType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.formats.recipe import Recipe
-from mxsweep.model.attention_interface import STATE, listening
+from mxsweep.formats.recipe import LATENT_IN_CACHE, Recipe
+from mxsweep.model.attention_interface import STATE, attention_modules, listening
 from mxsweep.model.attention_probe import probe_pass, reached_attention
 from mxsweep.model.kv import KVQuantizer, formats_of_heads, versioned_attention
 from mxsweep.model.latents import LatentQuantizer, check_latents, holds_latents
@@ -23,6 +23,18 @@ from mxsweep.model.rope import KeysBeforeRope
 __all__ = ["STATE", "KVQuantizer", "quantized_attention"]
 
 NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def refuse_kv_options(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse what cannot be done to the keys and values of ``model``, loaded or on the meta device, without a pass.
+
+    Raises:
+        ConfigError: attention that cannot be reached; options of ``recipe.kv`` that do not go with each other or with
+            this model.
+    """
+    if recipe.key is not None or recipe.value is not None:
+        formats_of_heads(recipe)
+        check_latents(attention_modules(model), recipe)
 
 
 @contextmanager
@@ -50,9 +62,7 @@ def quantized_attention(
         return
     formats_of_heads(recipe)  # refused here rather than in the first pass
     modules = reached_attention(model)
-    for name, module in modules.items():
-        if holds_latents(module):
-            check_latents(module, name, recipe)
+    check_latents(modules, recipe)
     smoothed = recipe.key is not None and recipe.kv.smooth > 0
     if smoothed and set(modules) - set(key_factors):
         raise ValueError(f"key_factors: none for {min(set(modules) - set(key_factors))}, but kv.smooth is not 0")
@@ -60,7 +70,7 @@ def quantized_attention(
     with ExitStack() as stack:
         quantizers: dict[str, KVQuantizer] = {}
         for name, module in modules.items():
-            if holds_latents(module):
+            if holds_latents(module) and recipe.kv.latent == LATENT_IN_CACHE:
                 latents = LatentQuantizer(recipe, module_key(name), name, attention)
                 stack.enter_context(latents.listening_to(module))
                 quantizers[name] = latents

@@ -48,20 +48,8 @@ def formats_of_heads(recipe: Recipe) -> tuple[MXFormat | None, MXFormat | None]:
         ConfigError: a key format that has no blocks along the sequence, where they are asked for.
     """
     key, value = recipe.key, recipe.value
-    if key is not None and recipe.kv.key_axis == "channel":
-        if not isinstance(key.block_size, int) or key.block_size == 0:
-            raise ConfigError(
-                f"kv_quant.block_size: {key.block_size!r} does not go with kv_quant.key_axis=channel, whose blocks are "
-                "of tokens; allowed: a whole number of 1 or more"
-            )
-        if key.tensor_scale:
-            # A token's own, over its channels, would not be of the channel's block; the block's would be its scale.
-            raise ConfigError(
-                "kv_quant.tensor_scale: true does not go with kv_quant.key_axis=channel; allowed: false, for example "
-                "with kv_quant.scale=e5m3"
-            )
-        if recipe.kv.scales == "head":
-            raise ConfigError("kv_quant.scales: head does not go with kv_quant.key_axis=channel; allowed: block")
+    if problem := recipe.kv.problem_with(key):
+        raise ConfigError(problem)
     if recipe.kv.scales == "head":
         key, value = (None if fmt is None else replace(fmt, block_size=0) for fmt in (key, value))
     return key, value

@@ -16,10 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from mxsweep.files.checkpoints import gguf_file, is_here, loading_dtype, model_folder, model_stamps, stored_dtypes
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.attention import refuse_kv_options
 from mxsweep.model.attention_choice import transformers_name
-from mxsweep.model.attention_interface import attention_modules
 from mxsweep.model.gguf import gguf_config
-from mxsweep.model.latents import check_latents, holds_latents
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 
@@ -44,10 +43,7 @@ def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
     """Return why ``recipe`` cannot be put into ``model``, as far as the modules say; None if nothing is in the way."""
     try:
         find_sites(model, recipe)
-        if recipe.key is not None or recipe.value is not None:
-            for name, module in attention_modules(model).items():
-                if holds_latents(module):
-                    check_latents(module, name, recipe)
+        refuse_kv_options(model, recipe)
     except ConfigError as error:
         return str(error)
     return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mxsweep.formats.recipe import Recipe
+from mxsweep.formats.recipe import LATENT_EXPANDED, LATENT_IN_CACHE, Recipe
 from mxsweep.model.coverage import Stored
 from mxsweep.model.operands import Place
 from mxsweep.model.rotated_products import RotatedProducts
@@ -54,7 +54,8 @@ class QuantizationReport:
 
     Attributes:
         attention_modules: how many modules attend to quantized keys and values.
-        latent_modules: how many of them expand these from latents, which are what is quantized there (MLA).
+        latent_modules: how many of them expand these from latents (MLA).
+        latent: what of these is quantized, as in :class:`mxsweep.formats.recipe.KVOptions`.
         places: where each replaced module, and each attention module, is in the model.
         bits_per_quantized_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
         stored: of the whole model, embeddings and what else stayed as it was included.
@@ -72,6 +73,7 @@ class QuantizationReport:
     offloaded_bytes: int = 0
     latent_modules: int = 0
     rotated: RotatedProducts | None = None
+    latent: str = LATENT_IN_CACHE
 
     @staticmethod
     def of(
@@ -96,6 +98,7 @@ class QuantizationReport:
             offloaded_bytes=offloaded_bytes,
             latent_modules=latent_modules,
             rotated=rotated,
+            latent=recipe.kv.latent,
         )
 
     @property
@@ -132,7 +135,7 @@ class QuantizationReport:
             "layers_replaced": len(self.layers),
             "formats": _format_counts(self.layers),
             "attention_modules": self.attention_modules,
-            **({"latent_modules": self.latent_modules} if self.latent_modules else {}),
+            **({"latent_modules": self.latent_modules, "latent": self.latent} if self.latent_modules else {}),
             **({"products": self.rotated.products, "products_rotated": self.rotated.rotated} if self.rotated else {}),
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
@@ -163,12 +166,14 @@ class QuantizationReport:
             lines.append(f"Replaced {count} layer{'s' * (count != 1)}: {formats}")
         if self.rotated:
             lines.append(self.rotated.line)
-        if self.latent_modules:
-            lines.append(f"Latents and RoPE keys in {self.key} in {self.latent_modules} attention layers (MLA)")
-        if self.attention_modules > self.latent_modules:
+        expanded = self.latent_modules if self.latent == LATENT_EXPANDED else 0
+        if of_cache := self.latent_modules - expanded:
+            lines.append(f"Latents and RoPE keys in {self.key} in {of_cache} attention layers (MLA)")
+        if of_heads := self.attention_modules - of_cache:
             lines.append(
                 f"Keys in {self.key or 'no format'}, values in {self.value or 'no format'} "
-                f"in {self.attention_modules - self.latent_modules} attention layers"
+                f"in {of_heads} attention layers"
+                + (f", expanded from latents that stay as they are in {expanded} (MLA)" if expanded else "")
             )
         if data["weight_blocks"]:
             lines.append(

@@ -13,6 +13,7 @@ from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
 from mxsweep.files.gguf_header import has_package
+from mxsweep.formats.recipe import LATENT_IN_CACHE
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun
@@ -27,13 +28,17 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
 
     Args:
         run: the run.
-        with_model: whether to look at the model, on the meta device, even where the run names none of its modules.
-            That imports torch and transformers, which takes seconds.
+        with_model: whether to look at the model, on the meta device, even where the run asks for nothing that models
+            differ in. That imports torch and transformers, which takes seconds.
     """
     if run.config is None:
         return run.error
-    problem = _recipe_problem(run.config) if with_model or run.config.modules else None
+    problem = _recipe_problem(run.config) if with_model or _names_what_models_differ_in(run.config) else None
     return problem or _missing_chat_template(run.config) or _unknown_task(run.config)
+
+
+def _names_what_models_differ_in(config: RunConfig) -> bool:
+    return bool(config.modules) or config.recipe.kv.latent != LATENT_IN_CACHE
 
 
 def why_not_here(run: PlannedRun) -> str | None:

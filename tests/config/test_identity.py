@@ -142,6 +142,16 @@ def test_hashes_of_earlier_versions_stay(line: str, digest: str) -> None:
     assert of("model.device=cpu", *line.split()).startswith(digest)
 
 
+def test_what_of_latents_is_quantized_is_in_it_where_something_is() -> None:
+    kv, expanded = "kv_quant=fp4_e2m1", "kv_quant.latent=expanded"
+    assert of(kv, "kv_quant.latent=cache") == of(kv) != of(kv, expanded)
+    assert of(expanded) == of()
+    assert of(kv, "kv_quant.recent=4") != of(kv, "kv_quant.recent=4", expanded)
+    assert repr(compose([kv]).recipe.kv) == (  # of which the keys of stored artefacts are made
+        "KVOptions(key_axis='token', rope='after', first=0, recent=0, scales='block', smooth=0.0)"
+    )
+
+
 def test_knobs_without_an_effect_are_not_in_it() -> None:
     none = of("format=none")
     for knob in (

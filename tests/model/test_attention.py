@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ from mxsweep.model.load import load_model
 from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.runs.process import describe_device
+from mxsweep.sweeps.impossible import why_impossible
+from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
 
 FP4 = MXFormat("fp4_e2m1", block_size=16)
 KV = Recipe(key=FP4, value=FP4)
+EXPANDED = KVOptions(latent="expanded")
 SIZES: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
@@ -248,6 +252,49 @@ def test_of_latent_attention_the_cache_is_quantized(architecture: str, monkeypat
         assert torch.equal(of_cache, given)
 
 
+@pytest.mark.parametrize("architecture", MLA)
+def test_keys_and_values_expanded_from_latents_can_be_quantized_instead(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the expansion written out: a head's keys are of its part of the matrix and of the shared RoPE key."""
+    model, ids = build(MLA[architecture]), tokens()
+    int4 = MXFormat("int4", block_size=8)
+    with quantize_model(model, Recipe(key=FP4, value=int4, kv=EXPANDED)) as report:
+        quantized = logits(model, ids)
+    assert report.as_dict()["latent_modules"] == 2 and report.as_dict()["latent"] == "expanded"
+    assert report.lines()[0].endswith("in 2 attention layers, expanded from latents that stay as they are in 2 (MLA)")
+    for layer in model.model.layers:
+        projection = layer.self_attn.kv_b_proj
+
+        def expand(latent: Tensor, rope_key: Tensor, projection: Any = projection) -> tuple[Tensor, Tensor]:
+            heads = (
+                projection(latent)[:, 0].unflatten(-1, (4, 32)).transpose(1, 2)
+            )  # (B, H, T, 16 of keys, 16 of values)
+            keys = torch.cat([heads[..., :16], rope_key.repeat(1, 4, 1, 1)], -1)
+            return quantize(keys, FP4), quantize(heads[..., 16:].contiguous(), int4)
+
+        monkeypatch.setattr(layer.self_attn, "expand_kv", expand)
+    assert torch.equal(logits(model, ids), quantized)
+
+
+def test_of_expanded_keys_some_tokens_can_stay_as_they_are(unquantized: None) -> None:
+    model, ids = build(MLA["deepseek_v3"]), tokens()
+    before = logits(model, ids)
+    kv = replace(EXPANDED, key_axis="channel", first=2, recent=3)
+    with quantize_model(model, Recipe(key=FP4, kv=kv, rotation=Rotation(("qk",)))):
+        torch.testing.assert_close(logits(model, ids), before, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_expanded_without_latents() -> None:
+    model, recipe = build(LlamaConfig(**SIZES, head_dim=16)), Recipe(key=FP4, kv=EXPANDED)
+    message = "kv_quant.latent: expanded does not go with a model that has no multi-head latent attention (MLA)"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        quantize_model(model, recipe).__enter__()
+    assert (recipe_problem(model, recipe) or "").startswith(message)
+    (run,) = plan([["kv_quant=fp4_e2m1", "kv_quant.latent=expanded"]], multirun=False).runs
+    assert (why_impossible(run) or "").startswith(message)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -255,6 +302,11 @@ def test_of_latent_attention_the_cache_is_quantized(architecture: str, monkeypat
         (Recipe(key=FP4, value=FP4, kv=KVOptions(recent=4)), r"kv_quant\.recent: 4 does not go with .*MLA.*allowed: 0"),
         (Recipe(key=FP4, value=FP4, kv=KVOptions(rope="before")), r"kv_quant\.rope: before .*\(MLA\); allowed: after"),
         (Recipe(key=FP4, value=FP4, kv=KVOptions(key_axis="channel")), r"kv_quant\.key_axis: channel does not go"),
+        (
+            Recipe(key=FP4, kv=KVOptions(rope="before", latent="expanded")),
+            r"kv_quant\.rope: before does not go with .* expanded from latents \(MLA\); allowed: after",
+        ),
+        (Recipe(key=FP4, kv=KVOptions(smooth=0.5, latent="expanded")), r"kv_quant\.smooth: 0\.5 does .*allowed: 0\.0"),
     ],
 )
 def test_what_latents_cannot_have_is_refused_before_anything_is_run(recipe: Recipe, message: str) -> None:
