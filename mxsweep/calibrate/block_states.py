@@ -2,7 +2,7 @@
 
 Each batch of calibration sequences waits in front of a block with whatever else the model calls the block with, as
 rotary embeddings and masks. A batch that does not fit in GPU memory becomes two, and the states in front of the block
-are read anew.
+are read anew. What a pass leaves in rotary embeddings that depend on length is forgotten before the next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.terminal.errors import ConfigError
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class BlockStates:
         self._model, self._blocks, self._index, self._batches = model, blocks, index, list(batches)
         self._calls: list[list[Any]] = []
         self._states: list[Tensor] | None = None
+        self._rope_lengths = RopeLengths(model)
 
     @property
     def count(self) -> int:
@@ -46,6 +48,7 @@ class BlockStates:
         """Return the block's output for a batch; called within :meth:`within_memory`."""
         assert self._states is not None
         args, kwargs = self._calls[self._index][number]
+        self._rope_lengths.forget()  # of embeddings within blocks; what others gave is among the arguments
         output = self._blocks[self._index](self._states[number], *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -100,9 +103,11 @@ class BlockStates:
         handles = [block.register_forward_pre_hook(note(number), with_kwargs=True) for number, block in blocks]
         try:
             for batch in self._batches:
+                self._rope_lengths.forget()
                 # The decoder alone: nobody asks for logits.
                 self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
+            self._rope_lengths.forget()
         return states

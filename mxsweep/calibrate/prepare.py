@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.rotation_search import search_rotations
-from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
+from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import calibration_tokens
-from mxsweep.calibrate.weights import clipped, refuse_experts, solve_without_data, solver, weight_sites
+from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
@@ -57,13 +57,11 @@ def prepare(
         overrides: what the user set, for the files.
 
     Raises:
-        ConfigError: calibration data that cannot be had, or that is evaluated; a budget that cannot be met; weights
-            that the method cannot choose.
+        ConfigError: calibration data that cannot be had, or that is evaluated; a budget that cannot be met.
     """
     if config.recipe.is_baseline:
         return Preparation(config.recipe)
-    refuse_experts(model, config)  # before anything is worked out
-    refuse_kv_options(model, config.recipe)
+    refuse_kv_options(model, config.recipe)  # before anything is worked out
     bench = Workbench(model, config, progress)
     if config.needs_calibration:
         calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)
@@ -167,6 +165,8 @@ def _solve_weights(bench: Workbench) -> None:
         if ptq.by_output:
             solved = _solved(bench, result.recipe, artefact, progress)
             weights, cached = solved.weights, solved.blocks_kept == solved.blocks
+            if solved.experts is not None:
+                account |= _account_for_experts(bench, solved.experts)
         else:
             kept = artefact.load("weights")
             cached = kept is not None
@@ -176,6 +176,27 @@ def _solve_weights(bench: Workbench) -> None:
             weights = kept
         account |= {"method": ptq.method, "layers": len(weights), "cached": cached}
     result.prepared = replace(result.prepared, weights=weights)
+
+
+def _account_for_experts(bench: Workbench, counted: ExpertTokens) -> dict[str, int | None]:
+    """Return what reached the experts, for the record; log it, and warn of those that too few tokens reached."""
+    calibration = bench.config.calibration
+    log.info(
+        "%d experts were calibrated on the tokens that reach each, %s at the least",
+        counted.experts - counted.rounded,
+        counted.fewest,
+    )
+    if counted.few:
+        channels = f"{counted.few} of {counted.experts} experts got fewer calibration tokens than they have channels"
+        warning = (
+            f"ptq.method: {channels}, {counted.unreached} of them none. The {counted.rounded} with fewer than "
+            f"{LEAST_TOKENS:.0%} of that were rounded to nearest on the scales of least weight error, the others "
+            f"calibrated on what they got. More calibration.samples ({calibration.samples} here) or a larger "
+            f"calibration.length ({calibration.length}) reach more"
+        )
+        log.warning(warning)
+        bench.result.warnings.append(warning)
+    return {f"experts{f'_{name}' * (name != 'experts')}": count for name, count in asdict(counted).items()}
 
 
 def _solved(

@@ -11,13 +11,11 @@ from transformers import PreTrainedModel
 
 from mxsweep.calibrate.sequential import Solver
 from mxsweep.config.remedy_config import PTQConfig
-from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import MXFormat
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.methods import load_method
-from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
 
@@ -35,26 +33,6 @@ def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     """Return the linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
     sites = find_sites(model, recipe)
     return [site for site in sites if site.formats.weight is not None and site.operand.block is not None]
-
-
-def refuse_experts(model: PreTrainedModel, config: RunConfig) -> None:
-    """Refuse weights of experts that are to be chosen by their output: each expert sees tokens of its own.
-
-    Args:
-        model: unquantized, loaded or on the meta device.
-
-    Raises:
-        ConfigError: as said, or as :func:`mxsweep.model.sites.find_sites`.
-    """
-    if not config.ptq.by_output or not config.quantizes_weights:
-        return
-    experts = [site.name for site in weight_sites(model, config.recipe) if site.operand.expert is not None]
-    if experts:
-        raise ConfigError(
-            f"ptq.method: {config.ptq.method} cannot choose {experts[0]} by its output, nor the other "
-            f"{len(experts) - 1:,} matrices of experts, which each see tokens of their own; allowed: rtn, clip with "
-            "ptq.clip_loss=weight, or modules={*.experts.*: none}"
-        )
 
 
 @torch.no_grad()

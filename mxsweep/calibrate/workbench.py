@@ -36,12 +36,14 @@ class Preparation:
         prepared: what goes into the model with it.
         account: what was done and found, for the record.
         files: texts for the run's folder, by their paths in it.
+        warnings: what a reader of the results should know, a sentence or more each.
     """
 
     recipe: Recipe
     prepared: Prepared = field(default_factory=Prepared)
     account: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Workbench:

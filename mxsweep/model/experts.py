@@ -11,8 +11,9 @@ and one of its experts, of which pair t K + k is token t's k-th; H hidden channe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,25 @@ from mxsweep.model.linear import AS_IT_IS, InputFormat, InputQuantizer
 from mxsweep.numerics import MXFormat
 
 
+@dataclass(frozen=True)
+class _Product:
+    """Hold a part of an expert's product: the outputs whose matrices read one input.
+
+    Attributes:
+        names: of the operands among these matrices that a recipe changes.
+    """
+
+    expert: int
+    outputs: slice
+    formats: InputFormat
+    names: tuple[str, ...]
+
+
+ExpertsTap = Callable[[str, Sequence[tuple[tuple[str, ...], Tensor]]], None]
+"""Take a parameter's name and, of each expert that a batch reaches, the names of the operands in it that read one
+input, and the rows (tokens of the expert, C) of this input."""
+
+
 class MXExperts(nn.Module):
     """Multiply quantized tokens by matrices of experts that were quantized before.
 
@@ -32,6 +52,10 @@ class MXExperts(nn.Module):
 
     Args:
         experts: the module to stand in for; its parameters are shared, not copied, and never changed.
+
+    Attributes:
+        tap: called with the inputs of all experts as they are multiplied by the matrices in a parameter, before they
+            are; None for nobody.
     """
 
     def __init__(self, experts: nn.Module, inputs: InputQuantizer) -> None:
@@ -44,8 +68,11 @@ class MXExperts(nn.Module):
         self._matrices: dict[tuple[str, int], list[ExpertMatrix]] = defaultdict(list)
         for matrix in expert_matrices(experts):
             self._matrices[matrix.parameter, matrix.expert].append(matrix)
+        self._names: dict[tuple[int, str], str] = {}
+        self._located: dict[str, ExpertMatrix] = {}
         self._formats: dict[tuple[int, str], InputFormat] = {}
         self._first_readers: dict[tuple[str, InputFormat], str] = {}
+        self.tap: ExpertsTap | None = None
         self.train(experts.training)
 
     def put(
@@ -63,6 +90,7 @@ class MXExperts(nn.Module):
                 original = self.get_parameter(matrix.parameter).detach()
                 self.register_buffer(f"{matrix.parameter}_mx", original.clone(), persistent=False)
             self._matrix(matrix).copy_(weight_mx)
+        self._names[matrix.expert, matrix.role], self._located[name] = name, matrix
         self._formats[matrix.expert, matrix.role] = InputFormat(activation, rotated)
         self._first_readers.setdefault((matrix.parameter, self._formats[matrix.expert, matrix.role]), name)
 
@@ -79,6 +107,24 @@ class MXExperts(nn.Module):
             if quantized is not None:
                 self._matrix(matrix).copy_(quantized)
             self._formats[matrix.expert, matrix.role] = formats
+
+    def matrix(self, name: str) -> Tensor:
+        """Return the matrix (N, C) of the operand of this name as it is multiplied: a view, which changes with it."""
+        return self._matrix(self._located[name])
+
+    def replace(self, name: str, weight_mx: Tensor) -> None:
+        """Have another matrix (N, C) multiplied in the place of the operand's."""
+        self.matrix(name).copy_(weight_mx)
+
+    def parameter_of(self, name: str) -> str:
+        """Return the name of the parameter that holds an operand."""
+        return self._located[name].parameter
+
+    def read_together(self, parameter: str) -> list[tuple[str, ...]]:
+        """Return the names of the operands in a parameter, together those that read one input."""
+        experts = range(len(self.get_parameter(parameter)))
+        products = [product for expert in experts for product in self._products(parameter, expert)]
+        return [product.names for product in products if product.names]
 
     def _copy(self, parameter: str) -> Tensor | None:
         """Return the copy of a parameter in which matrices are quantized; None where there is none yet."""
@@ -124,28 +170,36 @@ class MXExperts(nn.Module):
         transposed = bool(self.original.is_transposed)
         x = x.to(weight.dtype)
         inputs: dict[InputFormat, Tensor] = {}
-        out = x.new_zeros(len(rows), weight.shape[2 if transposed else 1])
+        products: list[tuple[_Product, slice, Tensor]] = []
         begin = 0
         for expert, end in enumerate(ends):
-            if begin < end:
-                part = oriented(weight, expert, transposed)
-                for outputs, formats in self._products(parameter, expert):
-                    if formats not in inputs:
-                        inputs[formats] = self._input(parameter, x, formats).flatten(0, -2)[rows]
-                    out[begin:end, outputs] = F.linear(inputs[formats][begin:end], part[outputs])
+            for product in self._products(parameter, expert) if begin < end else ():
+                if product.formats not in inputs:
+                    inputs[product.formats] = self._input(parameter, x, product.formats).flatten(0, -2)[rows]
+                products.append((product, slice(begin, end), inputs[product.formats][begin:end]))
             begin = end
+        if self.tap is not None:
+            self.tap(parameter, [(product.names, read) for product, _, read in products])
+        out = x.new_zeros(len(rows), weight.shape[2 if transposed else 1])
+        for product, pairs, read in products:
+            part = oriented(weight, product.expert, transposed)
+            out[pairs, product.outputs] = F.linear(read, part[product.outputs])
         if self.original.has_bias:
             bias = self.get_parameter(f"{parameter}_bias")
             out += bias[numbers.clamp(max=len(bias) - 1)]
         return out
 
-    def _products(self, parameter: str, expert: int) -> list[tuple[slice, InputFormat]]:
-        """Return the outputs of an expert that read one input, with what becomes of it."""
+    def _products(self, parameter: str, expert: int) -> list[_Product]:
+        """Return the products of an expert, those of matrices that read one input as one."""
         matrices = self._matrices[parameter, expert]
         formats = [self._formats.get((matrix.expert, matrix.role), AS_IT_IS) for matrix in matrices]
+        names = [self._names.get((matrix.expert, matrix.role)) for matrix in matrices]
         if len(set(formats)) == 1:
-            return [(slice(None), formats[0])]
-        return [(matrix.rows, of_matrix) for matrix, of_matrix in zip(matrices, formats, strict=True)]
+            return [_Product(expert, slice(None), formats[0], tuple(name for name in names if name is not None))]
+        return [
+            _Product(expert, matrix.rows, of_matrix, () if name is None else (name,))
+            for matrix, of_matrix, name in zip(matrices, formats, names, strict=True)
+        ]
 
     def _input(self, parameter: str, x: Tensor, formats: InputFormat) -> Tensor:
         if formats == AS_IT_IS:

@@ -78,7 +78,7 @@ class _Steps:
                 lm.warm_up(preparation.recipe)
             with self._kernels_counted():
                 evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
-            warnings = [*evaluator.warnings, *report.warnings, *evaluation.warnings]
+            warnings = [*evaluator.warnings, *preparation.warnings, *report.warnings, *evaluation.warnings]
             warnings += self._guessing(evaluator, evaluation) + self._zeros_in_float16(model, evaluation)
             memory = peak_memory()  # here: what follows takes memory that is not the run's
             repeats = evaluate_perturbed(evaluator, config, progress)

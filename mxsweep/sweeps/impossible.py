@@ -74,15 +74,7 @@ def _recipe_problem(config: RunConfig) -> str | None:
         return None
     from mxsweep.model.meta import recipe_problem
 
-    if problem := recipe_problem(model, config.recipe):
-        return problem
-    from mxsweep.calibrate.weights import refuse_experts
-
-    try:
-        refuse_experts(model, config)
-    except ConfigError as error:
-        return str(error)
-    return None
+    return recipe_problem(model, config.recipe)
 
 
 def _missing_chat_template(config: RunConfig) -> str | None:

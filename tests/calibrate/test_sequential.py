@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
@@ -131,6 +132,32 @@ def test_finished_blocks_are_not_solved_again(batches: list[Tensor]) -> None:
     again, solver = solve(RECIPE, batches, key="stopped")
     assert again.blocks_kept == BLOCKS
     assert solver.asked == []
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_rotary_embeddings_do_not_remember_other_batches(rope: str) -> None:
+    """Frequencies that depend on length, by two batches in either order, and by each alone in a model of its own."""
+    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0}
+    if rope == "longrope":
+        parameters |= {"original_max_position_embeddings": 16, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        max_position_embeddings=16 if rope == "dynamic" else 64, rope_parameters=parameters, initializer_range=0.3,
+    )  # fmt: skip
+
+    def hessians(*batches: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        solver = Rounding()
+        solve_weights(LlamaForCausalLM(config).eval(), RECIPE, Prepared(), batches, solver)
+        return [hessian for _, hessian, _ in solver.asked]
+
+    drawn = np.random.default_rng(0)
+    long, short = (torch.from_numpy(drawn.integers(1, 97, (1, length))) for length in (40, 12))
+    one, other = hessians(long, short), hessians(short, long)
+    each = [(40 * a + 12 * b) / 52 for a, b in zip(hessians(long), hessians(short), strict=True)]
+    for of_one, of_other, of_each in zip(one, other, each, strict=True):
+        torch.testing.assert_close(of_one, of_other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(of_one, of_each, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_blocks_is_refused(batches: list[Tensor]) -> None:

@@ -12,22 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    GptOssConfig,
-    MixtralConfig,
-    OlmoeConfig,
-    PhimoeConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model
-from mxsweep.calibrate.weights import refuse_experts, solve_without_data, solver
+from mxsweep.calibrate.weights import solve_without_data, solver
 from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
 from mxsweep.measure.sensitivity import parts_of
 from mxsweep.model import offload
@@ -41,26 +30,8 @@ from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
 from mxsweep.model.quantize import left_out, observed
 from mxsweep.numerics import MXFormat, quantize
-from mxsweep.terminal.errors import ConfigError
+from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, build
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "initializer_range": 0.1,
-}  # fmt: skip
-CHOSEN: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-ARCHITECTURES: dict[str, PretrainedConfig] = {
-    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, **CHOSEN, num_experts=4, head_dim=16),
-    # Transposed, with biases, and gate and up interleaved.
-    "gpt_oss": GptOssConfig(**SIZES, num_experts_per_tok=2, num_local_experts=4, head_dim=16),
-    "olmoe": OlmoeConfig(**SIZES, num_experts_per_tok=2, num_experts=4),
-    "deepseek_v3": DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, **CHOSEN, q_lora_rank=16, kv_lora_rank=16,
-                                    qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4,
-                                    n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1),
-    # With linear layers that read tokens without a batch.
-    "qwen2_moe": Qwen2MoeConfig(**SIZES, **CHOSEN, num_experts=4, shared_expert_intermediate_size=32),
-    "phimoe": PhimoeConfig(**SIZES, num_experts_per_tok=2, num_local_experts=4),
-}  # fmt: skip
 WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 FORMATS = {
     "w4a6": LinearFormats(WEIGHT, INPUT),
@@ -68,18 +39,7 @@ FORMATS = {
     "inputs": LinearFormats(None, INPUT),
     "nvfp4": LinearFormats(*[MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)] * 2),
 }
-ATTENTION = {"gpt_oss": "eager"}
 TOKENS = torch.arange(1, 25).view(2, 12)
-
-
-def build(name: str, device: str = "cpu") -> PreTrainedModel:
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(ARCHITECTURES[name])
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith("_bias") and device == "cpu":
-            nn.init.normal_(parameter, std=0.1)
-    return model.float().eval()
 
 
 @torch.no_grad()
@@ -312,16 +272,6 @@ def test_stochastic_rounding_repeats_under_a_seed() -> None:
         with quantize_model(model, Recipe(LinearFormats(stochastic, stochastic), seed=seed)):
             results.append(logits(model))
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
-
-
-def test_methods_that_look_at_outputs_are_refused_with_the_way_out() -> None:
-    model = build("mixtral", "meta")
-    base = ["model=tiny", "format=mxfp4"]
-    for words in (["ptq=gptq"], ["ptq=clip", "ptq.clip_loss=output"]):
-        with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.experts\.0\.gate_proj .*modules=\{\*\.experts"):
-            refuse_experts(model, configured(*base, *words))
-        refuse_experts(model, configured(*base, *words, "modules={'*.experts.*': none}"))
-    refuse_experts(model, configured(*base, "ptq=clip", "ptq.clip_loss=weight"))
 
 
 def configured(*words: str) -> Any:
