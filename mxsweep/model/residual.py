@@ -10,8 +10,9 @@ rms(h R) = rms(h), so n(h R) = n(h) R, once the gain has left the norm. Hence, w
     a layer that reads the stream, W (N, C):   (W diag(g)) R, and g becomes 1;   q, k, v, gate, up, lm_head
     a layer that writes to it, W (C, N), b:    R^T W, b R;                       o, down
 
-and nothing else changes: what attention and the MLP see, and the logits, are what they were. Outliers of single
-channels of h are spread over all of them, at no cost when the model runs. R is `numerics.hadamard`'s of order C.
+whether or not q, k and v, or gate and up, are fused in one weight; and nothing else changes: what attention and the MLP
+see, and the logits, are what they were. Outliers of single channels of h are spread over all of them, at no cost when
+the model runs. R is `numerics.hadamard`'s of order C.
 
 What it costs: a weight is stored in the model's dtype again, after the products with the gain and with R, which are
 computed in float64 (float32 and float64 models) or float32 (bfloat16, float16) and rounded once. In float32 the logits
@@ -58,7 +59,7 @@ def rotated_residual(model: PreTrainedModel) -> Iterator[None]:
     wait in host memory.
 
     Raises:
-        ConfigError: the model is not Llama-like (Llama, Mistral, Qwen2, Qwen3, ...): it has other modules, norms that
+        ConfigError: the model is not Llama-like (Llama, Mistral, Qwen2, Phi-3, ...): it has other modules, norms that
             compute something else, weights that several modules share, or weights that were offloaded.
     """
     stream = _Stream.of(model)
@@ -91,12 +92,14 @@ class _Stream:
             embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
             blocks = decoder_blocks(model)
             operands = {
-                (operand.block, operand.role): operand for operand in find_operands(model).values() if operand.is_alone
+                (operand.block, operand.role): operand
+                for operand in find_operands(model).values()
+                if operand.expert is None
             }
             readers: list[Any] = [
                 (
                     block.get_submodule(norm),
-                    [operand.module for operand in _reading_together(model, operands, name, roles)],
+                    _layers(_reading_together(model, operands, name, roles)),
                 )
                 for name, block in blocks.items()
                 for norm, roles in _READERS.items()
@@ -143,10 +146,23 @@ def _reading_together(model: nn.Module, operands: _ByRole, block: str, roles: Se
     return readers
 
 
+def _layers(operands: Sequence[Operand]) -> list[nn.Module]:
+    """Return the layers of operands, each once: a fused weight that they make up is read from one tensor.
+
+    Raises:
+        LookupError: a layer has other matrices as well.
+    """
+    layers = {operand.module_name: operand for operand in operands}
+    for name, operand in layers.items():
+        if len(operand.of_module) != sum(other.module_name == name for other in operands):
+            raise LookupError(f"{name} has a place of its own for each role")
+    return [operand.module for operand in layers.values()]
+
+
 def _refusal(model: nn.Module, problem: str) -> ConfigError:
     return ConfigError(
         f"rotation.residual: true is not allowed for a {type(model).__name__} {problem}; "
-        "allowed: models that are built as Llama, Mistral, Qwen2 and Qwen3 are"
+        "allowed: models that are built as Llama, Mistral, Qwen2, Qwen3 and Phi-3 are"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GemmaConfig,
+    Glm4Config,
+    GlmConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -45,6 +48,8 @@ CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "phi3": partial(Phi3Config, pad_token_id=0),  # q, k and v are fused, and gate and up
+    "glm": partial(GlmConfig, pad_token_id=0),  # gate and up are
 }
 
 
@@ -220,7 +225,7 @@ OTHERS = {
     "olmo2": (Olmo2Config(**SIZES), r"input_layernorm"),
     "cohere": (CohereConfig(**SIZES), r"post_attention_layernorm"),
     "stablelm": (StableLmConfig(**SIZES), r"input_layernorm is not an RMS norm"),
-    "phi3": (Phi3Config(**SIZES, pad_token_id=0), r"q_proj"),
+    "glm4": (Glm4Config(**SIZES, pad_token_id=0), r"post_self_attn_layernorm is not known to this rotation"),
     "mixtral": (MixtralConfig(**SIZES), r"gate_proj"),
     "gpt2": (GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=2), r"input_layernorm"),
     "opt": (
