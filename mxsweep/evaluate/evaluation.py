@@ -42,6 +42,7 @@ class Evaluation:
         warnings: what a reader of the results should know, a sentence each.
         nats_per_token: of each task that is scored by log-likelihood, what a token of an example's likeliest answer
             costs on average; without tasks whose metrics a warning says to be NaN or infinite.
+        counting_nats: of each task that scores whole texts, what a token costs by how often each came before.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -53,6 +54,7 @@ class Evaluation:
     batch_tokens: int
     warnings: list[str]
     nats_per_token: dict[str, float] = field(default_factory=dict)
+    counting_nats: dict[str, float] = field(default_factory=dict)
 
 
 def make_lm(
@@ -132,6 +134,7 @@ def evaluate(
         batch_tokens=lm.batch_tokens,
         warnings=[*lm.warnings[warned_before:], *non_finite, *repeated, *undefined],
         nats_per_token={task: n for task, n in lm.scored.nats_per_token().items() if not explained.get(task)},
+        counting_nats=lm.scored.counting_nats(lm.model.config.get_text_config().vocab_size),
     )
 
 

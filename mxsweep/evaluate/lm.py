@@ -25,6 +25,7 @@ from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.evaluate.odd_requests import (
     describe_appended,
     describe_appended_texts,
+    describe_cut_prompts,
     describe_merged,
     refuse_unscorable,
 )
@@ -111,7 +112,10 @@ class FastLM(HFLM):
         answers = iter(self._scorer.score(windows_of_all, self._on_scored))
         totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
         for request, windows, loglikelihood in zip(requests, texts, totals, strict=True):
-            self._count_tokens(request, loglikelihood, sum(window.targets for window in windows))
+            scored = [window.tokens[len(window.tokens) - window.targets :] for window in windows]
+            self._count_tokens(request, loglikelihood, sum(map(len, scored)))
+            if scored:
+                self.scored.add_text(str(request.task_name), np.concatenate(scored))
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -119,6 +123,8 @@ class FastLM(HFLM):
         with self._encoding():
             prompts = encode_prompts(self, [request.args[0] for request in requests])
         self._refuse_unknown(prompts)
+        lengths = [len(prompt.tokens) - prompt.targets for prompt in prompts]
+        self._warn_of(describe_cut_prompts(requests, lengths, self.max_length, self.max_gen_toks))
         self._warn_of(
             describe_appended_texts(len(prompts), "what is generated stands behind it, in each prompt", self.tokenizer)
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lm_eval.api.instance import Instance
+from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedTokenizerBase
 
 from mxsweep.forward.scoring import ScoringRequest
@@ -65,6 +66,33 @@ def describe_appended(
         f"the tokenizer appends {token} to every text, so that {count:,} of {len(requests):,} contexts end in it. They "
         f"are scored as lm-eval does it: behind {token}, without the answer's first token, and with {token} as its "
         f"last. {_way_out(tokenizer)}"
+    ]
+
+
+def describe_cut_prompts(
+    requests: Sequence[Instance], tokens: Sequence[int], max_length: int, most_generated: int
+) -> list[str]:
+    """Warn of prompts that are read without their beginning: ``max_length`` less what may be generated is left to them.
+
+    Args:
+        tokens: of each request's prompt.
+        most_generated: tokens that a request generates which does not say how many.
+
+    Raises:
+        ConfigError: nothing is left to a prompt.
+    """
+    generated = [normalize_gen_kwargs(request.args[1], most_generated)["max_gen_toks"] for request in requests]
+    if generated and max(generated) >= max_length:
+        raise ConfigError(
+            f"model.max_length: {max_length:,} leaves no token to a prompt beside the {max(generated):,} that the task "
+            "generates (max_gen_toks); allowed: more, as far as the model goes, or a task that generates less"
+        )
+    cut = sum(count > max_length - most for count, most in zip(tokens, generated, strict=True))
+    if not cut:
+        return []
+    return [
+        f"{cut:,} of {len(requests):,} prompts are longer than model.max_length ({max_length:,} tokens) less what may "
+        "be generated after them, and were read without their beginning"
     ]
 
 

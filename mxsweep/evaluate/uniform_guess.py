@@ -1,23 +1,27 @@
-"""Warn of a baseline that knows no more of its task than a uniform guess over the vocabulary does.
+"""Warn of a baseline that knows no more of its task than a guess does.
 
 A guess that holds every token for equally likely costs ln V nats a token, V being the size of the vocabulary. A model
 that is not below that on what a task scores is broken, or read in a way that it was not trained for, and differences
 from it say nothing about a format. Of several answers to one question only the likeliest counts: the others may well be
 wrong.
 
-A bigram would be a higher bar, but needs a text to be counted on. Counted on the evaluated texts it has seen what the
-model has not, and a sound model could lose to it on a narrow subject; so it is no part of the check.
+Where whole texts are scored there is a higher bar: a guess by how often each token came before in the task's texts.
+After N tokens, c of them v, it gives v (c + 1) / (N + V); its cost does not depend on the order. It learns from nothing
+else, so a model that was trained on text knows more. On answers the bar would be unfair: a sound model may lose where
+they are few and alike, as yes and no. Repeats of a text count once. A bigram counted in this way is no higher bar: most
+of its pairs never came before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.model.special_tokens import beginning_not_put
+from mxsweep.model.special_tokens import beginning_not_put, ending_of
 
 MOST_TASKS = 5  # named in a warning
 
@@ -29,15 +33,32 @@ class ScoredTokens:
     Attributes:
         best: of each example, by task and number, the log-likelihood in nats of its likeliest answer, by the token, and
             the tokens of that answer.
+        texts: of each task that scores whole texts, the tokens (T,) of each text, repeats once.
     """
 
     best: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
+    texts: dict[str, dict[bytes, np.ndarray]] = field(default_factory=dict)
 
     def add(self, task: str, example: int, loglikelihood: float, tokens: int) -> None:
         """Count an answer of ``tokens`` tokens to an example of a task."""
         before = self.best.get((task, example))
         if before is None or not loglikelihood / tokens <= before[0] / before[1]:
             self.best[task, example] = (loglikelihood, tokens)
+
+    def add_text(self, task: str, tokens: np.ndarray) -> None:
+        """Keep the tokens (T,) of a whole text that a task scores."""
+        self.texts.setdefault(task, {})[tokens.tobytes()] = tokens
+
+    def counting_nats(self, vocabulary: int) -> dict[str, float]:
+        """Return, of each task that scores whole texts, what a token costs by how often each came before, in nats."""
+        costs = {}
+        for task, texts in self.texts.items():
+            counts = np.unique(np.concatenate(list(texts.values())), return_counts=True)[1].tolist()
+            total = sum(counts)
+            # The product of (c + 1) / (N + V) over all tokens, in whatever order they come.
+            nats = math.lgamma(vocabulary + total) - math.lgamma(vocabulary) - sum(math.lgamma(c + 1) for c in counts)
+            costs[task] = nats / total
+        return costs
 
     def nats_per_token(self) -> dict[str, float]:
         """Return, of each task, the mean negative log-likelihood of a scored token in nats."""
@@ -49,28 +70,43 @@ class ScoredTokens:
 
 
 def warn_of_guessing(
-    nats_per_token: Mapping[str, float], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    nats_per_token: Mapping[str, float],
+    counting_nats: Mapping[str, float],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
-    """Return a warning that names the tasks on which the unquantized ``model`` is not better than a uniform guess.
+    """Return warnings that name the tasks on which the unquantized ``model`` is not better than a guess.
 
-    It is one for all, since a group of tasks may have dozens; none where the model is better on each. A task whose mean
-    is NaN or infinite is explained elsewhere.
+    One for all tasks and a kind of guess, since a group of tasks may have dozens; none where the model is better on
+    each. A task whose mean is NaN or infinite is explained elsewhere.
+
+    Args:
+        nats_per_token: what a scored token costs, by task.
+        counting_nats: what it would cost by how often each came before, of tasks that have it.
     """
     vocabulary = model.config.get_text_config().vocab_size
     guess = math.log(vocabulary)
     guessed = {task: nats for task, nats in nats_per_token.items() if guess <= nats < math.inf}
-    if not guessed:
-        return []
-    shown = list(guessed)[:MOST_TASKS]
-    more = f" and {len(guessed) - MOST_TASKS} more tasks" if len(guessed) > MOST_TASKS else ""
-    costs = ", ".join(f"{guessed[task]:,.2f}" for task in shown) + (", …" if more else "")
-    causes = "; ".join(_likely_causes(model, tokenizer))
+    counted = {task: nats for task, nats in nats_per_token.items() if counting_nats.get(task, guess) <= nats < guess}
+    by_counting = _listed([f"{counting_nats[task]:,.2f}" for task in counted], ", …")
+    bars = (
+        (guessed, f"a uniform guess over the {vocabulary:,} tokens of the vocabulary {guess:.2f}"),
+        (counted, f"a guess by how often each token came before in the same texts {by_counting}"),
+    )
+    causes = "; ".join(_likely_causes(model, tokenizer)) if guessed or counted else ""
     return [
-        f"{', '.join(shown)}{more}: this baseline is no baseline: a scored token costs {costs} nats on average, and a "
-        f"uniform guess over the {vocabulary:,} tokens of the vocabulary {guess:.2f}, so differences from it say "
-        f"nothing about a format. Likely causes: {causes}. Look at a few texts that the model generates before "
-        "quantizing it"
+        f"{_listed(list(found), f' and {len(found) - MOST_TASKS} more tasks')}: this baseline is no baseline: a scored "
+        f"token costs {_listed([f'{nats:,.2f}' for nats in found.values()], ', …')} nats on average, and {bar}, so "
+        f"differences from it say nothing about a format. Likely causes: {causes}. Look at a few texts "
+        "that the model generates before quantizing it"
+        for found, bar in bars
+        if found
     ]
+
+
+def _listed(texts: Sequence[str], more: str) -> str:
+    """Return the first few texts, and ``more`` where there are others."""
+    return ", ".join(texts[:MOST_TASKS]) + (more if len(texts) > MOST_TASKS else "")
 
 
 def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -82,6 +118,8 @@ def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             f"the model's configuration names a beginning-of-sequence token ({bos}), which its tokenizer does not put "
             "in front of a text, and models as Gemma know nothing without (model.add_bos_token=true)"
         )
+    if ending_of(tokenizer):
+        causes.append("the tokenizer appends its end token to every text (model.add_bos_token=false puts none)")
     if len(tokenizer) > config.vocab_size:
         causes.append(
             f"the tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,}: it is another model's"

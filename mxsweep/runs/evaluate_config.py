@@ -122,7 +122,9 @@ class _Steps:
         """Return, and log, what speaks against a baseline; nothing of another run."""
         if not self._config.recipe.is_baseline:
             return []
-        warnings = warn_of_guessing(evaluation.nats_per_token, evaluator.model, evaluator.lm.tokenizer)
+        warnings = warn_of_guessing(
+            evaluation.nats_per_token, evaluation.counting_nats, evaluator.model, evaluator.lm.tokenizer
+        )
         for warning in warnings:
             log.warning(warning)
         return warnings

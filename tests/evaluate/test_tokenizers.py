@@ -327,3 +327,19 @@ def test_prompts_past_the_embedding_are_refused() -> None:
     ours = make_lm(model, tokenizer, max_length=16)
     with pytest.raises(ConfigError, match=r"the token 13 \('zebra'\)"):
         ours.generate_until(asked("generate_until", ("the zebra", {"until": [], "max_gen_toks": 2})))
+
+
+def test_prompts_that_are_cut_are_counted_and_no_room_for_one_is_refused() -> None:
+    ours, theirs = both(words(), 8)
+    prompts = asked("generate_until", *((text, {"until": [], "max_gen_toks": 2}) for text in (TEXTS[0], TEXTS[1])))
+    assert ours.generate_until(prompts) == theirs.generate_until(prompts)
+    assert ours.warnings == [
+        "1 of 2 prompts are longer than model.max_length (8 tokens) less what may be generated after them, and were "
+        "read without their beginning"
+    ]
+    with pytest.raises(
+        ConfigError, match=r"model\.max_length: 8 leaves no token to a prompt beside the 256 that the task"
+    ):
+        ours.generate_until(asked("generate_until", (TEXTS[0], {"until": []})))
+    with pytest.raises(AssertionError):
+        theirs.generate_until(asked("generate_until", (TEXTS[0], {"until": []})))

@@ -7,11 +7,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mxsweep import compose, run
+from mxsweep.evaluate.stories import stories
 from mxsweep.evaluate.uniform_guess import ScoredTokens, warn_of_guessing
 from mxsweep.files.checkpoints import model_folder
 from tests.helpers.warned import assert_warned_everywhere
@@ -70,22 +72,22 @@ def test_a_baseline_that_knows_something_is_not_warned_of() -> None:
 def test_a_guess_costs_the_logarithm_of_the_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
     guess = math.log(len(tokenizer))
     costs = {"guess": guess, "worse": 20.0, "better": guess * 0.999, "nothing": math.nan, "never": math.inf}
-    (warning,) = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
+    (warning,) = warn_of_guessing(costs, {}, model(len(tokenizer)), tokenizer)
     assert warning.startswith("guess, worse: this baseline is no baseline: a scored token costs ")
     assert f"costs {guess:.2f}, 20.00 nats on average" in warning
     assert f"over the {len(tokenizer):,} tokens of the vocabulary {guess:.2f}" in warning
-    assert not warn_of_guessing({"better": guess * 0.999}, model(len(tokenizer)), tokenizer)
+    assert not warn_of_guessing({"better": guess * 0.999}, {}, model(len(tokenizer)), tokenizer)
 
 
 def test_a_group_of_many_tasks_gives_one_warning(tokenizer: PreTrainedTokenizerFast) -> None:
     costs = {f"subject_{number}": 99.0 for number in range(57)}
-    (warning,) = warn_of_guessing(costs, model(len(tokenizer)), tokenizer)
+    (warning,) = warn_of_guessing(costs, {}, model(len(tokenizer)), tokenizer)
     assert warning.startswith("subject_0, subject_1, subject_2, subject_3, subject_4 and 52 more tasks: this baseline")
 
 
 def test_causes_that_can_be_seen_come_first(tokenizer: PreTrainedTokenizerFast) -> None:
     def causes(vocabulary: int, bos: int | None, read_by: PreTrainedTokenizerFast = tokenizer) -> str:
-        (text,) = warn_of_guessing({"story": 99.0}, model(vocabulary, bos_token_id=bos), read_by)
+        (text,) = warn_of_guessing({"story": 99.0}, {}, model(vocabulary, bos_token_id=bos), read_by)
         return text.partition("Likely causes: ")[2]
 
     assert causes(len(tokenizer), 5).startswith(
@@ -96,6 +98,9 @@ def test_causes_that_can_be_seen_come_first(tokenizer: PreTrainedTokenizerFast) 
     putting.bos_token_id, putting.add_bos_token = 5, True
     assert putting("a").input_ids[0] == 5
     assert "beginning-of-sequence" not in causes(len(tokenizer), 5, putting) + causes(len(tokenizer), None)
+    assert "appends its end token" not in causes(len(tokenizer), None)
+    putting.add_eos_token = True
+    assert "the tokenizer appends its end token to every text (model.add_bos_token=false" in causes(7, None, putting)
     assert causes(7, None).startswith(f"the tokenizer has {len(tokenizer):,} tokens and the model 7: ")
 
 
@@ -110,3 +115,40 @@ def test_of_several_answers_the_likeliest_by_the_token_counts() -> None:
     ):
         scored.add(task, example, nats, tokens)
     assert scored.nats_per_token() == {"chosen": 12 / 8, "text": 3.0}
+
+
+def test_counting_costs_what_a_guess_by_what_came_before_does() -> None:
+    scored, rng, vocabulary = ScoredTokens(), np.random.default_rng(0), 40
+    texts = [rng.integers(0, 9, size) ** 2 % vocabulary for size in (30, 50)]
+    for text in (*texts, texts[0]):  # a repeat counts once
+        scored.add_text("pages", text)
+    seen: list[int] = []
+    nats = 0.0
+    for token in np.concatenate(texts).tolist():
+        nats -= math.log((seen.count(token) + 1) / (len(seen) + vocabulary))
+        seen.append(token)
+    assert scored.counting_nats(vocabulary) == pytest.approx({"pages": nats / 80})
+
+
+def test_a_baseline_below_a_uniform_guess_may_still_know_less_than_counting(tokenizer: PreTrainedTokenizerFast) -> None:
+    guess = math.log(len(tokenizer))
+    costs = {"counted": guess - 1, "better": guess - 3, "guessed": guess + 1, "answers": guess - 0.5}
+    counting = dict.fromkeys(("counted", "better", "guessed"), guess - 2)
+    uniform, unigram = warn_of_guessing(costs, counting, model(len(tokenizer)), tokenizer)
+    assert uniform.startswith("guessed: this baseline is no baseline")
+    assert unigram.startswith(f"counted: this baseline is no baseline: a scored token costs {guess - 1:,.2f} nats on ")
+    assert f"a guess by how often each token came before in the same texts {guess - 2:,.2f}, so diff" in unigram
+
+
+def test_a_model_that_knows_little_of_long_texts_is_warned_of(tmp_path: Path) -> None:
+    folder = str(model_folder("embedded"))
+    hesitant = AutoModelForCausalLM.from_pretrained(folder)
+    hesitant.model.norm.weight.data *= 0.05  # what it knows counts for little: just below a uniform guess
+    hesitant.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"page": story}) + "\n" for story in stories(40)))
+    words = ["model.device=cpu", "format=none", "task=wikitext", f"task.data={tmp_path / 'pages.jsonl'}"]
+    (warning,) = run(compose([*words, "model=hf", f"model.path={tmp_path / 'model'}"]))["warnings"]
+    assert warning.startswith("wikitext: this baseline is no baseline: ")
+    assert "a guess by how often each token came before in the same texts" in warning
+    assert run(compose(words))["warnings"] == []  # the embedded model itself, which knows such texts
