@@ -93,8 +93,11 @@ def refuse_same_file(config: CalibrationConfig, task: TaskConfig) -> None:
     """
     sampled = calibration_identity(config)
     own = {sampled["file"]} if "file" in sampled else set(sampled.get("files", {}).values())
-    for name, file in task.data.items():
-        if own and file_digest(file) in own:
+    evaluated = [(name, file, file_digest(file)) for name, file in task.data.items() if own]
+    if own and task.own is not None:
+        evaluated += [(name, *each) for name in task.own_names for each in task.own.digests(name).items()]
+    for name, file, digest in evaluated:
+        if digest in own:
             raise ConfigError(
                 f"calibration.path: {config.path!r} holds the same as {file!r}, which {name} evaluates; allowed: texts "
                 "that are not evaluated"

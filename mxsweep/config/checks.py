@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,8 @@ def check_rows(file: str, field: str | None, first_only: bool = False) -> list[d
         raise ConfigError(f"task.data: {file!r} is not a file; give a JSON-lines file, one document a row")
     rows: list[dict[str, Any]] = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in _numbered(lines):
                 rows.append(_row(file, number, line, field))
                 if first_only:
                     break
@@ -156,11 +154,26 @@ def check_rows(file: str, field: str | None, first_only: bool = False) -> list[d
     return rows
 
 
+def line_of_row(file: str, number: int) -> int:
+    """Return the line, from 1, of a row of a file of :func:`check_rows`, by its number among the rows, from 0."""
+    with expanded("task.data", file).open(encoding="utf-8-sig") as lines:
+        return next(line for row, (line, _) in enumerate(_numbered(lines)) if row == number)
+
+
+def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty with their numbers, from 1."""
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
 def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ConfigError(f"task.data: {file!r} line {number} is not JSON ({error.msg}); give JSON lines") from None
+    except _TwiceError as twice:
+        raise ConfigError(f"task.data: {file!r} line {number} has the field {str(twice)!r} twice") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise ConfigError(f"task.data: {file!r} line {number} cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise ConfigError(f"task.data: {file!r} line {number} is not an object with named fields")
     if field in row and not isinstance(row[field], str):
@@ -168,7 +181,32 @@ def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]
         raise ConfigError(
             f"task.data: {file!r} line {number}: the field {field!r} is {held[:50]}; allowed: text, in quotes"
         )
+    if field in row and not _is_text(row[field]):
+        raise ConfigError(
+            f"task.data: {file!r} line {number}: the field {field!r} holds half of a surrogate pair, as \\ud800, which "
+            "is no character; allowed: UTF-8 text"
+        )
     if field is not None and field not in row:
         there = ", ".join(map(repr, row)) or "none"
         raise ConfigError(f"task.data: {file!r} line {number} has no text field {field!r}; it has {there}")
     return row
+
+
+class _TwiceError(ValueError):
+    """Say that a field stands twice in an object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return fields
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -218,7 +218,7 @@ GROUPS = (
     ),
     Knob(
         "task",
-        "what is evaluated; story: embedded; any lm-eval task; [a,b]: several",
+        "what is evaluated; story: embedded; any lm-eval task; FILE.yaml: one of your own; [a,b]: several",
         Listing("names of lm-eval tasks"),
         Scope.BASELINE,
         place="task",
@@ -518,9 +518,26 @@ MODEL_AND_TASK = (
         tells_metrics_apart=True,
     ),
     _task(
+        "include_path",
+        "a folder of lm-eval tasks of your own, or the YAML file of one; null: lm-eval's alone; task=FILE.yaml is this "
+        "and the name of the task in it",
+        WORD_OR_NULL,
+        kind=Kind.PATH,
+        place="own_tasks",
+        tells_metrics_apart=True,
+    ),
+    _task(
         "num_fewshot",
         "examples in the prompt; null: the task's own",
         Whole("0 or more, or null for the task's own", words=(None,)),
+        tells_metrics_apart=True,
+    ),
+    _task(
+        "fewshot_evaluated",
+        "true: examples may come from the evaluated rows (never the row that is asked), where a task has no others",
+        Flag("true, false"),
+        off=False,
+        place=None,
         tells_metrics_apart=True,
     ),
     _task("apply_chat_template", "as in lm-eval", Flag("true, false"), tells_metrics_apart=True),

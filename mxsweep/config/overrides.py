@@ -44,7 +44,7 @@ from mxsweep.config.option_files import (
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
 
-_typed_models: dict[str, str] = {}  # options made for `model=`, name to what was typed
+_typed: dict[str, str] = {}  # options made for `model=` and `task=`, name to what was typed
 
 
 def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[list[list[str]], bool]:
@@ -90,8 +90,8 @@ def as_typed(override: str) -> str:
     """Return a prepared override as a person types it: ``block_size='16'`` is ``block_size=16``."""
     key, _, value = override.partition("=")
     names = [name.strip("'") for name in value.split(",")]
-    if key == "model" and any(name in _typed_models for name in names):
-        return f"{key}={','.join(_typed_models.get(name, name) for name in names)}"
+    if key in ("model", "task") and any(name in _typed for name in names):
+        return f"{key}={','.join(_typed.get(name, name) for name in names)}"
     override = re.sub(r"=(True|False)$", lambda match: match.group().lower(), override)
     return re.sub(r"^(\w+)='([^',]*)'$|^([\w.]+)='([\w./+-]+)'$", r"\1\3=\2\4", override)
 
@@ -124,6 +124,8 @@ def _quote_what_is_meant(word: str) -> str:
         if not is_readable(f"{bare}={value}"):
             return f"{bare}={quote(value)}"
         return f"{bare}={_quote_numbers(value)}"
+    if bare == "task" and re.search(r"\.ya?ml$", value) and not is_readable(word):
+        return f"{bare}={quote(value)}"
     return word
 
 
@@ -231,8 +233,8 @@ def _provide(group: str, value: Any, folders: Sequence[Path]) -> str:
         return _provide_model(value, existing, folders)
     if group not in knobs.groups_with_own_values():
         raise ConfigError(f"{group}: {excerpt(name)!r} is not known; allowed: {', '.join(existing)}")
-    if group == "task" and re.search(r"/|\\|\.ya?ml$", name):
-        raise ConfigError(f"task: {excerpt(name)!r} names a file; allowed: the name of a task of lm-eval, or [A,B]")
+    if group == "task" and (file := _task_file(value)):
+        return _provide_task_file(value, file, folders)
     if not re.fullmatch(r"[\w ,.+:\[\]()|-]*", name) or len(name) > 200:
         # Hydra would look for a file of that name, or read it as a reference to other knobs.
         raise ConfigError(
@@ -254,8 +256,33 @@ def _provide_model(path: str, existing: Sequence[str], folders: Sequence[Path]) 
         )
     # Not under its path: Hydra would look for a file there.
     name = f"hf-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
-    _typed_models[name] = path
+    _typed[name] = path
     _store("model", name, {"model": (read_option("model", "hf", folders) or {}) | {"path": path}})
+    return name
+
+
+def _task_file(value: Any) -> str | None:
+    """Return the file among what ``task=`` was given; None without one. Raises ConfigError for more than one."""
+    items = value if isinstance(value, list) else [value]
+    files = [item for item in items if isinstance(item, str) and re.search(r"/|\\|\.ya?ml$", item)]
+    if len(files) > 1:
+        raise ConfigError(
+            f"task: {excerpt(', '.join(files))} are several files; allowed: one, or task.include_path=FOLDER with the "
+            "names of the tasks in it"
+        )
+    if files and not files[0].endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"task: {excerpt(files[0])!r} is no name of a task; allowed: one, FILE.yaml of your own, or [A,B]"
+        )
+    return files[0] if files else None
+
+
+def _provide_task_file(value: Any, file: str, folders: Sequence[Path]) -> str:
+    """Return the name of an option for ``task=FILE.yaml``, which is ``task.include_path=FILE.yaml`` with its name."""
+    typed = _render(value)
+    name = f"file-{hashlib.sha256(typed.encode()).hexdigest()[:12]}"
+    _typed[name] = typed
+    _store("task", name, {"task": _task_option(value, folders) | {"include_path": file}})
     return name
 
 

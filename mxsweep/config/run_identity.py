@@ -98,6 +98,12 @@ def _data_entries(config: RunParts) -> Entries:
     return {"data": {name: file_digest(file) for name, file in config.task.data.items()}}
 
 
+def _own_task_entries(config: RunParts) -> Entries:
+    task = config.task
+    files = {name: task.own.digests(name) for name in task.own_names} if task.own is not None else {}
+    return {"own_tasks": files} if files else {}
+
+
 def formats_entries(config: RunParts) -> Entries:
     """Return what all knobs of formats decide together: the format of each kind of tensor, and who computes."""
     recipe = config.recipe
@@ -147,6 +153,7 @@ OF_EVERY_RUN: dict[str, Callable[[RunParts], Entries]] = {
     "device": _device_entries,
     "task": _task_entries,
     "data": _data_entries,
+    "own_tasks": _own_task_entries,
 }
 OF_REMEDIES: dict[str, Callable[[RunParts], Entries]] = {
     "kv_options": _kv_entries,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from mxsweep.config.checks import check_rows
+from mxsweep.config.checks import check_rows, expanded, is_folder
+from mxsweep.config.own_tasks import SUFFIXES, OwnTasks, read_own_tasks
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -14,6 +16,8 @@ class TaskConfig:
     """Hold which lm-eval tasks a run evaluates, and what feeds them.
 
     ``data`` maps a task to a local file that replaces its data set; ``fields`` to the field a row must hold.
+    ``include_path`` is a folder of tasks of one's own, or the file of one; ``fewshot_evaluated`` allows few-shot
+    examples from the evaluated rows.
     """
 
     names: tuple[str, ...]
@@ -21,6 +25,8 @@ class TaskConfig:
     data: dict[str, str]
     num_fewshot: int | None
     apply_chat_template: bool
+    include_path: str | None = None
+    fewshot_evaluated: bool = False
 
     def __post_init__(self) -> None:
         if not self.names or not all(isinstance(name, str) and name for name in self.names):
@@ -35,6 +41,28 @@ class TaskConfig:
             if name == "story":
                 raise ConfigError("task.data: the task 'story' generates its own data and takes no file")
             check_rows(file, self.fields.get(name), first_only=True)
+        if (own := self.own) is not None:
+            for name in self.own_names:
+                own.files(name)  # refuses data that are not there
+
+    @cached_property
+    def own(self) -> OwnTasks | None:
+        """Return the tasks of one's own; None without any. Raises ConfigError."""
+        return None if self.include_path is None else read_own_tasks(self.include_path)
+
+    @property
+    def own_names(self) -> list[str]:
+        """Return those of the names that are tasks of one's own."""
+        return [name for name in self.names if self.own is not None and name in self.own.names]
+
+    @property
+    def names_of_lm_eval(self) -> list[str]:
+        """Return the names that lm-eval must know: those that are not one's own, members of one's own groups too."""
+        own = self.own
+        if own is None:
+            return list(self.names)
+        needed = [one for name in self.names for one in (own.below(name) if name in own.names else [name])]
+        return [name for name in dict.fromkeys(needed) if name not in own.names]
 
     @property
     def name(self) -> str:
@@ -44,8 +72,9 @@ class TaskConfig:
 
 def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
     """Return the config of what is evaluated. Raises ConfigError."""
-    names, data = knobs.pop("names"), knobs.pop("data")
+    names, data, include_path = knobs.pop("names"), knobs.pop("data"), knobs.pop("include_path")
     names = tuple(names) if isinstance(names, list) else (names,)
+    names = tuple(_named(name, include_path) for name in names)
     if data is None:
         data = {}
     elif not isinstance(data, dict):
@@ -55,4 +84,21 @@ def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
                 f"write a mapping, as task.data={{{names[0]}: FILE.jsonl}}"
             )
         data = {names[0]: data}
-    return TaskConfig(names=names, data={key: str(file) for key, file in data.items()}, **knobs)
+    data = {key: str(file) for key, file in data.items()}
+    return TaskConfig(names=names, data=data, include_path=include_path, **knobs)
+
+
+def _named(name: Any, include_path: str | None) -> Any:
+    """Return the name of the task in a file that stands in place of a name, ``task=FILE.yaml``; a name as it is.
+
+    The file itself is ``include_path``, whose relative path counts from where it was typed.
+    """
+    if not isinstance(name, str) or not name.endswith(SUFFIXES):
+        return name
+    if include_path is None or is_folder(expanded("task.include_path", include_path)):
+        raise ConfigError(
+            f"task: {name!r} is a file and task.include_path a folder; give the file alone, or the folder with the "
+            "name of a task in it"
+        )
+    (task,) = read_own_tasks(include_path).tasks
+    return task

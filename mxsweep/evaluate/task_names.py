@@ -13,8 +13,10 @@ from mxsweep.terminal.errors import ConfigError
 _NAMES = re.compile(r"^(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
-def unknown_task(names: Sequence[str]) -> str | None:
+def unknown_task(names: Sequence[str], own: Sequence[str] = ()) -> str | None:
     """Return why one of ``names`` cannot be evaluated: lm-eval has no task, group or tag of the name. Else None.
+
+    ``own`` are the names of tasks of one's own, one of which may be meant.
 
     A name that stands in one of lm-eval's files is known (this takes a second at most); only for another is the index
     read, which also has what Python makes.
@@ -25,7 +27,7 @@ def unknown_task(names: Sequence[str]) -> str | None:
     from mxsweep.evaluate.tasks import check_task_names
 
     try:
-        check_task_names(unseen)
+        check_task_names(unseen, own)
     except ConfigError as error:
         return str(error)
     return None

@@ -7,22 +7,26 @@ document; and a data set loaded again for every run.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
 import lm_eval.utils
+import yaml
 from datasets import Dataset
-from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 
-from mxsweep.config.checks import check_rows, file_digest
+from mxsweep.config.checks import check_rows, file_digest, line_of_row
+from mxsweep.config.own_tasks import OwnTask, OwnTasks
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
+from mxsweep.evaluate.task_rows import check_documents, dataset_of, reads_of
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ def load_tasks(
     fields: Mapping[str, str] | None = None,
     num_fewshot: int | None = None,
     seed: int = 1234,
+    own: OwnTasks | None = None,
 ) -> dict[str, Any]:
     """Return lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``); the same objects for the same call.
 
@@ -49,9 +54,11 @@ def load_tasks(
         fields: for a task, the field that a row of its file must hold.
         num_fewshot: examples before each question; None for the task's own number.
         seed: of the choice of those examples.
+        own: tasks of one's own, which come before lm-eval's of the same name.
 
     Raises:
-        ConfigError: an unknown task, a file that does not fit, a data set that cannot be had.
+        ConfigError: an unknown task, a file that does not fit, a row that makes no sense, a data set that cannot be
+            had.
     """
     data, fields = dict(data or {}), dict(fields or {})
     # A file by its content, too: one that was written anew is another data set.
@@ -59,9 +66,11 @@ def load_tasks(
         (name, file, file_digest(file) if Path(file).expanduser().is_file() else None)
         for name, file in sorted(data.items())
     )
-    key = (names, files, num_fewshot, seed)
+    own_names = [name for name in names if own is not None and name in own.names]
+    contents = [(name, *each) for name in own_names if own for each in own.digests(name).items()]
+    key = (names, files, num_fewshot, seed, tuple(contents))
     if key not in _kept:
-        _kept[key] = _load(names, data, fields, num_fewshot)
+        _kept[key] = _load(names, data, fields, num_fewshot, own if own_names else None)
     for task in _kept[key]["tasks"].values():
         # Every run draws the same few-shot examples: the task's generator went on with the last run.
         task.set_fewshot_seed(seed=seed)
@@ -69,23 +78,29 @@ def load_tasks(
 
 
 def _load(
-    names: tuple[str, ...], data: dict[str, str], fields: dict[str, str], num_fewshot: int | None
+    names: tuple[str, ...],
+    data: dict[str, str],
+    fields: dict[str, str],
+    num_fewshot: int | None,
+    own: OwnTasks | None,
 ) -> dict[str, Any]:
     quiet_lm_eval()
-    manager = _manager_of(names)
-    fed = [name for name in names if name in data and name != "story"]
-    for name in fed:
-        _check_single(name, manager)
-    rows = {name: Dataset.from_list(check_rows(data[name], fields.get(name))) for name in fed}
-    try:
-        specs = [_spec(name, rows.get(name), manager) for name in names]
-        loaded: dict[str, Any] = dict(manager.load(specs))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); "
-            "without a network, give a task's rows in a local file with task.data=FILE.jsonl"
-        ) from error
+    with _folder_of(own, names) as folder:
+        manager = _manager_of(names, own, folder)
+        fed = [name for name in names if name in data and name != "story"]
+        for name in fed:
+            _check_single(name, manager)
+        rows = {name: _rows_of(name, data[name], fields.get(name), manager) for name in fed}
+        try:
+            specs = [_spec(name, rows.get(name), manager) for name in names]
+            loaded: dict[str, Any] = dict(manager.load(specs))
+        except Exception as error:  # the Python of a task may raise anything
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); "
+                "without a network, give a task's rows in a local file with task.data=FILE.jsonl"
+            ) from error
+    _check_rows_of(loaded["tasks"], data, own)
     for task in loaded["tasks"].values():
         # As lm-eval's own simple_evaluate does: a task that fixes 0 examples keeps it.
         fixed = task.get_config("num_fewshot")
@@ -96,6 +111,55 @@ def _load(
         elif num_fewshot:
             log.warning("task.num_fewshot=%s is not used: the task itself fixes 0", num_fewshot)
     return loaded
+
+
+def _rows_of(name: str, file: str, field: str | None, manager: TaskManager) -> Dataset:
+    entry = manager.task_index.get(name)
+    return dataset_of(file, check_rows(file, field), reads_of(entry.cfg if entry else None))
+
+
+def _check_rows_of(tasks: Mapping[str, Any], data: Mapping[str, str], own: OwnTasks | None) -> None:
+    """Raise ConfigError for a row of a local file that makes no question: of those of lm-eval's data sets all do."""
+    for name, task in tasks.items():
+        if name in data:
+            in_order = task.config.process_docs is None  # else rows may be others, or fewer
+            file = data[name]
+
+            def line(number: int, file: str = file, in_order: bool = in_order) -> str:
+                return f"{file!r} line {line_of_row(file, number)}" if in_order else f"row {number + 1} of {file!r}"
+
+            check_documents(name, task, line)
+        elif own is not None and name in own.tasks:
+            task.config.metadata["config_source"] = str(own.tasks[name].file)  # not the folder that was made for it
+            check_documents(name, task, lambda number: f"row {number + 1}")
+
+
+@contextlib.contextmanager
+def _folder_of(own: OwnTasks | None, names: Sequence[str]) -> Iterator[Path | None]:
+    """Make, while the context lasts, a folder of the tasks of one's own that these names need; none without any.
+
+    Each has a file there that includes its own and says with absolute paths where its data is. lm-eval thus looks at
+    these alone, not at every YAML file below one's folder.
+    """
+    if own is None:
+        yield None
+        return
+    needed = dict.fromkeys(one for name in names if name in own.names for one in own.below(name) if one in own.tasks)
+    with tempfile.TemporaryDirectory(prefix="mxsweep-tasks-") as folder:
+        for number, name in enumerate(needed):
+            text = yaml.safe_dump({"include": str(own.tasks[name].file)} | _plain_data(own.tasks[name]))
+            (Path(folder) / f"{number}.yaml").write_text(text, encoding="utf-8")
+        yield Path(folder)
+
+
+def _plain_data(task: OwnTask) -> dict[str, Any]:
+    """Return where a task's data is, but for what holds ``!function``, which no file can be made of."""
+    plain = {}
+    for key, value in task.data.items():
+        with contextlib.suppress(yaml.YAMLError):
+            yaml.safe_dump(value)
+            plain[key] = value
+    return plain
 
 
 def _check_single(name: str, manager: TaskManager) -> None:
@@ -119,31 +183,39 @@ def _spec(name: str, rows: Dataset | None, manager: TaskManager) -> Any:
     return manager.load({"group": f"{name} with rows of a file", "task": [member]})["tasks"][name]
 
 
-def _manager_of(names: tuple[str, ...]) -> TaskManager:
-    """Return a task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval."""
-    wanted = [name for name in names if name != "story"]
+def _manager_of(names: Sequence[str], own: OwnTasks | None = None, folder: Path | None = None) -> TaskManager:
+    """Return a task manager that knows ``names``: over the folders of the tasks' own files, or over all of lm-eval.
+
+    Args:
+        names: of tasks, groups and tags.
+        own: tasks of one's own.
+        folder: of files of those.
+    """
+    needed = [one for name in names for one in (own.below(name) if own and name in own.names else [name])]
+    wanted = [name for name in needed if name != "story" and not (own and name in own.names)]
     root = Path(lm_eval.tasks.__file__).parent
     files = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
     folders = [file.parent for file in files if file is not None]
     if len(folders) == len(wanted):
-        manager = TaskManager(include_defaults=False, include_path=list(folders))
+        manager = TaskManager(include_defaults=False, include_path=[*folders, *([folder] if folder else [])])
         # Not for a group, whose tasks may stand in other folders, which only the full index knows.
         if all(name in manager.all_subtasks for name in wanted):
             return manager
-    check_task_names(wanted)
-    return _full_manager()
+    check_task_names(wanted, own.names if own else ())
+    return TaskManager(include_path=folder) if folder else _full_manager()
 
 
-def check_task_names(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that lm-eval's index has no task, group or tag of."""
+def check_task_names(names: Sequence[str], own: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a name that lm-eval's index has no task, group or tag of; ``own`` may be meant as well."""
     quiet_lm_eval()
     log.info("Reading lm-eval's index of tasks (up to half a minute, once)")
     manager = _full_manager()
     for name in names:
         if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
+            close = difflib.get_close_matches(name, [*own, *manager.all_tasks], n=3, cutoff=0.5)
+            whose = "lm-eval or of task.include_path" if own else "lm-eval"
             raise ConfigError(
-                f"task: {name!r} is not a task of lm-eval; "
+                f"task: {name!r} is not a task of {whose}; "
                 + (f"near it: {', '.join(close)}; " if close else "")
                 + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
             )

@@ -20,7 +20,7 @@ from mxsweep.results.rows import Row, label
 MODEL = "model.digest"  # knobs of a row, beside those of its config: what the names below stand for
 DATA = "task.digest"
 CALIBRATION = "calibration.digest"
-NAMES = {MODEL: ("model", "model.path", "model.revision"), DATA: ("task.data",)}
+NAMES = {MODEL: ("model", "model.path", "model.revision"), DATA: ("task.data", "task.include_path")}
 NOT_RECORDED = "not recorded"
 _SHOWN_DIGITS = 12
 
@@ -77,13 +77,23 @@ def _digests(row: Row) -> dict[str, str] | None:
 def _digests_of(identity: dict[str, Any], task: str | None) -> dict[str, str]:
     # The dtype is a condition like any other, in a knob of its own.
     model = {name: value for name, value in identity["model"].items() if name != "dtype"}
-    data, quantized = identity.get("data"), identity.get("quantized")
+    quantized = identity.get("quantized")
     digests = {MODEL: _short(model)}
-    if isinstance(data, dict) and task in data:
-        digests[DATA] = _short(data[task])
+    if (data := _data(identity, task)) is not None:
+        digests[DATA] = _short(data)
     if isinstance(quantized, dict) and "calibration" in quantized:
         digests[CALIBRATION] = _short(quantized["calibration"])
     return digests
+
+
+def _data(identity: dict[str, Any], task: str | None) -> Any:
+    """Return the content of what a task reads: its file, the files that make it a task of one's own, or both."""
+    data, own = identity.get("data"), identity.get("own_tasks")
+    file = data.get(task) if isinstance(data, dict) else None
+    if not isinstance(own, dict) or not own:
+        return file
+    files = own.get(task, own)  # of a task of a group, which has the group's name there, all there are
+    return files if file is None else [file, files]
 
 
 def _short(what: Any) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mxsweep.config.refusals import no_chat_template
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm
+from mxsweep.evaluate.fewshot import check_fewshot
 from mxsweep.evaluate.input_limits import refuse_missing_special_tokens, refuse_unlearned_positions
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.tasks import load_tasks
@@ -29,7 +30,8 @@ class Evaluator:
         model: kept between runs; quantized only while a run has it so.
         lm: lm-eval's model class around it.
         tasks: as :func:`mxsweep.evaluate.tasks.load_tasks` returns them.
-        warnings: what a reader of the results should know of the model's checkpoint, a sentence each.
+        warnings: what a reader of the results should know of few-shot examples and of the model's checkpoint, a
+            sentence each.
         quantized_from: how the checkpoint stores the weights, where that is quantized.
     """
 
@@ -53,7 +55,10 @@ class Evaluator:
 def load_evaluator(config: RunConfig) -> Evaluator:
     """Load the tasks and the model of a config. Raises ConfigError."""
     task, model = config.task, config.model
-    tasks = load_tasks(task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed)
+    tasks = load_tasks(
+        task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed, own=task.own
+    )
+    of_examples = check_fewshot(tasks["tasks"], task.fewshot_evaluated, task.data)
     loaded = load_configured(model)
     refuse_unlearned_positions(loaded.model, model.max_length)
     refuse_missing_special_tokens(tasks["tasks"], loaded.tokenizer)
@@ -66,6 +71,7 @@ def load_evaluator(config: RunConfig) -> Evaluator:
         batch_size=config.batch_size,
         max_length=model.max_length,
     )
-    for warning in loaded.warnings:
+    warnings = (*of_examples, *loaded.warnings)
+    for warning in warnings:
         log.warning(warning)
-    return Evaluator(loaded.model, lm, tasks, loaded.warnings, loaded.quantized_from)
+    return Evaluator(loaded.model, lm, tasks, warnings, loaded.quantized_from)

@@ -101,4 +101,5 @@ def _missing_device(device: str) -> str | None:
 def _unknown_task(config: RunConfig) -> str | None:
     from mxsweep.evaluate.task_names import unknown_task
 
-    return unknown_task(config.task.names)
+    own = config.task.own
+    return unknown_task(config.task.names_of_lm_eval, own.names if own is not None else ())

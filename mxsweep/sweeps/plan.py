@@ -264,7 +264,7 @@ def _model_by_model(runs: list[PlannedRun]) -> list[PlannedRun]:
     order: dict[Any, int] = {}
 
     def place(run: PlannedRun) -> int:
-        key = (run.config.model, run.config.task.names) if run.config else None
+        key = (run.config.model, run.config.task.names, run.config.task.include_path) if run.config else None
         return order.setdefault(key, len(order))
 
     return sorted(runs, key=place)
@@ -299,7 +299,7 @@ def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[Plan
 def _baseline_key(config: RunConfig) -> Any:
     """Return what two runs have in common that are compared with one baseline."""
     task = config.task
-    fed = (task.names, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
+    fed = (task.names, task.include_path, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
     # Without examples in the prompt the seed decides nothing unquantized; those that a task has by itself are not told
     # apart.
     left_out = notes() if task.num_fewshot else (*notes(), "seed")

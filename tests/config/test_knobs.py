@@ -60,7 +60,7 @@ def test_labels_are_of_knobs_that_are_labelled_once() -> None:
 
 
 def test_what_the_command_line_takes_as_typed() -> None:
-    assert set(knobs.paths()) == {"model.path", "task.data", "calibration.path"}
+    assert set(knobs.paths()) == {"model.path", "task.data", "task.include_path", "calibration.path"}
     assert set(knobs.folders()) == {"hydra.run.dir", "hydra.sweep.dir"}
     assert {"model.revision", "calibration.name", "logging.project"} <= set(knobs.free_text())
     assert not set(knobs.paths()) & set(knobs.free_text())
@@ -101,7 +101,7 @@ def test_every_place_in_an_identity_is_one_that_is_made() -> None:
     assert places == PLACES
     # What stands there by itself under its path, of every run: a knob without a value at which it is left out.
     alone = [knob.path for knob in knobs.all_knobs() if knob.scope is Scope.BASELINE and knob.place is None]
-    assert alone == ["limit", "model.add_bos_token", "seed", "diagnostics", "noise"]
+    assert alone == ["limit", "model.add_bos_token", "task.fewshot_evaluated", "seed", "diagnostics", "noise"]
 
 
 def test_the_page_is_current() -> None:

@@ -184,7 +184,7 @@ def test_several_experiments_are_refused() -> None:
         ("seed=ü", "seed=ü: cannot be read as KNOB=VALUE"),
         ("seed=\udcff", r"seed=\\udcff: is not UTF-8 text"),
         ("seed=\0", r"seed=\\x00: holds a NUL"),
-        ("task=FILE.yaml", "task: 'FILE.yaml' names a file; allowed: the name of a task of lm-eval"),
+        ("task=a/FILE.json", "task: 'a/FILE.json' is no name of a task; allowed: one, FILE.yaml of your own"),
         ("format=a/b", "format: 'a/b' is not known; allowed: mint4, mxfp4, "),
         ("block_size=${seed}", "block_size: .* is not known; allowed: auto, 8, 16"),
         ("block_size=range(1,2,0)", "has no end; allowed: range"),
