@@ -32,7 +32,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.knapsack import choose_within
-from mxsweep.formats.recipe import LinearFormats, Recipe, names_operand
+from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import find_sites
@@ -165,13 +165,10 @@ def counted_modules(
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
-    patterns = [pattern for pattern, _ in recipe.modules]
-    every = find_sites(model, dataclasses.replace(recipe, linear=next(iter(candidates.values())), modules=()))
-    free = {
-        site.name: site.operand.shape
-        for site in every
-        if not any(names_operand(pattern, site.name, site.operand.module_name) for pattern in patterns)
-    }
+    # What a pattern matches is left aside here, so that it may be what could not be quantized.
+    others = tuple((pattern, LinearFormats()) for pattern, _ in recipe.modules)
+    every = find_sites(model, dataclasses.replace(recipe, linear=next(iter(candidates.values())), modules=others))
+    free = {site.name: site.operand.shape for site in every}
     if not free:
         raise ConfigError("ptq.budget: modules leaves no linear layer to choose a format for; allowed: null")
     bits = weights = 0

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LATENT_IN_CACHE, Recipe
 from mxsweep.model.attention_interface import STATE, attention_modules, listening
-from mxsweep.model.attention_probe import probe_pass, reached_attention
+from mxsweep.model.attention_probe import reached_attention
 from mxsweep.model.kv import KVQuantizer, formats_of_heads, versioned_attention
 from mxsweep.model.latents import LatentQuantizer, check_latents, holds_latents
+from mxsweep.model.probe import probe_pass
 from mxsweep.model.rope import KeysBeforeRope
 
 __all__ = ["STATE", "KVQuantizer", "quantized_attention"]

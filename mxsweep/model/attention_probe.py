@@ -1,16 +1,11 @@
-"""Find out by one short pass which modules attend, and that standing between a model and its attention changes nothing.
+"""Find out by short passes which modules attend, and that standing between a model and its attention changes nothing.
 
 Modules that look like attention may never be reached by a text (those of a vision tower, of attention to an image), or
-attend in a way of their own. A short pass tells before anything is evaluated. Two more passes compare the logits with
-and without a listener that hands on copies of the keys and values: they must be the same bit for bit, or what is
-measured later would be the effect of more than quantization.
+attend in a way of their own. Two passes compare the logits with and without a listener that hands on copies of the keys
+and values: they must be the same bit for bit, or what is measured later would be the effect of more than quantization.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +19,9 @@ from mxsweep.model.attention_interface import (
     listening,
     unreachable,
 )
+from mxsweep.model.probe import probe, probe_pass
 from mxsweep.terminal.errors import ConfigError
 
-TOKENS = 32
 NOISE = 4  # times the distance of two passes of a model that does not repeat itself exactly
 
 
@@ -39,40 +34,20 @@ class _Identity:
         return call(query, key.clone(), value.clone(), call.mask)
 
 
-def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:
-    """Return the logits (B, T, V) of a few tokens that stand for any text, the same in each example."""
-    config = model.config.get_text_config()
-    special = {
-        number
-        for part in (model.config, config)
-        for name, number in vars(part).items()
-        if name.endswith(("_token_id", "_token_index")) and isinstance(number, int)
-    }
-    length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
-    ids = [number for number in range(int(config.vocab_size)) if number not in special][:length]
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=torch.tensor([ids] * examples, device=model.device), use_cache=False).logits
-    return logits
-
-
 def reached_attention(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the modules of ``model`` that attend when it reads a text, by name, in the model's order.
 
     Raises:
         ConfigError: there are none, or the attention of some cannot be reached, or listening to it changes logits.
     """
-    candidates = attention_modules(model)
-    entered: set[str] = set()
-    with ExitStack() as stack:
-        for name, module in candidates.items():
-            stack.callback(module.register_forward_pre_hook(_note(entered, name)).remove)
-        plain = probe_pass(model)
+    candidates = {name: module for name, module in attention_modules(model).items() if name in probe(model).entered}
+    plain = probe_pass(model)
     listeners: dict[str, Listener] = {name: _Identity() for name, _ in model.named_modules() if name}
     with listening(model, listeners):
         heard = probe_pass(model)
     reached = {name: model.get_submodule(name) for name, listener in listeners.items() if listener.calls}
-    for name in entered - set(reached):
-        if not _keeps_a_state(model, candidates[name]):
+    for name in candidates:
+        if name not in reached and not _keeps_a_state(model, candidates[name]):
             raise ConfigError(
                 f"kv_quant: {name} ({type(candidates[name]).__name__}) does not attend through transformers' attention "
                 "interface, so its keys and values cannot be quantized; allowed: kv_quant=none"
@@ -81,13 +56,6 @@ def reached_attention(model: PreTrainedModel) -> dict[str, nn.Module]:
         raise unreachable(model)
     _check_the_same(model, plain, heard)
     return reached
-
-
-def _note(entered: set[str], name: str) -> Callable[..., None]:
-    def note(*_: Any) -> None:
-        entered.add(name)
-
-    return note
 
 
 def _keeps_a_state(model: PreTrainedModel, module: nn.Module) -> bool:

@@ -2,8 +2,9 @@
 
 A number such as 4.25 bits a weight says something about a model only if it is over all weights of the decoder blocks.
 Some of these may be out of reach, as a layer of a kind that is not known: they are counted here whatever they are,
-since what is counted is the parameters of the blocks, and not what could be quantized. Matrices are counted, that is
-parameters of two dimensions or more; norms and biases, of one, are not.
+since what is counted is the parameters of the blocks that a text goes through, and not what could be quantized. What no
+text reaches decides no result, and is not counted. Matrices are counted, that is parameters of two dimensions or more;
+norms and biases, of one, are not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import MOST_LEFT, Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.operands import Operand, find_operands
+from mxsweep.model.probe import probe
 from mxsweep.model.sites import Site
 
 MOST_KINDS = 4  # named in a warning
@@ -42,7 +44,8 @@ class Stored:
             that is tied to an embedding left as it is takes both.
         quantized: elements that get a format, in the decoder blocks or elsewhere.
         quantized_bits: what these take, scales included.
-        block_weights, block_weights_kept: elements of the matrices in the decoder blocks; those that stay as they are.
+        block_weights, block_weights_kept: elements of the matrices in the decoder blocks that a text reaches; those of
+            them that stay as they are.
         block_bits_kept: what the latter take.
         left: of the latter, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
     """
@@ -63,7 +66,7 @@ class Stored:
         for site in sites:
             if site.formats.weight is not None:
                 at[id(site.operand.parameter)].append(site)
-        blocks = decoder_blocks(model)
+        blocks, reached = decoder_blocks(model), probe(model)
         numel: dict[int, int] = {}
         bits: dict[tuple[int, tuple[str, ...]], int] = {}
         quantized = quantized_bits = block_weights = kept = kept_bits = 0
@@ -80,7 +83,8 @@ class Stored:
             formats = tuple(f"{site.operand.name if len(here) > 1 else ''} {site.formats.weight}" for site in here)
             bits[id(parameter), formats] = changed_bits + plain * width
             quantized, quantized_bits = quantized + changed, quantized_bits + changed_bits
-            if parameter.ndim > 1 and block_around(name, blocks) is not None:
+            is_counted = parameter.ndim > 1 and name.rpartition(".")[0] in reached
+            if is_counted and block_around(name, blocks) is not None:
                 block_weights += parameter.numel()
                 kept, kept_bits = kept + plain, kept_bits + plain * width
                 # Where some matrices of a parameter get a format, patterns leave the others.

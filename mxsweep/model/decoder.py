@@ -1,7 +1,8 @@
 """Find the decoder blocks of a model, whatever the model is called.
 
-A block is a child of an outermost ``nn.ModuleList``, as ``model.layers.0`` or ``transformer.h.0``; a list inside a
-block holds parts of that block.
+A block is a child of an outermost ``nn.ModuleList``, as ``model.layers.0`` or ``transformer.h.0``, that holds modules
+itself and that a text goes through; a list inside a block holds parts of that block. The layers of a vision tower are
+no decoder blocks, nor are single projections in a list.
 """
 
 from __future__ import annotations
@@ -9,13 +10,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from mxsweep.model.probe import probe
 
 
-def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the decoder blocks by name, in the model's order."""
-    return {
-        f"{name}.{number}": block for name, blocks in _outermost_lists(model) for number, block in enumerate(blocks)
+def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the decoder blocks by name, in the order in which a text goes through them.
+
+    Raises:
+        PassFailed: as :func:`mxsweep.model.probe.probe`.
+    """
+    order = probe(model).order
+    blocks = {
+        f"{name}.{number}": block
+        for name, blocks in _outermost_lists(model)
+        for number, block in enumerate(blocks)
+        if f"{name}.{number}" in order and next(block.children(), None) is not None
     }
+    return {name: blocks[name] for name in sorted(blocks, key=order.__getitem__)}
 
 
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:

@@ -1,7 +1,8 @@
 """Build the model that a folder holds on the meta device: every module and shape, and no values.
 
 A plan is checked with it, and bits and bytes are counted, before anything is loaded: with the operands that the run
-will find, since it is the same model. Building one takes milliseconds, importing torch and transformers seconds.
+will find, since it is the same model, and the same pass through it says what a text reaches
+(:mod:`mxsweep.model.probe`). Building one takes milliseconds, importing torch and transformers seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import refuse_kv_options
 from mxsweep.model.attention_choice import transformers_name
 from mxsweep.model.gguf import gguf_config
+from mxsweep.model.probe import PassFailed, probe
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 
@@ -34,9 +36,21 @@ def meta_model(
 
     Returns:
         The model; None for a name on the hub, and where the model is stored in a format of weights of its own, or
-        cannot be built. The same call again returns the same object, unless the folder's files changed.
+        cannot be built, or where what a text reaches depends on values (:func:`why_not_followed`). The same call again
+        returns the same object, unless the folder's files changed.
     """
-    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))
+    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))[0]
+
+
+def why_not_followed(
+    path: str, *, dtype: str = "auto", attention: str = "auto", trust_remote_code: bool = False
+) -> str | None:
+    """Return why a pass through a model cannot be followed on the meta device, by the model's class; None if it can.
+
+    None, too, for a model that there is none of there for another reason. The arguments are those of
+    :func:`meta_model`.
+    """
+    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))[1]
 
 
 def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
@@ -50,15 +64,18 @@ def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any) -> PreTrainedModel | None:
+def _meta_model(
+    path: str, dtype: str, attention: str, trust: bool, _stamps: Any
+) -> tuple[PreTrainedModel | None, str | None]:
+    """Return the model, and why a pass through it cannot be followed; of both, one at most."""
     if not is_here(path):
-        return None
+        return None, None
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)  # loading the model says what is wrong with it
     try:
         config = _config(path, trust)
         if getattr(config, "quantization_config", None) is not None:
-            return None  # whose layers transformers replaces while loading
+            return None, None  # whose layers transformers replaces while loading
         asked = _own_dtype(path, config) if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -69,11 +86,15 @@ def _meta_model(path: str, dtype: str, attention: str, trust: bool, _stamps: Any
             )
     except Exception:
         # Whatever a configuration makes of a model class's constructor: loading the model says what is wrong with it.
-        return None
+        return None, None
     finally:
         transformers.logging.set_verbosity(verbosity)
     model.tie_weights()
-    return model.eval()
+    try:
+        probe(model.eval())
+    except PassFailed as error:
+        return None, str(error).partition(": ")[2]
+    return model, None
 
 
 def _config(path: str, trust: bool) -> PreTrainedConfig:

@@ -33,6 +33,7 @@ from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices
 from mxsweep.model.fused_weights import Layout, declared
 from mxsweep.model.linear_layers import has_matrix, is_transposed, why_not_replaceable
 from mxsweep.model.matrices import Matrix, WeightMatrix
+from mxsweep.model.probe import probe
 
 ROUTER, HEAD, EMBEDDING, OTHER = "router", "head", "embedding", "other"
 ROLES = (*LINEAR_MATMULS, ROUTER, HEAD, EMBEDDING, OTHER)
@@ -153,12 +154,19 @@ class Operand:
 
 
 def find_operands(model: PreTrainedModel) -> dict[str, Operand]:
-    """Return the operands of ``model`` by name, in the model's order.
+    """Return the operands of ``model`` that a text reaches by name, in the model's order.
 
     A module with two names is an operand under each.
+
+    Raises:
+        PassFailed: as :func:`mxsweep.model.probe.probe`.
     """
-    blocks = decoder_blocks(model)
-    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if has_matrix(module)}
+    blocks, reached = decoder_blocks(model), probe(model)
+    modules = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if has_matrix(module) and name in reached
+    }
     matrices = {name: _matrices(model, name, module, block_around(name, blocks)) for name, module in modules.items()}
     roles = {_full(name, matrix): matrix.role for name, of_module in matrices.items() for matrix in of_module}
     block_of = {name: block_around(name, blocks) for name in roles}
@@ -173,7 +181,7 @@ def find_operands(model: PreTrainedModel) -> dict[str, Operand]:
                 operands[full] = Operand(
                     full, module, block_of[full], place, first_readers[full], matrix, tuple(matrices[name])
                 )
-        else:
+        elif name in reached:
             operands |= _expert_operands(name, module, block_around(name, blocks))
     return operands
 
@@ -206,7 +214,7 @@ def _expert_operands(name: str, module: nn.Module, block: str | None) -> dict[st
     return operands
 
 
-def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
+def find_places(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Place]:
     """Return where in ``model`` the modules of these names are, which are no operands, as attention modules."""
     blocks = decoder_blocks(model)
     block_of = {name: block_around(name, blocks) for name in names}

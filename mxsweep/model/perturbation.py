@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.terminal.errors import ConfigError
 
 
 @contextmanager
-def perturbed(model: nn.Module, seed: int, repeat: int) -> Iterator[None]:
+def perturbed(model: PreTrainedModel, seed: int, repeat: int) -> Iterator[None]:
     """Perturb the inputs of the model's decoder blocks while the context lasts; each ``repeat`` in another way.
 
     The random numbers are drawn in the order of the forward passes: the same batches are perturbed alike again.

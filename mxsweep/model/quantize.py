@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
-from mxsweep.model.attention_probe import probe_pass
 from mxsweep.model.coverage import Stored
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.latents import holds_latents
@@ -23,6 +22,7 @@ from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_places
+from mxsweep.model.probe import probe_pass
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.rotated_products import RotatedProducts

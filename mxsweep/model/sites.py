@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe
@@ -13,6 +14,7 @@ from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.operands import ROUTER, Operand, find_operands
+from mxsweep.model.probe import probe
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError
 
@@ -43,9 +45,9 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
         model: unquantized, loaded or on the meta device.
 
     Raises:
-        ConfigError: a pattern of ``recipe.modules`` that matches nothing, a rotation of products that the model does
-            not have, a module that is to be quantized and has no MX layer, or a model without linear layers in its
-            decoder blocks.
+        ConfigError: a pattern of ``recipe.modules`` that matches nothing, or only what no text reaches; a rotation of
+            products that the model does not have; a module that is to be quantized and has no MX layer, or whose weight
+            the model reads without calling it; a model without linear layers in its decoder blocks.
         RuntimeError: the model is quantized.
     """
     if any(isinstance(module, MXLinear | MXExperts) for module in model.modules()):
@@ -67,6 +69,7 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
         sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
     _check_rotation(model, recipe, operands)
+    _check_reads(model, sites)
     if recipe.linear != LinearFormats() and not any(map(_is_quantized_by_default, operands.values())):
         raise ConfigError(
             f"format: {type(model).__name__} has no linear layers in its decoder blocks that could be quantized; "
@@ -80,7 +83,7 @@ def _is_quantized_by_default(operand: Operand) -> bool:
     return operand.is_linear and operand.block is not None and operand.role != ROUTER
 
 
-def _names_in_blocks(model: nn.Module) -> set[str]:
+def _names_in_blocks(model: PreTrainedModel) -> set[str]:
     """Return the names of modules and parameters of the decoder blocks: of all that can be left as it is."""
     blocks = decoder_blocks(model)
     names = (name for named in (model.named_modules(), model.named_parameters()) for name, _ in named)
@@ -92,10 +95,40 @@ def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, 
         named = {*operands, *(operand.module_name for operand in operands.values())}
         names = named if formats != LinearFormats() else named | _names_in_blocks(model)
         if not any(fnmatchcase(name, pattern) for name in names):
+            unreached = [name for name in _unreached(model) if fnmatchcase(name, pattern)]
+            if unreached and formats == LinearFormats():
+                continue  # so it is in any case
+            if unreached:
+                raise ConfigError(
+                    f"modules: the pattern {pattern!r} matches only what no text reaches in a {type(model).__name__}, "
+                    f"as {unreached[0]}, and which stays as it is; allowed: patterns of what a text reaches, as "
+                    f"{', '.join(list(operands)[1:3])}"
+                )
             raise ConfigError(
                 f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "
                 f"names look like {', '.join(list(operands)[1:4])}"
             )
+
+
+def _unreached(model: PreTrainedModel) -> list[str]:
+    """Return the names of modules that hold parameters and that no text reaches."""
+    reached = probe(model)
+    modules = model.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if name not in reached and any(True for _ in module.parameters(False))]
+
+
+def _check_reads(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Refuse layers whose weights the model reads past them: a layer in their place would not be asked."""
+    reached = probe(model)
+    past = [site.operand for site in sites if site.operand.module_name in reached.read_past]
+    if past:
+        parts = {o.name if o.block is None else f"*.{o.place.part}" for o in past}
+        patterns = ", ".join(f"{part}: none" for part in sorted(parts))
+        raise ConfigError(
+            f"modules: a {type(model).__name__} multiplies by the weight of {past[0].name} without calling the layer, "
+            f"so that it cannot be quantized; leave {'it' if len(past) == 1 else f'all {len(past)} such'} as "
+            f"{'it is' if len(past) == 1 else 'they are'} with modules={{{patterns}}}"
+        )
 
 
 def _check_rotation(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
-from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_here
+from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_followed, why_not_here
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
@@ -50,16 +50,28 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
     for number, (run, problem) in enumerate(zip(runs, problems, strict=True), 1):
         if problem:
             lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
-    lines += [f"warning, of {which}: {text}" for text, which in _warnings(runs).items()]
+    lines += [f"warning, of {which}: {text}" for text, which in _of_runs(runs, _warnings).items()]
+    lines += [f"note, of {which}: {text}" for text, which in _of_runs(runs, _notes).items()]
     return "\n".join(lines)
 
 
-def _warnings(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """Return what the runs will warn of, each text once, with the runs that it is of."""
+def _warnings(config: RunConfig) -> Sequence[str]:
+    """Return what a run will warn of."""
+    size_of = _footprint(config)
+    return () if size_of is None else size_of.warnings
+
+
+def _notes(config: RunConfig) -> Sequence[str]:
+    """Return why a run's bits and bytes are not known beforehand, where its model is at hand."""
+    problem = why_not_followed(config)
+    return () if problem is None else (f"bits and bytes are known when it is done, not before: {problem}",)
+
+
+def _of_runs(runs: Sequence[PlannedRun], said_of: Callable[[RunConfig], Sequence[str]]) -> dict[str, str]:
+    """Return what is said of runs, each text once, with the runs that it is of."""
     numbers: dict[str, list[str]] = {}
     for number, run in enumerate(runs, 1):
-        size_of = None if run.config is None else _footprint(run.config)
-        for text in size_of.warnings if size_of is not None else ():
+        for text in said_of(run.config) if run.config is not None else ():
             numbers.setdefault(text, []).append(str(number))
     return {text: f"run{'s' * (len(of) > 1)} {', '.join(of)}" for text, of in numbers.items()}
 

@@ -7,7 +7,7 @@ run may well be planned here and done elsewhere.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu
 from mxsweep.config.run_config import RunConfig
@@ -57,15 +57,26 @@ def why_not_here(run: PlannedRun) -> str | None:
 
 
 def model_without_values(config: RunConfig) -> PreTrainedModel | None:
-    """Return the config's model on the meta device; None where it is on the hub or cannot be built."""
-    model = config.model
-    if not is_here(model.path):
+    """Return the config's model on the meta device; None where there is none, or it cannot be followed."""
+    if not is_here(config.model.path):
         return None  # without importing torch
     from mxsweep.model.meta import meta_model
 
-    return meta_model(
-        model.path, dtype=model.dtype, attention=model.attention, trust_remote_code=model.trust_remote_code
-    )
+    return meta_model(config.model.path, **_as_loaded(config))
+
+
+def why_not_followed(config: RunConfig) -> str | None:
+    """Return why it cannot be known without values what a text reaches in the config's model; None where it can."""
+    if not is_here(config.model.path):
+        return None
+    from mxsweep.model.meta import why_not_followed as of_model
+
+    return of_model(config.model.path, **_as_loaded(config))
+
+
+def _as_loaded(config: RunConfig) -> dict[str, Any]:
+    model = config.model
+    return {"dtype": model.dtype, "attention": model.attention, "trust_remote_code": model.trust_remote_code}
 
 
 def _recipe_problem(config: RunConfig) -> str | None:

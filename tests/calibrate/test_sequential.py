@@ -22,6 +22,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
+from tests.helpers.token_reader import token_reader
 
 FP4, INT4 = MXFormat("fp4_e2m1"), MXFormat("int4")
 RECIPE = Recipe(linear=LinearFormats(FP4, MXFormat("fp6_e2m3")), key=FP4, value=FP4, arithmetic="exact")
@@ -161,12 +162,9 @@ def test_rotary_embeddings_do_not_remember_other_batches(rope: str) -> None:
 
 
 def test_a_model_without_blocks_is_refused(batches: list[Tensor]) -> None:
-    class Bare(torch.nn.Module):
-        pass
-
     with pytest.raises(ConfigError, match="no decoder blocks"):
         solve_weights(
-            Bare(),  # type: ignore[arg-type]
+            token_reader(torch.nn.Linear(1, 2)),
             RECIPE,
             Prepared(),
             batches,

@@ -269,7 +269,9 @@ def test_a_class_of_another_library_is_not_taken_for_one_that_is_declared() -> N
 
 def test_a_weight_of_another_shape_than_declared_is_one_matrix() -> None:
     model = build("phi3")
-    model.model.layers[1].self_attn.qkv_proj = nn.Linear(64, 100)
+    attention = model.model.layers[1].self_attn
+    attention.qkv_proj = nn.Linear(64, 100)
+    attention.forward = lambda hidden_states, **_: (attention.qkv_proj(hidden_states)[..., :64], None)
     operand = of_last_block(model)["model.layers.1.self_attn.qkv_proj"]
     assert operand.role == "other" and operand.is_alone
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +26,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2MoeConfig,
 )
-from transformers.models.mllama.configuration_mllama import MllamaTextConfig
-from transformers.models.mllama.modeling_mllama import MllamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.pytorch_utils import Conv1D
 
 from mxsweep import LinearFormats, Recipe, quantize_model
@@ -197,16 +197,21 @@ def test_operands_that_are_said_to_read_one_tensor_do(name: str) -> None:
 
 
 def test_queries_of_cross_attention_read_another_tensor_than_keys() -> None:
-    config = MllamaTextConfig(**SIZES, cross_attention_layers=[1])
-    with torch.device("meta"):
-        operands = find_operands(MllamaForCausalLM(config))
-    (cross,) = {operand.block for operand in operands.values() if "cross_attn" in operand.name}
-    assert all(o.input == o.name for o in operands.values() if o.block == cross and o.role in ("q", "k", "v"))
+    class CrossAttention(LlamaAttention): ...
+
+    model = build(LlamaConfig(**SIZES), "meta")
+    model.model.layers[1].self_attn.__class__ = CrossAttention
+    operands = find_operands(model)
+    names = {number: f"model.layers.{number}.self_attn.{{}}_proj".format for number in (0, 1)}
+    assert [operands[names[0](role)].input for role in "qkv"] == [names[0]("q")] * 3
+    assert [operands[names[1](role)].input for role in "qkv"] == [names[1](role) for role in "qkv"]
 
 
 def test_a_role_that_the_shapes_contradict_is_not_claimed() -> None:
     model = build(LlamaConfig(**SIZES))
-    model.model.layers[1].mlp.up_proj = nn.Linear(64, 80)
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = nn.Linear(64, 80)
+    mlp.forward = lambda x: mlp.down_proj(mlp.gate_proj(x)) + mlp.up_proj(x)[..., :64]
     operands = find_operands(model)
     assert [operands[f"model.layers.1.mlp.{role}_proj"].role for role in ("gate", "up", "down")] == [OTHER] * 3
     assert [operands[f"model.layers.0.mlp.{role}_proj"].role for role in ("gate", "up", "down")] == [
@@ -232,16 +237,24 @@ def test_blocks_are_the_items_of_outermost_lists() -> None:
             self.layers = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)])) for _ in "ab")
             self.projector = nn.Sequential(nn.Linear(2, 2))  # numbered, and no block
             self.more = nn.ModuleList([nn.Linear(2, 2)])
+            self.config, self.device = PretrainedConfig(vocab_size=5), torch.device("cpu")
 
         def get_output_embeddings(self) -> None: ...
 
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+            x = self.more[0](self.projector(input_ids[..., None].float().expand(-1, -1, 2)))
+            for number in (1, 0):
+                linear, (within,) = self.layers[number]
+                x = within(linear(x))
+            return SimpleNamespace(logits=x)
+
     model: Any = Model()
     blocks = decoder_blocks(model)
-    assert list(blocks) == ["layers.0", "layers.1", "more.0"]
-    assert block_around("layers.1.1.0", blocks) == "layers.1"
-    assert block_around("more.0", blocks) == "more.0" and block_around("layers", blocks) is None
+    assert list(blocks) == ["layers.1", "layers.0"]  # as the forward pass goes through them
+    assert block_around("layers.1.1.0", blocks) == "layers.1" and block_around("layers", blocks) is None
+    assert block_around("more.0", blocks) is None  # a projection in a list is no block
     operands = find_operands(model)
-    assert operands["projector.0"].block is None and operands["more.0"].place.part == "more"
+    assert operands["projector.0"].block is None and operands["more.0"].block is None
     assert find_places(model, ["layers.1", "projector"])["layers.1"].layer == 1
 
 

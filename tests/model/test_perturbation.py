@@ -16,6 +16,7 @@ from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.load import load_model
 from mxsweep.model.perturbation import perturbed
 from mxsweep.terminal.errors import ConfigError
+from tests.helpers.token_reader import token_reader
 
 QUANTIZED = ["format=w4a6", "kv_quant=fp4_e2m1", "limit=60", "model.device=cpu"]
 
@@ -50,7 +51,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_a_value_moves_by_its_last_bit_or_not_at_all(dtype: torch.dtype, by_name: bool) -> None:
-    model, x = Model(), torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    model, x = token_reader(Model()), torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     kept = x.clone()
     with perturbed(model, seed=1, repeat=1):
         y = model(x, by_name)
@@ -65,7 +66,7 @@ def test_a_value_moves_by_its_last_bit_or_not_at_all(dtype: torch.dtype, by_name
 
 
 def test_each_repeat_is_its_own_and_can_be_repeated() -> None:
-    model, x = Model(), torch.randn(4, 64)
+    model, x = token_reader(Model()), torch.randn(4, 64)
     answers = []
     for seed, repeat in ((1, 1), (1, 1), (1, 2), (2, 1)):
         with perturbed(model, seed, repeat):
@@ -76,8 +77,11 @@ def test_each_repeat_is_its_own_and_can_be_repeated() -> None:
 
 def test_the_blocks_of_a_model() -> None:
     assert len(decoder_blocks(load_model("embedded", device="cpu").model)) == 3
-    assert [type(block) for block in decoder_blocks(Model()).values()] == [Block]  # and not the list within it
-    with pytest.raises(ConfigError, match=r"^noise: Linear has no decoder blocks"), perturbed(nn.Linear(2, 2), 0, 1):
+    assert [type(block) for block in decoder_blocks(token_reader(Model())).values()] == [
+        Block
+    ]  # and not the list within it
+    without = token_reader(nn.Linear(1, 2))
+    with pytest.raises(ConfigError, match=r"^noise: Linear has no decoder blocks"), perturbed(without, 0, 1):
         pass
 
 
