@@ -31,7 +31,7 @@ from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
 from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
-from mxsweep.model.attention import refuse_kv_options
+from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.quantize import quantize_model
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -61,9 +61,9 @@ def prepare(
     """
     if config.recipe.is_baseline:
         return Preparation(config.recipe)
-    refuse_kv_options(model, config.recipe)  # before anything is worked out
     bench = Workbench(model, config, progress)
     if config.needs_calibration:
+        refuse_attention(model, config.recipe)  # which quantizing the model would refuse, after it
         calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)
         refuse_unknown_tokens(calibration.sequences, model, tokenizer)
         refuse_evaluated(calibration, tasks, config.task, config.calibration)

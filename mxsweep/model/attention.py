@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import Tensor
@@ -36,6 +37,17 @@ def refuse_kv_options(model: PreTrainedModel, recipe: Recipe) -> None:
     if recipe.key is not None or recipe.value is not None:
         formats_of_heads(recipe)
         check_latents(attention_modules(model), recipe)
+
+
+def refuse_attention(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse all that :func:`quantized_attention` refuses, key factors apart, before anything is worked out for it.
+
+    Raises:
+        ConfigError: as there.
+    """
+    refuse_kv_options(model, recipe)
+    with quantized_attention(model, replace(recipe, kv=replace(recipe.kv, smooth=0.0)), lambda _: 0):
+        pass
 
 
 @contextmanager

@@ -18,15 +18,20 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
     DeepseekV32Config,
+    DynamicCache,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
     LlamaConfig,
     LongcatFlashConfig,
     MiniMaxConfig,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -34,6 +39,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from mxsweep import Recipe, compose, quantize_model
+from mxsweep.calibrate import prepare as calibrate
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import KVOptions, Rotation
 from mxsweep.model import attention_probe, kv
@@ -46,6 +52,7 @@ from mxsweep.runs.process import describe_device
 from mxsweep.sweeps.impossible import why_impossible
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import silent
 
 FP4 = MXFormat("fp4_e2m1", block_size=16)
 KV = Recipe(key=FP4, value=FP4)
@@ -332,6 +339,55 @@ def test_longcat_attends_twice_in_a_layer() -> None:
     })  # fmt: skip
     with quantize_model(build(config), KV) as report:
         assert report.latent_modules == 2
+
+
+def test_attention_that_a_pass_refuses_is_refused_before_anything_is_calibrated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(PhiConfig(**SIZES))  # whose rotary embedding reads half of a key
+    monkeypatch.setattr(calibrate, "calibration_tokens", lambda *_: pytest.fail("calibrated"))
+    config = compose(["ptq=gptq", "kv_quant=fp4_e2m1", "kv_quant.rope=before", "kv_quant.smooth=0.5"])
+    with pytest.raises(ConfigError, match=r"kv_quant\.rope: before does not go with PhiAttention"):
+        calibrate.prepare(model, None, config, {}, 64, silent)
+
+
+class QuantizingCache(DynamicCache):
+    """Hand out what it holds quantized, as a cache in a format does: whatever attention reads comes from here."""
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        held = super().update(key, value, *args, **kwargs)
+        one, other = (quantize(x.transpose(1, 2).contiguous(), FP4).transpose(1, 2) for x in held)
+        return one, other
+
+
+LAYERS = ["sliding_attention", "full_attention"]
+SHARED = {
+    **SIZES, "num_hidden_layers": 4, "head_dim": 16, "layer_types": LAYERS * 2, "sliding_window": 8,
+    "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300,
+}  # fmt: skip
+OF_MANY_KINDS = {
+    "llama": LlamaConfig(**SIZES),
+    "sliding windows": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, layer_types=LAYERS),
+    "sinks": GptOssConfig(**SIZES, head_dim=16, num_local_experts=2, num_experts_per_tok=1),
+    "shared keys of Gemma 3n": Gemma3nTextConfig(
+        **{**SHARED, "intermediate_size": [96] * 4}, laurel_rank=8, altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "shared keys of Gemma 4": Gemma4TextConfig(**SHARED, global_head_dim=16),
+    "latents": MLA["deepseek_v3"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_MANY_KINDS)
+@torch.no_grad()
+def test_attention_reads_what_a_quantized_cache_would_hold(kind: str) -> None:
+    """The model's own forward pass with a cache of transformers', quantized on the way out, is the reference."""
+    model, ids = build(OF_MANY_KINDS[kind], None), tokens()
+    with quantize_model(model, KV):
+        quantized = logits(model, ids)
+    cache = QuantizingCache(config=model.config)
+    assert torch.equal(model(input_ids=ids, past_key_values=cache, use_cache=True).logits, quantized)
+    assert not torch.equal(logits(model, ids), quantized)
 
 
 def test_a_module_without_a_listener_attends_as_before() -> None:
