@@ -1,7 +1,7 @@
 # What is done here, by name; .ci/run calls these targets. Use a virtual environment: `make install` fills it.
 PYTHON ?= python
 
-.PHONY: help install test lint format types check docs wheel ci
+.PHONY: help install test lint format types check docs models wheel ci
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,10 @@ types: ## types of mxsweep/
 docs: ## the pages that are made from the code
 	$(PYTHON) -m mxsweep.config.knob_page > docs/knobs.md
 	$(PYTHON) -m mxsweep.report.column_page > docs/columns.md
+
+models: ## docs/models.md, measured on every architecture of tests/matrix/ (minutes)
+	PYTHONPATH=.:tests $(PYTHON) -m matrix.page > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 check: lint types test ## all three
 

@@ -42,7 +42,7 @@ COMMANDS = ("__main__", "collect", "inspect", "sensitivity")
 ASSETS = (
     "assets"  # the embedded model and how it was made: data to everything else, so that it may import what it needs
 )
-TEST_FOLDERS_OF_NO_PACKAGE = ("data", "helpers", "integration")
+TEST_FOLDERS_OF_NO_PACKAGE = ("data", "helpers", "integration", "matrix")
 
 
 @cache
