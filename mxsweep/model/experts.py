@@ -2,7 +2,8 @@
 
 All modules of experts that declare their layout (:mod:`mxsweep.model.expert_matrices`) share a contract: called with
 tokens, the numbers of each token's experts and their weights, an expert answers down(gate(gate_up(x))), and a token's
-answers are added up under its weights. So one stand-in serves all of them.
+answers are added up under its weights. So one stand-in serves all of them. Experts that are called with rows sorted by
+expert have another.
 
 Legend: E experts, N outputs and C inputs of a matrix, T tokens of a batch, K experts a token, S = T K pairs of a token
 and one of its experts, of which pair t K + k is token t's k-th; H hidden channels.
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, oriented
+from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, layout_of, oriented
 from mxsweep.model.linear import AS_IT_IS, InputFormat, InputQuantizer
 from mxsweep.numerics import MXFormat
 
@@ -65,6 +66,9 @@ class MXExperts(nn.Module):
         for name, parameter in experts.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         self.inputs = inputs
+        layout = layout_of(experts)
+        assert layout is not None
+        self._layout = layout
         self._matrices: dict[tuple[str, int], list[ExpertMatrix]] = defaultdict(list)
         for matrix in expert_matrices(experts):
             self._matrices[matrix.parameter, matrix.expert].append(matrix)
@@ -135,26 +139,38 @@ class MXExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the experts' answers (T, H) to tokens (T, H), given experts and weights (T, K) of each."""
-        experts = self.original
+        answers = self._answers(hidden_states, top_k_index) * top_k_weights.unsqueeze(-1)
+        if bool((none := top_k_index >= self._count).any()):
+            answers = answers.masked_fill(none.unsqueeze(-1), 0)
+        return answers.sum(dim=1).to(hidden_states.dtype)
+
+    @property
+    def _count(self) -> int:
+        """Return how many experts there are; a token's expert of this number, or of a larger one, is none."""
+        return len(self.get_parameter("down_proj"))
+
+    def _answers(self, x: Tensor, top_k_index: Tensor) -> Tensor:
+        """Return what each token's experts (T, K) answer, (T, K, H), to x (T, H), or (T, K, H) of its own for each."""
         tokens, chosen = top_k_index.shape
         # Pairs are sorted by expert; a number that no expert has ("none") is at the end, and its answer stays zero.
         numbers, order = top_k_index.reshape(-1).sort(stable=True)
-        count = len(self.get_parameter("down_proj"))
-        ends = torch.searchsorted(numbers, torch.arange(count, device=numbers.device), right=True).tolist()
+        ends = torch.searchsorted(numbers, torch.arange(self._count, device=numbers.device), right=True).tolist()
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
 
-        first = "gate_up_proj" if experts.has_gate else "up_proj"
-        x = self._multiply(first, hidden_states, order // chosen, numbers, ends)
-        x = experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
+        first = "gate_up_proj" if self._layout.has_gate else "up_proj"
+        x = self._multiply(first, x, order if x.dim() > 2 else order // chosen, numbers, ends)
+        x = self._activated(x)
         # In the order of tokens, in which observers know what is padding.
         x = self._multiply("down_proj", x[back].view(tokens, chosen, -1), order, numbers, ends)
-        if getattr(experts, "has_post_expert_norm", False):
-            x = experts.post_expert_norm(x)
-        answers = x[back].view(tokens, chosen, -1) * top_k_weights.unsqueeze(-1)
-        if ends[-1] < len(order):
-            answers = answers.masked_fill((top_k_index >= count).unsqueeze(-1), 0)
-        return answers.sum(dim=1).to(hidden_states.dtype)
+        if getattr(self.original, "has_post_expert_norm", False):
+            x = self.original.post_expert_norm(x)
+        return x[back].view(tokens, chosen, -1)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """Return what ``down`` reads, given gate and up, or up alone."""
+        activated: Tensor = self.original._apply_gate(x) if self._layout.has_gate else self.original.act_fn(x)
+        return activated
 
     def _multiply(self, parameter: str, x: Tensor, rows: Tensor, numbers: Tensor, ends: Sequence[int]) -> Tensor:
         """Return what experts answer (S, N) to rows of x, pairs sorted by expert.
@@ -167,7 +183,7 @@ class MXExperts(nn.Module):
         """
         copy = self._copy(parameter)
         weight = self.get_parameter(parameter) if copy is None else copy
-        transposed = bool(self.original.is_transposed)
+        transposed = self._layout.is_transposed
         x = x.to(weight.dtype)
         inputs: dict[InputFormat, Tensor] = {}
         products: list[tuple[_Product, slice, Tensor]] = []
@@ -184,7 +200,7 @@ class MXExperts(nn.Module):
         for product, pairs, read in products:
             part = oriented(weight, product.expert, transposed)
             out[pairs, product.outputs] = F.linear(read, part[product.outputs])
-        if self.original.has_bias:
+        if self._layout.has_bias:
             bias = self.get_parameter(f"{parameter}_bias")
             out += bias[numbers.clamp(max=len(bias) - 1)]
         return out
@@ -208,3 +224,26 @@ class MXExperts(nn.Module):
 
     def extra_repr(self) -> str:
         return f"experts={len(self.get_parameter('down_proj'))}, of a {type(self.original).__name__}"
+
+
+class MXSortedExperts(MXExperts):
+    """Multiply rows that are sorted by expert, as Llama 4's experts do (:class:`ExpertLayout`)."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the answers (E T, H) to rows (E T, H), of which row e T + t is token t's for expert e."""
+        x = hidden_states.view(self._count, -1, hidden_states.shape[-1]).transpose(0, 1).contiguous()
+        # A row of zeros is answered with zeros, as no expert answers, and does not count as a token that reaches one.
+        numbers = torch.arange(self._count, device=x.device).expand(x.shape[:-1])
+        index = numbers.masked_fill((x == 0).all(dim=-1), self._count)
+        return self._answers(x, index).transpose(0, 1).reshape(hidden_states.shape).to(hidden_states.dtype)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        activated: Tensor = up * self.original.act_fn(gate)
+        return activated
+
+
+def stand_in_for(experts: nn.Module, inputs: InputQuantizer) -> MXExperts:
+    """Return what multiplies quantized tokens in the place of a module of experts."""
+    layout = layout_of(experts)
+    return (MXSortedExperts if layout is not None and layout.is_sorted else MXExperts)(experts, inputs)

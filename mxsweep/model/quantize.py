@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.coverage import Stored
-from mxsweep.model.experts import MXExperts
+from mxsweep.model.experts import MXExperts, stand_in_for
 from mxsweep.model.latents import holds_latents
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
@@ -142,7 +142,7 @@ def _stand_in(model: nn.Module, site: Site, weight_mx: Tensor, inputs: InputQuan
     stand_in = model.get_submodule(name)
     if stand_in is operand.module:
         of_experts = operand.expert is not None
-        stand_in = MXExperts(stand_in, inputs) if of_experts else MXLinear(stand_in, operand.of_module, inputs)
+        stand_in = stand_in_for(stand_in, inputs) if of_experts else MXLinear(stand_in, operand.of_module, inputs)
         _put(model, name, stand_in)
     activation, rotated = site.formats.activation, site.rotation_block is not None
     changed = weight_mx if rotated or site.formats.weight is not None else None

@@ -114,13 +114,14 @@ ARCHITECTURES: dict[str, tuple[PretrainedConfig, dict[str, str], dict[str, str]]
         | {"mlp.shared_expert_gate": OTHER},
         EMBEDDING_AND_HEAD,
     ),
-    # Its experts do not declare how they lie in their parameters.
+    # Its experts do not declare how they lie in their parameters; expert_matrices.py does.
     "llama4": (
         Llama4TextConfig(**SIZES, head_dim=16, intermediate_size_mlp=96, num_local_experts=2,
                          interleave_moe_layer_step=2),
         ATTENTION
         | {"feed_forward.router": "router"}
-        | {f"feed_forward.shared_expert.{role}_proj": role for role in ("gate", "up", "down")},
+        | {f"feed_forward.shared_expert.{role}_proj": role for role in ("gate", "up", "down")}
+        | {f"feed_forward.experts.{expert}.{role}_proj": role for expert in "01" for role in ("gate", "up", "down")},
         EMBEDDING_AND_HEAD,
     ),
     "deepseek_v2": (
