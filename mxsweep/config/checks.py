@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mxsweep.config.refusals import quantized_already
-from mxsweep.files.checkpoints import EMBEDDED, is_file, stored_quantization
+from mxsweep.files.checkpoint_problems import folder_problem
+from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.files.gguf_header import SUFFIX, GGUFError, read_header
 from mxsweep.terminal.errors import ConfigError
@@ -84,8 +84,8 @@ def check_model_path(field: str, path: Any) -> None:
                 f"{field}: {path!r} is a folder without weights; give one that holds a model.safetensors (or its "
                 "parts with their index, or a pytorch_model.bin)"
             )
-        if method := stored_quantization(folder):
-            raise ConfigError(quantized_already(path, method))
+        if problem := folder_problem(folder):
+            raise ConfigError(f"{field}: {path!r} {problem}")
     elif folder.suffix.lower() == SUFFIX:
         _check_gguf(field, path, folder)
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):

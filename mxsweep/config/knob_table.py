@@ -498,6 +498,12 @@ MODEL_AND_TASK = (
     ),
     _model("trust_remote_code", "true: run the checkpoint's own code", Flag("true, false")),
     _model(
+        "dequantize",
+        "true: take the weights of a checkpoint that is quantized already for plain values, its own quantization of "
+        "activations left out; of another it means nothing",
+        Flag("true, false"),
+    ),
+    _model(
         "add_bos_token",
         "what the tokenizer puts around a text; auto: as its files say; true: the beginning-of-sequence token in "
         "front, and no other; false: none",

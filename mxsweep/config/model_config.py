@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from mxsweep.config.checks import (
     EMBEDDED,
 )
-from mxsweep.files.checkpoints import loading_dtype, model_identity
+from mxsweep.config.refusals import quantized_already
+from mxsweep.files.checkpoints import loading_dtype, model_identity, stored_quantization
 from mxsweep.terminal.errors import ConfigError
 
 LISTENED_TO = ("auto", "sdpa", "eager")  # the attention whose keys and values can be quantized
@@ -26,6 +27,7 @@ class ModelConfig:
     attention: str
     max_length: int | None
     trust_remote_code: bool
+    dequantize: bool
     add_bos_token: bool | str
 
     def __post_init__(self) -> None:
@@ -33,11 +35,18 @@ class ModelConfig:
             raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
         if self.device_map and self.device != "auto":
             raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
+        method = stored_quantization(self.path)
+        if method and not self.dequantize:
+            raise ConfigError(quantized_already(self.path, method))
 
     def identity(self) -> dict[str, str]:
         """Return what tells the model from every other. Raises ConfigError where a file cannot be read."""
         return model_identity(
-            self.path, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+            self.path,
+            revision=self.revision,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            dequantize=self.dequantize,
         )
 
     @property

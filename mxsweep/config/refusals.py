@@ -14,8 +14,7 @@ def quantized_already(path: str, method: str) -> str:
     return (
         f"model.path: {path!r} is quantized already, by {method}: nothing measured from it would be against an "
         "unquantized model; allowed: weights in float32, bfloat16 or float16. Take the model's unquantized checkpoint, "
-        "or dequantize this one first (load it with transformers and its method's library, call dequantize(), and "
-        "save_pretrained without the quantization_config)"
+        "or this one as plain values, its activations no longer quantized: model.dequantize=true"
     )
 
 

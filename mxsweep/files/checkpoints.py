@@ -7,12 +7,12 @@ memory.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from mxsweep.files.digests import file_digests, json_digest, stamps
 from mxsweep.files.gguf_header import SUFFIX
+from mxsweep.files.safetensors_header import stored_tensors
 from mxsweep.terminal.errors import ConfigError
 
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
@@ -47,7 +47,9 @@ def is_here(path: str) -> bool:
     return model_folder(path) is not None or gguf_file(path) is not None
 
 
-def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_code: bool) -> dict[str, str]:
+def model_identity(
+    path: str, *, revision: str | None, dtype: str, trust_remote_code: bool, dequantize: bool = False
+) -> dict[str, str]:
     """Return what tells a model from every other: a hub name with its revision, or the content of a folder or a file.
 
     A folder's revision means nothing, nor does a file's name. A dtype "auto" is what it comes to, as far as the files
@@ -58,14 +60,16 @@ def model_identity(path: str, *, revision: str | None, dtype: str, trust_remote_
     """
     if not is_here(path):
         code = {"code": "its own"} if trust_remote_code else {}
-        return {"name": path, "revision": revision or "main", "dtype": dtype, **code}
+        plain = {"weights": "dequantized"} if dequantize else {}  # as they may be there, which its files would tell
+        return {"name": path, "revision": revision or "main", "dtype": dtype, **code, **plain}
     try:
         files = _local_files(path, trust_remote_code)
         digests = dict(zip(files, file_digests(list(files.values())), strict=True))
     except OSError as error:
         which = f": {Path(error.filename).name}" if error.filename else ""
         raise ConfigError(f"model.path: {path!r} cannot be read{which}: {error.strerror or error}") from None
-    return {"files": json_digest(digests), "dtype": _dtype_named(path) if dtype == "auto" else dtype}
+    plain = {"weights": "dequantized"} if dequantize and stored_quantization(path) else {}
+    return {"files": json_digest(digests), "dtype": _dtype_named(path) if dtype == "auto" else dtype, **plain}
 
 
 def model_stamps(path: str, code: bool) -> tuple[Any, ...]:
@@ -127,11 +131,11 @@ def model_files(folder: Path, code: bool) -> dict[str, Path]:
 
 
 def _named_weights(folder: Path) -> list[str]:
-    """Return the names of every file that `_weight_files` may come to."""
-    return [name for root in _weight_roots(folder) for name in _weight_files(folder, root)]
+    """Return the names of every file that `weight_files` may come to."""
+    return [name for root in weight_roots(folder) for name in weight_files(folder, root)]
 
 
-def _weight_roots(folder: Path) -> list[str]:
+def weight_roots(folder: Path) -> list[str]:
     """Return the names of what the weights are looked up by: what the config chooses, then the first that is there.
 
     A name that the config chooses may be of its text model's config alone; which of the two is asked depends on the
@@ -144,7 +148,7 @@ def _weight_roots(folder: Path) -> list[str]:
     return chosen + usual[:1]
 
 
-def _weight_files(folder: Path, root: str) -> list[str]:
+def weight_files(folder: Path, root: str) -> list[str]:
     """Return a weight file's name; of an index also those of the parts that it names.
 
     A part is named as from the folder, wherever the index lies, and a name may lead out of the folder.
@@ -211,8 +215,11 @@ def _stored_dtype(folder: Path) -> str:
     return dtypes[0] if isinstance(dtypes[0], str) and dtypes[1] in (None, dtypes[0]) else "auto"
 
 
-def stored_quantization(folder: Path) -> str | None:
-    """Return the method by which a model folder's weights are quantized already; None where they are not."""
+def stored_quantization(path: str) -> str | None:
+    """Return the method that the files of a model folder are quantized by, as its config says; None of all others."""
+    folder = model_folder(path)
+    if folder is None:
+        return None
     name = quantization_of(_read_mapping(folder / "config.json"))
     return name or ("modelopt" if _read_mapping(folder / "hf_quant_config.json").get("quantization") else None)
 
@@ -241,22 +248,14 @@ def loading_dtype(path: str) -> str:
 def stored_dtypes(path: str) -> set[str]:
     """Return the dtypes of a model folder's weights as safetensors names them ("BF16"); none where none can be read."""
     folder = model_folder(path)
-    roots = _weight_roots(folder) if folder is not None else []
+    roots = weight_roots(folder) if folder is not None else []
     if folder is None or not roots:
         return set()
     try:
-        files = [name for name in _weight_files(folder, roots[0]) if not name.endswith(".index.json")]
-        return {dtype for name in files for dtype in _dtypes_in(folder / name)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, MemoryError):
+        files = [name for name in weight_files(folder, roots[0]) if not name.endswith(".index.json")]
+        return {dtype for name in files for dtype in stored_tensors(folder / name).values()}
+    except (OSError, ValueError):
         return set()  # loading the model says what is wrong with it
-
-
-def _dtypes_in(file: Path) -> set[str]:
-    # The safetensors format: 8 bytes of little-endian length, then that many bytes of JSON.
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, file.stat().st_size)))
-    return {str(tensor["dtype"]) for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:

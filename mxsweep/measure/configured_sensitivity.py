@@ -17,8 +17,8 @@ from mxsweep.model.residual import rotated_residual
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
 
-def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sensitivity, str]:
-    """Return the losses of the model's parts, and a description of the texts that they were measured on.
+def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sensitivity, str, tuple[str, ...]]:
+    """Return the losses of the model's parts, a description of the texts, and warnings of how the model was loaded.
 
     Args:
         config: the model, the formats, and what is calibrated on.
@@ -44,4 +44,4 @@ def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sens
         refuse_unknown_tokens(calibration.sequences, model, loaded.tokenizer)
         divergence = Divergence(model, calibration.sequences)
         measured = measure(model, recipe, divergence, by, prepared, in_phase(progress, f"losses by {by}"))
-    return measured, calibration.description
+    return measured, calibration.description, loaded.warnings

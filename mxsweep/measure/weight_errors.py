@@ -21,11 +21,13 @@ class Inspected:
     Attributes:
         label: what tells it from the other configs, as typed.
         bits_per_weight: of the weights that are quantized, scales included.
+        warnings: what a reader should know of how the model was loaded, a sentence each.
     """
 
     label: str
     tensors: list[TensorStatistics]
     bits_per_weight: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def total(self) -> dict[str, Any]:
@@ -45,4 +47,4 @@ def inspect_weights(label: str, config: RunConfig) -> Inspected:
     loaded = load_configured(config.model)
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
     bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
-    return Inspected(label, weight_statistics(layers), bits)
+    return Inspected(label, weight_statistics(layers), bits, loaded.warnings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def gguf_config(file: Path) -> PreTrainedConfig:
 
     Read once while the file is the same: a large vocabulary takes many seconds.
     """
-    return _config(file, stamp_of(file.stat()))
+    return deepcopy(_config(file, stamp_of(file.stat())))
 
 
 @lru_cache(maxsize=2)

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu, quantized_already
-from mxsweep.files.checkpoints import gguf_file, model_folder, model_stamps, quantization_of
+from mxsweep.files.checkpoints import gguf_file, model_folder, model_stamps, quantization_of, stored_quantization
 from mxsweep.files.gguf_header import read_header
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
+from mxsweep.model.dequantize import Quantization, load_dequantized
 from mxsweep.model.gguf import describe_blocks, load_gguf, quantized_from
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.model.special_tokens import describe_special_tokens, with_special_tokens
@@ -48,6 +49,7 @@ def load_model(
     device_map: str | None = None,
     attention: str = "auto",
     trust_remote_code: bool = False,
+    dequantize: bool = False,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer; the same call again returns the same objects.
 
@@ -57,13 +59,14 @@ def load_model(
         attention: "auto" for what transformers picks for the model, "sdpa", "eager", or another that transformers has.
         dtype: "auto" (the checkpoint's own; float32 for a GGUF file), "float32", "bfloat16" or "float16".
         device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps"; unused with ``device_map``.
+        dequantize: take a checkpoint that is quantized already for plain weights, rather than refuse it.
         device_map: "auto" spreads the model over all GPUs; a model that still does not fit is refused.
 
     Raises:
         ConfigError: no such model, or not to be had without a token or a network; no such device.
     """
     device = resolve_device(device)
-    arguments = (path, revision, dtype, device, device_map, attention, trust_remote_code)
+    arguments = (path, revision, dtype, device, device_map, attention, trust_remote_code, dequantize)
     key = (*arguments, model_stamps(path, trust_remote_code))
     if key not in _kept or not _is_whole(_kept[key].model, None if device_map else device):
         _kept.clear()  # before loading: two large models need not fit beside each other
@@ -81,6 +84,7 @@ def load_configured(config: ModelConfig) -> LoadedModel:
         device_map=config.device_map,
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
+        dequantize=config.dequantize,
     )
     tokenizer = with_special_tokens(loaded.tokenizer, config.add_bos_token)
     warnings = describe_special_tokens(loaded.model.config, tokenizer, config.add_bos_token)
@@ -116,20 +120,29 @@ def _quantization_method(source: str, revision: str | None) -> str | None:
 
 
 def _load(
-    path: str, revision: str | None, dtype: str, device: str, device_map: str | None, attention: str, trust: bool
+    path: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    attention: str,
+    trust: bool,
+    dequantize: bool,
 ) -> LoadedModel:
     arguments = {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "attn_implementation": transformers_name(attention),
         "device_map": device_map,
     }
-    warnings, origin = [], None
     if file := gguf_file(path):
         model, tokenizer, loading = load_gguf(path, file, **arguments)
         header = read_header(file)
         warnings, origin = describe_blocks(path, header, model), quantized_from(header)
     else:
-        model, tokenizer, loading = _load_pretrained(path, attention, arguments, revision, trust)
+        shared = {"revision": revision, "trust_remote_code": trust}
+        model, tokenizer, loading, quantization = _load_pretrained(path, dequantize, arguments, shared)
+        warnings = quantization.describe() if quantization else []
+        origin = quantization.record() if quantization else None
     refuse_another_pick(attention, model)
     refuse_partial(path, loading)
     refuse_untied_head(path, model)
@@ -140,19 +153,24 @@ def _load(
 
 
 def _load_pretrained(
-    path: str, attention: str, arguments: dict[str, Any], revision: str | None, trust: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return the model and the tokenizer of a folder or a hub name, and what transformers says of the loading."""
+    path: str, dequantize: bool, arguments: dict[str, Any], shared: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any], Quantization | None]:
+    """Load a folder or a hub name: model and tokenizer, what transformers says of loading, how it was quantized."""
     source = str(model_folder(path) or path)
-    shared = {"revision": revision, "trust_remote_code": trust}
-    if method := _quantization_method(source, revision):
+    method = stored_quantization(path) or _quantization_method(source, shared["revision"])
+    if method and not dequantize:
         raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        if method:
+            model, loading, quantization = load_dequantized(path, source, method, arguments, shared)
+            return model, tokenizer, loading, quantization
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **arguments, **shared)
+    except ConfigError:
+        raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _loading_failed(path, attention, error) from error
-    return loaded[0], tokenizer, loaded[1]
+        raise _loading_failed(path, arguments["attn_implementation"] or "auto", error) from error
+    return loaded[0], tokenizer, loaded[1], None
 
 
 def _loading_failed(path: str, attention: str, error: Exception) -> ConfigError:

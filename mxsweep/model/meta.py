@@ -19,6 +19,7 @@ from mxsweep.files.checkpoints import gguf_file, is_here, loading_dtype, model_f
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import refuse_kv_options
 from mxsweep.model.attention_choice import transformers_name
+from mxsweep.model.dequantize import config_without_quantization
 from mxsweep.model.gguf import gguf_config
 from mxsweep.model.probe import PassFailed, probe
 from mxsweep.model.sites import find_sites
@@ -26,31 +27,46 @@ from mxsweep.terminal.errors import ConfigError
 
 
 def meta_model(
-    path: str, *, dtype: str = "auto", attention: str = "auto", trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: str = "auto",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+    dequantize: bool = False,
 ) -> PreTrainedModel | None:
     """Return the model of a folder or a GGUF file on the meta device, as :func:`mxsweep.model.load.load_model` would.
 
     Args:
         path: a folder, a GGUF file, or "embedded".
-        dtype, attention, trust_remote_code: as for ``load_model``.
+        dtype, attention, trust_remote_code, dequantize: as for ``load_model``.
 
     Returns:
         The model; None for a name on the hub, and where the model is stored in a format of weights of its own, or
         cannot be built, or where what a text reaches depends on values (:func:`why_not_followed`). The same call again
         returns the same object, unless the folder's files changed.
+
+    Raises:
+        ConfigError: a checkpoint that is to be dequantized, and cannot be.
     """
-    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))[0]
+    stamps = model_stamps(path, trust_remote_code)
+    return _meta_model(path, dtype, attention, trust_remote_code, dequantize, stamps)[0]
 
 
 def why_not_followed(
-    path: str, *, dtype: str = "auto", attention: str = "auto", trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: str = "auto",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+    dequantize: bool = False,
 ) -> str | None:
     """Return why a pass through a model cannot be followed on the meta device, by the model's class; None if it can.
 
-    None, too, for a model that there is none of there for another reason. The arguments are those of
+    None, too, for a model that there is none of there for another reason. The arguments and errors are those of
     :func:`meta_model`.
     """
-    return _meta_model(path, dtype, attention, trust_remote_code, model_stamps(path, trust_remote_code))[1]
+    stamps = model_stamps(path, trust_remote_code)
+    return _meta_model(path, dtype, attention, trust_remote_code, dequantize, stamps)[1]
 
 
 def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
@@ -65,7 +81,7 @@ def recipe_problem(model: PreTrainedModel, recipe: Recipe) -> str | None:
 
 @lru_cache(maxsize=8)
 def _meta_model(
-    path: str, dtype: str, attention: str, trust: bool, _stamps: Any
+    path: str, dtype: str, attention: str, trust: bool, dequantize: bool, _stamps: Any
 ) -> tuple[PreTrainedModel | None, str | None]:
     """Return the model, and why a pass through it cannot be followed; of both, one at most."""
     if not is_here(path):
@@ -75,7 +91,9 @@ def _meta_model(
     try:
         config = _config(path, trust)
         if getattr(config, "quantization_config", None) is not None:
-            return None, None  # whose layers transformers replaces while loading
+            if not dequantize:
+                return None, None  # whose layers transformers replaces while loading
+            config = config_without_quantization(path, config)
         asked = _own_dtype(path, config) if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -84,6 +102,8 @@ def _meta_model(
                 attn_implementation=transformers_name(attention),
                 trust_remote_code=trust,
             )
+    except ConfigError:
+        raise
     except Exception:
         # Whatever a configuration makes of a model class's constructor: loading the model says what is wrong with it.
         return None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -30,6 +30,12 @@ def output_folder(arguments: argparse.Namespace, name: str) -> Path:
     """Return the folder that the command's files go to: the one that was named, or outputs/NAME_TIME."""
     folder: Path | None = arguments.output
     return folder or Path("outputs") / f"{name}_{datetime.now().strftime('%Y%m%d_%H%M%S')}"
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings below what was measured, each once."""
+    for warning in dict.fromkeys(warnings):
+        print(f"\nwarning: {warning}")
 
 
 def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[str, RunConfig]]:

@@ -106,10 +106,10 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
 
 def _footprint(config: RunConfig) -> Footprint | None:
     """Return the bits and bytes of a run; None where its model cannot be looked at, or takes no such recipe."""
-    model = model_without_values(config)
-    if model is None:
-        return None
     try:
+        model = model_without_values(config)
+        if model is None:
+            return None
         return footprint(model, config.recipe, config.ptq.budget)
     except ConfigError:
         return None  # a line below the table says why

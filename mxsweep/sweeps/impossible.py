@@ -57,7 +57,11 @@ def why_not_here(run: PlannedRun) -> str | None:
 
 
 def model_without_values(config: RunConfig) -> PreTrainedModel | None:
-    """Return the config's model on the meta device; None where there is none, or it cannot be followed."""
+    """Return the config's model on the meta device; None where there is none, or it cannot be followed.
+
+    Raises:
+        ConfigError: a checkpoint that is to be dequantized, and cannot be.
+    """
     if not is_here(config.model.path):
         return None  # without importing torch
     from mxsweep.model.meta import meta_model
@@ -71,16 +75,27 @@ def why_not_followed(config: RunConfig) -> str | None:
         return None
     from mxsweep.model.meta import why_not_followed as of_model
 
-    return of_model(config.model.path, **_as_loaded(config))
+    try:
+        return of_model(config.model.path, **_as_loaded(config))
+    except ConfigError:
+        return None  # which makes the run impossible, for a reason of its own
 
 
 def _as_loaded(config: RunConfig) -> dict[str, Any]:
     model = config.model
-    return {"dtype": model.dtype, "attention": model.attention, "trust_remote_code": model.trust_remote_code}
+    return {
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "trust_remote_code": model.trust_remote_code,
+        "dequantize": model.dequantize,
+    }
 
 
 def _recipe_problem(config: RunConfig) -> str | None:
-    model = model_without_values(config)
+    try:
+        model = model_without_values(config)
+    except ConfigError as error:
+        return str(error)
     if model is None:
         return None
     from mxsweep.model.meta import recipe_problem

@@ -24,7 +24,7 @@ from mxsweep.evaluate.stories import stories
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.terminal.errors import ConfigError
 
-HF = ModelConfig("hf", "owner/name", None, "auto", "cpu", None, "sdpa", None, False, "auto")
+HF = ModelConfig("hf", "owner/name", None, "auto", "cpu", None, "sdpa", None, False, False, "auto")
 
 
 def config(source: str = "stories", path: object = None, **knobs: Any) -> CalibrationConfig:

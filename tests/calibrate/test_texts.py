@@ -32,8 +32,8 @@ from mxsweep.evaluate.stories import SPLITS, stories
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.terminal.errors import ConfigError
 
-HF = ModelConfig("hf", "owner/name", None, "auto", "cpu", None, "sdpa", None, False, "auto")
-TINY = ModelConfig("tiny", "embedded", None, "float32", "cpu", None, "sdpa", None, False, "auto")
+HF = ModelConfig("hf", "owner/name", None, "auto", "cpu", None, "sdpa", None, False, False, "auto")
+TINY = ModelConfig("tiny", "embedded", None, "float32", "cpu", None, "sdpa", None, False, False, "auto")
 BOS = 1
 
 
@@ -458,7 +458,7 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
         "import sys; from mxsweep.config.calibration_data import resolve_calibration, calibration_identity; "
         "from mxsweep.config.model_config import ModelConfig; "
         "from mxsweep.config.remedy_config import CalibrationConfig; "
-        "model = ModelConfig('tiny', 'embedded', None, 'auto', 'cpu', None, 'sdpa', None, False, 'auto'); "
+        "model = ModelConfig('tiny', 'embedded', None, 'auto', 'cpu', None, 'sdpa', None, False, False, 'auto'); "
         f"text = CalibrationConfig('text', {str(numbered(tmp_path, 10))!r}, None, 'train', 'text', 1, 2, 0); "
         "stories = CalibrationConfig('auto', None, None, 'train', 'text', 1, 2, 0); "
         "[calibration_identity(resolve_calibration(one, model)) for one in (text, stories)]; "

@@ -88,7 +88,7 @@ def test_backend_and_arithmetic(overrides: list[str], backend: str, arithmetic: 
 def test_a_checkpoint_in_float16_is_quantized_in_exact_arithmetic(
     config: dict[str, str], weights: torch.dtype, arithmetic: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
     save_file({"w": torch.zeros(4, dtype=weights)}, tmp_path / "model.safetensors")
     assert compose(["model=hf", f"model.path={tmp_path}"]).arithmetic == arithmetic
 

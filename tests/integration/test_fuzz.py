@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import knob_lists, stand_in
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
@@ -489,10 +491,12 @@ def test_a_row_without_text_is_shown(row: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_folder_without_weights_is_not_loaded(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     answer = check(["model=hf", f"model.path={tmp_path}"])
     assert "is a folder without weights; give one that holds a model.safetensors" in answer.err
     (tmp_path / "model.safetensors").touch()
+    assert "model.safetensors is empty" in check(["model=hf", f"model.path={tmp_path}"]).err
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert check(["model=hf", f"model.path={tmp_path}"]).code == 0
 
 

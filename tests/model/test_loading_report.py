@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mxsweep import compose, run
+from mxsweep import compose, inspect, run, sensitivity
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.model.load import load_model
 from mxsweep.model.loading_report import describe_dropped
@@ -96,3 +96,19 @@ def test_the_record_warns(tmp_path: Path) -> None:
         record = run(compose(words), tmp_path / fmt)
         assert record["status"] == "done"
         assert [text for text in record["warnings"] if "model.layers.1.self_attn.q_proj.bias" in text]
+
+
+@pytest.mark.parametrize("command", [inspect.main, sensitivity.main])
+def test_the_commands_without_a_run_warn(
+    command: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, however many formats stand side by side."""
+    path = changed(tmp_path / "m", unknown_bias)
+    words = ["model=hf", f"model.path={path}", "model.device=cpu", "--output", str(tmp_path / "out")]
+    if command is inspect.main:
+        words += ["format=mxfp4,mxfp8_e4m3"]
+    else:
+        words += ["format=mxfp4", "--by", "kind", "calibration=stories", "calibration.samples=2"]
+    assert command(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning: model.path: ") == printed.count("model.layers.1.self_attn.q_proj.bias") == 1

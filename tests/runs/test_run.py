@@ -151,8 +151,9 @@ def test_a_checkpoint_without_all_its_weights_is_refused(tmp_path: Path) -> None
         "is no whole checkpoint: 1 weights are missing, model.layers.0.mlp.down_proj.weight first"
         in (record["error"]["message"])
     )
-    (tmp_path / "model.safetensors").write_bytes(b"rubbish" * 100)
-    record = run(compose(["model=hf", f"model.path={tmp_path}", *FEW]))
+    config = compose(["model=hf", f"model.path={tmp_path}", *FEW])
+    (tmp_path / "model.safetensors").write_bytes(b"rubbish" * 100)  # after planning, which refuses it
+    record = run(config)
     assert record["error"]["message"].startswith(f"model.path: '{tmp_path}' cannot be loaded: ")
 
 

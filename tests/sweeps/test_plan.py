@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mxsweep.config.overrides import prepare
 from mxsweep.sweeps.dry_run import preview
@@ -198,8 +200,8 @@ def test_all_runs_of_a_sweep_have_one_stamp() -> None:
 def test_a_model_of_ones_own_is_that_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FOLDER", "a, b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-        (tmp_path / name / "model.safetensors").touch()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+        save_file({"w": torch.zeros(1)}, tmp_path / name / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     typed = f"'{path}'" if "," in path else path
     (run,) = planned(f"model={typed}", multirun=False).runs

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
@@ -288,8 +290,8 @@ def test_paths_of_a_sweep_count_from_the_folder_it_was_begun_in(
     for folder, text in (("", "one two"), ("elsewhere", "another")):
         Path(folder, "a.jsonl").write_text(f'{{"text": "{text}"}}\n')
         Path(folder, "cal.txt").write_text(f"{text}\n" * 999)
-        Path(folder, "model", "config.json").write_text("{}")
-        Path(folder, "model", "model.safetensors").write_text(text)
+        Path(folder, "model", "config.json").write_text('{"model_type": "llama"}')
+        save_file({text: torch.zeros(1)}, Path(folder, "model", "model.safetensors"))
     Path("conf/experiment").mkdir(parents=True)
     Path("conf/experiment/mine.yaml").write_text(
         "# @package _global_\ncalibration: {source: text, path: cal.txt}\nsweep: {block_size: [16, 32]}\n"

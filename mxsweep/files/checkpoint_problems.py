@@ -1,0 +1,78 @@
+"""Find out what is wrong with a model folder, as far as its files tell without torch: before a run is begun on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mxsweep.files.checkpoints import is_file, stored_quantization, weight_files, weight_roots
+from mxsweep.files.safetensors_header import SUFFIX, SafetensorsError, stored_tensors
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# What quantized weights are called, or come with, in the checkpoints of compressed-tensors, GPTQ, AWQ, bitsandbytes,
+# torchao, modelopt, fp8 and mxfp4.
+_PACKED = re.compile(
+    r"weight_packed|weight_scale(_inv|_2)?|weight_global_scale|weight_zero_point|_weight_(qdata|scale)|qweight|qzeros|"
+    r"SCB|absmax|quant_map|bitsandbytes__\w+|\w+_proj_(blocks|scales)"
+)
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Return what keeps a model folder from being loaded, to be read behind its name; None where nothing is found."""
+    config = folder / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"holds a config.json that cannot be read: {error.strerror or error}"
+    except (ValueError, RecursionError) as error:
+        return f"holds a config.json that is no JSON: {' '.join(str(error).split())}"
+    if not isinstance(content, dict) or not content:
+        return "holds a config.json without settings: it must be an object that names a model_type"
+    if (folder / "adapter_config.json").is_file():
+        return None  # whose weights come on top of another model's
+    roots = weight_roots(folder)
+    if not roots:
+        return "holds no weights by a name that transformers reads (model.safetensors, or its parts with their index)"
+    try:
+        problems = [problem for name in weight_files(folder, roots[0]) if (problem := _problem(folder, name, content))]
+    except OSError as error:
+        return f"holds weights that cannot be read: {error.strerror or error}"
+    return problems[0] if problems else None
+
+
+def _problem(folder: Path, name: str, config: dict[str, Any]) -> str | None:
+    """Return what is wrong with one file of a folder's weights, or with their index."""
+    file = folder / name
+    if not is_file(file):
+        return f"is no whole checkpoint: {name} is not there"
+    if not file.stat().st_size:
+        return f"is no whole checkpoint: {name} is empty"
+    if name.endswith(".index.json"):
+        return None if len(weight_files(folder, name)) > 1 else f"is no whole checkpoint: {name} names no files"
+    if name.endswith(SUFFIX):
+        try:
+            tensors = stored_tensors(file)
+        except SafetensorsError as error:
+            return f"is no whole checkpoint: {name} {error}"
+        return None if stored_quantization(str(folder)) else _packed(tensors)
+    with file.open("rb") as stream:
+        is_archive = stream.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(file):
+        return f"is no whole checkpoint: {name} is cut short"
+    return None
+
+
+def _packed(tensors: dict[str, str]) -> str | None:
+    """Return what to say of weights that are stored quantized where config.json says nothing of it."""
+    for name, dtype in tensors.items():
+        last = name.rpartition(".")[2]
+        if _PACKED.fullmatch(last) or ((last == "weight" or last.endswith("_proj")) and dtype not in _FLOATS):
+            return (
+                f"is quantized already: it holds {name} ({dtype}), and config.json has no quantization_config that "
+                "says how; allowed: weights in float32, bfloat16 or float16, or a checkpoint with that entry and "
+                "model.dequantize=true"
+            )
+    return None

@@ -1,0 +1,88 @@
+"""A model folder that cannot be loaded is refused when it is planned, in one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mxsweep import compose
+from mxsweep.files.checkpoints import model_folder
+from mxsweep.terminal.errors import ConfigError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def cut(name: str, by: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-by])
+
+
+def in_parts(index: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "a.safetensors")
+        (folder / f"{WEIGHTS}.index.json").write_text(index)
+
+    return change
+
+
+def pickled(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    def pickle(folder: Path) -> None:
+        torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+        (folder / WEIGHTS).unlink()
+        change(folder)
+
+    return pickle
+
+
+BOTH = json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
+PROBLEMS = [
+    (write(CONFIG, ""), "holds a config.json that is no JSON: Expecting value"),
+    (write(CONFIG, "{'model_type': 1}"), "holds a config.json that is no JSON: "),
+    (write(CONFIG, b"\xff\xfe{}"), "holds a config.json that is no JSON: "),
+    (write(CONFIG, "[]"), "holds a config.json without settings"),
+    (write(CONFIG, "{}"), "holds a config.json without settings"),
+    (write(WEIGHTS, ""), "is no whole checkpoint: model.safetensors is empty"),
+    (write(WEIGHTS, "version https://git-lfs.github.com/spec/v1"), "model.safetensors is cut short, or no safetensors"),
+    (write(WEIGHTS, b"\x02" + bytes(7) + b"[]" + bytes(9)), "model.safetensors has a damaged header"),
+    (cut(WEIGHTS, 1), r"model.safetensors is cut short: it holds [\d,]+ bytes, and its tensors end at [\d,]+"),
+    (lambda folder: (folder / WEIGHTS).rename(folder / "other.safetensors"), "holds no weights by a name that"),
+    (in_parts(BOTH), "is no whole checkpoint: b.safetensors is not there"),
+    (in_parts("{}"), "is no whole checkpoint: model.safetensors.index.json names no files"),
+    (pickled(write("pytorch_model.bin", "")), "is no whole checkpoint: pytorch_model.bin is empty"),
+    (pickled(cut("pytorch_model.bin", 100)), "is no whole checkpoint: pytorch_model.bin is cut short"),
+]
+
+
+def copied(folder: Path) -> Path:
+    embedded = model_folder("embedded")
+    assert embedded is not None
+    shutil.copytree(embedded, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "message"), PROBLEMS)
+def test_it_is_refused_when_planned(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path / "m")
+    compose([f"model={folder}"])
+    change(folder)
+    with pytest.raises(ConfigError, match=f"^model.path: '.*/m' .*{message}") as error:
+        compose([f"model={folder}"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [in_parts(BOTH.replace("b.safetensors", "a.safetensors")), pickled(lambda folder: None)]
+)
+def test_others_are_not(change: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = copied(tmp_path / "m")
+    change(folder)
+    compose([f"model={folder}"])
