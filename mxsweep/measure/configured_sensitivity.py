@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from lm_eval.models.utils import resolve_max_length
+
 from mxsweep.calibrate.prepare import prepare
 from mxsweep.calibrate.texts import calibration_tokens
 from mxsweep.config.calibration_data import resolve_calibration
@@ -32,7 +34,7 @@ def measure_config(config: RunConfig, by: str, progress: Progress) -> tuple[Sens
     loaded = load_configured(config.model)
     model = loaded.model
     refuse_unlearned_positions(model, config.model.max_length)
-    length = config.model.max_length or model.config.get_text_config().max_position_embeddings
+    length = config.model.max_length or resolve_max_length(model.config, loaded.tokenizer)  # as a run has it
     with ExitStack() as stack:
         if config.rotation.residual:
             stack.enter_context(rotated_residual(model))

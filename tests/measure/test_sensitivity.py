@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
+from mxsweep import compose
+from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
 from mxsweep.forward.sequence_loss import Divergence, Shift
+from mxsweep.measure.configured_sensitivity import measure_config
 from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, measure, parts_of
 from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
@@ -24,6 +28,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.report.figures.panels import draw_sensitivity
 from mxsweep.sensitivity import main
+from mxsweep.terminal.progress_callback import silent
 
 Printed = pytest.CaptureFixture[str]
 FP4 = MXFormat("fp4_e2m1")
@@ -178,6 +183,18 @@ def test_the_command(tmp_path: Path, capsys: Printed) -> None:
     files = [tmp_path / f"sensitivity.{kind}" for kind in ("csv", "png", "svg")]
     assert captured.out.endswith("\nWritten:\n" + "".join(f"  {file}\n" for file in files))
     assert captured.err == "" and sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_a_model_without_a_limit_of_positions_is_measured(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder("embedded")))
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    (tmp_path / "text.txt").write_text("Irene hid the kettle in the attic . " * 40)
+    calibration = ["calibration=text", f"calibration.path={tmp_path / 'text.txt'}", "calibration.length=16"]
+    model = ["model=hf", f"model.path={tmp_path / 'mamba'}", "model.device=cpu", "modules={*.dt_proj: none}"]
+    measured, described = measure_config(compose([*model, *calibration, "format=mxfp4"]), "layer", silent)
+    assert measured.rows() and " sequences of 16 tokens" in described
 
 
 def test_what_is_worked_out_first_is_measured(tmp_path: Path, capsys: Printed) -> None:
