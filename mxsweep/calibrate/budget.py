@@ -14,15 +14,19 @@ and 0.093. At 5.25 bits: 0.035, against 0.045, 0.046, and 0.058 and 0.062 at ran
 is far too low, though the choice still helps: of the embedded model at 4.73 bits, with inputs in four bits too, it
 predicts 0.47 and 1.43 is measured, against 5.08 in mxfp4 alone.
 
-The budget counts what the record calls bits per quantized weight: stored bits, scales included, over all that are
-quantized; those that ``modules`` gives a format of their own count as they are.
+The budget is of what tables show as bits/weight: stored bits, scales included, over all weights of the decoder blocks
+and what else is quantized. What ``modules`` gives a format of its own counts at its bits, and what stays as it is, as a
+router, at those of its dtype.
+
+The matrices of one role in a layer's experts are one choice: there may be thousands of them, of which each has a
+share of the tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,8 +38,9 @@ from transformers import PreTrainedModel
 from mxsweep.calibrate.knapsack import choose_within
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence
+from mxsweep.model.coverage import Stored
 from mxsweep.model.quantize import quantize_model
-from mxsweep.model.sites import find_sites
+from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -49,7 +54,7 @@ class Choice:
     Attributes:
         formats: module to candidate, in the order of the modules.
         predicted_loss: the sum of the modules' costs, nats a token.
-        bits_per_weight: over all quantized weights, at most ``budget``.
+        bits_per_weight: over all weights of the decoder blocks and what else is quantized, at most ``budget``.
     """
 
     formats: dict[str, str]
@@ -69,11 +74,11 @@ def choose_formats(
     """Return the choice of least total cost within the budget; of equally good ones, one of fewest bits.
 
     Args:
-        sizes: module to the shape of its weight.
+        sizes: module to the shape of its weight (N, C); of E experts (E, N, C).
         candidates: name to formats, each with a format of weights.
         cost: module to candidate to cost. A cost that is not finite rules the candidate out for that module.
         budget: bits a weight.
-        fixed: (bits, weights) of quantized weights that are not chosen for, and count all the same.
+        fixed: (bits, weights) of weights that are not chosen for, and count all the same.
 
     Raises:
         ConfigError: no choice is within the budget, or a module is left without a candidate.
@@ -93,9 +98,10 @@ def choose_formats(
     allowed = math.floor(Fraction(str(budget)) * weights)
     if least > allowed:
         most = fixed[0] + int(np.where(usable, bits, 0).max(axis=1).sum())
+        others = f" and {fixed[0] / fixed[1]:.4g} for the {fixed[1] / weights:.1%} not chosen for" if fixed[1] else ""
         raise ConfigError(
-            f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(names)}; allowed: from "
-            f"{_up(least / weights)}, which is the least they take, to {_up(most / weights)}, the most"
+            f"ptq.budget: {budget:g} bits a weight cannot be kept with ptq.formats {', '.join(names)}{others}; "
+            f"allowed: from {_up(least / weights)}, which is the least they take, to {_up(most / weights)}, the most"
         )
     chosen = choose_within(bits, costs, usable, allowed - fixed[0])
     rows = range(len(modules))
@@ -136,16 +142,17 @@ def measure_costs(
         keep: called with all costs after each module.
 
     Returns:
-        Nats a token by module and candidate.
+        Nats a token by module and candidate; for experts by the pattern of their group.
     """
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     modules = list(counted_modules(model, recipe, candidates)[0])
     alone = dataclasses.replace(recipe, linear=LinearFormats(), key=None, value=None)
+    rest = tuple((pattern, LinearFormats()) for pattern, _ in recipe.modules)  # also of experts within a group
     for number, module in enumerate(modules):
         of_module = costs.setdefault(module, {})
         for name in candidates:
             if name not in of_module:
-                with quantize_model(model, dataclasses.replace(alone, modules=((module, candidates[name]),))):
+                with quantize_model(model, dataclasses.replace(alone, modules=((module, candidates[name]), *rest))):
                     of_module[name] = divergence()
         if keep is not None:
             keep(costs)
@@ -159,24 +166,49 @@ def counted_modules(
     """Return what counts in a budget.
 
     Returns:
-        The shapes of the weights by module that a format is chosen for, and (bits, weights) of those that
-        ``recipe.modules`` gives formats.
+        The shapes of the weights by module that a format is chosen for, experts by the pattern of their group, and
+        (bits, weights) of all else: what ``recipe.modules`` gives formats, and what stays as it is in decoder blocks.
 
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
     """
-    # What a pattern matches is left aside here, so that it may be what could not be quantized.
+    under_one = dataclasses.replace(recipe, linear=next(iter(candidates.values())))
     others = tuple((pattern, LinearFormats()) for pattern, _ in recipe.modules)
-    every = find_sites(model, dataclasses.replace(recipe, linear=next(iter(candidates.values())), modules=others))
-    free = {site.name: site.operand.shape for site in every}
-    if not free:
-        raise ConfigError("ptq.budget: modules leaves no linear layer to choose a format for; allowed: null")
-    bits = weights = 0
-    for site in find_sites(model, dataclasses.replace(recipe, linear=LinearFormats())):
+    grouped: dict[str, list[Site]] = defaultdict(list)
+    for site in find_sites(model, dataclasses.replace(under_one, modules=others)):
+        grouped[site.operand.group].append(site)
+    free = {site.name for group in grouped.values() for site in group}
+    sites = find_sites(model, under_one)
+    stored = Stored.of(model, sites, under_one)
+    bits, weights = stored.block_bits_kept, stored.block_weights_kept
+    for site in sites:
         operand, fmt = site.operand, site.formats.weight
-        bits += fmt.stored_bits(operand.shape) if fmt else operand.size * operand.bits
-        weights += operand.size
-    return free, (bits, weights)
+        if site.name not in free and (fmt is not None or operand.block is None):
+            bits += fmt.stored_bits(operand.shape) if fmt else operand.size * operand.bits
+            weights += operand.size
+    if not grouped:
+        raise ConfigError("ptq.budget: modules leaves no linear layer to choose a format for; allowed: null")
+    shapes = {
+        name: group[0].operand.shape if group[0].operand.expert is None else (len(group), *group[0].operand.shape)
+        for name, group in grouped.items()
+    }
+    return shapes, (bits, weights)
+
+
+def refuse_budget(
+    model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats], budget: float
+) -> None:
+    """Refuse a budget that no choice keeps, before anything is measured.
+
+    Args:
+        model: unquantized, loaded or on the meta device.
+
+    Raises:
+        ConfigError: as said, or as :func:`mxsweep.model.sites.find_sites`.
+    """
+    sizes, fixed = counted_modules(model, recipe, candidates)
+    nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
+    choose_formats(sizes, candidates, nothing, budget, fixed=fixed)
 
 
 def spend(
@@ -196,19 +228,19 @@ def spend(
         model: unquantized.
         recipe: the run's; modules that its patterns match keep their formats.
         candidates: ``ptq.formats`` by name, see :mod:`mxsweep.config.candidates`.
-        budget: bits a weight, over all quantized weights.
+        budget: bits a weight, over all weights of the decoder blocks and what else is quantized.
         sequences: token ids that costs are measured on.
         known, keep: as for :func:`measure_costs`, for a cache; costs do not depend on the budget.
 
     Returns:
-        The recipe with a pattern for each module, the choice, and an account of it for the record.
+        The recipe with a pattern for each module, in front of its own, which win; the choice, and an account of it for
+        the record.
 
     Raises:
         ConfigError: the budget cannot be kept, or nothing can be chosen or measured.
     """
+    refuse_budget(model, recipe, candidates, budget)
     sizes, fixed = counted_modules(model, recipe, candidates)
-    nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
-    choose_formats(sizes, candidates, nothing, budget, fixed=fixed)  # refused before anything is measured
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
         divergence = Divergence(model, sequences)
@@ -223,4 +255,4 @@ def spend(
         "costs": costs,
     }
     chosen = tuple((module, candidates[name]) for module, name in choice.formats.items())
-    return dataclasses.replace(recipe, modules=(*recipe.modules, *chosen)), choice, account
+    return dataclasses.replace(recipe, modules=(*chosen, *recipe.modules)), choice, account

@@ -23,11 +23,11 @@ def recipe_yaml(
     The file sets ``modules`` and nothing else: a name means what it does with the run's own block size and scale.
 
     Args:
-        fixed: the run's own ``modules``, which stay.
+        fixed: the run's own ``modules``, which stay, behind the choice, over which they win.
         overrides: the run's knobs, told in a comment.
     """
-    modules: dict[str, Any] = {pattern: fields_of(formats) for pattern, formats in (fixed or {}).items()}
-    modules |= {module: as_written(name) for module, name in choice.formats.items()}
+    modules: dict[str, Any] = {module: as_written(name) for module, name in choice.formats.items()}
+    modules |= {pattern: fields_of(formats) for pattern, formats in (fixed or {}).items()}
     knobs = [word for word in overrides if not re.match(r"\+*(ptq\.(budget|formats)|modules|experiment)=", word)]
     counts = [f"{name} in {count}" for name, count in Counter(choice.formats.values()).most_common()]
     lines = [

@@ -19,10 +19,10 @@ output error on 15,866 other tokens, over that of rounding to nearest; in the me
     tokens / channels    1/32  1/16   1/8   1/4   1/2     1     4
     GPTQ                 2.95  2.11  0.93  0.60  0.46  0.39  0.33
 
-and 1.00 for rounding on searched scales. From a quarter on each of the 14 was better than rounded; at an eighth 5 were
-not. So with fewer tokens than
-``LEAST_TOKENS`` of its channels, or none, an expert's matrix is solved for with H = I: it is rounded to nearest on the
-scales of least weight error. With fewer than its channels it is solved for with the H that it has. Both are counted.
+and 1.00 for rounding on searched scales. From a quarter on each of the 14 was better than rounded; at an eighth 4 were
+not. So with fewer tokens than ``LEAST_TOKENS`` of its channels, or none, an expert's matrix is solved for with H = I:
+it is rounded to nearest on the scales of least weight error. With fewer than its channels it is solved for with the H
+that it has. Both are counted.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def resolve_candidates(
         candidates[name] = _resolve(name, run, explicit, folders)
         if candidates[name].weight == "none":
             raise ConfigError(
-                f"ptq.formats: {name!r} leaves weights as they are, and a budget counts the bits of quantized ones; "
-                "allowed: formats that quantize weights (modules={NAME: none} keeps a module out of the budget)"
+                f"ptq.formats: {name!r} leaves weights as they are; allowed: formats that quantize weights "
+                "(modules={NAME: none} leaves a module as it is, which the budget counts at the bits it has)"
             )
     return candidates
 

@@ -390,7 +390,7 @@ REMEDIES = (
     ),
     _ptq(
         "budget",
-        "bits a weight: each module's format is chosen from ptq.formats; null: the run's format",
+        "bits a weight, as tables show them: each module's format is chosen from ptq.formats; null: the run's format",
         Number("bits a weight above 0, or null", 0, with_low=False, or_null=True),
         off=None,
         effect=effects.quantizes_weights,

@@ -155,12 +155,13 @@ def _recipes_of_cache(recipe: Recipe, nothing: Recipe) -> dict[str, tuple[Recipe
 def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
     """Return the linear layers (and embeddings) that ``recipe`` quantizes as parts, in the model's order.
 
-    An operand outside the decoder blocks, as an lm_head, is a part by itself.
+    An operand outside the decoder blocks, as an lm_head, is a part by itself; by module, those of one role in a
+    layer's experts are one.
     """
     sites = find_sites(model, recipe)
     grouped: dict[str, list[Site]] = {}
     for site in sites:
-        key = site.name
+        key = site.operand.group
         if site.operand.block is not None and by != "module":
             key = f"layer {site.operand.layer}" if by == "layer" else site.operand.kind
         grouped.setdefault(key, []).append(site)

@@ -111,10 +111,10 @@ class Stored:
             return None
         return (self.quantized_bits + self.block_bits_kept) / (self.quantized + self.block_weights_kept)
 
-    def bits_at(self, bits: float) -> float:
-        """Return the bits of a weight, over the same, if those that are quantized took ``bits`` on average."""
+    def bits_under(self, budget: float) -> float:
+        """Return the bits that storing the model takes where a weight, over the same, takes ``budget`` on average."""
         weights = self.quantized + self.block_weights_kept
-        return (bits * self.quantized + self.block_bits_kept) / weights if weights else bits
+        return self.bits - (self.quantized_bits + self.block_bits_kept) + budget * weights
 
     @property
     def share_left(self) -> float:

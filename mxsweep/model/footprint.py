@@ -33,8 +33,8 @@ def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = Non
     """Return the footprint of ``model``, loaded or on the meta device, under ``recipe``.
 
     Args:
-        budget: the most bits that a quantized weight may take on average, where formats are chosen under a budget: then
-            the bits a weight are the most that come of it.
+        budget: the most bits that a weight may take on average, where formats are chosen under a budget: then the bits
+            a weight, and the stored bytes, are the most that come of it.
 
     Raises:
         ConfigError: as :func:`mxsweep.model.sites.find_sites`.
@@ -52,9 +52,9 @@ def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = Non
         for site in sites
         if site.formats.weight is not None
     }
-    bits = stored.bits_per_weight
+    bits, total = stored.bits_per_weight, float(stored.bits)
     if bits is not None and budget is not None:
-        bits = stored.bits_at(budget)
+        bits, total = budget, stored.bits_under(budget)
     rotated = RotatedProducts.of(sites, recipe)
     warnings = (*stored.warnings, *(rotated.warnings if rotated else []))
-    return Footprint(bits, round(stored.bits / 8), originals + sum(copied.values()), warnings)
+    return Footprint(bits, round(total / 8), originals + sum(copied.values()), warnings)

@@ -102,6 +102,14 @@ class Operand:
         return self.matrix if isinstance(self.matrix, ExpertMatrix) else None
 
     @property
+    def group(self) -> str:
+        """Return the pattern of ``modules`` that names the operand; for an expert's, the role in all experts beside it.
+
+        What is measured, or chosen, operand by operand is that of thousands of experts group by group.
+        """
+        return self.name if self.expert is None else f"{self.module_name}.*.{self.role}_proj"
+
+    @property
     def role(self) -> str:
         """Return one of ROLES."""
         assert self.place.role is not None

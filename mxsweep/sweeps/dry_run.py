@@ -46,7 +46,7 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
             "bits. in memory: what simulating it takes, the quantized weights beside the originals."
         )
         if any(run.config and run.config.ptq.budget is not None for run in runs):
-            lines.append("Under a budget (≤) stored is what the run's own format would take.")
+            lines.append("Under a budget (≤) bits/weight and stored are the most that may come of it.")
     for number, (run, problem) in enumerate(zip(runs, problems, strict=True), 1):
         if problem:
             lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
@@ -83,7 +83,7 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         bits = "-" if size_of.bits_per_weight is None else f"{size_of.bits_per_weight:.2f}"
         stored = f"{size_of.stored_bytes / 1e6:,.1f} MB"
         if config.ptq.budget is not None and size_of.bits_per_weight is not None:
-            bits = f"≤ {size_of.bits_per_weight:g}"
+            bits, stored = f"≤ {size_of.bits_per_weight:g}", f"≤ {stored}"
         memory = f"{size_of.simulated_bytes / 1e6:,.1f} MB"
     return {
         "run": str(number),

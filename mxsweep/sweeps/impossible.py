@@ -38,7 +38,7 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
 
 
 def _names_what_models_differ_in(config: RunConfig) -> bool:
-    return bool(config.modules) or config.recipe.kv.latent != LATENT_IN_CACHE
+    return bool(config.modules) or config.recipe.kv.latent != LATENT_IN_CACHE or config.ptq.budget is not None
 
 
 def why_not_here(run: PlannedRun) -> str | None:
@@ -100,7 +100,15 @@ def _recipe_problem(config: RunConfig) -> str | None:
         return None
     from mxsweep.model.meta import recipe_problem
 
-    return recipe_problem(model, config.recipe)
+    if (problem := recipe_problem(model, config.recipe)) or config.ptq.budget is None:
+        return problem
+    from mxsweep.calibrate.budget import refuse_budget
+
+    try:
+        refuse_budget(model, config.recipe, config.budget_formats, config.ptq.budget)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _missing_chat_template(config: RunConfig) -> str | None:

@@ -25,8 +25,10 @@ from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.load import load_model
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
+from mxsweep.sweeps.impossible import why_impossible
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
+from tests.helpers.mixtures import build
 
 
 def both(element: str) -> LinearFormats:
@@ -251,7 +253,7 @@ def test_the_recipe_can_be_rerun(tmp_path: Path) -> None:
         "\n# 5.1250: mxfp4 in 1, mxfp8_e4m3 in 1, fp6_e2m3 in 1, nvfp4 in 1 modules.\n# Predicted loss: 0.01234" in text
     )
     assert "--config-dir FOLDER experiment=NAME format=w4a6 block_size=16 'model.path=a b'\n" in text
-    assert list(yaml.safe_load(text)["modules"]) == [*fixed, *formats]
+    assert list(yaml.safe_load(text)["modules"]) == [*formats, *fixed]  # of patterns that match, the last decides
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mixed.yaml").write_text(text)
     for words, block in (([], "auto"), (["format=nvfp4"], "auto"), (["format=mxint8", "block_size=16"], 16)):
@@ -270,6 +272,76 @@ def test_the_recipe_can_be_rerun(tmp_path: Path) -> None:
     )
     assert recipe.formats_of("lm_head", False) == LinearFormats(MXFormat("int8", (2, 16), "e5m3"))
     assert recipe.formats_of("model.layers.1.self_attn.k_proj", True) == LinearFormats()
+
+
+def mixture() -> tuple[Any, Recipe, dict[str, LinearFormats]]:
+    """Return a mixture of experts, of which one has a format of its own, and candidates."""
+    kept = (("*.experts.1.*", both("int8")), ("*.layers.1.self_attn.*", LinearFormats()))
+    return build("mixtral"), Recipe(both("fp4_e2m1"), modules=kept), dict(list(CANDIDATES.items())[:2])
+
+
+def test_the_experts_of_a_layer_are_one_choice_a_role_and_measured_together() -> None:
+    model, recipe, candidates = mixture()
+    sizes, _ = counted_modules(model, recipe, candidates)
+    prefix = "model.layers.0.mlp.experts"
+    groups = {f"model.layers.{layer}.mlp.experts.*.{role}_proj" for layer in (0, 1) for role in ("gate", "up", "down")}
+    attention = {f"model.layers.0.self_attn.{role}_proj" for role in "qkvo"}
+    assert sizes.keys() == groups | attention
+    assert sizes[f"{prefix}.*.down_proj"] == (3, 64, 96) and sizes[f"{prefix}.*.up_proj"] == (3, 96, 64)
+    divergence = Divergence(model, calibration(model, 2, 24).sequences)
+    costs = measure_costs(model, recipe, candidates, divergence)
+    assert costs.keys() == sizes.keys()
+    one_by_one = tuple((f"{prefix}.{expert}.down_proj", both("fp4_e2m1")) for expert in (0, 2, 3))
+    with quantize_model(model, Recipe(modules=one_by_one)):
+        assert costs[f"{prefix}.*.down_proj"]["mxfp4"] == divergence()
+    assert divergence() == 0
+
+
+def test_a_budget_is_of_what_the_record_counts_whatever_stays_as_it_is(tmp_path: Path) -> None:
+    model, recipe, candidates = mixture()
+    sequences = calibration(model, 2, 24).sequences
+    # Routers and the attention of a layer stay as they are, in 32 bits.
+    message = r"mxfp6_e2m3 and \d+\.\d+ for the \d\d\.\d% not chosen for; allowed: from \S+, which is the least"
+    with pytest.raises(ConfigError, match=message) as refused:
+        spend(model, recipe, candidates, 4.5, sequences)
+    least = float(str(refused.value).partition("from ")[2].partition(",")[0])
+    for budget in (least, least + 0.5):
+        solved, choice, account = spend(model, recipe, candidates, budget, sequences)
+        with quantize_model(model, solved) as report:
+            assert report.bits_per_weight == pytest.approx(choice.bits_per_weight, rel=1e-12)
+            assert report.bits_per_weight <= budget
+        assert account["bits_per_weight"] == choice.bits_per_weight
+        formats = {layer.name: layer.weight for layer in report.layers}
+        assert formats["model.layers.0.mlp.experts.1.up_proj"] == MXFormat("int8")
+        assert "model.layers.1.self_attn.q_proj" not in formats
+        for group, name in choice.formats.items():
+            for expert in "023":
+                assert formats[group.replace("*", expert)] == candidates[name].weight
+    assert set(choice.formats.values()) == set(candidates)
+    # The file that is left means the same.
+    fixed = {"*.experts.1.*": FormatConfig("int8", "int8", 32, "e8m0", False)}
+    fixed["*.layers.1.self_attn.*"] = FormatConfig("none", "none", 32, "e8m0", False)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mixed.yaml").write_text(recipe_yaml(choice, fixed=fixed))
+    again = composed(tmp_path, "format=mxfp4").recipe
+    with quantize_model(model, again) as report:
+        assert {layer.name: layer.weight for layer in report.layers} == formats
+
+
+def test_a_budget_that_the_shapes_rule_out_is_refused_when_planned(tmp_path: Path) -> None:
+    build("mixtral").save_pretrained(tmp_path)
+    words = ["model=hf", f"model.path={tmp_path}", "format=mxfp4", "calibration=stories", "ptq.formats=[mxfp4]"]
+
+    def why(*more: str) -> str | None:
+        (run,) = plan(prepare([*words, *more])[0], False).runs
+        return why_impossible(run)
+
+    refusal = why("ptq.budget=4.25")
+    assert refusal is not None and refusal.startswith("ptq.budget: 4.25 bits a weight cannot be kept")
+    matrices, router = 4 * 3 * 96 * 64 + 2 * 64 * 64 + 2 * 64 * 32, 4 * 64
+    least = math.ceil((4.25 * matrices + 32 * router) / (matrices + router) * 1e4) / 1e4
+    assert f"and 32 for the {router / (matrices + router):.1%} not chosen for; allowed: from {least}," in refusal
+    assert why(f"ptq.budget={least}") is None
 
 
 def test_the_costs_need_no_gradients(tiny: Any) -> None:

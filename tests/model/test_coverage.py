@@ -188,9 +188,11 @@ def test_a_dry_run_warns_of_what_stays_and_refuses_nothing(mixtral: Path) -> Non
     assert "warning" not in shown("format=mxfp4", patterns)
 
 
-def test_a_budget_counts_what_it_does_not_reach() -> None:
-    left = 2 * 8 * 64 * 32
-    assert footprint(llama(), Recipe(FP4), budget=4.5).bits_per_weight == 4.5
-    assert footprint(llama((8, 64, 32)), Recipe(FP4), budget=4.5).bits_per_weight == (
-        (LINEAR * 4.5 + left * 32) / (LINEAR + left)
-    )
+@pytest.mark.parametrize("extra", [None, (8, 64, 32)])
+def test_under_a_budget_a_plan_says_the_most_that_comes_of_it(extra: tuple[int, ...] | None) -> None:
+    model = llama(extra)
+    weights = LINEAR + (2 * 8 * 64 * 32 if extra else 0)
+    outside = sum(parameter.numel() for parameter in model.parameters()) - weights
+    planned = footprint(model, Recipe(FP4), budget=20.5)
+    assert planned.bits_per_weight == 20.5
+    assert planned.stored_bytes == (weights * 20.5 + outside * 32) / 8

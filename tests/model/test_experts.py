@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model
 from mxsweep.calibrate.weights import solve_without_data, solver
+from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
 from mxsweep.measure.sensitivity import parts_of
+from mxsweep.measure.weight_errors import inspect_weights
 from mxsweep.model import offload
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.expert_matrices import expert_matrices
@@ -296,6 +298,11 @@ def test_parts_of_a_model_and_leaving_them_out() -> None:
     model, recipe = build("mixtral"), MIXED
     parts = {part.name: part for part in parts_of(model, Recipe(FORMATS["w4a6"]), "kind")}
     assert len(parts["experts.gate_proj"].modules) == 2 * 4
+    by_module = {part.name: part for part in parts_of(model, recipe, "module")}
+    assert list(by_module["model.layers.1.mlp.experts.*.down_proj"].modules) == [
+        f"model.layers.1.mlp.experts.{expert}.down_proj" for expert in (0, 2, 3)
+    ]
+    assert len(by_module) == 2 * (4 + 3)
     operands = find_operands(model)
     with quantize_model(model, recipe):
         before = logits(model)
@@ -305,6 +312,22 @@ def test_parts_of_a_model_and_leaving_them_out() -> None:
         assert torch.equal(logits(model), before)
     with quantize_model(model, Recipe(recipe.linear, modules=(("*.experts.*", LinearFormats()),))):
         torch.testing.assert_close(logits(model), without, rtol=1e-5, atol=1e-5)
+
+
+def test_an_inspection_has_a_row_for_each_role_of_a_layers_experts(tmp_path: Path) -> None:
+    model = build("mixtral")
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_folder("embedded")).save_pretrained(tmp_path)
+    config = configured("model=hf", f"model.path={tmp_path}", "model.dtype=float32", "format=mxfp4", "model.device=cpu")
+    rows = {row["module"]: row for row in inspect_weights("mxfp4", config).rows()}
+    assert len(rows) == 2 * (4 + 3)
+    row, signal, noise = rows["model.layers.1.mlp.experts.*.down_proj"], 0.0, 0.0
+    for expert in range(4):
+        weight = model.model.layers[1].mlp.experts.down_proj[expert].detach()
+        signal += float(weight.double().square().sum())
+        noise += float((weight - quantize(weight, WEIGHT, axis=-1)).double().square().sum())
+    assert (row["signal"], row["noise"]) == (pytest.approx(signal), pytest.approx(noise))
+    assert row["elements"] == 4 * 64 * 96 and (row["layer"], row["part"]) == (1, "experts.down_proj")
 
 
 def test_padding_does_not_enter_the_statistics_of_inputs() -> None:
