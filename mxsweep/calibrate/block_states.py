@@ -2,7 +2,9 @@
 
 Each batch of calibration sequences waits in front of a block with whatever else the model calls the block with, as
 rotary embeddings and masks. A batch that does not fit in GPU memory becomes two, and the states in front of the block
-are read anew. What a pass leaves in rotary embeddings that depend on length is forgotten before the next.
+are read anew. Where a model does more between two blocks than hand on what the first answered, or goes through its
+blocks several times, they are read anew in front of each block. What a pass leaves in rotary embeddings that depend on
+length is forgotten before the next.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ T = TypeVar("T")
 class BlockStates:
     """Hold the hidden states of each batch in front of a block, and what else the block is called with.
 
-    The whole model computes the states when work on them begins, and again after batches were halved.
+    The whole model computes the states when work on them begins, and again after batches were halved, or for each block
+    where the blocks are no chain.
 
     Args:
         index: the number of the block to begin with; blocks before it are as they will be.
@@ -37,15 +40,17 @@ class BlockStates:
         self._model, self._blocks, self._index, self._batches = model, blocks, index, list(batches)
         self._calls: list[list[Any]] = []
         self._states: list[Tensor] | None = None
+        self._is_chain = True
         self._rope_lengths = RopeLengths(model)
 
     @property
     def count(self) -> int:
-        """Return how many batches there are."""
-        return len(self._batches)
+        """Return how many calls of the block there are; a batch calls it once, or more often."""
+        assert self._states is not None
+        return len(self._states)
 
     def run(self, number: int) -> Tensor:
-        """Return the block's output for a batch; called within :meth:`within_memory`."""
+        """Return the block's output in a call; called within :meth:`within_memory`."""
         assert self._states is not None
         args, kwargs = self._calls[self._index][number]
         self._rope_lengths.forget()  # of embeddings within blocks; what others gave is among the arguments
@@ -54,7 +59,7 @@ class BlockStates:
 
     def advance(self) -> None:
         """Go on to the next block."""
-        self._states = [self.run(number) for number in range(self.count)]
+        self._states = [self.run(number) for number in range(self.count)] if self._is_chain else None
         self._index += 1
 
     def within_memory(self, work: Callable[[], T]) -> T:
@@ -76,7 +81,7 @@ class BlockStates:
 
     def _halve(self) -> None:
         if max(len(batch) for batch in self._batches) == 1:
-            sequences, longest = self.count, max(batch.shape[1] for batch in self._batches)
+            sequences, longest = len(self._batches), max(batch.shape[1] for batch in self._batches)
             raise ConfigError(
                 f"calibration.samples: the states of {sequences:,} sequences of up to {longest:,} tokens do not fit in "
                 "GPU memory; allowed: fewer of them, or a smaller calibration.length"
@@ -89,20 +94,34 @@ class BlockStates:
         """Return the states of each batch in front of the block, and note how each block from there on is called."""
         states: list[Tensor] = []
         self._calls = [[] for _ in self._blocks]
+        self._is_chain = True
+        answered: list[Any] = [self._index - 1, None]  # the number of a block, and its answer
 
         def note(number: int) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                state = args[0] if args else kwargs["hidden_states"]
                 if number == self._index:
-                    states.append(args[0] if args else kwargs["hidden_states"])
+                    states.append(state)
+                if number >= self._index:
+                    self._is_chain &= answered[0] == number - 1 and _is_same(state, answered[1])
                 rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
                 self._calls[number].append((args[1:], rest))
 
             return hook
 
-        blocks = enumerate(self._blocks)
-        handles = [block.register_forward_pre_hook(note(number), with_kwargs=True) for number, block in blocks]
+        def note_answer(number: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
+                answered[:] = number, answer[0] if isinstance(answer, tuple) else answer
+
+            return hook
+
+        handles = []
+        for number, block in enumerate(self._blocks):
+            handles.append(block.register_forward_pre_hook(note(number), with_kwargs=True))
+            handles.append(block.register_forward_hook(note_answer(number)))
         try:
             for batch in self._batches:
+                answered[:] = self._index - 1, None
                 self._rope_lengths.forget()
                 # The decoder alone: nobody asks for logits.
                 self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
@@ -111,3 +130,10 @@ class BlockStates:
                 handle.remove()
             self._rope_lengths.forget()
         return states
+
+
+def _is_same(state: Tensor, answer: Tensor | None) -> bool:
+    """Return whether a block is called with what the one before it answered; nothing is asked of the first block."""
+    if answer is None or state is answer:
+        return True
+    return state.device == answer.device and torch.equal(state, answer)
