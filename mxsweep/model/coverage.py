@@ -47,7 +47,8 @@ class Stored:
         block_weights, block_weights_kept: elements of the matrices in the decoder blocks that a text reaches; those of
             them that stay as they are.
         block_bits_kept: what the latter take.
-        left: of the latter, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
+        unreached: elements of the model's matrices that no text reaches, wherever they are.
+        left: of those that stay, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
     """
 
     parameters: int
@@ -57,6 +58,7 @@ class Stored:
     block_weights: int
     block_weights_kept: int
     block_bits_kept: int
+    unreached: int
     left: Mapping[str, Left]
 
     @staticmethod
@@ -70,6 +72,7 @@ class Stored:
         numel: dict[int, int] = {}
         bits: dict[tuple[int, tuple[str, ...]], int] = {}
         quantized = quantized_bits = block_weights = kept = kept_bits = 0
+        unreached: dict[int, int] = {}
         left: dict[str, int] = {}
         matrices: dict[str, list[Operand]] = defaultdict(list)
         for operand in find_operands(model).values():
@@ -83,8 +86,9 @@ class Stored:
             formats = tuple(f"{site.operand.name if len(here) > 1 else ''} {site.formats.weight}" for site in here)
             bits[id(parameter), formats] = changed_bits + plain * width
             quantized, quantized_bits = quantized + changed, quantized_bits + changed_bits
-            is_counted = parameter.ndim > 1 and name.rpartition(".")[0] in reached
-            if is_counted and block_around(name, blocks) is not None:
+            if parameter.ndim > 1 and name.rpartition(".")[0] not in reached:
+                unreached[id(parameter)] = parameter.numel()
+            elif parameter.ndim > 1 and block_around(name, blocks) is not None:
                 block_weights += parameter.numel()
                 kept, kept_bits = kept + plain, kept_bits + plain * width
                 # Where some matrices of a parameter get a format, patterns leave the others.
@@ -98,6 +102,7 @@ class Stored:
             block_weights,
             kept,
             kept_bits,
+            sum(unreached.values()),
             _by_kind(blocks, left),
         )
 

@@ -147,6 +147,7 @@ class QuantizationReport:
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,
             "block_weights_left": {kind: asdict(left) for kind, left in self.stored.left.items()},
+            **({"unreached_weights": self.stored.unreached} if self.stored.unreached else {}),
             "weights_prepared": sum(layer.prepared for layer in self.layers),
             "weight_blocks": self._sum("blocks"),
             "weight_blocks_scale_clamped": self._sum("blocks_scale_clamped"),
@@ -195,6 +196,11 @@ class QuantizationReport:
             lines.append(
                 f"The original weights ({self.offloaded_bytes / 1e9:,.1f} GB) wait in host memory: the GPU has no room "
                 "for them beside the quantized ones"
+            )
+        if data["weight_blocks"] and self.stored.unreached:
+            lines.append(
+                f"{self.stored.unreached:,} weights of the model's {self.stored.parameters:,} are reached by no text, "
+                "and are neither quantized nor counted in the bits a weight"
             )
         if data["weight_blocks"] and self.stored.block_weights_kept:
             share = self.stored.block_weights_kept / self.stored.block_weights

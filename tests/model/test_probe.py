@@ -24,6 +24,9 @@ from transformers import (
 )
 
 from mxsweep import LinearFormats, Recipe, quantize_model
+from mxsweep.calibrate.budget import counted_modules
+from mxsweep.config.overrides import prepare
+from mxsweep.measure.sensitivity import parts_of
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.footprint import footprint
 from mxsweep.model.known_values import KnownValues
@@ -32,6 +35,8 @@ from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.probe import PassFailed, probe
 from mxsweep.model.sites import find_sites
 from mxsweep.numerics import MXFormat
+from mxsweep.sweeps.dry_run import preview
+from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
 
 SIZES: dict[str, Any] = {
@@ -127,7 +132,33 @@ def test_a_vision_tower_is_no_operand_and_none_of_its_layers_a_block() -> None:
     blocks = decoder_blocks(model)
     matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and block_around(n, blocks)]
     assert report.stored.block_weights == sum(p.numel() for p in matrices)
+    dead = [p for n, p in model.named_parameters() if p.ndim > 1 and ("vision" in n or "multi_modal" in n)]
+    assert report.stored.unreached == report.as_dict()["unreached_weights"] == sum(p.numel() for p in dead) > 0
+    assert any(line.startswith(f"{report.stored.unreached:,} weights of the model's") for line in report.lines())
     assert report.stored.parameters == sum(p.numel() for p in model.parameters())  # what storing takes, takes all
+
+
+def test_a_budget_is_spent_on_what_a_text_reaches() -> None:
+    model, candidates = build("gemma3", "meta"), {"fp4": FORMATS, "fp8": LinearFormats(MXFormat("fp8_e4m3"))}
+    free, fixed = counted_modules(model, Recipe(FORMATS), candidates)
+    assert list(free) == [site.name for site in find_sites(model, Recipe(FORMATS))] and len(free) == 2 * 7
+    assert fixed == (0, 0) and not any("vision" in name for name in free)
+
+
+def test_a_budget_leaves_aside_what_patterns_say_could_not_be_quantized() -> None:
+    model, candidates = build("mamba", "meta"), {"fp4": FORMATS, "fp8": LinearFormats(MXFormat("fp8_e4m3"))}
+    free, _ = counted_modules(model, recipe_of("mamba"), candidates)
+    assert {name.rpartition(".")[2] for name in free} == {"in_proj", "x_proj", "out_proj"}
+    with pytest.raises(ConfigError, match=r"modules=\{\*\.dt_proj: none\}"):
+        counted_modules(model, Recipe(FORMATS), candidates)
+
+
+def test_parts_of_sensitivity_are_what_a_text_reaches() -> None:
+    names = {part.name for part in parts_of(build("mllama", "meta"), Recipe(FORMATS), "module")}
+    assert names == {
+        f"model.layers.{number}.{part}_proj" for number in (0, 2)
+        for part in (*(f"self_attn.{role}" for role in "qkvo"), *(f"mlp.{role}" for role in ("gate", "up", "down")))
+    }  # fmt: skip
 
 
 def test_layers_that_attend_to_an_image_are_no_blocks() -> None:
@@ -287,15 +318,20 @@ def test_a_pass_that_fails_is_told_by_the_model() -> None:
 
 def test_a_model_whose_values_decide_is_not_planned_and_that_is_said(tmp_path: Any) -> None:
     # Its experts declare no layout, and count the tokens that each of them gets.
-    JetMoeConfig(
+    config = JetMoeConfig(
         vocab_size=97, hidden_size=64, num_hidden_layers=1, num_key_value_heads=2, kv_channels=16, intermediate_size=96,
-        num_local_experts=4, num_experts_per_tok=2, architectures=["JetMoeForCausalLM"],
-    ).save_pretrained(tmp_path)  # fmt: skip
+        num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert meta_model(str(tmp_path)) is None
     problem = why_not_followed(str(tmp_path))
     assert problem is not None
     assert problem.startswith("a short pass of tokens through JetMoeForCausalLM without values ended with")
-    LlamaConfig(**TWO, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    shown = preview(plan(prepare(["model=hf", f"model.path={tmp_path}", "format=mxfp4"])[0], False).runs)
+    assert not shown.is_refused
+    assert "note, of run 1: bits and bytes are known when it is done, not before: " + problem in shown.text
+    assert "unknown" in shown.text and "4.25" not in shown.text
+    AutoModelForCausalLM.from_config(LlamaConfig(**TWO)).save_pretrained(tmp_path)
     assert meta_model(str(tmp_path)) is not None and why_not_followed(str(tmp_path)) is None
 
 
