@@ -145,7 +145,8 @@ def read_own_tasks(include_path: str) -> OwnTasks:
     path = expanded("task.include_path", include_path)
     if is_folder(path):
         root = path.resolve()
-        files = tuple(file for file in sorted(root.rglob("*.yaml")) if not _is_hidden(file.relative_to(root)))
+        below = (file for file in sorted(root.rglob("*.yaml")) if is_file(file))  # a pipe would be waited for
+        files = tuple(file for file in below if not _is_hidden(file.relative_to(root)))
         found = _read_folder(root, files, stamps(files))
         if not found.tasks:
             why = f" ({found.unreadable[0]})" if found.unreadable else ""

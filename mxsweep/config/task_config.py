@@ -95,7 +95,9 @@ def _named(name: Any, include_path: str | None) -> Any:
     """
     if not isinstance(name, str) or not name.endswith(SUFFIXES):
         return name
-    if include_path is None or is_folder(expanded("task.include_path", include_path)):
+    if include_path is None:
+        raise ConfigError(f"task.names: {name!r} is a file; write task={name}")
+    if is_folder(expanded("task.include_path", include_path)):
         raise ConfigError(
             f"task: {name!r} is a file and task.include_path a folder; give the file alone, or the folder with the "
             "name of a task in it"

@@ -153,6 +153,7 @@ def test_what_is_no_task_is_refused_in_a_line(
         ("task=missing.yaml", "missing: its data file '.*nothing.jsonl' does not exist"),
         ("task=[capitals.yaml,missing.yaml]", "are several files; allowed: one, or task.include_path=FOLDER"),
         ("task=capitals.yaml task.include_path=.", "is a file and task.include_path a folder; give the file alone"),
+        ("task.names=[capitals.yaml]", "task.names: 'capitals.yaml' is a file; write task=capitals.yaml"),
         ("task=data/capitals.jsonl", "'data/capitals.jsonl' is no name of a task; allowed: one, FILE.yaml"),
     ],
 )
@@ -163,6 +164,16 @@ def test_words_that_make_no_sense_are_refused_when_planned(
     monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match=message):
         compose(words.split())
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    os.mkfifo(folder / "data" / "pipe.jsonl")
+    (folder / "made.yaml").write_text(
+        TASK.replace("task: capitals", "task: made\ncustom_dataset: !function utils.rows")
+    )
+    (folder / "utils.py").write_text("def rows(**_):\n    return {}\n")
+    assert "capitals.yaml" in read_own_tasks(str(folder)).digests("made")
 
 
 def test_a_name_that_nobody_has_is_refused_with_those_near_it(folder: Path) -> None:

@@ -206,6 +206,8 @@ MENDED = [
     ["model=hf", "model.path='~nobody_at_all'"], ["model=hf", "model.path=" + "n" * 300], ["task.names={a:1}"],
     ["task=lambada_openai", "task.data='~nobody_at_all/x'"], ["task=lambada_openai", "task.data=" + "n" * 300],
     ["task=lambada_openai", "task.fields=null", "task.data=/etc/passwd"], ["task.fields={a:1}"], ["model=hf"],
+    ["task=nowhere.yaml"], ["task=a/b"], ["task=[a.yaml,b.yaml]"], ["task.include_path="], ["task.include_path=[a]"],
+    ["task.include_path=~nobody_at_all/x"], ["task.include_path=/dev/null"], ["task.names=[a.yaml]"],
     ["modules={a:../model/hf}"], ["modules={null:none}"], ["logging.name=x"], ["logging.entity=[]"],
     ["logging=none,wandb"],
     ["experiment=ex3"], ["-m", "custom_cuda=true", "block_size=16,32"], ["backend=cuda"], ["--cfg", "job", "seed=${x}"],
