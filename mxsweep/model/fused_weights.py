@@ -100,6 +100,7 @@ _GATED: Mapping[str, Declared] = {"gate_up_proj": _gate_then_up("down_proj")}
 _GRANITE_SHARED: Mapping[str, Declared] = {"input_linear": _gate_then_up("output_linear"), "output_linear": "down"}
 _DENSE: Mapping[str, Declared] = {"dense_h_to_4h": "up", "dense_4h_to_h": "down"}
 _NUMBERED: Mapping[str, Declared] = {"fc1": "up", "fc2": "down"}
+_W: Mapping[str, Declared] = {"w1": "gate", "w3": "up", "w2": "down"}
 _C: Mapping[str, Declared] = {"c_fc": "up", "c_proj": "down"}
 _IN_OUT: Mapping[str, Declared] = {"fc_in": "up", "fc_out": "down"}
 
@@ -138,10 +139,15 @@ _DECLARED: Mapping[str, Mapping[str, Declared]] = {
     "gptj.GPTJMLP": _IN_OUT,
     "granitemoehybrid.GraniteMoeHybridMLP": _GRANITE_SHARED,
     "granitemoeshared.GraniteMoeSharedMLP": _GRANITE_SHARED,
+    "lfm2.Lfm2Attention": {"out_proj": "o"},
+    "lfm2.Lfm2MLP": _W,
+    "lfm2_moe.Lfm2MoeAttention": {"out_proj": "o"},
+    "lfm2_moe.Lfm2MoeMLP": _W,
     "mpt.MptAttention": {
         "Wqkv": lambda attention: _one_after_the_other(attention.hidden_size, attention.hidden_size),
         "out_proj": "o",
     },
+    "nanochat.NanoChatMLP": _NUMBERED,
     "openai.Attention": {
         "c_attn": lambda attention: _one_after_the_other(attention.split_size, attention.split_size),
         "c_proj": "o",

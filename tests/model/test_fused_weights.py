@@ -64,6 +64,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "phi3": ("Phi3Config", GROUPED, "silu"),
     "glm": ("GlmConfig", GROUPED | {"head_dim": 16}, "silu"),
     "glm4": ("Glm4Config", GROUPED | {"head_dim": 16}, "silu"),
+    "nanochat": ("NanoChatConfig", GROUPED, "relu2"),
+    "lfm2": ("Lfm2Config", GROUPED | {"layer_types": ["conv", "full_attention"]}, "silu"),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        GROUPED | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 2, "num_experts": 2,
+                   "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+        "silu",
+    ),
     "starcoder2": ("Starcoder2Config", GROUPED, "gelu_pytorch_tanh"),
     "opt": (
         "OPTConfig",
