@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
 from unittest.mock import patch
@@ -121,6 +122,19 @@ class Case:
             assert count == whole, f"{count} of the {whole} weights of {name} are said to be quantized"
             covered[name] = self.products[name]
         return covered
+
+    @property
+    def kept(self) -> int:
+        """Return how many weights stay as they are in the decoder blocks that a text goes through."""
+        blocks = {name[: found.end()] for name in self.products if (found := _IN_BLOCK.search(name))}
+        return sum(
+            parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if parameter.ndim > 1
+            and (found := _IN_BLOCK.search(name))
+            and name[: found.end()] in blocks
+            and name not in self.covered
+        )
 
     def parameter(self, layer: str) -> str:
         """Return the parameter that holds a reported layer: the weight of a module, or one of a module of experts."""
@@ -312,20 +326,26 @@ def _inputs_of(case: Case, name: str, config: RunConfig) -> Tensor:
 
 def budget(case: Case) -> str:
     """See that a budget is kept, by bits that are counted here, and that it is spent on what a text reaches."""
-    recipe = _prepared(case, "format=mxfp4", "ptq.budget=6", "ptq.formats=[mxfp4,mxfp8_e4m3]").recipe
+    layers, kept = case.of_weights[1].layers, case.kept
+    total = sum(layer.weights for layer in layers) + kept
+    least, most = ((sum(_bits(layer, width) for layer in layers) + 32 * kept) / total for width in (4, 8))
+    allowed = round((least + most) / 2, 2)
+    recipe = _prepared(case, "format=mxfp4", f"ptq.budget={allowed}", "ptq.formats=[mxfp4,mxfp8_e4m3]").recipe
     with quantize_model(case.model, recipe) as report:
-        bits = sum(_bits(layer) for layer in report.layers)
-        total = sum(layer.weights for layer in report.layers)
-    assert bits <= 6 * total, f"{bits / total} bits a weight under a budget of 6"
-    chosen = {name for name, _ in recipe.modules}
-    assert chosen == {layer.name for layer in report.layers} == {layer.name for layer in case.of_weights[1].layers}
-    assert {case.parameter(name) for name in chosen} <= set(case.products)
+        widths = {WEIGHT: 4, replace(WEIGHT, element="fp8_e4m3"): 8}
+        bits = (sum(_bits(layer, widths[layer.weight]) for layer in report.layers) + 32 * kept) / total
+    assert bits <= allowed, f"{bits} bits a weight under a budget of {allowed}"
+    assert abs(bits - report.bits_per_weight) < 1e-6, f"{report.bits_per_weight} bits a weight are said to be {bits}"
+    names = {layer.name for layer in layers}
+    assert names == {layer.name for layer in report.layers}
+    chosen = [{name for name in names if fnmatchcase(name, pattern)} for pattern, _ in recipe.modules]
+    assert all(chosen) and names == set().union(*chosen)
+    assert {case.parameter(name) for name in names} <= set(case.products)
     return "ok"
 
 
-def _bits(layer: LayerReport) -> int:
+def _bits(layer: LayerReport, width: int) -> int:
     """Return the bits of a weight (N, C) in mxfp4 or mxfp8, with a scale of 8 bits for every 32 of a row."""
-    width = {WEIGHT: 4, replace(WEIGHT, element="fp8_e4m3"): 8}[layer.weight]
     rows, columns = layer.shape
     return layer.weights * width + 8 * rows * -(-columns // 32)
 
@@ -439,7 +459,11 @@ COLUMNS = (
         "rotated back",
     ),
     Column("residual", residual, "`rotation.residual=true` moves the parameters, and no logit"),
-    Column("budget", budget, "`ptq.budget=6` keeps the bits, counted by hand, and is spent on what a text reaches"),
+    Column(
+        "budget",
+        budget,
+        "`ptq.budget` keeps the bits, as counted by hand and as shown, and is spent on what a text reaches",
+    ),
     Column("batch", batches, "under `w4a6` and KV, scores of six sequences alone and in one padded batch are equal"),
     Column("stochastic", stochastic_batches, "the same under `rounding=stochastic`"),
     Column("scores", scores, "without quantization, scores are those of plain transformers, by log-softmax"),
