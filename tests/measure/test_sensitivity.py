@@ -193,7 +193,7 @@ def test_a_model_without_a_limit_of_positions_is_measured(tmp_path: Path) -> Non
     (tmp_path / "text.txt").write_text("Irene hid the kettle in the attic . " * 40)
     calibration = ["calibration=text", f"calibration.path={tmp_path / 'text.txt'}", "calibration.length=16"]
     model = ["model=hf", f"model.path={tmp_path / 'mamba'}", "model.device=cpu", "modules={*.dt_proj: none}"]
-    measured, described = measure_config(compose([*model, *calibration, "format=mxfp4"]), "layer", silent)
+    measured, described, _ = measure_config(compose([*model, *calibration, "format=mxfp4"]), "layer", silent)
     assert measured.rows() and " sequences of 16 tokens" in described
 
 

@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen3NextConfig,
+    Zamba2Config,
 )
 
 from mxsweep import LinearFormats, Recipe, quantize_model
@@ -73,6 +74,12 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
         **TWO | {"num_key_value_heads": 4}, **CHOSEN, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
         topk_group=1,
+    ),
+    # Hybrid layers share a block, each with an adapter of its own in the block's list.
+    "zamba2": Zamba2Config(
+        **FOUR | {"num_key_value_heads": 4}, layer_types=["mamba", "hybrid"] * 2, hybrid_layer_ids=[1, 3],
+        mamba_d_state=16, mamba_headdim=16, n_mamba_heads=8, mamba_ngroups=1, num_mem_blocks=2,
+        use_shared_attention_adapter=True, adapter_rank=8,
     ),
     "qwen3_next": Qwen3NextConfig(
         **FOUR, **CHOSEN, head_dim=16, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16,
