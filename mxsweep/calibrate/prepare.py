@@ -34,6 +34,7 @@ from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.quantize import quantize_model
+from mxsweep.model.sites import rotations_of
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -125,11 +126,10 @@ def _search_rotations(bench: Workbench) -> None:
     """Search for the products to rotate."""
     config, result = bench.config, bench.result
     judge = [config.judge, config.ptq.of_weights() if config.judge not in (ROUND_TO_NEAREST, "clip") else None]
+    candidates = rotations_of(bench.model, config.candidates)
     artefact = bench.artefact("rotations", result.recipe, block=config.candidates[0].block, judge=judge)
     with artefact.lock(), bench.accounted("rotation") as account:
-        search = search_rotations(
-            result.recipe, config.candidates, _judge(bench), artefact, bench.phase("rotation search")
-        )
+        search = search_rotations(result.recipe, candidates, _judge(bench), artefact, bench.phase("rotation search"))
         account |= search.as_dict()
     log.info(
         "Rotations: %s lower the calibration loss from %.4f to %.4f nats a token",

@@ -411,7 +411,8 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.matmuls",
-        "which products may be rotated: linear layers, and qk, keys for the cache",
+        "which products may be rotated: linear layers, all of which together mean those that the model has, and qk, "
+        "keys for the cache",
         Listing(words=MATMULS),
         effect=effects.rotates,
         decided_by=("rotation", "format", "kv_quant"),  # those of what is quantized

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe
+from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.linear import MXLinear
@@ -132,11 +132,38 @@ def _check_reads(model: PreTrainedModel, sites: Sequence[Site]) -> None:
 
 
 def _check_rotation(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
+    asked = recipe.rotation.matmuls if recipe.rotation else ()
+    missing = _missing_roles(asked, operands)
+    if missing:
+        roles = {operand.role for operand in operands.values()}
+        allowed = [role for role in LINEAR_MATMULS if role in roles]
+        raise ConfigError(
+            f"rotation.matmuls: {missing[0]!r} is no linear layer of {type(model).__name__}; allowed: "
+            f"{', '.join([*allowed, QUERY_KEY])}"
+        )
+
+
+def rotations_of(model: PreTrainedModel, candidates: Sequence[Rotation]) -> list[Rotation]:
+    """Return the rotations, of one product each, that a search on ``model`` is to try.
+
+    All linear layers together mean those that the model has; of a choice among them every one is returned, so that
+    :func:`find_sites` refuses what is not there.
+    """
+    operands = find_operands(model)
     roles = {operand.role for operand in operands.values()}
-    for matmul in recipe.rotation.matmuls if recipe.rotation else ():
-        if matmul != QUERY_KEY and matmul not in roles:
-            allowed = [role for role in LINEAR_MATMULS if role in roles]
-            raise ConfigError(
-                f"rotation.matmuls: {matmul!r} is no linear layer of {type(model).__name__}; allowed: "
-                f"{', '.join([*allowed, QUERY_KEY])}"
-            )
+    asked = [matmul for candidate in candidates for matmul in candidate.matmuls]
+    if _missing_roles(asked, operands):
+        return list(candidates)
+    return [candidate for candidate in candidates if {*candidate.matmuls} <= {*roles, QUERY_KEY}]
+
+
+def _missing_roles(asked: Sequence[str], operands: dict[str, Operand]) -> list[str]:
+    """Return the roles that were asked for by name and no operand has.
+
+    Few models have all roles. To ask for all of them, the default, is to ask for those that the model has, if it has
+    any.
+    """
+    roles = {operand.role for operand in operands.values()}
+    missing = [matmul for matmul in asked if matmul != QUERY_KEY and matmul not in roles]
+    asked_for_all = set(LINEAR_MATMULS) <= set(asked)
+    return [] if asked_for_all and len(missing) < len(LINEAR_MATMULS) else missing

@@ -30,12 +30,13 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.pytorch_utils import Conv1D
 
 from mxsweep import LinearFormats, Recipe, quantize_model
-from mxsweep.formats.recipe import LINEAR_MATMULS, Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, Rotation
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.footprint import footprint
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.model.operands import OTHER, ROLES, find_operands, find_places
+from mxsweep.model.sites import find_sites, rotations_of
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 
@@ -267,10 +268,23 @@ def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are
         rotated = {name for layer in layers for name, formats in layer.inputs_of.items() if formats.rotated}
     assert {name.split(".", 3)[3] for name in rotated} == {"self_attn.o_proj", "mlp.shared_expert.gate_proj"}
     gpt2 = build(ARCHITECTURES["gpt2"][0], "meta")
-    problem = recipe_problem(gpt2, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16)))
+    problem = recipe_problem(gpt2, Recipe(formats, rotation=Rotation(("q", "gate"), 16)))
     assert (
         problem == "rotation.matmuls: 'gate' is no linear layer of GPT2LMHeadModel; allowed: q, k, v, o, up, down, qk"
     )
+
+
+def test_all_linear_layers_together_mean_those_that_the_model_has() -> None:
+    """GPT-2 has no gate, and its other products are rotated."""
+    gpt2 = build(ARCHITECTURES["gpt2"][0], "meta")
+    formats = LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1"))
+    sites = find_sites(gpt2, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16)))
+    assert {site.operand.role for site in sites if site.rotation_block == 16} == set(LINEAR_MATMULS) - {"gate"}
+    assert all(site.rotation_block == 16 for site in sites)
+    each = [Rotation((matmul,), 16) for matmul in MATMULS]
+    assert rotations_of(gpt2, each) == [rotation for rotation in each if rotation.matmuls != ("gate",)]
+    chosen = [Rotation(("gate",), 16), Rotation(("o",), 16)]
+    assert rotations_of(gpt2, chosen) == chosen  # and finding sites refuses the first
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "phi3", "mixtral", "qwen2_moe", "deepseek_v2"])
