@@ -169,8 +169,9 @@ def _solve_weights(bench: Workbench) -> None:
                 account |= _account_for_experts(bench, solved.experts)
         else:
             kept = artefact.load("weights")
-            cached = kept is not None
-            if kept is None:
+            names = {site.name for site in weight_sites(bench.model, result.recipe)}
+            cached = kept is not None and kept.keys() == names
+            if kept is None or not cached:
                 kept = solve_without_data(bench.model, result.recipe, solver(ptq), progress)
                 artefact.save("weights", kept)
             weights = kept

@@ -20,11 +20,14 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention_interface import implementation_of
-from mxsweep.model.operands import find_operands
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
 log = logging.getLogger(__name__)
+
+# Of what is kept on disk: raised whenever names in it, or answers of some models, change. No run's hash has it: there
+# the version of the remedies stands, which changes where the answers of all models do.
+ARTEFACTS_VERSION = 2
 
 
 @dataclass
@@ -67,10 +70,8 @@ class Workbench:
             "attention": implementation_of(model.config.get_text_config()),
             "device": model.device.type,
             "residual": config.rotation.residual,
-            "versions": [REMEDIES_VERSION, NUMERICS_VERSION],
+            "versions": [REMEDIES_VERSION, NUMERICS_VERSION, ARTEFACTS_VERSION],
         }
-        if any(operand.expert is not None for operand in find_operands(model).values()):
-            self._key["experts"] = True  # artefacts of versions that left experts as they are do not hold any more
 
     def use_calibration(self, calibration: Calibration) -> None:
         """Have the remedies that follow calibrate on these sequences."""

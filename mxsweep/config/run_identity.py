@@ -25,8 +25,9 @@ from mxsweep.formats import NUMERICS_VERSION, MXFormat
 from mxsweep.formats.recipe import KVOptions, LinearFormats
 from mxsweep.machine.gpus import device_type
 
-# Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever any of them changes. It is
-# part of the hash of every run that has one, and of the key of everything that is cached of them.
+# Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever those of most models change.
+# It is part of the hash of every run that has one, and of the key of everything that is cached of them; what is cached
+# has a version of its own besides, for changes that leave most runs what they were.
 REMEDIES_VERSION = 1
 MOST_OF_A_NAME = 40  # characters of a format in a run's id
 

@@ -21,7 +21,7 @@ from mxsweep.model.latents import holds_latents
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
-from mxsweep.model.operands import Operand, find_places
+from mxsweep.model.operands import Operand, find_operands, find_places
 from mxsweep.model.probe import probe_pass
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
@@ -59,8 +59,11 @@ def quantize_model(
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, a model without linear layers in its
             blocks, weights that were offloaded, attention whose keys and values cannot be reached, or inputs that are
             rounded stochastically and do not tell which example they are of.
+        ValueError: weights that were prepared for what the model does not have.
     """
     sites = find_sites(model, recipe)
+    if prepared.weights and (unknown := sorted(prepared.weights.keys() - find_operands(model).keys())):
+        raise ValueError(f"prepared.weights: no operand of {type(model).__name__} has the name {unknown[0]}")
     stored, rotated = Stored.of(model, sites, recipe), RotatedProducts.of(sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []

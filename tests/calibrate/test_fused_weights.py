@@ -99,6 +99,15 @@ def test_weights_are_solved_with_the_same_hessians_and_formats(
         assert (fused[1] - split[1]).norm() < 0.05 * split[1].norm()
 
 
+def test_weights_prepared_under_other_names_are_refused(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    model, name = models[0], "model.layers.0.self_attn.qkv_proj"
+    before = dict(model.named_modules())
+    weights = {name: model.get_submodule(name).weight.detach()}  # of the whole layer, which rounding would pass over
+    with pytest.raises(ValueError, match=rf"^prepared\.weights: no operand of Phi3ForCausalLM has the name {name}$"):
+        quantize_model(model, RECIPES["one format"], prepared=Prepared(weights=weights)).__enter__()
+    assert dict(model.named_modules()) == before
+
+
 def test_a_budget_counts_and_measures_each_role(
     models: tuple[PreTrainedModel, PreTrainedModel], sequences: list[np.ndarray]
 ) -> None:

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from mxsweep import compose, run
+from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.workbench import ARTEFACTS_VERSION
 from mxsweep.config.overrides import prepare
+from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.model.load import load_configured
 from mxsweep.model.quantize import quantize_model
+from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.sweeps.plan import plan
 
 SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]
@@ -172,3 +176,24 @@ def test_a_seed_that_nothing_draws_from_costs_nothing() -> None:
     assert done(*W4A4, "ptq=gptq", "seed=7")["remedies"]["ptq"]["cached"]
     done(*W4A4, "ptq.budget=5")
     assert done(*W4A4, "kv_quant=int4", "ptq.budget=5")["remedies"]["budget"]["cached"]
+
+
+def test_kept_weights_of_other_names_or_of_an_earlier_version_are_not_taken(tmp_path: Path) -> None:
+    words = [*W4A4, "ptq=clip", "ptq.clip_loss=weight"]
+    first = done(*words)
+    (kept,) = (tmp_path / "cache").rglob("weights.safetensors")
+    key = json.loads((kept.parent / "key.json").read_text())
+    weights = Artefact(key).load("weights")
+    assert weights is not None and Artefact(key).folder == kept.parent
+    wrong = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    parts = {"model.layers.0.self_attn.q_proj": "model.layers.0.self_attn.qkv_proj.q_proj"}
+    for names in ({parts.get(name, name): weight for name, weight in wrong.items()}, dict(list(wrong.items())[1:])):
+        Artefact(key).save("weights", names)
+        again = done(*words)
+        assert not again["remedies"]["ptq"]["cached"]
+        assert again["remedies"]["ptq"]["layers"] == 21 and again["metrics"] == first["metrics"]
+    assert done(*words)["remedies"]["ptq"]["cached"]
+    kept.unlink()
+    assert key["versions"] == [REMEDIES_VERSION, NUMERICS_VERSION, ARTEFACTS_VERSION]
+    Artefact(key | {"versions": key["versions"][:2]}).save("weights", wrong)  # as it was before there was a third
+    assert not done(*words)["remedies"]["ptq"]["cached"]
