@@ -105,8 +105,12 @@ def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:
     }
     length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
     ids = [number for number in range(int(config.vocab_size)) if number not in special][:length]
+    tokens = torch.tensor([ids] * examples).to(model.device)
+    # Without a mask a model may look for padding with ``pad in tokens[:, [-1, 0]]``, and the list becomes a tensor on
+    # the meta device behind the back of KnownValues. There is no padding: a mask of ones says so, and changes no logit.
+    mask = {"attention_mask": torch.ones_like(tokens)} if tokens.is_meta else {}
     with torch.no_grad():
-        logits: Tensor = model(input_ids=torch.tensor([ids] * examples).to(model.device), use_cache=False).logits
+        logits: Tensor = model(input_ids=tokens, use_cache=False, **mask).logits
     return logits
 
 

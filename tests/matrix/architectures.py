@@ -149,7 +149,7 @@ ARCHITECTURES = (
     Architecture("BioGPT", "biogpt"),
     Architecture("XGLM", "xglm", {"ffn_dim": 128}),
     # Layers of other classes, and attention of their own.
-    Architecture("GPT-2", "gpt2", {"pad_token_id": None}, spans=True),
+    Architecture("GPT-2", "gpt2", spans=True),
     Architecture("Falcon", "falcon", spans=True),
     Architecture("Falcon (grouped)", "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     Architecture("GPT-J", "gptj", {"rotary_dim": 8}),

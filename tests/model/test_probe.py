@@ -13,6 +13,7 @@ from transformers import (
     DeepseekV3Config,
     Gemma3Config,
     Gemma3nTextConfig,
+    GPT2Config,
     JambaConfig,
     JetMoeConfig,
     LlamaConfig,
@@ -49,6 +50,10 @@ VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "image_siz
 CHOSEN: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 ARCHITECTURES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**TWO),
+    # Looks for padding where it is given no mask, and has a token for it.
+    "gpt2": GPT2Config(
+        vocab_size=97, n_embd=64, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
     # With a vision tower, whose layers are in a list, too.
     "gemma3": Gemma3Config(
         text_config=TWO | {"head_dim": 16, "query_pre_attn_scalar": 16}, mm_tokens_per_image=4, image_token_index=96,
