@@ -220,6 +220,8 @@ class MXExperts(nn.Module):
     def _input(self, parameter: str, x: Tensor, formats: InputFormat) -> Tensor:
         if formats == AS_IT_IS:
             return x
+        if x.dim() > 2 and x.shape[1] == 1:
+            x = x.squeeze(1)  # one expert a token: (T, 1, C) would be taken for rows that an output layer reads
         return self.inputs(x, formats.fmt, self._first_readers[parameter, formats], formats.rotated)
 
     def extra_repr(self) -> str:

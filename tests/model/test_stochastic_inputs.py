@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Ernie4_5_MoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
@@ -21,7 +22,9 @@ from transformers import (
 )
 
 from mxsweep import LinearFormats, Recipe, quantize_model
-from mxsweep.numerics import MXFormat
+from mxsweep.model.linear import stochastic_key
+from mxsweep.model.quantize import observed
+from mxsweep.numerics import MXFormat, quantize
 from mxsweep.terminal.errors import ConfigError
 
 FP4 = MXFormat("fp4_e2m1", block_size=16, rounding="stochastic")
@@ -29,6 +32,9 @@ RECIPE = Recipe(LinearFormats(FP4, FP4), arithmetic="exact", seed=3)
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
+}  # fmt: skip
+LLAMA_4: dict[str, Any] = SIZES | {
+    "head_dim": 16, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1, "num_experts_per_tok": 1,
 }  # fmt: skip
 CONFIGS = {
     # a shared expert reads (B T, C), the others (B T, C) and (B T, K, C)
@@ -40,6 +46,10 @@ CONFIGS = {
         **SIZES, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_intermediate_size=32,
         moe_layer_start_index=0, moe_layer_interval=1,
     ),
+    # one expert a token: of four, of four called with rows sorted by expert, and of one
+    "top_1": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=1),
+    "sorted_top_1": Llama4TextConfig(**LLAMA_4, num_local_experts=4),
+    "sorted_top_1_of_1": Llama4TextConfig(**LLAMA_4, num_local_experts=1),
     "opt": OPTConfig(  # its MLP reads (B T, C)
         vocab_size=97, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, init_std=0.2,
         max_position_embeddings=64, word_embed_proj_dim=64,
@@ -63,6 +73,25 @@ def tokens(batch: int = 3, length: int = 12) -> Tensor:
 @torch.no_grad()
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "top_1" in name])
+def test_tokens_with_one_expert_each_get_the_random_numbers_of_their_places(name: str) -> None:
+    """As the rows of a tensor (B, T, C) do, and not all tokens the same."""
+    model, seen = build(CONFIGS[name]), 0
+
+    def compare(_kind: str, of_input: str, x: Tensor, fmt: MXFormat, quantized: Tensor) -> None:
+        nonlocal seen
+        if ".experts." in of_input:
+            seen += 1
+            by_place = x.reshape(3, 12, -1)
+            key = stochastic_key(RECIPE.seed, of_input)
+            expected = quantize(by_place, fmt, arithmetic="exact", generator=key, tensor_dims=(-1,), example_dims=1)
+            assert torch.equal(quantized.reshape(by_place.shape), expected), of_input
+
+    with quantize_model(model, RECIPE), observed(model, compare):
+        logits(model, tokens())
+    assert seen >= 4  # what the experts of two layers read, and what their second matrices do
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
