@@ -75,10 +75,7 @@ def text_of_file(config: CalibrationConfig) -> str:
 
 
 def _rows(config: CalibrationConfig, first_only: bool = False) -> list[dict[str, Any]]:
-    try:
-        return check_rows(str(config.path), config.field, first_only)
-    except ConfigError as error:  # which is about the file of another knob, with the same demands
-        raise ConfigError(str(error).replace("task.data:", "calibration.path:", 1)) from None
+    return check_rows(str(config.path), config.field, first_only, knob="calibration.path")
 
 
 def digests(config: CalibrationConfig, files: Sequence[Path]) -> list[str]:

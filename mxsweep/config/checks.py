@@ -131,26 +131,35 @@ def file_digest(file: str) -> str:
         raise ConfigError(f"task.data: {file!r} cannot be read: {error.strerror or error}") from None
 
 
-def check_rows(file: str, field: str | None, first_only: bool = False) -> list[dict[str, Any]]:
+def check_rows(
+    file: str, field: str | None, first_only: bool = False, knob: str = "task.data", all_text: bool = False
+) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file, each an object that holds ``field`` (where one is known).
+
+    Args:
+        file: a path.
+        field: that each row must hold, as a text.
+        first_only: look at the first row alone.
+        knob: what names the file, for messages.
+        all_text: whether every text of a row must be one that UTF-8 can write, not that of ``field`` alone.
 
     Raises:
         ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.
     """
-    path = expanded("task.data", file)
+    path = expanded(knob, file)
     if not is_file(path):
-        raise ConfigError(f"task.data: {file!r} is not a file; give a JSON-lines file, one document a row")
+        raise ConfigError(f"{knob}: {file!r} is not a file; give a JSON-lines file, one document a row")
     rows: list[dict[str, Any]] = []
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in _numbered(lines):
-                rows.append(_row(file, number, line, field))
+                rows.append(_row(f"{knob}: {file!r} line {number}", line, field, all_text))
                 if first_only:
                     break
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"task.data: {file!r} cannot be read: {error}") from None
+        raise ConfigError(f"{knob}: {file!r} cannot be read: {error}") from None
     if not rows:
-        raise ConfigError(f"task.data: {file!r} holds no rows; give a JSON-lines file, one document a row")
+        raise ConfigError(f"{knob}: {file!r} holds no rows; give a JSON-lines file, one document a row")
     return rows
 
 
@@ -165,30 +174,33 @@ def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _row(file: str, number: int, line: str, field: str | None) -> dict[str, Any]:
+def _row(where: str, line: str, field: str | None, all_text: bool) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"task.data: {file!r} line {number} is not JSON ({error.msg}); give JSON lines") from None
+        raise ConfigError(f"{where} is not JSON ({error.msg}); give JSON lines") from None
     except _TwiceError as twice:
-        raise ConfigError(f"task.data: {file!r} line {number} has the field {str(twice)!r} twice") from None
+        raise ConfigError(f"{where} has the field {str(twice)!r} twice") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise ConfigError(f"task.data: {file!r} line {number} cannot be read: {error}") from None
+        raise ConfigError(f"{where} cannot be read: {error}") from None
     if not isinstance(row, dict):
-        raise ConfigError(f"task.data: {file!r} line {number} is not an object with named fields")
+        raise ConfigError(f"{where} is not an object with named fields")
     if field in row and not isinstance(row[field], str):
         held = json.dumps(row[field], ensure_ascii=False)
+        raise ConfigError(f"{where}: the field {field!r} is {held[:50]}; allowed: text, in quotes")
+    halved = [
+        name
+        for name, value in row.items()
+        if (all_text or name == field) and not _is_text(json.dumps([name, value], ensure_ascii=False))
+    ]
+    if halved:
         raise ConfigError(
-            f"task.data: {file!r} line {number}: the field {field!r} is {held[:50]}; allowed: text, in quotes"
-        )
-    if field in row and not _is_text(row[field]):
-        raise ConfigError(
-            f"task.data: {file!r} line {number}: the field {field!r} holds half of a surrogate pair, as \\ud800, which "
-            "is no character; allowed: UTF-8 text"
+            f"{where}: the field {halved[0]!r} holds half of a surrogate pair, as \\ud800, which is no character; "
+            "allowed: UTF-8 text"
         )
     if field is not None and field not in row:
         there = ", ".join(map(repr, row)) or "none"
-        raise ConfigError(f"task.data: {file!r} line {number} has no text field {field!r}; it has {there}")
+        raise ConfigError(f"{where} has no text field {field!r}; it has {there}")
     return row
 
 

@@ -68,6 +68,17 @@ class OwnTask:
         return {key: self.config[key] for key in ("dataset_path", "dataset_kwargs") if key in self.config}
 
     @property
+    def is_local(self) -> bool:
+        """Return whether its rows are of files here, rather than of a data set on the hub."""
+        path = self.config.get("dataset_path")
+        return path in FORMATS_OF_FILES or (isinstance(path, str) and os.path.isabs(path))
+
+    @property
+    def data_files(self) -> list[Path]:
+        """Return the local files that its rows are read from. Raises ConfigError for such that are not there."""
+        return list(_data_files(self))
+
+    @property
     def tags(self) -> list[str]:
         """Return the names that it shares with others."""
         tags = self.config.get("tag") or []
@@ -166,7 +177,7 @@ def read_own_tasks(include_path: str) -> OwnTasks:
 
 @functools.lru_cache(maxsize=16)
 def _read_folder(root: Path, files: tuple[Path, ...], _stamps: Any) -> OwnTasks:
-    """Return the tasks of a folder, read again where a file was written anew; of two of a name the first counts."""
+    """Return the tasks of a folder, read again where a file was written anew. Raises ConfigError for two of a name."""
     tasks: dict[str, OwnTask] = {}
     unreadable = []
     for file in files:

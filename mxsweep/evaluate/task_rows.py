@@ -6,30 +6,38 @@ does not read it, and refused by the line where it does.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask, Task
 
-from mxsweep.config.checks import line_of_row
+from mxsweep.config.checks import check_rows, line_of_row
+from mxsweep.config.own_tasks import OwnTask
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# What JSON lines are called; of `.json` files some are.
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 NO_COLUMN = (pa.ArrowException, ValueError, OverflowError, TypeError)  # what pyarrow raises
 
 
-def dataset_of(file: str, rows: Sequence[dict[str, Any]], reads: Callable[[str], bool]) -> Dataset:
+def dataset_of(
+    file: str, rows: Sequence[dict[str, Any]], reads: Callable[[str], bool], knob: str = "task.data"
+) -> Dataset:
     """Return the rows of a task's file as a data set, with the columns that its first row has.
 
     Args:
         file: that the rows are of, for messages.
         rows: as :func:`mxsweep.config.checks.check_rows` returns them.
         reads: whether the task may read a field of this name.
+        knob: what names the file, for messages.
 
     Raises:
         ConfigError: a field that the task reads is not of one type, naming the line.
@@ -46,9 +54,36 @@ def dataset_of(file: str, rows: Sequence[dict[str, Any]], reads: Callable[[str],
         number, why = problem
         text = f"{file!r} line {line_of_row(file, number)}: the field {name!r} {why}"
         if reads(name):
-            raise ConfigError(f"task.data: {text}; allowed: values of one type in a field")
-        log.warning("task.data: %s, and is left out: the task does not read it", text)
+            raise ConfigError(f"{knob}: {text}; allowed: values of one type in a field")
+        log.warning("%s: %s, and is left out: the task does not read it", knob, text)
     return Dataset.from_list([{name: row.get(name) for name in kept} for row in rows])
+
+
+def check_data_files(task: OwnTask, columns: bool = False) -> None:
+    """Raise ConfigError, naming the line, for a row of a task's own JSON-lines files that no data set can be made of.
+
+    What is no JSON lines (one array, rows below a ``field``, other formats) is left to datasets.
+
+    Args:
+        task: of one's own.
+        columns: whether to look for fields that are not of one type, too.
+    """
+    kwargs = task.config.get("dataset_kwargs")
+    if task.config.get("dataset_path") != "json" or not isinstance(kwargs, dict) or kwargs.get("field") is not None:
+        return
+    for file in filter(_is_json_lines, task.data_files):
+        rows = check_rows(str(file), None, knob=f"task: {task.name}", all_text=True)
+        if columns:
+            dataset_of(str(file), rows, lambda _: True, knob=f"task: {task.name}")
+
+
+def _is_json_lines(file: Path) -> bool:
+    """Return whether a file's name says that it holds JSON lines, and it does not begin as something else."""
+    if file.suffix not in JSON_LINES:
+        return False
+    with file.open("rb") as content:
+        first = next((line.removeprefix(codecs.BOM_UTF8).strip() for line in content if line.strip()), b"")
+    return first[:1] != b"[" and (file.suffix != ".json" or (first[:1] == b"{" and first[-1:] == b"}"))
 
 
 def reads_of(config: Any) -> Callable[[str], bool]:

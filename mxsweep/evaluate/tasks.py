@@ -26,7 +26,7 @@ from mxsweep.config.checks import check_rows, file_digest, line_of_row
 from mxsweep.config.own_tasks import OwnTask, OwnTasks
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
-from mxsweep.evaluate.task_rows import check_documents, dataset_of, reads_of
+from mxsweep.evaluate.task_rows import check_data_files, check_documents, dataset_of, reads_of
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -91,15 +91,16 @@ def _load(
         for name in fed:
             _check_single(name, manager)
         rows = {name: _rows_of(name, data[name], fields.get(name), manager) for name in fed}
+        mine = _own_that_read_data(own, names, fed)
+        for task in mine:
+            check_data_files(task)
         try:
             specs = [_spec(name, rows.get(name), manager) for name in names]
             loaded: dict[str, Any] = dict(manager.load(specs))
         except Exception as error:  # the Python of a task may raise anything
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); "
-                "without a network, give a task's rows in a local file with task.data=FILE.jsonl"
-            ) from error
+            for task in mine:
+                check_data_files(task, columns=True)
+            raise ConfigError(_why_not_loaded(names, own, mine, error)) from error
     _check_rows_of(loaded["tasks"], data, own)
     for task in loaded["tasks"].values():
         # As lm-eval's own simple_evaluate does: a task that fixes 0 examples keeps it.
@@ -111,6 +112,28 @@ def _load(
         elif num_fewshot:
             log.warning("task.num_fewshot=%s is not used: the task itself fixes 0", num_fewshot)
     return loaded
+
+
+def _own_that_read_data(own: OwnTasks | None, names: Sequence[str], fed: Sequence[str]) -> list[OwnTask]:
+    """Return the tasks of one's own that these names come to and no file feeds."""
+    needed = dict.fromkeys(one for name in names if own and name in own.names for one in own.below(name))
+    return [own.tasks[one] for one in needed if own and one in own.tasks and one not in fed]
+
+
+def _why_not_loaded(names: Sequence[str], own: OwnTasks | None, mine: Sequence[OwnTask], error: Exception) -> str:
+    """Return what to say of tasks that lm-eval cannot load: with the files of local data, else that a file may do."""
+    # datasets says what is wrong in the error behind its own
+    reason = " ".join(str(error.__cause__ or error).split())[:300]
+    text = f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason})"
+    local = [task for task in mine if task.is_local]
+    if files := [str(file) for task in local for file in task.data_files]:
+        text += f"; the data are read from {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
+    is_all_local = own is not None and all(name in own.names for name in names) and len(local) == len(mine)
+    return (
+        text
+        if is_all_local
+        else f"{text}; without a network, give a task's rows in a local file with task.data=FILE.jsonl"
+    )
 
 
 def _rows_of(name: str, file: str, field: str | None, manager: TaskManager) -> Dataset:

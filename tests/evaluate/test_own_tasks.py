@@ -216,3 +216,42 @@ def test_a_row_of_ones_own_data_that_makes_no_sense_is_named(folder: Path) -> No
         ConfigError, match=r"^task: capitals: row 3 is no question of this task: its right choice is None"
     ):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"question": "a"', "line 3 is not JSON"),
+        ("[1, 2]", "line 3 is not an object with named fields"),
+        ('{"question": "\\ud800", "choices": ["b", "c"], "answer": 0}', "line 3: the field 'question' holds half of a"),
+        ('{"question": "a", "choices": ["b", "\\udc00"], "answer": 0}', "line 3: the field 'choices' holds half of a"),
+        (
+            '{"question": "a", "choices": ["b", "c"], "answer": [0]}',
+            "line 3: the field 'answer' is a list, and a number",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["test.jsonl", "test.json"])
+def test_a_row_of_ones_own_data_that_cannot_be_read_is_named_by_its_file_and_line(
+    folder: Path, row: str, message: str, name: str
+) -> None:
+    (folder / "capitals.yaml").write_text(TASK.replace("test.jsonl", name))
+    file = write(folder / "data" / name, [rows(1, "Oscar")[0], "", row])
+    with pytest.raises(ConfigError, match=f"^task: capitals: '{file}' {message}") as refused:
+        load(folder)
+    assert "network" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_data_that_are_no_json_lines_are_left_to_datasets(folder: Path) -> None:
+    text = TASK.replace("test.jsonl", "test.json").replace("train: data/train.jsonl, ", "")
+    (folder / "capitals.yaml").write_text(text.replace("training_split: train\n", ""))
+    file = folder / "data" / "test.json"
+    file.write_text(json.dumps(rows(3, "Oscar"), indent=1))
+    assert len(load(folder)["capitals"].eval_docs) == 3
+    file.write_text('[{"question": "a"},')
+    with pytest.raises(ConfigError, match=f"^task: capitals cannot be loaded .*; the data are read from {file}$"):
+        load(folder)
+    (folder / "capitals.yaml").write_text(TASK.replace("kwargs: {", "kwargs: {field: rows, "))
+    for split, who in (("train", "Nora"), ("test", "Oscar")):
+        (folder / "data" / f"{split}.jsonl").write_text(json.dumps({"rows": rows(2, who)}, indent=1))
+    assert len(load(folder)["capitals"].eval_docs) == 2
