@@ -14,6 +14,7 @@ values, which is why taking it out is exact: the parent module gets the very sam
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,10 +95,11 @@ class InputQuantizer:
         """Return x (..., C) as (B, ..., C), so that an element's random number is by its place within its example."""
         by_example = self._pass.by_example(x)
         if by_example is None:
+            kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)  # all such layers, as one pattern
             raise ConfigError(
                 f"rounding: 'stochastic' is not allowed for the inputs of {name}, which come as {tuple(x.shape)}: "
                 "their random numbers would depend on what else is in the batch; allowed: nearest, even, floor, or "
-                f"modules={{{name}: none}}"
+                f"modules={{{kind}: none}}"
             )
         return by_example
 

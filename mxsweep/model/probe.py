@@ -10,7 +10,7 @@ one on the meta device alike.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +92,37 @@ def probe(model: PreTrainedModel) -> Reached:
     if known is None or not names <= known[0]:
         known = _known[model] = names, _probe(model)
     return known[1]
+
+
+@contextmanager
+def refusing_unreached(model: PreTrainedModel) -> Iterator[None]:
+    """Refuse, while the context lasts, that a pass calls a module with weights which the short pass did not reach.
+
+    A model may take another way for a text that is longer than the short pass: what is there was left as it is and
+    counted as reached by no text, which the numbers of a run must not hide.
+    """
+    reached = probe(model)
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    with ExitStack() as stack:
+        for module in model.modules():
+            here = names[id(module)]
+            has_weights = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+            if has_weights and not any(name in reached for name in here):
+                stack.callback(module.register_forward_pre_hook(_refuse(here[0])).remove)
+        yield
+
+
+def _refuse(name: str) -> Callable[..., None]:
+    def refuse(module: nn.Module, _: Any) -> None:
+        raise ConfigError(
+            f"model.path: this text goes through {name} ({type(module).__name__}), and the {TOKENS} tokens that told "
+            "which modules a text reaches did not: it was left as it is, and not counted; allowed: format=none "
+            "kv_quant=none"
+        )
+
+    return refuse
 
 
 def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:

@@ -8,7 +8,7 @@ Where a GPU has no room for both, the original weights wait in host memory meanw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_operands, find_places
-from mxsweep.model.probe import probe_pass
+from mxsweep.model.probe import probe_pass, refusing_unreached
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.rotated_products import RotatedProducts
@@ -58,7 +58,8 @@ def quantize_model(
     Raises:
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, a model without linear layers in its
             blocks, weights that were offloaded, attention whose keys and values cannot be reached, or inputs that are
-            rounded stochastically and do not tell which example they are of.
+            rounded stochastically and do not tell which example they are of. While the context lasts, a pass raises it
+            that goes through modules which a short text does not reach.
         ValueError: weights that were prepared for what the model does not have.
     """
     sites = find_sites(model, recipe)
@@ -72,6 +73,7 @@ def quantize_model(
     offloaded = OffloadedWeights(parameters_without_room(model, sites))
     with (
         inputs.following(model),
+        nullcontext() if recipe.is_baseline else refusing_unreached(model),
         quantized_attention(
             model, recipe, lambda name: stochastic_key(recipe.seed, name), prepared.key_factors
         ) as attention,

@@ -367,3 +367,31 @@ def test_values_are_known_of_what_comes_of_known_ones_alone() -> None:
         with pytest.raises(RuntimeError, match="meta"):
             int(positions.sum())
     assert positions.is_meta
+
+
+class _TwoWays(nn.Module):
+    """Multiply short texts by one matrix and long texts by another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.short, self.long = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = (self.long if x.shape[1] > 40 else self.short)(x)
+        return answer
+
+
+def test_a_text_that_takes_another_way_than_the_short_pass_is_refused_and_a_baseline_is_not() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**TWO)).eval()
+    model.model.layers[1].mlp = _TwoWays(64)
+    short, long = torch.arange(3, 13)[None], torch.arange(3, 53)[None]
+    before = model(long).logits
+    assert "model.layers.1.mlp.long" not in find_operands(model)
+    with quantize_model(model, Recipe(LinearFormats(MXFormat("fp4_e2m1"), None))) as report:
+        model(short)
+        with pytest.raises(ConfigError, match=r"this text goes through model\.layers\.1\.mlp\.long \(Linear\)"):
+            model(long)
+        assert report.as_dict()["unreached_weights"] == 64 * 64
+    with quantize_model(model, Recipe(LinearFormats())):
+        assert torch.equal(model(long).logits, before)
+    assert torch.equal(model(long).logits, before)
