@@ -1,7 +1,7 @@
 """Compute by hand, in a twin of a model, what mxsweep says that it computes.
 
-Nothing of mxsweep but ``quantize`` is used. A twin is a second model of the same weights. Weights are overwritten in
-it; inputs, keys and values are quantized where torch is called to multiply: a mode hears of every call of a torch
+Nothing of mxsweep but ``quantize`` is used here. A twin is a second model of the same weights. Weights are overwritten
+in it; inputs, keys and values are quantized where torch is called to multiply: a mode hears of every call of a torch
 function, and looks which of its arguments is (a part of) a parameter. So it depends on neither the modules of a model
 nor their names.
 

@@ -1,4 +1,7 @@
-"""Measure one architecture: each cell compares what mxsweep does with something that is not mxsweep.
+"""Measure one architecture, a cell for each thing that mxsweep does.
+
+A cell compares with plain transformers' logits, with what is worked out by hand in a twin of the model, or with what
+mxsweep says elsewhere: the column's meaning tells which.
 
 A cell returns what it found in a few words ("ok", "7 of 14"), is refused by mxsweep with a message, or is wrong: then
 an AssertionError says what is, or whatever mxsweep raised.
@@ -48,9 +51,14 @@ TOKENS = torch.arange(3, 67).remainder(VOCABULARY - 3).add(3).view(2, 32)
 LENGTHS = (5, 9, 14, 20, 27, 33)  # of sequences that are scored, alone and together
 CLOSE = 1e-4  # of the largest logit: sums in another order differ by less, another element of a format by more
 EXPERTS = {int(SIZES["num_experts"]), int(SIZES["num_experts"]) + 2}  # two experts that do nothing are LongCat's
+EQUAL = 1e-3  # of scores, in nats
 _KEPT = tempfile.TemporaryDirectory()  # files that configs name
 _IN_BLOCK = re.compile(r"\.(layers|h|blocks|block)\.\d+\.")
 UNASKED = 0.01  # of the weights may stay as they are without a word
+FOLLOWED_BY_VALUES = ("JetMoE", "LongCat-Flash")  # what a text reaches in them depends on values
+# Sequences of six that may score otherwise in a batch: sums in another order move an element to the next value of its
+# format. In Gemma 4 two elements lie on that edge: to move its embeddings by a part in 10^7 changes the same scores.
+MOVED, MOVED_OF = 1, {"Gemma 4 (text)": 2}
 
 
 class Case:
@@ -233,7 +241,7 @@ def scores(case: Case) -> str:
         log_probabilities = logits_of(case.model, ids[None, :-1])[0].double().log_softmax(-1)
         expected.append(sum(float(log_probabilities[t - 1, ids[t]]) for t in range(len(ids) - 4, len(ids))))
     for ours, by_hand in zip(_scores(case.model, sequences), expected, strict=True):
-        assert abs(ours - by_hand) < 1e-3, f"a score is {ours:.6f}, and by hand {by_hand:.6f}"
+        assert abs(ours - by_hand) < EQUAL, f"a score is {ours:.6f}, and by hand {by_hand:.6f}"
     return "ok"
 
 
@@ -242,10 +250,10 @@ def _batches(case: Case, recipe: Recipe) -> str:
     with quantize_model(case.model, recipe):
         together = _scores(case.model, sequences)
         alone = [_scores(case.model, [tokens])[0] for tokens in sequences]
-    far = [length for a, b, length in zip(together, alone, LENGTHS, strict=True) if not abs(a - b) < 1e-3]
-    # A product of another shape adds up in another order, and that may move an element to the next value of its format
-    # (of Gemma 4 in one sequence of five). What depends on the padding moves every sequence but the longest.
-    assert len(far) <= 2, f"scores alone and in a batch differ for {len(far)} of {len(LENGTHS)} sequences"
+    far = [length for a, b, length in zip(together, alone, LENGTHS, strict=True) if not abs(a - b) < EQUAL]
+    # What depends on the padding moves every sequence but the longest.
+    allowed = MOVED_OF.get(case.architecture.title, MOVED)
+    assert len(far) <= allowed, f"scores alone and in a batch differ for {len(far)} of {len(LENGTHS)} sequences"
     return "ok"
 
 
@@ -288,7 +296,7 @@ def _prepared(case: Case, *words: str) -> Preparation:
 
 
 def gptq(case: Case) -> str:
-    """See that GPTQ chooses all weights, and that the first product errs less for it than for rounding."""
+    """See that GPTQ chooses all weights, and errs less than rounding on the first that is a parameter by itself."""
     words = ("format=w4a6", "format.activation=none", "ptq=gptq")
     chosen = _prepared(case, *words).prepared.weights
     missing = [layer.name for layer in case.of_weights[1].layers if layer.name not in chosen]
@@ -350,13 +358,6 @@ def _bits(layer: LayerReport, width: int) -> int:
     return layer.weights * width + 8 * rows * -(-columns // 32)
 
 
-@cache
-def _rotating() -> Recipe:
-    """Return the recipe of ``rotation=hadamard`` for weights alone."""
-    recipe = compose(["model=tiny", "format=w4a6", "format.activation=none", "rotation=hadamard"]).recipe
-    return replace(recipe, arithmetic="native")
-
-
 def rotation(case: Case) -> str:
     """Compare with a twin whose weights were rotated, rounded and rotated back."""
     recipe = replace(
@@ -395,7 +396,9 @@ def dry_run(case: Case) -> str:
         case.architecture.config().save_pretrained(folder)
         on_meta = meta_model(folder, dtype="float32", attention="auto")
         if on_meta is None:
-            assert why_not_followed(folder, dtype="float32", attention="auto"), "no reason is told"
+            reason = why_not_followed(folder, dtype="float32", attention="auto")
+            assert reason, "no reason is told"
+            assert case.architecture.title in FOLLOWED_BY_VALUES, f"a pass is not followed without values: {reason}"
             return "left open"
         planned = footprint(on_meta, W4A6)
     assert planned.bits_per_weight == report.bits_per_weight
@@ -447,18 +450,19 @@ COLUMNS = (
         "torch's attention (or the function in the model's file) is called; *latents*: what the cache of latent "
         "attention holds, quantized where the model expands it",
     ),
-    Column("causal", causality, "under both, other tokens behind it change no logit"),
+    Column("causal", causality, "under `w4a6` and KV, other tokens behind it change no logit"),
     Column(
         "GPTQ",
         gptq,
-        "`ptq=gptq` chooses all of these weights, and on the calibration tokens the first product errs less than when "
-        "its weight is rounded",
+        "`ptq=gptq` chooses all of these weights, and on the calibration tokens the first product whose parameter is "
+        "one matrix, neither of several projections nor of several experts, errs less than when its weight is rounded",
     ),
     Column(
         "rotation",
         rotation,
         "`rotation=hadamard`: the logits are those of plain transformers with weights that were rotated, rounded and "
-        "rotated back",
+        "rotated back; which ones are rotated, and the transform, are taken from mxsweep, and the transform is "
+        "orthogonal; *n of m*: the others are quantized without a rotation, which a run warns of",
     ),
     Column("residual", residual, "`rotation.residual=true` moves the parameters, and no logit"),
     Column(
@@ -466,14 +470,20 @@ COLUMNS = (
         budget,
         "`ptq.budget` keeps the bits, as counted by hand and as shown, and is spent on what a text reaches",
     ),
-    Column("batch", batches, "under `w4a6` and KV, scores of six sequences alone and in one padded batch are equal"),
+    Column(
+        "batch",
+        batches,
+        f"under `w4a6` and KV, scores of {len(LENGTHS)} sequences alone and in one padded batch are equal to {EQUAL}, "
+        f"but for {MOVED} at most ({', '.join(f'{title}: {count}' for title, count in MOVED_OF.items())}): sums in "
+        "another order may move an element to the next value of its format",
+    ),
     Column("stochastic", stochastic_batches, "the same under `rounding=stochastic`"),
     Column("scores", scores, "without quantization, scores are those of plain transformers, by log-softmax"),
     Column(
         "dry run",
         dry_run,
-        "bits, bytes and warnings that a plan tells, on the meta device, are the run's; *left open*: what a text "
-        "reaches depends on values, which a plan says instead",
+        "bits, bytes and warnings that mxsweep tells when it plans, of the model on the meta device, are those that "
+        "its run tells; *left open*: what a text reaches depends on values, which a plan says instead",
     ),
     Column("restored", restoring, "after all this, parameters and logits are bit for bit as before"),
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 import transformers
 
 from matrix.architectures import ARCHITECTURES, SIZES, Architecture, by_title
-from matrix.cells import COLUMNS, REFUSED, WRONG, measure
+from matrix.cells import COLUMNS, REFUSED, UNASKED, WRONG, measure
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
@@ -28,15 +28,23 @@ HEAD = """# What happens on which model
 
 {count} architectures, each a tiny model with random weights (hidden size {hidden}, two or three layers, {experts}
 experts of which a token gets two, float32 on a CPU) of the class that transformers {version} has for it, with its own
-attention, masks and experts. A cell is what was measured on that model: mxsweep is compared with something that is not
-mxsweep, and where the two disagree, the test fails that makes this page (`tests/matrix/`). That it holds at this size
-says that the right tensors are quantized in the right way; it says nothing of what a format costs.
+attention, masks and experts. A cell is what was measured on that model (`tests/matrix/`); where it does not hold, a
+test fails. That it holds at this size says that the right tensors are quantized in the right way; it says nothing of
+what a format costs.
+
+*weights*, *inputs* and *KV* are compared with the logits of plain transformers after tensors were quantized by hand, in
+a second model of the same weights or where torch is called; only what rounds a tensor is mxsweep's own (tests in
+`tests/numerics/` compare that with microxcaling). *rotation* is, too, and takes more from mxsweep, as its line says.
+*scores* are compared with plain transformers' as it is, *residual* with the model's own logits, *budget* with bits
+counted by hand, *GPTQ* with rounding. *causal*, *batch*, *stochastic*, *dry run* and *restored* compare mxsweep with
+itself: with other tokens, alone, planned, and before.
 
 `make models` makes the page again, in minutes. A test compares each row with what it measures
 ([working on mxsweep](../CONTRIBUTING.md#the-matrix-of-models)).
 
-*ok*: all of what the column says holds. *n of m*: it holds, and n of the m matrices take part; the others stay as they
-are, and a run says so. *refused*: before a model is evaluated, with the message of that number, below.
+*ok*: all of what the column says holds. *n of m*: it holds, and n of the m matrices take part; under *weights* and
+*inputs* the others stay as they are, of which a run warns where they are more than {unasked:.0%} of the weights.
+*refused*: before a model is evaluated, with the message of that number, below.
 
 """
 
@@ -44,6 +52,7 @@ are, and a run says so. *refused*: before a model is evaluated, with the message
 def render(rows: Rows) -> str:
     """Return the page."""
     sizes = {"count": len(ARCHITECTURES), "hidden": SIZES["hidden_size"], "experts": SIZES["num_experts"]}
+    sizes["unasked"] = UNASKED
     lines = [HEAD.format(version=transformers.__version__, **sizes)]
     lines.append("| column | what holds |\n| --- | --- |")
     lines += [f"| {column.title} | {column.meaning} |" for column in COLUMNS]
