@@ -66,12 +66,14 @@ def _examples(name: str, task: ConfigurableTask, count: int, source: str | None,
     held, shared = sum(pool.values()), sum(number for row, number in asked.items() if row in pool)
     where = f"its split {source!r}" if source else "its list of samples"
     most = held
-    if is_evaluated:
-        # lm-eval compares the two names to find out whether to leave a row out.
-        task.config.test_split = task.fewshot_cfg.split = source
+    leaves_out = is_evaluated or shared > 0
+    if leaves_out:
+        # lm-eval compares the two names to find out whether to leave the asked row out, by its content.
+        evaluated = task.config.test_split or task.config.validation_split
+        task.config.test_split = task.fewshot_cfg.split = evaluated
         most -= max((number for row, number in pool.items() if row in asked), default=0)
     if count > most:
-        left = " beside the one that is asked" if is_evaluated else ""
+        left = " beside the one that is asked" if leaves_out else ""
         raise ConfigError(
             f"task.num_fewshot: {count} examples are more than {name} has rows for: {where} holds {most:,}{left}; "
             f"allowed: 0 to {most}"
@@ -84,7 +86,7 @@ def _examples(name: str, task: ConfigurableTask, count: int, source: str | None,
     if shared:
         return [
             f"{name}: {shared:,} of {sum(asked.values()):,} evaluated rows also stand among those that examples are "
-            f"taken from ({where})"
+            f"taken from ({where}); none is among its own"
         ]
     return []
 

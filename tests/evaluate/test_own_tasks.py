@@ -171,8 +171,22 @@ def test_more_examples_than_rows_are_refused(folder: Path, text: str, most: str)
 def test_evaluated_rows_among_those_of_the_training_split_are_told(folder: Path) -> None:
     write(folder / "data" / "train.jsonl", [*rows(6, "Nora"), *rows(2, "Oscar")])
     assert check_fewshot(load(folder, num_fewshot=1), from_evaluated=False) == [
-        "capitals: 2 of 4 evaluated rows also stand among those that examples are taken from (its split 'train')"
+        "capitals: 2 of 4 evaluated rows also stand among those that examples are taken from (its split 'train'); "
+        "none is among its own"
     ]
+
+
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_a_row_that_both_splits_hold_is_never_its_own_example(folder: Path, sampler: str) -> None:
+    (folder / "capitals.yaml").write_text(f"{TASK}fewshot_config: {{sampler: {sampler}}}\n")
+    write(folder / "data" / "train.jsonl", rows(4, "Oscar"))
+    tasks = load(folder, num_fewshot=3)
+    assert len(check_fewshot(tasks, from_evaluated=False)) == 1
+    tasks["capitals"].build_all_requests(limit=4)
+    for request in tasks["capitals"].instances:
+        assert [request.args[0].count(f"Oscar {n} ") for n in range(4)] == [1, 1, 1, 1]
+    with pytest.raises(ConfigError, match=r"4 examples are more than .* holds 3 beside the one that is asked; "):
+        check_fewshot(load(folder, num_fewshot=4), from_evaluated=False)
 
 
 # Rows
