@@ -182,18 +182,23 @@ def _solve_weights(bench: Workbench) -> None:
 def _account_for_experts(bench: Workbench, counted: ExpertTokens) -> dict[str, int | None]:
     """Return what reached the experts, for the record; log it, and warn of those that too few tokens reached."""
     calibration = bench.config.calibration
-    log.info(
-        "%d experts were calibrated on the tokens that reach each, %s at the least",
-        counted.experts - counted.rounded,
-        counted.fewest,
-    )
+    if counted.fewest is not None:
+        log.info(
+            "%d experts were calibrated on the tokens that reach each, %d at the least",
+            counted.experts - counted.rounded,
+            counted.fewest,
+        )
     if counted.few:
         channels = f"{counted.few} of {counted.experts} experts got fewer calibration tokens than they have channels"
+        done = "All were calibrated on what they got"
+        if counted.rounded:
+            done = (
+                f"The {counted.rounded} with fewer than {LEAST_TOKENS:.0%} of that were rounded to nearest on the "
+                "scales of least weight error, the others calibrated on what they got"
+            )
         warning = (
-            f"ptq.method: {channels}, {counted.unreached} of them none. The {counted.rounded} with fewer than "
-            f"{LEAST_TOKENS:.0%} of that were rounded to nearest on the scales of least weight error, the others "
-            f"calibrated on what they got. More calibration.samples ({calibration.samples} here) or a larger "
-            f"calibration.length ({calibration.length}) reach more"
+            f"ptq.method: {channels}, {counted.unreached} of them none. {done}. More calibration.samples "
+            f"({calibration.samples} here) or a larger calibration.length ({calibration.length}) reach more"
         )
         log.warning(warning)
         bench.result.warnings.append(warning)

@@ -61,7 +61,7 @@ class ExpertTokens:
         unreached: of these, those that no token reaches.
         rounded: those with a matrix that too few tokens reach to be solved for with its H, the unreached included.
         few: those with a matrix that fewer tokens reach than it has channels, the rounded included.
-        fewest: tokens of an expert that any reach; None where there is none.
+        fewest: tokens of an expert that is not rounded; None where all are.
     """
 
     experts: int
@@ -231,10 +231,11 @@ def _count(sites: Sequence[Site], tokens: Mapping[str, int]) -> ExpertTokens | N
             reached[expert] = min(reached.get(expert, tokens[site.name]), tokens[site.name])
     if not reached:
         return None
+    enough = [count for expert, count in reached.items() if count >= LEAST_TOKENS * channels[expert]]
     return ExpertTokens(
         experts=len(reached),
         unreached=sum(not count for count in reached.values()),
-        rounded=sum(count < LEAST_TOKENS * channels[expert] for expert, count in reached.items()),
+        rounded=len(reached) - len(enough),
         few=sum(count < channels[expert] for expert, count in reached.items()),
-        fewest=min((count for count in reached.values() if count), default=None),
+        fewest=min(enough, default=None),
     )

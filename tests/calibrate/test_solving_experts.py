@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 from mxsweep import compose, run
 from mxsweep.calibrate import stages
 from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.prepare import _account_for_experts
 from mxsweep.calibrate.sequential import ExpertTokens, SolvedWeights, solve_weights
+from mxsweep.calibrate.workbench import Workbench
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
 from mxsweep.forward.batches import unpadded_batches
@@ -230,12 +232,14 @@ def test_the_split_into_batches_does_not_matter() -> None:
     assert all(torch.equal(alone.weights[name], together.weights[name]) for name in together.weights)
 
 
-def test_experts_that_few_tokens_reach_are_rounded_and_counted() -> None:
-    lengths = [9]  # of 18 pairs with four experts, none has 64, and some have fewer than 16
+@pytest.mark.parametrize("length", [9, 40])  # of 18 or 80 pairs with four experts, none has 96, some fewer than 24
+def test_experts_that_few_tokens_reach_are_rounded_and_counted(length: int) -> None:
+    lengths = [length]
     solved, asked = solve("mixtral", solver=Asked(by_gptq), batches=batches_of(lengths))
     rows = inputs_by_hand("mixtral", solved.weights, batches_of(lengths))
     counts = {expert: len(x) for (expert, parameter), x in rows.items() if parameter == "down"}
-    assert 0 in counts.values(), "the case must hold an expert that no token reaches"
+    assert 0 in counts.values() or length == 40, "the case must hold an expert that no token reaches"
+    assert min(counts.values()) < 24 and (max(counts.values()) >= 24) == (length == 40), "the case must hold both"
     operands = find_operands(build("mixtral"))
     for expert, count in counts.items():
         for role in ("gate", "up", "down"):
@@ -250,8 +254,30 @@ def test_experts_that_few_tokens_reach_are_rounded_and_counted() -> None:
         unreached=sum(count == 0 for count in counts.values()),
         rounded=sum(count < 96 / 4 for count in counts.values()),
         few=8,
-        fewest=min(count for count in counts.values() if count),
+        fewest=min((count for count in counts.values() if count >= 96 / 4), default=None),
     )
+
+
+@pytest.mark.parametrize(
+    ("counted", "logged", "said"),
+    [
+        (ExpertTokens(8, 1, 3, 8, 30), "5 experts were calibrated on the tokens that reach each, 30 at the least",
+         "1 of them none. The 3 with fewer than 25% of that were rounded to nearest on the scales of least weight "
+         "error, the others calibrated on what they got. More"),
+        (ExpertTokens(8, 0, 0, 2, 30), "8 experts were calibrated on the tokens that reach each, 30 at the least",
+         "0 of them none. All were calibrated on what they got. More"),
+        (ExpertTokens(8, 8, 8, 8, None), None, "8 of them none. The 8 with"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_experts(
+    counted: ExpertTokens, logged: str | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench = Workbench(build("mixtral"), compose(["format=mxfp4"]), lambda *_: None)
+    _account_for_experts(bench, counted)
+    assert [record.message for record in caplog.records if record.levelname == "INFO"] == [logged] * bool(logged)
+    (warning,) = bench.result.warnings
+    assert said in warning
 
 
 def test_an_interrupted_calibration_goes_on_and_comes_to_the_same() -> None:
