@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
+from mxsweep.numerics.dispatch import DTYPES
 from mxsweep.terminal.errors import ConfigError
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OF_ACTIVATIONS = ("input", "output", "activation", "k", "v", "q")  # what scales of what is no weight begin with
 
 
@@ -197,7 +197,7 @@ def _what_is_left(model: PreTrainedModel) -> str | None:
             return f"{name} has a forward of its own"
     shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
     for name, parameter in model.named_parameters():
-        if type(parameter.data) is not torch.Tensor or parameter.dtype not in _DTYPES:
+        if type(parameter.data) is not torch.Tensor or parameter.dtype not in DTYPES:
             return f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}"
         if parameter.shape != shapes.get(name):
             return f"{name} has the shape {list(parameter.shape)}"

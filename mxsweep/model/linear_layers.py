@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from mxsweep.numerics.dispatch import DTYPES
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -37,10 +37,17 @@ def why_not_replaceable(module: nn.Module) -> str | None:
         return f"is a {kind.__name__}, for which there is no MX layer"
     if _has_own_forward(module):
         return f"is a {kind.__name__} with a forward of its own, for which there is no MX layer"
-    weight = module.weight
-    if type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.dtype not in _DTYPES:
-        return f"keeps its weight as a {type(weight.data).__name__} of {weight.dtype}, which no MX layer can read"
-    return None
+    return why_not_readable(module.weight)
+
+
+def why_not_readable(weight: nn.Module | Tensor) -> str | None:
+    """Return why no MX layer can read a parameter; None where one can."""
+    assert isinstance(weight, Tensor)
+    if type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype in DTYPES:
+        return None
+    allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    kept = f"keeps its weight as a {type(weight.data).__name__} of {weight.dtype}"
+    return f"{kept}, which no MX layer can read (allowed: {allowed}; see model.dtype)"
 
 
 def _has_own_forward(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from mxsweep.formats.recipe import LINEAR_MATMULS
 from mxsweep.model.decoder import block_around, block_number, decoder_blocks
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices
 from mxsweep.model.fused_weights import Layout, declared
-from mxsweep.model.linear_layers import has_matrix, is_transposed, why_not_replaceable
+from mxsweep.model.linear_layers import has_matrix, is_transposed, why_not_readable, why_not_replaceable
 from mxsweep.model.matrices import Matrix, WeightMatrix
 from mxsweep.model.probe import probe
 
@@ -133,7 +133,7 @@ class Operand:
     @property
     def why_not_replaceable(self) -> str | None:
         """Return why there is no MX layer for the module; None where there is one."""
-        return None if self.expert is not None else why_not_replaceable(self.module)
+        return why_not_replaceable(self.module) if self.expert is None else why_not_readable(self.parameter)
 
     @property
     def parameter(self) -> nn.Parameter:

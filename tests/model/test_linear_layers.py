@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
@@ -92,11 +99,15 @@ def test_a_layer_that_was_given_a_forward_or_another_weight_is_none() -> None:
     for weight in (
         nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False),
         nn.Parameter(torch.zeros(3, 4).to(torch.float8_e4m3fn), requires_grad=False),
+        nn.Parameter(torch.zeros(3, 4, dtype=torch.float64)),
     ):
         layer = nn.Linear(4, 3)
         layer.weight = weight
         problem = why_not_replaceable(layer)
-        assert problem == f"keeps its weight as a Tensor of {weight.dtype}, which no MX layer can read"
+        assert problem == (
+            f"keeps its weight as a Tensor of {weight.dtype}, which no MX layer can read (allowed: float32, bfloat16, "
+            "float16; see model.dtype)"
+        )
 
     class Packed(Tensor):
         pass
@@ -147,3 +158,15 @@ def test_a_subclass_is_multiplied_as_its_formats_say_and_put_back() -> None:
     with quantize_model(model, Recipe(FORMATS, arithmetic="exact")), torch.no_grad():
         torch.testing.assert_close(model.transformer.h[1].mlp.dense_h_to_4h(x), expected)
     assert model.transformer.h[1].mlp.dense_h_to_4h is layer
+
+
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SIZES), MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)]
+)
+def test_a_model_in_float64_is_refused_by_name(config: PretrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").double().eval()
+    rest = {"*.self_attn.*": LinearFormats()} if "Mixtral" in type(model).__name__ else {}  # experts are named, too
+    with pytest.raises(
+        ConfigError, match=r"^modules: model\.layers\.0\.\S+ keeps its weight as a Tensor of torch\.flo"
+    ):
+        quantize_model(model, Recipe(FORMATS, modules=tuple(rest.items()))).__enter__()
