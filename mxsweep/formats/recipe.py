@@ -155,7 +155,7 @@ class Recipe:
 
         Args:
             by_default: whether it gets those of linear layers where no pattern matches; outside the decoder blocks, and
-                to routers of experts, only ``modules`` can give any.
+                to routers of experts that are linear layers, only ``modules`` can give any; other routers get none.
             module: the name of the module that multiplies by it, which patterns may name as well; None for ``name``.
         """
         formats = self.linear if by_default else LinearFormats()

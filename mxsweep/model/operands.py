@@ -264,7 +264,7 @@ def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | Non
         return OTHER
     parent_name, _, last = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    if _is_router(model, name) or _is_router(model, parent_name):
+    if is_router(model, name) or is_router(model, parent_name):
         return ROUTER
     known = declared(parent, last)
     if known is not None:
@@ -273,7 +273,7 @@ def _role(model: PreTrainedModel, name: str, module: nn.Module, block: str | Non
     return role if role is not None and _fits(role, parent) else OTHER
 
 
-def _is_router(model: PreTrainedModel, name: str) -> bool:
+def is_router(model: PreTrainedModel, name: str) -> bool:
     """Return whether a module, which may be a layer or hold one, chooses among the experts beside it."""
     above, _, last = name.rpartition(".")
     return last == "router" or (last in _ROUTER_NAMES and hasattr(model.get_submodule(above), "experts"))

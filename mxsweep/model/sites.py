@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.linear import MXLinear
-from mxsweep.model.operands import ROUTER, Operand, find_operands
+from mxsweep.model.linear_layers import has_matrix
+from mxsweep.model.operands import ROUTER, Operand, find_operands, is_router
 from mxsweep.model.probe import probe
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError
@@ -45,9 +46,10 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
         model: unquantized, loaded or on the meta device.
 
     Raises:
-        ConfigError: a pattern of ``recipe.modules`` that matches nothing, or only what no text reaches; a rotation of
-            products that the model does not have; a module that is to be quantized and has no MX layer, or whose weight
-            the model reads without calling it; a model without linear layers in its decoder blocks.
+        ConfigError: a pattern of ``recipe.modules`` that matches nothing, or only what no text reaches, or only routers
+            of experts that are no linear layers; a rotation of products that the model does not have; a module that is
+            to be quantized and has no MX layer, or whose weight the model reads without calling it; a model without
+            linear layers in its decoder blocks.
         RuntimeError: the model is quantized.
     """
     if any(isinstance(module, MXLinear | MXExperts) for module in model.modules()):
@@ -104,10 +106,25 @@ def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, 
                     f"as {unreached[0]}, and which stays as it is; allowed: patterns of what a text reaches, as "
                     f"{', '.join(list(operands)[1:3])}"
                 )
+            matched = (name for name, _ in model.named_modules() if fnmatchcase(name, pattern))
+            if first := next((name for name in matched if _is_own_router(model, name)), None):
+                raise ConfigError(
+                    f"modules: {first} is a router of experts of a class of its own, "
+                    f"{type(model.get_submodule(first)).__name__}, which cannot be quantized; leave it as it is with "
+                    f"modules={{{pattern}: none}}"
+                )
             raise ConfigError(
                 f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "
                 f"names look like {', '.join(list(operands)[1:4])}"
             )
+
+
+def _is_own_router(model: PreTrainedModel, name: str) -> bool:
+    """Return whether a module is a router of experts that has a weight itself, and is no linear layer."""
+    module = model.get_submodule(name)
+    return (
+        isinstance(getattr(module, "weight", None), nn.Parameter) and not has_matrix(module) and is_router(model, name)
+    )
 
 
 def _unreached(model: PreTrainedModel) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, HunYuanMoEV1Config, PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model
@@ -32,7 +32,7 @@ from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
 from mxsweep.model.quantize import left_out, observed
 from mxsweep.numerics import MXFormat, quantize
-from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, build
+from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, SIZES, build
 
 WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 FORMATS = {
@@ -395,11 +395,43 @@ def test_experts_that_patterns_leave_are_not_warned_of(patterns: list[str]) -> N
     assert planned.warnings == () and planned.bits_per_weight is not None and planned.bits_per_weight > 10
 
 
-def test_routers_stay_unless_a_pattern_names_them() -> None:
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "phimoe"])
+def test_a_router_of_a_class_of_its_own_stays_and_naming_it_is_refused(architecture: str) -> None:
+    model = build(architecture, "meta")
+    assert recipe_problem(model, Recipe(FORMATS["w4a6"])) is None
+    name = "router" if architecture == "gpt_oss" else "gate"
+    kind = type(model.get_submodule(f"model.layers.1.mlp.{name}")).__name__
+    problem = recipe_problem(model, Recipe(FORMATS["w4a6"], modules=((f"*.mlp.{name}", FORMATS["w4a6"]),)))
+    assert problem is not None and f"mlp.{name} is a router of experts of a class of its own, {kind}, which" in problem
+    way_out = (f"*.mlp.{name}", LinearFormats())
+    assert f"modules={{*.mlp.{name}: none}}" in problem
+    assert recipe_problem(model, Recipe(FORMATS["w4a6"], modules=(way_out,))) is None
+
+
+def test_a_router_that_subclasses_a_linear_layer_and_computes_more_is_refused() -> None:
     model = build("phimoe", "meta")
     assert recipe_problem(model, Recipe(FORMATS["w4a6"])) is None
     problem = recipe_problem(model, Recipe(modules=(("*.router", FORMATS["w4a6"]),)))
     assert problem is not None and "mlp.router is a PhimoeTopKRouter, for which there is no MX layer" in problem
+
+
+def test_a_router_that_is_a_linear_layer_stays_unless_a_pattern_names_it() -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(HunYuanMoEV1Config(**SIZES, num_experts=4, moe_topk=2, head_dim=16))
+    model = model.float().eval()
+    router = model.model.layers[0].mlp.gate.wg
+    with torch.no_grad(), quantize_model(model, Recipe(FORMATS["w4a6"])):
+        assert model.model.layers[0].mlp.gate.wg is router
+    with torch.no_grad(), quantize_model(model, Recipe(modules=(("*.mlp.gate.wg", FORMATS["w4a6"]),))):
+        answered: list[Tensor] = []
+        stand_in = model.model.layers[0].mlp.gate.wg
+        handle = stand_in.register_forward_hook(lambda _, args, out: answered.extend((args[0], out)))
+        logits(model)
+        handle.remove()
+    x, out = answered
+    expected = F.linear(changed(x, INPUT), rounded(router.weight.detach(), WEIGHT))
+    torch.testing.assert_close(out, expected)
+    assert not torch.allclose(out, F.linear(x, router.weight.detach()))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
