@@ -34,6 +34,7 @@ from mxsweep.evaluate.uniform_guess import ScoredTokens
 from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
 from mxsweep.model.rope_lengths import RopeLengths
+from mxsweep.model.special_tokens import with_padding
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -69,12 +70,12 @@ class FastLM(HFLM):
         self._rope_lengths = RopeLengths(model)
         if self._rope_lengths:
             batch_size = 1  # or the longest sequence of a batch would decide about the others
-        if not {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id} - {None}:
-            tokenizer.pad_token_id = (
-                0  # or lm-eval adds a token, which the model has no row for; what is padded is masked
-            )
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+            pretrained=model,
+            tokenizer=with_padding(tokenizer),
+            backend="causal",
+            batch_size=batch_size,
+            max_length=max_length,
         )
         self.warnings: list[str] = []
         self.encode_s = 0.0

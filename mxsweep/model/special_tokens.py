@@ -18,6 +18,7 @@ _PROBES = ("a", "0", "A", ".")  # the first that the vocabulary has a token for
 
 # By tokenizer, whose copies must not refer to it: the same answer for the same tokenizer, for tokens are kept by it.
 _copies: WeakKeyDictionary[PreTrainedTokenizerBase, dict[bool, PreTrainedTokenizerBase]] = WeakKeyDictionary()
+_padded: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase] = WeakKeyDictionary()
 
 
 def with_special_tokens(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | str) -> PreTrainedTokenizerBase:
@@ -37,6 +38,19 @@ def with_special_tokens(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool 
     if add_bos_token not in made:
         made[add_bos_token] = _told(copy.deepcopy(tokenizer), add_bos_token)
     return made[add_bos_token]
+
+
+def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, or of one that has nothing to pad with a copy that pads with token 0.
+
+    lm-eval adds a token to such a tokenizer, which the model has no row for. What is padded is masked.
+    """
+    if {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id} - {None}:
+        return tokenizer
+    if tokenizer not in _padded:
+        _padded[tokenizer] = copy.deepcopy(tokenizer)
+        _padded[tokenizer].pad_token_id = 0
+    return _padded[tokenizer]
 
 
 def _told(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool) -> PreTrainedTokenizerBase:
@@ -76,20 +90,31 @@ def beginning_not_put(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
 def describe_special_tokens(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | str
 ) -> list[str]:
-    """Warn of a beginning-of-sequence token that model and tokenizer both know, and that no text begins with.
+    """Warn of a beginning-of-sequence token that a model's config names, and that no text begins with.
 
-    No warning where the token is also the end or the padding, which begins no text by itself (GPT-2, Pythia, Qwen),
-    where the chat template spells it out, as one does with what begins every turn (SmolLM2), and where the user said
-    what is wanted.
+    The tokenizer may have the same, and not put it, or may have another or none, so that nothing makes it put the
+    config's. No warning where the token is also the end or the padding, which begins no text by itself (GPT-2, Pythia,
+    Qwen), where the chat template spells it out, as one does with what begins every turn (SmolLM2), and where the user
+    said what is wanted.
     """
     bos = beginning_not_put(config, tokenizer)
-    if bos is None or bos != tokenizer.bos_token_id or add_bos_token != "auto":
+    if bos is None or add_bos_token != "auto":
         return []
     ends = getattr(config.get_text_config(), "eos_token_id", None)
     others = {tokenizer.eos_token_id, tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
-    token = str(tokenizer.bos_token)
-    if bos in others or token in str(tokenizer.chat_template or ""):
+    token = tokenizer.convert_ids_to_tokens(bos) if bos < len(tokenizer) else None
+    if bos in others or (token is not None and str(token) in str(tokenizer.chat_template or "")):
         return []
+    if bos != tokenizer.bos_token_id:
+        own = (
+            "has none" if tokenizer.bos_token_id is None else f"has {tokenizer.bos_token!r} ({tokenizer.bos_token_id})"
+        )
+        return [
+            f"model.add_bos_token: the model's configuration names token {bos} as the one that begins a sequence, and "
+            f"its tokenizer {own}: no text begins with the configuration's. A model that was trained with it knows "
+            "little without: bos_token in tokenizer_config.json names it to the tokenizer; model.add_bos_token=false "
+            "says that none is meant to be"
+        ]
     return [
         f"model.add_bos_token: the model's configuration names the beginning-of-sequence token {token!r} ({bos}), and "
         "its tokenizer does not put it in front of a text. A model that was trained with it knows little without: "
