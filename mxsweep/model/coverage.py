@@ -4,9 +4,7 @@ A number such as 4.25 bits a weight says something about a model only if it is o
 Some of these may be out of reach, as a layer of a kind that is not known: they are counted here whatever they are,
 since what is counted is the parameters of the blocks that a text goes through, and not what could be quantized. What no
 text reaches decides no result, and is not counted. Matrices are counted, that is parameters of two dimensions or more;
-norms, of one, and biases, of whatever dimensions (experts' are (E, N)), are not. Every format asks to leave the routers
-of experts: they are counted among the weights that stay, and not warned of, unless a pattern of ``modules`` gives them
-a format that does not come to them.
+norms and biases, of one, are not.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import MOST_LEFT, Recipe
 from mxsweep.model.decoder import block_around, decoder_blocks
-from mxsweep.model.operands import Operand, find_operands, is_router
+from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.probe import probe
 from mxsweep.model.sites import Site
 
@@ -50,8 +48,7 @@ class Stored:
             them that stay as they are.
         block_bits_kept: what the latter take.
         unreached: elements of the model's matrices that no text reaches, wherever they are.
-        left: of those that stay, those that neither a pattern of ``modules`` nor the format asks to leave, by kind;
-            routers of experts are asked to stay.
+        left: of those that stay, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
     """
 
     parameters: int
@@ -89,15 +86,13 @@ class Stored:
             formats = tuple(f"{site.operand.name if len(here) > 1 else ''} {site.formats.weight}" for site in here)
             bits[id(parameter), formats] = changed_bits + plain * width
             quantized, quantized_bits = quantized + changed, quantized_bits + changed_bits
-            if not _is_matrix(name, parameter):
-                continue
-            if name.rpartition(".")[0] not in reached:
+            if parameter.ndim > 1 and name.rpartition(".")[0] not in reached:
                 unreached[id(parameter)] = parameter.numel()
-            elif block_around(name, blocks) is not None:
+            elif parameter.ndim > 1 and block_around(name, blocks) is not None:
                 block_weights += parameter.numel()
                 kept, kept_bits = kept + plain, kept_bits + plain * width
                 # Where some matrices of a parameter get a format, patterns leave the others.
-                if plain and not here and not _asks_to_leave(model, recipe, name, matrices.get(name, [])):
+                if plain and not here and not _asks_to_leave(recipe, name, matrices.get(name, [])):
                     left[name] = plain
         return Stored(
             sum(numel.values()),
@@ -157,11 +152,6 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield f"{name}.{own}" if name else own, parameter
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a matrix, or several; a bias is none, though experts' have two dimensions."""
-    return parameter.ndim > 1 and not f".{name}".endswith((".bias", "_bias"))
-
-
 def _is_of(operand: str, parameter: str) -> bool:
     """Return whether an operand is of the module that holds the parameter, which others may hold as well."""
     module = parameter.rpartition(".")[0]
@@ -173,16 +163,12 @@ def _stored_bits(site: Site) -> int:
     return site.formats.weight.stored_bits(site.operand.shape)
 
 
-def _asks_to_leave(model: PreTrainedModel, recipe: Recipe, name: str, matrices: Sequence[Operand]) -> bool:
+def _asks_to_leave(recipe: Recipe, name: str, matrices: Sequence[Operand]) -> bool:
     """Return whether the format, or patterns of ``modules``, ask to leave the parameter of this name as it is.
 
-    A parameter may be named itself, by its module, or by all the matrices that it holds. The format asks for it where
-    the parameter is a router's.
+    A parameter may be named itself, by its module, or by all the matrices that it holds.
     """
-    module = name.rpartition(".")[0]
-    if any(is_router(model, each) for each in (module, module.rpartition(".")[0]) if each):
-        return recipe.formats_of(name, False, module).weight is None
-    asked = [recipe.formats_of(each, True).weight is None for each in (name, module)]
+    asked = [recipe.formats_of(each, True).weight is None for each in (name, name.rpartition(".")[0])]
     of_matrices = [recipe.formats_of(each.name, True, each.module_name).weight is None for each in matrices]
     return any(asked) or (bool(of_matrices) and all(of_matrices))
 

@@ -22,7 +22,6 @@ from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
 from mxsweep.measure.sensitivity import parts_of
 from mxsweep.measure.weight_errors import inspect_weights
 from mxsweep.model import offload
-from mxsweep.model.coverage import Stored
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.experts import MXExperts
@@ -32,7 +31,6 @@ from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
 from mxsweep.model.quantize import left_out, observed
-from mxsweep.model.sites import find_sites
 from mxsweep.numerics import MXFormat, quantize
 from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, SIZES, build
 
@@ -408,26 +406,6 @@ def test_a_router_of_a_class_of_its_own_stays_and_naming_it_is_refused(architect
     way_out = (f"*.mlp.{name}", LinearFormats())
     assert f"modules={{*.mlp.{name}: none}}" in problem
     assert recipe_problem(model, Recipe(FORMATS["w4a6"], modules=(way_out,))) is None
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_biases_are_not_counted_and_routers_are_asked_to_stay(architecture: str) -> None:
-    model = build(architecture, "meta")
-    planned = Stored.of(model, find_sites(model, Recipe(FORMATS["w4a6"])), Recipe(FORMATS["w4a6"]))
-    assert planned.left == {} and planned.warnings == []
-    blocks = decoder_blocks(model)
-    in_blocks = {n: p for n, p in model.named_parameters() if block_around(n, blocks) is not None and p.ndim > 1}
-    weights = {n: p.numel() for n, p in in_blocks.items() if not n.endswith("_bias")}
-    routers = sum(size for n, size in weights.items() if n.endswith(("mlp.gate.weight", "mlp.router.weight")))
-    assert planned.block_weights == sum(weights.values()) and planned.block_weights_kept == routers > 0
-    assert (len(weights) < len(in_blocks)) == (architecture == "gpt_oss")
-
-
-def test_a_router_that_a_pattern_asks_for_in_vain_is_warned_of() -> None:
-    model = build("mixtral", "meta")
-    recipe = Recipe(modules=(("*.mlp.*", FORMATS["w4a6"]),))  # which names experts as well
-    left = Stored.of(model, find_sites(model, recipe), recipe).left
-    assert {kind: one.matrices for kind, one in left.items()} == {"mlp.gate": 2}
 
 
 def test_a_router_that_subclasses_a_linear_layer_and_computes_more_is_refused() -> None:
