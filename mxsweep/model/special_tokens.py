@@ -90,31 +90,20 @@ def beginning_not_put(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
 def describe_special_tokens(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | str
 ) -> list[str]:
-    """Warn of a beginning-of-sequence token that a model's config names, and that no text begins with.
+    """Warn of a beginning-of-sequence token that model and tokenizer both know, and that no text begins with.
 
-    The tokenizer may have the same, and not put it, or may have another or none, so that nothing makes it put the
-    config's. No warning where the token is also the end or the padding, which begins no text by itself (GPT-2, Pythia,
-    Qwen), where the chat template spells it out, as one does with what begins every turn (SmolLM2), and where the user
-    said what is wanted.
+    No warning where the token is also the end or the padding, which begins no text by itself (GPT-2, Pythia, Qwen),
+    where the chat template spells it out, as one does with what begins every turn (SmolLM2), and where the user said
+    what is wanted. Nor where the tokenizer has another or none: configurations name token 1 by their class's default.
     """
     bos = beginning_not_put(config, tokenizer)
-    if bos is None or add_bos_token != "auto":
+    if bos is None or bos != tokenizer.bos_token_id or add_bos_token != "auto":
         return []
     ends = getattr(config.get_text_config(), "eos_token_id", None)
     others = {tokenizer.eos_token_id, tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
-    token = tokenizer.convert_ids_to_tokens(bos) if bos < len(tokenizer) else None
-    if bos in others or (token is not None and str(token) in str(tokenizer.chat_template or "")):
+    token = str(tokenizer.bos_token)
+    if bos in others or token in str(tokenizer.chat_template or ""):
         return []
-    if bos != tokenizer.bos_token_id:
-        own = (
-            "has none" if tokenizer.bos_token_id is None else f"has {tokenizer.bos_token!r} ({tokenizer.bos_token_id})"
-        )
-        return [
-            f"model.add_bos_token: the model's configuration names token {bos} as the one that begins a sequence, and "
-            f"its tokenizer {own}: no text begins with the configuration's. A model that was trained with it knows "
-            "little without: bos_token in tokenizer_config.json names it to the tokenizer; model.add_bos_token=false "
-            "says that none is meant to be"
-        ]
     return [
         f"model.add_bos_token: the model's configuration names the beginning-of-sequence token {token!r} ({bos}), and "
         "its tokenizer does not put it in front of a text. A model that was trained with it knows little without: "

@@ -110,22 +110,6 @@ def test_a_beginning_that_the_model_names_and_the_tokenizer_does_not_put_is_warn
     assert beginning_not_put(config(1), words()) == 1
 
 
-@pytest.mark.parametrize(
-    ("bos", "tokenizer", "own"),
-    [
-        (1, words(bos_token=None), "has none"),
-        (5, words(), "has '<s>' (1)"),
-        (5, words("beginning"), "has '<s>' (1)"),
-        (99, words(), "has '<s>' (1)"),  # past the vocabulary
-    ],
-)
-def test_a_beginning_that_the_tokenizer_does_not_know_is_warned_of(
-    bos: int, tokenizer: PreTrainedTokenizerBase, own: str
-) -> None:
-    (warning,) = describe_special_tokens(config(bos), tokenizer, "auto")
-    assert f"names token {bos} as the one that begins a sequence, and its tokenizer {own}:" in warning
-
-
 def test_padding_for_lm_eval_is_of_a_copy_and_warnings_stay() -> None:
     model, tokenizer = config(1, None), words(pad_token="<s>", eos_token=None, unk_token=None)
     assert with_padding(tokenizer) is tokenizer and describe_special_tokens(model, tokenizer, "auto") == []
@@ -147,7 +131,7 @@ def test_padding_for_lm_eval_is_of_a_copy_and_warnings_stay() -> None:
         (config(1, [2, 1]), words(), "auto"),
         (config(3), words(bos_token="<pad>"), "auto"),
         (config(3), words(bos_token=None), "auto"),  # Qwen: the tokenizer knows of none
-        (config(5), words(), False),  # another token than the tokenizer's, and the user said so
+        (config(5), words(), "auto"),  # another token than the tokenizer's
         (config(None), words(), "auto"),
         (config(1), words(chat_template="{% for m in messages %}<s>{{ m.content }}{% endfor %}"), "auto"),
     ],
