@@ -211,6 +211,20 @@ def _read_task(file: Path) -> OwnTask:
     return OwnTask(name, file, is_group, config, tuple(sources))
 
 
+def _check_members(file: Path, members: Any) -> None:
+    """Refuse a group that gives a member other data files: lm-eval would read them from the current folder."""
+    for member in members if isinstance(members, list) else []:
+        if not isinstance(member, dict):
+            continue
+        options = member.get("dataset_kwargs")
+        if isinstance(options, dict) and options.keys() & {"data_files", "data_dir"}:
+            raise ConfigError(
+                f"task: the group {str(file)!r} gives its member {_member_name(member)!r} data files of its own, which "
+                "no run could be told apart by; allowed: a YAML file for that member, with `include:` and these files"
+            )
+        _check_members(file, member.get("task"))
+
+
 def _read(file: Path, sources: list[Path]) -> dict[str, tuple[Any, Path]]:
     """Return a YAML file's values, each with the folder of the file that it stands in; the file's own win over those
     that it includes. Files read are added to ``sources``.
@@ -267,6 +281,8 @@ def _absolute(paths: Any, folder: Path) -> Any:
 
 def _files_of(task: OwnTask) -> Iterator[Path]:
     """Yield the files that decide what one task asks: YAML, Python, data. Raises ConfigError for data not there."""
+    if task.is_group:
+        _check_members(task.file, task.config.get("task"))
     yield from task.sources
     yield from _data_files(task)
     for key, function in _functions(task.config):

@@ -211,3 +211,13 @@ def test_nothing_speaks_against_a_task_of_ones_own(folder: Path) -> None:
     grids, _ = prepare([f"task={folder}/capitals.yaml"])
     (run,) = plan(grids, multirun=False).runs
     assert why_impossible(run) is None
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_data_files_that_a_group_gives_a_member_are_refused(folder: Path, nested: bool) -> None:
+    """lm-eval reads them from the current folder, and the hash would not know them."""
+    member: dict[str, object] = {"task": "capitals", "dataset_kwargs": {"data_files": {"test": "data/other.jsonl"}}}
+    members = [{"group": "inner", "task": [member]}] if nested else [member]
+    (folder / "all.yaml").write_text(json.dumps({"group": "all", "task": members}))
+    with pytest.raises(ConfigError, match=r"the group '.*all\.yaml' gives its member 'capitals' data files of its own"):
+        compose(["task=all", f"task.include_path={folder}"])
