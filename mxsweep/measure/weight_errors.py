@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.model.coverage import Stored
 from mxsweep.model.load import load_configured
 from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.quantization_report import LayerReport
 from mxsweep.model.quantized_weights import measure_weights
+from mxsweep.model.sites import find_sites
 from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
 from mxsweep.numerics import BlockStatistics, MXFormat
 
@@ -24,7 +26,7 @@ class Inspected:
 
     Attributes:
         label: what tells it from the other configs, as typed.
-        bits_per_weight: of the weights that are quantized, scales included.
+        bits_per_weight: as tables of results show, over all weights of the decoder blocks and what else is quantized.
         warnings: what a reader should know of how the model was loaded, a sentence each.
     """
 
@@ -50,7 +52,8 @@ def inspect_weights(label: str, config: RunConfig) -> Inspected:
     """Measure the weights of the config's model in its formats. Raises ConfigError."""
     loaded = load_configured(config.model)
     layers = [layer for layer in measure_weights(loaded.model, config.recipe) if layer.statistics is not None]
-    bits = sum(layer.stored_bits for layer in layers) / sum(layer.weights for layer in layers)
+    bits = Stored.of(loaded.model, find_sites(loaded.model, config.recipe), config.recipe).bits_per_weight
+    assert bits is not None  # configs that quantize no weight are refused
     return Inspected(label, _pooled_by_group(layers, find_operands(loaded.model)), bits, loaded.warnings)
 
 

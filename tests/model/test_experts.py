@@ -319,8 +319,13 @@ def test_an_inspection_has_a_row_for_each_role_of_a_layers_experts(tmp_path: Pat
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(model_folder("embedded")).save_pretrained(tmp_path)
     config = configured("model=hf", f"model.path={tmp_path}", "model.dtype=float32", "format=mxfp4", "model.device=cpu")
-    rows = {row["module"]: row for row in inspect_weights("mxfp4", config).rows()}
+    inspected = inspect_weights("mxfp4", config)
+    rows = {row["module"]: row for row in inspected.rows()}
     assert len(rows) == 2 * (4 + 3)
+    of_format = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 4 * 3 * 96 * 64)  # q, o; k, v; experts
+    routers = 2 * 4 * 64
+    assert inspected.bits_per_weight == (of_format * 4.25 + routers * 32) / (of_format + routers)
+    assert inspected.bits_per_weight == footprint(model, config.recipe).bits_per_weight  # as a dry run shows it
     row, signal, noise = rows["model.layers.1.mlp.experts.*.down_proj"], 0.0, 0.0
     for expert in range(4):
         weight = model.model.layers[1].mlp.experts.down_proj[expert].detach()
