@@ -84,7 +84,7 @@ def choose_formats(
         ConfigError: no choice is within the budget, or a module is left without a candidate.
     """
     modules, names = list(sizes), list(candidates)
-    bits = np.array([[_stored_bits(candidates[name], sizes[module]) for name in names] for module in modules])
+    bits = np.array([[candidates[name].stored_bits(sizes[module]) for name in names] for module in modules])
     costs = np.array([[float(cost[module][name]) for name in names] for module in modules])
     usable = np.isfinite(costs)
     if not usable.any(axis=1).all():
@@ -111,11 +111,6 @@ def choose_formats(
         bits_per_weight=(fixed[0] + sum(int(bits[row, chosen[row]]) for row in rows)) / weights,
         budget=budget,
     )
-
-
-def _stored_bits(formats: LinearFormats, shape: Sequence[int]) -> int:
-    assert formats.weight is not None
-    return formats.weight.stored_bits(shape)
 
 
 def _up(bits: float) -> str:

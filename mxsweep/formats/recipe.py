@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,11 @@ class LinearFormats:
 
     weight: MXFormat | None = None
     activation: MXFormat | None = None
+
+    def stored_bits(self, shape: Sequence[int]) -> int:
+        """Return the bits that storing a weight of this shape in its format takes, scales included."""
+        assert self.weight is not None
+        return self.weight.stored_bits(shape)
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,8 @@ class Prepared:
     """Hold what was worked out for a recipe beforehand, on calibration data.
 
     Attributes:
-        weights: quantized weights (N, C) by module name, in the basis and on the grid that the recipe gives them; a
-            module that is not there is rounded to nearest.
+        weights: quantized weights (N, C) by operand name, in the basis and on the grid that the recipe gives them; one
+            that is not there is rounded to nearest.
         key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
     """
 

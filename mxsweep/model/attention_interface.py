@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.terminal.errors import ConfigError
 
 STATE = "mxsweep_kv"  # the attribute of an attention module that holds its listener
@@ -115,7 +116,7 @@ def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """
     implementation = implementation_of(model.config.get_text_config())
     modules = {name: module for name, module in model.named_modules() if is_attention(module)}
-    if implementation not in ("sdpa", "eager") or not modules or not model._can_set_attn_implementation():
+    if implementation not in LISTENED_TO or not modules or not model._can_set_attn_implementation():
         raise unreachable(model)
     return modules
 

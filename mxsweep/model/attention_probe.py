@@ -3,6 +3,7 @@
 Modules that look like attention may never be reached by a text (those of a vision tower, of attention to an image), or
 attend in a way of their own. Two passes compare the logits with and without a listener that hands on copies of the keys
 and values: they must be the same bit for bit, or what is measured later would be the effect of more than quantization.
+Of a model that does not repeat itself exactly they may differ by NOISE times what two plain passes differ by.
 """
 
 from __future__ import annotations

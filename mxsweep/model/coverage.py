@@ -80,7 +80,7 @@ class Stored:
         for name, parameter in _parameters(model):
             here = [site for site in at[id(parameter)] if _is_of(site.name, name)]
             changed = sum(site.operand.size for site in here)
-            changed_bits = sum(_stored_bits(site) for site in here)
+            changed_bits = sum(site.formats.stored_bits(site.operand.shape) for site in here)
             plain, width = parameter.numel() - changed, parameter.itemsize * 8
             numel[id(parameter)] = parameter.numel()
             formats = tuple(f"{site.operand.name if len(here) > 1 else ''} {site.formats.weight}" for site in here)
@@ -132,17 +132,22 @@ class Stored:
         if self.share_left <= MOST_LEFT or self.bits_per_weight is None:
             return []
         most = sorted(self.left.items(), key=lambda one: -one[1].weights)
-        kinds = [f"{kind} ({one.matrices}, {one.weights / self.block_weights:.1%})" for kind, one in most[:MOST_KINDS]]
-        if len(most) > MOST_KINDS:
-            kinds.append(f"{len(most) - MOST_KINDS} more kinds")
+        kinds = [f"{kind} ({one.matrices}, {one.weights / self.block_weights:.1%})" for kind, one in most]
+        named = first_kinds(kinds, MOST_KINDS)
         patterns = ", ".join(f"*.{kind}: none" for kind, _ in most)
         return [
             f"{self.share_left:.1%} of the weights in the decoder blocks are not quantized, and nothing asks for that: "
-            f"{', '.join(kinds)}. They are parameters that mxsweep cannot replace, and their inputs stay as they are, "
+            f"{named}. They are parameters that mxsweep cannot replace, and their inputs stay as they are, "
             f"too. bits/weight counts them: {self.bits_per_weight:.4g}, where the quantized ones take "
             f"{self.quantized_bits / self.quantized:.4g}. If that is meant, say so: "
             f"modules={{{patterns}}}"
         ]
+
+
+def first_kinds(kinds: Sequence[str], most: int) -> str:
+    """Return the first ``most`` of what is said of kinds, and how many more there are."""
+    more = [f"{len(kinds) - most} more kinds"] if len(kinds) > most else []
+    return ", ".join([*kinds[:most], *more])
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -156,11 +161,6 @@ def _is_of(operand: str, parameter: str) -> bool:
     """Return whether an operand is of the module that holds the parameter, which others may hold as well."""
     module = parameter.rpartition(".")[0]
     return operand == module or operand.startswith(f"{module}.")
-
-
-def _stored_bits(site: Site) -> int:
-    assert site.formats.weight is not None
-    return site.formats.weight.stored_bits(site.operand.shape)
 
 
 def _asks_to_leave(recipe: Recipe, name: str, matrices: Sequence[Operand]) -> bool:

@@ -46,11 +46,11 @@ def quantize_model(
     For inference: gradients reach the inputs (straight through), not the weights, which are quantized once.
 
     Args:
-        model: a Hugging Face causal language model whose projections are linear layers, or of declared experts.
+        model: a Hugging Face causal language model with linear layers, or experts of a declared layout, in its blocks.
         recipe: what each kind of tensor becomes.
         prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
-        keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
         compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
+        keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
 
     Yields:
         What was replaced, with the block statistics of every quantized weight.

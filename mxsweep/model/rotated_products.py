@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mxsweep.formats.recipe import LINEAR_MATMULS, Recipe
+from mxsweep.model.coverage import first_kinds
 from mxsweep.model.sites import Site
 
 MOST_KINDS = 6  # named in a warning
@@ -54,11 +55,9 @@ class RotatedProducts:
         if not self.out_of_reach:
             return []
         most = sorted(self.out_of_reach.items(), key=lambda one: -one[1])
-        kinds = [f"{kind} ({count:,})" for kind, count in most[:MOST_KINDS]]
-        if len(most) > MOST_KINDS:
-            kinds.append(f"{len(most) - MOST_KINDS} more kinds")
+        named = first_kinds([f"{kind} ({count:,})" for kind, count in most], MOST_KINDS)
         return [
             f"rotation: {self.rotated:,} of {self.products:,} quantized products in the decoder blocks are rotated. "
-            f"The others are quantized as they are, since a rotation cannot name them: {', '.join(kinds)}. They are "
+            f"The others are quantized as they are, since a rotation cannot name them: {named}. They are "
             f"none of {', '.join(LINEAR_MATMULS)}"
         ]
