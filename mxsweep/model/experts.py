@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, layout_of, oriented
 from mxsweep.model.linear import AS_IT_IS, InputFormat, InputQuantizer
+from mxsweep.model.matrices import Matrix
 from mxsweep.numerics import MXFormat
 
 
@@ -80,7 +81,7 @@ class MXExperts(nn.Module):
         self.train(experts.training)
 
     def put(
-        self, name: str, matrix: ExpertMatrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
+        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
     ) -> None:
         """Have a matrix stand in for an expert's, and its inputs quantized.
 
@@ -89,6 +90,7 @@ class MXExperts(nn.Module):
             weight_mx: (N, C), of the rotated matrix where ``rotated``; None for the expert's as it is.
             activation: the input's format, None to leave it.
         """
+        matrix = cast(ExpertMatrix, matrix)
         if weight_mx is not None:
             if self._copy(matrix.parameter) is None:
                 original = self.get_parameter(matrix.parameter).detach()
@@ -99,8 +101,9 @@ class MXExperts(nn.Module):
         self._first_readers.setdefault((matrix.parameter, self._formats[matrix.expert, matrix.role]), name)
 
     @contextmanager
-    def left_out(self, matrix: ExpertMatrix, weight: Tensor) -> Iterator[None]:
-        """Multiply unquantized inputs by the original ``weight`` (N, C) while the context lasts."""
+    def left_out(self, name: str, weight: Tensor) -> Iterator[None]:
+        """Multiply unquantized inputs by the operand's original ``weight`` (N, C) while the context lasts."""
+        matrix = self._located[name]
         formats, quantized = self._formats.pop((matrix.expert, matrix.role)), None
         if self._copy(matrix.parameter) is not None:
             quantized = self._matrix(matrix).clone()
@@ -140,8 +143,6 @@ class MXExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the experts' answers (T, H) to tokens (T, H), given experts and weights (T, K) of each."""
         answers = self._answers(hidden_states, top_k_index) * top_k_weights.unsqueeze(-1)
-        if bool((none := top_k_index >= self._count).any()):
-            answers = answers.masked_fill(none.unsqueeze(-1), 0)
         return answers.sum(dim=1).to(hidden_states.dtype)
 
     @property
@@ -150,9 +151,12 @@ class MXExperts(nn.Module):
         return len(self.get_parameter("down_proj"))
 
     def _answers(self, x: Tensor, top_k_index: Tensor) -> Tensor:
-        """Return what each token's experts (T, K) answer, (T, K, H), to x (T, H), or (T, K, H) of its own for each."""
+        """Return what each token's experts (T, K) answer, (T, K, H), to x (T, H), or (T, K, H) of its own for each.
+
+        Where a token has no expert, the answer is zero.
+        """
         tokens, chosen = top_k_index.shape
-        # Pairs are sorted by expert; a number that no expert has ("none") is at the end, and its answer stays zero.
+        # Pairs are sorted by expert; a number that no expert has ("none") is at the end.
         numbers, order = top_k_index.reshape(-1).sort(stable=True)
         ends = torch.searchsorted(numbers, torch.arange(self._count, device=numbers.device), right=True).tolist()
         back = torch.empty_like(order)
@@ -165,7 +169,10 @@ class MXExperts(nn.Module):
         x = self._multiply("down_proj", x[back].view(tokens, chosen, -1), order, numbers, ends)
         if getattr(self.original, "has_post_expert_norm", False):
             x = self.original.post_expert_norm(x)
-        return x[back].view(tokens, chosen, -1)
+        answers = x[back].view(tokens, chosen, -1)
+        if ends[-1] < len(order):
+            answers = answers.masked_fill((top_k_index >= self._count).unsqueeze(-1), 0)
+        return answers
 
     def _activated(self, x: Tensor) -> Tensor:
         """Return what ``down`` reads, given gate and up, or up alone."""

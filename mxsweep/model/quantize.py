@@ -124,10 +124,7 @@ def left_out(model: PreTrainedModel, operands: Sequence[Operand]) -> Iterator[No
             for operand in operands:
                 if not operand.is_alone:
                     stand_in = model.get_submodule(operand.module_name)
-                    if isinstance(stand_in, MXExperts):
-                        assert operand.expert is not None
-                        stack.enter_context(stand_in.left_out(operand.expert, operand.weight))
-                    elif isinstance(stand_in, MXLinear):
+                    if isinstance(stand_in, MXLinear | MXExperts):
                         stack.enter_context(stand_in.left_out(operand.name, operand.weight))
             yield
     finally:
@@ -151,12 +148,8 @@ def _stand_in(model: nn.Module, site: Site, weight_mx: Tensor, inputs: InputQuan
         _put(model, name, stand_in)
     activation, rotated = site.formats.activation, site.rotation_block is not None
     changed = weight_mx if rotated or site.formats.weight is not None else None
-    if isinstance(stand_in, MXExperts):
-        assert operand.expert is not None
-        stand_in.put(site.name, operand.expert, changed, activation, rotated)
-    else:
-        assert isinstance(stand_in, MXLinear)
-        stand_in.put(site.name, operand.matrix, changed, activation, rotated)
+    assert isinstance(stand_in, MXLinear | MXExperts)
+    stand_in.put(site.name, operand.matrix, changed, activation, rotated)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
