@@ -14,9 +14,9 @@ from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.comparison import Comparison
-    from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference, MeanDifference
+    from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference
 
-    Paired = AccuracyDifference | LogPerplexityDifference | MeanDifference
+    Paired = AccuracyDifference | MeanDifference
 
 ABSENT = "–"
 SIGNIFICANT_MARK, NOISE_MARK = "∗", "∘"  # behind a difference in a paper

@@ -228,12 +228,8 @@ def _why_no_perplexity(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | 
         return "The perplexities are not compared: the two do not agree on the documents' lengths."
     if a.weights is not None and not (0 < a.weights.sum() < math.inf and (a.weights >= 0).all()):
         return "The perplexities are not compared: the documents' lengths make no sense."
-    infinite = [
-        f"in {each.run.run_id} {count:,} of {len(a):,} log-likelihoods are infinite"
-        for each, values in ((other, a.loglikelihood), (row, b.loglikelihood))
-        if values is not None and (count := int(np.isinf(values).sum()))
-    ]
-    return f"The perplexities are not compared: {' and '.join(infinite)}." if infinite else None
+    infinite = _infinite(((other, a.loglikelihood), (row, b.loglikelihood)), "log-likelihoods are infinite")
+    return f"The perplexities are not compared: {infinite}." if infinite else None
 
 
 def _why_answers_mean_nothing(row: Row, outcomes: Outcomes) -> str | None:
@@ -244,12 +240,17 @@ def _why_answers_mean_nothing(row: Row, outcomes: Outcomes) -> str | None:
 
 
 def _why_no_margin(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | None:
-    infinite = [
-        f"in {each.run.run_id} {count:,} of {len(a):,} are infinite"
-        for each, values in ((other, a.margin), (row, b.margin))
+    infinite = _infinite(((other, a.margin), (row, b.margin)), "are infinite")
+    return f"The margins are not compared: {infinite}." if infinite else None
+
+
+def _infinite(values_of: Iterable[tuple[Row, np.ndarray | None]], what: str) -> str:
+    """Say how many values are infinite in each run; nothing where none are."""
+    return " and ".join(
+        f"in {row.run.run_id} {count:,} of {len(values):,} {what}"
+        for row, values in values_of
         if values is not None and (count := int(np.isinf(values).sum()))
-    ]
-    return f"The margins are not compared: {' and '.join(infinite)}." if infinite else None
+    )
 
 
 def _aligned(a: Outcomes, b: Outcomes) -> Outcomes | None:
@@ -312,7 +313,5 @@ def _below(p: float | None) -> bool | None:
     return None if p is None or math.isnan(p) else p < ALPHA
 
 
-def _exceeds(
-    measured: AccuracyDifference | LogPerplexityDifference | MeanDifference | None, floor: float | None
-) -> bool | None:
+def _exceeds(measured: AccuracyDifference | MeanDifference | None, floor: float | None) -> bool | None:
     return None if measured is None or floor is None else abs(measured.difference) > floor

@@ -39,27 +39,8 @@ class AccuracyDifference:
 
 
 @dataclass(frozen=True)
-class LogPerplexityDifference:
-    """Hold how two runs' log-likelihoods of the same examples differ.
-
-    Attributes:
-        n: examples.
-        difference: log-perplexity of b minus that of a, nats a unit of the perplexity (example, word or byte); above
-            0 where b is worse. exp of it is the ratio of the perplexities.
-        low, high: interval of the difference.
-        p: two-sided, of the paired t test, unadjusted.
-    """
-
-    n: int
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
-@dataclass(frozen=True)
 class MeanDifference:
-    """Hold how the means of two runs' margins of the same examples differ.
+    """Hold how the means of two runs' values of the same examples differ, as of margins.
 
     Attributes:
         n: examples.
@@ -73,6 +54,14 @@ class MeanDifference:
     low: float
     high: float
     p: float
+
+
+class LogPerplexityDifference(MeanDifference):
+    """Hold how two runs' log-likelihoods of the same examples differ.
+
+    The difference is the log-perplexity of b minus that of a, nats a unit of the perplexity (example, word or byte);
+    above 0 where b is worse. exp of it is the ratio of the perplexities.
+    """
 
 
 def compare_accuracy(a: np.ndarray, b: np.ndarray) -> AccuracyDifference:
@@ -146,8 +135,7 @@ def compare_means(a: np.ndarray, b: np.ndarray) -> MeanDifference:
     What cannot be computed is NaN, as in `compare_log_perplexity`, of which this is the case of equal weights: a
     log-perplexity is minus a mean. Raises ValueError for arrays of different shape.
     """
-    compared = compare_log_perplexity(b, a)
-    return MeanDifference(compared.n, compared.difference, compared.low, compared.high, compared.p)
+    return MeanDifference(**vars(compare_log_perplexity(b, a)))
 
 
 @dataclass(frozen=True)
