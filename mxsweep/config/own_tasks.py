@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from mxsweep.config.checks import expanded, is_folder
-from mxsweep.files.checkpoints import is_file
+from mxsweep.files.checkpoints import is_file, texts_in
 from mxsweep.files.digests import file_digests, stamps
 from mxsweep.terminal.errors import ConfigError
 
@@ -112,10 +112,10 @@ class OwnTasks:
         listed = task.config.get("task") if task.is_group else None
         return list(map(_member_name, listed if isinstance(listed, list) else []))
 
-    def below(self, name: str) -> list[str]:
-        """Return a name and all that it stands for, those of lm-eval's own tasks among them, each once."""
+    def below(self, *names: str) -> list[str]:
+        """Return names and all that they stand for, those of lm-eval's own tasks among them, each once."""
         found: dict[str, None] = {}
-        waiting = [name]
+        waiting = list(reversed(names))
         while waiting:
             if (next_name := waiting.pop()) not in found:
                 found[next_name] = None
@@ -302,7 +302,7 @@ def _data_files(task: OwnTask) -> Iterator[Path]:
         yield from _all_files(Path(path))
     if path not in FORMATS_OF_FILES:
         return
-    for named in _texts(kwargs.get("data_files")):
+    for named in texts_in(kwargs.get("data_files")):
         if "://" in named:
             continue
         pattern = Path(named)
@@ -316,7 +316,7 @@ def _data_files(task: OwnTask) -> Iterator[Path]:
                 f"YAML file that names them ({task.file})"
             )
         yield from found
-    for folder in _texts(kwargs.get("data_dir")):
+    for folder in texts_in(kwargs.get("data_dir")):
         yield from _all_files(Path(folder))
 
 
@@ -353,13 +353,6 @@ def _all_files(path: Path) -> list[Path]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-
-
-def _texts(value: Any) -> Iterable[str]:
-    """Return the texts in a value, in lists and mappings, too."""
-    if isinstance(value, dict | list):
-        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
 
 
 def _member_name(member: Any) -> str:

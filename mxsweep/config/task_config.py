@@ -61,8 +61,7 @@ class TaskConfig:
         own = self.own
         if own is None:
             return list(self.names)
-        needed = [one for name in self.names for one in (own.below(name) if name in own.names else [name])]
-        return [name for name in dict.fromkeys(needed) if name not in own.names]
+        return [name for name in own.below(*self.names) if name not in own.names]
 
     @property
     def name(self) -> str:

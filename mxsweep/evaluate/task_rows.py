@@ -45,7 +45,7 @@ def dataset_of(
     try:
         return Dataset.from_list(list(rows))
     except NO_COLUMN:
-        pass
+        pass  # column by column, then, to name the line
     kept = []
     for name in rows[0]:
         if (problem := _column_problem([row.get(name) for row in rows])) is None:

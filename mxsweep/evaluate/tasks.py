@@ -116,8 +116,7 @@ def _load(
 
 def _own_that_read_data(own: OwnTasks | None, names: Sequence[str], fed: Sequence[str]) -> list[OwnTask]:
     """Return the tasks of one's own that these names come to and no file feeds."""
-    needed = dict.fromkeys(one for name in names if own and name in own.names for one in own.below(name))
-    return [own.tasks[one] for one in needed if own and one in own.tasks and one not in fed]
+    return [own.tasks[name] for name in own.below(*names) if name in own.tasks and name not in fed] if own else []
 
 
 def _why_not_loaded(names: Sequence[str], own: OwnTasks | None, mine: Sequence[OwnTask], error: Exception) -> str:
@@ -167,7 +166,7 @@ def _folder_of(own: OwnTasks | None, names: Sequence[str]) -> Iterator[Path | No
     if own is None:
         yield None
         return
-    needed = dict.fromkeys(one for name in names if name in own.names for one in own.below(name) if one in own.tasks)
+    needed = [name for name in own.below(*names) if name in own.tasks]
     with tempfile.TemporaryDirectory(prefix="mxsweep-tasks-") as folder:
         for number, name in enumerate(needed):
             text = yaml.safe_dump({"include": str(own.tasks[name].file)} | _plain_data(own.tasks[name]))
@@ -214,8 +213,9 @@ def _manager_of(names: Sequence[str], own: OwnTasks | None = None, folder: Path 
         own: tasks of one's own.
         folder: of files of those.
     """
-    needed = [one for name in names for one in (own.below(name) if own and name in own.names else [name])]
-    wanted = [name for name in needed if name != "story" and not (own and name in own.names)]
+    wanted = [
+        name for name in (own.below(*names) if own else names) if name != "story" and not (own and name in own.names)
+    ]
     root = Path(lm_eval.tasks.__file__).parent
     files = [next(iter(root.rglob(f"{name}.yaml")), None) for name in wanted]
     folders = [file.parent for file in files if file is not None]

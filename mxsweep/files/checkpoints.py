@@ -179,17 +179,17 @@ def _code_elsewhere(folder: Path) -> dict[str, Path]:
     """
     modules: dict[str, Path] = {}
     for config in ("config.json", "tokenizer_config.json"):
-        for reference in _texts(_read_mapping(folder / config).get("auto_map")):
+        for reference in texts_in(_read_mapping(folder / config).get("auto_map")):
             other, separator, _ = reference.partition("--")
             if separator and Path(other).is_dir():
                 modules |= {f"{other}--{file.relative_to(other)}": file for file in Path(other).rglob("*.py")}
     return modules
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """Return the texts in plain data, however deep."""
     if isinstance(value, dict | list):
-        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in texts_in(item)]
     return [value] if isinstance(value, str) else []
 
 
