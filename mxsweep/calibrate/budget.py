@@ -201,7 +201,15 @@ def refuse_budget(
     Raises:
         ConfigError: as said, or as :func:`mxsweep.model.sites.find_sites`.
     """
-    sizes, fixed = counted_modules(model, recipe, candidates)
+    _refuse_budget(*counted_modules(model, recipe, candidates), candidates, budget)
+
+
+def _refuse_budget(
+    sizes: Mapping[str, tuple[int, ...]],
+    fixed: tuple[int, int],
+    candidates: Mapping[str, LinearFormats],
+    budget: float,
+) -> None:
     nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
     choose_formats(sizes, candidates, nothing, budget, fixed=fixed)
 
@@ -234,8 +242,8 @@ def spend(
     Raises:
         ConfigError: the budget cannot be kept, or nothing can be chosen or measured.
     """
-    refuse_budget(model, recipe, candidates, budget)
     sizes, fixed = counted_modules(model, recipe, candidates)
+    _refuse_budget(sizes, fixed, candidates, budget)
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
         divergence = Divergence(model, sequences)

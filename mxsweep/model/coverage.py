@@ -9,7 +9,6 @@ norms and biases, of one, are not.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import MOST_LEFT, Recipe
-from mxsweep.model.decoder import block_around, decoder_blocks
+from mxsweep.model.decoder import block_around, decoder_blocks, without_numbers
 from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.probe import probe
 from mxsweep.model.sites import Site
@@ -178,7 +177,7 @@ def _by_kind(blocks: Collection[str], left: Mapping[str, int]) -> dict[str, Left
     kinds: dict[str, Left] = {}
     for name, weights in left.items():
         inside = name.removeprefix(f"{block_around(name, blocks)}.").removesuffix(".weight")
-        kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", inside)
+        kind = without_numbers(inside)
         before = kinds.get(kind, Left(0, 0))
         kinds[kind] = Left(before.matrices + 1, before.weights + weights)
     return kinds

@@ -7,6 +7,7 @@ no decoder blocks, nor are single projections in a list.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 
 from torch import nn
@@ -49,3 +50,8 @@ def block_around(name: str, blocks: Collection[str]) -> str | None:
 def block_number(block: str | None) -> int | None:
     """Return the number of the block of this name; None without a block."""
     return None if block is None else int(block.rpartition(".")[2])
+
+
+def without_numbers(name: str) -> str:
+    """Return a name with * for its numbers: one pattern for all modules that differ in nothing else."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

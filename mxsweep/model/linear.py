@@ -14,9 +14,8 @@ values, which is why taking it out is exact: the parent module gets the very sam
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import cast
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.decoder import without_numbers
 from mxsweep.model.linear_layers import is_transposed
 from mxsweep.model.matrices import Matrix, Rows, WeightMatrix
 from mxsweep.model.observer import Observer
@@ -56,8 +56,8 @@ class InputQuantizer:
 
     @contextmanager
     def following(self, model: PreTrainedModel) -> Iterator[None]:
-        """Know in each pass of ``model`` which example a token is of, while the context lasts."""
-        with self._pass.followed(model):
+        """Know in each pass of ``model`` which example a token is of, while the context lasts, if anything is drawn."""
+        with self._pass.followed(model) if self.draws else nullcontext():
             yield
 
     def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
@@ -95,11 +95,10 @@ class InputQuantizer:
         """Return x (..., C) as (B, ..., C), so that an element's random number is by its place within its example."""
         by_example = self._pass.by_example(x)
         if by_example is None:
-            kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)  # all such layers, as one pattern
             raise ConfigError(
                 f"rounding: 'stochastic' is not allowed for the inputs of {name}, which come as {tuple(x.shape)}: "
                 "their random numbers would depend on what else is in the batch; allowed: nearest, even, floor, or "
-                f"modules={{{kind}: none}}"
+                f"modules={{{without_numbers(name)}: none}}"
             )
         return by_example
 

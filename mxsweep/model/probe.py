@@ -101,10 +101,7 @@ def refusing_unreached(model: PreTrainedModel) -> Iterator[None]:
     A model may take another way for a text that is longer than the short pass: what is there was left as it is and
     counted as reached by no text, which the numbers of a run must not hide.
     """
-    reached = probe(model)
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        names[id(module)].append(name)
+    reached, names = probe(model), _names_of_modules(model)
     with ExitStack() as stack:
         for module in model.modules():
             here = names[id(module)]
@@ -176,9 +173,7 @@ class _Calls:
     """Note which modules are called, and which are being called now; modules are told apart by id."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names: dict[int, list[str]] = defaultdict(list)
-        for name, module in model.named_modules(remove_duplicate=False):
-            self.names[id(module)].append(name)
+        self.names = _names_of_modules(model)
         self.entered: Counter[int] = Counter()
         self.now: list[int] = []
 
@@ -259,6 +254,14 @@ def _experts_stand_aside(model: nn.Module) -> Iterator[None]:
 
 def _zeros(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.zeros_like(hidden_states)
+
+
+def _names_of_modules(model: nn.Module) -> dict[int, list[str]]:
+    """Return the names of each module, which may have several, by the module's id."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    return names
 
 
 def _without_numbers(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -149,10 +149,9 @@ def _check_reads(model: PreTrainedModel, sites: Sequence[Site]) -> None:
 
 
 def _check_rotation(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
-    asked = recipe.rotation.matmuls if recipe.rotation else ()
-    missing = _missing_roles(asked, operands)
+    roles = {operand.role for operand in operands.values()}
+    missing = _missing_roles(recipe.rotation.matmuls if recipe.rotation else (), roles)
     if missing:
-        roles = {operand.role for operand in operands.values()}
         allowed = [role for role in LINEAR_MATMULS if role in roles]
         raise ConfigError(
             f"rotation.matmuls: {missing[0]!r} is no linear layer of {type(model).__name__}; allowed: "
@@ -166,21 +165,18 @@ def rotations_of(model: PreTrainedModel, candidates: Sequence[Rotation]) -> list
     All linear layers together mean those that the model has; of a choice among them every one is returned, so that
     :func:`find_sites` refuses what is not there.
     """
-    operands = find_operands(model)
-    roles = {operand.role for operand in operands.values()}
-    asked = [matmul for candidate in candidates for matmul in candidate.matmuls]
-    if _missing_roles(asked, operands):
+    roles = {operand.role for operand in find_operands(model).values()}
+    if _missing_roles([matmul for candidate in candidates for matmul in candidate.matmuls], roles):
         return list(candidates)
     return [candidate for candidate in candidates if {*candidate.matmuls} <= {*roles, QUERY_KEY}]
 
 
-def _missing_roles(asked: Sequence[str], operands: dict[str, Operand]) -> list[str]:
-    """Return the roles that were asked for by name and no operand has.
+def _missing_roles(asked: Sequence[str], roles: Collection[str]) -> list[str]:
+    """Return what was asked for by name and is none of the roles that a model's operands have.
 
     Few models have all roles. To ask for all of them, the default, is to ask for those that the model has, if it has
     any.
     """
-    roles = {operand.role for operand in operands.values()}
     missing = [matmul for matmul in asked if matmul != QUERY_KEY and matmul not in roles]
     asked_for_all = set(LINEAR_MATMULS) <= set(asked)
     return [] if asked_for_all and len(missing) < len(LINEAR_MATMULS) else missing
