@@ -1,0 +1,114 @@
+"""Describe training recipes: which format each operand gets in the three products of a linear layer. Plain data.
+
+Legend: x (T, C) input, W (N, C) weight, y (T, N) = x W^T, g (T, N) gradient of the loss with respect to y. The products
+are fprop y = x W^T, which sums over C; dgrad dx = g W, which sums over N; wgrad dW = g^T x, which sums over the tokens T
+of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mxsweep.formats.mxformat import MXFormat
+
+# Each product with its two operands, as knobs name them: `matmuls.dgrad.grad`.
+PRODUCTS = {"fprop": ("input", "weight"), "dgrad": ("grad", "weight"), "wgrad": ("grad", "input")}
+HIGH_PRECISION, REQUANTIZED = BACKWARDS = ("high_precision", "requantized")  # what backward operands are made from
+FIXED, BY_STEP = SIGNS = ("fixed", "step")  # whether the signs of random Hadamard matrices are drawn once, or each step
+
+
+@dataclass(frozen=True)
+class OperandFormat:
+    """Say what an operand of a product becomes.
+
+    Attributes:
+        fmt: of its elements and blocks. A block of ``block_size`` N lies along the dimension that the product sums over
+            (the layout 1xN); a tile (R, C) takes C elements along that dimension and R across it, so that (N, 1) is the
+            layout Nx1.
+        prescale: what the operand is multiplied by before it is quantized, and divided by after: 0.75 keeps the largest
+            value of a block from being clipped, so that stochastic rounding has no bias (Tseng et al.,
+            arXiv 2502.20586).
+        four_over_six: whether each block takes the better of two scales, by squared error: one that puts the block's
+            maximum at the largest element (6 for fp4_e2m1), and one that puts it at two thirds of that (4).
+    """
+
+    fmt: MXFormat
+    prescale: float = 1.0
+    four_over_six: bool = False
+
+    def __str__(self) -> str:
+        """Return the format's text with what goes beside it: ``fp4_e2m1-b32-e8m0 x0.75``."""
+        prescale = f" x{self.prescale:g}" if self.prescale != 1 else ""
+        return f"{self.fmt}{prescale}{' 4/6' if self.four_over_six else ''}"
+
+
+@dataclass(frozen=True)
+class ProductFormats:
+    """Hold the formats of a product's two operands, in the order of PRODUCTS; None leaves an operand as it is.
+
+    Attributes:
+        hadamard: both operands are rotated along the dimension that the product sums over, by a block-diagonal
+            orthogonal matrix of Hadamard matrices of this order with random signs; 0: not at all.
+    """
+
+    first: OperandFormat | None = None
+    second: OperandFormat | None = None
+    hadamard: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether neither operand is quantized."""
+        return self.first is None and self.second is None
+
+
+@dataclass(frozen=True)
+class LayerFormats:
+    """Hold the formats of a linear layer's three products."""
+
+    fprop: ProductFormats = ProductFormats()
+    dgrad: ProductFormats = ProductFormats()
+    wgrad: ProductFormats = ProductFormats()
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether nothing is quantized, so that the layer may stay as it is."""
+        return self.fprop.is_plain and self.dgrad.is_plain and self.wgrad.is_plain
+
+    def operands(self) -> Iterator[tuple[str, OperandFormat | None]]:
+        """Yield each operand by its name, as ``dgrad.grad``, with its format."""
+        for product, names in PRODUCTS.items():
+            formats: ProductFormats = getattr(self, product)
+            yield from zip((f"{product}.{name}" for name in names), (formats.first, formats.second), strict=True)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Say what is quantized in a model while it is trained, and by which backend.
+
+    Attributes:
+        linear: formats of the linear layers and experts of the decoder blocks.
+        modules: (glob pattern over names of operands and of their modules, formats) pairs; where several match an
+            operand, the last wins.
+        keep_high: what stays as it is, whatever ``modules`` says: ``lm_head``, ``embeddings``, ``first`` or ``first:N``
+            and ``last`` or ``last:N`` decoder blocks, or glob patterns over names of modules.
+        backward: whether the operands of dgrad and wgrad that fprop has, too, are made from the tensors as they were
+            (HIGH_PRECISION), or from what fprop quantized (REQUANTIZED).
+        signs: FIXED or BY_STEP.
+        backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
+        seed: of stochastic rounding and of signs.
+    """
+
+    linear: LayerFormats = LayerFormats()
+    modules: tuple[tuple[str, LayerFormats], ...] = ()
+    keep_high: tuple[str, ...] = field(default=("lm_head", "embeddings"))
+    backward: str = HIGH_PRECISION
+    signs: str = FIXED
+    backend: str = "torch"
+    arithmetic: str = "native"
+    seed: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether nothing at all is quantized."""
+        return self.linear.is_plain and all(formats.is_plain for _, formats in self.modules)
