@@ -29,6 +29,7 @@ LAYERS = (
     "forward",
     "evaluate",
     "calibrate",
+    "training",
     "results",
     "study",
     "report",

@@ -1,0 +1,1 @@
+"""Train a model whose linear layers have formats in their products."""
