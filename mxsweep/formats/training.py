@@ -1,8 +1,8 @@
 """Describe training recipes: which format each operand gets in the three products of a linear layer. Plain data.
 
 Legend: x (T, C) input, W (N, C) weight, y (T, N) = x W^T, g (T, N) gradient of the loss with respect to y. The products
-are fprop y = x W^T, which sums over C; dgrad dx = g W, which sums over N; wgrad dW = g^T x, which sums over the tokens T
-of a sequence.
+are fprop y = x W^T, which sums over C; dgrad dx = g W, which sums over N; wgrad dW = g^T x, which sums over the tokens
+T of a sequence.
 """
 
 from __future__ import annotations
