@@ -21,7 +21,7 @@ from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.dispatch import check_arguments
-from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.philox import draws_of
 from mxsweep.numerics.reference.definition import (
     center_blocks,
     elementwise_inputs,
@@ -126,6 +126,7 @@ def measure_blocks(
     generator: torch.Generator | int = 0,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
+    first_example: int | None = None,
     quantized: Tensor | None = None,
     compare_exact: bool = False,
 ) -> PendingStatistics:
@@ -141,23 +142,23 @@ def measure_blocks(
         TypeError, ValueError: as `quantize`.
     """
     check_backend("torch", arithmetic)
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
     x = x.detach()
     y = quantized
     if y is None:
-        key = draw_key(generator) if fmt.rounding == "stochastic" else None
-        y = quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
+        draws = draws_of(fmt, generator, example_dims, first_example)
+        y = quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims)
     native = arithmetic == "native" and fmt.has_native_arithmetic
     totals = _Totals()
     if x.numel():
-        beside = elementwise_inputs(x, fmt, None, tensor_dims, example_dims)
+        beside = elementwise_inputs(x, fmt, None, tensor_dims)
         for region in block_regions(x.shape, fmt.block_size, axis):
             views = [region.view(tensor) for tensor in (x, y, *beside)]
             for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
                 totals.add_elements(x_piece, y_piece)
                 totals.add_blocks(x_piece, region.block_dims, fmt, native, beside_piece)
         if native and compare_exact:
-            exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims, example_dims)
+            exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims)
             totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
     return PendingStatistics(
         elements=x.numel(),

@@ -15,7 +15,7 @@ from mxsweep.formats.backends import BackendUnavailable, check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
 from mxsweep.numerics.reference.definition import quantize_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,6 +31,7 @@ def quantize(
     generator: torch.Generator | int | None = None,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
+    first_example: int | None = None,
 ) -> Tensor:
     """Quantize `x` to `fmt` and read it back, in x's shape and dtype. `x` is not changed.
 
@@ -50,21 +51,24 @@ def quantize(
         example_dims: how many leading dimensions count examples. An element's random number depends on the
             key and on its index (row-major) within its example, so that an example rounds alike in every
             batch.
+        first_example: the number of x's first example. It counts in the random numbers, too, so that they are
+            independent over examples, however these are split into batches: example i of x draws as example
+            `first_example` + i does everywhere. None: every example draws the numbers of example 0.
 
     Raises:
         TypeError: another dtype, or no tensor or format at all.
-        ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims` or `example_dims` that does not
-            fit x, stochastic rounding without a generator.
+        ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims`, `example_dims` or
+            `first_example` that does not fit x, stochastic rounding without a generator.
         BackendUnavailable: the backend cannot work here, or cannot do this.
     """
     arithmetic = arithmetic or ("exact" if backend == "cuda" else "native")
     check_backend(backend, arithmetic)
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
-    key = draw_key(generator) if fmt.rounding == "stochastic" and generator is not None else None
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
+    draws = draws_of(fmt, generator, example_dims, first_example)
     if torch.is_grad_enabled() and x.requires_grad:
-        answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, key, tensor_dims, example_dims)
+        answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, draws, tensor_dims)
         return answer
-    return _dispatch(x.detach(), fmt, axis, backend, arithmetic, key, tensor_dims, example_dims)
+    return _dispatch(x.detach(), fmt, axis, backend, arithmetic, draws, tensor_dims)
 
 
 def check_arguments(
@@ -74,6 +78,7 @@ def check_arguments(
     generator: torch.Generator | int | None,
     tensor_dims: Sequence[int] | None,
     example_dims: int,
+    first_example: int | None = None,
 ) -> None:
     """Raise what `quantize` promises to raise for arguments that do not fit each other."""
     for name, value, wanted in (("x", x, Tensor), ("fmt", fmt, MXFormat)):
@@ -86,6 +91,8 @@ def check_arguments(
         raise ValueError("generator: None does not go with stochastic rounding; allowed: a torch.Generator or a key")
     if not 0 <= example_dims < x.ndim:
         raise ValueError(f"example_dims: {example_dims!r} is not allowed; allowed here: 0 to {x.ndim - 1}")
+    if first_example is not None and (type(first_example) is not int or not 0 <= first_example <= LAST_EXAMPLE):
+        raise ValueError(f"first_example: {first_example!r} is not allowed; allowed: None, or 0 to 2^62")
     if fmt.tensor_scale and tensor_dims is not None:
         wrong = [dim for dim in tensor_dims if not -x.ndim <= dim < x.ndim]
         if wrong or not set(blocked) <= {dim % x.ndim for dim in tensor_dims}:
@@ -105,7 +112,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return (gradient, *[None] * 7)
+        return (gradient, *[None] * 6)
 
 
 def _dispatch(
@@ -114,12 +121,11 @@ def _dispatch(
     axis: int,
     backend: str,
     arithmetic: str,
-    key: int | None,
+    draws: Draws | None,
     tensor_dims: Sequence[int] | None,
-    example_dims: int,
 ) -> Tensor:
     if backend == "torch":
-        return quantize_torch(x, fmt, axis, arithmetic, key, tensor_dims, example_dims)
+        return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims)
     if problem := backend_problem(backend):
         raise BackendUnavailable(problem)
     if backend == "cuda":
@@ -127,7 +133,7 @@ def _dispatch(
             raise BackendUnavailable("backend 'cuda' computes arithmetic exact and has no native")
         from mxsweep.numerics.kernels.cuda import quantize_cuda
 
-        return quantize_cuda(x, fmt, axis, key, tensor_dims, example_dims)
+        return quantize_cuda(x, fmt, axis, draws, tensor_dims)
     from mxsweep.numerics.microxcaling import quantize_microxcaling
 
     return quantize_microxcaling(x, fmt, axis, arithmetic)

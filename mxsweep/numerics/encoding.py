@@ -21,7 +21,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import Region, block_regions, blocks_shape, pieces
 from mxsweep.numerics.dispatch import check_arguments
-from mxsweep.numerics.philox import draw_key
+from mxsweep.numerics.philox import draws_of, random_numbers
 from mxsweep.numerics.reference.codes import (
     code_dtype,
     element_codes,
@@ -31,7 +31,6 @@ from mxsweep.numerics.reference.codes import (
     scale_values,
 )
 from mxsweep.numerics.reference.definition import (
-    random_numbers,
     restore,
     round_blocks,
     tensor_scale_over,
@@ -82,12 +81,13 @@ def encode(
     generator: torch.Generator | int | None = None,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
+    first_example: int | None = None,
 ) -> Encoded:
     """Return `x` in the codes of `fmt`, by exact arithmetic. `x` is not changed, and gets no gradient.
 
     Arguments and errors are those of `quantize`.
     """
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
     x = x.detach()
     element, scale = fmt.element_format, fmt.scale_format
     per_block = blocks_shape(x.shape, fmt.block_size, axis)
@@ -104,8 +104,8 @@ def encode(
     if x.numel() == 0:
         return encoded
     beside = []
-    if fmt.rounding == "stochastic" and generator is not None:
-        beside.append(random_numbers(x, draw_key(generator), example_dims))
+    if draws := draws_of(fmt, generator, example_dims, first_example):
+        beside.append(random_numbers(x, draws))
     if encoded.tensor_scale is not None:
         beside.append(encoded.tensor_scale.expand(x.shape))
     for region in block_regions(x.shape, fmt.block_size, axis):

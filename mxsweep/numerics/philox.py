@@ -1,14 +1,15 @@
 """Draw the random numbers of stochastic rounding, by a counter: Philox4x32-10.
 
-Element i of an example draws from Philox(key, counter = i), whatever thread, device or batch computes it, so
-that every backend rounds it alike. Philox (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
-1, 2, 3", SC 2011, section 3.3) mixes a counter of four 32-bit words with a key of two in ten rounds of
+Element i of example e draws from Philox(key, counter = (i, e)), whatever thread, device or batch computes it, so
+that every backend rounds it alike. Where examples are not told apart, e is 0 for all. Philox (Salmon, Moraes,
+Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3) mixes a counter of four 32-bit
+words with a key of two in ten rounds of
 
     (c0, c1, c2, c3) <- (hi(M1 * c2) ^ c1 ^ k0,  lo(M1 * c2),  hi(M0 * c0) ^ c3 ^ k1,  lo(M0 * c0))
 
 where hi and lo are the halves of the 64-bit product, the key growing by (W0, W1) between rounds. Here
 
-    counter = (i mod 2^32, i >> 32, 0, 0)        key = (key mod 2^32, key >> 32)
+    counter = (i mod 2^32, i >> 32, e mod 2^32, e >> 32)        key = (key mod 2^32, key >> 32)
     u = (c0 >> 8) * 2^-24                        in [0, 1), exact in float32
 
 torch has no unsigned 32-bit multiplication, so the words live in int64 tensors. The product of two of them
@@ -18,8 +19,14 @@ sign.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from mxsweep.formats.mxformat import MXFormat
 
 _MULTIPLIER_0 = 0xD2511F53
 _MULTIPLIER_1 = 0xCD9E8D57
@@ -30,6 +37,26 @@ _WORD = 0xFFFFFFFF
 _PIECE = 32768  # counters at a time: some ten int64 temporaries are alive at once
 
 KEY_BITS = 64
+LAST_EXAMPLE = 2**62  # at most, so that numbers of examples behind it fit in 64 bits, too
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Say what stochastic rounding of a tensor draws from.
+
+    Attributes:
+        key: 64 bits.
+        example_dims: how many leading dimensions count examples.
+        first_example: the number of the tensor's first example; None where every example draws as number 0 does.
+    """
+
+    key: int
+    example_dims: int
+    first_example: int | None
+
+    def example_size(self, shape: Sequence[int]) -> int:
+        """Return how many elements an example of a tensor of `shape` has."""
+        return math.prod(shape[self.example_dims :])
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,21 +75,35 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
     return c0, c1, c2, c3
 
 
-def uniform(key: int, count: int, device: torch.device) -> Tensor:
-    """Return the numbers u of elements 0 to `count` - 1 under `key`: float32 [count], multiples of 2^-24 in [0, 1)."""
-    u = torch.empty(count, dtype=torch.float32, device=device)
-    step = _PIECE if device.type == "cpu" else max(count, 1)
-    for start in range(0, count, step):
-        i = torch.arange(start, min(start + step, count), dtype=torch.int64, device=device)
-        u[start : start + step] = uniform_at(key, i)
-    return u
+def uniform(key: int, count: int, device: torch.device, first_example: int = 0, examples: int = 1) -> Tensor:
+    """Return the numbers u of elements 0 to `count` - 1 of each of some examples that follow each other under `key`:
+    float32 [examples, count], multiples of 2^-24 in [0, 1).
+    """
+    total = examples * count
+    u = torch.empty(total, dtype=torch.float32, device=device)
+    step = _PIECE if device.type == "cpu" else max(total, 1)
+    for start in range(0, total, step):
+        place = torch.arange(start, min(start + step, total), dtype=torch.int64, device=device)
+        u[start : start + step] = uniform_at(key, place % count, place // count + first_example)
+    return u.view(examples, count)
 
 
-def uniform_at(key: int, i: Tensor) -> Tensor:
-    """Return the numbers u of the elements `i` (int64, not negative): float32 of the same shape."""
-    zero = torch.zeros_like(i)
-    word = philox4x32((i & _WORD, i >> 32, zero, zero), key)[0]
+def uniform_at(key: int, i: Tensor, example: Tensor | None = None) -> Tensor:
+    """Return the numbers u of the elements `i` of the examples `example` (int64 of one shape, not negative; None:
+    number 0): float32 of the same shape.
+    """
+    example = torch.zeros_like(i) if example is None else example
+    word = philox4x32((i & _WORD, i >> 32, example & _WORD, example >> 32), key)[0]
     return (word >> 8).to(torch.float32).mul_(2.0**-24)
+
+
+def random_numbers(x: Tensor, draws: Draws) -> Tensor:
+    """Return the number u of each of x's elements: float32 of x's shape."""
+    example = x.shape[draws.example_dims :]
+    if draws.first_example is None:
+        return uniform(draws.key, math.prod(example), x.device).view(example).expand(x.shape)
+    examples = math.prod(x.shape[: draws.example_dims])
+    return uniform(draws.key, math.prod(example), x.device, draws.first_example, examples).view(x.shape)
 
 
 def draw_key(generator: torch.Generator | int) -> int:
@@ -78,3 +119,12 @@ def draw_key(generator: torch.Generator | int) -> int:
     if not 0 <= generator < 2**KEY_BITS:
         raise ValueError(f"generator: {generator!r} is not a key; allowed: 0 to 2^{KEY_BITS} - 1")
     return int(generator)
+
+
+def draws_of(
+    fmt: MXFormat, generator: torch.Generator | int | None, example_dims: int, first_example: int | None
+) -> Draws | None:
+    """Return what `fmt` draws from, given arguments of `quantize`; None where it rounds without chance."""
+    if fmt.rounding != "stochastic" or generator is None:
+        return None
+    return Draws(draw_key(generator), example_dims, first_example)

@@ -52,7 +52,7 @@ class BlockScales:
             amax, _, midpoint = center_blocks(views[0], block_dims, fmt)
             return exact_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, views[1:])), midpoint
 
-        return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None, 0), choose)
+        return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None), choose)
 
     def quantize(self, w: Tensor, fmt: MXFormat) -> Tensor:
         """Return values (N, C) float32 on the grids of these scales: q((w - m) / s) * s + m, in exact arithmetic."""

@@ -94,7 +94,7 @@ def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) ->
                 target.copy_(of_piece)
         return scale, midpoint
 
-    return choose_scales(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None, 0)], search)
+    return choose_scales(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None)], search)
 
 
 def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat) -> ScaleAndMidpoint:

@@ -8,10 +8,10 @@ static const Format formats[] = {
 };
 
 // `blocks` rows of `length` elements, each row a block. tensor_amax: the maximum that a block's per-tensor scale comes
-// from, one a block. index: of each element within its example, for stochastic rounding; else null. Returns how many
-// blocks were divided quickly.
+// from, one a block. index: of each element within its example, for stochastic rounding; else null; example: the number of
+// its example. Returns how many blocks were divided quickly.
 extern "C" long quantize_blocks(int format_index, const float* x, float* y, long blocks, long length,
-                                const float* tensor_amax, const long* index, unsigned long long key) {
+                                const float* tensor_amax, const long* index, const long* example, unsigned long long key) {
     const Format format = formats[format_index];
     long quick = 0;
     for (long block = 0; block < blocks; ++block, x += length, y += length) {
@@ -30,7 +30,9 @@ extern "C" long quantize_blocks(int format_index, const float* x, float* y, long
         quick += scale.quick;
         if (!scale.quick) scale = scale_of_block(format, largest, midpoint, g);
         for (long i = 0; i < length; ++i) {
-            const float random = index ? uniform(key, (unsigned long long)index[block * length + i]) : 0.0f;
+            const long place = block * length + i;
+            const float random =
+                index ? uniform(key, (unsigned long long)index[place], (unsigned long long)example[place]) : 0.0f;
             y[i] = quantized(x[i], scale, format, random);
         }
     }

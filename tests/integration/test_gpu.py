@@ -84,7 +84,7 @@ def test_the_kernels_are_the_definition(fmt: MXFormat) -> None:
         x = adversarial(2**21, seed, "cuda", finite=fmt.tensor_scale).view(512, -1).to(dtype)
         if fmt.tensor_scale:
             x = x.nan_to_num(posinf=1.0, neginf=1.0)
-        arguments = {"generator": 2**63 + seed, "example_dims": 1, "tensor_dims": (-1,)}
+        arguments = {"generator": 2**63 + seed, "example_dims": 1, "first_example": 2**32 - 5, "tensor_dims": (-1,)}
         assert_same_bits(
             quantize(x, fmt, backend="cuda", **arguments), quantize(x, fmt, arithmetic="exact", **arguments)
         )
@@ -169,8 +169,8 @@ def test_the_kernels_take_any_shape_axis_and_stride(block_size: int | tuple[int,
                 MXFormat("fp4_e2m1", block_size, "e5m3", symmetric=False),
                 MXFormat("fp8_e4m3", block_size, rounding="stochastic"),
             ):
-                for example_dims in range(x.ndim):
-                    arguments = {"generator": 11, "example_dims": example_dims}
+                for example_dims, first in itertools.product(range(x.ndim), (None, 3)):
+                    arguments = {"generator": 11, "example_dims": example_dims, "first_example": first}
                     ours = quantize(x, fmt, axis, backend="cuda", **arguments)
                     assert_same_bits(ours, quantize(x, fmt, axis, arithmetic="exact", **arguments))
         assert_same_bits(x, before)
@@ -242,7 +242,7 @@ def test_the_kernels_run_on_the_current_stream_and_pass_gradients() -> None:
 
 def test_the_operator_is_a_proper_torch_operator() -> None:
     x = torch.randn(4, 64, device="cuda")
-    arguments = (x, "fp4_e2m1", [32], "e8m0", 8, "nearest", "floor", True, False, -1, None, None, 0)
+    arguments = (x, "fp4_e2m1", [32], "e8m0", 8, "nearest", "floor", True, False, -1, None, 0, 0, None)
     torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

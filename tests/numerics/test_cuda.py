@@ -35,23 +35,28 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Ten
     library = host_library(tmp_path_factory.mktemp("mx_host"), formats)
     library.quantize_blocks.restype = ctypes.c_long
 
-    def answer(x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0) -> torch.Tensor:
+    def answer(
+        x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0, first_example: int = 0
+    ) -> torch.Tensor:
         y, answer.quick_blocks = torch.empty_like(x), 0  # type: ignore[attr-defined]
-        example = torch.Size(x.shape[example_dims:])
-        index = torch.arange(example.numel()).view(example).expand(x.shape)
+        within = torch.Size(x.shape[example_dims:])
+        index = torch.arange(within.numel()).view(within).expand(x.shape)
+        batch = torch.Size(x.shape[:example_dims])
+        example = (torch.arange(batch.numel()) + first_example).view(*batch, *[1] * len(within)).expand(x.shape)
         tensor_amax = x.abs().amax().expand(x.shape)
         for region in block_regions(x.shape, fmt.block_size, axis):
             inside = region.block_dims
-            views = [region.view(tensor) for tensor in (x, y, index, tensor_amax)]
+            views = [region.view(tensor) for tensor in (x, y, index, example, tensor_amax)]
             outside = [dim for dim in range(views[0].ndim) if dim not in inside]
-            blocks, target, indices, maxima = (view.permute(*outside, *inside) for view in views)
+            blocks, target, indices, examples, maxima = (view.permute(*outside, *inside) for view in views)
             length = blocks.shape[len(outside) :].numel()
-            rows, places, result = blocks.contiguous(), indices.contiguous(), torch.empty(blocks.shape)
+            rows, result = blocks.contiguous(), torch.empty(blocks.shape)
+            places, numbers = indices.contiguous(), examples.contiguous()
             per_block = maxima.reshape(-1, length)[:, 0].contiguous()
             answer.quick_blocks += library.quantize_blocks(  # type: ignore[attr-defined]
                 formats.index(fmt), pointer(rows), pointer(result), ctypes.c_long(rows.numel() // length),
                 ctypes.c_long(length), pointer(per_block),
-                pointer(places if fmt.rounding == "stochastic" else None), ctypes.c_ulonglong(key),
+                pointer(places if fmt.rounding == "stochastic" else None), pointer(numbers), ctypes.c_ulonglong(key),
             )  # fmt: skip
             target.copy_(result)
         return y
@@ -100,8 +105,9 @@ def test_golden_cases_on_the_host(shared_dir: Path, on_host: Callable[..., torch
 def test_host_arithmetic_is_the_definitions(fmt: MXFormat, on_host: Callable[..., torch.Tensor]) -> None:
     for seed in range(2):
         x = adversarial(2**14, seed, finite=fmt.tensor_scale).view(16, -1)
-        ours = on_host(x, fmt, key=2**63 + 5, example_dims=1)
-        assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=2**63 + 5, example_dims=1))
+        draws = {"example_dims": 1, "first_example": 2**32 - 5}  # and so past 32 bits
+        ours = on_host(x, fmt, key=2**63 + 5, **draws)
+        assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=2**63 + 5, **draws))
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.scale != "e8m0" and fmt.symmetric], ids=str)
@@ -219,12 +225,12 @@ def test_lanes_of_a_block(block_size: int | tuple[int, int], dtype: torch.dtype,
 
 def test_a_tensor_that_is_not_on_a_gpu_is_refused() -> None:
     with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs a tensor on a CUDA GPU, .* on cpu$"):
-        quantize_cuda(torch.zeros(4), MXFormat("int8"), -1, None, None, 0)
+        quantize_cuda(torch.zeros(4), MXFormat("int8"), -1, None, None)
 
 
 def test_the_operator_can_be_traced() -> None:
     x = torch.empty(4, 6, dtype=torch.bfloat16, device="meta").t()
-    y = torch.ops.mxsweep.quantize(x, "int8", [2], "e8m0", 8, "nearest", "floor", True, False, -1, None, None, 0)
+    y = torch.ops.mxsweep.quantize(x, "int8", [2], "e8m0", 8, "nearest", "floor", True, False, -1, None, 0, 0, None)
     assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
 
 

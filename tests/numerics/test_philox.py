@@ -38,7 +38,7 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], expected:
 
 def test_uniform_takes_the_first_word_at_counter_i() -> None:
     key = 0xFEDCBA9876543210
-    u = uniform(key, 70_000, CPU)  # more than one piece
+    (u,) = uniform(key, 70_000, CPU)  # more than one piece
     assert u.dtype == torch.float32 and u.shape == (70_000,)
     for i in (0, 1, 32_767, 32_768, 69_999):
         word = plain_philox((i, 0, 0, 0), (key & 0xFFFFFFFF, key >> 32))[0]
@@ -51,8 +51,20 @@ def test_counters_beyond_32_bits_use_the_second_word() -> None:
     assert u.tolist() == [(word >> 8) * 2.0**-24 for word in expected]
 
 
+def test_the_number_of_an_example_is_in_the_other_two_words() -> None:
+    first = 2**32 - 2
+    u = uniform(7, 20_000, CPU, first, 4)
+    for example, i in ((0, 0), (1, 19_999), (2, 5), (3, 12_345)):
+        counter = (i, 0, (first + example) & 0xFFFFFFFF, (first + example) >> 32)
+        assert float(u[example, i]) == (plain_philox(counter, (7, 0))[0] >> 8) * 2.0**-24
+    assert torch.equal(u[2:], uniform(7, 20_000, CPU, first + 2, 2))
+    assert torch.equal(uniform(7, 100, CPU), uniform(7, 100, CPU, 0, 3)[:1])
+    # Standard error of a correlation: 0.007.
+    assert float(torch.corrcoef(u.double()).fill_diagonal_(0).abs().max()) < 0.035
+
+
 def test_uniform_is_uniform() -> None:
-    u = uniform(1, 200_000, CPU).double()
+    u = uniform(1, 200_000, CPU)[0].double()
     assert u.min() >= 0 and u.max() < 1
     # Standard errors: mean 0.00065, variance 0.00017, lag correlation 0.0022.
     assert abs(float(u.mean()) - 0.5) < 0.003
@@ -61,7 +73,8 @@ def test_uniform_is_uniform() -> None:
 
 
 def test_uniform_of_nothing() -> None:
-    assert uniform(1, 0, CPU).shape == (0,)
+    assert uniform(1, 0, CPU).shape == (1, 0)
+    assert uniform(1, 5, CPU, examples=0).shape == (0, 5)
 
 
 def test_keys() -> None:

@@ -152,6 +152,28 @@ def test_stochastic_rounding_is_reproducible() -> None:
     assert not torch.equal(quantize(x, fmt, generator=generator), quantize(x, fmt, generator=generator))
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_numbered_examples_draw_for_themselves_however_they_are_split(dims: int) -> None:
+    x, fmt = torch.randn(4, 3, 8, 32), MXFormat("fp4_e2m1", 16, rounding="stochastic")
+    x[1:] = x[0, 0]
+    whole = quantize(x, fmt, -2, generator=3, example_dims=dims, first_example=5)
+    size = x.shape[:dims].numel() // 4
+    for start, end in ((0, 1), (1, 4), (2, 3)):
+        part = quantize(x[start:end], fmt, -2, generator=3, example_dims=dims, first_example=5 + start * size)
+        assert_same(part, whole[start:end])
+    examples = whole.flatten(0, dims - 1)
+    assert all(not torch.equal(examples[-1], example) for example in examples[:-1])
+    shared = quantize(x, fmt, -2, generator=3, example_dims=dims)
+    assert_same(quantize(x, fmt, -2, generator=3, example_dims=dims, first_example=0)[:1, :1], shared[:1, :1])
+    assert_same(shared[1], shared[2])
+
+
+@pytest.mark.parametrize("first", [-1, 2**62 + 1, 1.0, True])
+def test_other_numbers_of_examples_are_refused(first: object) -> None:
+    with pytest.raises(ValueError, match=r"^first_example: .* allowed: None, or 0 to 2\^62$"):
+        quantize(torch.zeros(4), MXFormat("int8"), first_example=first)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 def test_an_example_rounds_alike_in_every_batch(axis: int) -> None:
     x, fmt = torch.randn(5, 6, 40), MXFormat("fp4_e2m1", 16, rounding="stochastic")

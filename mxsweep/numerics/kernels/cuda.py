@@ -28,6 +28,7 @@ from mxsweep.formats.element import ROUNDINGS
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.numerics.blocks import block_axes
+from mxsweep.numerics.philox import Draws
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def launch_count() -> int:
 
 
 def quantize_cuda(
-    x: Tensor, fmt: MXFormat, axis: int, key: int | None, tensor_dims: Sequence[int] | None, example_dims: int
+    x: Tensor, fmt: MXFormat, axis: int, draws: Draws | None, tensor_dims: Sequence[int] | None
 ) -> Tensor:
     """Quantize in exact arithmetic a tensor on a GPU, without checks and gradient.
 
@@ -68,18 +69,21 @@ def quantize_cuda(
     if fmt.tensor_scale:
         _group_size(x, tensor_dims)
     block = [fmt.block_size] if isinstance(fmt.block_size, int) else list(fmt.block_size)
+    draws = draws or Draws(0, 0, None)
     # An operator's integers are signed.
-    signed_key = None if key is None else key - 2**64 if key >= 2**63 else key
+    key = draws.key - 2**64 if draws.key >= 2**63 else draws.key
     answer: Tensor = torch.ops.mxsweep.quantize(
         x, fmt.element, block, fmt.scale, fmt.scale_bits, fmt.rounding, fmt.scale_rounding, fmt.symmetric,
-        fmt.tensor_scale, axis, signed_key, None if tensor_dims is None else list(tensor_dims), example_dims,
+        fmt.tensor_scale, axis, None if tensor_dims is None else list(tensor_dims), key, draws.example_dims,
+        draws.first_example,
     )  # fmt: skip
     return answer
 
 
 _SCHEMA = (
     "quantize(Tensor x, str element, int[] block_size, str scale, int scale_bits, str rounding, str scale_rounding, "
-    "bool symmetric, bool tensor_scale, int axis, int? key, int[]? tensor_dims, int example_dims) -> Tensor"
+    "bool symmetric, bool tensor_scale, int axis, int[]? tensor_dims, int key, int example_dims, int? first_example) "
+    "-> Tensor"
 )
 _library = torch.library.Library("mxsweep", "DEF")
 _library.define(_SCHEMA)
@@ -87,7 +91,8 @@ _library.define(_SCHEMA)
 
 def _operator(
     x: Tensor, element: str, block_size: list[int], scale: str, scale_bits: int, rounding: str, scale_rounding: str,
-    symmetric: bool, tensor_scale: bool, axis: int, key: int | None, tensor_dims: list[int] | None, example_dims: int,
+    symmetric: bool, tensor_scale: bool, axis: int, tensor_dims: list[int] | None, key: int, example_dims: int,
+    first_example: int | None,
 ) -> Tensor:  # fmt: skip
     block = block_size[0] if len(block_size) == 1 else (block_size[0], block_size[1])
     fmt = _format(element, block, scale, scale_bits, rounding, scale_rounding, symmetric, tensor_scale)
@@ -97,7 +102,7 @@ def _operator(
     y = torch.empty_like(x)
     if x.numel():
         with torch.cuda.device(x.device):
-            _launch(x, y, fmt, axis, 0 if key is None else key % 2**64, tensor_dims, math.prod(x.shape[example_dims:]))
+            _launch(x, y, fmt, axis, tensor_dims, Draws(key % 2**64, example_dims, first_example))
     return y
 
 
@@ -106,13 +111,14 @@ _library.impl("quantize", lambda x, *_: torch.empty_like(x, memory_format=torch.
 _format = functools.cache(MXFormat)
 
 
-def _launch(
-    x: Tensor, y: Tensor, fmt: MXFormat, axis: int, key: int, tensor_dims: Sequence[int] | None, example: int
-) -> None:
+def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws) -> None:
     kernels = _kernels(fmt, x.dtype, x.device.index)
     pointers = (x.data_ptr(), y.data_ptr())
     scales, group = _tensor_scales(x, kernels, tensor_dims) if fmt.tensor_scale else (None, 1)
-    beside = (0 if scales is None else scales.data_ptr(), group, key, example)
+    first_example = -1 if draws.first_example is None else draws.first_example
+    beside = (
+        0 if scales is None else scales.data_ptr(), group, draws.key, draws.example_size(x.shape), first_example,
+    )  # fmt: skip
     (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
     if lanes_of(fmt, x.dtype) and blocked == (x.ndim - 1,) and x.shape[-1] % _block_length(fmt) == 0:
         vectors = x.nbytes // VECTOR_BYTES

@@ -203,9 +203,9 @@ MX_FUNCTION float quantized(float x, BlockScale block, Format format, float rand
     return format.symmetric ? y : y + block.midpoint;
 }
 
-// Element i's number in [0, 1): the first word of Philox4x32-10; philox.py has its source.
-MX_FUNCTION float uniform(unsigned long long key, unsigned long long i) {
-    unsigned c0 = unsigned(i), c1 = unsigned(i >> 32), c2 = 0, c3 = 0;
+// The number in [0, 1) of an example's element i: the first word of Philox4x32-10; philox.py has its source.
+MX_FUNCTION float uniform(unsigned long long key, unsigned long long i, unsigned long long example) {
+    unsigned c0 = unsigned(i), c1 = unsigned(i >> 32), c2 = unsigned(example), c3 = unsigned(example >> 32);
     unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
     for (int round = 0; round < 10; ++round) {
         const unsigned long long p0 = 0xd2511f53ull * c0, p2 = 0xcd9e8d57ull * c2;
@@ -237,15 +237,16 @@ constexpr unsigned ALL = 0xffffffffu;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// Where the per-tensor scales g are (`group` elements share one), and what stochastic rounding draws from.
+// Where the per-tensor scales g are (`group` elements share one), and what stochastic rounding draws from: `example`
+// elements are an example, of which the first has the number `first_example`; -1 where all draw as number 0.
 struct Beside {
     const float* tensor_scales;
     i64 group;
     u64 key;
-    i64 example;
+    i64 example, first_example;
 };
-#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example
-#define BESIDE {tensor_scales, group, key, example}
+#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example, i64 first_example
+#define BESIDE {tensor_scales, group, key, example, first_example}
 
 // a / b for numbers that are not negative. A GPU divides 64 bits several times more slowly than 32, and those slowly.
 MX_FUNCTION i64 divided(i64 a, i64 b) {
@@ -306,15 +307,26 @@ MX_FUNCTION float tensor_scale_at(Beside beside, i64 i) {
     return FORMAT.tensor_scale ? beside.tensor_scales[divided(i, beside.group)] : 1.0f;
 }
 
+// The number of element i's example, and i's place in it.
+struct Place {
+    u64 example, i;
+};
+MX_FUNCTION Place place_of(Beside beside, i64 i) {
+    const i64 before = divided(i, beside.example);
+    return {beside.first_example < 0 ? 0 : u64(beside.first_example + before), u64(i - before * beside.example)};
+}
+
 MX_FUNCTION float random_at(Beside beside, i64 i) {
-    return FORMAT.rounding == STOCHASTIC ? uniform(beside.key, u64(i % beside.example)) : 0.0f;
+    if (FORMAT.rounding != STOCHASTIC) return 0.0f;
+    const Place place = place_of(beside, i);
+    return uniform(beside.key, place.i, place.example);
 }
 
 MX_FUNCTION void quantize_vector(float (&result)[PER_VECTOR], const unsigned (&words)[4], BlockScale block, u64 key,
-                                 i64 in_example) {
+                                 Place place) {
 #pragma unroll
     for (int i = 0; i < PER_VECTOR; ++i) {
-        const float random = FORMAT.rounding == STOCHASTIC ? uniform(key, u64(in_example + i)) : 0.0f;
+        const float random = FORMAT.rounding == STOCHASTIC ? uniform(key, place.i + i, place.example) : 0.0f;
         result[i] = quantized(element_of(words, i), block, FORMAT, random);
     }
 }
@@ -354,16 +366,16 @@ extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4*
     if (!inside) return;
 
     // A row, and so these elements, lie within one example.
-    const i64 in_example = FORMAT.rounding == STOCHASTIC ? first % beside.example : 0;
+    const Place place = FORMAT.rounding == STOCHASTIC ? place_of(beside, first) : Place{0, 0};
     float midpoint;
     const float amax = amax_of_block(FORMAT, magnitude_bits(largest), low, high, midpoint);
     // Two loops, since a choice inside one would be made for each element.
     const BlockScale block = quick_scale_of_block(FORMAT, amax, midpoint, g);
     float result[PER_VECTOR];
     if (block.quick)
-        quantize_vector(result, words, {block.scale, block.reciprocal, midpoint, true}, beside.key, in_example);
+        quantize_vector(result, words, {block.scale, block.reciprocal, midpoint, true}, beside.key, place);
     else
-        quantize_vector(result, words, scale_of_block(FORMAT, amax, midpoint, g), beside.key, in_example);
+        quantize_vector(result, words, scale_of_block(FORMAT, amax, midpoint, g), beside.key, place);
     unsigned written[4];
 #pragma unroll
     for (int word = 0; word < 4; ++word)

@@ -34,7 +34,6 @@ float16 blocks whose scale float16 does not hold (scales.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,7 +42,7 @@ from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
-from mxsweep.numerics.philox import uniform
+from mxsweep.numerics.philox import Draws, random_numbers
 from mxsweep.numerics.reference.rounding import round_exact, round_native
 from mxsweep.numerics.reference.scales import divisor, native_scale, stored_scale, tensor_scale_of
 
@@ -55,16 +54,15 @@ def quantize_torch(
     fmt: MXFormat,
     axis: int,
     arithmetic: str,
-    key: int | None,
+    draws: Draws | None,
     tensor_dims: Sequence[int] | None,
-    example_dims: int,
 ) -> Tensor:
-    """Quantize without checks and gradient; `key` is the 64-bit key of stochastic rounding or None."""
+    """Quantize without checks and gradient; `draws` is for stochastic rounding."""
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     native = arithmetic == "native" and fmt.has_native_arithmetic
-    beside = elementwise_inputs(x, fmt, key, tensor_dims, example_dims)
+    beside = elementwise_inputs(x, fmt, draws, tensor_dims)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
         if native:
@@ -76,21 +74,15 @@ def quantize_torch(
 
 
 def elementwise_inputs(
-    x: Tensor, fmt: MXFormat, key: int | None, tensor_dims: Sequence[int] | None, example_dims: int
+    x: Tensor, fmt: MXFormat, draws: Draws | None, tensor_dims: Sequence[int] | None
 ) -> list[Tensor]:
     """Return what an element needs beside x, expanded to x's shape: its random number, then its per-tensor scale g."""
     inputs = []
-    if key is not None:
-        inputs.append(random_numbers(x, key, example_dims))
+    if draws is not None:
+        inputs.append(random_numbers(x, draws))
     if fmt.tensor_scale:
         inputs.append(tensor_scale_over(x, fmt, tensor_dims).expand(x.shape))
     return inputs
-
-
-def random_numbers(x: Tensor, key: int, example_dims: int) -> Tensor:
-    """Return each element's random number for stochastic rounding, float32 of x's shape; alike in every example."""
-    example = x.shape[example_dims:]
-    return uniform(key, math.prod(example), x.device).view(example).expand(x.shape)
 
 
 def tensor_scale_over(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> Tensor:
