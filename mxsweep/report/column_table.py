@@ -57,6 +57,10 @@ def _rate(row: Row) -> float | None:
     return row.examples_per_sec
 
 
+def _training_speed(row: Row) -> float | None:
+    return row.number("training", "tokens_per_s")
+
+
 def _of_distance(name: str) -> Callable[[ComparedRow], Value]:
     return lambda entry: entry.row.number("diagnostics", "distance", entry.row.task or "", name)
 
@@ -139,6 +143,44 @@ MEASURED: list[Column] = [
         lambda row: str(len(row.warnings)) if row.warnings else ABSENT,
         kind=str,
         outputs=EVERYWHERE - {Output.STEPS},
+    ),
+    measured_column(
+        "diverged_at",
+        "step at which the training came to a loss that is not finite or ran away; empty where it did not",
+        lambda row: row.number("training", "diverged_at"),
+        "step {:g}".format,
+        kind=int,
+        title="diverged",
+        outputs=EVERYWHERE - {Output.STEPS},
+    ),
+    measured_column(
+        "train_loss",
+        "loss of the last step of the training, nats a token",
+        lambda row: row.number("training", "loss"),
+        "{:.4f}".format,
+        title="training loss",
+        outputs=PAGE_AND_DATA | {Output.MARKDOWN},
+    ),
+    recorded_column(
+        "validation_loss",
+        "loss of the trained model on the held-out sequences, nats a token; the metric loss of task validation",
+        "training",
+        "validation_loss",
+    ),
+    recorded_column("train_steps", "steps that the model was trained", "training", "steps", kind=int),
+    recorded_column("train_tokens", "tokens that the model was trained on", "training", "tokens", kind=int),
+    recorded_column("parameters", "parameters of the model that was trained", "training", "parameters", kind=int),
+    recorded_column("train_s", "seconds that the training took", "training", "seconds"),
+    measured_column(
+        "tokens/sec",
+        "tokens trained on per second: the speed of simulating formats",
+        _training_speed,
+        "{:,.0f}".format,
+        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
+        change=ratio_to_baseline(_training_speed, "{:.2f} × the baseline"),
+        change_title="training speed / baseline",
+        change_in=EVERYWHERE - {Output.LATEX, Output.STEPS},
+        more=(ratio_field("tokens/sec", _training_speed),),
     ),
     measured_column(
         "n",

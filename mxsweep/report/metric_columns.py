@@ -105,7 +105,7 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
         return []
     from_baseline = against_baseline(value, difference_of)
     fields = [Field(f"{name}_difference", "the run's metric minus the baseline's", float, from_baseline)]
-    if not (known.counts or known.is_perplexity or known.is_margin):
+    if not (known.counts or known.is_perplexity or known.is_margin or known.is_loss):
         return fields
     of_what = f"{name}_difference"
     form: Callable[[float], float] = float
@@ -113,7 +113,8 @@ def _difference_fields(name: str, like: str, metric_of: MetricOf, value: Callabl
         of_what, form = f"{name}_ratio", _exp
         text = "the run's perplexity divided by the baseline's"
         fields.append(Field(of_what, text, float, against_baseline(value, ratio)))
-    t_test = "a paired t test of " + ("log-perplexity" if known.is_perplexity else "the margins")
+    compared = "log-perplexity" if known.is_perplexity else "the margins" if known.is_margin else "the losses"
+    t_test = f"a paired t test of {compared}"
     test = "McNemar's exact test" if known.counts else t_test
     return [
         *fields,

@@ -9,7 +9,7 @@ from mxsweep.report.run_table import lay_out, pick_entry, run_columns
 from mxsweep.report.table import Cell, Table, text_cells
 from mxsweep.report.wording import ABSENT, format_value, metric_cell, one_line, speed
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.metrics import betterness, short_title
+from mxsweep.results.metrics import decimals, short_title
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import label
@@ -62,7 +62,7 @@ def reference_table(results: Results, reference: Reference) -> tuple[Table, str]
             continue
         cells = {name: label(theirs.knobs[name]) if name in theirs.knobs else ABSENT for name in knobs}
         for name in dict.fromkeys(names):
-            title, digits = short_title(name), 4 if betterness(name) > 0 else None
+            title, digits = short_title(name), decimals(name)
             value = theirs.metrics.get(name)
             cells[f"{title}, theirs"] = format_value(value, theirs.metrics.get(f"{name}_stderr"), digits)
             cells[f"{title}, ours"] = metric_cell(ours, name) if ours else ABSENT

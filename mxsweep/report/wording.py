@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxsweep.results.metrics import betterness, is_margin, is_perplexity
+from mxsweep.results.metrics import LOSS, betterness, decimals, is_loss, is_margin, is_perplexity
 from mxsweep.results.rows import Row
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
@@ -50,7 +50,7 @@ def format_value(value: float | None, stderr: float | None = None, digits: int |
 
 def metric_cell(row: Row, name: str) -> str:
     """Return a metric of a row, with its standard error, for reading."""
-    return format_value(row.metrics.get(name), row.metrics.get(f"{name}_stderr"), _digits(name))
+    return format_value(row.metrics.get(name), row.metrics.get(f"{name}_stderr"), decimals(name))
 
 
 def difference(row: Row, baseline: Row | None, name: str) -> str:
@@ -62,7 +62,7 @@ def difference(row: Row, baseline: Row | None, name: str) -> str:
     base = baseline.metrics.get(name) if baseline and not row.is_baseline else None
     if value is None or base is None or not (math.isfinite(value) and math.isfinite(base)):
         return ABSENT
-    if betterness(name) > 0:
+    if betterness(name) > 0 or is_loss(name):
         return f"{value - base:+.4f}"
     digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
     return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
@@ -88,9 +88,9 @@ def _parts(comparison: Comparison | None, name: str) -> _Parts:
     if comparison is None:
         return _Parts()
     c = comparison
-    if is_perplexity(name):
+    if is_perplexity(name) or is_loss(name):
         known = _Parts(c.perplexity, c.perplexity_p, c.perplexity_significant, c.perplexity_above_floor)
-        return known if name == c.row.ppl_name else _Parts()
+        return known if name in (c.row.ppl_name, LOSS) else _Parts()
     if is_margin(name):
         return _Parts(c.margin, c.margin_p, c.margin_significant, c.margin_above_floor)
     known = _Parts(c.accuracy, c.accuracy_p, c.accuracy_significant, c.accuracy_above_floor)
@@ -160,7 +160,3 @@ def size(count: float | None) -> str:
 def speed(value: float | None) -> str:
     """Return seconds, or examples a second, for reading."""
     return format_value(value, digits=1 if value is not None and value >= 10 else 2)
-
-
-def _digits(name: str) -> int | None:
-    return 4 if betterness(name) > 0 else None

@@ -20,6 +20,7 @@ class Metric:
         counts: an example's value says whether it was answered right.
         is_perplexity: an exponential of a mean log-likelihood, compared by ratio.
         is_margin: a mean of differences of log-likelihoods, in nats.
+        is_loss: minus a mean log-likelihood of a token, in nats, compared by difference.
         help: what it is, where lm-eval does not define it.
     """
 
@@ -30,10 +31,12 @@ class Metric:
     counts: bool = False
     is_perplexity: bool = False
     is_margin: bool = False
+    is_loss: bool = False
     help: str = "the metric, as lm-eval defines it"
 
 
 MARGIN = "margin"
+LOSS = "loss"
 METRICS = (
     Metric("acc", 5, long="accuracy", counts=True),
     Metric("acc_norm", 4, counts=True),
@@ -52,6 +55,12 @@ METRICS = (
     Metric("perplexity", -1, short="ppl", is_perplexity=True),
     Metric("word_perplexity", -2, short="word ppl", is_perplexity=True),
     Metric("byte_perplexity", is_perplexity=True),
+    Metric(
+        LOSS,
+        -3,
+        is_loss=True,
+        help="of a trained model: minus the mean log-likelihood of a token of the held-out sequences, nats",
+    ),
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 COUNTED = tuple(metric.name for metric in METRICS if metric.counts)  # by rank, the highest first
@@ -88,6 +97,16 @@ def is_perplexity(name: str) -> bool:
 def is_margin(name: str) -> bool:
     """Return whether a metric is a mean of differences of log-likelihoods."""
     return known_metric(name).is_margin
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a metric is minus a mean log-likelihood of a token."""
+    return known_metric(name).is_loss
+
+
+def decimals(name: str) -> int | None:
+    """Return to how many decimals a metric is written; None for what its standard error makes meaningful."""
+    return 4 if betterness(name) > 0 or is_loss(name) else None
 
 
 def main_metric(names: Iterable[str]) -> str | None:

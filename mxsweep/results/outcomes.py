@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_perplexity, main_metric
+from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_loss, is_perplexity, main_metric
 from mxsweep.results.record import NOISE_NAME, SAMPLES_NAME, RunFolder
 
-_WEIGHTS = ("words", "bytes")
+_WEIGHTS = ("words", "bytes", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class Outcomes:
         loglikelihood: (n,) float64, nats; None where the task has no perplexity.
         margin: (n,) float64, nats, log-likelihood of the right choice minus the largest of the others'; None where the
             task has no margin.
-        weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity); None for 1 each.
+        weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity, or tokens, of a loss);
+            None for 1 each.
         firsts: (m,) int64, ascending, the first of each set of examples that ask the same; None where all differ, or
             it is not known.
     """
@@ -144,7 +145,11 @@ def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
     correct = _correct(table, metrics)
     loglikelihood = _numbers(table, "loglikelihood") if "loglikelihood" in table.column_names else None
     # pandas writes NaN as null: a column of nulls alone is one of another task, unless this one has a perplexity.
-    if loglikelihood is not None and np.isnan(loglikelihood).all() and not any(map(is_perplexity, metrics)):
+    if (
+        loglikelihood is not None
+        and np.isnan(loglikelihood).all()
+        and not any(is_perplexity(name) or is_loss(name) for name in metrics)
+    ):
         loglikelihood = None
     # A task that does not say of every example what is right has no such metric.
     margin = _numbers(table, MARGIN) if MARGIN in metrics and MARGIN in table.column_names else None

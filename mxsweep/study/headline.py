@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxsweep.results.groups import Group
-from mxsweep.results.metrics import betterness, is_margin, short_title
+from mxsweep.results.metrics import betterness, is_loss, is_margin, short_title
 from mxsweep.results.rows import Row
 
 KNEE = (
@@ -69,11 +69,13 @@ def loss_metric(group: Group) -> str | None:
 def loss(row: Row, metric: str) -> float:
     """Return what is lower the better a run is; NaN if that is not known.
 
-    The log of a perplexity (nats), minus a margin (nats), or 1 minus an accuracy.
+    The log of a perplexity (nats), a loss (nats), minus a margin (nats), or 1 minus an accuracy.
     """
     value = row.metrics.get(metric, math.nan)
     if is_margin(metric):
         return -value
+    if is_loss(metric):
+        return value
     if betterness(metric) > 0:
         return 1 - value
     return math.log(value) if 0 < value < math.inf else math.nan
@@ -83,6 +85,8 @@ def loss_name(metric: str) -> str:
     """Name `loss` as a sentence does."""
     if is_margin(metric):
         return f"−{metric}"
+    if is_loss(metric):
+        return metric
     return f"1 − {metric}" if betterness(metric) > 0 else f"log {short_title(metric)}"
 
 

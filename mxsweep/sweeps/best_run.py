@@ -8,7 +8,7 @@ from typing import Any
 
 from mxsweep.report.wording import format_value
 from mxsweep.results.groups import COMPARABLE
-from mxsweep.results.metrics import betterness
+from mxsweep.results.metrics import betterness, decimals
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, read_rows
 
@@ -43,5 +43,5 @@ class BestRun:
 def _describe(metric: str, row: Row, knobs: str) -> str:
     """Return the metric of a run with its knobs, the standard error left out."""
     value, stderr = row.metrics[metric], row.metrics.get(f"{metric}_stderr")
-    text = format_value(value, stderr, 4 if betterness(metric) > 0 else None).partition(" ±")[0]
+    text = format_value(value, stderr, decimals(metric)).partition(" ±")[0]
     return f"best {metric} {text} ({knobs})"

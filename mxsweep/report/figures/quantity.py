@@ -7,7 +7,7 @@ from typing import Any
 from mxsweep.report.figures.figure import Spec, by_series, finite, tooltip
 from mxsweep.report.figures.look import BASELINE_DASHES
 from mxsweep.report.wording import ABSENT, difference, format_value, interval, significance
-from mxsweep.results.metrics import betterness, long_title
+from mxsweep.results.metrics import decimals, long_title
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study
 
@@ -46,7 +46,7 @@ def metric_quantity(name: str, rows: Sequence[Row]) -> Quantity:
         stem.replace("_", " ") + (" (± 1 standard error)" if has_error else ""),
         lambda row: row.metrics.get(name),
         lambda row: row.metrics.get(f"{name}_stderr"),
-        digits=4 if betterness(name) > 0 else None,
+        digits=decimals(name),
         metric=name,
     )
 

@@ -14,7 +14,7 @@ from mxsweep.report.wording import (
     percent,
     significance,
 )
-from mxsweep.results.metrics import MARGIN, is_perplexity, short_title
+from mxsweep.results.metrics import LOSS, MARGIN, is_perplexity, short_title
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.comparison import Comparison
@@ -68,7 +68,7 @@ def _verdict(pair: Comparison) -> str:
         return pair.why_not
     if pair.identical:
         return "identical to the last digit"
-    compared = (pair.row.accuracy_name, MARGIN, pair.row.ppl_name)
+    compared = (pair.row.accuracy_name, MARGIN, pair.row.ppl_name, LOSS)
     names = [name for name in compared if name and significance(pair, name)]
     said = [f"{short_title(name)}: {significance(pair, name)}" for name in names]
     return "; ".join(said) or ABSENT

@@ -14,18 +14,29 @@ from mxsweep.report.table import Cell
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 from mxsweep.results.record import (
+    CURVES_NAME,
     DIAGNOSTICS_NAME,
     LM_EVAL_NAME,
     LOG_NAME,
     NOISE_NAME,
     RECORD_NAME,
+    ROLES_NAME,
     SAMPLES_NAME,
 )
 from mxsweep.results.remedies import remedy_sentences
 from mxsweep.results.rows import Row, label
 from mxsweep.study.group_study import Study, count_values
 
-LINKED = (RECORD_NAME, SAMPLES_NAME, DIAGNOSTICS_NAME, NOISE_NAME, LM_EVAL_NAME, LOG_NAME)
+LINKED = (
+    RECORD_NAME,
+    SAMPLES_NAME,
+    CURVES_NAME,
+    ROLES_NAME,
+    DIAGNOSTICS_NAME,
+    NOISE_NAME,
+    LM_EVAL_NAME,
+    LOG_NAME,
+)
 
 
 @dataclass(frozen=True)
