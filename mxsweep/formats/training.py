@@ -87,7 +87,7 @@ class TrainingRecipe:
     """Say what is quantized in a model while it is trained, and by which backend.
 
     Attributes:
-        linear: formats of the linear layers and experts of the decoder blocks.
+        linear: formats of the linear layers and experts of the decoder blocks, and of lm_head.
         modules: (glob pattern over names of operands and of their modules, formats) pairs; where several match an
             operand, the last wins.
         keep_high: what stays as it is, whatever ``modules`` says: ``lm_head``, ``embeddings``, ``first`` or ``first:N``

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -55,10 +55,10 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     if any(isinstance(module, MXLinear | MXExperts) for module in model.modules()):
         raise RuntimeError(f"this {type(model).__name__} holds MX layers already; leave the context that put them in")
     operands = find_operands(model)
-    _check_patterns(model, recipe, operands)
+    check_patterns(model, [(pattern, formats != LinearFormats()) for pattern, formats in recipe.modules], operands)
     sites = []
     for operand in operands.values():
-        by_default = _is_quantized_by_default(operand)
+        by_default = is_in_blocks(operand)
         formats = recipe.formats_of(operand.name, by_default, operand.module_name)
         if not operand.is_linear and formats.weight is not None:
             formats = LinearFormats(weight=formats.weight)  # an embedding's input is token ids
@@ -71,8 +71,8 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
         sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
     _check_rotation(model, recipe, operands)
-    _check_reads(model, sites)
-    if recipe.linear != LinearFormats() and not any(map(_is_quantized_by_default, operands.values())):
+    check_reads(model, [site.operand for site in sites])
+    if recipe.linear != LinearFormats() and not any(map(is_in_blocks, operands.values())):
         raise ConfigError(
             f"format: {type(model).__name__} has no linear layers in its decoder blocks that could be quantized; "
             "allowed: none"
@@ -80,8 +80,8 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
     return sites
 
 
-def _is_quantized_by_default(operand: Operand) -> bool:
-    """Return whether an operand gets the format of linear layers where no pattern matches it."""
+def is_in_blocks(operand: Operand) -> bool:
+    """Return whether an operand is of a linear layer of the blocks, and no router: what is quantized unasked."""
     return operand.is_linear and operand.block is not None and operand.role != ROUTER
 
 
@@ -92,13 +92,20 @@ def _names_in_blocks(model: PreTrainedModel) -> set[str]:
     return {name for name in names if block_around(name, blocks) is not None}
 
 
-def _check_patterns(model: PreTrainedModel, recipe: Recipe, operands: dict[str, Operand]) -> None:
-    for pattern, formats in recipe.modules:
+def check_patterns(
+    model: PreTrainedModel, patterns: Iterable[tuple[str, bool]], operands: Mapping[str, Operand]
+) -> None:
+    """Refuse patterns of ``modules`` that match nothing, or nothing that can be quantized.
+
+    Args:
+        patterns: each with whether it changes what it matches.
+    """
+    for pattern, changes in patterns:
         named = {*operands, *(operand.module_name for operand in operands.values())}
-        names = named if formats != LinearFormats() else named | _names_in_blocks(model)
+        names = named if changes else named | _names_in_blocks(model)
         if not any(fnmatchcase(name, pattern) for name in names):
             unreached = [name for name in _unreached(model) if fnmatchcase(name, pattern)]
-            if unreached and formats == LinearFormats():
+            if unreached and not changes:
                 continue  # so it is in any case
             if unreached:
                 raise ConfigError(
@@ -134,10 +141,10 @@ def _unreached(model: PreTrainedModel) -> list[str]:
     return [name for name, module in modules if name not in reached and any(True for _ in module.parameters(False))]
 
 
-def _check_reads(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+def check_reads(model: PreTrainedModel, operands: Iterable[Operand]) -> None:
     """Refuse layers whose weights the model reads past them: a layer in their place would not be asked."""
     reached = probe(model)
-    past = [site.operand for site in sites if site.operand.module_name in reached.read_past]
+    past = [operand for operand in operands if operand.module_name in reached.read_past]
     if past:
         parts = {o.name if o.block is None else f"*.{o.place.part}" for o in past}
         patterns = ", ".join(f"{part}: none" for part in sorted(parts))

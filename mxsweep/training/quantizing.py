@@ -1,0 +1,180 @@
+"""Quantize the operands of a linear layer's three products, each along the dimension that its product sums over.
+
+Legend: x (..., T, C) input, W (N, C) weight, g (..., T, N) gradient of the loss with respect to y = x W^T; of E
+experts together x (B, E, T, C), W (E, N, C) and g (B, E, T, N). T are the tokens of one sequence (of an expert's, those
+that are for it), so that no block lies over two sequences.
+
+Random numbers. An element's depends on the recipe's seed, the step, the layer, the operand and the element's place
+within its example, and on the example's number within the step: not on how a batch is split among passes or processes,
+nor on how often an operand is made, as it is twice where activations are computed anew for the backward pass.
+
+The float32 scale that NVFP4 has over the scales of blocks is taken over a weight as a whole (an expert's own); over a
+token's channels where blocks of inputs and gradients lie along these, as in evaluation; and over a sequence where they
+lie along its tokens, or tiles over several. Taken over a whole batch, as other libraries do, it would make a gradient
+depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.training import BY_STEP, PRODUCTS, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
+from mxsweep.numerics import quantize
+from mxsweep.numerics.hadamard import hadamard
+from mxsweep.numerics.philox import uniform
+from mxsweep.training.roles import RoleObserver
+
+ALONG_TOKENS, ALONG_CHANNELS = -2, -1
+# The dimension that a product sums over, in each of its operands.
+_AXES = {
+    "fprop.input": -1, "fprop.weight": -1, "dgrad.grad": -1, "dgrad.weight": -2, "wgrad.grad": -2, "wgrad.input": -2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Make the operands of one layer's products, in one pass.
+
+    Attributes:
+        formats: of the operands.
+        name: of the layer.
+        reads: the name of the first layer that reads the same input: those that do draw alike for it.
+        backward: what the operands of dgrad and wgrad are made from that fprop has, too.
+        signs: whether the signs of Hadamard matrices are drawn once or each step.
+        backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
+        seed: of everything random.
+        step: the number of the step.
+        first_example: the number of the pass's first example.
+        observer: told of every operand and product; None for nobody.
+        whole_tensors: whether the float32 scales of NVFP4 are taken over tensors as a whole, the batch with them.
+    """
+
+    formats: LayerFormats
+    name: str = ""
+    reads: str = ""
+    backward: str = "high_precision"
+    signs: str = "fixed"
+    backend: str = "torch"
+    arithmetic: str = "native"
+    seed: int = 0
+    step: int = 0
+    first_example: int = 0
+    observer: RoleObserver | None = None
+    whole_tensors: bool = False
+
+    def product(self, product: str) -> ProductFormats:
+        """Return the formats of a product's operands."""
+        formats: ProductFormats = getattr(self.formats, product)
+        return formats
+
+    def operand_format(self, operand: str) -> OperandFormat | None:
+        """Return the format of an operand, as ``dgrad.grad``; None where it is left as it is."""
+        product, _, name = operand.partition(".")
+        formats = self.product(product)
+        return formats.first if PRODUCTS[product][0] == name else formats.second
+
+    def make(self, operand: str, x: Tensor) -> Tensor:
+        """Return what a product multiplies in the place of x: rotated and quantized, still times its prescale."""
+        x = self._rotated(operand, x)
+        of_operand = self.operand_format(operand)
+        if of_operand is None:
+            return x
+        scale = of_operand.prescale
+        quantized = self._quantized(operand, x if scale == 1 else x * scale, of_operand)
+        if self.observer is not None:
+            before, after = x, quantized if scale == 1 else quantized / scale
+            if _AXES[operand] == ALONG_TOKENS:
+                before, after = before.mT, after.mT
+            self.observer.operand(self.name, operand, before, after, of_operand, axis=-1)
+        return quantized
+
+    def unscaled(self, product: str, y: Tensor) -> Tensor:
+        """Return a product's answer without the prescales of its operands; y is changed."""
+        formats = self.product(product)
+        scale = math.prod(operand.prescale for operand in (formats.first, formats.second) if operand is not None)
+        return y if scale == 1 else y.div_(scale)
+
+    def backward_source(self, operand: str, x: Tensor) -> Tensor:
+        """Return what an operand of dgrad or wgrad is made from, given the weight or the input as it was."""
+        of_fprop = f"fprop.{operand.partition('.')[2]}"
+        fmt = self.operand_format(of_fprop)
+        if self.backward != REQUANTIZED or fmt is None:
+            return x
+        quantized = replace(self, observer=None).make(of_fprop, x)
+        if fmt.prescale != 1:
+            quantized = quantized / fmt.prescale
+        return self._rotated(of_fprop, quantized, inverse=True)
+
+    def _rotated(self, operand: str, x: Tensor, inverse: bool = False) -> Tensor:
+        product = operand.partition(".")[0]
+        formats = self.product(product)
+        if not formats.hadamard or formats.is_plain:
+            return x
+        x = x.transpose(_AXES[operand], -1)
+        key = random_key(self.seed, self.step if self.signs == BY_STEP else "fixed", product, "signs")
+        signs = _signs(key, formats.hadamard, x.dtype, x.device)
+        signs = signs.repeat(-(-x.shape[-1] // len(signs)))[: x.shape[-1]]
+        x = hadamard(x, formats.hadamard, inverse=True) * signs if inverse else hadamard(x * signs, formats.hadamard)
+        return x.transpose(_AXES[operand], -1)
+
+    def _quantized(self, operand: str, x: Tensor, of_operand: OperandFormat) -> Tensor:
+        axis, fmt = _AXES[operand], of_operand.fmt
+        if axis == ALONG_TOKENS and not isinstance(fmt.block_size, int):
+            fmt = replace(fmt, block_size=fmt.block_size[::-1])  # of a tile, the columns lie along the sum
+        key, example_dims, first_example = None, 0, None
+        if fmt.rounding == "stochastic":
+            reader = self.reads if operand in ("fprop.input", "wgrad.input") else ""
+            key = random_key(self.seed, self.step, reader or self.name, operand)
+        if not operand.endswith(".weight"):
+            example_dims = x.ndim - 2
+            first_example = self.first_example * (x.shape[1] if x.ndim > 3 else 1) if example_dims else None
+        return quantize(
+            x,
+            fmt,
+            axis=axis,
+            backend=self.backend,
+            arithmetic=self.arithmetic,
+            generator=key,
+            tensor_dims=self._tensor_dims(operand, fmt),
+            example_dims=example_dims,
+            first_example=first_example,
+        )
+
+    def _tensor_dims(self, operand: str, fmt: MXFormat) -> tuple[int, ...] | None:
+        if self.whole_tensors:
+            return None
+        by_token = _AXES[operand] == ALONG_CHANNELS and isinstance(fmt.block_size, int)
+        return (-1,) if by_token and not operand.endswith(".weight") else (-2, -1)
+
+
+def random_key(seed: int, step: int | str, module: str, operand: str) -> int:
+    """Return the 64-bit key of one tensor's random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{module}/{operand}".encode()).digest()[:8], "little")
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # signs outlive the caller's mode
+def _signs(key: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return (1 - 2 * (uniform(key, order, torch.device("cpu"))[0] < 0.5).to(dtype)).to(device)
+
+
+def along_tokens(formats: LayerFormats) -> Iterator[int]:
+    """Yield how many tokens each block or rotation takes that lies along the tokens in wgrad; none for plain ones."""
+    wgrad = formats.wgrad
+    if wgrad.is_plain:
+        return
+    if wgrad.hadamard:
+        yield wgrad.hadamard
+    for operand in (wgrad.first, wgrad.second):
+        size = operand.fmt.block_size if operand is not None else 0
+        size = size if isinstance(size, int) else size[1]
+        if size:
+            yield size

@@ -1,0 +1,77 @@
+"""Know of the pass that is running what training layers need: whose examples it reads, and where the training is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mxsweep.formats.training import LayerFormats, TrainingRecipe
+from mxsweep.model.decoder import without_numbers
+from mxsweep.model.running_pass import RunningPass
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.quantizing import Quantizer, along_tokens
+from mxsweep.training.step import Step
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """Hold what all training layers of a model share.
+
+    Attributes:
+        running: knows the examples of the pass.
+    """
+
+    recipe: TrainingRecipe
+    step: Step
+    running: RunningPass
+
+    def quantizer(self, formats: LayerFormats, name: str, reads: str) -> Quantizer:
+        """Return what makes a layer's operands in the pass that is running."""
+        return Quantizer(
+            formats,
+            name,
+            reads,
+            backward=self.recipe.backward,
+            signs=self.recipe.signs,
+            backend=self.recipe.backend,
+            arithmetic=self.recipe.arithmetic,
+            seed=self.recipe.seed,
+            step=self.step.number,
+            first_example=self.step.first_example,
+            observer=self.step.observer,
+        )
+
+
+def check_examples_are_known(formats: LayerFormats, name: str, x: Tensor) -> None:
+    """Refuse formats that need to know which example a token is of, for a layer that reads x, which does not say so."""
+    draws = any(operand is not None and operand.fmt.rounding == "stochastic" for _, operand in formats.operands())
+    if draws or any(along_tokens(formats)):
+        what = "stochastic rounding" if draws else "blocks along tokens"
+        raise ConfigError(
+            f"matmuls: {what} is not allowed for {name}, whose inputs come as {tuple(x.shape)}: what it answers would "
+            f"depend on what else is in the batch; leave it as it is with modules={{{without_numbers(name)}: none}}"
+        )
+
+
+def check_length(formats: LayerFormats, name: str, tokens: int) -> None:
+    """Refuse sequences of so many tokens where blocks along tokens would not end with them.
+
+    Blocks of a sequence and blocks of the sequences one after the other are the same only where they do.
+    """
+    wrong = [size for size in along_tokens(formats) if tokens % size]
+    if wrong:
+        raise ConfigError(
+            f"train.length: sequences of {tokens} tokens do not go with matmuls.wgrad of {name}, whose blocks or "
+            f"rotations take {wrong[0]} tokens of one sequence; allowed: multiples of {wrong[0]}"
+        )
+
+
+def is_joined(formats: LayerFormats) -> bool:
+    """Return whether neighbouring matrices of a weight with these formats become the same in one product as in several.
+
+    As operands of fprop, that is, which evaluation quantizes one by one: blocks along the channels do, tiles and a
+    weight's own float32 scale do not.
+    """
+    weight = formats.fprop.second
+    return weight is None or (isinstance(weight.fmt.block_size, int) and not weight.fmt.tensor_scale)
