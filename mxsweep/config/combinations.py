@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.config.run_parts import RunParts
+from mxsweep.config.training_combinations import check_training
 from mxsweep.formats import microxcaling_problem
 from mxsweep.terminal.errors import ConfigError
 
@@ -23,6 +24,7 @@ def _check_budget(config: RunParts, budget: float) -> None:
 
 def check_combination(config: RunParts) -> None:
     """Raise ConfigError for values that cannot go together, though each alone is fine."""
+    check_training(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(
@@ -42,11 +44,11 @@ def check_combination(config: RunParts) -> None:
         )
     if problem := config.recipe.kv.problem_with(config.recipe.key):
         raise ConfigError(problem)
-    for fmt in config.recipe.formats():
+    for fmt in config.formats():
         problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
         if problem is not None:
             raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
-    if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.recipe.is_baseline:
+    if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.is_baseline:
         raise ConfigError(
             f"{config.backend_setting} needs a GPU, and model.device is {config.model.device!r}; allowed: auto, cuda"
         )

@@ -15,11 +15,14 @@ from mxsweep.config.calibration_data import refuse_same_file, resolve_calibratio
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.format_config import FormatConfig, format_name, resolve_format, resolve_modules
 from mxsweep.config.kv_config import KVConfig, resolve_kv
+from mxsweep.config.matmul_config import MatmulsConfig, resolve_matmuls
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.task_config import TaskConfig, resolve_task
+from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
+from mxsweep.config.training_data import check_corpus, check_init
 from mxsweep.config.value_types import as_names
 from mxsweep.terminal.errors import ConfigError
 
@@ -33,7 +36,12 @@ PARTS: dict[str, Any] = {
     "calibration": CalibrationConfig,
     "model": ModelConfig,
     "task": TaskConfig,
+    "train": TrainConfig,
+    "corpus": CorpusConfig,
+    "init": InitConfig,
+    "matmuls": MatmulsConfig,
 }
+ROUNDED = ("scale_bits", "rounding", "scale_rounding", "symmetric")  # knobs of the run that each of its formats has
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -55,6 +63,9 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     arithmetic, backend, ptq = data.pop("arithmetic"), data.pop("backend"), data.pop("ptq")
     candidates = resolve_candidates([str(name) for name in as_names(ptq["formats"])], run_format, explicit, folders)
     rotation = data.pop("rotation")
+    train = TrainConfig(**_tupled(data.pop("train"), "betas"))
+    rounded = {leaf: data[leaf] for leaf in ROUNDED}
+    matmuls = resolve_matmuls(data.pop("matmuls"), train.trains, run_format, modules, explicit, rounded, folders)
     if backend == "auto":
         backend = "cuda" if data["custom_cuda"] else "torch"
     config = RunConfig(
@@ -68,10 +79,18 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         calibration=CalibrationConfig(**data.pop("calibration")),
         model=ModelConfig(**data.pop("model")),
         task=resolve_task(data.pop("task")),
+        train=train,
+        corpus=CorpusConfig(**data.pop("corpus")),
+        init=InitConfig(**data.pop("init")),
+        matmuls=matmuls,
+        recipe_name=data.pop("recipe")["name"],
         further=further,
         **data,
     )
     config = _with_arithmetic(config, arithmetic)
+    if config.trains:
+        check_init(config.init)
+        check_corpus(config.corpus, config.task)
     if config.needs_calibration:
         config = dataclasses.replace(config, calibration=resolve_calibration(config.calibration, config.model))
         refuse_same_file(config.calibration, config.task)
@@ -85,14 +104,27 @@ def check_values(data: dict[str, Any]) -> None:
         ConfigError: ``+knob=`` added what there is no use for, ``~knob`` took away what every run needs, or a value is
             not allowed.
     """
-    _check_keys("", data, {*knobs.groups(), *(knob.path for knob in knobs.leaves())})
-    for group in knobs.groups():
-        names = {knob.path.removeprefix(f"{group}.") for knob in knobs.leaves(group)}
-        _check_keys(f"{group}.", data[group], names)
-    for group in ("", *knobs.groups()):
-        below = data[group] if group else data
+    groups = knobs.groups()
+    _check_keys("", data, {*(group for group in groups if "." not in group), *(knob.path for knob in knobs.leaves())})
+    for group in groups:
+        paths = [*(knob.path for knob in knobs.leaves(group)), *groups]
+        names = {path.removeprefix(f"{group}.") for path in paths if path.startswith(f"{group}.")}
+        _check_keys(f"{group}.", _below(data, group), {name for name in names if "." not in name})
+    for group in ("", *groups):
+        below = _below(data, group)
         for knob in (knob for knob in knobs.leaves(group) if not knobs.is_of_sweep(knob.path)):
             knob.type.check(knob.path, below[knob.path.rpartition(".")[2]])
+
+
+def _below(data: dict[str, Any], group: str) -> Any:
+    """Return what stands below a group; groups come before those that are below them."""
+    for name in group.split(".") if group else ():
+        data = data[name]
+    return data
+
+
+def _tupled(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return data | {key: tuple(data[key])}
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -108,7 +140,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 def _take_further(data: dict[str, Any]) -> dict[str, Any]:
     """Take the values out that no type has a field for; return them by path."""
     fields = {group: {field.name for field in dataclasses.fields(part)} for group, part in PARTS.items()}
-    typed = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale"}
+    typed = {field.name for field in dataclasses.fields(RunConfig)} | {"block_size", "scale", "tensor_scale", "recipe"}
     further = {key: data.pop(key) for key in set(data) - typed}
     for group, names in fields.items():
         further |= {f"{group}.{leaf}": data[group].pop(leaf) for leaf in set(data[group]) - names}
@@ -127,9 +159,9 @@ def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
     In float16 it is exact: native arithmetic takes 2^-126 for the largest value of a block of zeros, which is 0 in
     float16, and the block becomes NaN.
     """
-    native = [fmt.has_native_arithmetic for fmt in config.recipe.formats()]
+    native = [fmt.has_native_arithmetic for fmt in config.formats()]
     if arithmetic == "native" and not all(native):
-        without = next(fmt for fmt in config.recipe.formats() if not fmt.has_native_arithmetic)
+        without = next(fmt for fmt in config.formats() if not fmt.has_native_arithmetic)
         raise ConfigError(
             "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
             f"stochastic rounding, and {without} is none such; allowed: auto, exact"

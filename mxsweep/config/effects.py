@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
+from mxsweep.formats.training import OPERANDS
 
 Values = Mapping[str, Any]
 
@@ -24,7 +25,13 @@ def always(_: Values) -> bool:
 def quantizes(values: Values) -> bool:
     """Return whether any tensor gets a format."""
     linear = any(values.get(f"format.{name}") != "none" for name in ("weight", "activation"))
-    return linear or quantizes_kv(values) or any(_of_modules(values, "weight", "activation"))
+    of_modules = any(_of_modules(values, "weight", "activation"))
+    return linear or quantizes_kv(values) or of_modules or _quantizes_training(values)
+
+
+def trains(values: Values) -> bool:
+    """Return whether the run trains its model before it evaluates it."""
+    return values.get("train.method", "none") != "none"
 
 
 def quantizes_weights(values: Values) -> bool:
@@ -76,6 +83,18 @@ def _solves_by_output(values: Values) -> bool:
         return False
     options = {option: values.get(f"ptq.{option}") for option in method.options}
     return method.needs(options) is not Needs.NOTHING
+
+
+def _quantizes_training(values: Values) -> bool:
+    """Return whether some operand gets a format of its own while the model is trained."""
+    of_operands = [values.get(f"matmuls.{operand}") for operand in OPERANDS] if trains(values) else []
+    # What does not say an element has that of fprop's operand, which has the format's.
+    return any(
+        value.get("element", "none") not in ("none", None)
+        if isinstance(value, Mapping)
+        else value not in ("auto", "none", None)
+        for value in of_operands
+    )
 
 
 def _of_modules(values: Values, *fields: str) -> list[bool]:

@@ -4,7 +4,7 @@ From this table come a run's identity and its baseline's config, what tables sho
 docs/knobs.md, how the command line reads a value, which paths count from the folder that they were typed in, and what
 is fuzzed. A new leaf is an entry here, its default in ``conf/config.yaml``, and the code that uses it; with an ``off``
 value, runs without it stay the runs that they were. (Knobs of sweeps, which decide no result, are declared in
-``sweep_knobs.py``, and are part of the table.)
+``sweep_knobs.py``, those of training in ``train_knobs.py``; all are part of the table.)
 
 The order is that of the help, of columns, and of checks.
 """
@@ -18,6 +18,7 @@ from mxsweep.config import effects
 from mxsweep.config.checks import check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
+from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
 from mxsweep.config.value_types import (
     WORD,
     WORD_OR_NULL,
@@ -218,13 +219,15 @@ GROUPS = (
     ),
     Knob(
         "task",
-        "what is evaluated; story: embedded; any lm-eval task; FILE.yaml: one of your own; [a,b]: several",
+        "what is evaluated; story: embedded; any lm-eval task; FILE.yaml: one of your own; [a,b]: several; none: of a "
+        "run that trains, its held-out loss alone",
         Listing("names of lm-eval tasks"),
         Scope.BASELINE,
         place="task",
         is_group=True,
         tells_metrics_apart=True,
     ),
+    *TRAIN_GROUPS,
     Knob(
         "experiment",
         "recipes: what they set and sweep is in conf/experiment/",
@@ -564,7 +567,13 @@ RUNS = (
         Whole("a whole number of sequences at a time when generating, at least 1", 1),
         Scope.NONE,
     ),
-    Knob("seed", "few-shot choice, stochastic rounding, the diagnostics' sample, the noise", SEEDS, Scope.BASELINE),
+    Knob(
+        "seed",
+        "few-shot choice, stochastic rounding, the diagnostics' sample, the noise; of a training also the initial "
+        "weights and the order of the data",
+        SEEDS,
+        Scope.BASELINE,
+    ),
     Knob(
         "diagnostics",
         "true: also measure where error enters (diagnostics.parquet), on a sample",
@@ -595,4 +604,17 @@ def by_path(knobs: Iterable[Knob]) -> dict[str, Knob]:
     return table
 
 
-TABLE = by_path((*GROUPS, *FORMATS, *KEYS_AND_VALUES, *REMEDIES, *MODEL_AND_TASK, *RUNS, *SWEEPS, *LAUNCHERS))
+TABLE = by_path(
+    (
+        *GROUPS,
+        *FORMATS,
+        *KEYS_AND_VALUES,
+        *REMEDIES,
+        *MODEL_AND_TASK,
+        *RUNS,
+        *PRODUCTS_OF_LAYERS,
+        *TRAINING,
+        *SWEEPS,
+        *LAUNCHERS,
+    )
+)

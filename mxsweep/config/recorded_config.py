@@ -16,11 +16,17 @@ def recorded(config: RunParts) -> dict[str, Any]:
     """Return the config for the record: nested, JSON-able, with the labels that tables use as ``name``."""
     data = dataclasses.asdict(config)
     linear, further = data.pop("format"), data.pop("further")
+    training = {name: data.pop(name) for name in ("train", "corpus", "init", "matmuls")}
+    data.pop("recipe_name")
     for formats in (*data["modules"].values(), *data["ptq"]["formats"].values()):
         formats.pop("name")
     data["kv_quant"] = config.kv_quant.as_dict(config.format)
     data |= _remedies(config)
-    data["model"]["name"] = config.model.label
+    data["model"]["name"] = config.model_label
+    if config.trains:
+        data |= {"recipe": {"name": config.recipe_label}} | training
+        for derived in ("linear", "modules"):
+            data["matmuls"].pop(derived)
     data["task"] = {"name": config.task.name, **data["task"]}
     data["task"].pop("fields")
     # The run's block size and scale are knobs of the run; they live at the top as they do in conf/.
@@ -60,6 +66,7 @@ def values_of(config: RunParts) -> dict[str, Any]:
     data |= data.pop("further")
     linear = data["format"]
     data |= {leaf: linear[leaf] for leaf in ("block_size", "scale", "tensor_scale")}
+    data["recipe.name"] = data.pop("recipe_name")
     return _flat(data)
 
 

@@ -20,15 +20,18 @@ from mxsweep.config.checks import file_digest
 from mxsweep.config.knob import UNSET, Scope
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_parts import RunParts
+from mxsweep.config.training_data import corpus_identity, init_identity
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.formats import NUMERICS_VERSION, MXFormat
 from mxsweep.formats.recipe import KVOptions, LinearFormats
+from mxsweep.formats.training import LayerFormats
 from mxsweep.machine.gpus import device_type
 
 # Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever those of most models change.
 # It is part of the hash of every run that has one, and of the key of everything that is cached of them; what is cached
 # has a version of its own besides, for changes that leave most runs what they were.
 REMEDIES_VERSION = 1
+TRAINING_VERSION = 1  # raised whenever the same config comes to another trained model
 MOST_OF_A_NAME = 40  # characters of a format in a run's id
 
 Entries = dict[str, Any]
@@ -42,10 +45,11 @@ def identity_of(config: RunParts) -> Entries:
     """
     entries = _entries(config, OF_EVERY_RUN) | entries_alone(config, Scope.BASELINE)
     entries["quantized"] = None
-    if not config.recipe.is_baseline:
+    if not config.is_baseline:
         remedies = _entries(config, OF_REMEDIES)
         version = {"remedies": REMEDIES_VERSION} if remedies else {}
-        entries["quantized"] = formats_entries(config) | remedies | version | entries_alone(config, Scope.RUN)
+        formats = formats_entries(config) | _entries(config, OF_TRAINING)
+        entries["quantized"] = formats | remedies | version | entries_alone(config, Scope.RUN)
     plain: Entries = json.loads(json.dumps(entries))
     return plain
 
@@ -70,6 +74,8 @@ def entries_alone(config: RunParts, scope: Scope) -> Entries:
 
 
 def _model_entries(config: RunParts) -> Entries:
+    if config.trains and config.init.is_random:  # no weights are loaded
+        return {"model": {"init": init_identity(config.init, config.corpus), "dtype": config.model.dtype}}
     return {"model": config.model.identity()}
 
 
@@ -116,6 +122,41 @@ def formats_entries(config: RunParts) -> Entries:
     }
 
 
+def training_entries(config: RunParts) -> Entries:
+    """Return what the operands of each product become while the model is trained; nothing where none is."""
+    if not config.trains:
+        return {}
+    recipe = config.training_recipe
+    layers = (("", recipe.linear), *recipe.modules)
+    return {
+        "training": {
+            "layers": [[name, *_layer_texts(formats)] for name, formats in layers],
+            "kept": list(recipe.keep_high),
+            "backward": recipe.backward,
+            "signs": recipe.signs,
+        }
+    }
+
+
+def _layer_texts(formats: LayerFormats) -> list[Any]:
+    products = (formats.fprop, formats.dgrad, formats.wgrad)
+    return [[*(operand and str(operand) for operand in (one.first, one.second)), one.hadamard] for one in products]
+
+
+def train_entries(config: RunParts) -> Entries:
+    """Return how the model is trained, on what, and from which weights; nothing where it is not trained."""
+    if not config.trains:
+        return {}
+    values = values_of(config)
+    train = {
+        knob.path.removeprefix("train."): values[knob.path]
+        for knob in knobs.leaves("train")
+        if knob.scope is Scope.BASELINE and knob.path in values
+    }
+    train |= {"tokens": None, "steps": config.train.total_steps}
+    return {"train": {**train, "corpus": corpus_identity(config.corpus), "version": TRAINING_VERSION}}
+
+
 def _kv_entries(config: RunParts) -> Entries:
     options = config.recipe.kv
     return {} if options == KVOptions() else {"kv_options": options.as_dict()}
@@ -155,6 +196,7 @@ OF_EVERY_RUN: dict[str, Callable[[RunParts], Entries]] = {
     "task": _task_entries,
     "data": _data_entries,
     "own_tasks": _own_task_entries,
+    "train": train_entries,
 }
 OF_REMEDIES: dict[str, Callable[[RunParts], Entries]] = {
     "kv_options": _kv_entries,
@@ -162,7 +204,8 @@ OF_REMEDIES: dict[str, Callable[[RunParts], Entries]] = {
     "ptq": _ptq_entries,
     "calibration": _calibration_entries,
 }
-PLACES = {*OF_EVERY_RUN, *OF_REMEDIES, "formats", "the knobs that it sets"}
+OF_TRAINING: dict[str, Callable[[RunParts], Entries]] = {"training": training_entries}
+PLACES = {*OF_EVERY_RUN, *OF_REMEDIES, *OF_TRAINING, "formats", "the knobs that it sets"}
 
 
 def _linear_texts(formats: LinearFormats) -> list[str | None]:
@@ -184,7 +227,10 @@ def run_id(config: RunParts, stamp: str, config_hash: str) -> str:
     """Return a name for the run's folder, such as ``20260207_220640_w4a6_kvfp4e2m1_bs16_sb6_ccfalse_3fa91c04``.
 
     When, formats, the habitual knobs, and the beginning of the hash. Keys and values that stay as they are go unsaid.
+    Of a run that trains: when, how it trains, its recipe, and the beginning of the hash.
     """
+    if config.trains:
+        return "_".join([stamp, config.train.method, _in_file_name(config.recipe_label), config_hash[:8]])
     size = config.format.block_size
     block = "x".join(map(str, size)) if isinstance(size, tuple) else size
     modules = "+modules" if any(formats != LinearFormats() for _, formats in config.recipe.modules) else ""

@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from mxsweep.config.evaluated_recipe import evaluated
 from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.kv_config import KVConfig
+from mxsweep.config.matmul_config import MatmulsConfig
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.task_config import TaskConfig
+from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
+from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.formats import MXFormat
 from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
+from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -41,6 +46,11 @@ class RunParts:
     limit: int | float | None
     model: ModelConfig
     task: TaskConfig
+    train: TrainConfig
+    corpus: CorpusConfig
+    init: InitConfig
+    matmuls: MatmulsConfig
+    recipe_name: str
     modules: dict[str, FormatConfig]
     ptq: PTQConfig
     rotation: RotationConfig
@@ -61,7 +71,19 @@ class RunParts:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Return the formats of every tensor, before any search. Raises ConfigError for a format that is none."""
+        """Return the formats of every tensor, before any search. Raises ConfigError for a format that is none.
+
+        Of a run that trains, those that the trained model is evaluated in: fprop's, as far as a recipe can say them
+        (``not_evaluated`` has the rest).
+        """
+        if self.trains:
+            return Recipe(
+                linear=evaluated(self.matmuls.linear)[0],
+                modules=tuple((pattern, evaluated(layer)[0]) for pattern, layer in self.matmuls.modules.items()),
+                backend=self.backend,
+                arithmetic=self.arithmetic,
+                seed=self.seed,
+            )
         kv = dataclasses.replace(
             self.format,
             block_size=self.kv_quant.block_size,
@@ -81,6 +103,57 @@ class RunParts:
         if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
             recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
         return recipe
+
+    @property
+    def trains(self) -> bool:
+        """Return whether the run trains its model before it evaluates it."""
+        return self.train.trains
+
+    @cached_property
+    def training_recipe(self) -> TrainingRecipe:
+        """Return the formats of every product's operands while the model is trained; none where it is not."""
+        return TrainingRecipe(
+            linear=self.matmuls.linear,
+            modules=tuple(self.matmuls.modules.items()),
+            keep_high=self.matmuls.keep_high,
+            backward=self.matmuls.backward,
+            signs=self.matmuls.signs,
+            backend=self.backend,
+            arithmetic=self.arithmetic,
+            seed=self.seed,
+        )
+
+    @property
+    def recipe_label(self) -> str:
+        """Return what tables call the formats of a training: the recipe that was chosen, or what was set by itself."""
+        if self.training_recipe.is_plain:
+            return PLAIN_RECIPE
+        if self.recipe_name not in (NO_RECIPE, PLAIN_RECIPE):
+            return self.recipe_name
+        return f"{self.format.name}+matmuls" if self.matmuls.is_set else self.format.name
+
+    @property
+    def model_label(self) -> str:
+        """Return what tables call the model: where a training began with random weights, by their sizes."""
+        return self.init.label if self.trains and self.init.is_random else self.model.label
+
+    @property
+    def not_evaluated(self) -> list[str]:
+        """Return what of fprop's formats the evaluation of the trained model leaves out, in a sentence each."""
+        layers = (("", self.matmuls.linear), *self.matmuls.modules.items())
+        left_out = [f"{pattern}: {text}" if pattern else text for pattern, one in layers for text in evaluated(one)[1]]
+        return list(dict.fromkeys(left_out)) if self.trains else []
+
+    @property
+    def is_baseline(self) -> bool:
+        """Return whether nothing at all is quantized, neither while training nor in the evaluation."""
+        return self.recipe.is_baseline and self.training_recipe.is_plain
+
+    def formats(self) -> list[MXFormat]:
+        """Return every format that some tensor gets, in the training or in the evaluation, each once."""
+        layers = (self.matmuls.linear, *self.matmuls.modules.values())
+        trained = [operand.fmt for layer in layers for _, operand in layer.operands() if operand is not None]
+        return list(dict.fromkeys([*self.recipe.formats(), *trained]))
 
     @property
     def candidates(self) -> tuple[Rotation, ...]:

@@ -29,7 +29,7 @@ class TaskConfig:
     fewshot_evaluated: bool = False
 
     def __post_init__(self) -> None:
-        if not self.names or not all(isinstance(name, str) and name for name in self.names):
+        if not all(isinstance(name, str) and name for name in self.names):
             raise ConfigError(f"task: {list(self.names)!r} must be one or more names of lm-eval tasks")
         if not isinstance(self.fields, dict):
             raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
@@ -66,7 +66,7 @@ class TaskConfig:
     @property
     def name(self) -> str:
         """Return what tables call the tasks."""
-        return "+".join(self.names)
+        return "+".join(self.names) or "none"
 
 
 def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
@@ -77,6 +77,8 @@ def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
     if data is None:
         data = {}
     elif not isinstance(data, dict):
+        if not names:
+            raise ConfigError(f"task.data: {data!r} goes with a task, and task=none is none")
         if len(names) > 1:
             raise ConfigError(
                 f"task.data: {data!r} is one file for the tasks {', '.join(names)}; "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from mxsweep.config.option_files import option_names, read_option
 
 FROM_SCRATCH, FINETUNE = "from_scratch", "finetune"
+SIZES = ("hidden", "layers", "heads", "kv_heads", "mlp")  # of a random model
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class TrainConfig:
     processes: int
     parallel: str
     compile: bool
+
+    @property
+    def trains(self) -> bool:
+        """Return whether anything is trained."""
+        return self.method in (FROM_SCRATCH, FINETUNE)
 
     @property
     def total_steps(self) -> int:
@@ -94,3 +102,28 @@ class InitConfig:
     kv_heads: int
     mlp: int
     tokenizer: str
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether weights are random, of the sizes given, and none are loaded."""
+        return self.source == "random"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes of a random one."""
+        return {name: getattr(self, name) for name in SIZES}
+
+    @property
+    def label(self) -> str:
+        """Return what tables call a random one: ``llama-10m`` for the sizes of ``init=10m``, else its parameters."""
+        for name in option_names("init"):
+            option: dict[str, Any] = read_option("init", name) or {}
+            if all(option.get(size) == value for size, value in self.sizes.items()):
+                return f"llama-{name}"
+        return f"llama-{self.hidden}x{self.layers}-{self.parameters / 1e6:.1f}m"
+
+    @property
+    def parameters(self) -> int:
+        """Return the parameters of a random one, embeddings and logits left out."""
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * (self.hidden // self.heads) * self.kv_heads
+        return self.layers * (attention + 3 * self.hidden * self.mlp)

@@ -139,6 +139,18 @@ class Mapping(ValueType):
 
 
 @dataclass(frozen=True)
+class Operand(Mapping):
+    """Take what an operand of a matrix product becomes: "auto", "none", a format by its name, or fields of one.
+
+    A name of none, and a field that is none, are refused when the format is made.
+    """
+
+    def check(self, knob: str, value: Any) -> None:
+        if value is not None and not (isinstance(value, str) and value) and not isinstance(value, dict):
+            raise ConfigError(f"{knob}: {value!r} is not a format; allowed: {self.allowed}")
+
+
+@dataclass(frozen=True)
 class Block(ValueType):
     """Take a block of elements that share a scale: a length, or rows and columns of a tile; "auto" where allowed."""
 

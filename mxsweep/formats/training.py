@@ -14,6 +14,7 @@ from mxsweep.formats.mxformat import MXFormat
 
 # Each product with its two operands, as knobs name them: `matmuls.dgrad.grad`.
 PRODUCTS = {"fprop": ("input", "weight"), "dgrad": ("grad", "weight"), "wgrad": ("grad", "input")}
+OPERANDS = tuple(f"{product}.{operand}" for product, operands in PRODUCTS.items() for operand in operands)
 HIGH_PRECISION, REQUANTIZED = BACKWARDS = ("high_precision", "requantized")  # what backward operands are made from
 FIXED, BY_STEP = SIGNS = ("fixed", "step")  # whether the signs of random Hadamard matrices are drawn once, or each step
 

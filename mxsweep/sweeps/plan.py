@@ -32,7 +32,7 @@ from mxsweep.config.knobs import (
 from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
 from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import RunConfig
-from mxsweep.config.run_identity import entries_alone
+from mxsweep.config.run_identity import entries_alone, train_entries
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID
 from mxsweep.sweeps.composition import Composer, composing, name_run
@@ -282,7 +282,7 @@ def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
 
 def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[PlannedRun]:
     """Yield the runs, and before the first compared with it the baseline of each model, task, limit and dtype."""
-    there = {_baseline_key(run.config) for run in runs if run.config and run.config.recipe.is_baseline}
+    there = {_baseline_key(run.config) for run in runs if run.config and run.config.is_baseline}
     for run in runs:
         if run.config is not None and _baseline_key(run.config) not in there:
             there.add(_baseline_key(run.config))
@@ -302,9 +302,10 @@ def _baseline_key(config: RunConfig) -> Any:
     fed = (task.names, task.include_path, tuple(sorted(task.data.items())), task.num_fewshot, task.apply_chat_template)
     # Without examples in the prompt the seed decides nothing unquantized; those that a task has by itself are not told
     # apart.
-    left_out = notes() if task.num_fewshot else (*notes(), "seed")
+    left_out = notes() if task.num_fewshot or config.trains else (*notes(), "seed")
     alone = {path: value for path, value in entries_alone(config, Scope.BASELINE).items() if path not in left_out}
-    return config.model, fed, json.dumps(alone, sort_keys=True)
+    trained = [train_entries(config), config.init] if config.trains else []
+    return config.model, fed, json.dumps([alone, *trained], sort_keys=True, default=str)
 
 
 def _root(override: str) -> str:

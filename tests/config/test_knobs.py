@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,21 +29,27 @@ from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
 
 
+def paths_of(config: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the paths of the values in a config file."""
+    paths = set()
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        paths |= paths_of(value, f"{path}.") if path in (*knobs.groups(), "logging") else {path}
+    return paths - {"defaults", "hydra"}
+
+
 def test_every_value_in_conf_is_a_knob_and_every_knob_has_its_default_there() -> None:
     config = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
     groups = {key.removeprefix("override ") for entry in config["defaults"] if isinstance(entry, dict) for key in entry}
     assert groups | {"hydra/launcher"} == {knob.path for knob in knobs.all_knobs() if knob.is_group}
-    with_default = set()
-    for key, value in config.items():
-        if isinstance(value, dict) and key != "hydra":
-            with_default |= {f"{key}.{leaf}" for leaf in value}
-        elif key not in ("defaults", "hydra"):
-            with_default.add(key)
+    with_default = paths_of(config)
     for group in groups - {"experiment", "logging"}:  # what each option of a group sets for itself
-        options = [yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text()) for name in option_names(group)]
-        of_all = set.intersection(*map(set, options))
-        in_root = (conf_dir() / group / f"{option_names(group)[0]}.yaml").read_text().startswith("# @package _global_")
-        with_default |= of_all if in_root else {f"{group}.{leaf}" for leaf in of_all}
+        texts = [(conf_dir() / group / f"{name}.yaml").read_text() for name in option_names(group)]
+        files = [(text, text.startswith("# @package _global_")) for text in texts]
+        options = [
+            yaml.safe_load(text) if root else {group: yaml.safe_load(text)} for text, root in zip(texts, in_root)
+        ]
+        with_default |= set.intersection(*map(paths_of, options))
     with_default |= {f"logging.{leaf}" for leaf in yaml.safe_load((conf_dir() / "logging" / "none.yaml").read_text())}
     of_runs = {knob.path for group in ("", *knobs.groups()) for knob in knobs.leaves(group)} | {"stamp", "sweep"}
     assert of_runs == with_default
@@ -60,7 +67,10 @@ def test_labels_are_of_knobs_that_are_labelled_once() -> None:
 
 
 def test_what_the_command_line_takes_as_typed() -> None:
-    assert set(knobs.paths()) == {"model.path", "task.data", "task.include_path", "calibration.path"}
+    assert set(knobs.paths()) == {
+        "model.path", "task.data", "task.include_path", "calibration.path", "corpus.path", "corpus.heldout",
+        "init.tokenizer",
+    }  # fmt: skip
     assert set(knobs.folders()) == {"hydra.run.dir", "hydra.sweep.dir"}
     assert {"model.revision", "calibration.name", "logging.project"} <= set(knobs.free_text())
     assert not set(knobs.paths()) & set(knobs.free_text())

@@ -1,0 +1,38 @@
+"""Say in which formats a trained model is evaluated: those of its forward pass, as far as a recipe can say them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mxsweep.formats.recipe import LinearFormats
+from mxsweep.formats.training import LayerFormats, OperandFormat
+
+
+def evaluated(layer: LayerFormats) -> tuple[LinearFormats, list[str]]:
+    """Return the formats of a layer's weight and input in an evaluation, and what of fprop these leave out."""
+    left_out = []
+    if layer.fprop.hadamard:
+        left_out.append(f"fprop's Hadamard rotation (of order {layer.fprop.hadamard}) is left out")
+    first, second = layer.fprop.first, layer.fprop.second
+    for name, operand in (("inputs", first), ("weights", second)):
+        left_out += _beside(name, operand)
+    activation = None if first is None else first.fmt
+    if activation is not None and isinstance(activation.block_size, tuple):
+        rows, columns = activation.block_size
+        activation = replace(activation, block_size=columns)
+        if rows > 1:
+            left_out.append(
+                f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {columns}: a tile spans "
+                "tokens, of which an evaluation may see one at a time"
+            )
+    return LinearFormats(weight=None if second is None else second.fmt, activation=activation), left_out
+
+
+def _beside(name: str, operand: OperandFormat | None) -> list[str]:
+    """Return what an operand has beside its format, as sentences."""
+    left_out = []
+    if operand is not None and operand.prescale != 1:
+        left_out.append(f"{name} are not multiplied by {operand.prescale:g} before they are quantized")
+    if operand is not None and operand.four_over_six:
+        left_out.append(f"{name} have one scale a block, not the better of two (four_over_six)")
+    return left_out

@@ -1,0 +1,228 @@
+"""Resolve what the operands of a layer's three products become while it is trained, from ``format`` and ``matmuls``.
+
+The run's formats are those of fprop, and the operands of dgrad and wgrad inherit fprop's, each as ``PARENTS`` says.
+``matmuls.PRODUCT.OPERAND`` takes their place: ``none``, a format or an element by its name, or a mapping, of which what
+is left out is inherited. A pattern of ``modules`` gives elements, blocks and scales of its own to all six operands;
+what ``matmuls`` says of roundings, and of operands that stay as they are, holds there, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mxsweep.config import knobs
+from mxsweep.config.format_config import (
+    OF_AN_OPTION,
+    FormatConfig,
+    element_name,
+    read_format,
+    resolve_format,
+)
+from mxsweep.config.option_files import option_names
+from mxsweep.config.value_types import Flag, Number, as_names
+from mxsweep.formats.mxformat import BlockSize, MXFormat
+from mxsweep.formats.training import OPERANDS, PRODUCTS, LayerFormats, OperandFormat, ProductFormats
+from mxsweep.terminal.errors import ConfigError
+
+INHERITED, AS_IT_IS = "auto", "none"
+INPUT, WEIGHT = "fprop.input", "fprop.weight"
+PARENTS = {"dgrad.grad": INPUT, "dgrad.weight": WEIGHT, "wgrad.grad": INPUT, "wgrad.input": INPUT}
+PRESCALE = Number("above 0 and at most 1", 0, 1, with_low=False)
+ROUNDINGS = ("rounding", "scale_rounding", "prescale")  # how an operand is rounded, whatever its format
+# The fields of a mapping, and the check of each.
+FIELDS: dict[str, Callable[[str, Any], None]] = {
+    "element": lambda name, value: knobs.check("format.weight", value, name),
+    "block_size": lambda name, value: knobs.check("format.block_size", value, name),
+    "scale": lambda name, value: knobs.check("format.scale", value, name),
+    "tensor_scale": lambda name, value: knobs.check("format.tensor_scale", value, name),
+    **{
+        leaf: (lambda name, value, leaf=leaf: knobs.check(leaf, value, name))  # type: ignore[misc]
+        for leaf in ("scale_bits", "rounding", "scale_rounding", "symmetric")
+    },
+    "prescale": PRESCALE.check,
+    "four_over_six": Flag("true, false").check,
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Hold what an operand becomes, in plain values; the element "none" leaves it as it is."""
+
+    element: str
+    block_size: BlockSize
+    scale: str
+    tensor_scale: bool
+    scale_bits: int
+    rounding: str
+    scale_rounding: str
+    symmetric: bool
+    prescale: float = 1.0
+    four_over_six: bool = False
+
+    def made(self, name: str) -> OperandFormat | None:
+        """Return the format; None where the operand stays as it is. Raises ConfigError, which calls it ``name``."""
+        if self.element == AS_IT_IS:
+            return None
+        fields = asdict(self)
+        prescale, four_over_six = fields.pop("prescale"), fields.pop("four_over_six")
+        try:
+            fmt = MXFormat(**fields)
+        except ValueError as error:
+            raise ConfigError(_explain(name, self.element, str(error))) from None
+        if four_over_six and (fmt.element != "fp4_e2m1" or fmt.scale_format.is_power_of_two):
+            raise ConfigError(
+                f"{name}.four_over_six: true does not go with {fmt}; allowed: element fp4_e2m1 with a scale that is no "
+                "power of two, as e4m3"
+            )
+        return OperandFormat(fmt, prescale, four_over_six)
+
+
+@dataclass(frozen=True)
+class MatmulsConfig:
+    """Hold what is below ``matmuls``, and the formats that follow from it.
+
+    Attributes:
+        fprop, dgrad, wgrad: of each operand what was set, and the order of ``hadamard``.
+        linear: formats of linear layers; ``modules`` of those that a pattern of ``modules`` names. Of a run that does
+            not train, nothing.
+    """
+
+    fprop: dict[str, Any]
+    dgrad: dict[str, Any]
+    wgrad: dict[str, Any]
+    backward: str
+    signs: str
+    keep_high: tuple[str, ...]
+    linear: LayerFormats = field(default_factory=LayerFormats)
+    modules: dict[str, LayerFormats] = field(default_factory=dict)
+
+    @property
+    def is_set(self) -> bool:
+        """Return whether anything but a default stands there, what is kept apart."""
+        values = [value for product in PRODUCTS for value in getattr(self, product).values()]
+        switches = knobs.switches()
+        others = any(getattr(self, name) != switches[f"matmuls.{name}"] for name in ("backward", "signs"))
+        return others or any(value not in (INHERITED, 0) for value in values)
+
+
+def resolve_matmuls(
+    data: dict[str, Any],
+    trains: bool,
+    formats: FormatConfig,
+    modules: Mapping[str, FormatConfig],
+    explicit: dict[str, Any],
+    rounded: dict[str, Any],
+    folders: Sequence[Path] | None = None,
+) -> MatmulsConfig:
+    """Return what the operands become.
+
+    Args:
+        data: what is below ``matmuls``.
+        trains: whether there is any use for formats.
+        formats: the run's, and ``modules`` those of its patterns.
+        explicit: the run's block size and scale where they were set, which win over those of a format by its name.
+        rounded: the run's knobs that every format has: scale_bits, rounding, scale_rounding, symmetric.
+        folders: of config groups; None for mxsweep's own.
+
+    Raises:
+        ConfigError: no format, or a field that is none, or of a value that is not allowed.
+    """
+    config = MatmulsConfig(**data | {"keep_high": as_names(data["keep_high"])})
+    if not trains:
+        return config
+    own = {operand: _own(f"matmuls.{operand}", operand, data, explicit, folders) for operand in OPERANDS}
+    orders = {product: int(data[product]["hadamard"]) for product in PRODUCTS}
+    linear = _layer("matmuls", "format", _of_format(formats, rounded), own, orders)
+    in_modules = {operand: fields and _of_any_format(fields) for operand, fields in own.items()}
+    return replace(
+        config,
+        linear=linear,
+        modules={
+            pattern: _layer("matmuls", f"modules[{pattern}]", _of_format(one, rounded), in_modules, orders)
+            for pattern, one in modules.items()
+        },
+    )
+
+
+def _of_format(formats: FormatConfig, rounded: dict[str, Any]) -> dict[str, Operand]:
+    """Return fprop's operands as a format has them."""
+    fields = {name: getattr(formats, name) for name in ("block_size", "scale", "tensor_scale")} | rounded
+    return {INPUT: Operand(formats.activation, **fields), WEIGHT: Operand(formats.weight, **fields)}
+
+
+def _own(
+    name: str, operand: str, data: dict[str, Any], explicit: dict[str, Any], folders: Sequence[Path] | None
+) -> dict[str, Any]:
+    """Return the fields that were set for an operand. Raises ConfigError."""
+    product, _, side = operand.partition(".")
+    value = data[product][side]
+    if value == INHERITED:
+        return {}
+    if not isinstance(value, dict):
+        if value in (None, AS_IT_IS):
+            return {"element": AS_IT_IS}
+        elements = {"weight": value, "activation": value}
+        formats = read_format(str(value), explicit, f"{name}.", folders)
+        formats = formats or resolve_format(OF_AN_OPTION | elements, explicit, f"{name}.")
+        element = formats.weight if side == "weight" else formats.activation
+        leaves = {leaf: getattr(formats, leaf) for leaf in ("block_size", "scale", "tensor_scale")}
+        return {"element": element, **leaves}
+    for key, given in value.items():
+        if key not in FIELDS:
+            raise ConfigError(f"{name}: {key!r} is not a field; allowed: {', '.join(FIELDS)}")
+        FIELDS[key](f"{name}.{key}", given)
+    fields = dict(value)
+    if "element" in fields:
+        fields["element"] = element_name(fields["element"])
+    if isinstance(fields.get("block_size"), list):
+        fields["block_size"] = tuple(fields["block_size"])
+    return fields
+
+
+def _of_any_format(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return those of an operand's fields that hold whatever its format is."""
+    if fields.get("element") == AS_IT_IS:
+        return fields
+    return {name: value for name, value in fields.items() if name in ROUNDINGS}
+
+
+def _layer(
+    name: str, format_name: str, base: dict[str, Operand], own: dict[str, dict[str, Any]], orders: dict[str, int]
+) -> LayerFormats:
+    """Return a layer's formats from fprop's operands as a format has them, and from what was set for each operand."""
+    operands: dict[str, Operand] = {}
+    for operand in OPERANDS:
+        inherited = base[operand] if operand in base else operands[PARENTS[operand]]
+        operands[operand] = _with(inherited, own[operand])
+    made = {}
+    for operand, plain in operands.items():
+        kind = "weight" if operand == WEIGHT else "activation"
+        inherits = "element" not in own[operand]
+        made[operand] = plain.made(f"{format_name}.{kind}" if inherits and operand in base else f"{name}.{operand}")
+    products = {}
+    for product, sides in PRODUCTS.items():
+        first, second = (made[f"{product}.{side}"] for side in sides)
+        is_plain = first is None and second is None
+        products[product] = ProductFormats(first, second, 0 if is_plain else orders[product])
+    return LayerFormats(**products)
+
+
+def _with(inherited: Operand, fields: dict[str, Any]) -> Operand:
+    fields = dict(fields)
+    if fields.get("scale", inherited.scale) != inherited.scale:
+        fields.setdefault("tensor_scale", False)  # which belongs to the scale that it lies over
+    if "element" in fields and fields["element"] != inherited.element:
+        fields = {"prescale": 1.0, "four_over_six": False} | fields  # which belong to the element
+    return replace(inherited, **fields)
+
+
+def _explain(name: str, element: str, message: str) -> str:
+    """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
+    if message.startswith("element") and name.startswith("matmuls"):
+        rest = message.partition("allowed: ")[2]
+        return f"{name}: {element!r} is no format; allowed: {', '.join(option_names('format'))}; or an element: {rest}"
+    return re.sub(r"^element\b", name, message)

@@ -1,0 +1,113 @@
+"""Refuse values of a training that cannot go together, or have no effect where somebody surely meant one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mxsweep.config.run_parts import RunParts
+from mxsweep.config.train_config import FINETUNE, FROM_SCRATCH
+from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
+from mxsweep.config.weight_methods import ROUND_TO_NEAREST
+from mxsweep.files.checkpoints import EMBEDDED
+from mxsweep.formats.training import LayerFormats
+from mxsweep.terminal.errors import ConfigError
+
+TRAINS = "train=from_scratch or finetune"
+
+
+def check_training(config: RunParts) -> None:
+    """Raise ConfigError for values of a training that cannot go together, or that no training is there for."""
+    if not config.trains:
+        _check_untrained(config)
+        return
+    _check_length_of_training(config)
+    _check_weights(config)
+    _check_evaluation(config)
+    for pattern, formats in (("", config.matmuls.linear), *config.matmuls.modules.items()):
+        _check_sequences(config.train.length, formats, f"modules[{pattern}]: " if pattern else "")
+
+
+def _check_untrained(config: RunParts) -> None:
+    if not config.task.names:
+        raise ConfigError(f"task: [] must be one or more names of lm-eval tasks; task=none goes with {TRAINS}")
+    if config.recipe_name not in (NO_RECIPE, PLAIN_RECIPE):
+        raise ConfigError(
+            f"recipe: {config.recipe_name!r} is of a training, and train=none trains nothing; add {TRAINS}, or choose "
+            "formats by format="
+        )
+    if config.matmuls.is_set:
+        raise ConfigError(f"matmuls: is of a training, and train=none trains nothing; add {TRAINS}, or leave it out")
+
+
+def _check_length_of_training(config: RunParts) -> None:
+    train = config.train
+    if (train.tokens is None) == (train.steps is None):
+        given = "both are given" if train.steps is not None else "neither is given"
+        raise ConfigError(
+            f"train.steps: {train.steps!r} does not go with train.tokens={train.tokens!r}, where {given}; allowed: "
+            "one of the two, and null for the other"
+        )
+    if train.warmup + train.decay > 1 and train.schedule == "wsd":
+        raise ConfigError(
+            f"train.decay: {train.decay:g} and train.warmup={train.warmup:g} are more than all steps; allowed: shares "
+            "that come to 1 at most"
+        )
+    if isinstance(train.micro_batch, int) and train.micro_batch > train.batch:
+        raise ConfigError(
+            f"train.micro_batch: {train.micro_batch} is more than train.batch={train.batch}; allowed: as many, or fewer"
+        )
+
+
+def _check_weights(config: RunParts) -> None:
+    method, source = config.train.method, config.init.source
+    if method == FINETUNE and config.init.is_random:
+        raise ConfigError("init: random weights cannot be finetuned; allowed with train=finetune: model")
+    if method == FROM_SCRATCH and not config.init.is_random:
+        raise ConfigError(f"init: {source!r} does not go with train=from_scratch; allowed: a size, or train=finetune")
+    if config.init.is_random and config.model.path != EMBEDDED:
+        raise ConfigError(
+            f"model: {config.model.label!r} has no say where training begins with random weights; allowed: "
+            "train=finetune, or leave it out"
+        )
+
+
+def _check_evaluation(config: RunParts) -> None:
+    """Refuse what is done to a model for its evaluation alone: the trained one is evaluated as it was trained."""
+    solved = config.ptq.method != ROUND_TO_NEAREST or config.ptq.budget is not None
+    rotated = config.rotation.method != "none" or config.rotation.residual
+    for knob, is_set, off in (
+        ("ptq", solved, ROUND_TO_NEAREST),
+        ("rotation", rotated, "none"),
+        ("kv_quant", config.kv_quant.name != "none", "none"),
+    ):
+        if is_set:
+            raise ConfigError(
+                f"{knob}: does not go with train={config.train.method}, since a trained model is evaluated as it was "
+                f"trained; allowed: {off}, and then a run of its own with model=FOLDER/model"
+            )
+
+
+def _check_sequences(length: int, formats: LayerFormats, where: str) -> None:
+    """Refuse sequences that do not hold whole blocks of those that run along their tokens."""
+    for name, along in _along_tokens(formats):
+        if length % along:
+            raise ConfigError(
+                f"{where}train.length: {length} is no multiple of {along}, {name}: blocks would cross sequences, so "
+                f"that gradients would depend on how a batch is split; allowed: a multiple of {along}"
+            )
+
+
+def _along_tokens(formats: LayerFormats) -> Iterator[tuple[str, int]]:
+    """Yield each number of tokens that is taken together, with what it is."""
+    for operand, one in formats.operands():
+        if one is None or operand.endswith("weight"):
+            continue
+        size = one.fmt.block_size
+        if operand.startswith("wgrad"):
+            across = size[1] if isinstance(size, tuple) else size
+        else:
+            across = size[0] if isinstance(size, tuple) else 1
+        if across > 1:
+            yield f"the block of matmuls.{operand}", across
+    if formats.wgrad.hadamard:
+        yield "the order of matmuls.wgrad.hadamard", formats.wgrad.hadamard

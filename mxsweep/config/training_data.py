@@ -1,0 +1,161 @@
+"""Look at the text of a training as far as planning does: where it comes from, what identifies it.
+
+No torch, no tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
+from mxsweep.config.task_config import TaskConfig
+from mxsweep.config.train_config import CorpusConfig, InitConfig
+from mxsweep.files.checkpoints import is_file
+from mxsweep.files.digests import file_digests
+from mxsweep.terminal.errors import ConfigError
+
+ROWS = ".jsonl"
+PACKED = (".xz", ".gz")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
+
+
+def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
+    """Refuse a corpus that is not there, or that a task evaluates, as far as can be told without reading it all.
+
+    Raises:
+        ConfigError: no path, or one that is not there; a file for validation or for a task that is the corpus.
+    """
+    if config.source == "stories":
+        for knob in ("path", "heldout"):
+            if (value := getattr(config, knob)) is not None:
+                raise ConfigError(
+                    f"corpus.{knob}: {value!r} goes with corpus=text or hub, and corpus=stories takes none"
+                )
+        return
+    if config.path is None:
+        what = {"text": "a text file", "hub": "a data set's name or folder"}[config.source]
+        raise ConfigError(f"corpus.path: none is given; corpus={config.source} needs {what}")
+    if config.source == "text":
+        _check_file("corpus.path", config.path, config.field)
+    elif not expanded("corpus.path", config.path).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", config.path):
+        raise ConfigError(
+            f"corpus.path: {config.path!r} does not exist; give the name of a data set on the Hugging Face hub "
+            "(owner/name), a folder or a file of one"
+        )
+    if config.heldout is not None:
+        _check_file("corpus.heldout", config.heldout, config.field)
+    _refuse_same_file(config, task)
+
+
+def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
+    """Return what decides the text, files by their content. Raises ConfigError for a file that vanished."""
+    if config.source == "stories":
+        return {"source": config.source}
+    path = expanded("corpus.path", config.path or "")
+    if config.source == "text":
+        what: dict[str, Any] = {"file": _digests("corpus.path", [path])[0]}
+        what |= {"field": config.field} if _has_rows(path) else {}
+    else:
+        files = _files(path)
+        names = [file.relative_to(path).as_posix() if path.is_dir() else file.suffix for file in files]
+        what = {"files": dict(zip(names, _digests("corpus.path", files), strict=True))} if files else {}
+        what |= {} if files else {"name": config.path}
+        what |= {"configuration": config.name, "split": config.split, "field": config.field}
+    if config.heldout is not None:
+        heldout: Any = _digests("corpus.heldout", [expanded("corpus.heldout", config.heldout)])[0]
+    else:
+        heldout = config.heldout_share
+    return {"source": config.source, **what, "heldout": heldout}
+
+
+def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
+    """Return what decides the weights that a training begins with: sizes and tokenizer, a folder's by its content."""
+    tokenizer: Any = config.tokenizer
+    if tokenizer == "auto":
+        tokenizer = "words" if corpus.source == "stories" else "bytes"
+    elif tokenizer != "bytes":
+        folder = expanded("init.tokenizer", tokenizer)
+        files = [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]
+        tokenizer = dict(zip((file.name for file in files), _digests("init.tokenizer", files), strict=True))
+    return {**config.sizes, "tokenizer": tokenizer}
+
+
+def check_init(config: InitConfig) -> None:
+    """Refuse sizes of which there is no model, and a tokenizer that is not there. Raises ConfigError."""
+    if not config.is_random:
+        for name, size in config.sizes.items():
+            if size:
+                raise ConfigError(f"init.{name}: {size} has no say with init=model, whose sizes are the model's own")
+        if config.tokenizer != "auto":
+            raise ConfigError(f"init.tokenizer: {config.tokenizer!r} has no say with init=model; allowed: auto")
+        return
+    for name, size in config.sizes.items():
+        if size < 1:
+            raise ConfigError(f"init.{name}: {size} is not allowed; allowed: at least 1, or 0 with init=model")
+    if config.hidden % config.heads or config.hidden // config.heads % 2:
+        raise ConfigError(
+            f"init.heads: {config.heads} heads do not share {config.hidden} channels (init.hidden) evenly; allowed: "
+            "a number that leaves each an even number of channels"
+        )
+    if config.heads % config.kv_heads:
+        raise ConfigError(
+            f"init.kv_heads: {config.kv_heads} is no divisor of init.heads, {config.heads}; allowed: a divisor"
+        )
+    if config.tokenizer not in ("auto", "bytes"):
+        folder = expanded("init.tokenizer", config.tokenizer)
+        if not is_folder(folder) or not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
+            raise ConfigError(
+                f"init.tokenizer: {config.tokenizer!r} is no folder with a tokenizer; allowed: auto, bytes, or a "
+                "folder that holds a tokenizer.json"
+            )
+
+
+def _check_file(knob: str, name: str, field: str) -> None:
+    path = expanded(knob, name)
+    if not is_file(path):
+        raise ConfigError(f"{knob}: {name!r} is not a file; give a UTF-8 text (also .xz, .gz), or {ROWS}")
+    if path.suffix.lower() == ROWS:
+        check_rows(name, field, first_only=True, knob=knob)
+    elif not path.stat().st_size:
+        raise ConfigError(f"{knob}: {name!r} is empty; give a UTF-8 text")
+
+
+def _has_rows(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED]
+    return suffixes[-1:] == [ROWS]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of a data set that is here; none of one on the hub."""
+    if path.is_file():
+        return [path]
+    below = sorted(file for file in path.rglob("*") if file.is_file()) if is_folder(path) else []
+    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def _digests(knob: str, files: list[Path]) -> list[str]:
+    try:
+        return file_digests(files)
+    except OSError as error:
+        raise ConfigError(f"{knob}: {str(files[0])!r} cannot be read: {error.strerror or error}") from None
+
+
+def _refuse_same_file(config: CorpusConfig, task: TaskConfig) -> None:
+    """Raise ConfigError where a file that is trained on is one that is evaluated, for the loss or by a task."""
+    path = expanded("corpus.path", str(config.path))
+    trained = set(_digests("corpus.path", _files(path)))
+    if (
+        config.heldout is not None
+        and _digests("corpus.heldout", [expanded("corpus.heldout", config.heldout)])[0] in trained
+    ):
+        raise ConfigError(
+            f"corpus.heldout: {config.heldout!r} holds the same as corpus.path; allowed: a text that is not trained on"
+        )
+    for name, file in task.data.items():
+        if file_digest(file) in trained:
+            raise ConfigError(
+                f"corpus.path: {config.path!r} holds the same as {file!r}, which {name} evaluates; allowed: texts that "
+                "are not evaluated"
+            )
