@@ -45,10 +45,10 @@ def test_every_value_in_conf_is_a_knob_and_every_knob_has_its_default_there() ->
     with_default = paths_of(config)
     for group in groups - {"experiment", "logging"}:  # what each option of a group sets for itself
         texts = [(conf_dir() / group / f"{name}.yaml").read_text() for name in option_names(group)]
-        files = [(text, text.startswith("# @package _global_")) for text in texts]
-        options = [
-            yaml.safe_load(text) if root else {group: yaml.safe_load(text)} for text, root in zip(texts, in_root)
-        ]
+        options = []
+        for text in texts:
+            in_root = text.startswith("# @package _global_")
+            options.append(yaml.safe_load(text) if in_root else {group: yaml.safe_load(text)})
         with_default |= set.intersection(*map(paths_of, options))
     with_default |= {f"logging.{leaf}" for leaf in yaml.safe_load((conf_dir() / "logging" / "none.yaml").read_text())}
     of_runs = {knob.path for group in ("", *knobs.groups()) for knob in knobs.leaves(group)} | {"stamp", "sweep"}
