@@ -89,7 +89,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     )
     config = _with_arithmetic(config, arithmetic)
     if config.trains:
-        check_init(config.init)
+        check_init(config.init, config.model)
         check_corpus(config.corpus, config.task)
     if config.needs_calibration:
         config = dataclasses.replace(config, calibration=resolve_calibration(config.calibration, config.model))

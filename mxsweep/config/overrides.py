@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from mxsweep.config.option_files import (
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
 
+ONE_OF_TWO = (("train.tokens", "train.steps"), ("train.steps", "train.tokens"))
 _typed: dict[str, str] = {}  # options made for `model=` and `task=`, name to what was typed
 
 
@@ -74,16 +75,22 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
     words = [word for word in words if word not in ("experiment=null", "experiment=")]
     grids = _experiment_grids(words, folders)
     typed = {_key(word) for word in words}
-    overrides = [_choose(word, folders) for word in words]
+    overrides = [_choose(word, folders) for word in [*words, *_without_the_other(typed)]]
     swept = [
         [
             _choose(_quote_what_is_meant(f"{key}={_render_sweep(key, values)}"), folders)
             for key, values in grid.items()
             if key not in typed
         ]
+        + _without_the_other(grid.keys() - typed)
         for grid in grids
     ]
     return [overrides + further for further in swept or [[]]], bool(grids)
+
+
+def _without_the_other(keys: Collection[str]) -> list[str]:
+    """Return words that take the default away from a knob where the one was set that stands in its place."""
+    return [f"{other}=null" for one, other in ONE_OF_TWO if one in keys and other not in keys]
 
 
 def as_typed(override: str) -> str:

@@ -8,7 +8,6 @@ from mxsweep.config.run_parts import RunParts
 from mxsweep.config.train_config import FINETUNE, FROM_SCRATCH
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
-from mxsweep.files.checkpoints import EMBEDDED
 from mxsweep.formats.training import LayerFormats
 from mxsweep.terminal.errors import ConfigError
 
@@ -64,11 +63,6 @@ def _check_weights(config: RunParts) -> None:
         raise ConfigError("init: random weights cannot be finetuned; allowed with train=finetune: model")
     if method == FROM_SCRATCH and not config.init.is_random:
         raise ConfigError(f"init: {source!r} does not go with train=from_scratch; allowed: a size, or train=finetune")
-    if config.init.is_random and config.model.path != EMBEDDED:
-        raise ConfigError(
-            f"model: {config.model.label!r} has no say where training begins with random weights; allowed: "
-            "train=finetune, or leave it out"
-        )
 
 
 def _check_evaluation(config: RunParts) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
+from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
-from mxsweep.files.checkpoints import is_file
+from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.terminal.errors import ConfigError
 
@@ -82,8 +83,12 @@ def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
     return {**config.sizes, "tokenizer": tokenizer}
 
 
-def check_init(config: InitConfig) -> None:
-    """Refuse sizes of which there is no model, and a tokenizer that is not there. Raises ConfigError."""
+def check_init(config: InitConfig, model: ModelConfig) -> None:
+    """Refuse sizes of which there is no model, a tokenizer that is not there, and a model that has no say.
+
+    Raises:
+        ConfigError: with one sentence.
+    """
     if not config.is_random:
         for name, size in config.sizes.items():
             if size:
@@ -91,6 +96,11 @@ def check_init(config: InitConfig) -> None:
         if config.tokenizer != "auto":
             raise ConfigError(f"init.tokenizer: {config.tokenizer!r} has no say with init=model; allowed: auto")
         return
+    if model.path != EMBEDDED:
+        raise ConfigError(
+            f"model: {model.label!r} has no say where training begins with random weights; allowed: train=finetune, or "
+            "leave it out"
+        )
     for name, size in config.sizes.items():
         if size < 1:
             raise ConfigError(f"init.{name}: {size} is not allowed; allowed: at least 1, or 0 with init=model")
