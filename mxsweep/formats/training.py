@@ -27,7 +27,8 @@ class OperandFormat:
         fmt: of its elements and blocks. A block of ``block_size`` N lies along the dimension that the product sums over
             (the layout 1xN); a tile (R, C) takes C elements along that dimension and R across it, so that (N, 1) is the
             layout Nx1.
-        prescale: what the operand is multiplied by before it is quantized, and divided by after: 0.75 keeps the largest
+        prescale: what the operand is multiplied by under the scales that it has as it is, and the product divided by
+            after: 0.75 keeps the largest
             value of a block from being clipped, so that stochastic rounding has no bias (Tseng et al.,
             arXiv 2502.20586).
         four_over_six: whether each block takes the better of two scales, by squared error: one that puts the block's

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from mxsweep.formats.training import BY_STEP, PRODUCTS, REQUANTIZED, LayerFormat
 from mxsweep.numerics import quantize
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.numerics.philox import uniform
+from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.training.roles import RoleObserver
 
 ALONG_TOKENS, ALONG_CHANNELS = -2, -1
@@ -87,9 +89,9 @@ class Quantizer:
         of_operand = self.operand_format(operand)
         if of_operand is None:
             return x
-        scale = of_operand.prescale
-        quantized = self._quantized(operand, x if scale == 1 else x * scale, of_operand)
+        quantized = self._quantized(operand, x, of_operand)
         if self.observer is not None:
+            scale = of_operand.prescale
             before, after = x, quantized if scale == 1 else quantized / scale
             if _AXES[operand] == ALONG_TOKENS:
                 before, after = before.mT, after.mT
@@ -136,16 +138,16 @@ class Quantizer:
         if not operand.endswith(".weight"):
             example_dims = x.ndim - 2
             first_example = self.first_example * (x.shape[1] if x.ndim > 3 else 1) if example_dims else None
-        return quantize(
-            x,
-            fmt,
-            axis=axis,
-            backend=self.backend,
-            arithmetic=self.arithmetic,
-            generator=key,
-            tensor_dims=self._tensor_dims(operand, fmt),
-            example_dims=example_dims,
-            first_example=first_example,
+        beside: dict[str, Any] = {
+            "generator": key,
+            "tensor_dims": self._tensor_dims(operand, fmt),
+            "example_dims": example_dims,
+            "first_example": first_example,
+        }
+        if of_operand.prescale == 1 and not of_operand.four_over_six:
+            return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
+        return quantize_rescaled(
+            x, fmt, axis, prescale=of_operand.prescale, four_over_six=of_operand.four_over_six, **beside
         )
 
     def _tensor_dims(self, operand: str, fmt: MXFormat) -> tuple[int, ...] | None:
