@@ -17,6 +17,7 @@ from mxsweep.report.summary_tables import (
     won_back_table,
 )
 from mxsweep.report.table import escape_markdown, markdown, plain
+from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
@@ -24,6 +25,7 @@ from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.published import Reference
 from mxsweep.study.remedy_steps import arrange_remedy_steps
+from mxsweep.study.training_ranking import TrainingStudy, study_trainings
 
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
@@ -78,6 +80,8 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
         parts.append(f"{heading(group)}\n\n{plain(run_table(results, group, Output.TERMINAL))}")
         if not any(row.is_baseline for row in group.rows):
             parts.append(NO_BASELINE.replace("`", ""))
+        if (training := study_trainings(results, group)) is not None:
+            parts += ["What training in these formats costs", plain(ranking_table(training)), *training.notes]
         steps = won_back_table(group, arrange_remedy_steps(results, group))
         if 0 < len(steps.rows) <= MOST_STEPS:
             parts += ["What the remedies win back", plain(steps.without("run_id"))]
@@ -127,6 +131,7 @@ def markdown_text(
                 "### What the numbers say",
                 _list(finding.text for finding in study.findings),
             ]
+        parts += _training_parts(study.training)
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
         if any(comparison.n for comparison in study.comparisons.values()):
@@ -154,6 +159,16 @@ def markdown_text(
 
 def _list(texts: Iterable[str]) -> str:
     return "\n".join(f"- {escape_markdown(text)}" for text in texts)
+
+
+def _training_parts(study: TrainingStudy | None) -> list[str]:
+    if study is None:
+        return []
+    pairs, said = pair_table(study)
+    parts = ["### What training in these formats costs", markdown(ranking_table(study)), RANKING_NOTE]
+    parts += [escape_markdown(said), markdown(pairs), PAIRS_NOTE] if study.pairs else []
+    parts += [_list([*study.notes, *(f"Not read: {why}" for why in study.unread)])]
+    return [part for part in parts if part]
 
 
 def _won_back_parts(study: Study) -> list[str]:

@@ -21,6 +21,7 @@ from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.group_study import Study
 from mxsweep.study.headline import Pick
+from mxsweep.study.trained_configs import has_trainings
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ def run_columns(results: Results, group: Group, output: Output) -> list[Column]:
     """Return the columns of a table of the group's runs: knobs that tell runs apart, metrics, further measurements."""
     knobs = [knob_column(name) for name in results.shown]
     metrics = [metric_column(name) for name in group.metric_names()]
-    return [column for column in (*knobs, *metrics, *MEASURED) if column.shows(group.rows, output)]
+    shown = [column for column in (*knobs, *metrics, *MEASURED) if column.shows(group.rows, output)]
+    if has_trainings(group):  # which may have been evaluated on nothing else
+        shown = [column for column in shown if any(column.value(row) is not None for row in group.rows)]
+    return shown
 
 
 def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[ComparedRow]:

@@ -13,6 +13,7 @@ from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import Pick, choose_headline, loss_metric, pareto_front
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
+from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Study:
     findings: list[Finding]
     front: list[Row]  # of effective bits per weight and loss
     loss_metric: str | None
+    training: TrainingStudy | None = None  # of a group of the held-out losses of trained models
 
     @property
     def rows(self) -> list[Row]:
@@ -67,6 +69,8 @@ def study_group(results: Results, group: Group) -> Study:
     """Compare the runs of a group with their baselines and with each other."""
     comparisons, effects = compare_with_baselines(group), find_knob_effects(results, group)
     steps = arrange_remedy_steps(results, group)
+    training = study_trainings(results, group)
+    said = describe_trainings(training) if training is not None else []
     return Study(
         results,
         group,
@@ -74,9 +78,10 @@ def study_group(results: Results, group: Group) -> Study:
         effects,
         steps,
         choose_headline(group),
-        describe_remedy_steps(steps) + list_findings(group, comparisons, effects, results.shown),
+        said + describe_remedy_steps(steps) + list_findings(group, comparisons, effects, results.shown),
         pareto_front(group),
         loss_metric(group),
+        training,
     )
 
 

@@ -128,11 +128,26 @@ def _best(group: Group, rows: Sequence[Row]) -> Pick | None:
     measured = [row for row in rows if math.isfinite(row.metrics.get(metric or "", math.nan))]
     if metric is None or not measured:
         return None
+    if is_loss(metric) and all(group.baseline_for(row) for row in measured):
+        return _least_lost(group, metric, measured)
     best = max(measured, key=lambda row: betterness(metric) * row.metrics[metric])
     title = "most accurate" if betterness(metric) > 0 else f"lowest {short_title(metric)}"
     equals = sum(row.metrics[metric] == best.metrics[metric] for row in measured) - 1
     title += f" ({equals} more equal it)" if equals else ""
     return Pick(title, best, group.baseline_for(best), f"the best {metric} of the quantized runs, the first of equals")
+
+
+def _least_lost(group: Group, metric: str, rows: Sequence[Row]) -> Pick:
+    """Return the run that loses least to its own baseline, which has the same seed: some seeds are luckier."""
+
+    def lost(row: Row) -> float:
+        baseline = group.baseline_for(row)
+        change = row.metrics[metric] - (baseline.metrics.get(metric, math.nan) if baseline else math.nan)
+        return math.inf if math.isnan(change) else change
+
+    best = min(rows, key=lost)
+    chosen = f"of the quantized runs the lowest {metric} against the baseline of the same seed, the first of equals"
+    return Pick(f"lowest {metric}", best, group.baseline_for(best), chosen)
 
 
 def _trade_off(group: Group) -> Pick | None:

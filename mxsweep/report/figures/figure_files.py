@@ -2,7 +2,7 @@
 
 Accuracy, perplexity and throughput against every knob that was swept, one line for each combination of the others;
 bits per weight against perplexity; and where error enters. Each as PNG and SVG, and in report.html, from one chart.
-Those against block_size are always drawn, under names that stay.
+Those against block_size are always drawn, under names that stay. Of trainings their curves, the ranking and the speed.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.lines import line_figure
 from mxsweep.report.figures.quantity import THROUGHPUT, metric_quantity
 from mxsweep.report.figures.trade_off import trade_off_figure
+from mxsweep.report.figures.training_figures import training_figures
 from mxsweep.study.group_study import Study
 from mxsweep.study.headline import loss_metric
+from mxsweep.study.trained_configs import SEED
 
 Drawn = dict[str, tuple[list[Figure], HeatMap | None]]  # by the group's slug
 
@@ -33,18 +35,19 @@ def draw_figures(studies: Sequence[Study], output: Path) -> Drawn:
 
 def group_figures(study: Study) -> list[Figure]:
     """Return a group's figures but for the heat map, not drawn yet: by quantity, and of each by knob."""
-    knobs = study.swept
+    knobs = [name for name in study.swept if study.training is None or name != SEED]
+    throughput = [THROUGHPUT] if study.training is None else []
     has_blocks = any("block_size" in row.knobs for row in study.rows)
     files = ["block_size", *(name for name in knobs if name != "block_size")] if has_blocks else knobs
     main, second = study.group.main_metric(), loss_metric(study.group)
     quantities = [metric_quantity(name, study.rows) for name in dict.fromkeys((main, second)) if name]
     figures = [
         line_figure(study, quantity, knob, in_page=knob in knobs or not knobs)
-        for quantity in (*quantities, THROUGHPUT)
+        for quantity in (*quantities, *throughput)
         for knob in files
     ]
     trade_off = trade_off_figure(study)
-    return figures + ([trade_off] if trade_off else [])
+    return [*training_figures(study), *figures, *([trade_off] if trade_off else [])]
 
 
 def written_files(drawn: Drawn) -> dict[str, list[Path]]:

@@ -24,6 +24,7 @@ from mxsweep.machine.versions import version_of
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
+from mxsweep.report.figures.training_figures import ABOUT as TRAINING
 from mxsweep.report.page import evidence
 from mxsweep.report.page.cards import Card, cards
 from mxsweep.report.page.environments import environments
@@ -43,18 +44,32 @@ from mxsweep.report.result_texts import (
 )
 from mxsweep.report.summary_tables import page_failure_table, reference_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
+from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference
+from mxsweep.study.training_ranking import TrainingStudy
 
 REPORT_NAME = "report.html"
 HERE = Path(__file__).parent
 MOST_FINDINGS = 6  # of a kind, before the others fold away
 MOST_NOTED = 8  # runs of a Pareto front, before the others fold away
 MOST_NAMED = 30  # runs that a finding rests on and that are named
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """Hold what the template shows of a group's trainings."""
+
+    ranking: Table
+    pairs: Table
+    said: str  # of the pairs
+    figures: list[Figure]
+    notes: list[str]
+    unread: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class GroupView:
     more_findings: list[Finding]  # of a kind that has MOST_FINDINGS already
     figures: dict[str, list[Figure]]  # by quantity
     heat: HeatMap | None
+    training: TrainingView | None
     table: RunTable
     effects: list[tuple[str, Table]]
     won_back: Table | None
@@ -92,6 +108,7 @@ def write_page(
     """Write report.html to `folder`, and return its path in a list. Raises OSError."""
     groups = [_group(index, study, drawn, folder) for index, study in enumerate(studied, 1)]
     figures = [figure for group in groups for shown in group.figures.values() for figure in shown]
+    figures += [figure for group in groups if group.training for figure in group.training.figures]
     figures += [group.heat.figure for group in groups if group.heat]
     data = {"figures": {figure.stem: figure.page_spec() for figure in figures}, "heat": {}}
     data["heat"] = {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat}
@@ -125,6 +142,8 @@ def write_page(
                 "speed": SPEED_NOTE,
                 "compared": COMPARED_NOTE,
                 "won_back": WON_BACK_NOTE,
+                "ranking": RANKING_NOTE,
+                "pairs": PAIRS_NOTE,
                 "tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else "",
             },
             most_named=MOST_NAMED,
@@ -153,7 +172,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
     figures, heat = drawn.get(study.group.slug, ([], None))
     by_quantity: dict[str, list[Figure]] = {}
     for figure in figures:
-        if figure.in_page:
+        if figure.in_page and figure.about != TRAINING:
             by_quantity.setdefault(figure.about, []).append(figure)
     shown = [finding for kind in _by_kind(study.findings) for finding in kind[:MOST_FINDINGS]]
     reasons = [c.why_not or c.note for c in study.comparisons.values()]
@@ -166,6 +185,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         more_findings=[finding for finding in study.findings if finding not in shown],
         figures=by_quantity,
         heat=heat,
+        training=_training(study.training, [figure for figure in figures if figure.about == TRAINING]),
         table=run_views(study, folder),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         remedy_outcomes=remedy_outcomes(study),
@@ -177,6 +197,13 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
     )
+
+
+def _training(study: TrainingStudy | None, figures: list[Figure]) -> TrainingView | None:
+    if study is None:
+        return None
+    pairs, said = pair_table(study)
+    return TrainingView(ranking_table(study), pairs, said, figures, study.notes, study.unread)
 
 
 def _by_kind(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -1,0 +1,97 @@
+"""Make the tables of what trained models lose: the ranking of configs, and which of them can be told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mxsweep.report.table import Cell, Table, number_cell
+from mxsweep.report.wording import ABSENT, p_value
+from mxsweep.study.comparison import ALPHA
+from mxsweep.study.trained_configs import LossDifference, TrainedConfig
+from mxsweep.study.training_ranking import Pair, Ranked, TrainingStudy
+
+MOST_PAIRS = 45  # in a table, before those of neighbours alone are shown
+RANKING_NOTE = (
+    "Δ is the config's validation loss minus its baseline's, nats a token, over the same seeds (weights, data and "
+    "their order); […] is the 95 % interval of the paired t test, p is adjusted by Holm's method over the configs. A "
+    "training that diverged has no loss, and its config stands last."
+)
+PAIRS_NOTE = (
+    "p is adjusted by Holm's method over all pairs. Where three configs or more have the same seeds, the spread is "
+    "that of all of them, what config and seed explain taken out."
+)
+
+
+def ranking_table(study: TrainingStudy) -> Table:
+    """Return the configs, the best first, with what each loses to the baseline."""
+    columns = ["config", "seeds", "loss", "Δ loss", "Δ loss, 95 %", "p", "is", "over", "tokens/sec", "speed / baseline"]
+    has_diverged = any(each.config.diverged for each in study.ranked)
+    rows = [[*_cells(each), *([_diverged_cell(each.config)] if has_diverged else [])] for each in study.ranked]
+    return Table("", [*columns, *(["diverged"] if has_diverged else [])], rows, frozenset({0}))
+
+
+def pair_table(study: TrainingStudy) -> tuple[Table, str]:
+    """Return pairs of configs with their differences, and a sentence on how many can be told apart.
+
+    All pairs, or of more than MOST_PAIRS those that are neighbours in the ranking.
+    """
+    shown: Sequence[Pair] = study.pairs
+    places = {id(config): place for place, config in enumerate(study.configs)}
+    if len(shown) > MOST_PAIRS:
+        shown = [pair for pair in shown if abs(places[id(pair.worse)] - places[id(pair.better)]) == 1]
+    rows = [
+        [
+            Cell(pair.better.name),
+            Cell(pair.worse.name),
+            *_difference_cells(pair.difference),
+            Cell(p_value(pair.p), pair.p),
+            Cell("told apart" if pair.told_apart else "not told apart"),
+            Cell(_over(pair.difference)),
+        ]
+        for pair in shown
+    ]
+    apart = sum(pair.told_apart for pair in study.pairs)
+    said = f"{apart} of {len(study.pairs)} pairs of configs can be told apart by their validation losses."
+    if len(shown) < len(study.pairs):
+        said += " Neighbours in the ranking:"
+    return Table("", ["better", "worse", "Δ loss", "Δ loss, 95 %", "p", "are", "over"], rows, frozenset({0, 1})), said
+
+
+def _cells(each: Ranked) -> list[Cell]:
+    config = each.config
+    speeds = [speed for row in config.rows.values() if (speed := row.number("training", "tokens_per_s")) is not None]
+    verdict = ABSENT if each.p is None else "significant" if each.p < ALPHA else "not significant"
+    return [
+        Cell(config.name),
+        Cell(str(len(config.rows)), len(config.rows)),
+        number_cell(None if math.isnan(config.loss) else config.loss, ".4f"),
+        *_difference_cells(each.difference),
+        Cell(p_value(each.p), each.p),
+        Cell(verdict),
+        Cell(_over(each.difference)),
+        number_cell(float(np.mean(speeds)) if speeds else None, ",.0f"),
+        number_cell(each.speed, ".2f"),
+    ]
+
+
+def _difference_cells(difference: LossDifference | None) -> list[Cell]:
+    if difference is None:
+        return [Cell(ABSENT), Cell(ABSENT)]
+    one = difference.measured
+    has_interval = not math.isnan(one.low)
+    interval = Cell(f"[{one.low:+.4f}, {one.high:+.4f}]", one.low) if has_interval else Cell(ABSENT)
+    return [number_cell(one.difference, "+.4f"), interval]
+
+
+def _over(difference: LossDifference | None) -> str:
+    return ABSENT if difference is None else f"{difference.measured.n} {difference.over}"
+
+
+def _diverged_cell(config: TrainedConfig) -> Cell:
+    if not config.diverged:
+        return Cell(ABSENT)
+    steps = ", ".join("?" if math.isnan(step) else f"{step:g}" for step in config.diverged.values())
+    return Cell(f"{len(config.diverged)} of {len(config.rows)} (step {steps})", len(config.diverged))

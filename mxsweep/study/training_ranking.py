@@ -1,0 +1,213 @@
+"""Rank trained configs by what they lose to the baseline, and say which of them can be told apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mxsweep.results.groups import Group, Results
+from mxsweep.results.trainings import unread_files
+from mxsweep.study.comparison import ALPHA
+from mxsweep.study.finding import Finding, format_runs, run_ids
+from mxsweep.study.paired_tests import Residual, compare_means_given, holm, residual_of
+from mxsweep.study.trained_configs import (
+    OVER_SEEDS,
+    OVER_SEQUENCES,
+    SEED,
+    LossDifference,
+    TrainedConfig,
+    as_array,
+    compare_configs,
+    has_trainings,
+    loss_values,
+    trained_configs,
+)
+
+MOST_PAIRS = 5000
+ONE_SEED = (
+    "Configs with one seed in common are compared over the held-out sequences: how far another seed would move them is "
+    "not in their intervals."
+)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Hold a config's place.
+
+    Attributes:
+        difference: of its validation loss from the baseline's; None without a baseline, or where all diverged.
+        p: adjusted by Holm's method over the configs that were compared with the baseline.
+        speed: tokens a second, divided by the baseline's, the mean over seeds; None where not known.
+    """
+
+    config: TrainedConfig
+    difference: LossDifference | None = None
+    p: float | None = None
+    speed: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold two configs compared: `worse` has the higher mean loss; `p` is adjusted over all pairs."""
+
+    worse: TrainedConfig
+    better: TrainedConfig
+    difference: LossDifference
+    p: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Return whether the two differ by more than chance."""
+        return self.p < ALPHA
+
+
+@dataclass(frozen=True)
+class TrainingStudy:
+    """Hold what a group's trainings say.
+
+    Attributes:
+        ranked: the best first, baselines among them; those that diverged with some seed last.
+        pairs: all pairs of configs that could be compared, neighbours in the ranking and others.
+        notes: what a reader of the intervals must know.
+        unread: files that could not be read, and why.
+    """
+
+    ranked: list[Ranked]
+    pairs: list[Pair]
+    notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def configs(self) -> list[TrainedConfig]:
+        """Return the configs, the best first."""
+        return [each.config for each in self.ranked]
+
+
+def study_trainings(results: Results, group: Group) -> TrainingStudy | None:
+    """Rank the group's trained configs; None of a group of which nothing was trained."""
+    if not has_trainings(group):
+        return None
+    configs = trained_configs(group, results.shown)
+    ranked = _ranked(configs)
+    pairs = _pairs([each.config for each in ranked if each.config.losses])
+    return TrainingStudy(ranked, pairs, _notes(ranked, pairs), unread_files(group.rows))
+
+
+def describe_trainings(study: TrainingStudy) -> list[Finding]:
+    """Say which trained configs lose something to the baseline, which cannot be told from it, and which diverged."""
+    compared = [each for each in study.ranked if each.difference is not None and each.p is not None]
+    findings = []
+    for each in study.ranked:
+        if each.config.diverged:
+            rows = [each.config.rows[seed] for seed in each.config.diverged]
+            steps = ", ".join(f"{step:g}" for step in each.config.diverged.values() if not math.isnan(step))
+            where = f" (step {steps})" if steps else ""
+            text = f"{each.config.name} diverged in {len(rows)} of {format_runs(len(each.config.rows))}{where}."
+            findings.append(Finding("training", text, run_ids(rows)))
+    worse = [each for each in compared if each.p is not None and each.p < ALPHA and _lost(each) > 0]
+    equal = [each for each in compared if each.p is not None and each.p >= ALPHA]
+    for verdict, alike in (("worse by more than chance than", worse), ("not to be told from", equal)):
+        if alike:
+            parts = [f"{each.config.name} ({format_difference(each.difference)})" for each in alike]
+            text = (
+                f"{len(alike)} of {len(compared)} trained configs {'is' if len(alike) == 1 else 'are'} {verdict} the "
+                f"baseline, by validation loss in nats a token: {'; '.join(parts)}."
+            )
+            rows = [row for each in alike for row in each.config.rows.values()]
+            findings.append(Finding("training", text, run_ids(rows)))
+    return findings
+
+
+def format_difference(difference: LossDifference | None) -> str:
+    """Return a difference of losses and its 95 % interval, nats a token; nothing of one that is not known."""
+    if difference is None:
+        return ""
+    one = difference.measured
+    interval = "" if math.isnan(one.low) else f" [{one.low:+.4f}, {one.high:+.4f}]"
+    return f"{one.difference:+.4f}{interval}".replace("-", "−")
+
+
+def _lost(each: Ranked) -> float:
+    return each.difference.measured.difference if each.difference is not None else math.nan
+
+
+def _ranked(configs: Sequence[TrainedConfig]) -> list[Ranked]:
+    differences = [compare_configs(one.rows, one.baseline) if one.baseline else None for one in configs]
+    tests = [math.nan if one is None else one.measured.p for one in differences]
+    ranked = [
+        Ranked(config, difference, None if math.isnan(p) else p, _speed(config))
+        for config, difference, p in zip(configs, differences, holm(tests), strict=True)
+    ]
+
+    def place(each: Ranked) -> tuple[int, float, float]:
+        share = len(each.config.diverged) / len(each.config.rows)
+        lost = 0.0 if each.config.is_baseline else _lost(each)
+        return int(share > 0), share, math.inf if math.isnan(lost) else lost
+
+    return sorted(ranked, key=place)
+
+
+def _speed(config: TrainedConfig) -> float | None:
+    speeds = [
+        (row.number("training", "tokens_per_s"), config.baseline[seed].number("training", "tokens_per_s"))
+        for seed, row in config.rows.items()
+        if seed in config.baseline
+    ]
+    ratios = [ours / theirs for ours, theirs in speeds if ours is not None and theirs]
+    return float(np.mean(ratios)) if ratios else None
+
+
+def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
+    """Compare all pairs of configs; those that have the same seeds with the spread that all of these show."""
+    pooled, residual = _pooled(configs)
+    found: list[tuple[TrainedConfig, TrainedConfig, LossDifference]] = []
+    for a, b in itertools.islice(itertools.combinations(configs, 2), MOST_PAIRS):
+        difference = compare_configs(b.rows, a.rows)
+        if difference is None:
+            continue
+        if residual is not None and a in pooled and b in pooled:
+            values = loss_values((a.rows, b.rows))
+            assert values is not None
+            (x, y), _ = values
+            difference = LossDifference(compare_means_given(as_array(x, x), as_array(y, x), residual), OVER_SEEDS)
+        if not math.isnan(difference.measured.p):
+            found.append((a, b, difference))
+    adjusted = holm([difference.measured.p for _, _, difference in found])
+    pairs = []
+    for (a, b, difference), p in zip(found, adjusted, strict=True):
+        if difference.measured.difference < 0:
+            a, b, difference = b, a, _turned(difference)
+        pairs.append(Pair(b, a, difference, p))
+    return pairs
+
+
+def _pooled(configs: Sequence[TrainedConfig]) -> tuple[list[TrainedConfig], Residual | None]:
+    """Return the configs with the same seeds, two or more, that most have, and what is left of their losses."""
+    alike: dict[frozenset[object], list[TrainedConfig]] = {}
+    for config in configs:
+        if len(config.losses) > 1:
+            alike.setdefault(frozenset(config.losses), []).append(config)
+    most = max(alike.values(), key=len, default=[])
+    if len(most) < 3:
+        return [], None
+    seeds = list(most[0].losses)
+    return most, residual_of(np.array([as_array(config.losses, seeds) for config in most]))
+
+
+def _turned(difference: LossDifference) -> LossDifference:
+    one = difference.measured
+    return LossDifference(type(one)(one.n, -one.difference, -one.high, -one.low, one.p), difference.over)
+
+
+def _notes(ranked: Sequence[Ranked], pairs: Sequence[Pair]) -> list[str]:
+    overs = {each.difference.over for each in ranked if each.difference} | {pair.difference.over for pair in pairs}
+    notes = [ONE_SEED] if OVER_SEQUENCES in overs else []
+    alone = [each.config.name for each in ranked if not each.config.is_baseline and not each.config.baseline]
+    if alone:
+        named = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        notes.append(f"Without a baseline of the same {SEED}: {named}.")
+    return notes

@@ -1,0 +1,122 @@
+"""What a sweep that trained gets in the report: figures, tables, a section of the page; and others nothing of it."""
+
+from pathlib import Path
+
+import altair
+import pytest
+from helpers.made_report import put_study
+from helpers.made_trainings import STEPS, put_training
+
+from mxsweep.report.collection import collect
+from mxsweep.report.figures import training_curves
+from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.figure_files import group_figures
+from mxsweep.report.training_tables import pair_table, ranking_table
+from mxsweep.results.groups import read_results
+from mxsweep.study.group_study import Study, study_groups
+
+ROLES = {"fprop.weight": 18.0, "dgrad.grad": 15.0, "dW": 11.0}
+STEMS = ["training_curves", "training_change", "training_ranking", "training_speed", "training_roles"]
+
+
+def put_sweep(top: Path, seeds: tuple[int, ...] = (1, 2)) -> None:
+    for seed in seeds:
+        put_training(top / f"base{seed}", seed, speed=2000)
+        for block, cost in ((16, 0.02), (32, 0.03)):
+            name, loss = f"b{block}s{seed}", cost + seed / 1000
+            put_training(top / name, seed, cost=loss, format="mxfp4", block_size=block, roles=ROLES)
+
+
+def studied(top: Path) -> Study:
+    (study,) = study_groups(read_results(top))
+    return study
+
+
+def figures(top: Path) -> dict[str, Figure]:
+    return {figure.stem: figure for figure in group_figures(studied(top))}
+
+
+def test_figures_are_valid_charts_and_those_of_losses_come_after(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    drawn = figures(tmp_path)
+    assert list(drawn) == [*STEMS, "loss_vs_block_size"]
+    for figure in drawn.values():
+        for spec in (figure.page_spec(), figure.file_spec()):
+            altair.Chart.from_dict(spec)  # checks it against the schema
+
+
+def test_a_line_is_the_mean_over_seeds_in_their_range(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    points = figures(tmp_path)["training_curves"].page_spec()["datasets"]["points"]
+    assert {point["series"] for point in points} == {"baseline", "block_size=16", "block_size=32"}
+    assert len(points) == 3 * STEPS and all(point["low"] <= point["y"] <= point["high"] for point in points)
+
+
+def test_the_change_against_the_baseline_is_paired_by_step_and_seed(tmp_path: Path) -> None:
+    """What a seed adds to every loss is in neither."""
+    put_sweep(tmp_path)
+    points = figures(tmp_path)["training_change"].page_spec()["datasets"]["points"]
+    last = {point["series"]: point for point in points if point["x"] == max(other["x"] for other in points)}
+    assert list(last) == ["block_size=16", "block_size=32"]
+    assert last["block_size=16"]["y"] == pytest.approx(0.0215, abs=1e-5)
+    assert (last["block_size=16"]["low"], last["block_size=16"]["high"]) == pytest.approx((0.021, 0.022), abs=1e-5)
+
+
+def test_long_curves_are_drawn_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_curves, "MOST_POINTS", 5)
+    put_sweep(tmp_path)
+    points = figures(tmp_path)["training_curves"].page_spec()["datasets"]["points"]
+    assert len(points) == 3 * 5
+
+
+def test_of_many_configs_the_best_and_the_worst_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_curves, "MOST_LINES", 3)
+    put_sweep(tmp_path, seeds=(1,))
+    put_training(tmp_path / "middle", 1, cost=0.025, format="mxfp4", block_size=64)
+    figure = figures(tmp_path)["training_curves"]
+    assert [entry.name for entry in figure.entries] == ["baseline", "block_size=16", "block_size=32"]
+    assert "1 more configs are in the table alone" in figure.caption
+
+
+def test_the_heat_map_has_a_row_for_each_operand_of_each_config(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    figure = figures(tmp_path)["training_roles"]
+    assert [row[0] for row in figure.cells[:3]] == [
+        f"block_size=16: {name}" for name in ("fprop.weight", "dgrad.grad", "dW")
+    ]
+    assert figure.cells[2] == ["block_size=16: dW", "11.1", "–", "–", "–", "0.9900", "0.950"]
+
+
+def test_tables_rank_configs_and_say_which_can_be_told_apart(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    put_training(tmp_path / "d1", 1, diverged_at=7, format="w4a6")
+    study = studied(tmp_path).training
+    assert study is not None
+    table = ranking_table(study)
+    assert [row[0] for row in table.texts][::3] == ["baseline", "format=w4a6 block_size=32"]
+    assert table.texts[-1][-1] == "1 of 1 (step 7)"
+    pairs, said = pair_table(study)
+    assert len(pairs.rows) == 3 and said.startswith("3 of 3 pairs of configs can be told apart")
+
+
+def test_every_output_has_the_ranking(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    (tmp_path / "b16s1" / "curves.parquet").write_bytes(b"no parquet")
+    text = collect(tmp_path).text
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for output in (text, markdown, page):
+        assert "What training in these formats costs" in output and "block_size=16" in output
+    assert "id_b16s1: curves.parquet is damaged" in markdown and "id_b16s1: curves.parquet is damaged" in page
+    assert 'id="group-1-training"' in page and 'data-figure="training_curves"' in page
+    assert (tmp_path / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "training_curves.svg").read_text().startswith("<svg")
+    assert "examples/sec" not in text.split("What training")[0].splitlines()[6]
+
+
+def test_runs_that_trained_nothing_get_nothing_of_it(tmp_path: Path) -> None:
+    put_study(tmp_path, blocks=(16, 32), scale_bits=(8,), kv=("none",))
+    text = collect(tmp_path).text
+    written = [text, *((tmp_path / name).read_text(encoding="utf-8") for name in ("results.md", "report.html"))]
+    assert not any("training" in one.replace("report.html", "").lower().split("<script")[0] for one in written)
+    assert not list(tmp_path.glob("training*"))

@@ -1,0 +1,126 @@
+"""The ranking of trained configs: closed forms over seeds, over sequences with one, and what diverged stands last."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.made_report import put_study
+from helpers.made_trainings import SEQUENCES, put_training
+
+from mxsweep.results.groups import read_results
+from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.paired_tests import compare_means_given, residual_of, t_quantile
+from mxsweep.study.trained_configs import OVER_SEEDS, OVER_SEQUENCES
+from mxsweep.study.training_ranking import ONE_SEED, Ranked, TrainingStudy
+
+COSTS = {16: (0.021, 0.022, 0.023), 32: (0.028, 0.026, 0.024)}
+
+
+def put_sweep(top: Path, seeds: tuple[int, ...] = (1, 2, 3), **more: Any) -> None:
+    for index, seed in enumerate(seeds):
+        put_training(top / f"base{seed}", seed, speed=2000)
+        for block, costs in COSTS.items():
+            put_training(top / f"b{block}s{seed}", seed, cost=costs[index], format="mxfp4", block_size=block, **more)
+
+
+def studied(top: Path) -> Study:
+    (study,) = study_groups(read_results(top))
+    assert study.training is not None
+    return study
+
+
+def training(top: Path) -> TrainingStudy:
+    study = studied(top).training
+    assert study is not None
+    return study
+
+
+def named(study: TrainingStudy, name: str) -> Ranked:
+    return next(each for each in study.ranked if each.config.name == name)
+
+
+def test_over_seeds_the_interval_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    study = training(tmp_path)
+    assert [each.config.name for each in study.ranked] == ["baseline", "block_size=16", "block_size=32"]
+    difference = named(study, "block_size=16").difference
+    assert difference is not None and difference.over == OVER_SEEDS and difference.measured.n == 3
+    assert difference.measured.difference == pytest.approx(0.022)
+    half = t_quantile(2) * np.std(COSTS[16], ddof=1) / math.sqrt(3)
+    assert difference.measured.high - difference.measured.low == pytest.approx(2 * half)
+    assert named(study, "block_size=16").speed == 0.5 and study.notes == []
+
+
+def test_pairs_use_the_spread_of_all_that_have_the_same_seeds(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    pair = next(one for one in training(tmp_path).pairs if not one.better.is_baseline)
+    assert (pair.better.name, pair.worse.name) == ("block_size=16", "block_size=32")
+    values = np.array([[0, 0, 0], COSTS[16], COSTS[32]])
+    residual = residual_of(values)
+    assert residual is not None and residual.degrees == 4
+    expected = compare_means_given(values[1], values[2], residual)
+    assert vars(pair.difference.measured) == pytest.approx(vars(expected))
+    others = [one for one in training(tmp_path).pairs if one.better.is_baseline]
+    assert pair.p == pytest.approx(expected.p) and [one.p for one in others] == pytest.approx(
+        [factor * one.difference.measured.p for factor, one in zip((2, 3), others, strict=True)]  # Holm's
+    )
+
+
+def test_a_layout_without_residual_is_one_of_sums_alone() -> None:
+    rows, columns = np.array([[1.0], [2.0], [4.0]]), np.array([[0.0, 3.0]])
+    residual = residual_of(rows + columns)
+    assert residual is not None and residual.variance == pytest.approx(0) and residual.degrees == 2
+    assert residual_of(np.ones((1, 3))) is None and residual_of(np.array([[1, math.nan], [2, 3]])) is None
+
+
+def test_with_one_seed_held_out_sequences_are_paired_and_that_is_said(tmp_path: Path) -> None:
+    put_sweep(tmp_path, seeds=(7,))
+    study = training(tmp_path)
+    difference = named(study, "block_size=32").difference
+    assert difference is not None and difference.over == OVER_SEQUENCES and difference.measured.n == SEQUENCES
+    assert difference.measured.difference == pytest.approx(0.028)
+    assert study.notes == [ONE_SEED]
+
+
+def test_a_seed_without_its_baseline_is_not_compared(tmp_path: Path) -> None:
+    put_sweep(tmp_path, seeds=(1, 2))
+    put_training(tmp_path / "alone", 9, cost=5.0, format="mxfp4", block_size=16)
+    difference = named(training(tmp_path), "block_size=16").difference
+    assert difference is not None and difference.measured.n == 2 and difference.measured.difference < 0.03
+
+
+def test_what_diverged_stands_last_with_its_steps(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    for seed in (1, 2, 3):
+        put_training(tmp_path / f"d{seed}", seed, diverged_at=7 if seed == 2 else None, format="w4a6")
+    study = training(tmp_path)
+    last = study.ranked[-1]
+    assert last.config.diverged == {2: 7} and list(last.config.losses) == [1, 3]
+    texts = [finding.text for finding in studied(tmp_path).findings]
+    assert "format=w4a6 block_size=32 diverged in 1 of 3 runs (step 7)." in texts
+    assert any(
+        text.startswith("2 of 3 trained configs are worse by more than chance than the baseline") for text in texts
+    )
+
+
+def test_two_seeds_of_a_config_are_no_effect_of_a_knob(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    assert studied(tmp_path).effects == []
+    one = tmp_path / "one"
+    put_sweep(one, seeds=(1,))
+    assert [effect.knob for effect in studied(one).effects] == ["block_size"]
+
+
+def test_the_headline_names_the_run_that_loses_least_to_its_own_baseline(tmp_path: Path) -> None:
+    """Seed 2's losses are the lowest, whatever the config."""
+    put_sweep(tmp_path)
+    picked = {pick.title: pick.row.run.path.name for pick in studied(tmp_path).picks}
+    assert picked["lowest loss"] == "b16s1"
+
+
+def test_runs_that_trained_nothing_have_no_ranking(tmp_path: Path) -> None:
+    put_study(tmp_path, blocks=(16,), scale_bits=(8,), kv=("none",))
+    (study,) = study_groups(read_results(tmp_path))
+    assert study.training is None
