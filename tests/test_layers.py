@@ -39,7 +39,7 @@ LAYERS = (
 )
 WITHOUT_TORCH = ("terminal", "machine", "files", "formats", "config", "results", "study", "report")
 HEAVY = ("torch", "transformers", "lm_eval", "safetensors.torch")
-COMMANDS = ("__main__", "collect", "inspect", "sensitivity")
+COMMANDS = ("__main__", "collect", "inspect", "sensitivity", "train")
 ASSETS = (
     "assets"  # the embedded model and how it was made: data to everything else, so that it may import what it needs
 )

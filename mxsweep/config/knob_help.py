@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from mxsweep.config import knobs
+from mxsweep.config import effects, knobs
 from mxsweep.config.knob import Knob
 from mxsweep.config.option_files import LAUNCHER, option_names
 from mxsweep.config.value_types import Choice, Flag, Listing
@@ -36,9 +36,10 @@ def knobs_help(folders: Sequence[Path] | None = None) -> str:
     """Return every knob with what it is and its values: groups, which are chosen by name, then the leaves below."""
     groups = [knob for knob in knobs.all_knobs() if knob.is_group]
     leaves = [knob for knob in knobs.all_knobs() if not knob.is_group and knob.path != "sweep"]
-    lines = [line for knob in groups for line in _lines(knob, folders, GROUP_COLUMN)]
-    lines += ["", "Leaves, set by their path"]
-    return "\n".join(lines + [line for knob in leaves for line in _lines(knob, folders, LEAF_COLUMN)])
+    lines = [line for knob in groups for line in knob_lines(knob, folders, GROUP_COLUMN)]
+    lines += ["", "Leaves, set by their path (those of trainings: python -m mxsweep.train --help)"]
+    others = [knob for knob in leaves if knob.effect is not effects.trains]
+    return "\n".join(lines + [line for knob in others for line in knob_lines(knob, folders, LEAF_COLUMN)])
 
 
 def register_knobs_help(folders: Sequence[Path] | None = None) -> None:
@@ -46,12 +47,13 @@ def register_knobs_help(folders: Sequence[Path] | None = None) -> None:
     OmegaConf.register_new_resolver("knobs_help", lambda: knobs_help(folders), replace=True)
 
 
-def _lines(knob: Knob, folders: Sequence[Path] | None, column: int) -> list[str]:
+def knob_lines(knob: Knob, folders: Sequence[Path] | None, column: int, behind: str = "") -> list[str]:
+    """Return the lines of a knob's help, its text from ``column``, with ``behind`` it all."""
     values = named_values(knob, folders)
     said = bool(values) and all(value in knob.help for value in values)
     allowed = " | ".join(values) or knob.type.allowed
     return textwrap.wrap(
-        f"{knob.help} [{allowed}]" if allowed and not said else knob.help,
+        (f"{knob.help} [{allowed}]" if allowed and not said else knob.help) + behind,
         WIDTH,
         initial_indent=f"  {knob.path} ".ljust(column),
         subsequent_indent=" " * column,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
-from mxsweep.config import effects, knobs
+from mxsweep.config import effects, knob_defaults, knobs
 from mxsweep.config.knob import UNSET, Kind, Knob, Scope
 from mxsweep.config.knob_help import named_values
-from mxsweep.config.option_files import LAUNCHER, conf_dir, read_option
 
 HEAD = """\
 # Knobs
@@ -41,6 +38,14 @@ TITLES = {
     "calibration": "Calibration data",
     "model": "The model",
     "task": "The task",
+    "recipe": "Formats of a training",
+    "matmuls": "Formats of a training",
+    "matmuls.fprop": "Formats of a training",
+    "matmuls.dgrad": "Formats of a training",
+    "matmuls.wgrad": "Formats of a training",
+    "train": "Training",
+    "corpus": "Text of a training",
+    "init": "Weights that a training begins with",
     "logging": "Logging",
     "hydra": "Folders",
     "hydra.launcher": "Launchers",
@@ -53,12 +58,13 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.has_budget: "there is a budget",
     effects.rotates: "something is rotated",
     effects.calibrates: "something is calibrated",
+    effects.trains: "the run trains",
 }
 
 
 def knob_page() -> str:
     """Return the page."""
-    defaults = _defaults()
+    defaults = knob_defaults.defaults()
     everything = [knob for knob in knobs.all_knobs() if knob.path != "sweep"]
     sections = {"Groups": [knob for knob in everything if knob.is_group]}
     for knob in everything:
@@ -76,43 +82,10 @@ def knob_page() -> str:
 def _row(knob: Knob, defaults: dict[str, Any]) -> str:
     values = ", ".join(f"`{value}`" for value in named_values(knob)) or _escaped(knob.type.allowed)
     default = defaults.get(knob.path, UNSET)
-    shown = "" if default is UNSET else f"`{_written(default)}`"
+    shown = "" if default is UNSET else f"`{knob_defaults.written(default)}`"
     when = WHEN.get(knob.effect, "the weight method has it" if knob.effect is not effects.always else "")
     scope = SCOPES[knob.scope] + (f", where {when}" if when else "")
     return f"| `{knob.path}` | {_escaped(knob.help + KINDS[knob.kind])} | {values} | {shown} | {scope} |"
-
-
-def _defaults() -> dict[str, Any]:
-    """Return each knob's default: in conf/config.yaml, or in the option of its group that is the default."""
-    config = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
-    chosen: dict[str, Any] = {LAUNCHER: "basic"}
-    for entry in config.pop("defaults"):
-        chosen |= entry if isinstance(entry, dict) else {}
-    values = _flat(config)
-    for group, name in chosen.items():
-        for key, value in (read_option(group, str(name)) or {}).items():
-            values[key if key == group else f"{group}.{key}"] = value
-    for name in ("gpus", "slurm"):
-        values |= {f"hydra.launcher.{key}": value for key, value in (read_option(LAUNCHER, name) or {}).items()}
-    # A group that is a leaf, too, is said by its option's name.
-    return values | {group: "none" if name is None else name for group, name in chosen.items()}
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        path = f"{prefix}{key}"
-        nested = (isinstance(value, dict) and knobs.get(path) is None) or path in knobs.groups()
-        flat |= _flat(value, f"{path}.") if nested and isinstance(value, dict) else {path: value}
-    return flat
-
-
-def _written(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _escaped(text: str) -> str:

@@ -31,6 +31,7 @@ from mxsweep.terminal.errors import ConfigError
 INHERITED, AS_IT_IS = "auto", "none"
 INPUT, WEIGHT = "fprop.input", "fprop.weight"
 PARENTS = {"dgrad.grad": INPUT, "dgrad.weight": WEIGHT, "wgrad.grad": INPUT, "wgrad.input": INPUT}
+_LEAVES = [(product, name) for product, names in PRODUCTS.items() for name in (*names, "hadamard")]
 PRESCALE = Number("above 0 and at most 1", 0, 1, with_low=False)
 ROUNDINGS = ("rounding", "scale_rounding", "prescale")  # how an operand is rounded, whatever its format
 # The fields of a mapping, and the check of each.
@@ -73,10 +74,9 @@ class Operand:
             fmt = MXFormat(**fields)
         except ValueError as error:
             raise ConfigError(_explain(name, self.element, str(error))) from None
-        if four_over_six and (fmt.element != "fp4_e2m1" or fmt.scale_format.is_power_of_two):
+        if four_over_six and fmt.scale_format.is_power_of_two:
             raise ConfigError(
-                f"{name}.four_over_six: true does not go with {fmt}; allowed: element fp4_e2m1 with a scale that is no "
-                "power of two, as e4m3"
+                f"{name}.four_over_six: true does not go with {fmt}; allowed: a scale that is no power of two, as e4m3"
             )
         return OperandFormat(fmt, prescale, four_over_six)
 
@@ -101,12 +101,12 @@ class MatmulsConfig:
     modules: dict[str, LayerFormats] = field(default_factory=dict)
 
     @property
-    def is_set(self) -> bool:
-        """Return whether anything but a default stands there, what is kept apart."""
-        values = [value for product in PRODUCTS for value in getattr(self, product).values()]
-        switches = knobs.switches()
-        others = any(getattr(self, name) != switches[f"matmuls.{name}"] for name in ("backward", "signs"))
-        return others or any(value not in (INHERITED, 0) for value in values)
+    def first_set(self) -> str | None:
+        """Return the first knob that is not off; None where all are, what is kept apart."""
+        values = {f"matmuls.{product}.{name}": getattr(self, product)[name] for product, name in _LEAVES}
+        values |= {f"matmuls.{name}": getattr(self, name) for name in ("backward", "signs")}
+        off = knobs.switches()
+        return next((path for path, value in values.items() if value != off[path]), None)
 
 
 def resolve_matmuls(

@@ -130,7 +130,7 @@ class RunParts:
             return PLAIN_RECIPE
         if self.recipe_name not in (NO_RECIPE, PLAIN_RECIPE):
             return self.recipe_name
-        return f"{self.format.name}+matmuls" if self.matmuls.is_set else self.format.name
+        return f"{self.format.name}+matmuls" if self.matmuls.first_set else self.format.name
 
     @property
     def model_label(self) -> str:

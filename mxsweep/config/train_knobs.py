@@ -31,12 +31,9 @@ NO_RECIPE = "none"
 PLAIN_RECIPE = "bf16"  # that quantizes nothing
 KEPT_WORDS = ("lm_head", "embeddings", "first", "last")
 KEPT = r"lm_head|embeddings|(first|last)(:[1-9]\d{0,5})?"
-OPERAND = Operand(
-    "auto, none, a format, an element, or a mapping of element, block_size, scale, scale_bits, tensor_scale, rounding, "
-    "scale_rounding, symmetric, prescale, four_over_six"
-)
+OPERAND = Operand("auto, none, a format, an element, or a mapping, as {element: fp4_e2m1, rounding: stochastic}")
 COUNT_OR_NULL = Whole("a whole number of steps, at least 1, or null", 1, words=(None,))
-ORDER = Whole("0, or a power of two", 0, 2**15)
+ORDER = Whole("0, or a whole number", 0, 2**15)
 SHARE = Number("0 to 1", 0, 1)
 
 
@@ -58,13 +55,6 @@ def check_kept(knob: str, value: Any) -> None:
                 f"{knob}: {name!r} is not known; allowed: {', '.join(KEPT_WORDS)}, first:N and last:N decoder blocks, "
                 "or glob patterns over names of modules, as *.down_proj"
             )
-
-
-def check_order(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is 0 or a power of two."""
-    ORDER.check(knob, value)
-    if value & (value - 1):
-        raise ConfigError(f"{knob}: {value!r} is not allowed; allowed: 0 (not at all), or a power of two")
 
 
 def _train(path: str, help: str, type: ValueType, scope: Scope = Scope.BASELINE, **more: Any) -> Knob:
@@ -96,7 +86,7 @@ def _product(product: str, sums_over: str, inherits: tuple[str, str]) -> tuple[K
         _matmuls(
             f"{product}.hadamard",
             f"order of the random Hadamard matrices by which both operands of {product} are rotated; 0: not at all",
-            Checked("0, or a power of two", check_order),
+            ORDER,
             0,
         ),
     )

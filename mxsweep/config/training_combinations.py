@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.train_config import FINETUNE, FROM_SCRATCH
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
@@ -22,8 +20,9 @@ def check_training(config: RunParts) -> None:
     _check_length_of_training(config)
     _check_weights(config)
     _check_evaluation(config)
+    _check_device(config)
     for pattern, formats in (("", config.matmuls.linear), *config.matmuls.modules.items()):
-        _check_sequences(config.train.length, formats, f"modules[{pattern}]: " if pattern else "")
+        _check_sequences(config.train.length, formats, f" of modules[{pattern}]" if pattern else "")
 
 
 def _check_untrained(config: RunParts) -> None:
@@ -34,8 +33,8 @@ def _check_untrained(config: RunParts) -> None:
             f"recipe: {config.recipe_name!r} is of a training, and train=none trains nothing; add {TRAINS}, or choose "
             "formats by format="
         )
-    if config.matmuls.is_set:
-        raise ConfigError(f"matmuls: is of a training, and train=none trains nothing; add {TRAINS}, or leave it out")
+    if path := config.matmuls.first_set:
+        raise ConfigError(f"{path}: is of a training, and train=none trains nothing; add {TRAINS}, or leave it out")
 
 
 def _check_length_of_training(config: RunParts) -> None:
@@ -54,6 +53,20 @@ def _check_length_of_training(config: RunParts) -> None:
     if isinstance(train.micro_batch, int) and train.micro_batch > train.batch:
         raise ConfigError(
             f"train.micro_batch: {train.micro_batch} is more than train.batch={train.batch}; allowed: as many, or fewer"
+        )
+
+
+def _check_device(config: RunParts) -> None:
+    model = config.model
+    if model.device_map is not None:
+        raise ConfigError(
+            f"model.device_map: {model.device_map!r} does not go with train={config.train.method}, which trains a "
+            "model on one device, or on several with train.processes; allowed: null"
+        )
+    if config.train.processes > 1 and model.device.startswith("cuda:"):
+        raise ConfigError(
+            f"model.device: {model.device!r} is one GPU, and train.processes={config.train.processes} take one each; "
+            "allowed: auto, cuda"
         )
 
 
@@ -83,25 +96,10 @@ def _check_evaluation(config: RunParts) -> None:
 
 def _check_sequences(length: int, formats: LayerFormats, where: str) -> None:
     """Refuse sequences that do not hold whole blocks of those that run along their tokens."""
-    for name, along in _along_tokens(formats):
-        if length % along:
+    for name, tokens in formats.along_tokens():
+        if length % tokens:
             raise ConfigError(
-                f"{where}train.length: {length} is no multiple of {along}, {name}: blocks would cross sequences, so "
-                f"that gradients would depend on how a batch is split; allowed: a multiple of {along}"
+                f"train.length: {length} is no multiple of {tokens}, which matmuls.{name}{where} takes "
+                "together: blocks would cross sequences, so that gradients would depend on how a batch is split; "
+                f"allowed: a multiple of {tokens}"
             )
-
-
-def _along_tokens(formats: LayerFormats) -> Iterator[tuple[str, int]]:
-    """Yield each number of tokens that is taken together, with what it is."""
-    for operand, one in formats.operands():
-        if one is None or operand.endswith("weight"):
-            continue
-        size = one.fmt.block_size
-        if operand.startswith("wgrad"):
-            across = size[1] if isinstance(size, tuple) else size
-        else:
-            across = size[0] if isinstance(size, tuple) else 1
-        if across > 1:
-            yield f"the block of matmuls.{operand}", across
-    if formats.wgrad.hadamard:
-        yield "the order of matmuls.wgrad.hadamard", formats.wgrad.hadamard

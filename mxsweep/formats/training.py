@@ -83,6 +83,16 @@ class LayerFormats:
             formats: ProductFormats = getattr(self, product)
             yield from zip((f"{product}.{name}" for name in names), (formats.first, formats.second), strict=True)
 
+    def along_tokens(self) -> Iterator[tuple[str, int]]:
+        """Yield how many tokens each block or rotation takes that lies along the tokens in wgrad, by what it is of."""
+        if not self.wgrad.is_plain and self.wgrad.hadamard:
+            yield "wgrad.hadamard", self.wgrad.hadamard
+        for name, operand in self.operands():
+            size = operand.fmt.block_size if operand is not None and name.startswith("wgrad") else 0
+            size = size if isinstance(size, int) else size[1]
+            if size:
+                yield name, size
+
 
 @dataclass(frozen=True)
 class TrainingRecipe:

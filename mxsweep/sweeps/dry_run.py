@@ -14,6 +14,7 @@ from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
+from mxsweep.sweeps.dry_run_training import training_lines
 from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_followed, why_not_here
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -36,8 +37,10 @@ def preview(runs: Sequence[PlannedRun]) -> DryRun:
 
 
 def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
-    rows = [_row(number, run.config) for number, run in enumerate(runs, 1) if run.config is not None]
+    numbered = [(number, run.config) for number, run in enumerate(runs, 1) if run.config is not None]
+    rows = [_row(number, config) for number, config in numbered if not config.trains]
     lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} planned, nothing run (dry_run=true).", ""]
+    lines += training_lines(numbered)
     if rows:
         lines.append(tabulate(rows, headers="keys", disable_numparse=True))
         lines.append("")
@@ -58,7 +61,8 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
 def _warnings(config: RunConfig) -> Sequence[str]:
     """Return what a run will warn of."""
     size_of = _footprint(config)
-    return () if size_of is None else size_of.warnings
+    left_out = [f"the trained model is evaluated without this: {text}" for text in config.not_evaluated]
+    return left_out if size_of is None else [*left_out, *size_of.warnings]
 
 
 def _notes(config: RunConfig) -> Sequence[str]:

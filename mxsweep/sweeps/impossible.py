@@ -7,6 +7,7 @@ run may well be planned here and done elsewhere.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu
@@ -38,6 +39,8 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
 
 
 def _names_what_models_differ_in(config: RunConfig) -> bool:
+    if config.trains:
+        return bool(config.modules) or any(re.search(r"[.*?\[]", name) for name in config.matmuls.keep_high)
     return bool(config.modules) or config.recipe.kv.latent != LATENT_IN_CACHE or config.ptq.budget is not None
 
 
@@ -45,7 +48,7 @@ def why_not_here(run: PlannedRun) -> str | None:
     """Return why this machine cannot do a planned run that another might; None where nothing speaks against it."""
     if run.config is None:
         return None
-    if problem := _missing_device(run.config.model.device):
+    if problem := _missing_device(run.config.model.device) or _missing_gpus(run.config):
         return problem
     if gguf_file(run.config.model.path) and not has_package():
         return gguf_missing(run.config.model.path)
@@ -62,6 +65,10 @@ def model_without_values(config: RunConfig) -> PreTrainedModel | None:
     Raises:
         ConfigError: a checkpoint that is to be dequantized, and cannot be.
     """
+    if config.trains and config.init.is_random:
+        from mxsweep.model.random_llama import llama_without_values
+
+        return llama_without_values(config.init, config.train.length)
     if not is_here(config.model.path):
         return None  # without importing torch
     from mxsweep.model.meta import meta_model
@@ -71,7 +78,7 @@ def model_without_values(config: RunConfig) -> PreTrainedModel | None:
 
 def why_not_followed(config: RunConfig) -> str | None:
     """Return why it cannot be known without values what a text reaches in the config's model; None where it can."""
-    if not is_here(config.model.path):
+    if (config.trains and config.init.is_random) or not is_here(config.model.path):
         return None
     from mxsweep.model.meta import why_not_followed as of_model
 
@@ -100,12 +107,24 @@ def _recipe_problem(config: RunConfig) -> str | None:
         return None
     from mxsweep.model.meta import recipe_problem
 
+    if config.trains and (problem := _training_problem(model, config)):
+        return problem
     if (problem := recipe_problem(model, config.recipe)) or config.ptq.budget is None:
         return problem
     from mxsweep.calibrate.budget import refuse_budget
 
     try:
         refuse_budget(model, config.recipe, config.budget_formats, config.ptq.budget)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _training_problem(model: PreTrainedModel, config: RunConfig) -> str | None:
+    from mxsweep.training.choice import find_trained
+
+    try:
+        find_trained(model, config.training_recipe)
     except ConfigError as error:
         return str(error)
     return None
@@ -130,6 +149,15 @@ def _missing_device(device: str) -> str | None:
         return None
     count, index = visible_gpu_count(), int(device.partition(":")[2] or 0)
     return None if index < count else no_such_gpu(device, count)
+
+
+def _missing_gpus(config: RunConfig) -> str | None:
+    """Return why several processes cannot train a model on GPUs here; None where they can, or train on the CPU."""
+    asked, count = config.train.processes, visible_gpu_count()
+    on_gpus = config.model.device == "cuda" or (config.model.device == "auto" and count)
+    if not config.trains or not on_gpus or asked <= count:
+        return None
+    return f"train.processes: {asked} are more than the GPUs that are visible here, {count}; allowed: 1 to {count}"
 
 
 def _unknown_task(config: RunConfig) -> str | None:

@@ -9,10 +9,17 @@ from mxsweep.config.sweep_settings import Gpus, Slurm
 from mxsweep.sweeps import on_host, on_slurm
 from mxsweep.sweeps.execute import SweepObserver, SweepRun, work
 from mxsweep.sweeps.launch import Launch
+from mxsweep.terminal.errors import ConfigError
 
 
 def check_launcher(launcher: Gpus | Slurm | None, configs: Sequence[RunConfig]) -> None:
     """Refuse, before anything starts, a launcher that cannot do the runs. Raises ConfigError."""
+    processes = max((config.train.processes for config in configs if config.trains), default=1)
+    if launcher is not None and processes > 1:
+        raise ConfigError(
+            f"train.processes: {processes} have no say with a launcher, which gives each run one process; allowed: 1, "
+            "or hydra/launcher=basic"
+        )
     if isinstance(launcher, Gpus):
         on_host.gpus_for(launcher, configs)
     if isinstance(launcher, Slurm):

@@ -291,7 +291,8 @@ def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[Plan
             # Of what makes it a baseline, a title and a folder name what a person would type.
             unnamed = [path for path in switches() if path not in BASELINE_TYPED]
             cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
-            shown_words = [*_run_words(kept), *(f"{path}=none" for path in BASELINE_TYPED)]
+            plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in BASELINE_TYPED]
+            shown_words = [*_run_words(kept), *plain]
             yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run
 

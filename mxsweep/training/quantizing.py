@@ -170,13 +170,4 @@ def _signs(key: int, order: int, dtype: torch.dtype, device: torch.device) -> Te
 
 def along_tokens(formats: LayerFormats) -> Iterator[int]:
     """Yield how many tokens each block or rotation takes that lies along the tokens in wgrad; none for plain ones."""
-    wgrad = formats.wgrad
-    if wgrad.is_plain:
-        return
-    if wgrad.hadamard:
-        yield wgrad.hadamard
-    for operand in (wgrad.first, wgrad.second):
-        size = operand.fmt.block_size if operand is not None else 0
-        size = size if isinstance(size, int) else size[1]
-        if size:
-            yield size
+    return (size for _, size in formats.along_tokens())

@@ -1,0 +1,53 @@
+"""Read the defaults of all knobs from ``conf/``, for the pages and the help that show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from mxsweep.config import knobs
+from mxsweep.config.option_files import LAUNCHER, conf_dir, read_option
+
+
+def defaults() -> dict[str, Any]:
+    """Return each knob's default: in conf/config.yaml, or in the option of its group that is the default."""
+    config = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    chosen: dict[str, Any] = {LAUNCHER: "basic"}
+    for entry in config.pop("defaults"):
+        chosen |= entry if isinstance(entry, dict) else {}
+    values = _flat(config)
+    for group, name in chosen.items():
+        values |= _of_option(group, str(name))
+    for name in ("gpus", "slurm"):
+        values |= {f"hydra.launcher.{key}": value for key, value in (read_option(LAUNCHER, name) or {}).items()}
+    # A group that is a leaf, too, is said by its option's name.
+    return values | {group: "none" if name is None else name for group, name in chosen.items()}
+
+
+def defaults_of(group: str, name: str) -> dict[str, Any]:
+    """Return the defaults with the values that an option of a group has for its knobs."""
+    return defaults() | _of_option(group, name) | {group: name}
+
+
+def written(value: Any) -> str:
+    """Return a value as it is typed."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _of_option(group: str, name: str) -> dict[str, Any]:
+    content = read_option(group, name) or {}
+    return {key if key == group else f"{group}.{key}": value for key, value in content.items()}
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        nested = (isinstance(value, dict) and knobs.get(path) is None) or path in knobs.groups()
+        flat |= _flat(value, f"{path}.") if nested and isinstance(value, dict) else {path: value}
+    return flat

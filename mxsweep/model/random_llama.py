@@ -1,0 +1,31 @@
+"""Describe the Llama that a training from scratch begins with, by its sizes."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mxsweep.config.train_config import InitConfig
+
+
+def llama_config(init: InitConfig, length: int, vocabulary: int) -> LlamaConfig:
+    """Return the configuration of a Llama for sequences of ``length`` tokens, its embeddings tied."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=init.hidden,
+        intermediate_size=init.mlp,
+        num_hidden_layers=init.layers,
+        num_attention_heads=init.heads,
+        num_key_value_heads=init.kv_heads,
+        head_dim=init.hidden // init.heads,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+    )
+
+
+def llama_without_values(init: InitConfig, length: int) -> LlamaForCausalLM:
+    """Return such a Llama on the meta device, with a vocabulary of bytes, which its layers do not depend on."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama_config(init, length, 2**8))
+    model.tie_weights()
+    return model.eval()
