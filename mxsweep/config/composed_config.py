@@ -22,6 +22,7 @@ from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationC
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
+from mxsweep.config.train_knobs import NO_RECIPE
 from mxsweep.config.training_data import check_corpus, check_init
 from mxsweep.config.value_types import as_names
 from mxsweep.terminal.errors import ConfigError
@@ -83,7 +84,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         corpus=CorpusConfig(**data.pop("corpus")),
         init=InitConfig(**data.pop("init")),
         matmuls=matmuls,
-        recipe_name=data.pop("recipe")["name"],
+        recipe_name=_recipe_name(data.pop("recipe")["name"], cfg),
         further=further,
         **data,
     )
@@ -145,6 +146,12 @@ def _take_further(data: dict[str, Any]) -> dict[str, Any]:
     for group, names in fields.items():
         further |= {f"{group}.{leaf}": data[group].pop(leaf) for leaf in set(data[group]) - names}
     return dict(sorted(further.items()))
+
+
+def _recipe_name(name: str, cfg: DictConfig) -> str:
+    """Return the name of the recipe that was chosen, unless it was given another."""
+    chosen = OmegaConf.select(cfg, "hydra.runtime.choices.recipe")
+    return str(chosen or NO_RECIPE) if name == "auto" else name
 
 
 def _folders(cfg: DictConfig) -> Sequence[Path]:

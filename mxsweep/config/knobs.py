@@ -101,8 +101,11 @@ def check(path: str, value: Any, name: str | None = None) -> None:
 
 
 def decides_only_quantized(key: str) -> bool:
-    """Return whether a baseline has no use for a knob or a group: it is of quantized runs' identity alone."""
-    return _all_of(key, Scope.RUN)
+    """Return whether a baseline has no use for a knob or a group: it is of quantized runs' identity alone.
+
+    The name of what was chosen, which may be in a group beside, is of no identity.
+    """
+    return _all_of(key, Scope.RUN, Scope.NONE) and not _all_of(key, Scope.NONE)
 
 
 def switches() -> dict[str, Any]:

@@ -138,7 +138,7 @@ TRAIN_GROUPS = (
 )
 
 PRODUCTS_OF_LAYERS = (
-    Knob("recipe.name", "as recipe", WORD, Scope.NONE, effect=effects.trains),
+    Knob("recipe.name", "what tables call it; auto: as recipe", WORD, Scope.NONE, effect=effects.trains),
     *_product("fprop", "the input's channels", ("format.activation", "format.weight")),
     *_product("dgrad", "the output's channels", ("fprop.input's", "fprop.weight's")),
     *_product("wgrad", "the tokens of a sequence", ("fprop.input's", "fprop.input's")),

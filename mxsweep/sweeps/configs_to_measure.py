@@ -93,6 +93,10 @@ def _config_of(run: PlannedRun) -> RunConfig:
     """Return the config of a run that can be done here. Raises ConfigError."""
     if run.config is None:
         raise ConfigError(run.error or "")
+    if run.config.trains:
+        raise ConfigError(
+            "train: has no use here, where nothing is trained; to measure what was trained, model=FOLDER/model"
+        )
     refuse_unavailable_backend(run.config)
     return run.config
 
