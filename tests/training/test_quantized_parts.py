@@ -57,8 +57,6 @@ OWN = {"*.q_proj": (None, None), "*.1.gate_proj": (TILES, None)}
 
 
 @pytest.mark.parametrize("modules", [{}, OWN], ids=["all", "own"])
-    "modules", [{}, {"*.q_proj": (None, None), "*.1.gate_proj": (TILES, None)}], ids=["all", "own"]
-)
 @pytest.mark.parametrize("weight", [FP4, TILES, NVFP4], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
