@@ -22,7 +22,6 @@ from mxsweep.formats.training import LayerFormats
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, layout_of
 from mxsweep.training.choice import Trained
 from mxsweep.training.products import linear
-from mxsweep.training.quantizing import along_tokens
 from mxsweep.training.training_pass import TrainingPass, check_examples_are_known, check_length, is_joined
 
 
@@ -115,7 +114,7 @@ class TrainingExperts:
     @property
     def _whole(self) -> int:
         """Return what the places of an expert are a multiple of, so that blocks along tokens are whole."""
-        return math.lcm(*(size for formats in self._formats for size in along_tokens(formats)))
+        return math.lcm(*(size for formats in self._formats for _, size in formats.along_tokens()))
 
     def _answers(self, x: Tensor, taken: Tensor) -> Tensor:
         """Return what experts answer (B, E, L, H) to x (B, E, L, H), at the places that are ``taken`` (B, E, L, 1)."""

@@ -5,13 +5,14 @@ of E experts together x (B, E, T, C), W (E, N, C), b (E, N).
 
 Gradients pass straight through quantization. That of the bias is the sum of g as it is. x and W are saved as they came,
 which takes no memory that the model has not taken already; what the backward products read is made from them when it is
-needed. The products are computed in x's dtype; gradients have the dtypes of x, W and b.
+needed. Where a kernel makes an operand of fprop and one of a backward product in one reading, the latter is saved in
+the place of what it is made from. The products are computed in x's dtype; gradients have the dtypes of x, W and b.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,11 @@ from torch import Tensor
 
 from mxsweep.training.quantizing import Quantizer
 from mxsweep.training.roles import INPUT_GRADIENT, WEIGHT_GRADIENT
+
+# Operands that are made of one tensor, the one with blocks along its rows first.
+_INPUT = ("fprop.input", "wgrad.input")
+_WEIGHT = ("fprop.weight", "dgrad.weight")
+_GRADIENT = ("dgrad.grad", "wgrad.grad")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Tensor:
@@ -34,39 +40,73 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer)
         x = x.to(torch.get_autocast_dtype(x.device.type))
     elif x.dtype != weight.dtype:
         raise TypeError(f"x: {x.dtype} does not go with a weight of {weight.dtype}; allowed: one dtype, or autocast")
-    y: Tensor = _Linear.apply(x, weight, bias, quantizer)
+    made = _made_ahead(x, weight, quantizer, torch.is_grad_enabled())
+    y: Tensor = _Linear.apply(x, weight, bias, *made, quantizer)
     return y
+
+
+class _Made(NamedTuple):
+    """Hold operands that were made before their product is computed; None for one that is made when it is needed."""
+
+    fprop_input: Tensor | None = None
+    wgrad_input: Tensor | None = None
+    fprop_weight: Tensor | None = None
+    dgrad_weight: Tensor | None = None
+
+
+@torch.no_grad()
+def _made_ahead(x: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made:
+    """Make what layers share that read one input, and what one reading makes for the backward pass, too."""
+    if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
+        return _Made()  # under a transform x may stand for many tensors
+    both = with_gradients and quantizer.makes_both
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x)
+        weights: tuple[Tensor, ...] = ()
+        if both and x.requires_grad:
+            weights = quantizer.make_both(_WEIGHT, weight.to(x.dtype))
+    return _Made(*inputs, *[None] * (2 - len(inputs)), *weights)
 
 
 class _Linear(torch.autograd.Function):
     """Compute y."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Tensor:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, x_row: Tensor | None, x_column: Tensor | None,
+        weight_row: Tensor | None, weight_column: Tensor | None, quantizer: Quantizer,
+    ) -> Tensor:  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
             if quantizer.formats.fprop.is_plain and weight.ndim == 2:
-                return F.linear(x, weight, bias)
-            y = _times_transposed(quantizer.make("fprop.input", x), quantizer.make("fprop.weight", weight))
-            y = quantizer.unscaled("fprop", y)
+                return F.linear(x, weight.to(x.dtype), bias)
+            x_row = quantizer.make("fprop.input", x) if x_row is None else x_row
+            if weight_row is None:
+                weight_row = quantizer.make("fprop.weight", weight.to(x.dtype))
+            y = quantizer.unscaled("fprop", _times_transposed(x_row, weight_row))
             return y if bias is None else y.add_(bias if bias.ndim == 1 else bias.unsqueeze(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.quantizer = inputs
+        x, weight, bias, _, x_column, _, weight_column, ctx.quantizer = inputs
         by_x, by_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(x if by_weight else None, weight if by_x or by_weight else None)
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        of_x, of_weight = (x if x_column is None else x_column), (weight if weight_column is None else weight_column)
+        ctx.save_for_backward(of_x if by_weight else None, of_weight if by_x else None)
+        ctx.made = x_column is not None, weight_column is not None
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = gradients
         x, weight = ctx.saved_tensors
-        by_x, by_weight, by_bias, _ = ctx.needs_input_grad
-        found = iter(_Gradients.apply(g, x, weight, ctx.quantizer, by_x, by_weight) if by_x or by_weight else ())
-        dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
+        by_x, by_weight, by_bias, *_ = ctx.needs_input_grad
+        dx = dw = None
+        if by_x or by_weight:
+            found = iter(_Gradients.apply(g, x, weight, *ctx.made, ctx.quantizer))
+            dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
+        dw = None if dw is None else dw.to(ctx.weight_dtype)
         db = _sum_over_tokens(g).to(ctx.bias_dtype) if by_bias else None
-        return dx, dw, db, None
+        return dx, dw, db, *[None] * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -75,19 +115,30 @@ class _Linear(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """Compute dx and dW, those that are asked for. It is a function of its own so that it can be mapped over."""
+    """Compute dx where W is given, and dW where x is. It is a function of its own so that it can be mapped over.
+
+    Where one "is made", it is the operand itself and not what that is made from.
+    """
 
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor | None, weight: Tensor, quantizer: Quantizer, by_x: bool, by_weight: bool
+        g: Tensor, x: Tensor | None, weight: Tensor | None, x_is_made: bool, weight_is_made: bool, quantizer: Quantizer
     ) -> tuple[Tensor, ...]:
         found = []
         with torch.autocast(g.device.type, enabled=False):
-            if by_x:
-                found.append(_input_gradient(g, weight, quantizer))
-            if by_weight:
-                assert x is not None
-                found.append(_weight_gradient(g, x, weight.dtype, quantizer))
+            names = _GRADIENT[:1] if x is None else _GRADIENT[1:] if weight is None else _GRADIENT
+            quantized = quantizer.make_both(names, g)
+            if weight is not None:
+                weight = weight.to(g.dtype)
+                operand = weight if weight_is_made else quantizer.make_both(_WEIGHT[1:], weight)[0]
+                found.append(quantizer.unscaled("dgrad", _times(quantized[0], operand)))
+                if quantizer.observer is not None:
+                    quantizer.observer.gradient(quantizer.name, INPUT_GRADIENT, _times(g, weight), found[-1])
+            if x is not None:
+                operand = x if x_is_made else quantizer.make_shared(_INPUT[1:], x)[0]
+                found.append(quantizer.unscaled("wgrad", _over_tokens(quantized[-1], operand)))
+                if quantizer.observer is not None:
+                    quantizer.observer.gradient(quantizer.name, WEIGHT_GRADIENT, _over_tokens(g, x), found[-1])
         return tuple(found)
 
     @staticmethod
@@ -103,25 +154,6 @@ class _Gradients(torch.autograd.Function):
         answers = [_Gradients.apply(*one) for one in _one_by_one(info.batch_size, in_dims, inputs)]
         stacked = tuple(torch.stack(parts) for parts in zip(*answers, strict=True))
         return stacked, (0,) * len(stacked)
-
-
-def _input_gradient(g: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
-    weight = weight.to(g.dtype)
-    source = quantizer.backward_source("dgrad.weight", weight)
-    dx = _times(quantizer.make("dgrad.grad", g), quantizer.make("dgrad.weight", source))
-    dx = quantizer.unscaled("dgrad", dx)
-    if quantizer.observer is not None:
-        quantizer.observer.gradient(quantizer.name, INPUT_GRADIENT, _times(g, weight), dx)
-    return dx
-
-
-def _weight_gradient(g: Tensor, x: Tensor, dtype: torch.dtype, quantizer: Quantizer) -> Tensor:
-    source = quantizer.backward_source("wgrad.input", x)
-    dw = _over_tokens(quantizer.make("wgrad.grad", g), quantizer.make("wgrad.input", source))
-    dw = quantizer.unscaled("wgrad", dw)
-    if quantizer.observer is not None:
-        quantizer.observer.gradient(quantizer.name, WEIGHT_GRADIENT, _over_tokens(g, x), dw)
-    return dw.to(dtype)
 
 
 def _times_transposed(x: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -41,6 +41,32 @@ _AXES = {
 }  # fmt: skip
 
 
+class Remembered:
+    """Remember the tensor that was last seen, and what was made of it.
+
+    Projections that read one tensor come one after the other, in the forward pass as in the backward pass. The version
+    counter notices a tensor changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, int] | None = None  # held, so that nothing else can take its place in memory
+        self._made: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def get(self, x: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what is remembered of x under the key, or else what ``make`` returns, which is remembered."""
+        if self._seen is None or not _is_same(*self._seen, x):
+            self._seen, self._made = (x.detach(), x._version), {}
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _is_same(seen: Tensor, version: int, x: Tensor) -> bool:
+    if x._version != version or x.dtype != seen.dtype or x.device != seen.device:
+        return False
+    return x.data_ptr() == seen.data_ptr() and x.shape == seen.shape and x.stride() == seen.stride()
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """Make the operands of one layer's products, in one pass.
@@ -56,6 +82,8 @@ class Quantizer:
         step: the number of the step.
         first_example: the number of the pass's first example.
         observer: told of every operand and product; None for nobody.
+        in_forward, in_backward: what was last made of an input in a forward and in a backward pass, which layers share
+            that read the same one; None for nothing.
         whole_tensors: whether the float32 scales of NVFP4 are taken over tensors as a whole, the batch with them.
     """
 
@@ -70,6 +98,8 @@ class Quantizer:
     step: int = 0
     first_example: int = 0
     observer: RoleObserver | None = None
+    in_forward: Remembered | None = None
+    in_backward: Remembered | None = None
     whole_tensors: bool = False
 
     def product(self, product: str) -> ProductFormats:
@@ -98,6 +128,28 @@ class Quantizer:
             self.observer.operand(self.name, operand, before, after, of_operand, axis=-1)
         return quantized
 
+    @property
+    def makes_both(self) -> bool:
+        """Return whether operands of fprop and of a backward product are best made at once, from one tensor."""
+        return self.backend == "cuda" and self.backward != REQUANTIZED and self.observer is None
+
+    def make_shared(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """Return what :meth:`make` makes of the input x as these operands, made once for all layers that read it."""
+        remembered = self.in_forward if operands[0] == "fprop.input" else self.in_backward
+        alone = self.observer is not None or x.is_inference() or torch.compiler.is_compiling()
+        if remembered is None or alone or torch._C._are_functorch_transforms_active():
+            return self.make_both(operands, x)
+        products = [self.product(operand.partition(".")[0]) for operand in operands]
+        place = (operands, *products, self.reads, self.backward, self.formats.fprop, self.step, self.first_example)
+        return remembered.get(x, place, lambda: self.make_both(operands, x))
+
+    def make_both(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """Return x as one operand, or as two: as one that lies along its rows, then as one along its columns.
+
+        A kernel that reads x once for both has its place here.
+        """
+        return tuple(self.make(operand, self.backward_source(operand, x)) for operand in operands)
+
     def unscaled(self, product: str, y: Tensor) -> Tensor:
         """Return a product's answer without the prescales of its operands; y is changed."""
         formats = self.product(product)
@@ -105,10 +157,13 @@ class Quantizer:
         return y if scale == 1 else y.div_(scale)
 
     def backward_source(self, operand: str, x: Tensor) -> Tensor:
-        """Return what an operand of dgrad or wgrad is made from, given the weight or the input as it was."""
-        of_fprop = f"fprop.{operand.partition('.')[2]}"
+        """Return what an operand is made from, given the weight, the input or the gradient as it was."""
+        product, _, name = operand.partition(".")
+        if self.backward != REQUANTIZED or product == "fprop" or name == "grad":
+            return x
+        of_fprop = f"fprop.{name}"
         fmt = self.operand_format(of_fprop)
-        if self.backward != REQUANTIZED or fmt is None:
+        if fmt is None:
             return x
         quantized = replace(self, observer=None).make(of_fprop, x)
         if fmt.prescale != 1:
@@ -166,8 +221,3 @@ def random_key(seed: int, step: int | str, module: str, operand: str) -> int:
 @torch.inference_mode(False)  # signs outlive the caller's mode
 def _signs(key: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (1 - 2 * (uniform(key, order, torch.device("cpu"))[0] < 0.5).to(dtype)).to(device)
-
-
-def along_tokens(formats: LayerFormats) -> Iterator[int]:
-    """Yield how many tokens each block or rotation takes that lies along the tokens in wgrad; none for plain ones."""
-    return (size for _, size in formats.along_tokens())

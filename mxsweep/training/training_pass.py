@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from mxsweep.formats.training import LayerFormats, TrainingRecipe
 from mxsweep.model.decoder import without_numbers
 from mxsweep.model.running_pass import RunningPass
 from mxsweep.terminal.errors import ConfigError
-from mxsweep.training.quantizing import Quantizer, along_tokens
+from mxsweep.training.quantizing import Quantizer, Remembered
 from mxsweep.training.step import Step
 
 
@@ -20,11 +20,14 @@ class TrainingPass:
 
     Attributes:
         running: knows the examples of the pass.
+        forward, backward: what was last made of an input, of which several layers make the same.
     """
 
     recipe: TrainingRecipe
     step: Step
     running: RunningPass
+    forward: Remembered = field(default_factory=Remembered)
+    backward: Remembered = field(default_factory=Remembered)
 
     def quantizer(self, formats: LayerFormats, name: str, reads: str) -> Quantizer:
         """Return what makes a layer's operands in the pass that is running."""
@@ -40,13 +43,15 @@ class TrainingPass:
             step=self.step.number,
             first_example=self.step.first_example,
             observer=self.step.observer,
+            in_forward=self.forward,
+            in_backward=self.backward,
         )
 
 
 def check_examples_are_known(formats: LayerFormats, name: str, x: Tensor) -> None:
     """Refuse formats that need to know which example a token is of, for a layer that reads x, which does not say so."""
     draws = any(operand is not None and operand.fmt.rounding == "stochastic" for _, operand in formats.operands())
-    if draws or any(along_tokens(formats)):
+    if draws or any(formats.along_tokens()):
         what = "stochastic rounding" if draws else "blocks along tokens"
         raise ConfigError(
             f"matmuls: {what} is not allowed for {name}, whose inputs come as {tuple(x.shape)}: what it answers would "
@@ -59,11 +64,12 @@ def check_length(formats: LayerFormats, name: str, tokens: int) -> None:
 
     Blocks of a sequence and blocks of the sequences one after the other are the same only where they do.
     """
-    wrong = [size for size in along_tokens(formats) if tokens % size]
+    wrong = [(name, size) for name, size in formats.along_tokens() if tokens % size]
     if wrong:
+        what, size = wrong[0]
         raise ConfigError(
-            f"train.length: sequences of {tokens} tokens do not go with matmuls.wgrad of {name}, whose blocks or "
-            f"rotations take {wrong[0]} tokens of one sequence; allowed: multiples of {wrong[0]}"
+            f"train.length: sequences of {tokens} tokens do not go with matmuls.{what} of {name}, which takes {size} "
+            f"tokens of one sequence together; allowed: multiples of {size}"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.layers import training_layers
+from mxsweep.training.quantizing import Quantizer
 from mxsweep.training.step import Step
 from tests.helpers.mixtures import build
 
@@ -263,7 +266,37 @@ def test_lengths_that_blocks_along_tokens_do_not_divide_are_refused_where_there_
         with torch.no_grad():
             model(ids(2, 20))
         with pytest.raises(
-            ConfigError, match=r"sequences of 20 tokens do not go with matmuls\.wgrad .* multiples of 16"
+            ConfigError, match=r"sequences of 20 tokens do not go with matmuls\.wgrad\.grad of .* multiples of 16"
         ):
             model(ids(2, 20))
     gradients(model, TrainingRecipe(LayerFormats(FP4.fprop, FP4.dgrad)), [ids(2, 20)])
+
+
+def test_layers_that_read_one_tensor_quantize_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counted = llama(), Counter()
+    make = Quantizer.make
+
+    def counting(self: Quantizer, operand: str, x: Tensor) -> Tensor:
+        counted[operand] += 1
+        return make(self, operand, x)
+
+    recipe = TrainingRecipe(STOCHASTIC)
+    monkeypatch.setattr(Quantizer, "make_shared", Quantizer.make_both)
+    alone = gradients(model, recipe, [ids()])
+    monkeypatch.undo()
+    monkeypatch.setattr(Quantizer, "make", counting)
+    assert_equal(gradients(model, recipe, [ids()]), alone)
+    assert counted["fprop.weight"] == counted["dgrad.grad"] == 3 * 7
+    assert counted["fprop.input"] == counted["wgrad.input"] == 3 * 4
+
+
+def test_a_copy_of_a_model_computes_with_its_own_parameters() -> None:
+    model = llama()
+    with training_layers(model, TrainingRecipe(FP4), Step()):
+        expected = model(ids()).logits
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert torch.equal(copied(ids()).logits, expected)
+        assert not model(ids()).logits.any()
