@@ -105,7 +105,7 @@ def check_values(data: dict[str, Any]) -> None:
         ConfigError: ``+knob=`` added what there is no use for, ``~knob`` took away what every run needs, or a value is
             not allowed.
     """
-    groups = knobs.groups()
+    groups = sorted(knobs.groups(), key=lambda group: group.count("."))
     _check_keys("", data, {*(group for group in groups if "." not in group), *(knob.path for knob in knobs.leaves())})
     for group in groups:
         paths = [*(knob.path for knob in knobs.leaves(group)), *groups]

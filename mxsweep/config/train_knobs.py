@@ -32,7 +32,8 @@ PLAIN_RECIPE = "bf16"  # that quantizes nothing
 KEPT_WORDS = ("lm_head", "embeddings", "first", "last")
 KEPT = r"lm_head|embeddings|(first|last)(:[1-9]\d{0,5})?"
 OPERAND = Operand("auto, none, a format, an element, or a mapping, as {element: fp4_e2m1, rounding: stochastic}")
-COUNT_OR_NULL = Whole("a whole number of steps, at least 1, or null", 1, words=(None,))
+COUNT_OR_NULL = Whole("a whole number of steps, 1 to 10^9, or null", 1, 10**9, words=(None,))
+MOST_CHANNELS, MOST_BLOCKS = 2**18, 2**10  # of random weights
 ORDER = Whole("0, or a whole number", 0, 2**15)
 SHARE = Number("0 to 1", 0, 1)
 
@@ -163,14 +164,14 @@ TRAINING = (
     _train(
         "train.tokens",
         "how long, in tokens; the last step is whole; instead of train.steps",
-        Whole("a whole number of tokens, at least 1, or null", 1, words=(None,)),
+        Whole("a whole number of tokens, 1 to 10^15, or null", 1, 10**15, words=(None,)),
     ),
     _train("train.steps", "how long, in steps; instead of train.tokens", COUNT_OR_NULL),
-    _train("train.batch", "sequences of a step", Whole("sequences, at least 1", 1)),
+    _train("train.batch", "sequences of a step", Whole("sequences, 1 to 10^6", 1, 10**6)),
     _train(
         "train.length",
         "tokens of a sequence, a multiple of every block that runs along them",
-        Whole("tokens of a sequence, at least 2", 2),
+        Whole("tokens of a sequence, 2 to 10^6", 2, 10**6),
         tells_metrics_apart=True,
     ),
     _train(
@@ -210,7 +211,7 @@ TRAINING = (
     _train(
         "train.eval_sequences",
         "held-out sequences that the validation loss is of",
-        Whole("sequences, at least 1", 1),
+        Whole("sequences, 1 to 10^6", 1, 10**6),
         tells_metrics_apart=True,
     ),
     _train("train.checkpoint_every", "steps between checkpoints; null: at the end only", COUNT_OR_NULL, Scope.NONE),
@@ -221,7 +222,7 @@ TRAINING = (
         Scope.NONE,
     ),
     _train("train.keep", "newest checkpoints kept until it is done", Whole("checkpoints, at least 1", 1), Scope.NONE),
-    _train("train.processes", "how many train one model", Whole("processes, at least 1", 1), Scope.NONE),
+    _train("train.processes", "how many train one model", Whole("processes, 1 to 1,024", 1, 2**10), Scope.NONE),
     _train("train.parallel", "how several share it: ddp, fsdp", Choice(words=("ddp", "fsdp")), Scope.NONE),
     _train("train.compile", "true: the model is compiled", Flag("true, false")),
     _corpus("source", "as corpus", Choice(words=("stories", "text", "hub"))),
@@ -246,11 +247,29 @@ TRAINING = (
         Number("above 0 and below 1", 0, 0.99, with_low=False),
     ),
     _train("init.source", "as init: random, or model", Choice(words=("random", "model"))),
-    _train("init.hidden", "channels of the residual stream", Whole("channels, or 0 with init=model")),
-    _train("init.layers", "decoder blocks", Whole("blocks, or 0 with init=model")),
-    _train("init.heads", "query heads of a block", Whole("heads, or 0 with init=model")),
-    _train("init.kv_heads", "key-value heads of a block", Whole("heads, or 0 with init=model")),
-    _train("init.mlp", "channels within the feed-forward layer", Whole("channels, or 0 with init=model")),
+    _train(
+        "init.hidden",
+        "channels of the residual stream",
+        Whole(f"channels, up to {MOST_CHANNELS:,}, or 0 with init=model", 0, MOST_CHANNELS),
+    ),
+    _train(
+        "init.layers", "decoder blocks", Whole(f"blocks, up to {MOST_BLOCKS}, or 0 with init=model", 0, MOST_BLOCKS)
+    ),
+    _train(
+        "init.heads",
+        "query heads of a block",
+        Whole(f"heads, up to {MOST_BLOCKS}, or 0 with init=model", 0, MOST_BLOCKS),
+    ),
+    _train(
+        "init.kv_heads",
+        "key-value heads of a block",
+        Whole(f"heads, up to {MOST_BLOCKS}, or 0 with init=model", 0, MOST_BLOCKS),
+    ),
+    _train(
+        "init.mlp",
+        "channels within the feed-forward layer",
+        Whole(f"channels, up to {MOST_CHANNELS:,}, or 0 with init=model", 0, MOST_CHANNELS),
+    ),
     _train(
         "init.tokenizer",
         "of random weights; auto: the stories' words for stories, else bytes; bytes; or a folder with one",

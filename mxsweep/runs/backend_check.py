@@ -9,7 +9,7 @@ from mxsweep.terminal.errors import ConfigError
 
 def refuse_unavailable_backend(config: RunConfig) -> None:
     """Raise ConfigError if the backend of ``config`` cannot work here. Asking for "cuda" imports torch."""
-    if config.recipe.is_baseline or config.backend == "torch":
+    if config.is_baseline or config.backend == "torch":
         return
     problem = backend_problem(config.backend)
     if problem is not None:
