@@ -63,6 +63,7 @@ class TrainingExperts:
             for parameter in (self.first, "down_proj")
         }
 
+    @torch.compiler.disable  # as of a linear layer
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the experts' answer: to tokens, each one's experts and their weights, or to rows sorted by expert."""
         return self._sorted(*args, **kwargs) if self.layout.is_sorted else self._chosen(*args, **kwargs)

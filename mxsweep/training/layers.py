@@ -98,6 +98,7 @@ class TrainingLinear:
         self.module, self.passes = module, passes
         self.parts = _parts(trained)
 
+    @torch.compiler.disable  # what surrounds it is compiled; where a step draws its numbers, no two are alike
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's answer (..., N) to x (..., C)."""
         weight, bias = cast(Tensor, self.module.weight), cast(Tensor | None, self.module.bias)

@@ -136,7 +136,7 @@ class Quantizer:
     def make_shared(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
         """Return what :meth:`make` makes of the input x as these operands, made once for all layers that read it."""
         remembered = self.in_forward if operands[0] == "fprop.input" else self.in_backward
-        alone = self.observer is not None or x.is_inference() or torch.compiler.is_compiling()
+        alone = self.observer is not None or x.is_inference()
         if remembered is None or alone or torch._C._are_functorch_transforms_active():
             return self.make_both(operands, x)
         products = [self.product(operand.partition(".")[0]) for operand in operands]
