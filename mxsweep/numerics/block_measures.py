@@ -128,6 +128,7 @@ def measure_blocks(
     example_dims: int = 0,
     first_example: int | None = None,
     quantized: Tensor | None = None,
+    prescale: float = 1.0,
     compare_exact: bool = False,
 ) -> PendingStatistics:
     """Gather the statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are; wait for no device.
@@ -136,6 +137,7 @@ def measure_blocks(
         generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
             `elements_flushed`, and those little.
         quantized: what `quantize` gave, where it is at hand, so that it is not computed again.
+        prescale: what elements were multiplied by under the scales of x, and divided by again in ``quantized``.
         compare_exact: whether to count the elements that exact arithmetic would have given another value.
 
     Raises:
@@ -156,7 +158,7 @@ def measure_blocks(
             views = [region.view(tensor) for tensor in (x, y, *beside)]
             for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
                 totals.add_elements(x_piece, y_piece)
-                totals.add_blocks(x_piece, region.block_dims, fmt, native, beside_piece)
+                totals.add_blocks(x_piece, region.block_dims, fmt, native, beside_piece, prescale)
         if native and compare_exact:
             exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims)
             totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
@@ -223,7 +225,13 @@ class _Totals:
         self.add("noise", x_double.sub_(y).square().sum())
 
     def add_blocks(
-        self, x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, native: bool, beside: Sequence[Tensor]
+        self,
+        x: Tensor,
+        block_dims: tuple[int, ...],
+        fmt: MXFormat,
+        native: bool,
+        beside: Sequence[Tensor],
+        prescale: float,
     ) -> None:
         """Add what became of the scales of a piece's blocks x [..., k, b, ...], and which elements they saturate."""
         g = exponent = None
@@ -240,7 +248,7 @@ class _Totals:
                 g = tensor_scale_per_block(block_dims, fmt, beside)
                 scale = exact_scale(amax, fmt, g)
         self.blocks += amax.numel()
-        quotient, element = centered / scale, fmt.element_format
+        quotient, element = (centered if prescale == 1 else centered * prescale) / scale, fmt.element_format
         self.add("saturated", ((quotient > element.largest) | (quotient < element.lowest)).sum())
         wants_scale = (amax > 0) & amax.isfinite()
         if exponent is not None:

@@ -73,11 +73,15 @@ class RoleObserver:
         """
         sums = self._sums.setdefault((module, operand), _Sums(str(fmt)))
         sums.numbers.append(_sums_of(original, quantized))
-        scaled = (original, quantized)
-        if fmt.prescale != 1:  # the scales are those of what the format saw
-            scaled = (original * fmt.prescale, quantized * fmt.prescale)
-        x, y = (each.detach() for each in scaled)
-        sums.blocks.append(measure_blocks(x, fmt.fmt, axis, arithmetic=self._arithmetic_of(fmt), quantized=y))
+        measured = measure_blocks(
+            original.detach(),
+            fmt.fmt,
+            axis,
+            arithmetic=self._arithmetic_of(fmt),
+            quantized=quantized.detach(),
+            prescale=fmt.prescale,
+        )
+        sums.blocks.append(measured)
 
     @torch.no_grad()
     def gradient(self, module: str, gradient: str, exact: Tensor, computed: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from mxsweep.formats.training import OperandFormat
 from mxsweep.model.operands import Place
 from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.training.roles import COLUMNS, RoleObserver
 
 # Four blocks of two: maxima 2^10, 6 (saturates nothing), 7.9 (saturates), 0.
@@ -17,7 +18,9 @@ NAME = "model.layers.3.mlp.down_proj"
 
 
 def observed(x: torch.Tensor, fmt: OperandFormat, axis: int = -1, generator: int = 0) -> dict:
-    quantized = quantize(x * fmt.prescale, fmt.fmt, axis, generator=generator) / fmt.prescale
+    quantized = quantize(x, fmt.fmt, axis, generator=generator)
+    if fmt.prescale != 1:
+        quantized = quantize_rescaled(x, fmt.fmt, axis, prescale=fmt.prescale, generator=generator) / fmt.prescale
     observer = RoleObserver()
     observer.operand(NAME, "dgrad.grad", x, quantized, fmt, axis)
     (row,) = observer.rows(7)
@@ -48,10 +51,13 @@ def test_a_scale_that_is_clamped_counts_once() -> None:
 
 
 def test_with_the_prescale_nothing_saturates() -> None:
-    """Three quarters of the largest value of a block, 7.9 at most of a scale of 1, stay below 6."""
+    """Three quarters of the largest value of a block, 7.9 at most of a scale of 1, stay below 6; of 5, too, whose three
+    quarters would have another scale by themselves.
+    """
     prescaled = OperandFormat(MXFormat("fp4_e2m1", 2), prescale=0.75)
     assert observed(BLOCKS, PLAIN)["saturation"] > 0
     assert observed(BLOCKS, prescaled)["saturation"] == 0
+    assert observed(torch.tensor([[5.0, 1.0]]), prescaled)["saturation"] == 0
 
 
 def test_micro_batches_of_a_step_are_taken_together() -> None:
