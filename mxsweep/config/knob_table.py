@@ -250,8 +250,14 @@ FORMATS = (
         "rounding",
         "of an element: nearest (ties away from zero), even, floor (toward zero), stochastic",
         Choice(words=ROUNDINGS),
+        decided_by=("recipe",),
     ),
-    _format("scale_rounding", "of an e8m0 scale: floor (OCP MX), even, ceil, rceil", Choice(words=SCALE_ROUNDINGS)),
+    _format(
+        "scale_rounding",
+        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil",
+        Choice(words=SCALE_ROUNDINGS),
+        decided_by=("recipe",),
+    ),
     _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),
     _format(
         "tensor_scale",

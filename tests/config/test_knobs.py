@@ -48,7 +48,8 @@ def test_every_value_in_conf_is_a_knob_and_every_knob_has_its_default_there() ->
         options = []
         for text in texts:
             in_root = text.startswith("# @package _global_")
-            options.append(yaml.safe_load(text) if in_root else {group: yaml.safe_load(text)})
+            content = yaml.safe_load(text) or {}
+            options.append(content if in_root else {group: content})
         with_default |= set.intersection(*map(paths_of, options))
     with_default |= {f"logging.{leaf}" for leaf in yaml.safe_load((conf_dir() / "logging" / "none.yaml").read_text())}
     of_runs = {knob.path for group in ("", *knobs.groups()) for knob in knobs.leaves(group)} | {"stamp", "sweep"}

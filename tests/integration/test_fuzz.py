@@ -111,9 +111,10 @@ class Answer:
 
 def evaluated(config: Any, progress: Any, overrides: Any = ()) -> RunResult:
     """In the place of the evaluation: at once, and the same every time."""
+    task = next(iter(config.task.names), "validation")
     entries = {
-        "metrics": {config.task.names[0]: {"acc": 0.5, "acc_stderr": 0.01}},
-        "n_effective": {config.task.names[0]: 8},
+        "metrics": {task: {"acc": 0.5, "acc_stderr": 0.01}},
+        "n_effective": {task: 8},
         "timing": {"load_s": 0.0, "quantize_s": 0.0, "prepare_s": 0.0, "eval_s": 0.1},
         "examples_per_sec": 80.0,
     }
