@@ -16,8 +16,8 @@ from mxsweep.report.summary_tables import (
     remedy_outcomes,
     won_back_table,
 )
-from mxsweep.report.table import escape_markdown, markdown, plain
-from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
+from mxsweep.report.table import Table, escape_markdown, markdown, plain
+from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table, verdict_table
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
@@ -88,8 +88,9 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
     if results.groups:
         parts.append(SPEED_NOTE)
     if reference is not None:
-        table, said = reference_table(results, reference)
-        parts += [f"Published: {reference.source}", plain(table), said]
+        parts.append(f"Published: {reference.source}")
+        for table, said in published_tables(results, reference):
+            parts += [plain(table), said]
     if has_several_tasks(results):
         parts.append(SEVERAL_TASKS_NOTE)
     if warned := warnings(results):
@@ -144,17 +145,20 @@ def markdown_text(
             if path.suffix == ".png"
         ]
     if reference is not None:
-        table, said = reference_table(results, reference)
-        parts += [
-            "## Against published numbers",
-            escape_markdown(reference.source),
-            markdown(table),
-            escape_markdown(said),
-        ]
+        parts += ["## Against published numbers", escape_markdown(reference.source)]
+        for table, said in published_tables(results, reference):
+            parts += [markdown(table), escape_markdown(said)]
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def published_tables(results: Results, reference: Reference) -> list[tuple[Table, str]]:
+    """Return tables of published results beside ours, each with a sentence: of runs, and of trainings."""
+    tables = [reference_table(results, reference)] if reference.rows else []
+    has_trainings = reference.trainings.orderings or reference.trainings.differences
+    return tables + ([verdict_table(results, reference)] if has_trainings else [])
 
 
 def _list(texts: Iterable[str]) -> str:

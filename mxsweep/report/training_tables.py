@@ -9,9 +9,12 @@ import numpy as np
 
 from mxsweep.report.table import Cell, Table, number_cell
 from mxsweep.report.wording import ABSENT, p_value
+from mxsweep.results.groups import Results
 from mxsweep.study.comparison import ALPHA
+from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, judge_published
+from mxsweep.study.published import Reference
 from mxsweep.study.trained_configs import LossDifference, TrainedConfig
-from mxsweep.study.training_ranking import Pair, Ranked, TrainingStudy
+from mxsweep.study.training_ranking import Pair, Ranked, TrainingStudy, study_trainings
 
 MOST_PAIRS = 45  # in a table, before those of neighbours alone are shown
 RANKING_NOTE = (
@@ -22,6 +25,13 @@ RANKING_NOTE = (
 PAIRS_NOTE = (
     "p is adjusted by Holm's method over all pairs. Where three configs or more have the same seeds, the spread is "
     "that of all of them, what config and seed explain taken out."
+)
+
+VERDICT_NOTE = (
+    "A number is how much worse the first is than the second (of gains, how much less it gains), with its 95 % "
+    "interval. One step of an ordering agrees where that interval is on the published side of 0, disagrees where it is "
+    "on the other side, and cannot be told where it holds 0. A difference agrees where ours is within what was "
+    "published, give or take 0.005 nats: models and data are others."
 )
 
 
@@ -58,6 +68,27 @@ def pair_table(study: TrainingStudy) -> tuple[Table, str]:
     if len(shown) < len(study.pairs):
         said += " Neighbours in the ranking:"
     return Table("", ["better", "worse", "Δ loss", "Δ loss, 95 %", "p", "are", "over"], rows, frozenset({0, 1})), said
+
+
+def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
+    """Return what the trainings of each group say of what was published of trainings, and a sentence that counts."""
+    published = reference.trainings
+    rows: list[list[Cell]] = []
+    studied = [(group, study) for group in results.groups if (study := study_trainings(results, group)) is not None]
+    counts = dict.fromkeys((AGREES, DISAGREES, CANNOT_TELL), 0)
+    for group, study in studied:
+        for one in judge_published(published, study):
+            counts[one.verdict] += 1
+            where = [Cell(group.title)] if len(studied) > 1 else []
+            rows.append([Cell(one.name), *where, Cell(one.verdict), Cell(one.ours), Cell(one.source)])
+    columns = ["published", *(["group"] if len(studied) > 1 else []), "this study", "numbers", "source"]
+    if not studied:
+        return Table("", columns, []), "Nothing was trained here, so that nothing is said of published trainings."
+    said = ", ".join(f"{verdict} with {count}" for verdict, count in counts.items() if verdict != CANNOT_TELL)
+    return Table("", columns, rows, frozenset(range(len(columns)))), (
+        f"Of {len(rows)} published orderings and differences this study {said}, and cannot tell of "
+        f"{counts[CANNOT_TELL]}. {VERDICT_NOTE}"
+    )
 
 
 def _cells(each: Ranked) -> list[Cell]:

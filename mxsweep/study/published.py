@@ -16,11 +16,12 @@ from mxsweep.config.option_files import conf_dir
 from mxsweep.results.groups import Results
 from mxsweep.results.remedies import no_remedies
 from mxsweep.results.rows import Row, label
+from mxsweep.study.published_orderings import BadOrderingError, PublishedTrainings, read_published
 
 CONDITIONS = ("model", "task", "limit", "n", "hardware", "library")
 # Of several runs with a row's knobs, those whose conditions match best are taken; what comes first here matters most.
 _RANKED = ("task", "model", "limit", "n")
-_FIELDS = ("source", "conditions", "rows")
+_FIELDS = ("source", "conditions", "rows", "orderings", "differences")
 _ROW_FIELDS = ("knobs", "conditions", "metrics", "n", "eval_time_s")
 
 
@@ -60,6 +61,7 @@ class Reference:
     source: str
     conditions: dict[str, Any]
     rows: list[Published]
+    trainings: PublishedTrainings = field(default_factory=PublishedTrainings)
 
 
 @dataclass(frozen=True)
@@ -226,13 +228,20 @@ def _same_start(theirs: str, ours: str) -> bool:
 
 
 def _reference(name: str, content: Any) -> Reference:
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or not content["rows"]:
+    of_trainings = isinstance(content, dict) and (content.get("orderings") or content.get("differences"))
+    has_rows = isinstance(content, dict) and isinstance(content.get("rows"), list) and content["rows"]
+    if not has_rows and not (of_trainings and "rows" not in content):
         raise BadReferenceError("a reference is a mapping of source, conditions and rows, and this has no list of rows")
     _check_names("", content, _FIELDS)
+    try:
+        trainings = read_published(content)
+    except BadOrderingError as error:
+        raise BadReferenceError(str(error)) from None
     conditions = _mapping("conditions", content.get("conditions"))
     _check_names("conditions.", conditions, CONDITIONS)
-    rows = [_published(f"rows[{i}]", row, conditions) for i, row in enumerate(content["rows"])]
-    return Reference(name, " ".join(str(content.get("source") or "no source given").split()), conditions, rows)
+    rows = [_published(f"rows[{i}]", row, conditions) for i, row in enumerate(content.get("rows") or [])]
+    source = " ".join(str(content.get("source") or "no source given").split())
+    return Reference(name, source, conditions, rows, trainings)
 
 
 def _published(where: str, content: Any, conditions: dict[str, Any]) -> Published:

@@ -8,20 +8,22 @@ one seed alone they are compared over the held-out sequences, and then nothing i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from mxsweep.results.groups import Group
+from mxsweep.results.groups import Group, distinguishing_knobs
 from mxsweep.results.metrics import LOSS
 from mxsweep.results.outcomes import read_outcomes
 from mxsweep.results.rows import Row, label
 from mxsweep.results.trainings import VALIDATION, has_trained
 from mxsweep.study.paired_tests import MeanDifference, compare_means
 
-SEED = "seed"
+SEED, RECIPE = "seed", "recipe"
+DERIVED = ("arithmetic", "backend", "format.", "matmuls.")  # knobs that name a config last
 OVER_SEEDS, OVER_SEQUENCES = "seeds", "held-out sequences"
 BASELINE_NAME = "baseline"
 Values = Mapping[Hashable, float]  # nats a token, by seed or by held-out sequence
@@ -93,17 +95,46 @@ def trained_configs(group: Group, names: Sequence[str]) -> list[TrainedConfig]:
             values = tuple(label(row.knobs[name]) if name in row.knobs else None for name in names)
             members.setdefault((row.is_baseline, values), {}).setdefault(row.knobs.get(SEED), row)
     configs = []
-    for (is_baseline, values), rows in members.items():
-        alike = [other for flag, other in members if flag == is_baseline]
-        telling = [i for i in range(len(names)) if len({other[i] for other in alike} - {None}) > 1]
-        text = " ".join(f"{names[i]}={values[i]}" for i in telling if values[i] is not None)
-        if is_baseline:
-            text = f"{BASELINE_NAME} {text}".strip()
-        row = next(iter(rows.values()))
-        text = text or f"format={label(row.knobs.get('format'))}"
-        own = {} if is_baseline else {seed: base for seed, row in rows.items() if (base := _own(group, row))}
-        configs.append(TrainedConfig(text, rows, own))
+    for flag in (True, False):
+        alike = [rows for (is_baseline, _), rows in members.items() if is_baseline == flag]
+        for text, rows in zip(_names([next(iter(rows.values())) for rows in alike], names), alike, strict=True):
+            if flag:
+                configs.append(TrainedConfig(f"{BASELINE_NAME} {text}".strip(), rows))
+                continue
+            own = {seed: base for seed, row in rows.items() if (base := _own(group, row))}
+            row = next(iter(rows.values()))
+            configs.append(TrainedConfig(text or f"format={label(row.knobs.get('format'))}", rows, own))
     return configs
+
+
+def _names(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Name each of these rows by the recipe, else the format, and what it has else than most of the same recipe."""
+    ordered = sorted(names, key=lambda name: (name != RECIPE, name.startswith(DERIVED)))
+    telling = distinguishing_knobs(rows, (), ordered)
+    always = RECIPE if RECIPE in telling else "format"
+    often = Counter((name, _text(row, name)) for row in rows for name in telling)
+    of_recipe = Counter((_text(row, always), name, _text(row, name)) for row in rows for name in telling)
+
+    def usual(row: Row, name: str) -> str:
+        alike = [
+            (recipe, other, text) for recipe, other, text in of_recipe if (recipe, other) == (_text(row, always), name)
+        ]
+        return max(alike, key=lambda key: (of_recipe[key], often[key[1:]]))[2]
+
+    texts = []
+    for row in rows:
+        of_all = [name for name in telling if name == always or len(telling) == 1]
+        words = [_text(row, name) for name in telling if name in of_all or _text(row, name) != usual(row, name)]
+        texts.append(" ".join(filter(None, words)) or " ".join(filter(None, (_text(row, name) for name in telling))))
+    return texts
+
+
+def _text(row: Row, name: str) -> str:
+    if name not in row.knobs:
+        return ""
+    value = row.knobs[name]
+    text = f"{{{label(value)}}}" if isinstance(value, dict) else label(value)
+    return text if name == RECIPE else f"{name.removeprefix('matmuls.')}={text}"
 
 
 def _own(group: Group, row: Row) -> Row | None:

@@ -21,11 +21,14 @@ def put_training(
     diverged_at: int | None = None,
     speed: float = 1000.0,
     roles: dict[str, float] | None = None,
+    identity: dict[str, Any] | None = None,
+    recorded: dict[str, Any] | None = None,
     **knobs: Any,
 ) -> Path:
     """Write a training whose loss on every held-out token is `cost` nats above that of nothing quantized with its seed.
 
-    `roles` has a signal over noise in dB by operand; `cost` grows from 0 in proportion to the step.
+    `roles` has a signal over noise in dB by operand; `cost` grows from 0 in proportion to the step. `identity` is the
+    record's; `recorded` is its config, in the place of knobs.
     """
     of_seed = np.random.default_rng(seed).normal(0, 0.01)
     losses = 2.0 + np.random.default_rng(0).normal(0, 0.3, SEQUENCES) + of_seed + cost
@@ -43,11 +46,15 @@ def put_training(
     training = {"steps": last, "tokens": last * BATCH_TOKENS, "tokens_per_s": speed, "seconds": 2.0, "loss": loss}
     training |= {"parameters": 800_000, "validation_loss": loss, "diverged_at": diverged_at}
     metrics = {"validation": {"loss": loss, "loss_stderr": 0.3 / SEQUENCES**0.5}}
+    record: dict[str, Any] = {"training": training, "n_effective": {"validation": SEQUENCES}}
+    record |= {"timing": {}, "examples_per_sec": None}
+    record["identity"] = {"model": {}, "quantized": None, **(identity or {})}
+    record |= {"config": recorded} if recorded else {}
     put(
         folder,
         None if diverged_at is not None else samples,
         metrics,
-        record={"training": training, "n_effective": {"validation": SEQUENCES}, "timing": {}, "examples_per_sec": None},
+        record=record,
         task=VALIDATION,
         **{"format": "none", **knobs, "seed": seed},
     )

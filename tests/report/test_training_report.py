@@ -93,7 +93,7 @@ def test_tables_rank_configs_and_say_which_can_be_told_apart(tmp_path: Path) -> 
     study = studied(tmp_path).training
     assert study is not None
     table = ranking_table(study)
-    assert [row[0] for row in table.texts][::3] == ["baseline", "format=w4a6 block_size=32"]
+    assert [row[0] for row in table.texts][::3] == ["baseline", "format=w4a6"]
     assert table.texts[-1][-1] == "1 of 1 (step 7)"
     pairs, said = pair_table(study)
     assert len(pairs.rows) == 3 and said.startswith("3 of 3 pairs of configs can be told apart")

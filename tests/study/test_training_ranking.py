@@ -99,7 +99,7 @@ def test_what_diverged_stands_last_with_its_steps(tmp_path: Path) -> None:
     last = study.ranked[-1]
     assert last.config.diverged == {2: 7} and list(last.config.losses) == [1, 3]
     texts = [finding.text for finding in studied(tmp_path).findings]
-    assert "format=w4a6 block_size=32 diverged in 1 of 3 runs (step 7)." in texts
+    assert "format=w4a6 diverged in 1 of 3 runs (step 7)." in texts
     assert any(
         text.startswith("2 of 3 trained configs are worse by more than chance than the baseline") for text in texts
     )

@@ -39,10 +39,11 @@ from mxsweep.report.result_texts import (
     WON_BACK_NOTE,
     has_several_tasks,
     heading,
+    published_tables,
     summary,
     warnings,
 )
-from mxsweep.report.summary_tables import page_failure_table, reference_table, remedy_outcomes, won_back_table
+from mxsweep.report.summary_tables import page_failure_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
 from mxsweep.results.groups import Results
@@ -224,7 +225,9 @@ def _heat(heat: HeatMap) -> dict[str, Any]:
 def _reference(results: Results, reference: Reference | None) -> dict[str, Any] | None:
     if reference is None:
         return None
-    table, said = reference_table(results, reference)
-    table = replace(table, caption=f"Published by {reference.source}")
+    tables = [
+        (replace(table, caption=f"Published by {reference.source}" if reference.rows else ""), said)
+        for table, said in published_tables(results, reference)
+    ]
     conditions = ", ".join(f"{name} {label(value)}" for name, value in reference.conditions.items())
-    return {"table": table, "said": said, "source": reference.source, "conditions": conditions}
+    return {"tables": tables, "source": reference.source, "conditions": conditions}
