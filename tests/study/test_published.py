@@ -194,7 +194,9 @@ def test_what_is_no_reference_says_why(tmp_path: Path, text: str, message: str) 
 
 
 def test_a_name_that_is_not_there_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(BadReferenceError, match=r"no reference of this name \(ex_report, mx_training, tutorial7\) and no such file"):
+    with pytest.raises(
+        BadReferenceError, match=r"no reference of this name \(ex_report, mx_training, tutorial7\) and no such file"
+    ):
         load_reference("ex_repotr")
     with pytest.raises(BadReferenceError, match="no such file"):
         load_reference(tmp_path)
