@@ -24,7 +24,7 @@ from mxsweep.config.training_data import corpus_identity, init_identity
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.formats import NUMERICS_VERSION, MXFormat
 from mxsweep.formats.recipe import KVOptions, LinearFormats
-from mxsweep.formats.training import LayerFormats
+from mxsweep.formats.training import FIXED, HIGH_PRECISION, LayerFormats
 from mxsweep.machine.gpus import device_type
 
 # Of the remedies' answers (calibration, searched scales, GPTQ, rotations): raised whenever those of most models change.
@@ -128,12 +128,14 @@ def training_entries(config: RunParts) -> Entries:
         return {}
     recipe = config.training_recipe
     layers = (("", recipe.linear), *recipe.modules)
+    products = [product for _, formats in layers for product in (formats.fprop, formats.dgrad, formats.wgrad)]
+    requantizes = any(not formats.fprop.is_plain for _, formats in layers)
     return {
         "training": {
             "layers": [[name, *_layer_texts(formats)] for name, formats in layers],
-            "kept": list(recipe.keep_high),
-            "backward": recipe.backward,
-            "signs": recipe.signs,
+            "kept": sorted(set(recipe.keep_high)),
+            "backward": recipe.backward if requantizes else HIGH_PRECISION,
+            "signs": recipe.signs if any(product.hadamard for product in products) else FIXED,
         }
     }
 

@@ -244,7 +244,7 @@ TRAINING = (
     _corpus(
         "heldout_share",
         "how much of the corpus that end is",
-        Number("above 0 and below 1", 0, 0.99, with_low=False),
+        Number("above 0 and below 1", 0, 1 - 2**-53, with_low=False),
     ),
     _train("init.source", "as init: random, or model", Choice(words=("random", "model"))),
     _train(

@@ -252,12 +252,13 @@ def test_what_decides_a_training_is_in_every_runs_identity() -> None:
 def test_formats_of_backward_products_are_in_a_quantized_runs_identity() -> None:
     different = [
         of("recipe=mxfp4"), of("recipe=mxfp4_sr"), of("recipe=mxfp4", "matmuls.backward=requantized"),
-        of("recipe=mxfp4", "matmuls.signs=step"), of("recipe=mxfp4", "matmuls.keep_high=[lm_head]"),
-        of("recipe=mxfp4", "matmuls.wgrad.hadamard=32"), of("recipe=bf16"),
+        of("recipe=mxfp4", "matmuls.keep_high=[lm_head]"), of("recipe=mxfp4", "matmuls.wgrad.hadamard=32"),
+        of("recipe=mxfp4", "matmuls.wgrad.hadamard=32", "matmuls.signs=step"), of("recipe=bf16"),
         of("recipe=bf16", "matmuls.wgrad.input=fp4_e2m1"),
     ]  # fmt: skip
     assert len(set(different)) == len(different)
     assert of("recipe=bf16", "matmuls.keep_high=[]", "matmuls.signs=step") == of("recipe=bf16") == of("format=none")
+    assert of("recipe=mxfp4", "matmuls.signs=step", "matmuls.keep_high=[embeddings,lm_head]") == of("recipe=mxfp4")
     assert of("format=mxfp4", "rounding=even") == of("recipe=mxfp4")
     assert of("recipe=bf16", "matmuls.wgrad.hadamard=32") == of("recipe=bf16")
 

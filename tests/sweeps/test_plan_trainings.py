@@ -10,6 +10,7 @@ import pytest
 from mxsweep.config.overrides import prepare
 from mxsweep.config.sweep_settings import Gpus
 from mxsweep.config.train_words import training_words
+from mxsweep.inspect import main as inspect
 from mxsweep.results.manifest import read_manifest
 from mxsweep.sweeps import run_sweep
 from mxsweep.sweeps.dry_run import preview
@@ -113,6 +114,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "method: from_scratch" in text and "steps: 5" in text
     assert main(["recipe=nothing"]) == 2
     assert capsys.readouterr().err.startswith("mxsweep.train: recipe: 'nothing' is not known; allowed: bf16, mxfp4")
+
+
+def test_commands_that_run_nothing_train_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(["train=finetune", "format=mxfp4"]) == 2
+    assert capsys.readouterr().err.startswith("mxsweep.inspect: train: has no use here, where nothing is trained")
 
 
 def test_the_command_is_a_sweep_that_anybody_can_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
