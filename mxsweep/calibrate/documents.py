@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import datasets
 import huggingface_hub
 from datasets.exceptions import DatasetsError
 
-from mxsweep.config.calibration_files import path_of
+from mxsweep.config.checks import expanded
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.terminal.errors import ConfigError
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 5.0
 # What reads a single file of a data set, by its suffix.
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow", ".txt": "text"}
-_WITHOUT_NETWORK = "without a network, give a text with calibration=text calibration.path=FILE"
+_WITHOUT_NETWORK = "without a network, give a text with {0}=text {0}.path=FILE"
 
 
 def task_documents(config: CalibrationConfig) -> Sequence[str]:
@@ -41,7 +41,7 @@ def task_documents(config: CalibrationConfig) -> Sequence[str]:
             tasks = load_tasks((name,))["tasks"]
     except ConfigError as error:
         reason = str(error).removeprefix("task: ").partition("; without a network")[0]
-        raise ConfigError(f"calibration.path: {reason}; {_WITHOUT_NETWORK}") from error
+        raise ConfigError(f"calibration.path: {reason}; {_WITHOUT_NETWORK.format('calibration')}") from error
     if len(tasks) != 1:
         raise ConfigError(f"calibration.path: {name!r} is {len(tasks)} tasks; allowed: one, as {next(iter(tasks), '')}")
     task = next(iter(tasks.values()))
@@ -55,25 +55,41 @@ def task_documents(config: CalibrationConfig) -> Sequence[str]:
     return _TaskTexts(task, documents())
 
 
-def hub_documents(config: CalibrationConfig) -> Sequence[str]:
+class DataSet(Protocol):
+    """Name a column of a data set, as the configs of calibrations and of corpora do."""
+
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def field(self) -> str: ...
+
+
+def hub_documents(config: DataSet, group: str = "calibration") -> ColumnTexts:
     """Return a column of a data set: of the hub, of a folder, or of a single file.
+
+    Args:
+        group: of the knobs that name it, for messages.
 
     Raises:
         ConfigError: a data set that cannot be had, a split or a column that it does not have.
     """
-    path = path_of(config)
+    path = expanded(f"{group}.path", config.path or "")
     try:
         data = _local_data(config, path) if path.exists() else _hub_data(config)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "check name, split and files" if path.exists() else _WITHOUT_NETWORK
+        hint = "check name, split and files" if path.exists() else _WITHOUT_NETWORK.format(group)
         raise ConfigError(
-            f"calibration.path: {config.path!r} cannot be loaded ({type(error).__name__}: {reason}); {hint}"
+            f"{group}.path: {config.path!r} cannot be loaded ({type(error).__name__}: {reason}); {hint}"
         ) from error
     if config.field not in data.column_names:
         there = ", ".join(map(repr, data.column_names))
-        raise ConfigError(f"calibration.field: {config.field!r} is not in {config.path!r}; it has {there}")
-    return _ColumnTexts(config, data)
+        raise ConfigError(f"{group}.field: {config.field!r} is not in {config.path!r}; it has {there}")
+    return ColumnTexts(config, data, group)
 
 
 def text_of(task: Any, document: Any) -> str:
@@ -133,22 +149,25 @@ class _TaskTexts(_Texts):
         return text_of(self._task, document)
 
 
-class _ColumnTexts(_Texts):
-    def __init__(self, config: CalibrationConfig, data: datasets.Dataset) -> None:
+class ColumnTexts(_Texts):
+    """Read texts of a column; ``fingerprint`` tells the data set from others."""
+
+    def __init__(self, config: DataSet, data: datasets.Dataset, group: str) -> None:
         super().__init__(data.select_columns([config.field]))
-        self._config = config
+        self._config, self._group = config, group
+        self.fingerprint = str(data._fingerprint)
 
     def _text(self, document: Any) -> str:
         text = document[self._config.field]
         if not isinstance(text, str | None):
             raise ConfigError(
-                f"calibration.field: {self._config.field!r} of {self._config.path!r} holds {str(text)[:50]!r}; "
+                f"{self._group}.field: {self._config.field!r} of {self._config.path!r} holds {str(text)[:50]!r}; "
                 "allowed: a column of texts"
             )
         return text or ""
 
 
-def _local_data(config: CalibrationConfig, path: Path) -> datasets.Dataset:
+def _local_data(config: DataSet, path: Path) -> datasets.Dataset:
     if path.is_file():
         builder = _BUILDERS.get(path.suffix.lower())
         if builder is None:
@@ -161,7 +180,7 @@ def _local_data(config: CalibrationConfig, path: Path) -> datasets.Dataset:
     return datasets.load_dataset(str(path), config.name, split=config.split)
 
 
-def _hub_data(config: CalibrationConfig) -> datasets.Dataset:
+def _hub_data(config: DataSet) -> datasets.Dataset:
     with offline_where_unreachable():
         return datasets.load_dataset(str(config.path), config.name, split=config.split)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mxsweep.files.checkpoint_problems import folder_problem
 from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.files.gguf_header import SUFFIX, GGUFError, read_header
+from mxsweep.files.text_files import UNREADABLE, open_text
 from mxsweep.terminal.errors import ConfigError
 
 NAME_MAX = 255  # bytes of a file's name on the file systems of Linux and macOS
@@ -146,27 +148,32 @@ def check_rows(
     Raises:
         ConfigError: a missing, unreadable or empty file, or a row of another shape, with its line number.
     """
+    return [row for row, _ in islice(rows_of(file, field, knob, all_text), 1 if first_only else None)]
+
+
+def rows_of(
+    file: str, field: str | None, knob: str = "task.data", all_text: bool = False
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the rows that :func:`check_rows` returns one by one, each with the bytes of the file read until then."""
     path = expanded(knob, file)
     if not is_file(path):
         raise ConfigError(f"{knob}: {file!r} is not a file; give a JSON-lines file, one document a row")
-    rows: list[dict[str, Any]] = []
+    empty = True
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in _numbered(lines):
-                rows.append(_row(f"{knob}: {file!r} line {number}", line, field, all_text))
-                if first_only:
-                    break
-    except (OSError, UnicodeDecodeError) as error:
+        with open_text(path) as opened:
+            for number, line in _numbered(opened.lines):
+                yield _row(f"{knob}: {file!r} line {number}", line, field, all_text), opened.position()
+                empty = False
+    except UNREADABLE as error:
         raise ConfigError(f"{knob}: {file!r} cannot be read: {error}") from None
-    if not rows:
+    if empty:
         raise ConfigError(f"{knob}: {file!r} holds no rows; give a JSON-lines file, one document a row")
-    return rows
 
 
 def line_of_row(file: str, number: int) -> int:
     """Return the line, from 1, of a row of a file of :func:`check_rows`, by its number among the rows, from 0."""
-    with expanded("task.data", file).open(encoding="utf-8-sig") as lines:
-        return next(line for row, (line, _) in enumerate(_numbered(lines)) if row == number)
+    with open_text(expanded("task.data", file)) as opened:
+        return next(line for row, (line, _) in enumerate(_numbered(opened.lines)) if row == number)
 
 
 def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:

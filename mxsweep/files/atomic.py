@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from io import StringIO
@@ -42,6 +43,34 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         with contextlib.suppress(OSError):  # a second error would hide the first
             unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder in the place of what was there, forced to the disk before it takes its place.
+
+    Whoever is killed between removing what was there and renaming leaves no folder of this name, never half of one.
+
+    Args:
+        write: puts files into the empty folder that it is given.
+
+    Raises:
+        OSError: the folder cannot be written; and whatever ``write`` raises.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir()
+        write(unfinished)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _force_to_disk(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(unfinished, folder)
+        _force_to_disk(folder.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 

@@ -91,6 +91,13 @@ def load_configured(config: ModelConfig) -> LoadedModel:
     return replace(loaded, tokenizer=tokenizer, warnings=(*loaded.warnings, *warnings))
 
 
+def take_configured(config: ModelConfig) -> LoadedModel:
+    """Load a config's model for a caller who changes it: it is loaded anew next time. Raises ConfigError."""
+    loaded = load_configured(config)
+    _kept.clear()
+    return loaded
+
+
 def _is_whole(model: PreTrainedModel, device: str | None) -> bool:
     """Return whether all weights are where they belong: a run that failed may have left some in host memory."""
     return device is None or all(parameter.device.type == torch.device(device).type for parameter in model.parameters())

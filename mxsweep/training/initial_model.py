@@ -1,0 +1,105 @@
+"""Make the model that a training begins with: a Llama with random weights, or the run's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from mxsweep.config.checks import expanded
+from mxsweep.config.train_config import InitConfig
+from mxsweep.files.checkpoints import EMBEDDED, model_folder
+from mxsweep.model.load import take_configured
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.job import TrainingJob
+
+END = "<|end|>"
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """Hold a model to train, in its master dtype, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    warnings: Sequence[str] = ()
+
+
+def load_initial(job: TrainingJob) -> InitialModel:
+    """Return the model that a training begins with, all of it trainable; random weights are in host memory.
+
+    Raises:
+        ConfigError: a model or tokenizer that cannot be had, or sequences longer than the model takes.
+    """
+    dtype = getattr(torch, job.train.master_dtype)
+    if job.init.source == "random":
+        tokenizer = _tokenizer(job)
+        model: PreTrainedModel = random_llama(job.init, tokenizer, job.train.length, job.seed)
+        warnings: Sequence[str] = ()
+    else:
+        loaded = take_configured(job.model)
+        model, tokenizer, warnings = loaded.model, loaded.tokenizer, loaded.warnings
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and longest < job.train.length:
+            raise ConfigError(
+                f"train.length: {job.train.length} is longer than {job.model.path!r} takes; allowed: up to {longest}"
+            )
+    torch.nn.Module.to(model, dtype)
+    return InitialModel(model.requires_grad_(True), tokenizer, warnings)
+
+
+def random_llama(init: InitConfig, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> LlamaForCausalLM:
+    """Return a Llama with random weights in float32, drawn on the CPU: the same whatever device it is trained on."""
+    ends = tokenizer.eos_token_id
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=init.hidden,
+        intermediate_size=init.mlp,
+        num_hidden_layers=init.layers,
+        num_attention_heads=init.heads,
+        num_key_value_heads=init.kv_heads,
+        head_dim=init.hidden // init.heads,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=ends,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the bytes of UTF-8, by their value, and one for the end of a text."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(END, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def _tokenizer(job: TrainingJob) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model with random weights."""
+    name = job.init.tokenizer
+    if name == "bytes" or (name == "auto" and job.corpus.source != "stories"):
+        return bytes_tokenizer()
+    source = model_folder(EMBEDDED) if name == "auto" else expanded("init.tokenizer", name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"init.tokenizer: {name!r} cannot be loaded: {reason}; allowed: auto, bytes, or a folder with a tokenizer"
+        ) from error
+    return tokenizer
