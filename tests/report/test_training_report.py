@@ -16,7 +16,14 @@ from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
 
 ROLES = {"fprop.weight": 18.0, "dgrad.grad": 15.0, "dW": 11.0}
-STEMS = ["training_curves", "training_change", "training_ranking", "training_speed", "training_roles"]
+STEMS = [
+    "training_curves",
+    "training_change",
+    "training_ranking",
+    "training_speed",
+    "training_roles",
+    "training_operands",
+]
 
 
 def put_sweep(top: Path, seeds: tuple[int, ...] = (1, 2)) -> None:
@@ -85,6 +92,18 @@ def test_the_heat_map_has_a_row_for_each_operand_of_each_config(tmp_path: Path) 
         f"block_size=16: {name}" for name in ("fprop.weight", "dgrad.grad", "dW")
     ]
     assert figure.cells[2] == ["block_size=16: dW", "11.1", "–", "–", "–", "0.9900", "0.950"]
+
+
+def test_configs_are_beside_each_other_by_what_tells_most_of_an_operand(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    figure = figures(tmp_path)["training_operands"]
+    assert figure.columns == [
+        "config",
+        *(f"dB of {operand}" for operand in ("fprop.weight", "dgrad.grad", "dW")),
+        *(f"{measure} of dW" for measure in ("cosine", "slope")),
+        *(f"{measure} of dgrad.grad" for measure in ("became zero", "saturated", "scales clamped")),
+    ]
+    assert [row[:4] for row in figure.cells] == [[f"block_size={block}", "18.1", "15.1", "11.1"] for block in (16, 32)]
 
 
 def test_tables_rank_configs_and_say_which_can_be_told_apart(tmp_path: Path) -> None:
