@@ -100,6 +100,8 @@ class _Linear(torch.autograd.Function):
         (g,) = gradients
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias, *_ = ctx.needs_input_grad
+        if ctx.quantizer.in_forward is not None:
+            ctx.quantizer.in_forward.forget()  # no other layer reads what the last one of the forward pass read
         dx = dw = None
         if by_x or by_weight:
             found = iter(_Gradients.apply(g, x, weight, *ctx.made, ctx.quantizer))

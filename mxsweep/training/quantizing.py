@@ -60,6 +60,10 @@ class Remembered:
             self._made[key] = make()
         return self._made[key]
 
+    def forget(self) -> None:
+        """Let go of the remembered tensors."""
+        self._seen, self._made = None, {}
+
 
 def _is_same(seen: Tensor, version: int, x: Tensor) -> bool:
     if x._version != version or x.dtype != seen.dtype or x.device != seen.device:
