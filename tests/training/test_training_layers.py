@@ -300,3 +300,14 @@ def test_a_copy_of_a_model_computes_with_its_own_parameters() -> None:
                 parameter.zero_()
         assert torch.equal(copied(ids()).logits, expected)
         assert not model(ids()).logits.any()
+
+
+def test_a_weight_that_is_tied_gets_the_gradients_of_both_its_modules() -> None:
+    tied, untied = llama(), llama(tie_word_embeddings=False)
+    untied.load_state_dict(tied.state_dict())
+    recipe = TrainingRecipe(FP4, keep_high=("embeddings",))
+    together, apart = gradients(tied, recipe, [ids()]), gradients(untied, recipe, [ids()])
+    name = "model.embed_tokens.weight"
+    torch.testing.assert_close(together[name], apart[name] + apart["lm_head.weight"])
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert not torch.equal(apart["lm_head.weight"], gradients(untied, TrainingRecipe(FP4), [ids()])["lm_head.weight"])
