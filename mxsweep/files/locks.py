@@ -23,6 +23,7 @@ from typing import Any
 CLAIM_NAME = ".claim"
 # Someone who only asks holds the lock for microseconds; within this time it is free again.
 PATIENCE_S = 0.1
+LOOK_EVERY_S = 0.5  # how soon a process that ends with another notices that it is gone
 
 
 class Lock:
@@ -83,6 +84,17 @@ def is_held(path: Path) -> bool:
         return not _locked(descriptor, fcntl.LOCK_SH, patience_s=0)
     finally:
         os.close(descriptor)
+
+
+def end_with(path: Path) -> None:
+    """End this process as soon as nobody holds the lock on `path`, as the process does that started it."""
+    while True:
+        with contextlib.suppress(OSError):  # a file system that does not answer for a moment
+            if not is_held(path):
+                break
+        time.sleep(LOOK_EVERY_S)
+    # In the middle of a run, as if killed: what is in its folder bears that, and a GPU must not stay taken.
+    os._exit(1)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

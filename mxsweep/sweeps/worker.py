@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from mxsweep.files.locks import is_held
+from mxsweep.files.locks import end_with
 from mxsweep.sweeps.execute import LOG_FORMAT, SweepRun, work
 
-LOOK_EVERY_S = 0.5  # how soon a worker notices that its parent is gone
 STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
 
 
@@ -50,23 +47,12 @@ class Worker:
                 _take_one_gpu()
         else:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+            threading.Thread(target=end_with, args=(self.parent,), daemon=True).start()
         if self.threads is not None:
             import torch
 
             torch.set_num_threads(self.threads)
         work(self.runs, self.launch, self.retries)
-
-
-def _end_with(parent: Path) -> None:
-    """End this process as soon as nobody holds the lock on ``parent``."""
-    while True:
-        with contextlib.suppress(OSError):  # a file system that does not answer for a moment
-            if not is_held(parent):
-                break
-        time.sleep(LOOK_EVERY_S)
-    # In the middle of a run, as if killed: what is in its folder bears that, and a GPU must not stay taken.
-    os._exit(1)
 
 
 def _stop_at(*signals: signal.Signals) -> None:

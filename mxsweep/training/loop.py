@@ -108,7 +108,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
 
         curve.fetch()
         log_likelihoods = passes.log_likelihoods(corpus.heldout)
-        weights = {name: team.whole(tensor) for name, tensor in initial.model.state_dict().items()}
+        weights = {name: team.whole(tensor.detach()) for name, tensor in initial.model.state_dict().items()}
     validation_loss, stderr = _mean_loss(-log_likelihoods, train.length)
     if curve.diverged_at is not None:
         running.warnings.append(f"the training diverged at step {curve.diverged_at} of {total} and ended there")

@@ -11,9 +11,11 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import write_folder_atomically
 from mxsweep.model.load import resolve_device
 from mxsweep.terminal.progress_callback import Progress
+from mxsweep.training.initial_model import load_initial
 from mxsweep.training.job import Trained, TrainingJob
-from mxsweep.training.loop import train
+from mxsweep.training.loop import Outcome, train
 from mxsweep.training.team import Team
+from mxsweep.training.together import train_together
 
 MODEL_FOLDER = "model"
 
@@ -30,7 +32,8 @@ def train_model(config: RunConfig, folder: Path, progress: Progress) -> Trained:
     Raises:
         ConfigError: what a user can mend; and whatever else may go wrong.
     """
-    return train_alone(job_of(config), folder, progress)
+    job = job_of(config)
+    return train_alone(job, folder, progress) if job.train.processes == 1 else train_shared(job, folder, progress)
 
 
 def job_of(config: RunConfig) -> TrainingJob:
@@ -48,7 +51,19 @@ def job_of(config: RunConfig) -> TrainingJob:
 
 def train_alone(job: TrainingJob, folder: Path, progress: Progress) -> Trained:
     """Train in this process."""
-    outcome = train(job, folder, Team(torch.device(resolve_device(job.model.device))), progress)
+    return _left(train(job, folder, Team(torch.device(resolve_device(job.model.device))), progress), folder)
+
+
+def train_shared(job: TrainingJob, folder: Path, progress: Progress) -> Trained:
+    """Train in several processes, which share the model or its data. Raises as :func:`train_model`."""
+    found = train_together(job, folder, progress)
+    outcome = Outcome(load_initial(job), **found)
+    outcome.initial.model.load_state_dict(outcome.weights)
+    return _left(outcome, folder)
+
+
+def _left(outcome: Outcome, folder: Path) -> Trained:
+    """Return what came of a training, its model saved unless it diverged."""
     model, tokenizer = outcome.initial.model.eval(), outcome.initial.tokenizer
     if outcome.summary["diverged_at"] is None:
         save_model(folder / MODEL_FOLDER, model, tokenizer)

@@ -1,0 +1,55 @@
+"""Several processes train one model as one process does, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.train_model import train_alone, train_shared
+from tests.helpers.training_jobs import training_job
+
+
+def recipe() -> TrainingRecipe:
+    """Return a recipe that rounds gradients stochastically."""
+    nearest = OperandFormat(MXFormat("fp4_e2m1", 16))
+    drawn = OperandFormat(MXFormat("fp4_e2m1", 16, rounding="stochastic"))
+    return TrainingRecipe(
+        LayerFormats(ProductFormats(nearest, nearest), ProductFormats(drawn, nearest), ProductFormats(drawn, nearest)),
+        arithmetic="exact",
+    )
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+
+    def progress(done: int, total: int, phase: str = "") -> None:
+        seen.append((done, total, phase))
+
+    options = {"steps": 3, "dtype": "float32", "micro_batch": 1}
+    alone = train_alone(training_job(recipe(), **options), tmp_path / "alone", progress)
+    seen.clear()
+    job = training_job(recipe(), **options, processes=2, parallel=parallel)
+    shared = train_shared(job, tmp_path / "shared", progress)
+    for one, other in zip(alone.curve, shared.curve, strict=True):
+        # Of sums in another order; with other random numbers the first gradients would differ by a tenth.
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    assert [row["doc_hash"] for row in alone.validation] == [row["doc_hash"] for row in shared.validation]
+    assert alone.summary["validation_loss"] == pytest.approx(shared.summary["validation_loss"], rel=1e-4)
+    assert shared.summary["processes"] == 2
+    assert (3, 3, "training") in seen
+    for name, tensor in alone.model.state_dict().items():
+        torch.testing.assert_close(shared.model.state_dict()[name], tensor, atol=2e-3, rtol=0)
+    assert (tmp_path / "shared" / "model" / "model.safetensors").exists()
+
+
+def test_what_a_user_can_mend_is_said_by_the_process_that_waits(tmp_path: Path) -> None:
+    job = training_job(length=4096, processes=2, init={"source": "model"})
+    with pytest.raises(ConfigError, match=r"train\.length: 4096"):
+        train_shared(job, tmp_path, lambda *_: None)
