@@ -11,6 +11,7 @@ processes can only add to it.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
@@ -38,6 +39,7 @@ from mxsweep.numerics import (
     microxcaling_problem,
     parse_element,
     quantize,
+    quantize_both,
 )
 
 SCALES = (("e8m0", False), ("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
@@ -100,8 +102,31 @@ def on_gpu(shape: tuple[int, int], dtype: torch.dtype, blocks: Sequence[int]) ->
             if fmt.element == "fp4_e2m1":
                 row |= beside(x, fmt, problem)
             rows.append(row)
+    training = of_training(x)
     # Measured last, when the clocks are those of the rest.
-    return {"copy_s": gpu_seconds(lambda: y.copy_(x)), "rows": rows, "microxcaling": problem}
+    return {"copy_s": gpu_seconds(lambda: y.copy_(x)), "rows": rows, "training": training, "microxcaling": problem}
+
+
+def of_training(x: Tensor) -> list[dict[str, Any]]:
+    """Seconds of what training asks for beside: stochastic rounding, blocks along columns, and both at once."""
+    nearest, stochastic = MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1", rounding="stochastic")
+    e4m3 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even")
+    rows = []
+    for name, fmt in (("nearest", nearest), ("stochastic", stochastic), ("e4m3 scales", e4m3)):
+        for axis, along in ((-1, "rows"), (-2, "columns")):
+            call = functools.partial(quantize, x, fmt, axis, backend="cuda", generator=5)
+            rows.append({"what": f"{along}, {name}", "copies": 1.0, "cuda_s": gpu_seconds(call)})
+    for name, row_format, column_format in (
+        *((f"nearest, blocks of {size}", *[MXFormat("fp4_e2m1", size)] * 2) for size in (16, 32, 64)),
+        ("rows nearest, columns stochastic", nearest, stochastic),
+        ("stochastic", stochastic, stochastic),
+        ("e4m3 scales, blocks of 16", e4m3, e4m3),
+        ("fp8_e4m3 even, rows by 32, columns by 64", MXFormat("fp8_e4m3", rounding="even"), MXFormat("fp8_e4m3", 64)),
+    ):
+        call = functools.partial(quantize_both, x, row_format, column_format, backend="cuda", generators=(5, 6))
+        # Reading once and writing twice moves one and a half times the bytes of a copy.
+        rows.append({"what": f"rows and columns, {name}", "copies": 1.5, "cuda_s": gpu_seconds(call)})
+    return rows
 
 
 def beside(x: Tensor, fmt: MXFormat, problem: str | None) -> dict[str, float]:
@@ -137,6 +162,11 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
         for row in rows
         if "torch_s" in row
     ]
+    training = [
+        [row["what"], f"{row['cuda_s'] * 1e3:.4f}", ratio(row["cuda_s"], copy_s)]
+        + [ratio(row["cuda_s"], copy_s * row["copies"])]
+        for row in found["training"]
+    ]
     note = f"microxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else ""
     return "\n\n".join(
         filter(
@@ -150,6 +180,9 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
                 markdown_table(
                     ["format", "kernel, ms", "microxcaling CUDA", "microxcaling PyTorch", "mxsweep PyTorch"], others
                 ),
+                "What training asks for beside, fp4_e2m1; the least is what reading the tensor once and writing each answer "
+                "once would take at a copy's speed:",
+                markdown_table(["what", "ms", "copies", "times the least"], training),
                 note,
             ),
         )
@@ -199,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--columns", type=positive, help="default: 8192, on a CPU 4096")
     parser.add_argument("--blocks", type=positives, default=[16, 32, 64], help="default: 16,32,64")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="on a GPU")
+    parser.add_argument("--only-training", action="store_true", help="on a GPU: no table of formats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args(argv)
     default = 8192 if args.device == "cuda" else 4096
@@ -206,7 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and (problem := backend_problem("cuda")):
         parser.error(f"{problem}; --device cpu measures the CPU")
     dtype = getattr(torch, args.dtype) if args.device == "cuda" else torch.float32
-    found = on_gpu(shape, dtype, args.blocks) if args.device == "cuda" else on_cpu(shape, args.blocks)
+    found = (
+        on_gpu(shape, dtype, [] if args.only_training else args.blocks)
+        if args.device == "cuda"
+        else on_cpu(shape, args.blocks)
+    )
     machine = describe_machine()
     print("\n".join(machine_lines(machine)))
     print(f"\nA tensor of {shape[0]} x {shape[1]} in {str(dtype).removeprefix('torch.')}.\n")

@@ -18,9 +18,9 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import REMEDIES_VERSION
+from mxsweep.formats import NUMERICS_VERSION, numerics_versions
 from mxsweep.formats.recipe import Prepared, Recipe
 from mxsweep.model.attention_interface import implementation_of
-from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,11 @@ class Workbench:
             recipe: None where nothing of it matters.
             settings: plain data that the recipe does not tell.
         """
-        if recipe is not None and not any(fmt.rounding == "stochastic" for fmt in recipe.formats()):
+        versions = [] if recipe is None else numerics_versions(recipe.formats())[1:]
+        if recipe is not None and not versions:
             recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
+        if versions:
+            settings["stochastic"] = versions
         return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
 
     def phase(self, name: str) -> Progress:

@@ -22,7 +22,7 @@ from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.training_data import corpus_identity, init_identity
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
-from mxsweep.formats import NUMERICS_VERSION, MXFormat
+from mxsweep.formats import MXFormat, numerics_versions
 from mxsweep.formats.recipe import KVOptions, LinearFormats
 from mxsweep.formats.training import FIXED, HIGH_PRECISION, LayerFormats
 from mxsweep.machine.gpus import device_type
@@ -118,7 +118,7 @@ def formats_entries(config: RunParts) -> Entries:
     return {
         "layers": [[name, *_linear_texts(formats)] for name, formats in layers],
         "kv": [format_text(recipe.key), format_text(recipe.value)],
-        "computed": [recipe.backend, recipe.arithmetic, NUMERICS_VERSION],
+        "computed": [recipe.backend, recipe.arithmetic, *numerics_versions(recipe.formats())],
     }
 
 

@@ -4,8 +4,10 @@ from mxsweep.formats.backends import (
     ARITHMETICS,
     BACKENDS,
     NUMERICS_VERSION,
+    STOCHASTIC_VERSION,
     BackendUnavailable,
     microxcaling_problem,
+    numerics_versions,
 )
 from mxsweep.formats.element import (
     ELEMENT_NAMES,
@@ -24,11 +26,13 @@ __all__ = [
     "ROUNDINGS",
     "SCALE_NAMES",
     "SCALE_ROUNDINGS",
+    "STOCHASTIC_VERSION",
     "BackendUnavailable",
     "ElementFormat",
     "MXFormat",
     "ScaleFormat",
     "microxcaling_problem",
+    "numerics_versions",
     "parse_element",
     "parse_scale",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mxsweep.formats.mxformat import MXFormat
 
 BACKENDS = ("torch", "cuda", "microxcaling")
@@ -11,6 +13,10 @@ ARITHMETICS = ("native", "exact")
 # part of the hash of every quantized run, so that a result of other numerics is not taken for a run's own.
 # tests/config/test_identity.py notices a change.
 NUMERICS_VERSION = 1
+# Of the answers of stochastic rounding alone, beside that: of the random numbers and of what is done with them.
+#   1  Philox4x32-10, 24 bits and a call to an element
+#   2  Philox4x32-7, 16 bits to an element, eight elements to a call
+STOCHASTIC_VERSION = 2
 
 _LIBRARY_ELEMENTS = ("fp8_e5m2", "fp8_e4m3", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8", "int4", "int2")
 _LIBRARY_ROUNDINGS = ("nearest", "even", "floor")
@@ -18,6 +24,12 @@ _LIBRARY_ROUNDINGS = ("nearest", "even", "floor")
 
 class BackendUnavailable(RuntimeError):
     """Report that a backend cannot work here: missing hardware, a missing library, or a format it has no answer for."""
+
+
+def numerics_versions(formats: Iterable[MXFormat | None]) -> list[int]:
+    """Return the versions of what quantizing to ``formats`` depends on."""
+    draws = any(fmt is not None and fmt.rounding == "stochastic" for fmt in formats)
+    return [NUMERICS_VERSION, STOCHASTIC_VERSION] if draws else [NUMERICS_VERSION]
 
 
 def check_backend(backend: str, arithmetic: str) -> None:

@@ -34,11 +34,13 @@ if TYPE_CHECKING:
         measure_blocks,
         sqnr_db,
     )
+    from mxsweep.numerics.both import quantize_both
     from mxsweep.numerics.dispatch import quantize
     from mxsweep.numerics.encoding import Encoded, decode, encode
 
 _LAZY = {
     "quantize": "mxsweep.numerics.dispatch",
+    "quantize_both": "mxsweep.numerics.both",
     "Encoded": "mxsweep.numerics.encoding",
     "decode": "mxsweep.numerics.encoding",
     "encode": "mxsweep.numerics.encoding",
@@ -75,6 +77,7 @@ __all__ = [
     "parse_element",
     "parse_scale",
     "quantize",
+    "quantize_both",
     "sqnr_db",
 ]
 

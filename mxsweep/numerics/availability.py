@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 from mxsweep.formats.backends import check_backend
@@ -46,7 +47,7 @@ def _cuda_problem() -> str | None:
 
 def _can_find(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        return module in sys.modules or find_spec(module) is not None
     except ImportError:  # of a package above it
         return False
 

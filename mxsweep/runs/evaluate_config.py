@@ -21,7 +21,7 @@ from mxsweep.evaluate.uniform_guess import warn_of_guessing
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
-from mxsweep.numerics.kernels.cuda import launch_count
+from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows

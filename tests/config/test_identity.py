@@ -25,6 +25,7 @@ from mxsweep.config.checks import file_digest
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files import digests
 from mxsweep.files.checkpoints import model_folder, model_identity
+from mxsweep.formats import STOCHASTIC_VERSION
 from mxsweep.machine import gpus as devices
 from mxsweep.model.load import load_model
 from mxsweep.numerics import (
@@ -181,10 +182,12 @@ def test_the_seed_and_the_order_of_patterns_are_in_it() -> None:
 
 
 def test_only_quantized_runs_have_the_version_of_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = of(), of("kv_quant=int8", "format=none"), of("format=none")
-    monkeypatch.setattr("mxsweep.config.run_identity.NUMERICS_VERSION", NUMERICS_VERSION + 1)
-    after = of(), of("kv_quant=int8", "format=none"), of("format=none")
-    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+    runs = [], ["kv_quant=int8", "format=none"], ["rounding=stochastic"], ["format=none"]
+    for version, stays in (("NUMERICS", [False, False, False, True]), ("STOCHASTIC", [True, True, False, True])):
+        before = [of(*words) for words in runs]
+        with monkeypatch.context() as patched:
+            patched.setattr(f"mxsweep.formats.backends.{version}_VERSION", 99)
+            assert [a == b for a, b in zip(before, [of(*words) for words in runs], strict=True)] == stays
 
 
 _FORMATS = st.builds(
@@ -442,10 +445,15 @@ def test_a_hash_needs_no_torch_and_is_the_same_with_it() -> None:
 # Of quantize's answers in each version of the numerics. The same on CPUs with and without AVX2 and AVX-512, and for any
 # number of threads.
 NUMERICS_DIGESTS = {
-    1: "a1527f046554ef03de949a0333ced439914bb3f4da61775a9dd9c9305f86d13a",
+    1: "64cb1f04f446a5d42a6d4fe62e19faad5b6f49c5140946238f82d9f5fd045b17",
 }
 MINT_DIGESTS = {
-    1: "788600c6d87da293e82906276210bb29c23d7dbe65464dc6b1b1467a1deb0dd6",
+    1: "1309f830f6842a2e994055def831e2c2f715d74995afeb0d469e736e19c0f00e",
+}
+# Of the stochastic ones among those formats, in each STOCHASTIC_VERSION.
+STOCHASTIC_DIGESTS = {
+    1: "590621ee14d2b1f6497bebffe74490e8ce8e445385a79b4ce554123e81d4b957",
+    2: "086efad7d0f4e89963f1a85109aee40ce43a2438cb1c226327692915d26131da",
 }
 
 
@@ -527,18 +535,27 @@ def numerics_digest(formats: list[MXFormat]) -> str:
     return content.hexdigest()
 
 
+def parted(formats: list[MXFormat]) -> tuple[list[MXFormat], list[MXFormat]]:
+    """Those that round without chance, and those that round by chance."""
+    of_chance = [fmt for fmt in formats if fmt.rounding == "stochastic"]
+    return [fmt for fmt in formats if fmt.rounding != "stochastic"], of_chance
+
+
 @pytest.mark.parametrize(
-    ("formats", "digests"),
-    [(numerics_formats(), NUMERICS_DIGESTS), (mint_formats(), MINT_DIGESTS)],
-    ids=["all that the first version had", "mint4"],
+    ("formats", "digests", "name", "version"),
+    [
+        (parted(numerics_formats())[0], NUMERICS_DIGESTS, "NUMERICS_VERSION", NUMERICS_VERSION),
+        (parted(mint_formats())[0], MINT_DIGESTS, "NUMERICS_VERSION", NUMERICS_VERSION),
+        (parted(numerics_formats() + mint_formats())[1], STOCHASTIC_DIGESTS, "STOCHASTIC_VERSION", STOCHASTIC_VERSION),
+    ],
+    ids=["all that the first version had", "mint4", "stochastic"],
 )
 def test_the_version_of_the_numerics_is_raised_when_answers_change(
-    formats: list[MXFormat], digests: dict[int, str]
+    formats: list[MXFormat], digests: dict[int, str], name: str, version: int
 ) -> None:
-    assert max(digests) == NUMERICS_VERSION, "each table of digests needs one for NUMERICS_VERSION"
+    assert max(digests) == version, f"each table of digests needs one for {name}"
     found = numerics_digest(formats)
-    assert found == digests[NUMERICS_VERSION], (
-        "quantize's answers are no longer those of NUMERICS_VERSION "
-        f"{NUMERICS_VERSION}. If that is meant, raise NUMERICS_VERSION in mxsweep/numerics/__init__.py and add "
-        f"{NUMERICS_VERSION + 1}: {found!r} to this table of digests"
+    assert found == digests[version], (
+        f"quantize's answers are no longer those of {name} {version}. If that is meant, raise {name} in "
+        f"mxsweep/formats/backends.py and add {version + 1}: {found!r} to this table of digests"
     )

@@ -1,5 +1,5 @@
 // The arithmetic of mx.cu and gptq.cu compiled by a host compiler, for comparing it with torch without a GPU.
-// MX_SOURCE is mx.cu, GPTQ_SOURCE gptq.cu; MX_FORMATS a file of initializers of Format, as cuda.py writes them.
+// MX_SOURCE is mx.cu, GPTQ_SOURCE gptq.cu; MX_FORMATS a file of initializers of Format, as source.py writes them.
 #include MX_SOURCE
 #include GPTQ_SOURCE
 
@@ -31,8 +31,9 @@ extern "C" long quantize_blocks(int format_index, const float* x, float* y, long
         if (!scale.quick) scale = scale_of_block(format, largest, midpoint, g);
         for (long i = 0; i < length; ++i) {
             const long place = block * length + i;
+            const unsigned long long at = index ? (unsigned long long)index[place] : 0;
             const float random =
-                index ? uniform(key, (unsigned long long)index[place], (unsigned long long)example[place]) : 0.0f;
+                index ? random_of(random_bits(key, at / 8, (unsigned long long)example[place]), int(at % 8)) : 0.0f;
             y[i] = quantized(x[i], scale, format, random);
         }
     }

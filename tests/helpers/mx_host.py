@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mxsweep.numerics import MXFormat
-from mxsweep.numerics.kernels.cuda import format_initializer
+from mxsweep.numerics.kernels.source import format_initializer
 
 HOST = Path(__file__).parent / "mx_host.cpp"
 

@@ -18,9 +18,10 @@ from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
 from mxsweep.model import offload
 from mxsweep.model.operands import find_operands
 from mxsweep.model.quantize import left_out
-from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize
-from mxsweep.numerics.kernels.cuda import launch_count
-from mxsweep.numerics.philox import uniform_at
+from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize, quantize_both
+from mxsweep.numerics.kernels.both_cuda import takes
+from mxsweep.numerics.kernels.compile import launch_count
+from mxsweep.numerics.philox import uniform_of_calls
 from mxsweep.numerics.reference.rounding import round_exact
 from mxsweep.numerics.reference.scales import exact_scale
 from mxsweep.solvers.block_scales import BlockScales
@@ -218,11 +219,12 @@ def test_the_kernels_on_more_than_two_to_the_31_elements(fmt: MXFormat) -> None:
         if fmt.rounding != "stochastic":
             assert_same_bits(y[part], quantize(x[part], fmt, arithmetic="exact"))
             continue
-        # Element i of the whole draws from counter i, which a part alone does not know: the definition by hand.
-        index = torch.arange(start * length, (start + 16) * length, device="cuda").view(16, length)
+        # Eight elements of the whole draw from counter n, which a part alone does not know: the definition by hand.
+        n = torch.arange(start * length // 8, (start + 16) * length // 8, device="cuda")
+        random = uniform_of_calls(5, n, torch.zeros_like(n)).view(16, length)
         blocks = x[part].float().unflatten(-1, (-1, 32))
         scale = exact_scale(blocks.abs().amax(-1, keepdim=True), fmt)
-        q = round_exact(blocks / scale, fmt.element_format, "stochastic", uniform_at(5, index).unflatten(-1, (-1, 32)))
+        q = round_exact(blocks / scale, fmt.element_format, "stochastic", random.unflatten(-1, (-1, 32)))
         assert_same_bits(y[part], (q * scale).flatten(-2).to(torch.bfloat16))
 
 
@@ -240,10 +242,40 @@ def test_the_kernels_run_on_the_current_stream_and_pass_gradients() -> None:
     assert launch_count() == before + 1
 
 
+BOTH = [
+    (MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1", rounding="stochastic")),
+    (MXFormat("fp4_e2m1", 16, "e4m3", rounding="stochastic"), MXFormat("fp8_e5m2", 64, rounding="even")),
+    (MXFormat("fp4_e3m0", 64, scale_rounding="ceil"), MXFormat("fp4_e2m1", 16, "e5m3")),
+    (MXFormat("int4", 32, "fp32", symmetric=False), MXFormat("fp6_e2m3", 32, symmetric=False)),
+    (MXFormat("int8", 16, rounding="stochastic"), MXFormat("mint4", 32, rounding="stochastic")),
+    (MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), MXFormat("fp4_e2m1", (16, 16))),  # by two calls
+]
+
+
+@pytest.mark.parametrize(("row_format", "column_format"), BOTH, ids=str)
+def test_rows_and_columns_at_once_are_the_definition(row_format: MXFormat, column_format: MXFormat) -> None:
+    for dtype, shape in itertools.product(KERNEL_DTYPES, ((3, 128, 192), (64, 4096), (2, 5, 64, 320), (48, 40))):
+        x = adversarial(torch.Size(shape).numel(), len(shape), "cuda", finite=row_format.tensor_scale).view(shape)
+        x = x.to(dtype).nan_to_num(posinf=1.0, neginf=1.0) if row_format.tensor_scale else x.to(dtype)
+        for example_dims, first in itertools.product(range(len(shape) - 1), (None, 2**32 - 2)):
+            beside = {"example_dims": example_dims, "first_example": first}
+            before = launch_count()
+            both = quantize_both(x, row_format, column_format, backend="cuda", generators=(2**63 + 1, 2), **beside)
+            if takes(row_format, column_format, x.shape, dtype, x.ndim - 2):
+                assert launch_count() == before + 1
+            for y, fmt, axis, key in zip(both, (row_format, column_format), (-1, -2), (2**63 + 1, 2), strict=True):
+                assert_same_bits(y, quantize(x, fmt, axis, arithmetic="exact", generator=key, **beside))
+                assert_same_bits(y, quantize(x, fmt, axis, backend="cuda", generator=key, **beside))
+
+
 def test_the_operator_is_a_proper_torch_operator() -> None:
     x = torch.randn(4, 64, device="cuda")
     arguments = (x, "fp4_e2m1", [32], "e8m0", 8, "nearest", "floor", True, False, -1, None, 0, 0, None)
-    torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=("test_schema", "test_faketensor"))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=tests)
+    fmt = str(MXFormat("fp4_e2m1"))
+    x = torch.randn(64, 64, device="cuda")
+    torch.library.opcheck(torch.ops.mxsweep.quantize_both.default, (x, fmt, fmt, 0, 0, 0, None), test_utils=tests)
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
-from mxsweep.numerics.kernels import cuda
+from mxsweep.numerics.kernels import compile as kernels
 from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, STORAGE, Plan, can_transform, plan_of
 from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
 
@@ -269,7 +269,7 @@ def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library
 def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     for log_order in (1, 5, 9, 10, 13, 14):
-        code = cuda.compile_source(plan_of(log_order, dtype).source, arch).code
+        code = kernels.compile_source(plan_of(log_order, dtype).source, arch).code
         assert code[:4] == b"\x7fELF"
         assert b"hadamard" in code
 
@@ -323,7 +323,7 @@ class TestOnGPU:
     @pytest.mark.parametrize("order", [*(2**log for log in LOG_ORDERS), 12, 92, 896, 4864, 11008, 2**15])
     def test_the_answer_is_the_cpus(self, order: int, dtype: torch.dtype) -> None:
         x = randn(33 * max(1, 2048 // order), order, dtype=dtype)
-        before = cuda.launch_count()
+        before = kernels.launch_count()
         for inverse in (False, True):
             y, expected = hadamard(x.cuda(), inverse=inverse).cpu(), hadamard(x, inverse=inverse)
             if dtype == torch.float32:
@@ -332,7 +332,7 @@ class TestOnGPU:
                 assert (y == expected).float().mean() > 0.99
                 assert (y.float() - expected.float()).abs().max() <= 2**-6
         if order in (2**log for log in range(3, MAX_LOG_ORDER + 1)):
-            assert cuda.launch_count() == before + 2
+            assert kernels.launch_count() == before + 2
 
     def test_strides_blocks_and_gradients(self) -> None:
         x = randn(6, 200, 5).cuda().transpose(1, 2).requires_grad_()

@@ -142,6 +142,22 @@ def test_stochastic_rounding_is_unbiased() -> None:
     assert abs(float(y[:, 2].mean()) + 0.1) < 5 * 0.5 * math.sqrt(0.2 * 0.8 / 50_000)
 
 
+@pytest.mark.parametrize("name", ["fp4_e2m1", "fp4_e3m0", "int4", "fp8_e4m3", "mint4"])
+def test_over_all_random_numbers_the_mean_is_the_value(name: str) -> None:
+    element = parse_element(name)
+    random = ((torch.arange(2**16) + 0.5) * 2.0**-16).view(-1, 1).expand(-1, 8)
+    a = torch.tensor([1.0, -0.71, 0.33, 0.05, 2.0**-9, -(2.0**-14), 2.0**-30, 0.0]) * element.smallest_normal
+
+    def mean(a: torch.Tensor) -> torch.Tensor:
+        return round_exact(a.expand(random.shape).contiguous(), element, "stochastic", random).double().mean(0)
+
+    u = element.smallest_subnormal  # the spacing up to twice the smallest normal value
+    assert_same(mean(a), (a.double() / u * 2**16).round() * u * 2.0**-16)  # what 16 bits can say of the fraction
+    assert (mean(a) - a.double()).abs().max() <= u * 2.0**-17
+    bfloat16 = a.bfloat16().float()
+    assert_same(mean(bfloat16)[:4], bfloat16[:4].double())
+
+
 def test_stochastic_rounding_is_reproducible() -> None:
     x, fmt = torch.randn(64, 64), MXFormat("fp4_e2m1", rounding="stochastic")
     first, second = (quantize(x, fmt, generator=torch.Generator().manual_seed(8)) for _ in range(2))

@@ -346,7 +346,7 @@ def test_the_kernel_on_the_host_is_the_torch_path(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_100"])
 def test_the_kernel_compiles(arch: str) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
-    from mxsweep.numerics.kernels.cuda import compile_source
+    from mxsweep.numerics.kernels.compile import compile_source
     from mxsweep.numerics.kernels.gptq_cuda import columns_source
 
     for fmt in LAZY_FORMATS[:3]:

@@ -1,55 +1,37 @@
-"""Quantize on a GPU: mx.cu compiled for a format, launched on torch's current stream.
+"""Quantize on a GPU: mx.cu and blocks.cu compiled for a format, launched on torch's current stream.
 
 One pass over memory: each thread reads 16 bytes, the threads of a block exchange its maximum, and the elements are
-written. What does not fit that (blocks along another axis, tiles, blocks that end short or have an odd size) goes to a
-kernel that takes any block, a warp or a thread each. A per-tensor scale costs one more reading of the tensor.
+written. Blocks along another axis go to the kernel of both_cuda.py, where that takes them. What does not fit either
+(tiles, blocks that end short or have an odd size) goes to a kernel that takes any block, a warp or a thread each. A
+per-tensor scale costs one more reading of the tensor.
 
-The source is compiled by NVRTC through `cuda.core`, once for a format, a dtype and a GPU architecture, in a few tenths
-of a second, and kept on disk in the cache folder (`mxsweep.files.cache`). The kernels are the torch operator
-`mxsweep::quantize`, whose arguments are MXFormat's fields, so that a profile names it and torch.compile can trace it.
+The kernels are the torch operator `mxsweep::quantize`, whose arguments are MXFormat's fields, so that a profile names
+it and torch.compile can trace it.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
-from mxsweep.formats.element import ROUNDINGS
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.numerics.blocks import block_axes
+from mxsweep.numerics.kernels.both_cuda import WARP, as_vectors, fits_draws, launch_both, takes
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels
+from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 
-log = logging.getLogger(__name__)
-
-THREADS = 256  # of a thread block, as mx.cu's __launch_bounds__ say
-WARP = 32
-VECTOR_BYTES = 16  # read by a thread at once
-CACHE_BYTES = 64 * 2**20
-_CUBIN_MAGIC = b"\x7fELF"
-
-_STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 # Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
 # blocks that a large group gets at most, about as many as a GPU runs at once.
 _THREAD_BLOCK_READS = 16384
 _GROUP_THREAD_BLOCKS = 1024
-
-_launches = 0
-
-
-def launch_count() -> int:
-    """Return how many kernels this process launched so far; the difference shows that a run used them."""
-    return _launches
 
 
 def quantize_cuda(
@@ -96,9 +78,7 @@ def _operator(
 ) -> Tensor:  # fmt: skip
     block = block_size[0] if len(block_size) == 1 else (block_size[0], block_size[1])
     fmt = _format(element, block, scale, scale_bits, rounding, scale_rounding, symmetric, tensor_scale)
-    x = x.contiguous()
-    if x.data_ptr() % VECTOR_BYTES:
-        x = x.clone()  # a view that begins between the 16-byte steps that a thread reads
+    x = as_vectors(x)
     y = torch.empty_like(x)
     if x.numel():
         with torch.cuda.device(x.device):
@@ -112,6 +92,11 @@ _format = functools.cache(MXFormat)
 
 
 def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws) -> None:
+    (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
+    drawn = draws if fmt.rounding == "stochastic" else None
+    if first < x.ndim - 1 and takes(None, fmt, x.shape, x.dtype, first) and fits_draws(drawn, fmt, x.shape, first):
+        launch_both(x, None, y, None, fmt, first, 0, draws.key, draws)
+        return
     kernels = _kernels(fmt, x.dtype, x.device.index)
     pointers = (x.data_ptr(), y.data_ptr())
     scales, group = _tensor_scales(x, kernels, tensor_dims) if fmt.tensor_scale else (None, 1)
@@ -119,8 +104,7 @@ def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequenc
     beside = (
         0 if scales is None else scales.data_ptr(), group, draws.key, draws.example_size(x.shape), first_example,
     )  # fmt: skip
-    (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
-    if lanes_of(fmt, x.dtype) and blocked == (x.ndim - 1,) and x.shape[-1] % _block_length(fmt) == 0:
+    if lanes_of(fmt, x.dtype) and blocked == (x.ndim - 1,) and x.shape[-1] % block_length(fmt) == 0:
         vectors = x.nbytes // VECTOR_BYTES
         kernels.launch("mx_rows", vectors, *pointers, vectors, *beside)
         return
@@ -129,16 +113,6 @@ def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequenc
     by_thread = tiling.columns == 1 and tiling.width > 1
     name, lanes = ("mx_tiles_by_thread", 1) if by_thread else ("mx_tiles_by_warp", WARP)
     kernels.launch(name, blocks * lanes, *pointers, *tiling.arguments, *beside)
-
-
-def _block_length(fmt: MXFormat) -> int:
-    return fmt.block_size if isinstance(fmt.block_size, int) else 0
-
-
-def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
-    """Return how many threads share one block in `mx_rows`; 0 for a block that this kernel does not take."""
-    lanes, rest = divmod(_block_length(fmt) * dtype.itemsize, VECTOR_BYTES)
-    return lanes if not rest and lanes in (1, 2, 4, 8, 16, 32) else 0
 
 
 @dataclass(frozen=True)
@@ -205,148 +179,11 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
     return kept
 
 
-class Kernels:
-    """Launch the kernels of a compiled source (one format and dtype, say) on one GPU, in thread blocks of ``block``."""
-
-    def __init__(self, module: Any, device: int, block: int = THREADS) -> None:
-        self._module, self._device, self._block = module, device, block
-        self._kernels: dict[str, Any] = {}
-
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        """Launch on torch's current stream. Pointers and numbers are 64 bits wide, as in mx.cu."""
-        global _launches
-        from cuda.core import launch
-
-        kernel = self._kernels.get(name)
-        if kernel is None:
-            kernel = self._kernels[name] = self._module.get_kernel(name)
-        config = _launch_config(-(-threads // self._block), self._block)
-        stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
-        launch(stream, config, kernel, *map(_as_int64, arguments))
-        _launches += 1
-
-
-def _as_int64(value: int) -> Any:
-    import numpy as np
-
-    return np.uint64(value) if value >= 2**63 else np.int64(value)
-
-
-@functools.lru_cache(maxsize=1024)
-def _launch_config(thread_blocks: int, block: int) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=thread_blocks, block=block)
-
-
-@functools.lru_cache(maxsize=64)
-def _stream(device: int, handle: int) -> Any:
-    """Wrap a stream of a device; the device counts, since every one's default stream has the same handle."""
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
-
-
 @functools.cache
 def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(kernel_source(fmt, dtype), device)
-
-
-def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
-    """Compile CUDA source for a GPU, or take it from the folder that keeps what was compiled.
-
-    Raises:
-        BackendUnavailable: as :func:`compile_source`.
-    """
-    from cuda.core import Device
-
-    Device(device).set_current()
-    major, minor = torch.cuda.get_device_capability(device)
-    return Kernels(compile_source(source, f"sm_{major}{minor}", _disk_cache()), device, block)
+    return load_kernels(kernel_source(fmt, dtype, "blocks.cu"), device)
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:
-    """Compile mx.cu for a format and a dtype, as :func:`compile_source` does."""
-    return compile_source(kernel_source(fmt, dtype), arch, cache)
-
-
-def compile_source(source: str, arch: str, cache: Any = None) -> Any:
-    """Compile CUDA source to a `cuda.core.ObjectCode` for `arch` (such as "sm_90"). Needs no GPU.
-
-    Raises:
-        BackendUnavailable: cuda-core or NVRTC is missing, or the compiler refused.
-    """
-    try:
-        from cuda.core import Program, ProgramOptions
-
-        # A product and a sum must stay two roundings.
-        program = Program(source, "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
-        if cache is not None:
-            try:
-                kept = program.compile("cubin", cache=cache)
-                if bytes(kept.code[: len(_CUBIN_MAGIC)]) == _CUBIN_MAGIC:  # and not a file that something cut short
-                    return kept
-            except OSError as error:
-                log.warning("a compiled CUDA kernel was not kept: %s", error)  # a full disk, say
-        return program.compile("cubin")
-    except Exception as error:  # NVRTC's, the loader's and cuda.core's own have no common ancestor below this
-        raise BackendUnavailable(f"backend 'cuda' could not compile its kernels for {arch}: {error}") from error
-
-
-def kernel_source(fmt: MXFormat, dtype: torch.dtype) -> str:
-    """Return mx.cu with the macros in front that make it a format's."""
-    lines = (
-        f"#define MX_FORMAT {format_initializer(fmt)}",
-        f"#define MX_STORAGE {_STORAGE[dtype]}",
-        f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
-        "#line 1",
-    )
-    return "\n".join((*lines, _source()))
-
-
-@functools.cache
-def _source() -> str:
-    return resources.files("mxsweep.numerics.kernels").joinpath("mx.cu").read_text(encoding="utf-8")
-
-
-def format_initializer(fmt: MXFormat) -> str:
-    """Return mx.cu's `Format` of a format, as C++ source. Numbers are written in hexadecimal and so exactly."""
-    element, scale = fmt.element_format, fmt.scale_format
-    kind = _scale_kind(scale)
-    scale_grid = (
-        (scale.mantissa_bits, scale.min_exponent, scale.largest) if kind == "MINIFLOAT" else (0, 0, scale.largest)
-    )
-
-    def grid(mantissa_bits: int, min_exponent: int, largest: float, lowest: float = 0.0) -> str:
-        return f"{{{mantissa_bits}, {min_exponent}, {largest.hex()}f, {lowest.hex()}f}}"
-
-    fields = (
-        grid(element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
-        element.max_exponent,
-        ROUNDINGS.index(fmt.rounding),
-        kind,
-        SCALE_ROUNDINGS.index(fmt.scale_rounding),
-        fmt.max_scale_exponent,
-        grid(*scale_grid),
-        f"{scale.smallest_subnormal.hex()}f",
-        str(fmt.symmetric).lower(),
-        str(fmt.tensor_scale).lower(),
-    )
-    return "{" + ", ".join(map(str, fields)) + "}"
-
-
-def _scale_kind(scale: ScaleFormat) -> str:
-    """Return mx.cu's word for how a scale is computed."""
-    return "E8M0" if scale.is_power_of_two else "FP32" if scale.is_float32 else "MINIFLOAT"
-
-
-@functools.cache
-def _disk_cache() -> Any:
-    """Return the cache of compiled kernels on disk; None, and a compilation a process, where it cannot be written."""
-    from cuda.core.utils import FileStreamProgramCache
-
-    try:
-        return FileStreamProgramCache(cache_folder("kernels"), max_size_bytes=CACHE_BYTES)
-    except OSError as error:  # a folder that cannot be written, or no home to have one in
-        log.warning("compiled CUDA kernels are not kept: %s", error)
-        return None
+    """Compile the kernels for a format and a dtype, as :func:`compile_source` does."""
+    return compile_source(kernel_source(fmt, dtype, "blocks.cu"), arch, cache)

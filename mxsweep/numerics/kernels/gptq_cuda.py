@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from importlib import resources
 
 import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.cuda import Kernels, kernel_source, load_kernels
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.source import kernel_source
 
 THREADS = 64  # of a thread block: a row has one thread only, and more blocks reach more of the GPU
 
@@ -49,8 +49,7 @@ def round_columns(
 
 def columns_source(fmt: MXFormat) -> str:
     """Return mx.cu for a format, and gptq.cu behind it."""
-    gptq = resources.files("mxsweep.numerics.kernels").joinpath("gptq.cu").read_text(encoding="utf-8")
-    return "\n".join((kernel_source(fmt, torch.float32), gptq))
+    return kernel_source(fmt, torch.float32, "gptq.cu")
 
 
 @functools.cache

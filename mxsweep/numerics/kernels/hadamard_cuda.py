@@ -1,8 +1,8 @@
 """Transform by Sylvester's matrix on a GPU: hadamard.cu compiled for an order and a dtype.
 
 The kernel is the torch operator `mxsweep::hadamard`, launched on torch's current stream. The first call for an order, a
-dtype and a GPU compiles it and loads it (a few tenths of a second, once on a machine: cuda.py keeps what it compiled);
-after that, it can be captured in a CUDA graph.
+dtype and a GPU compiles it and loads it (a few tenths of a second, once on a machine: compile.py keeps what it
+compiled); after that, it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.kernels.cuda import VECTOR_BYTES, Kernels, load_kernels
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.source import VECTOR_BYTES
 
 MAX_LOG_ORDER = 14
 STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}

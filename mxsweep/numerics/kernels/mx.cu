@@ -1,14 +1,14 @@
-// Fake quantization to a microscaling format in one pass over memory: the exact arithmetic of definition.py, bit for
-// bit, for a GPU.
+// Fake quantization to a microscaling format: the exact arithmetic of definition.py, bit for bit, and what kernels on a
+// GPU need beside it. The kernels themselves stand in other files, which are compiled behind this one.
 //
-// Compiled at first use by NVRTC (cuda.py), which prepends the format and the storage type as macros, so that every
+// Compiled at first use by NVRTC (source.py), which prepends the format and the storage type as macros, so that every
 // choice below that depends on them is made by the compiler. No header is needed, CUDA's included. The arithmetic, up
-// to "Kernels", is plain C++ that a host compiler accepts as well: there a Format is an ordinary argument, and the
+// to "Vectors", is plain C++ that a host compiler accepts as well: there a Format is an ordinary argument, and the
 // tests compare what it computes with the torch definition on machines without a GPU.
 //
 // Every operation is one IEEE 754 float32 operation, rounded to nearest even, subnormals kept. A compiler must not
 // contract a product and a sum into one (NVRTC: -fmad=false, g++: -ffp-contract=off). Where fused operations are
-// wanted, in `quick_quotient` and `reciprocal_of`, they are written.
+// wanted, in `quick_quotient`, `reciprocal_of` and `magnitude_on_grid`, they are written.
 
 #ifdef __CUDACC__
 #define MX_FUNCTION __device__ __forceinline__
@@ -60,12 +60,25 @@ MX_FUNCTION float power_of_two(int exponent) {
     return from_bits(exponent == -BIAS ? HALF_ONE : unsigned(exponent + BIAS) << MANTISSA_BITS);
 }
 
+// The sum, rounded toward zero, of numbers that are not negative, `large` a normal one that is at least twice the other.
+MX_FUNCTION float sum_toward_zero(float small, float large) {
+#ifdef __CUDA_ARCH__
+    float sum;
+    asm("add.rz.f32 %0, %1, %2;" : "=f"(sum) : "f"(small), "f"(large));
+    return sum;
+#else
+    const float sum = small + large;
+    return sum - large > small ? from_bits(bits_of(sum) - 1u) : sum;
+#endif
+}
+
 // |a| on a grid, saturated. Adding and subtracting 1.5 * 2^23 * u leaves no bit below u, and the addition rounds to
 // nearest even. The other roundings are made from that one:
 //   NEAREST     Ties go away from zero: setting the lowest bit of |a| lifts a tie, whose low bits are all zero, above
 //               itself, and moves nothing else across a tie (the float just below a tie has that bit set already).
-//   FLOOR       Toward zero: one u back where rounding went up.
-//   STOCHASTIC  Up from there iff random < (|a| - down) / u, which is exact.
+//   FLOOR       Toward zero, and so does the addition.
+//   STOCHASTIC  Up from there iff the random number v < (|a| - down) / u. Both sides are taken times u, which is exact;
+//               `random` is 1 + v, so that v * u is one operation.
 // A NaN becomes `largest`: its block's scale is NaN, by which it is multiplied next.
 MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float random) {
     // The same constant of every format but mint<n>.
@@ -76,6 +89,12 @@ MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float rand
     const unsigned own = (bits_of(magnitude) & INFINITY_BITS) + to_shift;
     const unsigned shift_bits = own > least ? own : least;
     const float shift = from_bits(shift_bits);
+    if (rounding == FLOOR || rounding == STOCHASTIC) {
+        const float down = sum_toward_zero(magnitude, shift) - shift;
+        if (rounding == FLOOR) return down;
+        const float u = from_bits(shift_bits - to_shift - (unsigned(grid.mantissa_bits) << MANTISSA_BITS));
+        return fmaf(random, u, -u) < magnitude - down ? down + u : down;
+    }
     if (rounding == NEAREST) magnitude = from_bits(bits_of(magnitude) | 1u);
     float rounded = (magnitude + shift) - shift;
     if (rounding == EVEN && grid.mantissa_bits == 0) {
@@ -83,11 +102,6 @@ MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float rand
         const unsigned power = shift_bits - to_shift;
         const unsigned code = (power >> MANTISSA_BITS) - unsigned(grid.min_exponent + BIAS - 1);
         if (magnitude == 1.5f * from_bits(power) && code % 2 == 0) rounded = from_bits(power);
-    }
-    if (rounding == FLOOR || rounding == STOCHASTIC) {
-        const float u = from_bits(shift_bits - to_shift - (unsigned(grid.mantissa_bits) << MANTISSA_BITS));
-        if (rounded > magnitude) rounded = rounded - u;
-        if (rounding == STOCHASTIC && random < (magnitude - rounded) / u) rounded = rounded + u;
     }
     return rounded;
 }
@@ -172,13 +186,13 @@ MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint,
 }
 
 // The same with quick quotients, where `quick` says that they were allowed: in ordinary ranges of values every
-// intermediate is normal, except in quotients so small that a stored scale, or every rounding but the stochastic, makes
-// nothing of them. The comparisons are false for NaN.
+// intermediate is normal, except in quotients so small that a stored scale, or rounding, makes nothing of them (also the
+// stochastic, whose random numbers are not below 2^-17). The comparisons are false for NaN.
 MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float g) {
     if (format.scale == E8M0) return scale_of_block(format, amax, midpoint, g);
     const float wanted = format.tensor_scale ? amax * g : amax, largest = format.element.largest;
     float scale = stored_scale(quick_quotient(wanted, largest, 1.0f / largest), format);
-    bool quick = format.element.min_exponent > -16 && format.rounding != STOCHASTIC && amax < power_of_two(40);
+    bool quick = format.element.min_exponent > -16 && amax < power_of_two(40);
     if (format.tensor_scale) {
         scale = quick_quotient(scale, g, reciprocal_of(g));
         quick = quick && is_ordinary(g);
@@ -203,11 +217,15 @@ MX_FUNCTION float quantized(float x, BlockScale block, Format format, float rand
     return format.symmetric ? y : y + block.midpoint;
 }
 
-// The number in [0, 1) of an example's element i: the first word of Philox4x32-10; philox.py has its source.
-MX_FUNCTION float uniform(unsigned long long key, unsigned long long i, unsigned long long example) {
-    unsigned c0 = unsigned(i), c1 = unsigned(i >> 32), c2 = unsigned(example), c3 = unsigned(example >> 32);
+// The random bits of eight elements, the n-th eight of an example: Philox4x32-7; philox.py has its source. An element takes
+// half a word.
+struct Bits {
+    unsigned words[4];
+};
+MX_FUNCTION Bits random_bits(unsigned long long key, unsigned long long n, unsigned long long example) {
+    unsigned c0 = unsigned(n), c1 = unsigned(n >> 32), c2 = unsigned(example), c3 = unsigned(example >> 32);
     unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < 7; ++round) {
         const unsigned long long p0 = 0xd2511f53ull * c0, p2 = 0xcd9e8d57ull * c2;
         c0 = unsigned(p2 >> 32) ^ c1 ^ k0;
         c1 = unsigned(p2);
@@ -216,15 +234,21 @@ MX_FUNCTION float uniform(unsigned long long key, unsigned long long i, unsigned
         k0 += 0x9e3779b9u;
         k1 += 0xbb67ae85u;
     }
-    return float(c0 >> 8) * from_bits(unsigned(BIAS - 24) << MANTISSA_BITS);
+    return {{c0, c1, c2, c3}};
+}
+
+// 1 + v with v = (r + 1/2) / 2^16, r being the i-th half of eight: `magnitude_on_grid`'s `random`.
+MX_FUNCTION float random_of(Bits bits, int i) {
+    const unsigned word = i & 4 ? (i & 2 ? bits.words[3] : bits.words[2]) : (i & 2 ? bits.words[1] : bits.words[0]);
+    return from_bits(((i & 1 ? word >> 9 : word << 7) & 0x7fff80u) | (unsigned(BIAS) << MANTISSA_BITS) | 0x40u);
 }
 
 #ifdef __CUDACC__
-// ---------------------------------------------------------------------------------------------------- Kernels
+// ---------------------------------------------------------------------------------------------------- Vectors
 //
 // MX_FORMAT   the initializer of a Format
 // MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
-// MX_LANES    threads that share a block in `mx_rows`, a power of two up to 32
+// MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
 
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
 constexpr Format FORMAT = MX_FORMAT;
@@ -319,68 +343,22 @@ MX_FUNCTION Place place_of(Beside beside, i64 i) {
 MX_FUNCTION float random_at(Beside beside, i64 i) {
     if (FORMAT.rounding != STOCHASTIC) return 0.0f;
     const Place place = place_of(beside, i);
-    return uniform(beside.key, place.i, place.example);
+    return random_of(random_bits(beside.key, place.i / 8, place.example), int(place.i % 8));
 }
 
-MX_FUNCTION void quantize_vector(float (&result)[PER_VECTOR], const unsigned (&words)[4], BlockScale block, u64 key,
-                                 Place place) {
+// The 1 + v of the elements of a vector that begins at `place`.
+MX_FUNCTION void draw_vector(float (&random)[PER_VECTOR], u64 key, Place place) {
+    const Bits bits = random_bits(key, place.i / 8, place.example);
 #pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) {
-        const float random = FORMAT.rounding == STOCHASTIC ? uniform(key, place.i + i, place.example) : 0.0f;
-        result[i] = quantized(element_of(words, i), block, FORMAT, random);
-    }
+    for (int i = 0; i < PER_VECTOR; ++i) random[i] = random_of(bits, WIDE && place.i % 8 ? i + 4 : i);
 }
 
-// Blocks that cut a contiguous tensor evenly into runs of MX_LANES * PER_VECTOR elements: one thread for 16 bytes, the
-// block's maximum by shuffles, nothing read twice. `vectors` counts the 16-byte pieces.
-extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4* y, i64 vectors, BESIDE_ARGUMENTS) {
-    const Beside beside = BESIDE;
-    // After the pass for a per-tensor scale the end of x is what the L2 cache still holds: begin there.
-    const unsigned thread_block = FORMAT.tensor_scale ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    const i64 vector = i64(thread_block) * blockDim.x + threadIdx.x;
-    const bool inside = vector < vectors;
-    const i64 first = vector * PER_VECTOR;
-    const uint4 read = inside ? x[vector] : uint4{0, 0, 0, 0};
-    const float g = inside ? tensor_scale_at(beside, first) : 1.0f;
-    const unsigned words[4] = {read.x, read.y, read.z, read.w};
-
-    unsigned largest = larger(larger(magnitudes(words[0]), magnitudes(words[1])),
-                              larger(magnitudes(words[2]), magnitudes(words[3])));
-#pragma unroll
-    for (int distance = MX_LANES / 2; distance; distance /= 2)
-        largest = larger(largest, __shfl_xor_sync(ALL, largest, distance));
-    float low = 0.0f, high = 0.0f;
-    if (!FORMAT.symmetric) {
-        low = high = element_of(words, 0);
-#pragma unroll
-        for (int i = 1; i < PER_VECTOR; ++i) {
-            low = fminf(low, element_of(words, i));
-            high = fmaxf(high, element_of(words, i));
-        }
-#pragma unroll
-        for (int distance = MX_LANES / 2; distance; distance /= 2) {
-            low = fminf(low, __shfl_xor_sync(ALL, low, distance));
-            high = fmaxf(high, __shfl_xor_sync(ALL, high, distance));
-        }
-    }
-    if (!inside) return;
-
-    // A row, and so these elements, lie within one example.
-    const Place place = FORMAT.rounding == STOCHASTIC ? place_of(beside, first) : Place{0, 0};
-    float midpoint;
-    const float amax = amax_of_block(FORMAT, magnitude_bits(largest), low, high, midpoint);
-    // Two loops, since a choice inside one would be made for each element.
-    const BlockScale block = quick_scale_of_block(FORMAT, amax, midpoint, g);
-    float result[PER_VECTOR];
-    if (block.quick)
-        quantize_vector(result, words, {block.scale, block.reciprocal, midpoint, true}, beside.key, place);
-    else
-        quantize_vector(result, words, scale_of_block(FORMAT, amax, midpoint, g), beside.key, place);
-    unsigned written[4];
+MX_FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
+    unsigned words[4];
 #pragma unroll
     for (int word = 0; word < 4; ++word)
-        written[word] = WIDE ? bits_of(result[word]) : packed(result[word * PER_WORD], result[word * PER_WORD + PER_WORD - 1]);
-    y[vector] = uint4{written[0], written[1], written[2], written[3]};
+        words[word] = WIDE ? bits_of(values[word]) : packed(values[word * PER_WORD], values[word * PER_WORD + PER_WORD - 1]);
+    return uint4{words[0], words[1], words[2], words[3]};
 }
 
 MX_FUNCTION float read_at(const void* x, i64 i) {
@@ -394,120 +372,53 @@ MX_FUNCTION void write_at(void* y, i64 i, float value) {
         static_cast<unsigned short*>(y)[i] = narrowed(value);
 }
 
-// A tensor as `outer` matrices of height x width, cut into tiles of `rows` x `columns`; those at the edges are smaller.
-struct Tiling {
-    i64 outer, height, width, rows, columns;
+// The largest magnitude of a vector, and its smallest and largest element where `format` asks for them; then those of a
+// block, which MX_LANES neighbouring threads hold.
+struct Extremes {
+    unsigned magnitude;  // as stored
+    float low, high;
 };
-#define TILING_ARGUMENTS i64 outer, i64 height, i64 width, i64 rows, i64 columns
-#define TILING {outer, height, width, rows, columns}
-
-// Any block, LANES threads each: its elements are read twice, the second time mostly from the caches.
-template <int LANES>
-MX_FUNCTION void tiles(const void* x, void* y, Tiling tiling, Beside beside) {
-    const i64 down = (tiling.height + tiling.rows - 1) / tiling.rows;
-    const i64 across = (tiling.width + tiling.columns - 1) / tiling.columns;
-    const i64 tile = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
-    if (tile >= tiling.outer * down * across) return;  // whole groups of LANES leave together
-    const i64 top = tile / across % down * tiling.rows, left = tile % across * tiling.columns;
-    const i64 rows = tiling.rows < tiling.height - top ? tiling.rows : tiling.height - top;
-    const i64 columns = tiling.columns < tiling.width - left ? tiling.columns : tiling.width - left;
-    const i64 corner = (tile / across / down * tiling.height + top) * tiling.width + left;
-    // An element's place in the tile, advanced by LANES without dividing.
-    const i64 first_row = threadIdx.x % LANES / columns, first_column = threadIdx.x % LANES % columns;
-    const auto advance = [columns](i64& row, i64& column) {
-        for (column += LANES; column >= columns; column -= columns) ++row;
-    };
-
-    unsigned largest = 0;
-    float low = from_bits(INFINITY_BITS), high = -low;
-#pragma unroll 1
-    for (i64 row = first_row, column = first_column; row < rows; advance(row, column)) {
-        const float value = read_at(x, corner + row * tiling.width + column);
-        const unsigned magnitude = bits_of(value) & ~SIGN;
-        largest = magnitude > largest ? magnitude : largest;
-        low = fminf(low, value);
-        high = fmaxf(high, value);
-    }
+MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format format) {
+    Extremes of = {larger(larger(magnitudes(words[0]), magnitudes(words[1])),
+                          larger(magnitudes(words[2]), magnitudes(words[3]))), 0.0f, 0.0f};
+    if (format.symmetric) return of;
+    of.low = of.high = element_of(words, 0);
 #pragma unroll
-    for (int distance = LANES / 2; distance; distance /= 2) {
-        const unsigned other = __shfl_xor_sync(ALL, largest, distance);
-        largest = other > largest ? other : largest;
-        low = fminf(low, __shfl_xor_sync(ALL, low, distance));
-        high = fmaxf(high, __shfl_xor_sync(ALL, high, distance));
+    for (int i = 1; i < PER_VECTOR; ++i) {
+        of.low = fminf(of.low, element_of(words, i));
+        of.high = fmaxf(of.high, element_of(words, i));
     }
+    return of;
+}
+MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
+#pragma unroll
+    for (int distance = MX_LANES / 2; distance; distance /= 2) {
+        of.magnitude = larger(of.magnitude, __shfl_xor_sync(ALL, of.magnitude, distance));
+        if (format.symmetric) continue;
+        of.low = fminf(of.low, __shfl_xor_sync(ALL, of.low, distance));
+        of.high = fmaxf(of.high, __shfl_xor_sync(ALL, of.high, distance));
+    }
+    return of;
+}
+
+// What the elements of a vector, all of one block, become. `place` is read for stochastic rounding only.
+MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place) {
+    float random[PER_VECTOR] = {}, result[PER_VECTOR];
+    if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
     float midpoint;
-    const float amax = amax_of_block(FORMAT, largest, low, high, midpoint);
-    const BlockScale block = scale_of_block(FORMAT, amax, midpoint, tensor_scale_at(beside, corner));
-#pragma unroll 1
-    for (i64 row = first_row, column = first_column; row < rows; advance(row, column)) {
-        const i64 i = corner + row * tiling.width + column;
-        write_at(y, i, quantized(read_at(x, i), block, FORMAT, random_at(beside, i)));
-    }
-}
-
-// A warp for a block whose elements lie side by side; a thread for one whose neighbours belong to other blocks.
-extern "C" __global__ void __launch_bounds__(256)
-    mx_tiles_by_warp(const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
-    tiles<32>(x, y, TILING, BESIDE);
-}
-extern "C" __global__ void __launch_bounds__(256)
-    mx_tiles_by_thread(const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
-    tiles<1>(x, y, TILING, BESIDE);
-}
-
-MX_FUNCTION unsigned largest_of_warp(unsigned value) {
+    const float amax = amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
+    // Two loops, since a choice inside one would be made for each element.
+    BlockScale block = quick_scale_of_block(format, amax, midpoint, g);
+    if (block.quick) {
+        block.quick = true;
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
-        const unsigned other = __shfl_xor_sync(ALL, value, distance);
-        value = other > value ? other : value;
-    }
-    return value;
-}
-
-// The largest of a thread block's values; right in its first warp.
-MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
-    __shared__ unsigned of_warp[32];
-    value = largest_of_warp(value);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    if (threadIdx.x >= 32) return value;
-    value = threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0;
-    return largest_of_warp(value);
-}
-
-// The per-tensor scale g of each `group` elements of x, which `thread_blocks` of them read, together from the group's
-// beginning to its end, so that its end is what the L2 cache holds afterwards. `work` holds for each group the largest
-// magnitude so far and how many are done; both are zero before and, thanks to the last one, after.
-extern "C" __global__ void __launch_bounds__(256)
-    mx_tensor_scales(const void* x, float* scales, unsigned* work, i64 group, i64 thread_blocks) {
-    const i64 index = i64(blockIdx.x) / thread_blocks;
-    const i64 first = i64(blockIdx.x) % thread_blocks * blockDim.x + threadIdx.x, step = thread_blocks * blockDim.x;
-    unsigned largest = 0;
-    if (group % PER_VECTOR == 0) {
-        const uint4* vectors = static_cast<const uint4*>(x) + index * (group / PER_VECTOR);
-        unsigned word = 0;
-#pragma unroll 4
-        for (i64 i = first; i < group / PER_VECTOR; i += step) {
-            const uint4 read = vectors[i];
-            word = larger(word, larger(larger(magnitudes(read.x), magnitudes(read.y)),
-                                       larger(magnitudes(read.z), magnitudes(read.w))));
-        }
-        largest = magnitude_bits(word);
+        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
     } else {
-        for (i64 i = first; i < group; i += step) {
-            const unsigned magnitude = bits_of(read_at(x, index * group + i)) & ~SIGN;
-            largest = magnitude > largest ? magnitude : largest;
-        }
+        block = scale_of_block(format, amax, midpoint, g);
+        block.quick = false;
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
     }
-    largest = largest_of_thread_block(largest);
-    if (threadIdx.x) return;
-    if (thread_blocks > 1) {
-        atomicMax(&work[2 * index], largest);
-        __threadfence();
-        if (atomicAdd(&work[2 * index + 1], 1u) + 1 < thread_blocks) return;
-        largest = atomicExch(&work[2 * index], 0u);
-        work[2 * index + 1] = 0;
-    }
-    scales[index] = tensor_scale_of(from_bits(largest), FORMAT);
+    return packed_vector(result);
 }
 #endif

@@ -1,0 +1,158 @@
+"""Quantize a matrix along its rows and along its columns on a GPU in one reading, or along its columns alone: both.cu.
+
+The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a per-tensor scale. It is the torch operator
+`mxsweep::quantize_both`, whose arguments are the formats' texts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
+from mxsweep.numerics.philox import Draws
+
+WARP = 32
+BLOCKS = (16, 32, 64)
+_ACROSS = 8  # lanes that lie side by side along a row, at least: 128 bytes are read and written together
+_MOST_HELD = 16  # vectors in a thread's registers
+NO_DRAWS = Draws(0, 0, None)
+
+
+def takes(
+    row_format: MXFormat | None, column_format: MXFormat, shape: torch.Size, dtype: torch.dtype, axis: int
+) -> bool:
+    """Return whether the kernel can quantize a tensor of ``shape`` along ``axis``, and along its last one, too.
+
+    Args:
+        row_format: that along the last axis; None where only ``axis`` is asked for.
+        column_format: that along ``axis``, which is none of the last.
+    """
+    if not takes_formats(row_format, column_format, dtype):
+        return False
+    width = math.prod(shape[axis + 1 :])
+    row = 0 if row_format is None else block_length(row_format)
+    return (
+        math.prod(shape) > 0
+        and shape[axis] % block_length(column_format) == 0
+        and width * dtype.itemsize % VECTOR_BYTES == 0
+        and (row == 0 or shape[-1] % row == 0)
+    )
+
+
+@functools.cache
+def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
+    """Return whether there is a kernel for these formats."""
+    formats = (column_format,) if row_format is None else (row_format, column_format)
+    if any(fmt.tensor_scale or block_length(fmt) not in BLOCKS for fmt in formats):
+        return False
+    return block_length(column_format) * _lanes_across(row_format, dtype) // WARP <= _MOST_HELD
+
+
+def fits_draws(draws: Draws | None, column_format: MXFormat, shape: torch.Size, axis: int) -> bool:
+    """Return whether a block along ``axis``, with what lies beside it, lies within one example."""
+    if draws is None:
+        return True
+    return draws.example_size(shape) % (block_length(column_format) * math.prod(shape[axis + 1 :])) == 0
+
+
+def quantize_both_cuda(
+    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_draws: Draws | None, column_draws: Draws | None
+) -> tuple[Tensor, Tensor]:
+    """Quantize along the last axis and along the last but one, in exact arithmetic, without checks and gradient.
+
+    `takes` and `fits_draws` hold of the arguments; both draws are of the same examples.
+
+    Returns:
+        Two contiguous tensors of x's shape and dtype.
+
+    Raises:
+        BackendUnavailable: the kernel cannot be compiled.
+    """
+    draws = row_draws or column_draws or NO_DRAWS
+    answer: tuple[Tensor, Tensor] = torch.ops.mxsweep.quantize_both(
+        x, str(row_format), str(column_format),
+        _signed((row_draws or NO_DRAWS).key), _signed((column_draws or NO_DRAWS).key),
+        draws.example_dims, draws.first_example,
+    )  # fmt: skip
+    return answer
+
+
+def launch_both(
+    x: Tensor, by_row: Tensor | None, by_column: Tensor, row_format: MXFormat | None, column_format: MXFormat,
+    axis: int, row_key: int, column_key: int, draws: Draws,
+) -> None:  # fmt: skip
+    """Launch the kernel for a contiguous x and what it writes; `draws` says which examples they are of."""
+    kernels = _kernels(row_format, column_format, x.dtype, x.device.index)
+    width = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize // VECTOR_BYTES
+    rows = x.nbytes // (width * VECTOR_BYTES)
+    tiles = rows // block_length(column_format) * -(-width // _lanes_across(row_format, x.dtype))
+    first_example = -1 if draws.first_example is None else draws.first_example
+    kernels.launch(
+        "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
+        rows, width, row_key, column_key, draws.example_size(x.shape), first_example,
+    )  # fmt: skip
+
+
+def both_source(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> str:
+    """Return the kernel's source for two formats; for the columns' alone where there is no other."""
+    lines = (
+        f"#define MX_COLUMN_FORMAT {format_initializer(column_format)}",
+        f"#define MX_COLUMN_BLOCK {block_length(column_format)}",
+        f"#define MX_WITH_ROWS {int(row_format is not None)}",
+        f"#define MX_ACROSS {_lanes_across(row_format, dtype)}",
+    )
+    fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
+    return kernel_source(fmt, dtype, "both.cu", more=lines)
+
+
+def _lanes_across(row_format: MXFormat | None, dtype: torch.dtype) -> int:
+    return _ACROSS if row_format is None else max(_ACROSS, lanes_of(row_format, dtype))
+
+
+def _signed(key: int) -> int:
+    return key - 2**64 if key >= 2**63 else key  # an operator's integers are signed
+
+
+@functools.cache
+def _kernels(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
+    return load_kernels(both_source(row_format, column_format, dtype), device)
+
+
+def _operator(
+    x: Tensor, row_format: str, column_format: str, row_key: int, column_key: int, example_dims: int,
+    first_example: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x = as_vectors(x)
+    by_row, by_column = torch.empty_like(x), torch.empty_like(x)
+    with torch.cuda.device(x.device):
+        launch_both(
+            x, by_row, by_column, _parse(row_format), _parse(column_format), x.ndim - 2, row_key % 2**64,
+            column_key % 2**64, Draws(0, example_dims, first_example),
+        )  # fmt: skip
+    return by_row, by_column
+
+
+def as_vectors(x: Tensor) -> Tensor:
+    """Return x, contiguous and from one of the 16-byte steps on that a thread reads."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % VECTOR_BYTES else x
+
+
+def _meta(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))  # type: ignore[return-value]
+
+
+_parse = functools.cache(MXFormat.parse)
+_library = torch.library.Library("mxsweep", "FRAGMENT")
+_library.define(
+    "quantize_both(Tensor x, str row_format, str column_format, int row_key, int column_key, int example_dims, "
+    "int? first_example) -> (Tensor, Tensor)"
+)
+_library.impl("quantize_both", _operator, "CUDA")
+_library.impl("quantize_both", _meta, "Meta")

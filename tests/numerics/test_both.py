@@ -1,0 +1,162 @@
+"""Quantizing along rows and columns at once is quantizing twice; both.cu runs here, threads of the host being lanes."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.adversarial import adversarial, assert_same_bits
+
+from mxsweep.numerics import BackendUnavailable, MXFormat, quantize, quantize_both
+from mxsweep.numerics.kernels import both_cuda
+from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_formats
+from mxsweep.numerics.kernels.compile import compile_source
+from mxsweep.numerics.kernels.source import kernel_source
+from mxsweep.numerics.philox import Draws
+
+FP4, FP8 = MXFormat("fp4_e2m1"), MXFormat("fp8_e4m3", 16, rounding="even", scale_rounding="rceil")
+STOCHASTIC = MXFormat("fp4_e2m1", 32, rounding="stochastic")
+NV = MXFormat("fp4_e2m1", 16, "e4m3", rounding="stochastic")
+WIDE = MXFormat("int8", 64, "fp32", rounding="stochastic", symmetric=False)
+KEYS = (2**63 + 11, 5)
+HOST = Path(__file__).parent.parent / "helpers" / "kernel_host.cpp"
+
+
+class HostKernels:
+    """Stand in for `Kernels`: the kernel compiled for the host."""
+
+    def __init__(self, source: str, folder: Path, *macros: str) -> None:
+        compiler = shutil.which("g++")
+        if compiler is None:
+            pytest.skip("no g++ on this machine")
+        written, built = folder / "kernel.cu", folder / "kernel.so"
+        written.write_text(source, encoding="utf-8")
+        subprocess.run(
+            [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-w", "-pthread", "-shared", "-fPIC",
+             f'-DKERNEL_SOURCE="{written}"', *macros, "-o", built, HOST],
+            check=True,
+        )  # fmt: skip
+        self._library = ctypes.CDLL(str(built))
+
+    def launch(self, name: str, threads: int, *arguments: int) -> None:
+        function = getattr(self._library, {"mx_both": "both_on_host", "mx_rows": "rows_on_host"}[name])
+        function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
+
+
+@pytest.mark.parametrize(
+    ("row_format", "column_format", "dtype", "shape", "example_dims"),
+    [
+        (FP4, STOCHASTIC, torch.bfloat16, (2, 64, 96), 1),  # the last tile has four vectors and not eight
+        (NV, FP8, torch.bfloat16, (48, 64), 0),
+        (WIDE, FP4, torch.bfloat16, (3, 32, 64), 1),
+        (FP4, WIDE, torch.bfloat16, (2, 64, 32), 1),
+        (STOCHASTIC, NV, torch.float32, (3, 32, 96), 1),  # half of a call's random numbers to a vector
+        (MXFormat("fp6_e2m3", 64), FP8, torch.float32, (16, 64), 0),  # a row's block is 16 lanes
+        (None, WIDE, torch.bfloat16, (2, 64, 40), 1),
+        (None, STOCHASTIC, torch.float32, (32, 3, 20), 0),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_two_calls(
+    row_format: MXFormat | None,
+    column_format: MXFormat,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    example_dims: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    axis = 0 if row_format is None and len(shape) == 3 and example_dims == 0 else len(shape) - 2
+    assert takes(row_format, column_format, torch.Size(shape), dtype, axis)
+    kernels = HostKernels(both_source(row_format, column_format, dtype), tmp_path)
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
+    x = adversarial(torch.Size(shape).numel(), 4).view(shape).to(dtype)
+    by_row = None if row_format is None else torch.full_like(x, 7.0)
+    by_column = torch.full_like(x, 7.0)
+    for first_example in (None, 2**32 - 1):
+        draws = Draws(0, example_dims, first_example)
+        launch_both(x, by_row, by_column, row_format, column_format, axis, *KEYS, draws)
+        beside = {"arithmetic": "exact", "example_dims": example_dims, "first_example": first_example}
+        assert_same_bits(by_column, quantize(x, column_format, axis, generator=KEYS[1], **beside))
+        if by_row is not None and row_format is not None:
+            assert_same_bits(by_row, quantize(x, row_format, generator=KEYS[0], **beside))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_kernel_of_rows_is_the_definition(dtype: torch.dtype, tmp_path: Path) -> None:
+    kernels = HostKernels(kernel_source(STOCHASTIC, dtype, "blocks.cu"), tmp_path, "-DMX_ROWS_ON_HOST")
+    x = adversarial(6 * 5 * 64, 2).view(6, 5, 64).to(dtype)
+    y = torch.full_like(x, 7.0)
+    vectors = x.nbytes // 16
+    kernels.launch("mx_rows", vectors, x.data_ptr(), y.data_ptr(), vectors, KEYS[0], 5 * 64, 3)
+    assert_same_bits(y, quantize(x, STOCHASTIC, generator=KEYS[0], example_dims=1, first_example=3))
+
+
+def test_which_tensors_and_formats_the_kernel_takes() -> None:
+    def taken(row: MXFormat | None, column: MXFormat, *shape: int, axis: int = -2) -> bool:
+        return takes(row, column, torch.Size(shape), torch.bfloat16, axis % len(shape))
+
+    assert taken(FP4, FP8, 5, 16, 32) and taken(None, FP8, 16, 5, 8, axis=0)
+    assert not taken(FP4, FP8, 5, 24, 32)  # columns end short
+    assert not taken(FP4, FP8, 16, 48)  # rows do
+    assert not taken(None, FP8, 16, 3, 3, axis=0)  # no whole vectors
+    assert not taken(FP4, FP8, 0, 32)
+    for other in (MXFormat("int8", 8), MXFormat("int8", (32, 32)), MXFormat("int8", 0), MXFormat("int8", 128)):
+        assert not takes_formats(FP4, other, torch.bfloat16)
+        assert not takes_formats(other, FP4, torch.bfloat16)
+    assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), torch.bfloat16)
+    sixty_four = MXFormat("int8", 64)
+    assert takes_formats(sixty_four, sixty_four, torch.bfloat16)
+    assert not takes_formats(sixty_four, sixty_four, torch.float32)  # more than a thread holds
+
+
+def test_blocks_that_lie_over_two_examples_are_not_drawn_for_at_once() -> None:
+    shape = torch.Size((4, 32, 64))
+    assert fits_draws(None, FP4, shape, 1) and fits_draws(Draws(0, 1, 3), FP4, shape, 1)
+    assert not fits_draws(Draws(0, 2, 3), FP4, shape, 1)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+def test_the_kernel_compiles(arch: str) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for source in (both_source(NV, FP8, dtype), both_source(None, FP4, dtype)):
+            assert b"mx_both" in compile_source(source, arch).code
+
+
+def test_the_operator_can_be_traced() -> None:
+    x = torch.empty(3, 64, 32, dtype=torch.bfloat16, device="meta").transpose(0, 1)
+    both = torch.ops.mxsweep.quantize_both(x, str(FP4), str(FP4), 0, 0, 0, None)
+    assert [(y.shape, y.dtype, y.is_contiguous()) for y in both] == [(x.shape, x.dtype, True)] * 2
+
+
+@pytest.mark.parametrize("arithmetic", [None, "exact"])
+def test_both_are_two_calls(arithmetic: str | None) -> None:
+    x = torch.randn(3, 32, 40, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    nvfp4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    beside = {"arithmetic": arithmetic, "example_dims": 1, "first_example": 4}
+    both = quantize_both(x, nvfp4, STOCHASTIC, generators=(None, 9), tensor_dims=((-1,), None), **beside)
+    assert_same_bits(both[0], quantize(x, nvfp4, -1, tensor_dims=(-1,), **beside).detach())
+    assert_same_bits(both[1], quantize(x, STOCHASTIC, -2, generator=9, **beside).detach())
+    assert not any(y.requires_grad for y in both)
+
+
+def test_what_does_not_fit_is_refused_for_either() -> None:
+    x = torch.randn(4, 32)
+    for arguments, message in (
+        ((x[0], FP4, FP4), r"^x: 1 dimensions are not allowed; allowed: at least two$"),
+        ((x, FP4, STOCHASTIC), r"^generator: None does not go with stochastic rounding"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantize_both(*arguments)
+    with pytest.raises(ValueError, match=r"^backend: "):
+        quantize_both(x, FP4, FP4, backend="numpy")
+    with pytest.raises(TypeError, match=r"^x: "):
+        quantize_both([1.0], FP4, FP4)  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailable, match="needs a CUDA GPU"):
+            quantize_both(x, FP4, FP4, backend="cuda")
