@@ -163,8 +163,12 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
         if "torch_s" in row
     ]
     training = [
-        [row["what"], f"{row['cuda_s'] * 1e3:.4f}", ratio(row["cuda_s"], copy_s)]
-        + [ratio(row["cuda_s"], copy_s * row["copies"])]
+        [
+            row["what"],
+            f"{row['cuda_s'] * 1e3:.4f}",
+            ratio(row["cuda_s"], copy_s),
+            ratio(row["cuda_s"], copy_s * row["copies"]),
+        ]
         for row in found["training"]
     ]
     note = f"microxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else ""
@@ -180,8 +184,8 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
                 markdown_table(
                     ["format", "kernel, ms", "microxcaling CUDA", "microxcaling PyTorch", "mxsweep PyTorch"], others
                 ),
-                "What training asks for beside, fp4_e2m1; the least is what reading the tensor once and writing each answer "
-                "once would take at a copy's speed:",
+                "What training asks for beside, fp4_e2m1; the least is what reading the tensor once and writing each "
+                "answer once would take at a copy's speed:",
                 markdown_table(["what", "ms", "copies", "times the least"], training),
                 note,
             ),
