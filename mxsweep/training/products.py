@@ -11,6 +11,7 @@ the place of what it is made from. The products are computed in x's dtype; gradi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -36,13 +37,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer)
     Raises:
         TypeError: x and W have two dtypes and there is no autocast, or a dtype that cannot be quantized.
     """
+    read = x
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     elif x.dtype != weight.dtype:
         raise TypeError(f"x: {x.dtype} does not go with a weight of {weight.dtype}; allowed: one dtype, or autocast")
-    made = _made_ahead(x, weight, quantizer, torch.is_grad_enabled())
-    y: Tensor = _Linear.apply(x, weight, bias, *made, quantizer)
+    with _without_autocast(x):
+        made = _made_ahead(x, read, weight, quantizer, torch.is_grad_enabled())
+        y: Tensor = _Linear.call(x, weight, bias, *made, quantizer)
     return y
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
 class _Made(NamedTuple):
@@ -55,36 +67,39 @@ class _Made(NamedTuple):
 
 
 @torch.no_grad()
-def _made_ahead(x: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made:
+def _made_ahead(x: Tensor, read: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made:
     """Make what layers share that read one input, and what one reading makes for the backward pass, too."""
     if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
         return _Made()  # under a transform x may stand for many tensors
     both = with_gradients and quantizer.makes_both
-    with torch.autocast(x.device.type, enabled=False):
-        inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x)
-        weights: tuple[Tensor, ...] = ()
-        if both and x.requires_grad:
-            weights = quantizer.make_both(_WEIGHT, weight.to(x.dtype))
+    inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x, read)
+    weights: tuple[Tensor, ...] = ()
+    if both and x.requires_grad:
+        weights = quantizer.make_both(_WEIGHT, weight.to(x.dtype))
     return _Made(*inputs, *[None] * (2 - len(inputs)), *weights)
 
 
 class _Linear(torch.autograd.Function):
     """Compute y."""
 
+    @classmethod
+    def call(cls, *arguments: Any) -> Any:
+        """Do what ``apply`` does, but look up the signature of ``forward`` only where a transform asks for it."""
+        return cls.apply(*arguments) if _is_transformed() else super(torch.autograd.Function, cls).apply(*arguments)
+
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, x_row: Tensor | None, x_column: Tensor | None,
         weight_row: Tensor | None, weight_column: Tensor | None, quantizer: Quantizer,
     ) -> Tensor:  # fmt: skip
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if bias is None else bias.to(x.dtype)
-            if quantizer.formats.fprop.is_plain and weight.ndim == 2:
-                return F.linear(x, weight.to(x.dtype), bias)
-            x_row = quantizer.make("fprop.input", x) if x_row is None else x_row
-            if weight_row is None:
-                weight_row = quantizer.make("fprop.weight", weight.to(x.dtype))
-            y = quantizer.unscaled("fprop", _times_transposed(x_row, weight_row))
-            return y if bias is None else y.add_(bias if bias.ndim == 1 else bias.unsqueeze(1))
+        bias = None if bias is None else bias.to(x.dtype)
+        if quantizer.formats.fprop.is_plain and weight.ndim == 2:
+            return F.linear(x, weight.to(x.dtype), bias)
+        x_row = quantizer.make("fprop.input", x) if x_row is None else x_row
+        if weight_row is None:
+            weight_row = quantizer.make("fprop.weight", weight.to(x.dtype))
+        y = quantizer.unscaled("fprop", _times_transposed(x_row, weight_row))
+        return y if bias is None else y.add_(bias if bias.ndim == 1 else bias.unsqueeze(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,7 +119,9 @@ class _Linear(torch.autograd.Function):
             ctx.quantizer.in_forward.forget()  # no other layer reads what the last one of the forward pass read
         dx = dw = None
         if by_x or by_weight:
-            found = iter(_Gradients.apply(g, x, weight, *ctx.made, ctx.quantizer))
+            # As a function of its own only where that is asked for, since it takes a while.
+            gradients_of = _Gradients.apply if torch.is_grad_enabled() or _is_transformed() else _Gradients.forward
+            found = iter(gradients_of(g, x, weight, *ctx.made, ctx.quantizer))
             dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
         dw = None if dw is None else dw.to(ctx.weight_dtype)
         db = _sum_over_tokens(g).to(ctx.bias_dtype) if by_bias else None
@@ -127,7 +144,7 @@ class _Gradients(torch.autograd.Function):
         g: Tensor, x: Tensor | None, weight: Tensor | None, x_is_made: bool, weight_is_made: bool, quantizer: Quantizer
     ) -> tuple[Tensor, ...]:
         found = []
-        with torch.autocast(g.device.type, enabled=False):
+        with _without_autocast(g):
             names = _GRADIENT[:1] if x is None else _GRADIENT[1:] if weight is None else _GRADIENT
             quantized = quantizer.make_both(names, g)
             if weight is not None:

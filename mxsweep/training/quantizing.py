@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import BY_STEP, PRODUCTS, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
-from mxsweep.numerics import quantize
+from mxsweep.numerics import quantize, quantize_both
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.numerics.philox import uniform
 from mxsweep.numerics.rescaled import quantize_rescaled
@@ -124,35 +124,71 @@ class Quantizer:
         if of_operand is None:
             return x
         quantized = self._quantized(operand, x, of_operand)
-        if self.observer is not None:
-            scale = of_operand.prescale
-            before, after = x, quantized if scale == 1 else quantized / scale
-            if _AXES[operand] == ALONG_TOKENS:
-                before, after = before.mT, after.mT
-            self.observer.operand(self.name, operand, before, after, of_operand, axis=-1)
+        self._tell(operand, x, quantized, of_operand)
         return quantized
+
+    def _tell(self, operand: str, x: Tensor, quantized: Tensor, of_operand: OperandFormat) -> None:
+        if self.observer is None:
+            return
+        scale = of_operand.prescale
+        before, after = x, quantized if scale == 1 else quantized / scale
+        if _AXES[operand] == ALONG_TOKENS:
+            before, after = before.mT, after.mT
+        self.observer.operand(self.name, operand, before, after, of_operand, axis=-1)
 
     @property
     def makes_both(self) -> bool:
         """Return whether operands of fprop and of a backward product are best made at once, from one tensor."""
         return self.backend == "cuda" and self.backward != REQUANTIZED and self.observer is None
 
-    def make_shared(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
-        """Return what :meth:`make` makes of the input x as these operands, made once for all layers that read it."""
+    def make_shared(self, operands: tuple[str, ...], x: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return what :meth:`make` makes of the input x as these operands, made once for all layers that read it.
+
+        Args:
+            read: what the layers read, where x was cast from it.
+        """
+        read = x if read is None else read
         remembered = self.in_forward if operands[0] == "fprop.input" else self.in_backward
-        alone = self.observer is not None or x.is_inference()
+        alone = self.observer is not None or read.is_inference()
         if remembered is None or alone or torch._C._are_functorch_transforms_active():
             return self.make_both(operands, x)
-        products = [self.product(operand.partition(".")[0]) for operand in operands]
-        place = (operands, *products, self.reads, self.backward, self.formats.fprop, self.step, self.first_example)
-        return remembered.get(x, place, lambda: self.make_both(operands, x))
+        # By identity, since to hash formats takes a while; those of layers that read one input are one object mostly.
+        place = (x.dtype, operands, id(self.formats), self.reads, self.backward, self.step, self.first_example)
+        return remembered.get(read, place, lambda: self.make_both(operands, x))
 
     def make_both(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
         """Return x as one operand, or as two: as one that lies along its rows, then as one along its columns.
 
-        A kernel that reads x once for both has its place here.
+        Two that are made of x itself are made at once, which a kernel does in one reading.
         """
-        return tuple(self.make(operand, self.backward_source(operand, x)) for operand in operands)
+        formats = [self.operand_format(operand) for operand in operands]
+        if len(operands) < 2 or not all(map(self._is_made_of_itself, operands, formats)):
+            return tuple(self.make(operand, self.backward_source(operand, x)) for operand in operands)
+        of_row, of_column = (of_operand for of_operand in formats if of_operand is not None)
+        row, column = self._arguments(operands[0], x, of_row), self._arguments(operands[1], x, of_column)
+        quantized = quantize_both(
+            x,
+            row.pop("fmt"),
+            column.pop("fmt"),
+            backend=self.backend,
+            arithmetic=self.arithmetic,
+            generators=(row.pop("generator"), column.pop("generator")),
+            tensor_dims=(row.pop("tensor_dims"), column.pop("tensor_dims")),
+            **row,
+        )
+        for operand, y, of_operand in zip(operands, quantized, (of_row, of_column), strict=True):
+            self._tell(operand, x, y, of_operand)
+        return quantized
+
+    def _is_made_of_itself(self, operand: str, of_operand: OperandFormat | None) -> bool:
+        product, _, name = operand.partition(".")
+        return (
+            of_operand is not None
+            and of_operand.prescale == 1
+            and not of_operand.four_over_six
+            and not self.product(product).hadamard
+            and (self.backward != REQUANTIZED or product == "fprop" or name == "grad")
+        )
 
     def unscaled(self, product: str, y: Tensor) -> Tensor:
         """Return a product's answer without the prescales of its operands; y is changed."""
@@ -186,7 +222,7 @@ class Quantizer:
         x = hadamard(x, formats.hadamard, inverse=True) * signs if inverse else hadamard(x * signs, formats.hadamard)
         return x.transpose(_AXES[operand], -1)
 
-    def _quantized(self, operand: str, x: Tensor, of_operand: OperandFormat) -> Tensor:
+    def _arguments(self, operand: str, x: Tensor, of_operand: OperandFormat) -> dict[str, Any]:
         axis, fmt = _AXES[operand], of_operand.fmt
         if axis == ALONG_TOKENS and not isinstance(fmt.block_size, int):
             fmt = replace(fmt, block_size=fmt.block_size[::-1])  # of a tile, the columns lie along the sum
@@ -197,12 +233,17 @@ class Quantizer:
         if not operand.endswith(".weight"):
             example_dims = x.ndim - 2
             first_example = self.first_example * (x.shape[1] if x.ndim > 3 else 1) if example_dims else None
-        beside: dict[str, Any] = {
+        return {
+            "fmt": fmt,
             "generator": key,
             "tensor_dims": self._tensor_dims(operand, fmt),
             "example_dims": example_dims,
             "first_example": first_example,
         }
+
+    def _quantized(self, operand: str, x: Tensor, of_operand: OperandFormat) -> Tensor:
+        beside = self._arguments(operand, x, of_operand)
+        axis, fmt = _AXES[operand], beside.pop("fmt")
         if of_operand.prescale == 1 and not of_operand.four_over_six:
             return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
         return quantize_rescaled(

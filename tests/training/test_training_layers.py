@@ -274,17 +274,17 @@ def test_lengths_that_blocks_along_tokens_do_not_divide_are_refused_where_there_
 
 def test_layers_that_read_one_tensor_quantize_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, counted = llama(), Counter()
-    make = Quantizer.make
+    arguments = Quantizer._arguments
 
-    def counting(self: Quantizer, operand: str, x: Tensor) -> Tensor:
+    def counting(self: Quantizer, operand: str, *of_operand: Any) -> Any:
         counted[operand] += 1
-        return make(self, operand, x)
+        return arguments(self, operand, *of_operand)
 
     recipe = TrainingRecipe(STOCHASTIC)
-    monkeypatch.setattr(Quantizer, "make_shared", Quantizer.make_both)
+    monkeypatch.setattr(Quantizer, "make_shared", lambda self, operands, x, *_: self.make_both(operands, x))
     alone = gradients(model, recipe, [ids()])
     monkeypatch.undo()
-    monkeypatch.setattr(Quantizer, "make", counting)
+    monkeypatch.setattr(Quantizer, "_arguments", counting)
     assert_equal(gradients(model, recipe, [ids()]), alone)
     assert counted["fprop.weight"] == counted["dgrad.grad"] == 3 * 7
     assert counted["fprop.input"] == counted["wgrad.input"] == 3 * 4
