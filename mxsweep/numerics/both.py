@@ -10,7 +10,7 @@ from torch import Tensor
 from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.dispatch import check_arguments, quantize
+from mxsweep.numerics.dispatch import check_arguments, quantize, works_on
 from mxsweep.numerics.philox import draws_of
 
 ALONG_ROWS, ALONG_COLUMNS = AXES = (-1, -2)
@@ -47,7 +47,12 @@ def quantize_both(
         check_arguments(x, fmt, axis, generator, dims, example_dims, first_example)
     check_backend(backend, arithmetic or "exact")
     x = x.detach()
-    if backend == "cuda" and arithmetic in (None, "exact") and x.is_cuda and backend_problem("cuda") is None:
+    if (
+        x.is_cuda
+        and backend == "cuda"
+        and arithmetic != "native"
+        and (works_on(x, backend) or not backend_problem(backend))
+    ):
         from mxsweep.numerics.kernels.both_cuda import fits_draws, quantize_both_cuda, takes
 
         draws = [draws_of(*one, example_dims, first_example) for one in zip(formats, generators, strict=True)]

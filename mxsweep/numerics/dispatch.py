@@ -102,6 +102,15 @@ def check_arguments(
             )
 
 
+def works_on(x: Tensor, backend: str) -> bool:
+    """Return whether the backend is known to work on x's device, without asking, which takes a while."""
+    if backend != "cuda" or not x.is_cuda:
+        return False
+    from mxsweep.numerics.kernels.compile import launch_count
+
+    return launch_count() > 0
+
+
 class _StraightThrough(torch.autograd.Function):
     """Give gradients the identity: quantization's derivative is zero almost everywhere."""
 
@@ -126,7 +135,7 @@ def _dispatch(
 ) -> Tensor:
     if backend == "torch":
         return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims)
-    if problem := backend_problem(backend):
+    if not works_on(x, backend) and (problem := backend_problem(backend)):
         raise BackendUnavailable(problem)
     if backend == "cuda":
         if arithmetic == "native" and fmt.has_native_arithmetic:

@@ -110,8 +110,9 @@ def test_which_tensors_and_formats_the_kernel_takes() -> None:
         assert not takes_formats(other, FP4, torch.bfloat16)
     assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), torch.bfloat16)
     sixty_four = MXFormat("int8", 64)
-    assert takes_formats(sixty_four, sixty_four, torch.bfloat16)
-    assert not takes_formats(sixty_four, sixty_four, torch.float32)  # more than a thread holds
+    assert takes_formats(FP4, sixty_four, torch.bfloat16) and takes_formats(sixty_four, FP4, torch.bfloat16)
+    assert not takes_formats(sixty_four, sixty_four, torch.bfloat16)  # more than a thread holds
+    assert not takes_formats(sixty_four, FP4, torch.float32)
 
 
 def test_blocks_that_lie_over_two_examples_are_not_drawn_for_at_once() -> None:

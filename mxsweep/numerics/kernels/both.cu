@@ -4,6 +4,7 @@
 // MX_COLUMN_FORMAT  the initializer of the columns' Format
 // MX_COLUMN_BLOCK   how many elements of a column are a block
 // MX_WITH_ROWS      0 where only the columns are wanted
+// MX_RESIDENT       thread blocks that are to fit on a multiprocessor at a time
 // MX_ACROSS         lanes of a warp that lie side by side along a row, at least MX_LANES; the others lie below them
 //
 // A warp takes MX_ACROSS vectors by MX_COLUMN_BLOCK rows, each lane HELD vectors one below the other, all of them in
@@ -84,7 +85,7 @@ MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale
 
 // `rows` is a multiple of MX_COLUMN_BLOCK, `width` counts vectors; of stochastic rounding, `example` elements are a multiple
 // of those of a tile's rows, so that a tile lies within one example.
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
     mx_both(const uint4* x, uint4* by_row, uint4* by_column, i64 rows, i64 width, u64 row_key, u64 column_key, i64 example,
             i64 first_example) {
     const i64 tile = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32, across = (width + MX_ACROSS - 1) / MX_ACROSS;

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 
 WARP = 32
 BLOCKS = (16, 32, 64)
 _ACROSS = 8  # lanes that lie side by side along a row, at least: 128 bytes are read and written together
-_MOST_HELD = 16  # vectors in a thread's registers
+_MOST_HELD = 8  # vectors in a thread's registers; where there would be more, fewer lanes lie side by side
+_RESIDENT = 3
 NO_DRAWS = Draws(0, 0, None)
 
 
@@ -51,7 +52,7 @@ def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: t
     formats = (column_format,) if row_format is None else (row_format, column_format)
     if any(fmt.tensor_scale or block_length(fmt) not in BLOCKS for fmt in formats):
         return False
-    return block_length(column_format) * _lanes_across(row_format, dtype) // WARP <= _MOST_HELD
+    return block_length(column_format) * _lanes_across(row_format, column_format, dtype) <= WARP * _MOST_HELD
 
 
 def fits_draws(draws: Draws | None, column_format: MXFormat, shape: torch.Size, axis: int) -> bool:
@@ -75,10 +76,12 @@ def quantize_both_cuda(
         BackendUnavailable: the kernel cannot be compiled.
     """
     draws = row_draws or column_draws or NO_DRAWS
+    row_key, column_key = ((one or NO_DRAWS).key for one in (row_draws, column_draws))
+    if is_plain(x):
+        return _quantize(x, row_format, column_format, row_key, column_key, draws)
     answer: tuple[Tensor, Tensor] = torch.ops.mxsweep.quantize_both(
-        x, str(row_format), str(column_format),
-        _signed((row_draws or NO_DRAWS).key), _signed((column_draws or NO_DRAWS).key),
-        draws.example_dims, draws.first_example,
+        x, str(row_format), str(column_format), _signed(row_key), _signed(column_key), draws.example_dims,
+        draws.first_example,
     )  # fmt: skip
     return answer
 
@@ -91,7 +94,7 @@ def launch_both(
     kernels = _kernels(row_format, column_format, x.dtype, x.device.index)
     width = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize // VECTOR_BYTES
     rows = x.nbytes // (width * VECTOR_BYTES)
-    tiles = rows // block_length(column_format) * -(-width // _lanes_across(row_format, x.dtype))
+    tiles = rows // block_length(column_format) * -(-width // _lanes_across(row_format, column_format, x.dtype))
     first_example = -1 if draws.first_example is None else draws.first_example
     kernels.launch(
         "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
@@ -105,14 +108,17 @@ def both_source(row_format: MXFormat | None, column_format: MXFormat, dtype: tor
         f"#define MX_COLUMN_FORMAT {format_initializer(column_format)}",
         f"#define MX_COLUMN_BLOCK {block_length(column_format)}",
         f"#define MX_WITH_ROWS {int(row_format is not None)}",
-        f"#define MX_ACROSS {_lanes_across(row_format, dtype)}",
+        f"#define MX_RESIDENT {_RESIDENT}",
+        f"#define MX_ACROSS {_lanes_across(row_format, column_format, dtype)}",
     )
     fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
     return kernel_source(fmt, dtype, "both.cu", more=lines)
 
 
-def _lanes_across(row_format: MXFormat | None, dtype: torch.dtype) -> int:
-    return _ACROSS if row_format is None else max(_ACROSS, lanes_of(row_format, dtype))
+@functools.cache
+def _lanes_across(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> int:
+    least = min(_ACROSS, WARP * _MOST_HELD // block_length(column_format))
+    return least if row_format is None else max(least, lanes_of(row_format, dtype))
 
 
 def _signed(key: int) -> int:
@@ -128,13 +134,17 @@ def _operator(
     x: Tensor, row_format: str, column_format: str, row_key: int, column_key: int, example_dims: int,
     first_example: int | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    draws = Draws(0, example_dims, first_example)
+    return _quantize(x, _parse(row_format), _parse(column_format), row_key % 2**64, column_key % 2**64, draws)
+
+
+def _quantize(
+    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_key: int, column_key: int, draws: Draws
+) -> tuple[Tensor, Tensor]:
     x = as_vectors(x)
     by_row, by_column = torch.empty_like(x), torch.empty_like(x)
     with torch.cuda.device(x.device):
-        launch_both(
-            x, by_row, by_column, _parse(row_format), _parse(column_format), x.ndim - 2, row_key % 2**64,
-            column_key % 2**64, Draws(0, example_dims, first_example),
-        )  # fmt: skip
+        launch_both(x, by_row, by_column, row_format, column_format, x.ndim - 2, row_key, column_key, draws)
     return by_row, by_column
 
 

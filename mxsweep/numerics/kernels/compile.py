@@ -6,11 +6,14 @@ kept on disk in the cache folder (`mxsweep.files.cache`).
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
+import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
@@ -34,41 +37,49 @@ class Kernels:
 
     def __init__(self, module: Any, device: int, block: int = THREADS) -> None:
         self._module, self._device, self._block = module, device, block
-        self._kernels: dict[str, Any] = {}
+        self._kernels: dict[str, tuple[Any, int]] = {}  # with the driver's handles
 
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        """Launch on torch's current stream. Pointers and numbers are 64 bits wide, as in mx.cu."""
+    def launch(self, name: str, threads: int, *arguments: int) -> None:
+        """Launch on torch's current stream. Pointers and numbers are 64 bits wide, as in mx.cu.
+
+        The driver is called itself, in a few microseconds: of a step of training that is a good part.
+        """
         global _launches
-        from cuda.core import launch
-
-        kernel = self._kernels.get(name)
-        if kernel is None:
-            kernel = self._kernels[name] = self._module.get_kernel(name)
-        config = _launch_config(-(-threads // self._block), self._block)
-        stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
-        launch(stream, config, kernel, *map(_as_int64, arguments))
+        if name not in self._kernels:
+            kernel = self._module.get_kernel(name)
+            self._kernels[name] = kernel, int(kernel.handle)
+        _, handle = self._kernels[name]
+        count = len(arguments)
+        values = (ctypes.c_int64 * count)(*arguments)  # which wraps numbers from 2^63 on, as it is wanted here
+        first = ctypes.addressof(values)
+        pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        stream = torch._C._cuda_getCurrentRawStream(self._device)
+        grid = -(-threads // self._block)
+        status = _driver().cuLaunchKernel(handle, grid, 1, 1, self._block, 1, 1, 0, stream, pointers, None)
+        if status:
+            raise RuntimeError(f"CUDA's driver could not launch {name}: error {status}")
         _launches += 1
 
 
-def _as_int64(value: int) -> Any:
-    import numpy as np
+def is_plain(x: Tensor) -> bool:
+    """Return whether a kernel may be launched for x without asking torch's dispatcher, which takes a while.
 
-    return np.uint64(value) if value >= 2**63 else np.int64(value)
+    Not where something follows operators, or where x stands for other tensors: a compiler, a transform, a mode.
+    """
+    return (
+        type(x) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_compiling()
+    )
 
 
-@functools.lru_cache(maxsize=1024)
-def _launch_config(thread_blocks: int, block: int) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=thread_blocks, block=block)
-
-
-@functools.lru_cache(maxsize=64)
-def _stream(device: int, handle: int) -> Any:
-    """Wrap a stream of a device; the device counts, since every one's default stream has the same handle."""
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+@functools.cache
+def _driver() -> Any:
+    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    sizes = [ctypes.c_uint] * 7  # of the grid and of a thread block, and bytes of shared memory
+    driver.cuLaunchKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return driver
 
 
 def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:

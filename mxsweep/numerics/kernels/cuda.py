@@ -5,8 +5,8 @@ written. Blocks along another axis go to the kernel of both_cuda.py, where that 
 (tiles, blocks that end short or have an odd size) goes to a kernel that takes any block, a warp or a thread each. A
 per-tensor scale costs one more reading of the tensor.
 
-The kernels are the torch operator `mxsweep::quantize`, whose arguments are MXFormat's fields, so that a profile names
-it and torch.compile can trace it.
+The kernels are the torch operator `mxsweep::quantize`, whose arguments are MXFormat's fields, so that torch.compile
+and other followers of operators see it; where there are none, the dispatcher is not asked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.kernels.both_cuda import WARP, as_vectors, fits_draws, launch_both, takes
-from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels
+from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_draws, launch_both, takes
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, is_plain, load_kernels
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 
@@ -50,10 +50,11 @@ def quantize_cuda(
         raise BackendUnavailable(f"backend 'cuda' needs a tensor on a CUDA GPU, and this one is on {x.device.type}")
     if fmt.tensor_scale:
         _group_size(x, tensor_dims)
+    draws = draws or NO_DRAWS
+    if is_plain(x):
+        return _quantize(x, fmt, axis, tensor_dims, draws)
     block = [fmt.block_size] if isinstance(fmt.block_size, int) else list(fmt.block_size)
-    draws = draws or Draws(0, 0, None)
-    # An operator's integers are signed.
-    key = draws.key - 2**64 if draws.key >= 2**63 else draws.key
+    key = draws.key - 2**64 if draws.key >= 2**63 else draws.key  # an operator's integers are signed
     answer: Tensor = torch.ops.mxsweep.quantize(
         x, fmt.element, block, fmt.scale, fmt.scale_bits, fmt.rounding, fmt.scale_rounding, fmt.symmetric,
         fmt.tensor_scale, axis, None if tensor_dims is None else list(tensor_dims), key, draws.example_dims,
@@ -78,11 +79,15 @@ def _operator(
 ) -> Tensor:  # fmt: skip
     block = block_size[0] if len(block_size) == 1 else (block_size[0], block_size[1])
     fmt = _format(element, block, scale, scale_bits, rounding, scale_rounding, symmetric, tensor_scale)
+    return _quantize(x, fmt, axis, tensor_dims, Draws(key % 2**64, example_dims, first_example))
+
+
+def _quantize(x: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws) -> Tensor:
     x = as_vectors(x)
     y = torch.empty_like(x)
     if x.numel():
         with torch.cuda.device(x.device):
-            _launch(x, y, fmt, axis, tensor_dims, Draws(key % 2**64, example_dims, first_example))
+            _launch(x, y, fmt, axis, tensor_dims, draws)
     return y
 
 
