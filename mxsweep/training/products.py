@@ -85,7 +85,8 @@ class _Linear(torch.autograd.Function):
     @classmethod
     def call(cls, *arguments: Any) -> Any:
         """Do what ``apply`` does, but look up the signature of ``forward`` only where a transform asks for it."""
-        return cls.apply(*arguments) if _is_transformed() else super(torch.autograd.Function, cls).apply(*arguments)
+        of_autograd: Any = cls if _is_transformed() else super(torch.autograd.Function, cls)
+        return of_autograd.apply(*arguments)
 
     @staticmethod
     def forward(
@@ -120,7 +121,8 @@ class _Linear(torch.autograd.Function):
         dx = dw = None
         if by_x or by_weight:
             # As a function of its own only where that is asked for, since it takes a while.
-            gradients_of = _Gradients.apply if torch.is_grad_enabled() or _is_transformed() else _Gradients.forward
+            alone = torch.is_grad_enabled() or _is_transformed()
+            gradients_of: Any = _Gradients.apply if alone else _Gradients.forward
             found = iter(gradients_of(g, x, weight, *ctx.made, ctx.quantizer))
             dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
         dw = None if dw is None else dw.to(ctx.weight_dtype)

@@ -21,7 +21,7 @@ WARP = 32
 BLOCKS = (16, 32, 64)
 _ACROSS = 8  # lanes that lie side by side along a row, at least: 128 bytes are read and written together
 _MOST_HELD = 8  # vectors in a thread's registers; where there would be more, fewer lanes lie side by side
-_RESIDENT = 3
+_RESIDENT = 2
 NO_DRAWS = Draws(0, 0, None)
 
 
