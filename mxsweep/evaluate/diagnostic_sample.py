@@ -78,6 +78,8 @@ def choose_samples(lm: FastLM, tasks: Mapping[str, Task], seed: int) -> list[Sam
     An example is chosen by a hash of the seed, the task's name and the example's number, so that it depends neither on
     batches nor on what else is chosen, and a limit leaves the sample's beginning as it is as far as it can.
     """
+    if not tasks:
+        return []
     vocabulary = lm.model.config.get_text_config().vocab_size
     share = _Share(
         examples=max(LEAST_EXAMPLES, EXAMPLES // len(tasks)),

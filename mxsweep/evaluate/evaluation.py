@@ -56,6 +56,11 @@ class Evaluation:
     nats_per_token: dict[str, float] = field(default_factory=dict)
     counting_nats: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def examples_per_sec(self) -> float | None:
+        """Return the examples evaluated a second; None where nothing was."""
+        return sum(self.n_effective.values()) / self.eval_s if self.metrics else None
+
 
 def make_lm(
     model: PreTrainedModel,
@@ -136,6 +141,11 @@ def evaluate(
         nats_per_token={task: n for task, n in lm.scored.nats_per_token().items() if not explained.get(task)},
         counting_nats=lm.scored.counting_nats(lm.model.config.get_text_config().vocab_size),
     )
+
+
+def nothing_evaluated(lm: FastLM) -> Evaluation:
+    """Return what comes of evaluating no task."""
+    return Evaluation({}, {}, [], {}, prepare_s=0.0, eval_s=0.0, batch_tokens=lm.batch_tokens, warnings=[])
 
 
 def _metrics(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:

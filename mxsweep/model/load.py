@@ -94,13 +94,18 @@ def load_configured(config: ModelConfig) -> LoadedModel:
 def take_configured(config: ModelConfig) -> LoadedModel:
     """Load a config's model for a caller who changes it: it is loaded anew next time. Raises ConfigError."""
     loaded = load_configured(config)
-    _kept.clear()
+    forget_models()
     return loaded
 
 
 def _is_whole(model: PreTrainedModel, device: str | None) -> bool:
     """Return whether all weights are where they belong: a run that failed may have left some in host memory."""
     return device is None or all(parameter.device.type == torch.device(device).type for parameter in model.parameters())
+
+
+def forget_models() -> None:
+    """Keep no model any longer, as where another one needs the memory."""
+    _kept.clear()
 
 
 def resolve_device(device: str) -> str:

@@ -95,6 +95,8 @@ class Diagnostics:
 
 def describe_samples(samples: Sequence[Sample], seed: int) -> str:
     """Return in a sentence how the samples were taken."""
+    if not samples:
+        return "weights alone, whole: no task is evaluated"
     tasks = ", ".join(f"{len(sample.examples):,} of {sample.of:,} examples of {sample.task}" for sample in samples)
     tokens, positions = (sum(getattr(sample, name) for sample in samples) for name in ("tokens", "positions"))
     measured = [example for sample in samples for example in sample.examples[: sample.measured]]

@@ -92,7 +92,7 @@ class _Steps:
         entries = self._entries(preparation, report, evaluation, memory, warnings)
         if evaluator.quantized_from is not None:
             entries["diagnostics"]["quantized_from"] = evaluator.quantized_from
-        files = RunFiles(evaluation.samples, evaluation.results, texts=preparation.files)
+        files = RunFiles(evaluation.samples, evaluation.results or None, texts=preparation.files)
         if diagnostics is not None:
             entries["diagnostics"] |= diagnostics.as_dict()
             entries["warnings"] += diagnostics.warnings
@@ -151,13 +151,14 @@ class _Steps:
         warnings: list[str],
     ) -> dict[str, Any]:
         """Return the record's entries of every run."""
-        seconds = self._seconds | {"prepare_s": evaluation.prepare_s, "eval_s": evaluation.eval_s}
+        evaluated = {"prepare_s": evaluation.prepare_s, "eval_s": evaluation.eval_s}
+        seconds = self._seconds | (evaluated if evaluation.metrics else {})
         remedies_s = seconds.pop("remedies_s")
         entries: dict[str, Any] = {
             "metrics": evaluation.metrics,
             "n_effective": evaluation.n_effective,
             "timing": seconds,
-            "examples_per_sec": sum(evaluation.n_effective.values()) / evaluation.eval_s,
+            "examples_per_sec": evaluation.examples_per_sec,
             "diagnostics": report.as_dict() | {"cuda_kernel_launches": self._kernel_launches},
             "memory": memory | {"batch_tokens": evaluation.batch_tokens},
             "warnings": warnings,

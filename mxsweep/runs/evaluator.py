@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.config.refusals import no_chat_template
 from mxsweep.config.run_config import RunConfig
-from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm
+from mxsweep.evaluate.evaluation import Evaluation, evaluate, make_lm, nothing_evaluated
 from mxsweep.evaluate.fewshot import check_fewshot
 from mxsweep.evaluate.input_limits import refuse_missing_special_tokens, refuse_unlearned_positions
 from mxsweep.evaluate.lm import FastLM
@@ -42,7 +42,9 @@ class Evaluator:
     quantized_from: dict[str, Any] | None = None
 
     def evaluate(self, config: RunConfig, progress: Progress) -> Evaluation:
-        """Evaluate the tasks on the model as it is now."""
+        """Evaluate the tasks on the model as it is now; nothing comes of none."""
+        if not self.tasks["tasks"]:
+            return nothing_evaluated(self.lm)
         return evaluate(
             self.lm,
             self.tasks,
@@ -52,12 +54,20 @@ class Evaluator:
         )
 
 
+def load_configured_tasks(config: RunConfig) -> dict[str, Any]:
+    """Return the tasks of a config as :func:`mxsweep.evaluate.tasks.load_tasks` does. Raises ConfigError."""
+    task = config.task
+    if not task.names:
+        return {"tasks": {}}
+    return load_tasks(
+        task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed, own=task.own
+    )
+
+
 def load_evaluator(config: RunConfig) -> Evaluator:
     """Load the tasks and the model of a config. Raises ConfigError."""
     task, model = config.task, config.model
-    tasks = load_tasks(
-        task.names, data=task.data, fields=task.fields, num_fewshot=task.num_fewshot, seed=config.seed, own=task.own
-    )
+    tasks = load_configured_tasks(config)
     of_examples = check_fewshot(tasks["tasks"], task.fewshot_evaluated, task.data)
     loaded = load_configured(model)
     refuse_unlearned_positions(loaded.model, model.max_length)

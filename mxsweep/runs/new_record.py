@@ -59,9 +59,26 @@ def summarize_record(record: dict[str, Any], folder: Path | None = None) -> str:
         kind = "" if error["type"] == ConfigError.__name__ else f"{error['type']}: "
         return f"failed: {kind}{error['message']}"
     tasks = "; ".join(f"{task}: {_summarize_metrics(metrics)}" for task, metrics in record["metrics"].items())
-    n, seconds = sum(record["n_effective"].values()), record["timing"]["eval_s"]
-    line = f"{tasks} ({n:,} examples in {seconds:.1f} s, {record['examples_per_sec']:,.1f}/s simulated)"
+    line = f"{tasks} ({', '.join([*_training(record), *_evaluation(record)])})"
     return line if folder is None else f"{line} -> {folder}"
+
+
+def _training(record: dict[str, Any]) -> list[str]:
+    """Return how long a run trained, and whether that ended early; nothing of a run that did not."""
+    training = record.get("training")
+    if not training:
+        return []
+    diverged = training["diverged_at"]
+    how = f"diverged in step {diverged:,}" if diverged is not None else f"{training['steps']:,} steps"
+    return [f"training: {how} in {training['seconds']:.1f} s, {training['tokens_per_s']:,.0f} tokens/s"]
+
+
+def _evaluation(record: dict[str, Any]) -> list[str]:
+    """Return how many examples were evaluated, and how fast; nothing of a run without a task."""
+    seconds, speed = record["timing"].get("eval_s"), record["examples_per_sec"]
+    if seconds is None or speed is None:
+        return []
+    return [f"{seconds * speed:,.0f} examples in {seconds:.1f} s, {speed:,.1f}/s simulated"]
 
 
 def _summarize_metrics(metrics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Do one run: compose a record, evaluate the config, write what came out."""
+"""Do one run: compose a record, train the model if it is to be, evaluate the config, write what came out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.results.record import write_record
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.runs.new_record import describe_error, new_record
+from mxsweep.runs.run_result import RunResult
 from mxsweep.terminal.progress_callback import Progress, silent
 
 
@@ -24,18 +25,19 @@ def run(
     run_id: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate one config and return its record.
+    """Evaluate one config, after a training if it says so, and return its record.
 
     Args:
         config: what to run; see :func:`mxsweep.compose`.
         folder: where ``result.json`` (last), ``samples.parquet``, ``lm_eval.json`` and, where they are asked for,
-            ``diagnostics.parquet`` and ``noise.parquet`` go; None to write nothing.
+            ``diagnostics.parquet`` and ``noise.parquet`` go, and of a training ``model``, ``curves.parquet`` and
+            ``roles.parquet``; None to write nothing. A training goes on from the newest checkpoint there.
         overrides: what the user set, for the record.
         stamp: the time in the run's id, ``%Y%m%d_%H%M%S``; None for now.
         run_id: the run's id; None for one made of the stamp and the config.
-        progress: called now and then: while something is worked out before the model is quantized, with how much of it
-            is done, how much there is and what it is called; while requests are scored, with how many are answered and
-            how many there are.
+        progress: called now and then: while the model is trained, or something is worked out before it is quantized,
+            with how much of it is done, how much there is and what it is called; while requests are scored, with how
+            many are answered and how many there are.
 
     Returns:
         The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
@@ -51,10 +53,7 @@ def run(
     started = time.perf_counter()
     try:
         refuse_unavailable_backend(config)
-        # Here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
-        from mxsweep.runs.evaluate_config import evaluate_config
-
-        result = evaluate_config(config, progress or silent, overrides)
+        result = _result(config, folder, progress or silent, overrides)
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
     except Exception as error:
@@ -65,4 +64,20 @@ def run(
         if result is not None:
             record["warnings"] += result.files.write(folder)
         write_record(folder, record)
+        if config.trains and record["status"] == "done":
+            from mxsweep.runs.trained_run import remove_checkpoints
+
+            remove_checkpoints(folder)
     return record
+
+
+def _result(config: RunConfig, folder: Path | None, progress: Progress, overrides: Sequence[str]) -> RunResult:
+    """Do what a config says."""
+    # Imported here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
+    if config.trains:
+        from mxsweep.runs.trained_run import train_and_evaluate
+
+        return train_and_evaluate(config, folder, progress, overrides)
+    from mxsweep.runs.evaluate_config import evaluate_config
+
+    return evaluate_config(config, progress, overrides)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
-from mxsweep.results.record import DIAGNOSTICS_NAME, LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
+from mxsweep.results.record import (
+    CURVES_NAME,
+    DIAGNOSTICS_NAME,
+    LM_EVAL_NAME,
+    NOISE_NAME,
+    ROLES_NAME,
+    SAMPLES_NAME,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +30,20 @@ class RunFiles:
 
     Attributes:
         samples: of samples.parquet, a row an example.
-        lm_eval: lm-eval's own results, for lm_eval.json.
+        lm_eval: lm-eval's own results, for lm_eval.json; None where it evaluated nothing.
         tensors: of diagnostics.parquet, a row a tensor; None where no diagnostics were taken.
         noise: of noise.parquet, a row an example and repeat; None without repeats.
+        curve: of curves.parquet, a row a step; None where nothing was trained.
+        roles: of roles.parquet, a row an operand or gradient and measured step; None where nothing was trained.
         texts: more files, path in the run's folder to content.
     """
 
     samples: Rows
-    lm_eval: Mapping[str, Any]
+    lm_eval: Mapping[str, Any] | None = None
     tensors: Rows | None = None
     noise: Rows | None = None
+    curve: Rows | None = None
+    roles: Rows | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[str]:
@@ -48,13 +59,13 @@ class RunFiles:
 
     def _contents(self) -> dict[str, str | Callable[[Path], object]]:
         """Return the files' contents by their names, as :func:`write_atomically` takes them."""
-        from lm_eval.utils import handle_non_serializable
+        contents: dict[str, str | Callable[[Path], object]] = {SAMPLES_NAME: _parquet(self.samples)}
+        if self.lm_eval is not None:
+            from lm_eval.utils import handle_non_serializable
 
-        lm_eval = json.dumps(self.lm_eval, indent=2, default=handle_non_serializable, ensure_ascii=False)
-        contents: dict[str, str | Callable[[Path], object]] = {
-            SAMPLES_NAME: _parquet(self.samples),
-            LM_EVAL_NAME: lm_eval,
-        }
+            contents[LM_EVAL_NAME] = json.dumps(
+                self.lm_eval, indent=2, default=handle_non_serializable, ensure_ascii=False
+            )
         if self.tensors is not None:
             # Here, since it imports torch: whoever only starts runs, or waits for others', does without.
             from mxsweep.model.tensor_statistics import COLUMNS
@@ -62,6 +73,12 @@ class RunFiles:
             contents[DIAGNOSTICS_NAME] = _parquet(self.tensors, COLUMNS)
         if self.noise is not None:
             contents[NOISE_NAME] = _parquet(self.noise)
+        if self.curve is not None:
+            contents[CURVES_NAME] = _parquet(self.curve)
+        if self.roles:
+            from mxsweep.training.roles import COLUMNS as ROLE_COLUMNS
+
+            contents[ROLES_NAME] = _parquet(self.roles, ROLE_COLUMNS)
         return contents | dict(self.texts)
 
 

@@ -149,7 +149,7 @@ class SweepDisplay:
         seconds = record["timing"].get("eval_s") or 0.0
         if math.isfinite(seconds) and seconds > 0:
             self._seconds += seconds
-            self._examples += sum(record["n_effective"].values())
+            self._examples += seconds * (record.get("examples_per_sec") or 0.0)
         self._best.learn(run.folder, record, self._knobs(run))
 
     def _speak(self, line: str) -> None:
@@ -195,7 +195,7 @@ class SweepDisplay:
             return Text(text, no_wrap=True, overflow="ellipsis")
 
         running = list(self._running.values())
-        done = self._skipped + self._ended + sum(run.share or 0.0 for run in running)
+        done = self._skipped + self._ended + sum(run.progress for run in running)
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(min_width=5 + len(str(self._total)))
         table.add_column(min_width=20, max_width=20)

@@ -111,7 +111,7 @@ def run_single(plan: Plan) -> int:
         with observe_sweep(plan.settings, [run], [], folder.parent) as observers:
             launch_runs(None, [run], Launch(_launch_name(), folder), observers)
     except KeyboardInterrupt:
-        print("mxsweep: interrupted; the run left no result", file=sys.stderr)
+        print(f"mxsweep: interrupted; the run left no result{_how_to_train_on(run)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
         print(f"mxsweep: {str(folder)!r} cannot be written ({error.strerror or error})", file=sys.stderr)
@@ -122,6 +122,17 @@ def run_single(plan: Plan) -> int:
         return EXIT_FAILED
     print(f"{folder}")
     return 0 if record["status"] == "done" else EXIT_FAILED
+
+
+def _how_to_train_on(run: SweepRun) -> str:
+    """Return, of a run whose training left a checkpoint, how to go on from there."""
+    if run.config is None or not run.config.trains:
+        return ""
+    from mxsweep.training.saved_state import saved_steps  # here, since it imports torch, as the training did
+
+    if not saved_steps(run.folder):
+        return ""
+    return f", but a checkpoint: the same command with hydra.run.dir={quote_folder(run.folder)} goes on from there"
 
 
 def _launch_name() -> str:

@@ -1,7 +1,8 @@
 """Estimate how long a sweep still takes, from how far its runs are and how long those before them took.
 
 A run may work something out before it scores its requests (GPTQ, a search). Of that time nothing follows for the rest,
-so only the pace of the requests is extrapolated.
+so only the pace of the requests is extrapolated. A training is most of a run's time: while it lasts, its pace is, from
+where it was first heard of, since one that resumes begins in the middle.
 """
 
 from __future__ import annotations
@@ -9,6 +10,29 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mxsweep.terminal.progress_callback import TRAINING
+
+
+@dataclass
+class Pace:
+    """Describe how fast a training is.
+
+    Attributes:
+        began, before: when it was first heard of, and what share of it was done by then.
+        until, share: the same of the last time.
+    """
+
+    began: float
+    before: float
+    until: float
+    share: float
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long all of it takes; None before that is known."""
+        took, done = self.until - self.began, self.share - self.before
+        return took / done if took > 0 and done > 0 else None
 
 
 @dataclass
@@ -23,6 +47,7 @@ class RunningRun:
         phase: what the run does before its requests; empty while requests are scored.
         phase_share: how much of the phase, or of the requests, is done.
         prepared_until: when another phase was last heard of; None if none was.
+        training: of a run that trains, once that is heard of.
     """
 
     number: int
@@ -32,6 +57,7 @@ class RunningRun:
     phase: str = ""
     phase_share: float | None = None
     prepared_until: float | None = None
+    training: Pace | None = None
 
     def advance(self, share: float, phase: str, now: float) -> None:
         """Note that ``share`` of a phase, or of the requests if it has no name, is done."""
@@ -40,15 +66,29 @@ class RunningRun:
             self.prepared_until = now
         else:
             self.share = share
+        if phase == TRAINING:
+            self.training = self.training or Pace(now, share, now, share)
+            self.training.until, self.training.share = now, share
 
-    def seconds_in_all(self, now: float, share: float) -> float:
-        """Estimate how long the run takes: what came before its requests, and these at their pace."""
+    @property
+    def progress(self) -> float:
+        """Return how much of the whole run is done, of which a training is nearly all."""
+        return max(self.share or 0.0, self.training.share if self.training else 0.0)
+
+    def seconds_in_all(self, now: float) -> float | None:
+        """Estimate how long such a run takes from its beginning; None before that can be said."""
+        trained = self.training.seconds if self.training else None
+        if not self.share:
+            return trained
         since = self.prepared_until or self.began
-        return since - self.began + (now - since) / share
+        seconds = since - self.began + (now - since) / self.share
+        return seconds + (self.training.before * trained if self.training and trained else 0.0)
 
     def seconds_left(self, now: float, usual: float) -> float:
         """Estimate how long the run still takes, where runs usually take ``usual`` seconds."""
         if not self.share:
+            if self.training and (trained := self.training.seconds) is not None:
+                return max(0.0, trained * (1 - self.training.share) - (now - self.training.until))
             return max(0.0, self.began + usual - now)
         if self.prepared_until is None:
             return usual * (1 - self.share)
@@ -65,7 +105,7 @@ def seconds_left(
         past: seconds that finished runs took.
         workers: how many runs are done at a time.
     """
-    times = past or [run.seconds_in_all(now, run.share) for run in running if run.share]
+    times = past or [seconds for run in running if (seconds := run.seconds_in_all(now)) is not None]
     if not times:
         return None
     usual = sum(times) / len(times)

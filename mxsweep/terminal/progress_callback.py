@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+TRAINING = "training"  # the phase in which a run's model is trained
+
 
 class Progress(Protocol):
     """Hear that ``done`` of ``total`` steps of a phase of the work are done.

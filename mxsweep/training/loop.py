@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mxsweep.forward.losses import mean_of_sums
-from mxsweep.terminal.progress_callback import Progress
+from mxsweep.terminal.progress_callback import TRAINING, Progress
 from mxsweep.training.corpus import Corpus, load_corpus
 from mxsweep.training.curve import Curve
 from mxsweep.training.initial_model import InitialModel, load_initial
@@ -39,8 +39,6 @@ from mxsweep.training.step import Step
 from mxsweep.training.team import Team
 
 log = logging.getLogger(__name__)
-
-PHASE = "training"
 
 
 @dataclass
@@ -74,7 +72,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
         running = _Running.begin(initial, job, team, step)
         done, resumed_from = running.resume(folder)
         curve, roles, passes = running.curve, running.roles, running.passes
-        progress(done, total, PHASE)
+        progress(done, total, TRAINING)
 
         while done < total and curve.diverged_at is None:
             step.number = done + 1
@@ -104,7 +102,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
                 if curve.diverged_at is None:  # else the state before is the one to look at
                     running.save(folder, done)
                 curve.start_clock()
-            progress(done, total, PHASE)
+            progress(done, total, TRAINING)
 
         curve.fetch()
         log_likelihoods = passes.log_likelihoods(corpus.heldout)

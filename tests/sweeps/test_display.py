@@ -423,3 +423,26 @@ def test_log_lines_without_a_display(clock):
     progress, lines = plain(clock, 1)
     progress.handler.emit(logging.LogRecord("n", logging.INFO, "", 0, "21 layers", None, None))
     assert lines()[0].startswith("[") and lines()[0].endswith("] 21 layers")
+
+
+def test_of_a_training_the_pace_says_what_is_left(clock):
+    progress, lines = plain(clock, 2)
+    run = make_run("recipe=mxfp4")
+    with progress:
+        progress.begin(run)
+        clock.now += 20  # until the model is there
+        progress.advance(run, 30, 100, "training")  # it resumes
+        clock.now += 10
+        progress.advance(run, 40, 100, "training")
+        assert progress.seconds_left() == pytest.approx(60 + 100)  # and the other one from its beginning
+        clock.now += 5
+        assert progress.seconds_left() == pytest.approx(55 + 100)
+        clock.now += 55
+        progress.advance(run, 100, 100, "training")
+        assert "run 1 of 2: 100% of training, about" in lines()[-1]
+        clock.now += 4
+        progress.advance(run, 50, 100)
+        assert progress.seconds_left() == pytest.approx(4 + 98 + 30, abs=1)
+        record = done() | {"training": {"steps": 100, "seconds": 70.0, "tokens_per_s": 9.0, "diverged_at": None}}
+        progress.end(run, record)
+        assert "(training: 100 steps in 70.0 s, 9 tokens/s, 1,000 examples in 1.6 s" in lines()[-1]
