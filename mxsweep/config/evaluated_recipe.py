@@ -19,11 +19,11 @@ def evaluated(layer: LayerFormats) -> tuple[LinearFormats, list[str]]:
     activation = None if first is None else first.fmt
     if activation is not None and isinstance(activation.block_size, tuple):
         rows, columns = activation.block_size
-        activation = replace(activation, block_size=columns)
+        activation = replace(activation, block_size=rows * columns)
         if rows > 1:
             left_out.append(
-                f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {columns}: a tile spans "
-                "tokens, of which an evaluation may see one at a time"
+                f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {rows * columns} along each "
+                "token: a tile spans tokens, of which an evaluation may see one at a time"
             )
     return LinearFormats(weight=None if second is None else second.fmt, activation=activation), left_out
 

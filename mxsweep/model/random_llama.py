@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,8 +25,12 @@ def llama_config(init: InitConfig, length: int, vocabulary: int) -> LlamaConfig:
     )
 
 
+@lru_cache(maxsize=8)
 def llama_without_values(init: InitConfig, length: int) -> LlamaForCausalLM:
-    """Return such a Llama on the meta device, with a vocabulary of bytes, which its layers do not depend on."""
+    """Return such a Llama on the meta device, with a vocabulary of bytes, which its layers do not depend on.
+
+    The same call again returns the same object.
+    """
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(init, length, 2**8))
     model.tie_weights()

@@ -131,7 +131,7 @@ def test_a_trained_model_is_evaluated_as_its_forward_pass_was() -> None:
 
 def test_what_an_evaluation_cannot_do_is_said() -> None:
     config = trained("format=mxfp4", "matmuls.fprop.hadamard=32", "matmuls.fprop.input={block_size: [8,16]}")
-    assert config.recipe.linear == LinearFormats(FP4, MXFormat("fp4_e2m1", block_size=16))
+    assert config.recipe.linear == LinearFormats(FP4, MXFormat("fp4_e2m1", block_size=128))
     assert [text.split(",")[0] for text in config.not_evaluated] == [
         "fprop's Hadamard rotation (of order 32) is left out", "inputs",
     ]  # fmt: skip
