@@ -103,7 +103,7 @@ def trained_configs(group: Group, names: Sequence[str]) -> list[TrainedConfig]:
                 continue
             own = {seed: base for seed, row in rows.items() if (base := _own(group, row))}
             row = next(iter(rows.values()))
-            configs.append(TrainedConfig(text or f"format={label(row.knobs.get('format'))}", rows, own))
+            configs.append(TrainedConfig(text or _text(row, RECIPE) or _text(row, "format"), rows, own))
     return configs
 
 

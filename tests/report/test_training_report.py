@@ -43,10 +43,12 @@ def figures(top: Path) -> dict[str, Figure]:
     return {figure.stem: figure for figure in group_figures(studied(top))}
 
 
-def test_figures_are_valid_charts_and_those_of_losses_come_after(tmp_path: Path) -> None:
-    put_sweep(tmp_path)
-    drawn = figures(tmp_path)
-    assert list(drawn) == [*STEMS, "loss_vs_block_size"]
+def test_figures_are_valid_charts_and_of_one_seed_those_against_knobs_come_after(tmp_path: Path) -> None:
+    put_sweep(tmp_path / "one", seeds=(1,))
+    assert list(figures(tmp_path / "one")) == [*STEMS, "loss_vs_block_size"]
+    put_sweep(tmp_path / "two")
+    drawn = figures(tmp_path / "two")
+    assert list(drawn) == STEMS
     for figure in drawn.values():
         for spec in (figure.page_spec(), figure.file_spec()):
             altair.Chart.from_dict(spec)  # checks it against the schema

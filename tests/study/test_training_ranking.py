@@ -75,6 +75,13 @@ def test_a_layout_without_residual_is_one_of_sums_alone() -> None:
     assert residual_of(np.ones((1, 3))) is None and residual_of(np.array([[1, math.nan], [2, 3]])) is None
 
 
+def test_one_config_goes_by_its_recipe_or_else_by_its_format(tmp_path: Path) -> None:
+    for name, knobs in (("a", {"recipe": {"name": "mxfp4_sr"}, "train": {"method": "from_scratch"}}), ("b", {})):
+        put_training(tmp_path / name / "run", 1, format="mxfp4", **knobs)
+    names = [training(tmp_path / name).ranked[0].config.name for name in ("a", "b")]
+    assert names == ["mxfp4_sr", "format=mxfp4"]
+
+
 def test_with_one_seed_held_out_sequences_are_paired_and_that_is_said(tmp_path: Path) -> None:
     put_sweep(tmp_path, seeds=(7,))
     study = training(tmp_path)

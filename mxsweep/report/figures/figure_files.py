@@ -35,7 +35,9 @@ def draw_figures(studies: Sequence[Study], output: Path) -> Drawn:
 
 def group_figures(study: Study) -> list[Figure]:
     """Return a group's figures but for the heat map, not drawn yet: by quantity, and of each by knob."""
-    knobs = [name for name in study.swept if study.training is None or name != SEED]
+    if study.training is not None and SEED in study.swept:  # the ranking is over seeds, and lines would have one each
+        return training_figures(study)
+    knobs = study.swept
     throughput = [THROUGHPUT] if study.training is None else []
     has_blocks = any("block_size" in row.knobs for row in study.rows)
     files = ["block_size", *(name for name in knobs if name != "block_size")] if has_blocks else knobs
