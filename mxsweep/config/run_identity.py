@@ -129,6 +129,8 @@ def training_entries(config: RunParts) -> Entries:
     recipe = config.training_recipe
     layers = (("", recipe.linear), *recipe.modules)
     products = [product for _, formats in layers for product in (formats.fprop, formats.dgrad, formats.wgrad)]
+    operands = [operand for product in products for operand in (product.first, product.second)]
+    versions = numerics_versions(operand.fmt for operand in operands if operand is not None)[1:]
     requantizes = any(not formats.fprop.is_plain for _, formats in layers)
     return {
         "training": {
@@ -136,6 +138,7 @@ def training_entries(config: RunParts) -> Entries:
             "kept": sorted(set(recipe.keep_high)),
             "backward": recipe.backward if requantizes else HIGH_PRECISION,
             "signs": recipe.signs if any(product.hadamard for product in products) else FIXED,
+            **({"stochastic": versions} if versions else {}),
         }
     }
 

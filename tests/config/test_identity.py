@@ -183,7 +183,9 @@ def test_the_seed_and_the_order_of_patterns_are_in_it() -> None:
 
 def test_only_quantized_runs_have_the_version_of_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [], ["kv_quant=int8", "format=none"], ["rounding=stochastic"], ["format=none"]
-    for version, stays in (("NUMERICS", [False, False, False, True]), ("STOCHASTIC", [True, True, False, True])):
+    runs += ["train=from_scratch", "recipe=mxfp4"], ["train=from_scratch", "recipe=mxfp4_sr"]
+    of_numerics, of_chance = [False, False, False, True, False, False], [True, True, False, True, True, False]
+    for version, stays in (("NUMERICS", of_numerics), ("STOCHASTIC", of_chance)):
         before = [of(*words) for words in runs]
         with monkeypatch.context() as patched:
             patched.setattr(f"mxsweep.formats.backends.{version}_VERSION", 99)
