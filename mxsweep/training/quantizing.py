@@ -134,7 +134,8 @@ class Quantizer:
         before, after = x, quantized if scale == 1 else quantized / scale
         if _AXES[operand] == ALONG_TOKENS:
             before, after = before.mT, after.mT
-        self.observer.operand(self.name, operand, before, after, of_operand, axis=-1)
+        dims = self._tensor_dims(operand, of_operand.fmt)  # the same for an operand and its transpose
+        self.observer.operand(self.name, operand, before, after, of_operand, axis=-1, tensor_dims=dims)
 
     @property
     def makes_both(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,19 @@ class RoleObserver:
 
     @torch.no_grad()
     def operand(
-        self, module: str, operand: str, original: Tensor, quantized: Tensor, fmt: OperandFormat, axis: int = -1
+        self,
+        module: str,
+        operand: str,
+        original: Tensor,
+        quantized: Tensor,
+        fmt: OperandFormat,
+        axis: int = -1,
+        tensor_dims: Sequence[int] | None = None,
     ) -> None:
         """Add an operand of a product (``dgrad.grad``), before and after it was quantized along ``axis``.
 
         ``original`` is what was quantized: of a rotated operand the rotated one, and not yet multiplied by the
-        format's prescale.
+        format's prescale. ``tensor_dims`` are those that a scale of the tensor was taken over, as for `quantize`.
         """
         sums = self._sums.setdefault((module, operand), _Sums(str(fmt)))
         sums.numbers.append(_sums_of(original, quantized))
@@ -78,6 +85,7 @@ class RoleObserver:
             fmt.fmt,
             axis,
             arithmetic=self._arithmetic_of(fmt),
+            tensor_dims=tensor_dims if fmt.fmt.tensor_scale else None,
             quantized=quantized.detach(),
             prescale=fmt.prescale,
         )

@@ -60,6 +60,18 @@ def test_with_the_prescale_nothing_saturates() -> None:
     assert observed(torch.tensor([[5.0, 1.0]]), prescaled)["saturation"] == 0
 
 
+def test_a_scale_over_each_token_clamps_no_block_of_a_small_one() -> None:
+    """Under one scale for both rows the second's blocks would want less than e4m3 holds."""
+    x = torch.randn(2, 32, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1.0], [2.0**-20]])
+    fmt = OperandFormat(MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True))
+    shares = []
+    for dims in (None, (-1,)):
+        observer = RoleObserver()
+        observer.operand(NAME, "fprop.input", x, quantize(x, fmt.fmt, tensor_dims=dims), fmt, tensor_dims=dims)
+        shares.append(observer.rows(0)[0]["clamped"])
+    assert shares == [0.5, 0.0]
+
+
 def test_micro_batches_of_a_step_are_taken_together() -> None:
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     whole, parts = RoleObserver(), RoleObserver()
