@@ -171,7 +171,7 @@ def test_sizes() -> None:
         ("train.tokens=9 train.steps=1", "train.steps: 1 does not go with train.tokens=9, where both are given"),
         ("train.steps=null", "where neither is given"),
         ("train.warmup=0.7 train.decay=0.7", "train.decay: 0.7 and train.warmup=0.7 are more than all steps"),
-        ("train.micro_batch=64", "train.micro_batch: 64 is more than train.batch=32"),
+        ("train.micro_batch=64", "train.micro_batch: 64 is more than train.batch=16"),
         ("train.betas=[0.9]", "train.betas: [0.9] is not allowed; allowed: two numbers"),
         ("train.dtype=float16", "train.dtype: 'float16' is not known; allowed: float32, bfloat16"),
         ("train.optimizer=sgd", "train.optimizer: 'sgd' is not known; allowed: adamw, muon"),
@@ -244,7 +244,7 @@ def test_what_decides_a_training_is_in_every_runs_identity() -> None:
         same = [
             of(*words, "train.keep=7"), of(*words, "train.micro_batch=4"), of(*words, "train.processes=2"),
             of(*words, "train.parallel=fsdp"), of(*words, "train.checkpoint_every=7"),
-            of(*words, f"train.tokens={300 * 32 * 128 - 5}"),
+            of(*words, f"train.tokens={160 * 16 * 128 - 5}"),
         ]  # fmt: skip
         assert set(same) == {of(*words)}
 
