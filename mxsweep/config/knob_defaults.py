@@ -9,6 +9,8 @@ import yaml
 from mxsweep.config import knobs
 from mxsweep.config.option_files import LAUNCHER, conf_dir, read_option
 
+GLOBAL = "# @package _global_"  # of an option file that sets knobs of other groups, too
+
 
 def defaults() -> dict[str, Any]:
     """Return each knob's default: in conf/config.yaml, or in the option of its group that is the default."""
@@ -41,6 +43,9 @@ def written(value: Any) -> str:
 
 def _of_option(group: str, name: str) -> dict[str, Any]:
     content = read_option(group, name) or {}
+    file = conf_dir() / group / f"{name}.yaml"
+    if file.is_file() and file.read_text(encoding="utf-8").startswith(GLOBAL):
+        return _flat({key: value for key, value in content.items() if key != "defaults"})
     return {key if key == group else f"{group}.{key}": value for key, value in content.items()}
 
 

@@ -118,6 +118,7 @@ class InitConfig:
         """Return what tables call a random one: ``llama-10m`` for the sizes of ``init=10m``, else its parameters."""
         for name in option_names("init"):
             option: dict[str, Any] = read_option("init", name) or {}
+            option = option.get("init", option)  # of one that says of the training, too
             if all(option.get(size) == value for size, value in self.sizes.items()):
                 return f"llama-{name}"
         return f"llama-{self.hidden}x{self.layers}-{self.parameters / 1e6:.1f}m"

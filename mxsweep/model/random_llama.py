@@ -10,8 +10,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mxsweep.config.train_config import InitConfig
 
 
-def llama_config(init: InitConfig, length: int, vocabulary: int) -> LlamaConfig:
-    """Return the configuration of a Llama for sequences of ``length`` tokens, its embeddings tied."""
+def llama_config(
+    init: InitConfig, length: int, vocabulary: int, begins: int | None = None, ends: int | None = None
+) -> LlamaConfig:
+    """Return the configuration of a Llama for sequences of ``length`` tokens, its embeddings tied.
+
+    Args:
+        vocabulary: how many tokens there are.
+        begins, ends: the tokens at a text's beginning and end, where there are such; the latter fills up batches.
+    """
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=init.hidden,
@@ -22,6 +29,9 @@ def llama_config(init: InitConfig, length: int, vocabulary: int) -> LlamaConfig:
         head_dim=init.hidden // init.heads,
         max_position_embeddings=length,
         tie_word_embeddings=True,
+        bos_token_id=begins,
+        eos_token_id=ends,
+        pad_token_id=ends,
     )
 
 

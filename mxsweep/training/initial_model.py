@@ -9,7 +9,6 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import (
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +19,7 @@ from mxsweep.config.checks import expanded
 from mxsweep.config.train_config import InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, model_folder
 from mxsweep.model.load import take_configured
+from mxsweep.model.random_llama import llama_config
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.job import TrainingJob
 
@@ -60,21 +60,7 @@ def load_initial(job: TrainingJob) -> InitialModel:
 
 def random_llama(init: InitConfig, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> LlamaForCausalLM:
     """Return a Llama with random weights in float32, drawn on the CPU: the same whatever device it is trained on."""
-    ends = tokenizer.eos_token_id
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=init.hidden,
-        intermediate_size=init.mlp,
-        num_hidden_layers=init.layers,
-        num_attention_heads=init.heads,
-        num_key_value_heads=init.kv_heads,
-        head_dim=init.hidden // init.heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends,
-        pad_token_id=ends,
-    )
+    config = llama_config(init, length, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

@@ -28,7 +28,7 @@ from mxsweep.config.option_files import option_names
 from mxsweep.config.override_grammar import verbatim
 from mxsweep.report.figures import figure_files as figures
 from mxsweep.results.record import find_runs
-from mxsweep.runs import backend_check
+from mxsweep.runs import backend_check, trained_run
 from mxsweep.runs import evaluate_config as evaluation
 from mxsweep.runs.run_result import RunFiles, RunResult
 
@@ -132,6 +132,9 @@ def quick() -> Iterator[None]:
         from mxsweep.sweeps import run_sweep
 
         patch.setattr(evaluation, "evaluate_config", evaluated)
+        patch.setattr(
+            trained_run, "train_and_evaluate", lambda config, folder, progress, words: evaluated(config, progress)
+        )
         patch.setattr(run_sweep, "_collect", collected)
         patch.setattr(run_sweep, "launch_runs", _in_this_process(run_sweep.launch_runs))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")

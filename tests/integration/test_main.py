@@ -46,7 +46,7 @@ def test_help_explains_every_group(tmp_path: Path) -> None:
     answer = mxsweep("--help", cwd=tmp_path)
     assert answer.returncode == 0
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "reference")]
-    assert len(groups) == 14
+    assert len(groups) == 18
     assert "\n  hydra/launcher " in answer.stdout
     for flag in ("-m, --multirun", "--config-dir FOLDER", "--version", "--cfg", "--shell-completion"):
         assert flag in answer.stdout

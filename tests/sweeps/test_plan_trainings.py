@@ -69,7 +69,7 @@ def test_a_dry_run_says_what_would_be_trained() -> None:
     assert not shown.is_refused
     lines = shown.text.splitlines()
     row = next(line.split() for line in lines if line.startswith("2 "))
-    assert row[:9] == ["2", "from_scratch", "mxfp4_sr", "llama-1m", "1,064,960", "stories", "1", "10", "16"]
+    assert row[:9] == ["2", "from_scratch", "mxfp4_sr", "llama-1m", "1,064,960", "stories", "1", "10", "32"]
     assert "40,960" in row
     dgrad = next(line for line in lines if line.startswith("2, 4") and "dgrad" in line)
     assert "grad fp4_e2m1-b32-e8m0-round_stochastic" in dgrad and "lm_head embeddings" in dgrad
@@ -108,7 +108,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert text.index("  train.steps ") < text.index("  matmuls.dgrad.grad ") < text.index("  block_size ")
-    assert "(= 160)" in text and "mxfp4_sr_unclipped" in text
+    assert "(= 0.0)" in text and "mxfp4_sr_unclipped" in text
     assert main(["train.steps=5", "--cfg", "job", "--package", "train"]) == 0
     text = capsys.readouterr().out
     assert "method: from_scratch" in text and "steps: 5" in text
