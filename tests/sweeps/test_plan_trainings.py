@@ -65,7 +65,7 @@ def test_a_baseline_is_that_of_the_recipe_whatever_its_leaves() -> None:
 
 
 def test_a_dry_run_says_what_would_be_trained() -> None:
-    shown = preview(planned("recipe=mxfp4_sr", "seed=1,2", "train.steps=10", "init=1m").runs)
+    shown = preview(planned("recipe=mxfp4_sr", "seed=1,2", "train.steps=10", "train.batch=32", "init=1m").runs)
     assert not shown.is_refused
     lines = shown.text.splitlines()
     row = next(line.split() for line in lines if line.startswith("2 "))
