@@ -69,7 +69,7 @@ def test_a_dry_run_says_what_would_be_trained() -> None:
     assert not shown.is_refused
     lines = shown.text.splitlines()
     row = next(line.split() for line in lines if line.startswith("2 "))
-    assert row[:9] == ["2", "from_scratch", "mxfp4_sr", "llama-1m", "1,064,960", "stories", "1", "10", "16"]
+    assert row[:9] == ["2", "from_scratch", "mxfp4_sr", "llama-1m", "1,064,960", "stories", "1", "10", "32"]
     assert "40,960" in row
     dgrad = next(line for line in lines if line.startswith("2, 4") and "dgrad" in line)
     assert "grad fp4_e2m1-b32-e8m0-round_stochastic" in dgrad and "lm_head embeddings" in dgrad
