@@ -54,6 +54,10 @@ def _check_length_of_training(config: RunParts) -> None:
         raise ConfigError(
             f"train.micro_batch: {train.micro_batch} is more than train.batch={train.batch}; allowed: as many, or fewer"
         )
+    if train.batch % train.processes:
+        raise ConfigError(
+            f"train.processes: {train.processes} cannot share train.batch={train.batch} ; allowed: a divisor of it"
+        )
 
 
 def _check_device(config: RunParts) -> None:

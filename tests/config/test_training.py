@@ -172,6 +172,7 @@ def test_sizes() -> None:
         ("train.steps=null", "where neither is given"),
         ("train.warmup=0.7 train.decay=0.7", "train.decay: 0.7 and train.warmup=0.7 are more than all steps"),
         ("train.micro_batch=64", "train.micro_batch: 64 is more than train.batch="),
+        ("train.processes=3", "train.processes: 3 cannot share train.batch="),
         ("train.betas=[0.9]", "train.betas: [0.9] is not allowed; allowed: two numbers"),
         ("train.dtype=float16", "train.dtype: 'float16' is not known; allowed: float32, bfloat16"),
         ("train.optimizer=sgd", "train.optimizer: 'sgd' is not known; allowed: adamw, muon"),
