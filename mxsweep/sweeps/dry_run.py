@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +50,12 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
         )
         if any(run.config and run.config.ptq.budget is not None for run in runs):
             lines.append("Under a budget (≤) bits/weight and stored are the most that may come of it.")
-    for number, (run, problem) in enumerate(zip(runs, problems, strict=True), 1):
-        if problem:
-            lines.append(f"run {number} ({' '.join(run.overrides)}) cannot be: {problem}")
-    lines += [f"warning, of {which}: {text}" for text, which in _of_runs(runs, _warnings).items()]
-    lines += [f"note, of {which}: {text}" for text, which in _of_runs(runs, _notes).items()]
+    for problem, numbers in _numbers_of([(problem,) if problem else () for problem in problems]).items():
+        words = f" ({' '.join(runs[numbers[0] - 1].overrides)})" if len(numbers) == 1 else ""
+        lines.append(f"{_runs(numbers)}{words} cannot be: {problem}")
+    for kind, said_of in (("warning", _warnings), ("note", _notes)):
+        said = [said_of(run.config) if run.config is not None else () for run in runs]
+        lines += [f"{kind}, of {_runs(numbers)}: {text}" for text, numbers in _numbers_of(said).items()]
     return "\n".join(lines)
 
 
@@ -71,13 +72,25 @@ def _notes(config: RunConfig) -> Sequence[str]:
     return () if problem is None else (f"bits and bytes are known when it is done, not before: {problem}",)
 
 
-def _of_runs(runs: Sequence[PlannedRun], said_of: Callable[[RunConfig], Sequence[str]]) -> dict[str, str]:
-    """Return what is said of runs, each text once, with the runs that it is of."""
-    numbers: dict[str, list[str]] = {}
-    for number, run in enumerate(runs, 1):
-        for text in said_of(run.config) if run.config is not None else ():
-            numbers.setdefault(text, []).append(str(number))
-    return {text: f"run{'s' * (len(of) > 1)} {', '.join(of)}" for text, of in numbers.items()}
+def _numbers_of(said: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """Return what is said of runs, each text once, with the numbers of the runs that it is of."""
+    numbers: dict[str, list[int]] = {}
+    for number, texts in enumerate(said, 1):
+        for text in texts:
+            numbers.setdefault(text, []).append(number)
+    return numbers
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Name runs by their ascending numbers, three or more in a row by the first and the last."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and number == stretches[-1][-1] + 1:
+            stretches[-1].append(number)
+        else:
+            stretches.append([number])
+    texts = [f"{one[0]} to {one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in stretches]
+    return f"run{'s' * (len(numbers) > 1)} {', '.join(texts)}"
 
 
 def _row(number: int, config: RunConfig) -> dict[str, str]:

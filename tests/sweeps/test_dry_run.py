@@ -11,7 +11,7 @@ import pytest
 
 from mxsweep.config.overrides import prepare
 from mxsweep.files.checkpoints import model_folder
-from mxsweep.sweeps.dry_run import preview
+from mxsweep.sweeps.dry_run import _runs, preview
 from mxsweep.sweeps.plan import plan
 
 
@@ -37,6 +37,22 @@ def test_a_pattern_that_matches_nothing() -> None:
         "cannot be: modules: the pattern 'lm_hed' matches no linear layer or embedding of LlamaForCausalLM" in problem
     )
     assert numbers("format=mxfp4", "modules={lm_hed: none}") == ("unknown", "unknown", "unknown")
+
+
+def test_what_refuses_several_runs_is_said_once() -> None:
+    runs = plan(prepare(["format=mxfp4", "limit=1,2,3,4", "modules={lm_hed: none}"])[0], True).runs
+    problems = [line for line in preview(runs).text.splitlines() if "cannot be: " in line]
+    assert len(problems) == 1
+    assert problems[0].startswith("runs 2, 4, 6, 8 cannot be: modules: the pattern 'lm_hed'")  # baselines between them
+    (alone,) = [line for line in dry_run("format=mxfp4", "modules={lm_hed: none}") if "cannot be: " in line]
+    assert "(format=mxfp4 " in alone
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([3], "run 3"), ([1, 2], "runs 1, 2"), ([2, 4, 6, 7, 8, 10], "runs 2, 4, 6 to 8, 10")]
+)
+def test_three_runs_in_a_row_are_a_range(numbers: list[int], text: str) -> None:
+    assert _runs(numbers) == text
 
 
 @pytest.mark.parametrize("path", ["someone/on-the-hub", "folder"])
