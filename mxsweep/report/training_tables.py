@@ -16,22 +16,25 @@ from mxsweep.study.published import Reference
 from mxsweep.study.trained_configs import LossDifference, TrainedConfig
 from mxsweep.study.training_ranking import Pair, Ranked, TrainingStudy, study_trainings
 
+ON_ONE_SEED = " on this seed"
 MOST_PAIRS = 45  # in a table, before those of neighbours alone are shown
 RANKING_NOTE = (
     "Δ is the config's validation loss minus its baseline's, nats a token, over the same seeds (weights, data and "
-    "their order); […] is the 95 % interval of the paired t test, p is adjusted by Holm's method over the configs. A "
+    "their order); […] is the 95 % interval of the paired t test, p is adjusted by Holm's method over the configs "
+    "that share several seeds, and by itself over those that share one, of which it says nothing but of that seed. A "
     "training that diverged has no loss, and its config stands last."
 )
 PAIRS_NOTE = (
-    "p is adjusted by Holm's method over all pairs. Where three configs or more have the same seeds, the spread is "
+    "p is adjusted by Holm's method over all pairs that share several seeds, and by itself over those that share one, "
+    "of which it says nothing but of that seed. Where three configs or more have the same seeds, the spread is "
     "that of all of them, what config and seed explain taken out."
 )
 
 VERDICT_NOTE = (
     "A number is how much worse the first is than the second (of gains, how much less it gains), with its 95 % "
     "interval. One step of an ordering agrees where that interval is on the published side of 0, disagrees where it is "
-    "on the other side, and cannot be told where it holds 0. A difference agrees where ours is within what was "
-    "published, give or take 0.005 nats: models and data are others."
+    "on the other side, and cannot be told where it holds 0; nor can losses with one seed in common. A difference "
+    "agrees where ours is within what was published, give or take 0.005 nats: models and data are others."
 )
 
 
@@ -58,13 +61,15 @@ def pair_table(study: TrainingStudy) -> tuple[Table, str]:
             Cell(pair.worse.name),
             *_difference_cells(pair.difference),
             Cell(p_value(pair.p), pair.p),
-            Cell("told apart" if pair.told_apart else "not told apart"),
+            Cell(("told apart" if pair.told_apart else "not told apart") + ON_ONE_SEED * pair.difference.on_one_seed),
             Cell(_over(pair.difference)),
         ]
         for pair in shown
     ]
-    apart = sum(pair.told_apart for pair in study.pairs)
-    said = f"{apart} of {len(study.pairs)} pairs of configs can be told apart by their validation losses."
+    apart = [pair for pair in study.pairs if pair.told_apart]
+    said = f"{len(apart)} of {len(study.pairs)} pairs of configs can be told apart by their validation losses"
+    alone = sum(pair.difference.on_one_seed for pair in apart)
+    said += f", {alone} of them on one seed alone." if alone else "."
     if len(shown) < len(study.pairs):
         said += " Neighbours in the ranking:"
     return Table("", ["better", "worse", "Δ loss", "Δ loss, 95 %", "p", "are", "over"], rows, frozenset({0, 1})), said
@@ -95,6 +100,8 @@ def _cells(each: Ranked) -> list[Cell]:
     config = each.config
     speeds = [speed for row in config.rows.values() if (speed := row.number("training", "tokens_per_s")) is not None]
     verdict = ABSENT if each.p is None else "significant" if each.p < ALPHA else "not significant"
+    if each.p is not None and each.on_one_seed:
+        verdict += ON_ONE_SEED
     return [
         Cell(config.name),
         Cell(str(len(config.rows)), len(config.rows)),

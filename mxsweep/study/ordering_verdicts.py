@@ -3,7 +3,8 @@
 Two items are compared in runs that have everything else in common. One step of an ordering agrees where the 95 %
 interval of the difference is on the published side of 0, disagrees where it is on the other side, and cannot be told
 where it holds 0; for two that were published as equal, it agrees where the interval is within what counts as equal.
-An ordering disagrees if any of its steps does, and agrees if all do that this study has runs for.
+An ordering disagrees if any of its steps does, and agrees if all do that this study has runs for. Losses of which one
+seed is in common are never judged: nothing is known of what another seed would do.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from mxsweep.study.finding import format_range, run_ids, with_minus_signs
 from mxsweep.study.operand_features import BASELINE, Features, meets, operand_features, without
 from mxsweep.study.paired_tests import MeanDifference, compare_means
 from mxsweep.study.published_orderings import Item, Ordering, PublishedDifference, PublishedTrainings
-from mxsweep.study.trained_configs import SEED, TrainedConfig, as_array, loss_values
+from mxsweep.study.trained_configs import SEED, LossDifference, TrainedConfig, as_array, loss_values
 from mxsweep.study.training_ranking import Ranked, TrainingStudy
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
+ONE_SEED, OVER_OPERANDS = "one seed in common", "operands"
 MOST_STEPS = 6  # whose numbers are given
 NEAR = 0.005  # nats: published differences are of other models and data, and one study's repeat no better than this
 # Knobs that are no difference by themselves: formats, which features tell, and who computes.
@@ -166,7 +168,10 @@ def _step(
         return None
     unit = "dB" if ordering.measure != LOSS else "nats"
     sign = "of gains " if worse.item.to is not None else ""
-    return _side(measured, ordering.within if equal else None), f"{a} against {b}: {sign}{_numbers(measured)} {unit}"
+    said = f"{a} against {b}: {sign}{_numbers(measured.measured)} {unit}"
+    if measured.on_one_seed:
+        return CANNOT_TELL, f"{said}, {ONE_SEED}"
+    return _side(measured.measured, ordering.within if equal else None), said
 
 
 def _numbers(measured: MeanDifference) -> str:
@@ -184,26 +189,28 @@ def _side(measured: MeanDifference, within: float | None) -> str:
     return AGREES if -within <= low and high <= within else DISAGREES if low > within or high < -within else CANNOT_TELL
 
 
-def _measured(worse: _Found, better: _Found, ordering: Ordering, study: TrainingStudy) -> MeanDifference | None:
+def _measured(worse: _Found, better: _Found, ordering: Ordering, study: TrainingStudy) -> LossDifference | None:
     """Return how much better the second is: of losses how much lower, of gains and ratios how much higher."""
     if ordering.measure != LOSS:
         ratios = [_ratios(each.configs[0], ordering.operands) for each in (worse, better)]
         keys = [key for key in ratios[0] if key in ratios[1]]
-        return compare_means(*(np.array([each[key] for key in keys]) for each in ratios)) if keys else None
+        if not keys:
+            return None
+        return LossDifference(compare_means(*(np.array([each[key] for key in keys]) for each in ratios)), OVER_OPERANDS)
     a, b = worse.configs, better.configs
     if len(a) == len(b) == 1:
         for pair in study.pairs:  # which know the spread of all
             if {id(pair.worse), id(pair.better)} == {id(a[0]), id(b[0])}:
                 one = pair.difference.measured
                 turned = MeanDifference(one.n, -one.difference, -one.high, -one.low, one.p)
-                return MeanDifference(**vars(one)) if pair.worse is a[0] else turned
+                return LossDifference(one if pair.worse is a[0] else turned, pair.difference.over)
     found = loss_values([config.rows for config in (*a, *b)])
     if found is None or len(a) != len(b):
         return None
     values = [as_array(each, found[0][0]) for each in found[0]]
     if len(a) == 1:
-        return compare_means(-values[0], -values[1])
-    return compare_means(values[0] - values[1], values[2] - values[3])
+        return LossDifference(compare_means(-values[0], -values[1]), found[1])
+    return LossDifference(compare_means(values[0] - values[1], values[2] - values[3]), found[1])
 
 
 def _ratios(config: TrainedConfig, operands: Sequence[str]) -> dict[Hashable, float]:
@@ -232,7 +239,8 @@ def _judge_difference(one: PublishedDifference, study: TrainingStudy, features: 
     parts = []
     for each in known[:MOST_STEPS]:
         assert each.difference is not None
-        parts.append(f"{each.config.name} {_numbers(each.difference.measured)}")
+        alone = f" ({ONE_SEED})" if each.on_one_seed else ""
+        parts.append(f"{each.config.name} {_numbers(each.difference.measured)}{alone}")
     rows = [row for each in known for row in each.config.rows.values()]
     ours = f"theirs {theirs}; ours {'; '.join(parts)} nats"
     return Verdict(one.name, one.source, verdict, ours, tuple(run_ids(rows)))
@@ -241,7 +249,7 @@ def _judge_difference(one: PublishedDifference, study: TrainingStudy, features: 
 def _near(each: Ranked, one: PublishedDifference) -> str:
     assert each.difference is not None
     measured = each.difference.measured
-    if math.isnan(measured.low):
+    if math.isnan(measured.low) or each.on_one_seed:
         return CANNOT_TELL
     if measured.high < one.low - NEAR or measured.low > one.high + NEAR:
         return DISAGREES

@@ -70,7 +70,7 @@ class TrainedConfig:
 
 @dataclass(frozen=True)
 class LossDifference:
-    """Hold a difference of validation losses, nats a token.
+    """Hold a difference of validation losses, nats a token, or of what else trainings are compared by.
 
     Attributes:
         measured: its n is of seeds or of held-out sequences.
@@ -79,6 +79,11 @@ class LossDifference:
 
     measured: MeanDifference
     over: str
+
+    @property
+    def on_one_seed(self) -> bool:
+        """Return whether one seed alone is in common, so that the spread of seeds is not in the interval."""
+        return self.over == OVER_SEQUENCES
 
 
 def has_trainings(group: Group) -> bool:

@@ -40,7 +40,8 @@ class Ranked:
 
     Attributes:
         difference: of its validation loss from the baseline's; None without a baseline, or where all diverged.
-        p: adjusted by Holm's method over the configs that were compared with the baseline.
+        p: adjusted by Holm's method over the configs that were compared with the baseline over seeds, or over those of
+            one seed in common.
         speed: tokens a second, divided by the baseline's, the mean over seeds; None where not known.
     """
 
@@ -49,10 +50,15 @@ class Ranked:
     p: float | None = None
     speed: float | None = None
 
+    @property
+    def on_one_seed(self) -> bool:
+        """Return whether it has one seed alone in common with the baseline."""
+        return self.difference is not None and self.difference.on_one_seed
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold two configs compared: `worse` has the higher mean loss; `p` is adjusted over all pairs."""
+    """Hold two configs compared: `worse` has the higher mean loss; `p` is adjusted over all pairs alike in `over`."""
 
     worse: TrainedConfig
     better: TrainedConfig
@@ -61,7 +67,7 @@ class Pair:
 
     @property
     def told_apart(self) -> bool:
-        """Return whether the two differ by more than chance."""
+        """Return whether the two differ by more than chance; with one seed in common, on that seed."""
         return self.p < ALPHA
 
 
@@ -112,7 +118,10 @@ def describe_trainings(study: TrainingStudy) -> list[Finding]:
     equal = [each for each in compared if each.p is not None and each.p >= ALPHA]
     for verdict, alike in (("worse by more than chance than", worse), ("not to be told from", equal)):
         if alike:
-            parts = [f"{each.config.name} ({format_difference(each.difference)})" for each in alike]
+            parts = [
+                f"{each.config.name} ({format_difference(each.difference)}{', on one seed' * each.on_one_seed})"
+                for each in alike
+            ]
             text = (
                 f"{len(alike)} of {len(compared)} trained configs {'is' if len(alike) == 1 else 'are'} {verdict} the "
                 f"baseline, by validation loss in nats a token: {'; '.join(parts)}."
@@ -137,10 +146,9 @@ def _lost(each: Ranked) -> float:
 
 def _ranked(configs: Sequence[TrainedConfig]) -> list[Ranked]:
     differences = [compare_configs(one.rows, one.baseline) if one.baseline else None for one in configs]
-    tests = [math.nan if one is None else one.measured.p for one in differences]
     ranked = [
         Ranked(config, difference, None if math.isnan(p) else p, _speed(config))
-        for config, difference, p in zip(configs, differences, holm(tests), strict=True)
+        for config, difference, p in zip(configs, differences, _adjusted(differences), strict=True)
     ]
 
     def place(each: Ranked) -> tuple[int, float, float]:
@@ -149,6 +157,15 @@ def _ranked(configs: Sequence[TrainedConfig]) -> list[Ranked]:
         return int(share > 0), share, math.inf if math.isnan(lost) else lost
 
     return sorted(ranked, key=place)
+
+
+def _adjusted(differences: Sequence[LossDifference | None]) -> list[float]:
+    """Return p values adjusted by Holm's method, those over seeds and those of one seed each among themselves."""
+    families = [
+        holm([one.measured.p if one is not None and one.over == over else math.nan for one in differences])
+        for over in (OVER_SEEDS, OVER_SEQUENCES)
+    ]
+    return [b if math.isnan(a) else a for a, b in zip(*families, strict=True)]
 
 
 def _speed(config: TrainedConfig) -> float | None:
@@ -176,7 +193,7 @@ def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
             difference = LossDifference(compare_means_given(as_array(x, x), as_array(y, x), residual), OVER_SEEDS)
         if not math.isnan(difference.measured.p):
             found.append((a, b, difference))
-    adjusted = holm([difference.measured.p for _, _, difference in found])
+    adjusted = _adjusted([difference for _, _, difference in found])
     pairs = []
     for (a, b, difference), p in zip(found, adjusted, strict=True):
         if difference.measured.difference < 0:

@@ -120,6 +120,22 @@ def test_tables_rank_configs_and_say_which_can_be_told_apart(tmp_path: Path) -> 
     assert len(pairs.rows) == 3 and said.startswith("3 of 3 pairs of configs can be told apart")
 
 
+def test_a_config_of_one_seed_looks_no_surer_than_others(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    put_training(tmp_path / "alone", 1, cost=0.05, format="mxfp4", block_size=64)
+    study = studied(tmp_path).training
+    assert study is not None
+    table = ranking_table(study)
+    verdicts = {row[0]: row[table.columns.index("is")] for row in table.texts}
+    assert verdicts["block_size=64"] == "significant on this seed" and "seed" not in verdicts["block_size=16"]
+    assert "on one seed alone" in pair_table(study)[1]
+    figure = figures(tmp_path)["training_ranking"]
+    points = figure.page_spec()["datasets"]["points"]
+    assert [point["config"] for point in points if point.get("hollow")] == ["block_size=64"]
+    assert "Hollow: one seed in common" in figure.caption
+    altair.Chart.from_dict(figure.page_spec())
+
+
 def test_every_output_has_the_ranking(tmp_path: Path) -> None:
     put_sweep(tmp_path)
     (tmp_path / "b16s1" / "curves.parquet").write_bytes(b"no parquet")

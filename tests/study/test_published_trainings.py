@@ -100,6 +100,18 @@ def test_what_diverged_is_worse_than_what_did_not(tmp_path: Path) -> None:
     assert found.verdict == AGREES and "ceil diverged, floor did not" in found.ours
 
 
+def test_losses_with_one_seed_in_common_are_not_judged(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    put_scales(runs, floor=0.03)
+    put_config(runs, "ceil", identity(E2M1 + SCALES["ceil"]), (0.02,), scale_rounding="ceil")
+    difference = "differences: [{name: d, source: s, is: {'*.scale_rounding': ceil}, nats: 0.02}]"
+    order, gap = judged(runs, written(tmp_path, ORDER + difference))
+    assert order.verdict == gap.verdict == CANNOT_TELL
+    step = next(text for text in order.ours.split("; ") if text.startswith("ceil against floor"))
+    assert step.startswith("ceil against floor: −0.0") and step.endswith(" nats, one seed in common")
+    assert "+0.0200" in gap.ours and "(one seed in common)" in gap.ours
+
+
 def test_runs_that_differ_elsewhere_are_not_compared(tmp_path: Path) -> None:
     put_scales(tmp_path / "runs", ceil=0.03, even=0.0005)
     put_config(tmp_path / "runs", "b16", identity("fp4_e2m1-b16-e8m0"), (0.05, 0.05, 0.05), block_size=16)

@@ -50,7 +50,8 @@ def test_over_seeds_the_interval_is_that_of_the_paired_t_test(tmp_path: Path) ->
     assert difference.measured.difference == pytest.approx(0.022)
     half = t_quantile(2) * np.std(COSTS[16], ddof=1) / math.sqrt(3)
     assert difference.measured.high - difference.measured.low == pytest.approx(2 * half)
-    assert named(study, "block_size=16").speed == 0.5 and study.notes == []
+    assert named(study, "block_size=16").speed == 0.5
+    assert study.notes == []
 
 
 def test_pairs_use_the_spread_of_all_that_have_the_same_seeds(tmp_path: Path) -> None:
@@ -88,7 +89,19 @@ def test_with_one_seed_held_out_sequences_are_paired_and_that_is_said(tmp_path: 
     difference = named(study, "block_size=32").difference
     assert difference is not None and difference.over == OVER_SEQUENCES and difference.measured.n == SEQUENCES
     assert difference.measured.difference == pytest.approx(0.028)
-    assert study.notes == [ONE_SEED]
+    assert study.notes[0] == ONE_SEED
+
+
+def test_p_of_one_seed_is_adjusted_by_itself(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    before = {each.config.name: each.p for each in training(tmp_path).ranked}
+    put_training(tmp_path / "b64s1", 1, cost=0.05, format="mxfp4", block_size=64)
+    study = training(tmp_path)
+    alone = named(study, "block_size=64")
+    assert alone.on_one_seed and alone.difference is not None and alone.p == alone.difference.measured.p
+    assert {each.config.name: each.p for each in study.ranked if each is not alone} == before
+    (text,) = [one.text for one in studied(tmp_path).findings if "worse by more than chance" in one.text]
+    assert text.count(", on one seed)") == 1
 
 
 def test_a_seed_without_its_baseline_is_not_compared(tmp_path: Path) -> None:

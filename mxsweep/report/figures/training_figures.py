@@ -37,8 +37,13 @@ def _ranking(study: TrainingStudy, title: str, slug: str) -> Figure | None:
         datum["text"] = format_difference(each.difference)
         if not math.isnan(one.low):
             datum |= {"low": one.low, "high": one.high}
-        data.append(datum)
+        data.append(datum | ({"hollow": True} if each.on_one_seed else {}))
     caption = "Validation loss minus the baseline's with its 95 % interval, the best config first."
+    if any("hollow" in datum for datum in data):
+        caption += (
+            " Hollow: one seed in common with the baseline, so that the interval is over held-out sequences, and "
+            "another seed may move the config out of it."
+        )
     return _dots(
         "training_ranking", "Ranking of configs", caption, "loss minus the baseline's, nats a token", data, title, slug
     )
@@ -89,6 +94,10 @@ def _dots(
             "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": COLOURS[2]},
             "encoding": {"y": y, "x": x, "tooltip": tooltip({"config": "config", "text": axis})},
         }
+        if any("hollow" in datum for datum in data):
+            points["mark"] |= {"stroke": COLOURS[2], "strokeWidth": 2}
+            hollow = {"test": "isValid(datum.hollow)", "value": 0}
+            points["encoding"]["fillOpacity"] = {"condition": hollow, "value": 1}
         base: Spec = {
             "data": {"values": [{"at": rule}]},
             "mark": {"type": "rule", "color": ink, "strokeDash": [5, 3]},
