@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mxsweep.results.groups import Group, Results
+from mxsweep.results.rows import label
 from mxsweep.results.trainings import unread_files
 from mxsweep.study.comparison import ALPHA
 from mxsweep.study.finding import Finding, format_runs, run_ids
@@ -17,6 +18,7 @@ from mxsweep.study.paired_tests import Residual, compare_means_given, holm, resi
 from mxsweep.study.trained_configs import (
     OVER_SEEDS,
     OVER_SEQUENCES,
+    RECIPE,
     SEED,
     LossDifference,
     TrainedConfig,
@@ -224,7 +226,20 @@ def _notes(ranked: Sequence[Ranked], pairs: Sequence[Pair]) -> list[str]:
     overs = {each.difference.over for each in ranked if each.difference} | {pair.difference.over for pair in pairs}
     notes = [ONE_SEED] if OVER_SEQUENCES in overs else []
     alone = [each.config.name for each in ranked if not each.config.is_baseline and not each.config.baseline]
+    if shared := _shared_recipe([each.config for each in ranked if not each.config.is_baseline]):
+        notes.append(f"Same in every quantized run: {shared}.")
     if alone:
         named = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         notes.append(f"Without a baseline of the same {SEED}: {named}.")
     return notes
+
+
+def _shared_recipe(configs: Sequence[TrainedConfig]) -> str:
+    """Return the recipe, else the format, that all have and none is named by; nothing where there is no such."""
+    knobs = [row.knobs for config in configs for row in config.rows.values()]
+    for name in (RECIPE, "format"):
+        texts = {label(each[name]) if name in each else "" for each in knobs}
+        if len(texts) == 1 and (text := texts.pop()):
+            named = any({text, f"{name}={text}"} & set(config.name.split()) for config in configs)
+            return "" if named else f"{name}={text}"
+    return ""

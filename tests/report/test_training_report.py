@@ -144,6 +144,7 @@ def test_every_output_has_the_ranking(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for output in (text, markdown, page):
         assert "What training in these formats costs" in output and "block_size=16" in output
+        assert "Same in every quantized run: format=mxfp4." in output
     assert "id_b16s1: curves.parquet is damaged" in markdown and "id_b16s1: curves.parquet is damaged" in page
     assert 'id="group-1-training"' in page and 'data-figure="training_curves"' in page
     assert (tmp_path / "training_curves.png").read_bytes().startswith(b"\x89PNG")

@@ -51,7 +51,7 @@ def test_over_seeds_the_interval_is_that_of_the_paired_t_test(tmp_path: Path) ->
     half = t_quantile(2) * np.std(COSTS[16], ddof=1) / math.sqrt(3)
     assert difference.measured.high - difference.measured.low == pytest.approx(2 * half)
     assert named(study, "block_size=16").speed == 0.5
-    assert study.notes == []
+    assert study.notes == ["Same in every quantized run: format=mxfp4."]
 
 
 def test_pairs_use_the_spread_of_all_that_have_the_same_seeds(tmp_path: Path) -> None:
@@ -102,6 +102,16 @@ def test_p_of_one_seed_is_adjusted_by_itself(tmp_path: Path) -> None:
     assert {each.config.name: each.p for each in study.ranked if each is not alone} == before
     (text,) = [one.text for one in studied(tmp_path).findings if "worse by more than chance" in one.text]
     assert text.count(", on one seed)") == 1
+
+
+@pytest.mark.parametrize("blocks", [(16,), (16, 32)])
+def test_the_recipe_that_all_share_is_said_where_no_name_has_it(tmp_path: Path, blocks: tuple[int, ...]) -> None:
+    put_training(tmp_path / "base", 1)
+    knobs = {"recipe": {"name": "mxfp4"}, "train": {"method": "from_scratch"}}
+    for block in blocks:
+        put_training(tmp_path / str(block), 1, cost=0.01 * block, format="mxfp4", block_size=block, **knobs)
+    said = "Same in every quantized run: recipe=mxfp4." in training(tmp_path).notes
+    assert said == (not any("mxfp4" in each.config.name for each in training(tmp_path).ranked))
 
 
 def test_a_seed_without_its_baseline_is_not_compared(tmp_path: Path) -> None:
