@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from mxsweep.forward.losses import mean_of_sums
 from mxsweep.terminal.progress_callback import TRAINING, Progress
@@ -120,11 +121,15 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
 
 @dataclass
 class _Running:
-    """Hold what changes while a model is trained, and is saved."""
+    """Hold what changes while a model is trained, and is saved.
+
+    Attributes:
+        model: not as the team wrapped it: DDP puts a prefix before every name, and states are to have one set of names.
+    """
 
     job: TrainingJob
     team: Team
-    model: nn.Module
+    model: PreTrainedModel
     optimizers: Sequence[Optimizer]
     passes: Passes
     curve: Curve
@@ -134,14 +139,14 @@ class _Running:
     @classmethod
     def begin(cls, initial: InitialModel, job: TrainingJob, team: Team, step: Step) -> _Running:
         kinds = kinds_of(initial.model)
-        model = team.wrap(initial.model)
-        model.train()
-        optimizers = make_optimizers(model, kinds, job.train)
+        wrapped = team.wrap(initial.model)
+        wrapped.train()
+        optimizers = make_optimizers(wrapped, kinds, job.train)
         if job.train.compile:
-            model.compile()
+            wrapped.compile()
         curve = Curve([], job.train.batch * job.train.length, team.device)
-        passes = Passes(model, initial.model, job.train, team, step)
-        return cls(job, team, model, optimizers, passes, curve, [], list(initial.warnings))
+        passes = Passes(wrapped, initial.model, job.train, team, step)
+        return cls(job, team, initial.model, optimizers, passes, curve, [], list(initial.warnings))
 
     def resume(self, folder: Path) -> tuple[int, int | None]:
         """Take up the newest state that was saved; return the steps that are done, and None where there is none."""

@@ -47,6 +47,10 @@ def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(shared.model.state_dict()[name], tensor, atol=2e-3, rtol=0)
     assert (tmp_path / "shared" / "model" / "model.safetensors").exists()
+    gone_on = train_alone(training_job(recipe(), **options), tmp_path / "shared", progress)  # from what two have saved
+    assert gone_on.summary["resumed_from"] == 3
+    for name, tensor in gone_on.model.state_dict().items():
+        assert torch.equal(shared.model.state_dict()[name], tensor)
 
 
 def test_what_a_user_can_mend_is_said_by_the_process_that_waits(tmp_path: Path) -> None:
