@@ -34,6 +34,11 @@ def trains(values: Values) -> bool:
     return values.get("train.method", "none") != "none"
 
 
+def decays_at_the_end(values: Values) -> bool:
+    """Return whether the learning rate of a training falls in its last steps alone."""
+    return trains(values) and values.get("train.schedule") == "wsd"
+
+
 def quantizes_weights(values: Values) -> bool:
     """Return whether some weight gets a format."""
     return values.get("format.weight") != "none" or any(_of_modules(values, "weight"))

@@ -156,7 +156,7 @@ def train_entries(config: RunParts) -> Entries:
     train = {
         knob.path.removeprefix("train."): values[knob.path]
         for knob in knobs.leaves("train")
-        if knob.scope is Scope.BASELINE and knob.path in values
+        if knob.scope is Scope.BASELINE and knob.path in values and knob.effect(values)
     }
     train |= {"tokens": None, "steps": config.train.total_steps}
     return {"train": {**train, "corpus": corpus_identity(config.corpus), "version": TRAINING_VERSION}}

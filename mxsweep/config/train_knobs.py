@@ -192,9 +192,16 @@ TRAINING = (
         Choice(words=("wsd", "cosine", "linear", "constant")),
     ),
     _train("train.warmup", "share of the steps in which the learning rate rises", SHARE),
-    _train("train.decay", "of wsd: share of the steps, the last ones, in which it falls", SHARE),
+    _train(
+        "train.decay",
+        "of wsd: share of the steps, the last ones, in which it falls",
+        SHARE,
+        effect=effects.decays_at_the_end,
+    ),
     _train("train.final_lr", "where the learning rate ends, as a share of the highest", SHARE),
-    _train("train.betas", "of the optimizer", Checked("two numbers from 0 to below 1", check_betas)),
+    _train(
+        "train.betas", "of AdamW; Muon has torch's own momentum", Checked("two numbers from 0 to below 1", check_betas)
+    ),
     _train("train.weight_decay", "of matrices", Number("0 or more")),
     _train(
         "train.clip",

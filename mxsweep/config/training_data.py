@@ -9,16 +9,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
+from mxsweep.files.text_files import unpacked_suffix
 from mxsweep.terminal.errors import ConfigError
 
-ROWS = ".jsonl"
-PACKED = (".xz", ".gz")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
 
 
@@ -56,8 +56,7 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
         return {"source": config.source}
     path = expanded("corpus.path", config.path or "")
     if config.source == "text":
-        what: dict[str, Any] = {"file": _digests("corpus.path", [path])[0]}
-        what |= {"field": config.field} if _has_rows(path) else {}
+        what = _text_identity("corpus.path", path, config.field)
     else:
         files = _files(path)
         names = [file.relative_to(path).as_posix() if path.is_dir() else file.suffix for file in files]
@@ -65,10 +64,15 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
         what |= {} if files else {"name": config.path}
         what |= {"configuration": config.name, "split": config.split, "field": config.field}
     if config.heldout is not None:
-        heldout: Any = _digests("corpus.heldout", [expanded("corpus.heldout", config.heldout)])[0]
+        heldout: Any = _text_identity("corpus.heldout", expanded("corpus.heldout", config.heldout), config.field)
     else:
         heldout = config.heldout_share
     return {"source": config.source, **what, "heldout": heldout}
+
+
+def _text_identity(knob: str, path: Path, field: str) -> dict[str, Any]:
+    """Return what decides the text of a file: its content, and of rows the field."""
+    return {"file": _digests(knob, [path])[0]} | ({"field": field} if unpacked_suffix(path) == ROWS else {})
 
 
 def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
@@ -126,15 +130,10 @@ def _check_file(knob: str, name: str, field: str) -> None:
     path = expanded(knob, name)
     if not is_file(path):
         raise ConfigError(f"{knob}: {name!r} is not a file; give a UTF-8 text (also .xz, .gz), or {ROWS}")
-    if path.suffix.lower() == ROWS:
+    if unpacked_suffix(path) == ROWS:
         check_rows(name, field, first_only=True, knob=knob)
     elif not path.stat().st_size:
         raise ConfigError(f"{knob}: {name!r} is empty; give a UTF-8 text")
-
-
-def _has_rows(path: Path) -> bool:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED]
-    return suffixes[-1:] == [ROWS]
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from mxsweep.results.rows import Row, label
 BASELINE = "baseline"  # a feature that is "true" of a run that quantizes nothing
 FIELDS = (*(field.name for field in dataclasses.fields(MXFormat)), "prescale", "four_over_six")
 TRAIN = "train"  # how the model was trained: from_scratch, finetune
-OTHERS = ("backward", "signs", TRAIN, BASELINE)
+OTHERS = ("backward", "signs", "keep_high", TRAIN, BASELINE)
 Features = Mapping[str, str]
 Conditions = Mapping[str, Any]  # patterns over names of features to a value, or a list of those allowed
 
@@ -62,6 +62,7 @@ def is_pattern(pattern: str) -> bool:
 def _features(training: Mapping[str, Any]) -> Features:
     _, *products = training["layers"][0]  # of all linear layers; those that patterns name come after
     features = {"backward": label(training["backward"]), "signs": label(training["signs"]), BASELINE: "false"}
+    features["keep_high"] = label(training["kept"])
     for (product, operands), (first, second, hadamard) in zip(PRODUCTS.items(), products, strict=True):
         features[f"{product}.hadamard"] = label(hadamard)
         for operand, text in zip(operands, (first, second), strict=True):

@@ -103,7 +103,7 @@ def _judge_ordering(ordering: Ordering, study: TrainingStudy, features: Mapping[
         pairs = [(a, b, False) for worse, better in itertools.pairwise(there) for a in worse for b in better]
         pairs += [(a, b, True) for level in there for a, b in itertools.combinations(level, 2)]
         for a, b, equal in pairs:
-            if a.rest is None and b.rest is None:
+            if not _go_together(a, b):
                 continue
             step = _step(a, b, equal, ordering, study)
             if step is not None:
@@ -121,6 +121,17 @@ def _judge_ordering(ordering: Ordering, study: TrainingStudy, features: Mapping[
     told += [text for verdict_of, text in steps if verdict_of != verdict]
     ours = "; ".join(told[:MOST_STEPS]) + (f"; and {len(told) - MOST_STEPS} more" if len(told) > MOST_STEPS else "")
     return Verdict(ordering.name, ordering.source, verdict, ours, tuple(run_ids(rows)))
+
+
+def _go_together(a: _Found, b: _Found) -> bool:
+    """Return whether two can be compared: no two baselines, and a baseline only with configs whose own it is."""
+    if a.rest is not None and b.rest is not None:
+        return True
+    if a.rest is None and b.rest is None:
+        return False
+    baseline, other = (a, b) if a.rest is None else (b, a)
+    own = [id(row) for config in other.configs for row in config.baseline.values()]
+    return any(id(row) in own for row in baseline.configs[0].rows.values())
 
 
 def _find(item: Item, ordering: Ordering, study: TrainingStudy, features: Mapping[int, Features]) -> Iterator[_Found]:

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from mxsweep.results.groups import Group, distinguishing_knobs
+from mxsweep.results.identity import is_own_baseline
 from mxsweep.results.metrics import LOSS
 from mxsweep.results.outcomes import read_outcomes
 from mxsweep.results.rows import Row, label
@@ -144,8 +145,7 @@ def _text(row: Row, name: str) -> str:
 
 def _own(group: Group, row: Row) -> Row | None:
     baseline = group.baseline_for(row)
-    same = baseline is not None and baseline.knobs.get(SEED) == row.knobs.get(SEED)
-    return baseline if same else None
+    return baseline if baseline is not None and is_own_baseline(baseline, row) else None
 
 
 def finite_losses(rows: Mapping[Hashable, Row]) -> dict[Hashable, float]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
     with training_layers(initial.model, job.recipe, step):
         running = _Running.begin(initial, job, team, step)
         done, resumed_from = running.resume(folder)
+        step.number = done  # whose numbers a validation draws where no step is left to take
         curve, roles, passes = running.curve, running.roles, running.passes
         progress(done, total, TRAINING)
 
@@ -79,6 +81,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
             step.number = done + 1
             is_last = step.number == total
             if _is_due(train.measure_every, step.number) or is_last:
+                curve.fetch()  # so that its time is that of this step alone
                 step.observer = RoleObserver(arithmetic=job.recipe.arithmetic)
 
             rate = learning_rate(train, step.number)
@@ -100,7 +103,7 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
                 curve.start_clock()
             if _is_due(train.checkpoint_every, done) or is_last:
                 curve.fetch()
-                if curve.diverged_at is None:  # else the state before is the one to look at
+                if curve.diverged_at is None:  # else there is nothing to go on from
                     running.save(folder, done)
                 curve.start_clock()
             progress(done, total, TRAINING)
@@ -109,6 +112,8 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
         log_likelihoods = passes.log_likelihoods(corpus.heldout)
         weights = {name: team.whole(tensor.detach()) for name, tensor in initial.model.state_dict().items()}
     validation_loss, stderr = _mean_loss(-log_likelihoods, train.length)
+    if not math.isfinite(validation_loss) and curve.diverged_at is None:  # of weights that the last step spoilt
+        curve.diverged_at = done
     if curve.diverged_at is not None:
         running.warnings.append(f"the training diverged at step {curve.diverged_at} of {total} and ended there")
         validation_loss, stderr = math.nan, math.nan
@@ -175,7 +180,8 @@ class _Running:
         return {
             "steps": curve.rows[-1]["step"],
             "tokens": tokens,
-            "tokens_per_s": tokens / seconds,
+            # The median: steps that are measured, and those in which kernels are built, take many times as long.
+            "tokens_per_s": statistics.median(row["tokens_per_s"] for row in curve.rows),
             "seconds": seconds,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "loss": curve.loss if curve.diverged_at is None else math.nan,

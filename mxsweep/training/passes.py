@@ -71,6 +71,8 @@ class Passes:
                 self._refuse_to_shrink(error)
             # Outside of the handler, whose error holds on to tensors.
             self._running.zero_grad(set_to_none=True)
+            if self._step.observer is not None:
+                self._step.observer.forget()
             torch.cuda.empty_cache()
             self.micro_batch = _divisor(self._batch, self.micro_batch // 2)
             log.warning("train.micro_batch: GPU memory ran out; now %d sequences at a time", self.micro_batch)

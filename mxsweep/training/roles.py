@@ -62,6 +62,10 @@ class RoleObserver:
         self._arithmetic = arithmetic
         self._sums: dict[tuple[str, str], _Sums] = {}
 
+    def forget(self) -> None:
+        """Forget what was measured, as of a pass that is taken anew."""
+        self._sums.clear()
+
     @torch.no_grad()
     def operand(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -79,3 +80,5 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         tokenizer.save_pretrained(unfinished)
 
     write_folder_atomically(folder, write)
+    for unfinished in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -364,9 +364,9 @@ def test_documents_are_read_until_there_are_enough(
     stored: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    text = mxsweep.calibrate.documents._ColumnTexts._text
+    text = mxsweep.calibrate.documents.ColumnTexts._text
     monkeypatch.setattr(
-        mxsweep.calibrate.documents._ColumnTexts,
+        mxsweep.calibrate.documents.ColumnTexts,
         "_text",
         lambda self, document: read.append(document) or text(self, document),
     )

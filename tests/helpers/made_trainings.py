@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.made_runs import put
+from mxsweep.files.digests import json_digest
 
 SEQUENCES, LENGTH, STEPS, BATCH_TOKENS = 40, 64, 20, 1024
 OPERANDS = {"dgrad.grad": "fp4_e2m1-b32-e8m0", "fprop.weight": "fp4_e2m1-b32-e8m0", "dW": ""}
@@ -48,7 +49,8 @@ def put_training(
     metrics = {"validation": {"loss": loss, "loss_stderr": 0.3 / SEQUENCES**0.5}}
     record: dict[str, Any] = {"training": training, "n_effective": {"validation": SEQUENCES}}
     record |= {"timing": {}, "examples_per_sec": None}
-    record["identity"] = {"model": {}, "quantized": None, **(identity or {})}
+    record["identity"] = {"model": {}, "seed": seed, "quantized": None, **(identity or {})}
+    record["config_hash"] = json_digest(record["identity"])
     record |= {"config": recorded} if recorded else {}
     put(
         folder,

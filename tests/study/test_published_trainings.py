@@ -38,7 +38,11 @@ def identity(*operands: str | None, hadamard: tuple[int, int, int] = (0, 0, 0)) 
     """An identity in which the six operands are these, or all the one."""
     six = operands if len(operands) == 6 else operands * 6
     layers = ["", *([*six[2 * i : 2 * i + 2], hadamard[i]] for i in range(3))]
-    return {"quantized": {"training": {"layers": [layers], "backward": "high_precision", "signs": "fixed"}}}
+    return {
+        "quantized": {
+            "training": {"layers": [layers], "backward": "high_precision", "signs": "fixed", "kept": ["lm_head"]}
+        }
+    }
 
 
 def put_config(top: Path, name: str, operands: dict[str, Any] | None, costs: tuple[float, ...], **knobs: Any) -> None:

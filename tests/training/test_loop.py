@@ -18,6 +18,8 @@ from helpers.training_jobs import training_job
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mxsweep.training.curve as curve_module
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
 from mxsweep.training.curve import Curve
@@ -166,3 +168,13 @@ def test_a_model_is_finetuned_and_the_embedded_one_stays_as_it_was(tmp_path: Pat
     assert losses(first.curve)[0] < 5  # it knows stories
     with pytest.raises(ConfigError, match=r"train.length: 512 is longer than 'embedded' takes"):
         train_alone(training_job(init={"source": "model"}, length=512), tmp_path / "c", silent)
+
+
+def test_a_training_that_had_taken_its_last_step_ends_with_the_same_validation(tmp_path: Path) -> None:
+    drawn = OperandFormat(MXFormat("fp4_e2m1", 16, rounding="stochastic"))
+    recipe = TrainingRecipe(LayerFormats(fprop=ProductFormats(drawn, drawn)), arithmetic="exact")
+    first = train_alone(training_job(recipe, steps=2), tmp_path, silent)
+    again = train_alone(training_job(recipe, steps=2), tmp_path, silent)
+    assert again.summary["resumed_from"] == 2
+    assert again.validation == first.validation
+    assert again.summary["validation_loss"] == first.summary["validation_loss"]
