@@ -9,7 +9,7 @@ what ``matmuls`` says of roundings, and of operands that stay as they are, holds
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mxsweep.config.format_config import (
 )
 from mxsweep.config.option_files import option_names
 from mxsweep.config.value_types import Flag, Number, as_names
+from mxsweep.formats.element import parse_element
 from mxsweep.formats.mxformat import BlockSize, MXFormat
 from mxsweep.formats.training import OPERANDS, PRODUCTS, LayerFormats, OperandFormat, ProductFormats
 from mxsweep.terminal.errors import ConfigError
@@ -64,8 +65,16 @@ class Operand:
     prescale: float = 1.0
     four_over_six: bool = False
 
-    def made(self, name: str) -> OperandFormat | None:
-        """Return the format; None where the operand stays as it is. Raises ConfigError, which calls it ``name``."""
+    def made(self, name: str, own: Collection[str] = (), own_name: str = "") -> OperandFormat | None:
+        """Return the format; None where the operand stays as it is.
+
+        Args:
+            name: of the element, for messages.
+            own: the fields that were set for the operand alone, and ``own_name`` what they stand below.
+
+        Raises:
+            ConfigError: values that do not go together.
+        """
         if self.element == AS_IT_IS:
             return None
         fields = asdict(self)
@@ -73,10 +82,13 @@ class Operand:
         try:
             fmt = MXFormat(**fields)
         except ValueError as error:
-            raise ConfigError(_explain(name, self.element, str(error))) from None
+            message = _explain(name, self.element, str(error))
+            field_name = message.partition(":")[0]
+            raise ConfigError(f"{own_name}.{message}" if field_name in own else message) from None
         if four_over_six and fmt.scale_format.is_power_of_two:
             raise ConfigError(
-                f"{name}.four_over_six: true does not go with {fmt}; allowed: a scale that is no power of two, as e4m3"
+                f"{own_name or name}.four_over_six: true does not go with {fmt}; allowed: a scale that is no power of "
+                "two, as e4m3"
             )
         return OperandFormat(fmt, prescale, four_over_six)
 
@@ -177,10 +189,22 @@ def _own(
         FIELDS[key](f"{name}.{key}", given)
     fields = dict(value)
     if "element" in fields:
-        fields["element"] = element_name(fields["element"])
+        fields["element"] = _element_of_mapping(name, fields["element"])
     if isinstance(fields.get("block_size"), list):
         fields["block_size"] = tuple(fields["block_size"])
     return fields
+
+
+def _element_of_mapping(name: str, value: Any) -> str:
+    """Return the element that a mapping names. Raises ConfigError for anything else, as the name of a format."""
+    element = element_name(value)
+    if element != AS_IT_IS:
+        try:
+            parse_element(element)
+        except ValueError as error:
+            allowed = str(error).partition("allowed: ")[2]
+            raise ConfigError(f"{name}.element: {value!r} is not an element; allowed: none, {allowed}") from None
+    return element
 
 
 def _of_any_format(fields: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +226,9 @@ def _layer(
     for operand, plain in operands.items():
         kind = "weight" if operand == WEIGHT else "activation"
         inherits = "element" not in own[operand]
-        made[operand] = plain.made(f"{format_name}.{kind}" if inherits and operand in base else f"{name}.{operand}")
+        own_name = f"{name}.{operand}"
+        of_format = inherits and operand in base
+        made[operand] = plain.made(f"{format_name}.{kind}" if of_format else own_name, own[operand], own_name)
     products = {}
     for product, sides in PRODUCTS.items():
         first, second = (made[f"{product}.{side}"] for side in sides)

@@ -56,7 +56,7 @@ def _check_length_of_training(config: RunParts) -> None:
         )
     if train.batch % train.processes:
         raise ConfigError(
-            f"train.processes: {train.processes} cannot share train.batch={train.batch} ; allowed: a divisor of it"
+            f"train.processes: {train.processes} cannot share train.batch={train.batch}; allowed: a divisor of it"
         )
 
 
@@ -67,7 +67,7 @@ def _check_device(config: RunParts) -> None:
             f"model.device_map: {model.device_map!r} does not go with train={config.train.method}, which trains a "
             "model on one device, or on several with train.processes; allowed: null"
         )
-    if config.train.processes > 1 and model.device.startswith("cuda:"):
+    if config.train.processes > 1 and (model.device == "mps" or model.device.startswith("cuda:")):
         raise ConfigError(
             f"model.device: {model.device!r} is one GPU, and train.processes={config.train.processes} take one each; "
             "allowed: auto, cuda"

@@ -137,10 +137,15 @@ def _check_file(knob: str, name: str, field: str) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a data set that is here; none of one on the hub."""
+    """Return the files of a data set that is here; none of one on the hub. Raises ConfigError."""
     if path.is_file():
         return [path]
-    below = sorted(file for file in path.rglob("*") if file.is_file()) if is_folder(path) else []
+    try:
+        below = sorted(file for file in path.rglob("*") if file.is_file()) if is_folder(path) else []
+    except OSError as error:
+        raise ConfigError(
+            f"corpus.path: {str(path)!r} cannot be read: {error.filename}: {error.strerror or error}"
+        ) from None
     return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 

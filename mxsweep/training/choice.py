@@ -33,7 +33,8 @@ def find_trained(model: PreTrainedModel, recipe: TrainingRecipe) -> list[Trained
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` or an entry of ``recipe.keep_high`` that matches nothing, a module
-            that is to be quantized and cannot be, or a model without linear layers in its decoder blocks.
+            that is to be quantized and cannot be, a model without linear layers in its decoder blocks, or formats that
+            are left with nothing to quantize.
     """
     operands = find_operands(model)
     check_patterns(model, [(pattern, not formats.is_plain) for pattern, formats in recipe.modules], operands)
@@ -54,6 +55,11 @@ def find_trained(model: PreTrainedModel, recipe: TrainingRecipe) -> list[Trained
         raise ConfigError(
             f"matmuls: {type(model).__name__} has no linear layers in its decoder blocks that could be quantized; "
             "allowed: none"
+        )
+    if not trained and not recipe.is_plain:
+        raise ConfigError(
+            f"matmuls.keep_high: with [{', '.join(recipe.keep_high)}] and modules nothing of {type(model).__name__} is "
+            "quantized; allowed: what leaves something to quantize, or recipe=bf16"
         )
     return trained
 

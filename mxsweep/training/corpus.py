@@ -51,7 +51,8 @@ def load_corpus(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, progress: 
     """Return the corpus of a training in tokens.
 
     Raises:
-        ConfigError: it cannot be read, or is too short for one sequence to train on and one held out.
+        ConfigError: it cannot be read, is too short for one sequence to train on and one held out, or what is held out
+            is what is trained on.
     """
     length, config = job.train.length, job.corpus
     tokens = tokens_of(_texts(config, job.train), tokenizer, progress)
@@ -61,6 +62,11 @@ def load_corpus(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, progress: 
     elif config.heldout is not None:
         texts = file_texts("corpus.heldout", config.heldout, config.field)
         heldout, origin = tokens_of(texts, tokenizer, progress), "corpus.heldout"
+        if np.array_equal(heldout, tokens):  # packed otherwise, or in rows
+            raise ConfigError(
+                f"corpus.heldout: {config.heldout!r} holds the same text as corpus.path; allowed: a text that is not "
+                "trained on"
+            )
     else:
         kept = len(tokens) - round(config.heldout_share * len(tokens))
         heldout, tokens, origin = tokens[kept:], tokens[:kept], f"corpus.heldout_share={config.heldout_share:g}"

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def train_together(job: TrainingJob, folder: Path, progress: Progress) -> dict[s
             if (place / ERROR).exists():
                 raise ConfigError((place / ERROR).read_text(encoding="utf-8"))
             if launcher.returncode or not (place / OUTCOME).exists():
-                raise RuntimeError(f"a process that trained the model died:\n{_last_lines(place / LOG)}")
+                raise RuntimeError(f"a process that trained the model died: {_last_lines(place / LOG)}")
             outcome: dict[str, Any] = pickle.loads((place / OUTCOME).read_bytes())  # which our own process wrote
             return outcome
         finally:
@@ -76,6 +77,7 @@ def report_to(place: Path) -> Progress:
 def _started(processes: int, place: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start the processes under torch's launcher; when the context is left they are gone."""
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words += ["--log-dir", str(place / "logs")]  # a folder of the launcher's own would stay
     words += ["-m", "mxsweep.training.team_member", str(place)]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     launcher = subprocess.Popen(
@@ -105,7 +107,10 @@ def _report(path: Path, progress: Progress) -> None:
 
 
 def _last_lines(path: Path) -> str:
+    """Return the end of what the processes wrote: the error first, where there is one, then what led to it."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [number for number, line in enumerate(lines) if line.rpartition(":")[2] and "Error" in line]
     end = errors[0] + 1 if errors else len(lines)  # the first: what torch's launcher says of it comes after
-    return "\n".join(lines[max(0, end - SHOWN_LINES) : end])
+    shown = lines[max(0, end - SHOWN_LINES) : end]
+    reason = re.sub(r"^\[rank\d+\]: *", "", lines[end - 1]) if errors else ""
+    return "\n".join([reason, *shown])

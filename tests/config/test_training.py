@@ -172,11 +172,12 @@ def test_sizes() -> None:
         ("train.steps=null", "where neither is given"),
         ("train.warmup=0.7 train.decay=0.7", "train.decay: 0.7 and train.warmup=0.7 are more than all steps"),
         ("train.micro_batch=64", "train.micro_batch: 64 is more than train.batch="),
-        ("train.processes=3", "train.processes: 3 cannot share train.batch="),
+        ("train.processes=3 train.batch=16", "train.processes: 3 cannot share train.batch=16; allowed: a divisor"),
         ("train.betas=[0.9]", "train.betas: [0.9] is not allowed; allowed: two numbers"),
         ("train.dtype=float16", "train.dtype: 'float16' is not known; allowed: float32, bfloat16"),
         ("train.optimizer=sgd", "train.optimizer: 'sgd' is not known; allowed: adamw, muon"),
         ("train.processes=2 model.device=cuda:0", "model.device: 'cuda:0' is one GPU, and train.processes=2"),
+        ("train.processes=2 model.device=mps", "model.device: 'mps' is one GPU, and train.processes=2"),
         ("model.device_map=auto", "model.device_map: 'auto' does not go with train=from_scratch"),
         ("corpus=text", "corpus.path: none is given; corpus=text needs a text file"),
         ("corpus=text corpus.path=/no/file", "corpus.path: '/no/file' is not a file"),
@@ -198,6 +199,9 @@ def test_sizes() -> None:
         ("matmuls.dgrad.grad={rounding:up}", "matmuls.dgrad.grad.rounding: 'up' is not known; allowed: nearest"),
         ("matmuls.dgrad.grad={prescale:2}", "matmuls.dgrad.grad.prescale: 2 is not allowed"),
         ("matmuls.dgrad.grad={four_over_six:true}", "matmuls.dgrad.grad.four_over_six: true does not go with"),
+        ("matmuls.fprop.input={four_over_six:true}", "matmuls.fprop.input.four_over_six: true does not go with"),
+        ("matmuls.fprop.input={tensor_scale:true}", "matmuls.fprop.input.tensor_scale: True does not go with scale"),
+        ("matmuls.dgrad.grad={element:mxfp4}", "matmuls.dgrad.grad.element: 'mxfp4' is not an element; allowed: none"),
         ("matmuls.dgrad.grad=3", "matmuls.dgrad.grad: 3 is not a format; allowed: auto, none"),
         ("matmuls.backward=low", "matmuls.backward: 'low' is not known; allowed: high_precision, requantized"),
         ("train=finetune init=10m", "init: random weights cannot be finetuned; allowed with train=finetune: model"),
@@ -223,6 +227,15 @@ def test_texts_that_are_evaluated_are_not_trained_on(tmp_path: Path) -> None:
         trained(*words, f"corpus.heldout={file}")
     with pytest.raises(ConfigError, match="has no text field 'page'"):
         trained(*words, "corpus.field=page")
+
+
+def test_a_data_set_whose_files_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, pattern: str) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(path / "closed"))
+
+    monkeypatch.setattr(Path, "rglob", refuse)
+    with pytest.raises(ConfigError, match=r"corpus\.path: .* cannot be read: .*closed: Permission denied"):
+        trained("corpus=hub", f"corpus.path={tmp_path}")
 
 
 # What makes it one run

@@ -56,10 +56,14 @@ def test_a_text_is_the_same_whatever_packs_it(tmp_path: Path, monkeypatch: pytes
     plain.write_text(TEXT, encoding="utf-8")
     packed.write_bytes(lzma.compress(TEXT.encode()))
     small.write_bytes(gzip.compress(TEXT.encode()))
-    read = [corpus_of(path, heldout=str(plain)) for path in (plain, packed, small)]
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[::-1], encoding="utf-8")
+    read = [corpus_of(path, heldout=str(other)) for path in (plain, packed, small)]
     for corpus in read:
         assert corpus.tokens.dtype == np.uint16
         assert corpus.tokens.tolist() == [*TEXT.encode(), 256]
+    with pytest.raises(ConfigError, match=r"corpus\.heldout: .*a\.txt' holds the same text as corpus\.path"):
+        corpus_of(packed, heldout=str(plain))
 
 
 def test_rows_and_columns_are_documents(tmp_path: Path) -> None:
@@ -67,9 +71,11 @@ def test_rows_and_columns_are_documents(tmp_path: Path) -> None:
     expected = "<|end|>".join(row["body"] for row in rows) + "<|end|>"
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert decoded(corpus_of(path, field="body", heldout=str(path))) == expected
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, rows[1:])))
+    assert decoded(corpus_of(path, field="body", heldout=str(other))) == expected
     Dataset.from_list(rows).save_to_disk(str(tmp_path / "set"))
-    assert decoded(corpus_of(tmp_path / "set", "hub", field="body", heldout=str(path))) == expected
+    assert decoded(corpus_of(tmp_path / "set", "hub", field="body", heldout=str(other))) == expected
     with pytest.raises(ConfigError, match=r"corpus.field: 'text' is not in"):
         corpus_of(tmp_path / "set", "hub")
     with pytest.raises(ConfigError, match=r"corpus.path: .* line 1 has no text field 'text'"):

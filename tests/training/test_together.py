@@ -10,6 +10,7 @@ import torch
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.together import _last_lines
 from mxsweep.training.train_model import train_alone, train_shared
 from tests.helpers.training_jobs import training_job
 
@@ -53,7 +54,21 @@ def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
         assert torch.equal(shared.model.state_dict()[name], tensor)
 
 
-def test_what_a_user_can_mend_is_said_by_the_process_that_waits(tmp_path: Path) -> None:
+def test_what_a_user_can_mend_is_said_by_the_process_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)  # which remembers the folder before
     job = training_job(length=4096, processes=2, init={"source": "model"})
     with pytest.raises(ConfigError, match=r"train\.length: 4096"):
         train_shared(job, tmp_path, lambda *_: None)
+    assert not list(temporary.iterdir())
+
+
+def test_a_process_that_died_is_told_of_by_its_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("a line\n[rank1]: Traceback (most recent call last):\n[rank1]: OSError: no space\nthe launcher's\n")
+    assert _last_lines(log).splitlines()[0] == "OSError: no space"
+    log.write_text("a line\n")
+    assert _last_lines(log).strip() == "a line"

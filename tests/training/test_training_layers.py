@@ -252,6 +252,11 @@ def test_what_is_kept() -> None:
     [
         (TrainingRecipe(FP4, keep_high=("*.attention",)), r"keep_high: the pattern '\*.attention' matches no linear"),
         (TrainingRecipe(FP4, modules=(("*.w1", NOTHING),)), r"modules: the pattern '\*.w1' matches no"),
+        (TrainingRecipe(FP4, keep_high=("*",)), r"keep_high: with \[\*\] and modules nothing of LlamaForCausalLM is"),
+        (
+            TrainingRecipe(FP4, modules=(("*", NOTHING),)),
+            r"keep_high: with \[lm_head, embeddings\] and modules nothing",
+        ),
         (TrainingRecipe(NOTHING, (("*embed_tokens", FP4),), ()), "keep_high: model.embed_tokens is an embedding"),
     ],
 )
