@@ -127,6 +127,7 @@ def measure_blocks(
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
     first_example: int | None = None,
+    tensor_amax: Tensor | None = None,
     quantized: Tensor | None = None,
     prescale: float = 1.0,
     compare_exact: bool = False,
@@ -144,16 +145,16 @@ def measure_blocks(
         TypeError, ValueError: as `quantize`.
     """
     check_backend("torch", arithmetic)
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
     x = x.detach()
     y = quantized
     if y is None:
         draws = draws_of(fmt, generator, example_dims, first_example)
-        y = quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims)
+        y = quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)
     native = arithmetic == "native" and fmt.has_native_arithmetic
     totals = _Totals()
     if x.numel():
-        beside = elementwise_inputs(x, fmt, None, tensor_dims)
+        beside = elementwise_inputs(x, fmt, None, tensor_dims, tensor_amax)
         for region in block_regions(x.shape, fmt.block_size, axis):
             views = [region.view(tensor) for tensor in (x, y, *beside)]
             for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):

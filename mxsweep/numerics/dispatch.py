@@ -16,7 +16,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
-from mxsweep.numerics.reference.definition import quantize_torch
+from mxsweep.numerics.reference.definition import quantize_torch, reduced_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +32,7 @@ def quantize(
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
     first_example: int | None = None,
+    tensor_amax: Tensor | None = None,
 ) -> Tensor:
     """Quantize `x` to `fmt` and read it back, in x's shape and dtype. `x` is not changed.
 
@@ -54,21 +55,24 @@ def quantize(
         first_example: the number of x's first example. It counts in the random numbers, too, so that they are
             independent over examples, however these are split into batches: example i of x draws as example
             `first_example` + i does everywhere. None: every example draws the numbers of example 0.
+        tensor_amax: takes the place of the maxima that per-tensor scales are made from, as where several tensors share
+            one, or where it was calibrated: float32, not negative, broadcastable to x's shape with `tensor_dims` 1
+            long. A block beyond it saturates; a NaN or Inf in x makes its block NaN, and no other.
 
     Raises:
         TypeError: another dtype, or no tensor or format at all.
-        ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims`, `example_dims` or
-            `first_example` that does not fit x, stochastic rounding without a generator.
+        ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims`, `example_dims`,
+            `first_example` or `tensor_amax` that does not fit x, stochastic rounding without a generator.
         BackendUnavailable: the backend cannot work here, or cannot do this.
     """
     arithmetic = arithmetic or ("exact" if backend == "cuda" else "native")
     check_backend(backend, arithmetic)
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
     draws = draws_of(fmt, generator, example_dims, first_example)
     if torch.is_grad_enabled() and x.requires_grad:
-        answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, draws, tensor_dims)
+        answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, draws, tensor_dims, tensor_amax)
         return answer
-    return _dispatch(x.detach(), fmt, axis, backend, arithmetic, draws, tensor_dims)
+    return _dispatch(x.detach(), fmt, axis, backend, arithmetic, draws, tensor_dims, tensor_amax)
 
 
 def check_arguments(
@@ -79,6 +83,7 @@ def check_arguments(
     tensor_dims: Sequence[int] | None,
     example_dims: int,
     first_example: int | None = None,
+    tensor_amax: Tensor | None = None,
 ) -> None:
     """Raise what `quantize` promises to raise for arguments that do not fit each other."""
     for name, value, wanted in (("x", x, Tensor), ("fmt", fmt, MXFormat)):
@@ -100,6 +105,23 @@ def check_arguments(
                 f"tensor_dims: {tuple(tensor_dims)} is not allowed; allowed: dimensions of x, which has "
                 f"{x.ndim}, among them those that blocks extend along: {', '.join(map(str, blocked))}"
             )
+    if tensor_amax is not None:
+        _check_tensor_amax(tensor_amax, x, fmt, tensor_dims)
+
+
+def _check_tensor_amax(tensor_amax: Tensor, x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> None:
+    if not fmt.tensor_scale:
+        raise ValueError(f"tensor_amax: a tensor does not go with {fmt}, which has no per-tensor scale; allowed: None")
+    if not isinstance(tensor_amax, Tensor) or tensor_amax.dtype != torch.float32:
+        raise TypeError(f"tensor_amax: {tensor_amax!r:.60} is not allowed; allowed: a float32 tensor")
+    wanted = reduced_shape(x.shape, tensor_dims)
+    try:
+        tensor_amax.expand(wanted)
+    except RuntimeError:
+        raise ValueError(
+            f"tensor_amax: of shape {tuple(tensor_amax.shape)} is not allowed; allowed here: what can be expanded to "
+            f"{tuple(wanted)}"
+        ) from None
 
 
 def works_on(x: Tensor, backend: str) -> bool:
@@ -121,7 +143,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return (gradient, *[None] * 6)
+        return (gradient, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
 def _dispatch(
@@ -132,9 +154,10 @@ def _dispatch(
     arithmetic: str,
     draws: Draws | None,
     tensor_dims: Sequence[int] | None,
+    tensor_amax: Tensor | None,
 ) -> Tensor:
     if backend == "torch":
-        return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims)
+        return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)
     if not works_on(x, backend) and (problem := backend_problem(backend)):
         raise BackendUnavailable(problem)
     if backend == "cuda":
@@ -142,7 +165,7 @@ def _dispatch(
             raise BackendUnavailable("backend 'cuda' computes arithmetic exact and has no native")
         from mxsweep.numerics.kernels.cuda import quantize_cuda
 
-        return quantize_cuda(x, fmt, axis, draws, tensor_dims)
+        return quantize_cuda(x, fmt, axis, draws, tensor_dims, tensor_amax)
     from mxsweep.numerics.microxcaling import quantize_microxcaling
 
     return quantize_microxcaling(x, fmt, axis, arithmetic)

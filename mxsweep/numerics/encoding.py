@@ -82,12 +82,13 @@ def encode(
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
     first_example: int | None = None,
+    tensor_amax: Tensor | None = None,
 ) -> Encoded:
     """Return `x` in the codes of `fmt`, by exact arithmetic. `x` is not changed, and gets no gradient.
 
     Arguments and errors are those of `quantize`.
     """
-    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
+    check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
     x = x.detach()
     element, scale = fmt.element_format, fmt.scale_format
     per_block = blocks_shape(x.shape, fmt.block_size, axis)
@@ -97,7 +98,7 @@ def encode(
         format=fmt,
         axis=axis,
         dtype=x.dtype,
-        tensor_scale=_tensor_scale(x, fmt, tensor_dims) if fmt.tensor_scale else None,
+        tensor_scale=tensor_scale_over(x, fmt, tensor_dims, tensor_amax) if fmt.tensor_scale else None,
         midpoints=None if fmt.symmetric else torch.empty(per_block, dtype=torch.bfloat16, device=x.device),
         negative_zeros=None if has_negative_zero(element) else torch.empty(x.shape, dtype=torch.bool, device=x.device),
     )
@@ -141,13 +142,6 @@ def decode(encoded: Encoded) -> Tensor:
             midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
             parts[0].copy_(restore(q, scale, midpoint))
     return y
-
-
-def _tensor_scale(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> Tensor:
-    if x.numel():
-        return tensor_scale_over(x, fmt, tensor_dims)
-    dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
-    return torch.ones_like(x.sum(dims, keepdim=True, dtype=torch.float32))  # nothing has no maximum
 
 
 def _targets(encoded: Encoded, region: Region) -> list[Tensor]:

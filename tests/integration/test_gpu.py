@@ -116,6 +116,17 @@ def test_the_kernels_are_the_definition_under_ordinary_tensor_scales(fmt: MXForm
         assert_same_bits(ours, quantize(x, fmt, arithmetic="exact", generator=5))
 
 
+@pytest.mark.parametrize("dims", [None, (-1,), (1, 2)], ids=str)
+def test_a_maximum_that_is_given_takes_the_place_of_the_measured_one(dims: tuple[int, ...] | None) -> None:
+    x = torch.randn(8, 32, 64, generator=torch.Generator("cuda").manual_seed(0), device="cuda")
+    fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    for amax in (torch.tensor(7.0), torch.rand(8, 1, 1).add_(1)):
+        if amax.ndim and dims is None:
+            continue
+        more = {"tensor_dims": dims, "tensor_amax": amax.cuda()}
+        assert_same_bits(quantize(x, fmt, backend="cuda", **more), quantize(x, fmt, **more))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fmt", KERNEL_FORMATS[:: len(KERNEL_FORMATS) // 48], ids=str)
 def test_the_kernels_are_the_definition_on_many_more_numbers(fmt: MXFormat) -> None:
@@ -270,7 +281,7 @@ def test_rows_and_columns_at_once_are_the_definition(row_format: MXFormat, colum
 
 def test_the_operator_is_a_proper_torch_operator() -> None:
     x = torch.randn(4, 64, device="cuda")
-    arguments = (x, "fp4_e2m1", [32], "e8m0", 8, "nearest", "floor", True, False, -1, None, 0, 0, None)
+    arguments = (x, "fp4_e2m1-b32-e8m0", -1, None, 0, 0, None, None)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.mxsweep.quantize.default, arguments, test_utils=tests)
     fmt = str(MXFormat("fp4_e2m1"))

@@ -231,7 +231,7 @@ def test_a_tensor_that_is_not_on_a_gpu_is_refused() -> None:
 
 def test_the_operator_can_be_traced() -> None:
     x = torch.empty(4, 6, dtype=torch.bfloat16, device="meta").t()
-    y = torch.ops.mxsweep.quantize(x, "int8", [2], "e8m0", 8, "nearest", "floor", True, False, -1, None, 0, 0, None)
+    y = torch.ops.mxsweep.quantize(x, "int8-b2-e8m0", -1, None, 0, 0, None, None)
     assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
 
 

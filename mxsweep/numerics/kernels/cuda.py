@@ -5,7 +5,7 @@ written. Blocks along another axis go to the kernel of both_cuda.py, where that 
 (tiles, blocks that end short or have an odd size) goes to a kernel that takes any block, a warp or a thread each. A
 per-tensor scale costs one more reading of the tensor.
 
-The kernels are the torch operator `mxsweep::quantize`, whose arguments are MXFormat's fields, so that torch.compile
+The kernels are the torch operator `mxsweep::quantize`, whose arguments are plain values, so that torch.compile
 and other followers of operators see it; where there are none, the dispatcher is not asked.
 """
 
@@ -27,6 +27,7 @@ from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, is_plain, load_kernels
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
+from mxsweep.numerics.reference.definition import tensor_scale_over
 
 # Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
 # blocks that a large group gets at most, about as many as a GPU runs at once.
@@ -35,7 +36,12 @@ _GROUP_THREAD_BLOCKS = 1024
 
 
 def quantize_cuda(
-    x: Tensor, fmt: MXFormat, axis: int, draws: Draws | None, tensor_dims: Sequence[int] | None
+    x: Tensor,
+    fmt: MXFormat,
+    axis: int,
+    draws: Draws | None,
+    tensor_dims: Sequence[int] | None,
+    tensor_amax: Tensor | None = None,
 ) -> Tensor:
     """Quantize in exact arithmetic a tensor on a GPU, without checks and gradient.
 
@@ -52,51 +58,50 @@ def quantize_cuda(
         _group_size(x, tensor_dims)
     draws = draws or NO_DRAWS
     if is_plain(x):
-        return _quantize(x, fmt, axis, tensor_dims, draws)
-    block = [fmt.block_size] if isinstance(fmt.block_size, int) else list(fmt.block_size)
+        return _quantize(x, fmt, axis, tensor_dims, draws, tensor_amax)
     key = draws.key - 2**64 if draws.key >= 2**63 else draws.key  # an operator's integers are signed
     answer: Tensor = torch.ops.mxsweep.quantize(
-        x, fmt.element, block, fmt.scale, fmt.scale_bits, fmt.rounding, fmt.scale_rounding, fmt.symmetric,
-        fmt.tensor_scale, axis, None if tensor_dims is None else list(tensor_dims), key, draws.example_dims,
-        draws.first_example,
+        x, str(fmt), axis, None if tensor_dims is None else list(tensor_dims), key, draws.example_dims,
+        draws.first_example, tensor_amax,
     )  # fmt: skip
     return answer
 
 
 _SCHEMA = (
-    "quantize(Tensor x, str element, int[] block_size, str scale, int scale_bits, str rounding, str scale_rounding, "
-    "bool symmetric, bool tensor_scale, int axis, int[]? tensor_dims, int key, int example_dims, int? first_example) "
-    "-> Tensor"
+    "quantize(Tensor x, str fmt, int axis, int[]? tensor_dims, int key, int example_dims, int? first_example, "
+    "Tensor? tensor_amax) -> Tensor"
 )
 _library = torch.library.Library("mxsweep", "DEF")
 _library.define(_SCHEMA)
 
 
 def _operator(
-    x: Tensor, element: str, block_size: list[int], scale: str, scale_bits: int, rounding: str, scale_rounding: str,
-    symmetric: bool, tensor_scale: bool, axis: int, tensor_dims: list[int] | None, key: int, example_dims: int,
-    first_example: int | None,
+    x: Tensor, fmt: str, axis: int, tensor_dims: list[int] | None, key: int, example_dims: int,
+    first_example: int | None, tensor_amax: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    block = block_size[0] if len(block_size) == 1 else (block_size[0], block_size[1])
-    fmt = _format(element, block, scale, scale_bits, rounding, scale_rounding, symmetric, tensor_scale)
-    return _quantize(x, fmt, axis, tensor_dims, Draws(key % 2**64, example_dims, first_example))
+    return _quantize(x, _parse(fmt), axis, tensor_dims, Draws(key % 2**64, example_dims, first_example), tensor_amax)
 
 
-def _quantize(x: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws) -> Tensor:
+def _quantize(
+    x: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws, tensor_amax: Tensor | None
+) -> Tensor:
     x = as_vectors(x)
     y = torch.empty_like(x)
     if x.numel():
         with torch.cuda.device(x.device):
-            _launch(x, y, fmt, axis, tensor_dims, draws)
+            _launch(x, y, fmt, axis, tensor_dims, draws, tensor_amax)
     return y
 
 
 _library.impl("quantize", _operator, "CUDA")
 _library.impl("quantize", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
-_format = functools.cache(MXFormat)
+_parse = functools.cache(MXFormat.parse)
 
 
-def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws) -> None:
+def _launch(
+    x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws,
+    tensor_amax: Tensor | None,
+) -> None:  # fmt: skip
     (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
     drawn = draws if fmt.rounding == "stochastic" else None
     if first < x.ndim - 1 and takes(None, fmt, x.shape, x.dtype, first) and fits_draws(drawn, fmt, x.shape, first):
@@ -104,7 +109,7 @@ def _launch(x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequenc
         return
     kernels = _kernels(fmt, x.dtype, x.device.index)
     pointers = (x.data_ptr(), y.data_ptr())
-    scales, group = _tensor_scales(x, kernels, tensor_dims) if fmt.tensor_scale else (None, 1)
+    scales, group = _tensor_scales(x, fmt, kernels, tensor_dims, tensor_amax) if fmt.tensor_scale else (None, 1)
     first_example = -1 if draws.first_example is None else draws.first_example
     beside = (
         0 if scales is None else scales.data_ptr(), group, draws.key, draws.example_size(x.shape), first_example,
@@ -159,9 +164,13 @@ def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
     return math.prod(x.shape[dim] for dim in dims)
 
 
-def _tensor_scales(x: Tensor, kernels: Kernels, tensor_dims: Sequence[int] | None) -> tuple[Tensor, int]:
+def _tensor_scales(
+    x: Tensor, fmt: MXFormat, kernels: Kernels, tensor_dims: Sequence[int] | None, tensor_amax: Tensor | None
+) -> tuple[Tensor, int]:
     """Return (the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
     group = _group_size(x, tensor_dims)
+    if tensor_amax is not None:
+        return tensor_scale_over(x, fmt, tensor_dims, tensor_amax.to(x.device)).contiguous(), group
     groups = x.numel() // group
     scales = torch.empty(groups, dtype=torch.float32, device=x.device)
     thread_blocks = min(_GROUP_THREAD_BLOCKS, -(-group // _THREAD_BLOCK_READS))

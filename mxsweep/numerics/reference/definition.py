@@ -56,13 +56,14 @@ def quantize_torch(
     arithmetic: str,
     draws: Draws | None,
     tensor_dims: Sequence[int] | None,
+    tensor_amax: Tensor | None = None,
 ) -> Tensor:
     """Quantize without checks and gradient; `draws` is for stochastic rounding."""
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     native = arithmetic == "native" and fmt.has_native_arithmetic
-    beside = elementwise_inputs(x, fmt, draws, tensor_dims)
+    beside = elementwise_inputs(x, fmt, draws, tensor_dims, tensor_amax)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
         if native:
@@ -74,21 +75,42 @@ def quantize_torch(
 
 
 def elementwise_inputs(
-    x: Tensor, fmt: MXFormat, draws: Draws | None, tensor_dims: Sequence[int] | None
+    x: Tensor,
+    fmt: MXFormat,
+    draws: Draws | None,
+    tensor_dims: Sequence[int] | None,
+    tensor_amax: Tensor | None = None,
 ) -> list[Tensor]:
     """Return what an element needs beside x, expanded to x's shape: its random number, then its per-tensor scale g."""
     inputs = []
     if draws is not None:
         inputs.append(random_numbers(x, draws))
     if fmt.tensor_scale:
-        inputs.append(tensor_scale_over(x, fmt, tensor_dims).expand(x.shape))
+        inputs.append(tensor_scale_over(x, fmt, tensor_dims, tensor_amax).expand(x.shape))
     return inputs
 
 
-def tensor_scale_over(x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> Tensor:
-    """Return the per-tensor scale g, float32, of x's shape but 1 long in `tensor_dims` (None: in all)."""
+def tensor_scale_over(
+    x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None, tensor_amax: Tensor | None = None
+) -> Tensor:
+    """Return the per-tensor scale g, float32, of x's shape but 1 long in `tensor_dims` (None: in all).
+
+    Args:
+        tensor_amax: takes the place of x's largest magnitudes; float32, broadcastable to that shape.
+    """
+    shape = reduced_shape(x.shape, tensor_dims)
+    if tensor_amax is not None:
+        return tensor_scale_of(tensor_amax.expand(shape), fmt)
+    if x.numel() == 0:
+        return torch.ones(shape, dtype=torch.float32, device=x.device)  # nothing has no maximum
     dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
     return tensor_scale_of(x.abs().amax(dims, keepdim=True).to(torch.float32), fmt)
+
+
+def reduced_shape(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> list[int]:
+    """Return the shape of a tensor that has a scale of its own for everything in `tensor_dims` (None: one in all)."""
+    dims = range(len(shape)) if tensor_dims is None else {dim % len(shape) for dim in tensor_dims}
+    return [1 if dim in dims else length for dim, length in enumerate(shape)]
 
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
