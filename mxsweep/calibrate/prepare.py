@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
+from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.rotation_search import search_rotations
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
@@ -27,14 +27,16 @@ from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
-from mxsweep.formats.recipe import KVOptions, Prepared, Recipe
+from mxsweep.formats.recipe import KVOptions, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
 from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import rotations_of
+from mxsweep.numerics import Encoded
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ def _judge(bench: Workbench) -> Callable[[Recipe], float]:
     proxies = _ClippedWeights(bench.model)
 
     def loss_of(candidate: Recipe) -> float:
-        weights: Mapping[str, Tensor] = {}
+        weights: Mapping[str, Encoded] = {}
         if method == "clip":
             weights = proxies.under(candidate)
         elif method != ROUND_TO_NEAREST:
@@ -169,12 +171,11 @@ def _solve_weights(bench: Workbench) -> None:
                 account |= _account_for_experts(bench, solved.experts)
         else:
             kept = artefact.load("weights")
-            names = {site.name for site in weight_sites(bench.model, result.recipe)}
-            cached = kept is not None and kept.keys() == names
-            if kept is None or not cached:
-                kept = solve_without_data(bench.model, result.recipe, solver(ptq), progress)
-                artefact.save("weights", kept)
-            weights = kept
+            known = None if kept is None else from_tensors(kept, weight_sites(bench.model, result.recipe))
+            cached = known is not None
+            weights = known or solve_without_data(bench.model, result.recipe, solver(ptq), progress)
+            if not cached:
+                artefact.save("weights", as_tensors(weights))
         account |= {"method": ptq.method, "layers": len(weights), "cached": cached}
     result.prepared = replace(result.prepared, weights=weights)
 
@@ -221,10 +222,10 @@ class _ClippedWeights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._known: dict[tuple[str, int | None], Tensor] = {}
+        self._known: dict[tuple[str, int | None], Encoded] = {}
 
     @torch.no_grad()
-    def under(self, recipe: Recipe) -> dict[str, Tensor]:
+    def under(self, recipe: Recipe) -> dict[str, Encoded]:
         """Return the weights by module name under a recipe, in host memory."""
         weights = {}
         for site in weight_sites(self._model, recipe):

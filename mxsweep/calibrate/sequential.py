@@ -28,7 +28,7 @@ that it has. Both are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -37,19 +37,21 @@ from transformers import PreTrainedModel
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.block_states import BlockStates
+from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.stages import InputHessian, Matrices, find_stages, stage_hessians
-from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.formats.recipe import Recipe
 from mxsweep.model.decoder import decoder_blocks
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.numerics import MXFormat
+from mxsweep.numerics import Encoded, MXFormat, decode
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
 LEAST_TOKENS = 0.25  # of an expert's channels
 
-Solver = Callable[[Tensor, Tensor | None, MXFormat], Tensor]
-"""Return the quantized weight (N, C) float32 for a weight (N, C) float32, H (C, C) float32 if needed, and a format."""
+Solver = Callable[[Tensor, Tensor | None, MXFormat], Encoded]
+"""Return codes and scales for a weight (N, C) float32, given H (C, C) float32 if needed, and a format."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ExpertTokens:
 
 @dataclass(frozen=True)
 class SolvedWeights:
-    """Hold quantized weights by module name, in the model's dtype, in host memory.
+    """Hold quantized weights by operand name, of the model's dtype, in host memory.
 
     Attributes:
         blocks: how many decoder blocks there are.
@@ -81,7 +83,7 @@ class SolvedWeights:
         experts: what reached the experts; None where none was solved for.
     """
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Encoded]
     blocks: int
     blocks_kept: int
     experts: ExpertTokens | None = None
@@ -91,7 +93,7 @@ class SolvedWeights:
 class _Block:
     """Hold what is solved for in a decoder block: weights by name, and the tokens that reached those of experts."""
 
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Encoded] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
 
@@ -121,7 +123,7 @@ def solve_weights(
     if not blocks:
         raise ConfigError(f"ptq.method: {type(model).__name__} has no decoder blocks to calibrate; allowed: rtn")
     sites = [site for site in find_sites(model, recipe) if site.formats.weight is not None and site.operand.is_linear]
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, Encoded] = {}
     tokens: dict[str, int] = {}
     kept = 0
     with quantize_model(model, recipe, prepared=prepared, keep_weights=True):
@@ -133,7 +135,7 @@ def solve_weights(
             if block is not None:
                 kept += 1
                 for matrix, weight in block.weights.items():
-                    matrices.put(matrix, weight)
+                    matrices.put(matrix, decode(weight))
             elif of_block:
                 if states is None:
                     states = BlockStates(model, list(blocks.values()), index, batches)
@@ -149,8 +151,9 @@ def solve_weights(
 
 def _kept(artefact: Artefact | None, index: int, sites: Sequence[Site]) -> _Block | None:
     """Return a block that was finished before; None where it was not, or nothing is solved for in it."""
-    weights = artefact.load(_part(index)) if artefact is not None and sites else None
-    if artefact is None or weights is None or weights.keys() != {site.name for site in sites}:
+    kept = artefact.load(_part(index)) if artefact is not None and sites else None
+    weights = None if kept is None else from_tensors(kept, sites)
+    if artefact is None or weights is None:
         return None
     if not any(site.operand.expert is not None for site in sites):
         return _Block(weights)
@@ -163,7 +166,7 @@ def _keep(artefact: Artefact | None, index: int, block: _Block) -> None:
         return
     if block.tokens:
         artefact.save_json(f"{_part(index)}_tokens", block.tokens)  # first: the weights say that a block is finished
-    artefact.save(_part(index), block.weights)
+    artefact.save(_part(index), as_tensors(block.weights))
 
 
 def _part(index: int) -> str:
@@ -204,13 +207,14 @@ def _solve_input(
         for together in [[name] for name in names] if apart else [names]:
             rows = [matrices.weight(name).float() for name in together]
             solution = _solution(together[0], solve, torch.cat(rows), hessian, fmt)
-            for name, part in zip(together, solution.split([len(weight) for weight in rows]), strict=True):
-                quantized = part.to(matrices.weight(name).dtype)
-                matrices.put(name, quantized)
+            parts = [solution] if apart else solution.split([len(weight) for weight in rows])
+            for name, part in zip(together, parts, strict=True):
+                quantized = replace(part, dtype=matrices.weight(name).dtype)
+                matrices.put(name, decode(quantized))
                 block.weights[name] = quantized.to("cpu")
 
 
-def _solution(name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
+def _solution(name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Encoded:
     try:
         return solve(weight, hessian, fmt)
     except ValueError as error:

@@ -5,6 +5,8 @@ Legend: W (N, C) a weight in the basis in which it is quantized, H (C, C) the He
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,7 +15,7 @@ from mxsweep.calibrate.sequential import Solver
 from mxsweep.config.remedy_config import PTQConfig
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.numerics import MXFormat
+from mxsweep.numerics import Encoded, MXFormat
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.methods import load_method
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -23,7 +25,7 @@ def solver(config: PTQConfig) -> Solver:
     """Return what solves for a weight by the configured method, with the configured options."""
     solve, options = load_method(config.method), config.options
 
-    def with_options(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+    def with_options(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
         return solve(weight, fmt, hessian, options)
 
     return with_options
@@ -38,24 +40,24 @@ def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
 @torch.no_grad()
 def solve_without_data(
     model: PreTrainedModel, recipe: Recipe, solve: Solver, progress: Progress = silent
-) -> dict[str, Tensor]:
+) -> dict[str, Encoded]:
     """Solve for every linear layer's weight in the decoder blocks by a method that needs no calibration.
 
     Returns:
-        Weights by module name, in the model's dtype, in host memory.
+        Weights by operand name, of the model's dtype, in host memory.
     """
     sites = weight_sites(model, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):
         weight, fmt = site.weight(), site.formats.weight
         assert fmt is not None
-        weights[site.name] = solve(weight.float(), None, fmt).to(weight.dtype).to("cpu")
+        weights[site.name] = replace(solve(weight.float(), None, fmt), dtype=weight.dtype).to("cpu")
         progress(done, len(sites))
     return weights
 
 
-def clipped(weight: Tensor, fmt: MXFormat | None) -> Tensor:
-    """Return a weight on the scales of least weight error, in its dtype."""
+def clipped(weight: Tensor, fmt: MXFormat | None) -> Encoded:
+    """Return a weight on the scales of least weight error, of its dtype."""
     assert fmt is not None
     wide = weight.float()
-    return search_scales(wide, fmt).quantize(wide, fmt).to(weight.dtype)
+    return replace(search_scales(wide, fmt).encode(wide, fmt), dtype=weight.dtype)

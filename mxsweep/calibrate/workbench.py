@@ -19,15 +19,16 @@ from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats import NUMERICS_VERSION, numerics_versions
-from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_interface import implementation_of
+from mxsweep.model.prepared import Prepared
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
 log = logging.getLogger(__name__)
 
 # Of what is kept on disk: raised whenever names in it, or answers of some models, change. No run's hash has it: there
 # the version of the remedies stands, which changes where the answers of all models do.
-ARTEFACTS_VERSION = 2
+ARTEFACTS_VERSION = 3
 
 
 @dataclass

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mxsweep.formats.mxformat import MXFormat
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MOST_LEFT = 0.01  # of the decoder blocks' weights that stay as they are unasked, without a warning
 # The matrix products of a decoder block, by the role of the operand that is a weight (model/operands.py).
@@ -102,20 +99,6 @@ class KVOptions:
         if self.scales == "head":
             return "kv_quant.scales: head does not go with kv_quant.key_axis=channel; allowed: block"
         return None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Hold what was worked out for a recipe beforehand, on calibration data.
-
-    Attributes:
-        weights: quantized weights (N, C) by operand name, in the basis and on the grid that the recipe gives them; one
-            that is not there is rounded to nearest.
-        key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
-    """
-
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
-    key_factors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

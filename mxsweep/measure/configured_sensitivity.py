@@ -11,10 +11,10 @@ from mxsweep.calibrate.texts import calibration_tokens
 from mxsweep.config.calibration_data import resolve_calibration
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens, refuse_unlearned_positions
-from mxsweep.formats.recipe import Prepared
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.measure.sensitivity import Sensitivity, measure
 from mxsweep.model.load import load_configured
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.residual import rotated_residual
 from mxsweep.terminal.progress_callback import Progress, in_phase
 

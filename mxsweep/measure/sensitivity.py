@@ -15,9 +15,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence, Shift
 from mxsweep.model.operands import find_operands
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out, quantize_model
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.progress_callback import Progress

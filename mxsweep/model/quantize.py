@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mxsweep.formats.recipe import Prepared, Recipe
+from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.coverage import Stored
 from mxsweep.model.experts import MXExperts, stand_in_for
@@ -22,6 +22,7 @@ from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_operands, find_places
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.probe import probe_pass, refusing_unreached
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight

@@ -14,7 +14,7 @@ from mxsweep.formats.recipe import Recipe
 from mxsweep.model.linear import stochastic_key
 from mxsweep.model.quantization_report import LayerReport
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.numerics import PendingStatistics, fetch_statistics, measure_blocks, quantize
+from mxsweep.numerics import Encoded, PendingStatistics, decode, fetch_statistics, measure_blocks, quantize
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -31,12 +31,12 @@ def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]
 
 
 def quantize_weight(
-    site: Site, recipe: Recipe, compare_exact: bool, prepared: Tensor | None = None
+    site: Site, recipe: Recipe, compare_exact: bool, prepared: Encoded | None = None
 ) -> tuple[Tensor, PendingStatistics | None]:
     """Return the weight that stands in for a site's, and its block statistics (None where it stays as it is).
 
     Args:
-        prepared: the quantized weight that a weight method chose; None to round to nearest.
+        prepared: the codes and scales that a weight method chose; None to round to nearest.
     """
     if site.operand.parameter.device.type == "meta":
         raise ConfigError(
@@ -47,7 +47,7 @@ def quantize_weight(
     if fmt is None:
         return weight, None
     if prepared is not None:
-        weight_mx = prepared.to(weight.device, weight.dtype)
+        weight_mx = decode(prepared.to(weight.device)).to(weight.dtype)
     else:
         weight_mx = quantize(
             weight,

@@ -1,8 +1,9 @@
 """Encode a tensor as the codes that a checkpoint or a tensor core holds, and decode them.
 
-`quantize` in exact arithmetic is `decode(encode(x))`, bit for bit, without making the codes in between: both round with
-`round_blocks` and read back with `restore` (reference/definition.py), and a value on a format's grid survives its code
-(reference/codes.py). What a code cannot say:
+`quantize` is `decode(encode(x))` in the same arithmetic, bit for bit, without making the codes in between: both round
+with `round_blocks` or `round_blocks_native` (reference/definition.py), and a value on a format's grid survives its code
+(reference/codes.py). A scale is a power of two in native arithmetic, so that its product in x's dtype is the float32
+product rounded to that dtype, which is how codes are read back. What a code cannot say:
 
 * NaN of an element: it is its block's scale that is NaN, and the element's code is 0.
 * The sign of an integer's zero. `quantize` keeps it, two's complement has no place for it, so it stands in
@@ -13,11 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import Region, block_regions, blocks_shape, pieces
 from mxsweep.numerics.dispatch import check_arguments
@@ -31,8 +34,10 @@ from mxsweep.numerics.reference.codes import (
     scale_values,
 )
 from mxsweep.numerics.reference.definition import (
+    native_scales,
     restore,
     round_blocks,
+    round_blocks_native,
     tensor_scale_over,
     tensor_scale_per_block,
 )
@@ -72,23 +77,50 @@ class Encoded:
         """Return the tensor's shape."""
         return self.codes.shape
 
+    def to(self, device: torch.device | str) -> Encoded:
+        """Return the same on a device."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are there, by the names of their fields."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def split(self, rows: Sequence[int]) -> list[Encoded]:
+        """Return the parts of a matrix that has so many rows each; of one whose rows share no scale.
+
+        Raises:
+            ValueError: a tile or a per-tensor scale, or rows that are not those of the matrix.
+        """
+        if self.tensor_scale is not None or not isinstance(self.format.block_size, int):
+            raise ValueError(f"format: {self.format} has scales over several rows, which cannot be split")
+        cut = {name: tensor.split(list(rows)) for name, tensor in self.tensors().items()}
+        return [replace(self, **dict(zip(cut, parts, strict=True))) for parts in zip(*cut.values(), strict=True)]
+
 
 def encode(
     x: Tensor,
     fmt: MXFormat,
     axis: int = -1,
     *,
+    arithmetic: str = "exact",
     generator: torch.Generator | int | None = None,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
     first_example: int | None = None,
     tensor_amax: Tensor | None = None,
 ) -> Encoded:
-    """Return `x` in the codes of `fmt`, by exact arithmetic. `x` is not changed, and gets no gradient.
+    """Return `x` in the codes of `fmt`. `x` is not changed, and gets no gradient.
 
     Arguments and errors are those of `quantize`.
+
+    Raises:
+        ValueError: also for native arithmetic in a dtype that does not hold the element format's largest value and the
+            power of two above it: elements would become values that have no code.
     """
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
+    native = _is_native(arithmetic, x, fmt)
     x = x.detach()
     element, scale = fmt.element_format, fmt.scale_format
     per_block = blocks_shape(x.shape, fmt.block_size, axis)
@@ -111,8 +143,13 @@ def encode(
         beside.append(encoded.tensor_scale.expand(x.shape))
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, *beside)]
+        if native:
+            views.append(native_scales(views[0], region.block_dims, fmt))
         for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
-            blocks = round_blocks(parts[0], region.block_dims, fmt, parts[1 : len(views)])
+            if native:
+                blocks = round_blocks_native(parts[0], parts[1], fmt)
+            else:
+                blocks = round_blocks(parts[0], region.block_dims, fmt, parts[1 : len(views)])
             codes, scales, *rest = parts[len(views) :]  # as `_targets` has them; taken from the end below
             codes.copy_(element_codes(blocks.q, element))
             scales.copy_(scale_codes(blocks.stored, scale))
@@ -142,6 +179,20 @@ def decode(encoded: Encoded) -> Tensor:
             midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
             parts[0].copy_(restore(q, scale, midpoint))
     return y
+
+
+def _is_native(arithmetic: str, x: Tensor, fmt: MXFormat) -> bool:
+    """Return whether native arithmetic is asked for, and differs from exact; refuse what it has no codes for."""
+    check_backend("torch", arithmetic)
+    if arithmetic != "native" or not fmt.has_native_arithmetic:
+        return False
+    # A quotient is below 2^(max_exponent + 1); what a dtype does not hold becomes Inf, or is rounded off the grid.
+    largest, beyond = fmt.element_format.largest, 2.0 ** (fmt.element_format.max_exponent + 1)
+    if torch.tensor([largest, beyond]).to(x.dtype).tolist() != [largest, beyond]:
+        raise ValueError(
+            f"arithmetic: 'native' rounds {fmt.element} to values of {x.dtype} that it has no codes for; allowed: exact"
+        )
+    return True
 
 
 def _targets(encoded: Encoded, region: Region) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 Rounding to nearest works a block's scale out and rounds the block's elements with it, in one step. What chooses better
 scales (clip.py) or better elements (gptq.py) takes the two apart: `BlockScales` says what every element is divided by,
-and its `quantize` rounds any values onto the grids that follow from it.
+and its `quantize` rounds any values onto the grids that follow from it. `encode` gives the same as codes.
 
 Legend: w (N, C) a weight, blocked along C; K = ceil(C / length) blocks in a row.
 """
@@ -10,16 +10,18 @@ Legend: w (N, C) a weight, blocked along C; K = ceil(C / length) blocks in a row
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, blocks_shape
+from mxsweep.numerics.encoding import Encoded
+from mxsweep.numerics.reference.codes import element_codes, has_negative_zero, scale_codes
 from mxsweep.numerics.reference.definition import center_blocks, elementwise_inputs, restore, tensor_scale_per_block
 from mxsweep.numerics.reference.rounding import round_exact
-from mxsweep.numerics.reference.scales import exact_scale
+from mxsweep.numerics.reference.scales import divisor, stored_scale
 
 ScaleAndMidpoint = tuple[Tensor, Tensor | None]
 
@@ -29,15 +31,22 @@ class BlockScales:
     """Hold the scale of every block of a weight (N, C); column j of a row belongs to block j // length.
 
     Attributes:
-        scale: (N, K) float32, what an element is divided by: under a per-tensor scale g (NVFP4) t = s / g. The rows of
-            a tile share a scale, which stands in each of them. NaN for a block that has none.
+        stored: (N, K) float32, what the scale format holds. The rows of a tile share a scale, which stands in each of
+            them. NaN for a block that has none.
         midpoint: (N, K) float32, what is subtracted first and added back; None for a symmetric format.
         length: columns of a block; the last block may have fewer.
+        tensor_scale: (1, 1) float32, the per-tensor scale g (NVFP4); None where the format has none.
     """
 
-    scale: Tensor
+    stored: Tensor
     midpoint: Tensor | None
     length: int
+    tensor_scale: Tensor | None = None
+
+    @property
+    def scale(self) -> Tensor:
+        """Return what an element is divided by, (N, K) float32: under a per-tensor scale t = s / g."""
+        return divisor(self.stored, self.tensor_scale)
 
     @staticmethod
     def of(w: Tensor, fmt: MXFormat) -> BlockScales:
@@ -50,7 +59,7 @@ class BlockScales:
 
         def choose(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> ScaleAndMidpoint:
             amax, _, midpoint = center_blocks(views[0], block_dims, fmt)
-            return exact_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, views[1:])), midpoint
+            return stored_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, views[1:])), midpoint
 
         return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None), choose)
 
@@ -60,6 +69,32 @@ class BlockScales:
         midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
         return round_with_scale(w, fmt, scale, midpoint)
 
+    def encode(self, w: Tensor, fmt: MXFormat) -> Encoded:
+        """Return the codes of what `quantize` returns, in float32."""
+        element = fmt.element_format
+        scale = self._per_element(self.scale, w.shape[1])
+        midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
+        q = round_on_grid(w, fmt, scale, midpoint)
+        rows = 1 if isinstance(fmt.block_size, int) else fmt.block_size[0]
+        return Encoded(
+            codes=element_codes(q, element),
+            scales=scale_codes(self.stored[::rows].contiguous(), fmt.scale_format),
+            format=fmt,
+            axis=-1,
+            dtype=w.dtype,
+            tensor_scale=self.tensor_scale,
+            midpoints=None if self.midpoint is None else self.midpoint[::rows].to(torch.bfloat16),
+            negative_zeros=None if has_negative_zero(element) else (q == 0) & q.signbit(),
+        )
+
+    def encode_chosen(self, values: Tensor, fmt: MXFormat) -> Encoded:
+        """Return the codes of values (N, C) float32 that lie on the grids of these scales already.
+
+        (v - m) / s is within a rounding error of the element's value, which the nearest one is.
+        """
+        encoded = self.encode(values, replace(fmt, rounding="nearest"))
+        return replace(encoded, format=fmt)
+
     def _per_element(self, per_block: Tensor, width: int) -> Tensor:
         """Return (N, C) of (N, K)."""
         return per_block.repeat_interleave(self.length, dim=1)[:, :width]
@@ -67,8 +102,13 @@ class BlockScales:
 
 def round_with_scale(w: Tensor, fmt: MXFormat, scale: Tensor, midpoint: Tensor | None) -> Tensor:
     """Return q((w - m) / s) * s + m in exact arithmetic; float32, all of one shape or broadcastable to that of w."""
+    return restore(round_on_grid(w, fmt, scale, midpoint), scale, midpoint)
+
+
+def round_on_grid(w: Tensor, fmt: MXFormat, scale: Tensor, midpoint: Tensor | None) -> Tensor:
+    """Return q((w - m) / s), values of the element format; arguments as for :func:`round_with_scale`."""
     centered = w if midpoint is None else w - midpoint
-    return restore(round_exact(centered / scale, fmt.element_format, fmt.rounding), scale, midpoint)
+    return round_exact(centered / scale, fmt.element_format, fmt.rounding)
 
 
 def choose_scales(
@@ -80,9 +120,9 @@ def choose_scales(
     """Put together what `choose` gives for each region of `w` that is cut evenly into blocks (see blocks.py).
 
     Args:
-        beside: what else it needs, (N, C) each.
-        choose: returns (scale, midpoint or None) of each block, [..., k, 1, ...], for the regions [..., k, b, ...] of
-            w and `beside`, and the dimensions that run inside a block.
+        beside: what else it needs, (N, C) each; of a format with a per-tensor scale, that one last.
+        choose: returns (stored scale, midpoint or None) of each block, [..., k, 1, ...], for the regions [..., k, b,
+            ...] of w and `beside`, and the dimensions that run inside a block.
     """
     scale = w.new_empty(blocks_shape(w.shape, fmt.block_size, -1))
     midpoint = None if fmt.symmetric else torch.empty_like(scale)
@@ -96,7 +136,8 @@ def choose_scales(
     def per_row(per_block: Tensor) -> Tensor:
         return per_block.repeat_interleave(rows, dim=0)[: len(w)]
 
-    return BlockScales(per_row(scale), None if midpoint is None else per_row(midpoint), length)
+    tensor_scale = beside[-1][:1, :1].clone() if fmt.tensor_scale else None
+    return BlockScales(per_row(scale), None if midpoint is None else per_row(midpoint), length, tensor_scale)
 
 
 def check_weight(w: Tensor, fmt: MXFormat) -> None:

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import pieces
+from mxsweep.numerics.encoding import Encoded
 from mxsweep.numerics.reference.definition import center_blocks, elementwise_inputs, tensor_scale_per_block
-from mxsweep.numerics.reference.scales import exact_scale
+from mxsweep.numerics.reference.scales import divisor, stored_scale
 from mxsweep.solvers.block_scales import (
     BlockScales,
     ScaleAndMidpoint,
@@ -45,9 +46,9 @@ _FINE_FACTORS = (1.0, *(2.0 ** (step / 16) for step in range(-16, 17) if step))
 MIDPOINT_STEPS = 3
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
     """Return the weight (N, C) float32 rounded on the scales of least error; see `solvers/methods.py`."""
-    return best_scales(weight, fmt, hessian, options).quantize(weight, fmt)
+    return best_scales(weight, fmt, hessian, options).encode(weight, fmt)
 
 
 def best_scales(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> BlockScales:
@@ -98,44 +99,49 @@ def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) ->
 
 
 def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat) -> ScaleAndMidpoint:
-    """Return (scale, midpoint or None) for the blocks of x, given (x, importance[, per-tensor scale])."""
+    """Return (stored scale, midpoint or None) for the blocks of x, given (x, importance[, per-tensor scale])."""
     x, importance, *beside = views
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
     g = tensor_scale_per_block(block_dims, fmt, beside)
     factors = _POWER_FACTORS if fmt.scale_format.is_power_of_two else _FINE_FACTORS
-    candidates = [exact_scale(amax * factor, fmt, g) for factor in factors]
-    error, scale = _best(centered, importance, candidates, block_dims, fmt)
+    candidates = [stored_scale(amax * factor, fmt, g) for factor in factors]
+    error, stored = _best(centered, importance, candidates, g, block_dims, fmt)
     if midpoint is None:
-        return scale, None
+        return stored, None
     total = importance.sum(block_dims, keepdim=True)
     for _ in range(MIDPOINT_STEPS):
-        residual = centered - round_with_scale(centered, fmt, scale, None)
+        residual = centered - round_with_scale(centered, fmt, divisor(stored, g), None)
         mean = residual.mul_(importance).sum(block_dims, keepdim=True) / total
         # A block in which no column counts has no mean (0 / 0), and no reason to move.
         moved = (midpoint + mean.nan_to_num()).to(torch.bfloat16).to(torch.float32)
-        moved_error, moved_scale = _best(x - moved, importance, candidates, block_dims, fmt)
+        moved_error, moved_stored = _best(x - moved, importance, candidates, g, block_dims, fmt)
         better = moved_error < error
-        error, scale, midpoint = (
+        error, stored, midpoint = (
             torch.where(better, new, old)
-            for new, old in ((moved_error, error), (moved_scale, scale), (moved, midpoint))
+            for new, old in ((moved_error, error), (moved_stored, stored), (moved, midpoint))
         )
         centered = x - midpoint
-    return scale, midpoint
+    return stored, midpoint
 
 
 def _best(
-    centered: Tensor, importance: Tensor, candidates: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat
+    centered: Tensor,
+    importance: Tensor,
+    candidates: Sequence[Tensor],
+    g: Tensor | None,
+    block_dims: tuple[int, ...],
+    fmt: MXFormat,
 ) -> tuple[Tensor, Tensor]:
-    """Return (error, scale) of the candidate of least error, of equal ones the first."""
+    """Return (error, stored scale) of the candidate of least error, of equal ones the first."""
     best: tuple[Tensor, Tensor] | None = None
-    for scale in candidates:
-        q = round_with_scale(centered, fmt, scale, None)
+    for stored in candidates:
+        q = round_with_scale(centered, fmt, divisor(stored, g), None)
         error = q.sub_(centered).square_().mul_(importance).sum(block_dims, keepdim=True)
         error.masked_fill_(error.isnan(), torch.inf)
         if best is None:
-            best = error, scale
+            best = error, stored
         else:
             better = error < best[0]
-            best = torch.where(better, error, best[0]), torch.where(better, scale, best[1])
+            best = torch.where(better, error, best[0]), torch.where(better, stored, best[1])
     assert best is not None
     return best

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
+from mxsweep.numerics.encoding import Encoded
 from mxsweep.solvers.block_scales import BlockScales, check_weight, round_with_scale
 from mxsweep.solvers.clip import best_scales
 
@@ -54,11 +55,12 @@ _ATTEMPTS = 4  # at a Cholesky factor, each with ten times the damping
 _LEAST_RAISED = 1e-6
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
     """Return the weight (N, C) float32 by GPTQ on searched scales; see `solvers/methods.py`."""
     assert hessian is not None, "GPTQ needs a Hessian"
     scales = best_scales(weight, fmt, hessian, options)
-    return gptq(weight, hessian, fmt, scales, damping=options["damping"], act_order=options["act_order"])
+    values = gptq(weight, hessian, fmt, scales, damping=options["damping"], act_order=options["act_order"])
+    return scales.encode_chosen(values, fmt)
 
 
 def gptq(

@@ -2,9 +2,9 @@
 
 A method NAME is a module with
 
-    def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor
+    def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded
 
-which returns the quantized weight (N, C) float32 for the weight (N, C) float32. The Hessian H = 2 x^T x / tokens (C, C)
+which returns codes and scales for the weight (N, C) float32, of that dtype. The Hessian H = 2 x^T x / tokens (C, C)
 float32 of the inputs x is there where the method's declaration (config/weight_methods.py) says that it is needed, else
 None; ``options`` are those of the knobs below ``ptq`` that the declaration names. ``solve`` raises ValueError for a
 weight, a format or a Hessian that it has no answer for.
@@ -20,12 +20,15 @@ from torch import Tensor
 
 from mxsweep.config.weight_methods import WEIGHT_METHODS
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.numerics.encoding import Encoded
 
 
 class Solve(Protocol):
     """Choose the quantized values of a weight; see the module's text."""
 
-    def __call__(self, weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor: ...
+    def __call__(
+        self, weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]
+    ) -> Encoded: ...
 
 
 def load_method(name: str) -> Solve:

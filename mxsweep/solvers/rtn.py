@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.dispatch import quantize
+from mxsweep.numerics.encoding import Encoded, encode
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
     """Return the weight (N, C) float32 with each element rounded; see `solvers/methods.py`."""
-    return quantize(weight, fmt, arithmetic="exact")
+    return encode(weight, fmt, arithmetic="exact")

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, Gemma3nTextConfig, LlamaConfig, P
 
 from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.calibrate.sequential import solve_weights
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.model.decoder import decoder_blocks
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.probe import probe
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import MXFormat, encode, quantize
+from tests.helpers.decoded import decoded
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -99,12 +101,13 @@ def test_weights_of_such_models_are_solved_for(name: str) -> None:
     """With what rounding gives, where the solver rounds."""
     model, fmt = build(name), MXFormat("fp4_e2m1", 16)
     recipe = Recipe(LinearFormats(fmt, fmt))
-    solved = solve_weights(model, recipe, Prepared(), BATCHES, lambda weight, _, of: quantize(weight, of, axis=-1))
+    solved = solve_weights(model, recipe, Prepared(), BATCHES, lambda weight, _, of: encode(weight, of))
     blocks = decoder_blocks(model)
     linear = [
         f"{block}.{within}" for block in blocks for within, module in blocks[block].named_modules()
         if isinstance(module, nn.Linear)
     ]  # fmt: skip
     assert sorted(solved.weights) == sorted(linear)
-    for module, weight in solved.weights.items():
-        torch.testing.assert_close(weight, quantize(model.get_submodule(module).weight.detach(), fmt, axis=-1))
+    for module, weight in decoded(solved.weights).items():
+        expected = quantize(model.get_submodule(module).weight.detach(), fmt, arithmetic="exact")
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)

@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrain
 from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.calibrate.budget import counted_modules, measure_costs
 from mxsweep.calibrate.sequential import solve_weights
-from mxsweep.formats.recipe import Prepared, Rotation
+from mxsweep.formats.recipe import Rotation
 from mxsweep.forward.batches import unpadded_batches
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.measure.sensitivity import measure, parts_of
 from mxsweep.model.operands import find_operands
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.model.prepared import Prepared
+from mxsweep.numerics import Encoded, MXFormat, encode
+from tests.helpers.decoded import decoded
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -77,16 +79,16 @@ def test_weights_are_solved_with_the_same_hessians_and_formats(
     def solved(model: PreTrainedModel) -> dict[str, Tensor]:
         asked.append([])
 
-        def solve(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+        def solve(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
             assert hessian is not None
             asked[-1].append((weight.clone(), hessian.clone(), fmt))
-            return quantize(weight, fmt, arithmetic="exact")
+            return encode(weight, fmt)
 
         batches = unpadded_batches(sequences, torch.device("cpu"))
         weights = solve_weights(model, recipe, Prepared(), batches, solve).weights
         with quantize_model(model, recipe, prepared=Prepared(weights=weights)) as report:
             assert all(layer.prepared for layer in report.layers)
-        return {short(name): weight for name, weight in weights.items()}
+        return {short(name): weight for name, weight in decoded(weights).items()}
 
     of_fused, of_split = (solved(model) for model in models)
     assert of_fused.keys() == of_split.keys() and len(of_fused) == 14

@@ -14,14 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
+from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
 from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import Encoded, MXFormat, decode, encode
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
+from tests.helpers.decoded import decoded
 from tests.helpers.token_reader import token_reader
 
 FP4, INT4 = MXFormat("fp4_e2m1"), MXFormat("int4")
@@ -47,9 +49,9 @@ class Rounding:
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, Tensor, MXFormat]] = []
 
-    def __call__(self, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
+    def __call__(self, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Encoded:
         self.asked.append((weight.clone(), hessian.clone(), fmt))
-        return quantize(weight, fmt, arithmetic="exact")
+        return encode(weight, fmt)
 
 
 def solve(
@@ -61,7 +63,7 @@ def solve(
     return solve_weights(model, recipe, Prepared(), batches, solver, Artefact({"key": key}), told), solver
 
 
-def hessians_of(recipe: Recipe, weights: dict[str, Tensor], batches: list[Tensor]) -> dict[str, Tensor]:
+def hessians_of(recipe: Recipe, weights: dict[str, Encoded], batches: list[Tensor]) -> dict[str, Tensor]:
     """2 x^T x / tokens of what every layer multiplies in the finished model."""
     model = load_model("embedded", device="cpu").model
     seen: dict[str, list[Tensor]] = {}
@@ -129,7 +131,7 @@ def test_finished_blocks_are_not_solved_again(batches: list[Tensor]) -> None:
     assert len(solver.asked) == 8
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert rest.weights.keys() == whole.weights.keys()
-    assert all(torch.equal(rest.weights[name], whole.weights[name]) for name in whole.weights)
+    assert all(torch.equal(weight, decode(whole.weights[name])) for name, weight in decoded(rest.weights).items())
     again, solver = solve(RECIPE, batches, key="stopped")
     assert again.blocks_kept == BLOCKS
     assert solver.asked == []

@@ -22,15 +22,17 @@ from mxsweep.calibrate.prepare import _account_for_experts
 from mxsweep.calibrate.sequential import ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.workbench import Workbench
 from mxsweep.files.checkpoints import model_folder
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe, Rotation
+from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
 from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.operands import Operand, find_operands
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import Encoded, MXFormat, decode, encode, quantize
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq, hessian_loss
+from tests.helpers.decoded import decoded
 from tests.helpers.mixtures import build
 from tests.helpers.warned import assert_warned_everywhere
 
@@ -55,12 +57,12 @@ BATCHES = batches_of([24] * 6 + [17] * 3)
 class Asked:
     """A solver that does what another does, and remembers what it was asked."""
 
-    def __init__(self, solve: Callable[[Tensor, Tensor, MXFormat], Tensor] | None = None) -> None:
-        self._solve = solve or (lambda weight, _, fmt: quantize(weight, fmt, arithmetic="exact"))
+    def __init__(self, solve: Callable[[Tensor, Tensor, MXFormat], Encoded] | None = None) -> None:
+        self._solve = solve or (lambda weight, _, fmt: encode(weight, fmt))
         self.weights: list[Tensor] = []
         self.hessians: list[Tensor] = []
 
-    def __call__(self, weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+    def __call__(self, weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
         assert hessian is not None
         self.weights.append(weight.clone())
         self.hessians.append(hessian.clone())
@@ -75,8 +77,14 @@ class Asked:
         raise AssertionError(operand.name)
 
 
-def by_gptq(weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
-    return gptq(weight, hessian, fmt, search_scales(weight, fmt))
+def by_gptq(weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Encoded:
+    scales = search_scales(weight, fmt)
+    return scales.encode_chosen(gptq(weight, hessian, fmt, scales), fmt)
+
+
+def equal_weights(one: SolvedWeights, other: SolvedWeights) -> bool:
+    values, others = decoded(one.weights), decoded(other.weights)
+    return all(torch.equal(values[name], others[name]) for name in others)
 
 
 def solve(
@@ -123,13 +131,13 @@ def loop(experts: Any, rows: Rows) -> Callable[..., Tensor]:
 
 
 @torch.no_grad()
-def inputs_by_hand(name: str, weights: dict[str, Tensor], batches: list[Tensor]) -> dict[tuple[str, int], Tensor]:
+def inputs_by_hand(name: str, weights: dict[str, Encoded], batches: list[Tensor]) -> dict[tuple[str, int], Tensor]:
     """Return what each matrix of each expert of each layer multiplies where the weights have been solved for."""
     model = build(name)
     operands = find_operands(model)
     rows: dict[str, Rows] = {}
     for operand_name, weight in weights.items():
-        operands[operand_name].weight.copy_(weight)
+        operands[operand_name].weight.copy_(decode(weight))
         module = operands[operand_name].module
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda _, args: (quantize(args[0], INPUT, arithmetic="exact"),))
@@ -168,11 +176,15 @@ def test_gptq_of_an_expert_is_gptq_on_its_tokens_and_lowers_the_error(name: str)
     for operand in find_operands(build(name)).values():
         if operand.expert is None or operand.layer != 1:
             continue
-        weight, hessian, found = operand.weight.contiguous(), asked.hessian_of(operand), solved.weights[operand.name]
+        weight, hessian, found = (
+            operand.weight.contiguous(),
+            asked.hessian_of(operand),
+            decode(solved.weights[operand.name]),
+        )
         nearest = BlockScales.of(weight, WEIGHT).quantize(weight, WEIGHT)
         assert hessian_loss(weight, found, hessian) < 0.9 * hessian_loss(weight, nearest, hessian)
         # Rows do not sway each other, but in how sums are rounded, which can tip an element.
-        assert (found != by_gptq(weight, hessian, WEIGHT)).float().mean() < 0.01
+        assert (found != decode(by_gptq(weight, hessian, WEIGHT))).float().mean() < 0.01
     model = build(name)
     tokens = BATCHES[0]
     with torch.no_grad():
@@ -214,7 +226,7 @@ def test_few_hessians_at_a_time_give_the_same(recipe: str, monkeypatch: pytest.M
     monkeypatch.setattr(stages, "HESSIAN_BYTES", 2 * 64 * 64 * 4)
     parted, again = solve("mixtral", recipes[recipe])
     assert whole.weights.keys() == parted.weights.keys()
-    assert all(torch.equal(parted.weights[name], whole.weights[name]) for name in whole.weights)
+    assert equal_weights(parted, whole)
     assert len(asked.hessians) == len(again.hessians) and whole.experts == parted.experts
     assert all(torch.equal(one, other) for one, other in zip(asked.hessians, again.hessians, strict=True))
     expert = "model.layers.0.mlp.experts"
@@ -229,7 +241,7 @@ def test_the_split_into_batches_does_not_matter() -> None:
     assert together.experts == alone.experts
     for one, other in zip(asked.hessians, again.hessians, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    assert all(torch.equal(alone.weights[name], together.weights[name]) for name in together.weights)
+    assert equal_weights(alone, together)
 
 
 @pytest.mark.parametrize("length", [9, 40])  # of 18 or 80 pairs with four experts, none has 96, some fewer than 24
@@ -248,7 +260,7 @@ def test_experts_that_few_tokens_reach_are_rounded_and_counted(length: int) -> N
             if count < channels / 4:
                 assert torch.equal(asked.hessian_of(operand), torch.eye(channels))
                 on_searched_scales = search_scales(weight, WEIGHT).quantize(weight, WEIGHT)
-                assert torch.equal(solved.weights[operand.name], on_searched_scales)
+                assert torch.equal(decode(solved.weights[operand.name]), on_searched_scales)
     assert solved.experts == ExpertTokens(
         experts=8,
         unreached=sum(count == 0 for count in counts.values()),
@@ -298,7 +310,7 @@ def test_an_interrupted_calibration_goes_on_and_comes_to_the_same() -> None:
     assert again.blocks_kept == 2 and not asked.hessians
     for other in (rest, again):
         assert other.experts == whole.experts and other.weights.keys() == whole.weights.keys()
-        assert all(torch.equal(other.weights[name], whole.weights[name]) for name in whole.weights)
+        assert equal_weights(other, whole)
 
 
 def test_a_block_that_did_not_fit_in_memory_is_solved_anew() -> None:
@@ -308,7 +320,7 @@ def test_a_block_that_did_not_fit_in_memory_is_solved_anew() -> None:
     class OutOnce(Asked):
         out = False
 
-        def __call__(self, weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+        def __call__(self, weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
             if len(self.hessians) == 7 and not self.out:
                 self.out = True
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -317,7 +329,7 @@ def test_a_block_that_did_not_fit_in_memory_is_solved_anew() -> None:
     halved, asked = solve("mixtral", solver=OutOnce())
     assert asked.out
     assert halved.experts == whole.experts
-    assert all(torch.equal(halved.weights[name], whole.weights[name]) for name in whole.weights)
+    assert equal_weights(halved, whole)
 
 
 def test_a_run_counts_experts_and_warns_of_those_that_few_tokens_reach(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.calibrate.sequential import solve_weights
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.batches import Batch, BatchLimits, Passage, unpadded_batches
 from mxsweep.forward.engine import Engine
 from mxsweep.forward.losses import kl_divergences, mean_of_sums, negative_log_likelihoods, score_targets
@@ -20,8 +20,10 @@ from mxsweep.forward.scoring import Scorer, ScoringRequest
 from mxsweep.forward.sequence_loss import Divergence, measure_loss
 from mxsweep.model.kv import key_factors
 from mxsweep.model.load import load_model
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.model.prepared import Prepared
+from mxsweep.numerics import Encoded, MXFormat, encode
 from mxsweep.terminal.errors import ConfigError
+from tests.helpers.decoded import decoded
 
 OUT_OF_MEMORY = {
     "torch": torch.OutOfMemoryError("CUDA out of memory."),
@@ -168,13 +170,13 @@ class TestMemory:
         recipe = Recipe(linear=LinearFormats(fmt, MXFormat("fp6_e2m3")), arithmetic="exact")
         asked: list[tuple[Tensor, Tensor]] = []
 
-        def solve(weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Tensor:
+        def solve(weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Encoded:
             asked.append((weight.clone(), hessian.clone()))
-            return quantize(weight, fmt, arithmetic="exact")
+            return encode(weight, fmt)
 
         def solve_all() -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
             asked.clear()
-            return solve_weights(tiny, recipe, Prepared(), batches, solve).weights, list(asked)
+            return decoded(solve_weights(tiny, recipe, Prepared(), batches, solve).weights), list(asked)
 
         expected, asked_before = solve_all()
         sizes = cramped(error, 1)
@@ -195,11 +197,11 @@ def test_memory_that_runs_out_halfway_through_a_block(tiny: Any) -> None:
     recipe = Recipe(linear=LinearFormats(MXFormat("fp4_e2m1"), None), arithmetic="exact")
     asked: list[Tensor] = []
 
-    def solve(weight: Tensor, _: Tensor, fmt: MXFormat) -> Tensor:
+    def solve(weight: Tensor, _: Tensor, fmt: MXFormat) -> Encoded:
         asked.append(weight.clone())
         if len(asked) == 3:  # the third group of the first block
             raise OUT_OF_MEMORY["driver"]
-        return quantize(weight, fmt, arithmetic="exact")
+        return encode(weight, fmt)
 
     weights = solve_weights(tiny, recipe, Prepared(), batches, solve).weights
     assert len(asked) == 3 + 3 * 4
@@ -229,8 +231,8 @@ def test_memory_that_runs_out_by_itself() -> None:
     recipe = Recipe(linear=LinearFormats(fmt, fmt), arithmetic="exact")
     passes: list[int] = []
 
-    def solve(weight: Tensor, _: Tensor | None, fmt: MXFormat) -> Tensor:
-        return quantize(weight, fmt, arithmetic="exact")
+    def solve(weight: Tensor, _: Tensor | None, fmt: MXFormat) -> Encoded:
+        return encode(weight, fmt)
 
     loss, weights = measure_loss(model, sequences, 2000).nats, solve_weights(model, recipe, Prepared(), batches, solve)
     handle = model.model.layers[0].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
@@ -247,7 +249,8 @@ def test_memory_that_runs_out_by_itself() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         handle.remove()
-    assert all(torch.equal(again.weights[name], weights.weights[name]) for name in weights.weights)
+    after, before = decoded(again.weights), decoded(weights.weights)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 class TestLosses:

@@ -15,7 +15,7 @@ from mxsweep import run
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import WEIGHT_METHODS, Needs, WeightMethod, register_weight_method
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import Encoded, MXFormat, encode
 from mxsweep.report.result_texts import terminal_text
 from mxsweep.results.groups import read_results, value_order
 from mxsweep.solvers.methods import load_method
@@ -39,9 +39,9 @@ def toy(
 ) -> Iterator[Needs]:
     """A method that halves each rounded weight, with the option `damping`, and an option file for the command line."""
 
-    def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
         calls.append((options, hessian is not None))
-        return quantize(weight, fmt, arithmetic="exact") / 2
+        return encode(weight / 2, fmt)
 
     module = ModuleType("toy_method")
     module.solve = solve  # type: ignore[attr-defined]

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
 from mxsweep import compose
 from mxsweep.files.checkpoints import model_folder
-from mxsweep.formats.recipe import LinearFormats, Prepared, Recipe
+from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence, Shift
 from mxsweep.measure.configured_sensitivity import measure_config
 from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, measure, parts_of
 from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import MXFormat
 from mxsweep.report.figures.panels import draw_sensitivity

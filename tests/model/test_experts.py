@@ -18,7 +18,7 @@ from transformers.integrations.moe import use_experts_implementation
 from mxsweep import LinearFormats, Recipe, compose, quantize_model
 from mxsweep.calibrate.weights import solve_without_data, solver
 from mxsweep.files.checkpoints import model_folder
-from mxsweep.formats.recipe import LINEAR_MATMULS, Prepared, Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, Rotation
 from mxsweep.measure.sensitivity import parts_of
 from mxsweep.measure.weight_errors import inspect_weights
 from mxsweep.model import offload
@@ -30,8 +30,9 @@ from mxsweep.model.linear import InputQuantizer, MXLinear
 from mxsweep.model.meta import meta_model, recipe_problem
 from mxsweep.model.observer import TensorObserver
 from mxsweep.model.operands import ROUTER, Operand, find_operands
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out, observed
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import MXFormat, decode, quantize
 from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, SIZES, build
 
 WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
@@ -287,10 +288,10 @@ def test_clip_chooses_weights_of_experts() -> None:
     name = "model.layers.1.mlp.experts.3.down_proj"
     assert weights.keys() >= {operand.name for operand in find_operands(model).values() if operand.expert}
     own = find_operands(model)[name].weight
-    assert (weights[name] - own).square().sum() < (rounded(own, WEIGHT) - own).square().sum()
+    assert (decode(weights[name]) - own).square().sum() < (rounded(own, WEIGHT) - own).square().sum()
     with quantize_model(model, recipe, prepared=Prepared(weights)) as report:
         stored = model.model.layers[1].mlp.experts.get_buffer("down_proj_mx")
-        assert torch.equal(stored[3].T, weights[name])
+        assert torch.equal(stored[3].T, decode(weights[name]))
     assert all(layer.prepared for layer in report.layers)
 
 

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, Llama4TextConfig, PreTrainedModel
 
 from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.calibrate.sequential import solve_weights
-from mxsweep.formats.recipe import Prepared, Rotation
+from mxsweep.formats.recipe import Rotation
 from mxsweep.model.experts import MXSortedExperts
 from mxsweep.model.footprint import footprint
 from mxsweep.model.operands import find_operands
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import Encoded, MXFormat, encode, quantize
 from mxsweep.numerics.hadamard import hadamard
 
 SIZES: dict[str, Any] = {
@@ -106,10 +107,10 @@ def test_only_tokens_that_reach_an_expert_are_calibrated_on() -> None:
     assert sum(map(len, reached)) == 30 * 3 * 16  # each token reaches one
     asked: list[Tensor] = []
 
-    def solve(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Tensor:
+    def solve(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
         assert hessian is not None
         asked.append(hessian.clone())
-        return weight
+        return encode(weight, fmt)
 
     names = ("*.experts.*.gate_proj", LinearFormats(MXFormat("fp8_e4m3"), None))
     solve_weights(model, Recipe(modules=(names,)), Prepared(), batches, solve)

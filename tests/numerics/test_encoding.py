@@ -1,4 +1,4 @@
-"""Codes: exact `quantize` is `decode(encode(x))` for every format, and codes are as standards have them."""
+"""Codes: `quantize` is `decode(encode(x))` for every format and arithmetic, and codes are as standards have them."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from helpers.kernel_formats import FORMATS, GENERAL_ELEMENTS, MINTS
 from helpers.numerics_oracle import row
 
 from mxsweep.numerics import (
+    ARITHMETICS,
     ELEMENT_NAMES,
     ROUNDINGS,
     SCALE_NAMES,
@@ -33,11 +34,23 @@ KEY = 2**63 + 5
 
 def check(x: torch.Tensor, fmt: MXFormat, axis: int = -1, **arguments: object) -> None:
     """Equal bit for bit, the sign of zero included; without what codes cannot say, equal as numbers."""
-    expected = quantize(x, fmt, axis, arithmetic="exact", **arguments)  # type: ignore[arg-type]
-    encoded = encode(x, fmt, axis, **arguments)  # type: ignore[arg-type]
-    assert_same_bits(decode(encoded), expected)
-    codes_alone = decode(replace(encoded, negative_zeros=None))
-    torch.testing.assert_close(codes_alone, expected, rtol=0, atol=0, equal_nan=True)
+    for arithmetic in ARITHMETICS:
+        if arithmetic == "native" and fmt.has_native_arithmetic and not _holds_quotients(x.dtype, fmt):
+            with pytest.raises(ValueError, match=r"^arithmetic: 'native' rounds"):
+                encode(x, fmt, axis, arithmetic=arithmetic, **arguments)  # type: ignore[arg-type]
+            continue
+        expected = quantize(x, fmt, axis, arithmetic=arithmetic, **arguments)  # type: ignore[arg-type]
+        encoded = encode(x, fmt, axis, arithmetic=arithmetic, **arguments)  # type: ignore[arg-type]
+        assert_same_bits(decode(encoded), expected)
+        codes_alone = decode(replace(encoded, negative_zeros=None))
+        torch.testing.assert_close(codes_alone, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _holds_quotients(dtype: torch.dtype, fmt: MXFormat) -> bool:
+    element = fmt.element_format
+    digits = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}[dtype]
+    too_wide = dtype == torch.float16 and element.max_exponent >= 15
+    return element.mantissa_bits + (not element.is_integer) <= digits and not too_wide
 
 
 # --- quantize is decode(encode) --------------------------------------------------------------------------------------
@@ -99,6 +112,26 @@ def test_stochastic_rounding_draws_as_quantize_does() -> None:
     first, second = (torch.Generator().manual_seed(3) for _ in range(2))
     assert_same_bits(decode(encode(x, fmt, generator=first)), quantize(x, fmt, generator=second))
     assert_same_bits(decode(encode(x, fmt, generator=first)), quantize(x, fmt, generator=second))
+
+
+def test_native_scales_that_float16_does_not_hold_make_their_blocks_nan() -> None:
+    x = torch.tensor([[65504.0] * 4, [1e-7] * 4, [0.0] * 4, [3.0] * 4], dtype=torch.float16)
+    fmt = MXFormat("int8", 4)
+    encoded = encode(x, fmt, arithmetic="native")
+    assert_same_bits(decode(encoded), quantize(x, fmt, arithmetic="native"))
+    assert decode(encoded)[:, 0].isnan().tolist() == [True, False, True, False]
+    assert encoded.scales.flatten().tolist()[0] == encoded.scales.flatten().tolist()[2] == 255
+
+
+def test_rows_are_split_where_they_share_no_scale() -> None:
+    x = torch.randn(6, 40)
+    fmt = MXFormat("int4", 16, symmetric=False)
+    parts = encode(x, fmt).split([1, 2, 3])
+    for part, rows in zip(parts, x.split([1, 2, 3]), strict=True):
+        assert_same_bits(decode(part), quantize(rows, fmt, arithmetic="exact"))
+    for shared in (MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), MXFormat("fp4_e2m1", (2, 16))):
+        with pytest.raises(ValueError, match="cannot be split"):
+            encode(x, shared).split([1, 2, 3])
 
 
 def test_bad_arguments_are_quantizes() -> None:

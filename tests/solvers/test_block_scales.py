@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
 
-from mxsweep.numerics import ELEMENT_NAMES, ROUNDINGS, MXFormat, quantize
+from mxsweep.numerics import ELEMENT_NAMES, ROUNDINGS, MXFormat, decode, encode, quantize
 from mxsweep.solvers.block_scales import BlockScales
 
 BLOCKS = (32, 1, 16, 0, 100, (4, 16), (5, 7))
@@ -33,12 +33,19 @@ def test_the_formats_own_scales_are_quantizes(element: str) -> None:
     for fmt in [fmt for fmt in FORMATS if fmt.element == element]:
         expected, scales = quantize(w, fmt, arithmetic="exact"), BlockScales.of(w, fmt)
         assert_same_bits(scales.quantize(w, fmt), expected)
+        encoded = scales.encode(w, fmt)
+        for part, tensor in encode(w, fmt).tensors().items():
+            assert torch.equal(encoded.tensors()[part], tensor), part
+        assert_same_bits(decode(encoded), expected)
+        assert_same_bits(decode(scales.encode_chosen(expected, fmt)), expected)
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if not fmt.tensor_scale][::17], ids=str)
 def test_all_kinds_of_numbers(fmt: MXFormat) -> None:
     w = adversarial(2**14, 3).view(64, -1)
-    assert_same_bits(BlockScales.of(w, fmt).quantize(w, fmt), quantize(w, fmt, arithmetic="exact"))
+    scales, expected = BlockScales.of(w, fmt), quantize(w, fmt, arithmetic="exact")
+    assert_same_bits(scales.quantize(w, fmt), expected)
+    assert_same_bits(decode(scales.encode(w, fmt)), expected)
 
 
 def test_the_scales_by_hand() -> None:

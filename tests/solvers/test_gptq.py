@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.adversarial import assert_same_bits
 from helpers.mx_host import host_library, pointer
 from torch import Tensor
 
-from mxsweep.numerics import ELEMENT_NAMES, MXFormat, quantize
+from mxsweep.numerics import ELEMENT_NAMES, MXFormat, decode, quantize
 from mxsweep.solvers import gptq as module
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
@@ -36,6 +37,30 @@ def problem(rows: int = 12, columns: int = 40, seed: int = 0) -> tuple[Tensor, T
     mixed = torch.randn(columns, columns, generator=generator) * torch.linspace(2, 0.05, columns)
     x = torch.randn(4 * columns, columns, generator=generator) @ mixed.T
     return torch.randn(rows, columns, generator=generator) * 0.1, 2 * x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_its_codes_stand_for_its_values(fmt: MXFormat) -> None:
+    for seed in range(3):
+        w, hessian = problem(seed=seed)
+        w[0] *= 1e-3
+        w[1, 3:20] = 0.0
+        for scales in (BlockScales.of(w, fmt), search_scales(w, fmt, hessian.diagonal())):
+            values = gptq(w, hessian, fmt, scales)
+            encoded = scales.encode_chosen(values, fmt)
+            assert encoded.format == fmt
+            assert_same_bits(decode(encoded), values)
+
+
+def test_a_block_without_a_scale_has_none_in_codes() -> None:
+    w, hessian = problem()
+    w[2, 9] = torch.nan
+    fmt = MXFormat("fp4_e2m1", 8)
+    scales = BlockScales.of(w, fmt)
+    values = gptq(w, hessian, fmt, scales)
+    encoded = scales.encode_chosen(values, fmt)
+    assert values.isnan().sum() == 8 and (encoded.scales == 255).sum() == 1 and encoded.scales[2, 1] == 255
+    assert_same_bits(decode(encoded), values)
 
 
 # --- The published algorithm -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.config.weight_methods import WEIGHT_METHODS, Needs
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import MXFormat, decode, quantize
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq, hessian_loss
 from mxsweep.solvers.methods import load_method
@@ -50,16 +50,16 @@ def test_what_a_method_needs_is_enough(
     weight, hessian = problem
     assert WEIGHT_METHODS[name].needs(options) is needs
     solve = load_method(name)
-    expected = solve(weight, FMT, hessian, options)
+    expected = decode(solve(weight, FMT, hessian, options))
     if needs is Needs.NOTHING:
-        assert torch.equal(solve(weight, FMT, None, options), expected)
+        assert torch.equal(decode(solve(weight, FMT, None, options)), expected)
     if needs is Needs.SECOND_MOMENTS:
-        assert torch.equal(solve(weight, FMT, hessian.diagonal().diag(), options), expected)
+        assert torch.equal(decode(solve(weight, FMT, hessian.diagonal().diag(), options)), expected)
 
 
 def test_methods_are_their_algorithms(problem: tuple[Tensor, Tensor]) -> None:
     weight, hessian = problem
-    solved = {name: load_method(name)(weight, FMT, hessian, options) for name, options in OPTIONS.items()}
+    solved = {name: decode(load_method(name)(weight, FMT, hessian, options)) for name, options in OPTIONS.items()}
     assert torch.equal(solved["rtn"], quantize(weight, FMT, arithmetic="exact"))
     assert torch.equal(solved["clip"], search_scales(weight, FMT, hessian.diagonal()).quantize(weight, FMT))
     by_weight = search_scales(weight, FMT)

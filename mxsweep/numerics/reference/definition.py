@@ -115,14 +115,19 @@ def reduced_shape(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> li
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
     """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
+    scale = native_scales(x, block_dims, fmt)
+    for x_piece, y_piece, scale_piece in pieces((x, y, scale), block_dims):
+        q = round_native(x_piece / scale_piece, fmt.element_format, fmt.rounding)
+        torch.mul(q, scale_piece, out=y_piece)
+
+
+def native_scales(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> Tensor:
+    """Return what native arithmetic divides the blocks of x [..., k, b, ...] by: [..., k, 1, ...], in x's dtype."""
     amax = x.new_empty([1 if dim in block_dims else length for dim, length in enumerate(x.shape)])
     for x_piece, amax_piece in pieces((x, amax), block_dims):
         torch.amax(x_piece.abs(), block_dims, keepdim=True, out=amax_piece)
     # At once for all blocks: each logarithm on a CPU wakes the threads of torch's mathematical library.
-    scale = native_scale(amax, fmt)
-    for x_piece, y_piece, scale_piece in pieces((x, y, scale), block_dims):
-        q = round_native(x_piece / scale_piece, fmt.element_format, fmt.rounding)
-        torch.mul(q, scale_piece, out=y_piece)
+    return native_scale(amax, fmt)
 
 
 def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> None:
@@ -157,6 +162,18 @@ def round_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: 
     return RoundedBlocks(
         round_exact(centered / scale, fmt.element_format, fmt.rounding, random), stored, scale, midpoint
     )
+
+
+def round_blocks_native(x: Tensor, scale: Tensor, fmt: MXFormat) -> RoundedBlocks:
+    """Round x [..., k, b, ...] in native arithmetic, given its `native_scales`.
+
+    The scale of a block is NaN where all of it becomes NaN: also where x's dtype does not hold it, which makes 0 or Inf
+    of it, and NaN of every product.
+    """
+    q = round_native(x / scale, fmt.element_format, fmt.rounding).to(torch.float32)
+    stored = scale.to(torch.float32)
+    stored = stored.masked_fill((stored == 0) | stored.isinf(), torch.nan)
+    return RoundedBlocks(q.masked_fill_(stored.isnan(), torch.nan), stored, stored, None)
 
 
 def restore(q: Tensor, scale: Tensor, midpoint: Tensor | None) -> Tensor:

@@ -1,0 +1,24 @@
+"""Hold what is worked out for a recipe before it is put into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mxsweep.numerics import Encoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Hold what was worked out for a recipe beforehand, on calibration data.
+
+    Attributes:
+        weights: codes and scales of weights (N, C) by operand name, in the basis and format that the recipe gives
+            them, of the dtype of the model's; one that is not there is rounded to nearest.
+        key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
+    """
+
+    weights: Mapping[str, Encoded] = field(default_factory=dict)
+    key_factors: Mapping[str, Tensor] = field(default_factory=dict)
