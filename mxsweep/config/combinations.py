@@ -22,9 +22,32 @@ def _check_budget(config: RunParts, budget: float) -> None:
         )
 
 
+def _check_runtime(config: RunParts) -> None:
+    """Refuse what a runtime does not do, beside formats, which are refused where they are made."""
+    runtime = config.predicts
+    if runtime is None:
+        return
+    if config.trains:
+        raise ConfigError(
+            f"runtime: {runtime.name!r} does not go with train={config.train.method}, whose recipe says what products "
+            "compute; allowed with it: none"
+        )
+    if config.kv_quant.name != "none":
+        raise ConfigError(
+            f"kv_quant: {config.kv_quant.name} is nothing that runtime={runtime.name} computes, which has no keys and "
+            "values in blocks; allowed with it: none"
+        )
+    if config.rotated_matmuls and not runtime.rotates:
+        raise ConfigError(
+            f"rotation: {config.rotation.method} is nothing that runtime={runtime.name} computes, which multiplies no "
+            "inputs by Hadamard matrices; allowed with it: none, rotation.residual=true"
+        )
+
+
 def check_combination(config: RunParts) -> None:
     """Raise ConfigError for values that cannot go together, though each alone is fine."""
     check_training(config)
+    _check_runtime(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(

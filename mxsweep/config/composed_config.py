@@ -14,12 +14,14 @@ from mxsweep.config import knobs
 from mxsweep.config.calibration_data import refuse_same_file, resolve_calibration
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.format_config import FormatConfig, format_name, resolve_format, resolve_modules
+from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.kv_config import KVConfig, resolve_kv
 from mxsweep.config.matmul_config import MatmulsConfig, resolve_matmuls
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.runtimes import NO_RUNTIME, OF_RUNTIMES, choose, refuse_contradictions
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE
@@ -55,7 +57,9 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     check_values(data)
     data = {key: value for key, value in data.items() if not knobs.is_of_sweep(key)}
     further = _take_further(data)
-    folders = _folders(cfg)
+    folders, runtime = _folders(cfg), data["runtime"]
+    set_by_user = {} if runtime == NO_RUNTIME else _set(cfg, data)
+    data = choose(runtime, data, set_by_user)
     explicit = {key: data.pop(key) for key in ("block_size", "scale", "tensor_scale")}
     run_format = resolve_format(data.pop("format"), explicit)
     chosen = OmegaConf.select(cfg, "hydra.runtime.choices.format")
@@ -88,7 +92,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         further=further,
         **data,
     )
-    config = _with_arithmetic(config, arithmetic)
+    refuse_contradictions(runtime, set_by_user, config.formats())
+    config = _with_arithmetic(config, _arithmetic(config, arithmetic))
     if config.trains:
         check_init(config.init, config.model)
         check_corpus(config.corpus, config.task)
@@ -158,6 +163,39 @@ def _folders(cfg: DictConfig) -> Sequence[Path]:
     """Return the folders of config groups that Hydra composed from: ``--config-dir``, then mxsweep's."""
     searched = OmegaConf.select(cfg, "hydra.searchpath") or []
     return [*(Path(str(path).removeprefix("file://")) for path in searched), conf_dir()]
+
+
+def _set(cfg: DictConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the knobs that a runtime decides and that were set all the same."""
+    words = [str(word) for word in OmegaConf.select(cfg, "hydra.overrides.task") or []]
+    typed, usual = {word.partition("=")[0].lstrip("+") for word in words}, defaults()
+    return {knob: data[knob] for knob in OF_RUNTIMES if knob in typed or data[knob] != usual[knob]}
+
+
+def _arithmetic(config: RunConfig, asked: str) -> str:
+    """Return the knob "arithmetic" as the runtime has it that the run predicts, "auto" for native where that is.
+
+    Raises:
+        ConfigError: another was asked for, it depends on a dtype that is not known, or the backend has no native.
+    """
+    runtime, dtype = config.predicts, config.model.loading_dtype
+    if runtime is None or not runtime.arithmetic:
+        return asked
+    native = runtime.arithmetic == "by_dtype" and any(fmt.has_native_arithmetic for fmt in config.formats())
+    if native and dtype == "auto":
+        raise ConfigError(
+            f"model.dtype: 'auto' does not say before {config.model.path} is loaded how runtime={runtime.name} "
+            "computes, whose arithmetic depends on it; allowed with it: float32, bfloat16, float16"
+        )
+    computed = "native" if native and dtype == "float32" else "exact"
+    if asked not in ("auto", computed):
+        raise ConfigError(f"arithmetic: {asked!r} does not go with runtime={runtime.name}; allowed with it: {computed}")
+    if computed == "native" and config.backend == "cuda":
+        raise ConfigError(
+            f"{config.backend_setting} computes exact arithmetic, and runtime={runtime.name} native in {dtype}; "
+            "allowed with it: backend=torch, or model.dtype=bfloat16"
+        )
+    return "auto" if computed == "native" else "exact"
 
 
 def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:

@@ -70,6 +70,7 @@ class Knob:
             ``run_identity.py``); None where its value stands there by itself, under its path.
         is_group: whether options for it are in ``conf/PATH/``.
         tells_metrics_apart: metrics of runs that differ in it do not mean the same, so they are never compared.
+        is_silent: a record leaves it out where it is off.
         is_note: what a run leaves besides its metrics, which tells no results apart.
         decided_by: labels of the knobs that decide its value where it was not set; None for the group that it is in.
         same: pairs of values that mean the same result, the second what tables show for both.
@@ -89,6 +90,7 @@ class Knob:
     place: str | None = None
     is_group: bool = False
     tells_metrics_apart: bool = False
+    is_silent: bool = False
     is_note: bool = False
     decided_by: tuple[str, ...] | None = None
     same: tuple[tuple[Any, Any], ...] = ()

@@ -17,6 +17,7 @@ from typing import Any
 from mxsweep.config import effects
 from mxsweep.config.checks import check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
+from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
 from mxsweep.config.value_types import (
@@ -145,6 +146,16 @@ GROUPS = (
         is_group=True,
     ),
     _format(
+        "runtime",
+        "none: the rules are the run's knobs; else what another runtime computes for weights and inputs, bit for bit: "
+        "its roundings, scales and arithmetic; formats that it does not run are refused",
+        Choice(words=RUNTIME_NAMES),
+        off=NO_RUNTIME,
+        place=None,
+        is_silent=True,
+        is_group=True,
+    ),
+    _format(
         "kv_quant",
         "what keys and values become; an element, as int3; kv_quant.key= and kv_quant.value= set one of them",
         Element("any element format"),
@@ -250,13 +261,13 @@ FORMATS = (
         "rounding",
         "of an element: nearest (ties away from zero), even, floor (toward zero), stochastic",
         Choice(words=ROUNDINGS),
-        decided_by=("recipe",),
+        decided_by=("recipe", "runtime"),
     ),
     _format(
         "scale_rounding",
         "of an e8m0 scale: floor (OCP MX), even, ceil, rceil",
         Choice(words=SCALE_ROUNDINGS),
-        decided_by=("recipe",),
+        decided_by=("recipe", "runtime"),
     ),
     _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),
     _format(

@@ -184,13 +184,15 @@ def of_run_and_kv() -> tuple[str, ...]:
 def effective(values: Values) -> dict[str, Any]:
     """Return a record's values without those that have no effect, and with what it means by leaving out some.
 
-    What a record of an earlier version leaves out are remedies, and options of keys and values.
+    What a record of an earlier version leaves out are remedies, and options of keys and values; what any record leaves
+    out are knobs that go unsaid where they are off.
 
     Args:
         values: by path, a value that tables show under a label where the record has it. Those of no knob stay.
     """
     options = [knob for knob in TABLE.values() if knob.place == "kv_options"]
-    implied = {knob.shown_at or knob.path: knob.off for knob in (*remedies().values(), *options)}
+    silent = [knob for knob in TABLE.values() if knob.is_silent]
+    implied = {knob.shown_at or knob.path: knob.off for knob in (*remedies().values(), *options, *silent)}
     implied |= {f"kv_quant.{leaf}": values[leaf] for leaf in of_run_and_kv() if leaf in values}
     by_place = TABLE | {knob.shown_at: knob for knob in TABLE.values() if knob.shown_at}
     return {

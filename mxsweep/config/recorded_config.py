@@ -9,6 +9,7 @@ from typing import Any
 
 from mxsweep.config import knobs
 from mxsweep.config.run_parts import RunParts
+from mxsweep.config.runtimes import OF_RUNTIMES
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 
 
@@ -18,6 +19,7 @@ def recorded(config: RunParts) -> dict[str, Any]:
     linear, further = data.pop("format"), data.pop("further")
     training = {name: data.pop(name) for name in ("train", "corpus", "init", "matmuls")}
     data.pop("recipe_name")
+    _say_runtime(data, config)
     for formats in (*data["modules"].values(), *data["ptq"]["formats"].values()):
         formats.pop("name")
     data["kv_quant"] = config.kv_quant.as_dict(config.format)
@@ -42,6 +44,19 @@ def recorded(config: RunParts) -> dict[str, Any]:
             values[leaf] = value
     plain: dict[str, Any] = json.loads(json.dumps(data))
     return plain
+
+
+def _say_runtime(data: dict[str, Any], config: RunParts) -> None:
+    """Keep of the knobs that a runtime decides what all formats of the run have."""
+    if config.predicts is None:
+        del data["runtime"]
+        return
+    for leaf in OF_RUNTIMES:
+        values = {getattr(fmt, leaf) for fmt in config.formats()}
+        if len(values) == 1:
+            data[leaf] = values.pop()
+        elif values:
+            del data[leaf]
 
 
 def _remedies(config: RunParts) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mxsweep.config.matmul_config import MatmulsConfig
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
+from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
@@ -40,6 +41,7 @@ class RunParts:
     """
 
     format: FormatConfig
+    runtime: str
     scale_bits: int
     custom_cuda: bool
     kv_quant: KVConfig
@@ -103,6 +105,11 @@ class RunParts:
         if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
             recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
         return recipe
+
+    @property
+    def predicts(self) -> Runtime | None:
+        """Return the runtime by whose rules weights and inputs are quantized; None for the run's own."""
+        return RUNTIMES.get(self.runtime)
 
     @property
     def trains(self) -> bool:
@@ -205,9 +212,21 @@ class RunParts:
         return any(formats.weight is not None for formats in layers)
 
     def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
-        return LinearFormats(
+        linear = LinearFormats(
             weight=self._mx(f"{field}.weight", formats.weight, formats),
             activation=self._mx(f"{field}.activation", formats.activation, formats),
+        )
+        if self.predicts is None or linear == LinearFormats():
+            return linear
+        return self._as_computed(self.predicts, field, linear)
+
+    def _as_computed(self, runtime: Runtime, field: str, linear: LinearFormats) -> LinearFormats:
+        """Return the formats of a weight and its input by the rules of a runtime."""
+        elements = [UNQUANTIZED if fmt is None else fmt.element for fmt in (linear.weight, linear.activation)]
+        runtime.check_pair(field, *elements)
+        return LinearFormats(
+            weight=linear.weight and runtime.compute("weight", f"{field}.weight", linear.weight),
+            activation=linear.activation and runtime.compute("activation", f"{field}.activation", linear.activation),
         )
 
     def _mx(self, field: str, element: str, formats: FormatConfig) -> MXFormat | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mxsweep.config import knobs
+from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.results import identity
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
@@ -152,7 +153,7 @@ def _groups(rows: Sequence[Row], shown: Sequence[str]) -> list[Group]:
     varying = [index for index in range(len(by)) if len({values[index] for values in labels}) > 1]
     made: dict[str, Group] = {}
     for values, group in zip(labels, members, strict=True):
-        title = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True))
+        title = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True)) + _computed(group)
         slug = "_".join(values[i] if by[i] in ("model", "task") else f"{by[i]}-{values[i]}" for i in varying)
         slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in slug)
         while slug in made:  # names that differ only in what a file name cannot hold
@@ -160,6 +161,13 @@ def _groups(rows: Sequence[Row], shown: Sequence[str]) -> list[Group]:
         group.sort(key=lambda row: (not row.is_baseline, row_order(row, shown), row.run.run_id))
         made[slug] = Group(title, slug, group, dict(zip(by, values, strict=True)))
     return list(made.values())
+
+
+def _computed(rows: Sequence[Row]) -> str:
+    """Return by which runtime's rules all quantized rows are computed, as an end of a title; "" without one."""
+    names = {label(row.knobs.get("runtime")) for row in rows if not row.is_baseline}
+    runtime = RUNTIMES.get(names.pop()) if len(names) == 1 else None
+    return f", {runtime.phrase}" if runtime else ""
 
 
 def _comparable_rows(rows: Sequence[Row]) -> list[list[Row]]:

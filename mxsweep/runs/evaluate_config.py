@@ -70,6 +70,8 @@ class _Steps:
                         model, preparation.recipe, prepared=preparation.prepared, compare_exact=config.diagnostics
                     )
                 )
+            if computed_as := self._computed_as():
+                log.info("Weights and inputs become what they do %s", computed_as)
             for line in report.lines():
                 log.info(line)
             for warning in report.warnings:
@@ -90,6 +92,8 @@ class _Steps:
             with self._timed("diagnostics_s"):
                 diagnostics.read_unquantized(model)
         entries = self._entries(preparation, report, evaluation, memory, warnings)
+        if computed_as := self._computed_as():
+            entries["diagnostics"]["computed"] = computed_as
         if evaluator.quantized_from is not None:
             entries["diagnostics"]["quantized_from"] = evaluator.quantized_from
         files = RunFiles(evaluation.samples, evaluation.results or None, texts=preparation.files)
@@ -117,6 +121,11 @@ class _Steps:
             progress,
             overrides,
         )
+
+    def _computed_as(self) -> str:
+        """Return by whose rules the run is quantized, as "as vLLM computes it"; "" where by its own."""
+        runtime = self._config.predicts
+        return "" if runtime is None or self._config.recipe.is_baseline else runtime.phrase
 
     def _guessing(self, evaluator: Evaluator, evaluation: Evaluation) -> list[str]:
         """Return, and log, what speaks against a baseline; nothing of another run."""

@@ -265,3 +265,14 @@ def test_patterns_are_matched_against_a_model_without_loading_it() -> None:
     assert recipe_problem(model, compose(["modules={lm_head: int8, '*.q_proj': none}"]).recipe) is None
     problem = recipe_problem(model, compose(["modules={lm_head: int8, '*.q_proj': none, lm_hed: int8}"]).recipe)
     assert problem is not None and "the pattern 'lm_hed' matches no linear layer or embedding of Llama" in problem
+
+
+def test_a_run_says_by_whose_rules_it_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["format=mxfp4", *FEW, "limit=4"]
+    with caplog.at_level("INFO"):
+        predicted = run(compose([*words, "runtime=quark"]))
+    assert predicted["diagnostics"]["computed"] == "as Quark computes it"
+    assert "Weights and inputs become what they do as Quark computes it" in caplog.text
+    own = run(compose([*words, "rounding=even", "scale_rounding=even"]))
+    assert "computed" not in own["diagnostics"]
+    assert predicted["metrics"] == own["metrics"]

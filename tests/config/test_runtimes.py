@@ -1,0 +1,154 @@
+"""What a run is under the preset of another runtime: formats by its rules, refusals, identity, record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.made_runs import outcomes, put
+
+from mxsweep import compose
+from mxsweep.config.option_files import option_names
+from mxsweep.config.runtimes import RUNTIME_NAMES, RUNTIMES, Runtime, register_runtime
+from mxsweep.results.groups import read_results
+from mxsweep.terminal.errors import ConfigError
+
+
+def formats(*words: str) -> list[str | None]:
+    linear = compose(list(words)).recipe.linear
+    return [fmt and str(fmt) for fmt in (linear.weight, linear.activation)]
+
+
+def test_every_runtime_can_be_chosen_on_the_command_line() -> None:
+    assert sorted(map(str, option_names("runtime"))) == sorted(RUNTIME_NAMES)
+    assert [compose([f"runtime={name}", "format=none"]).runtime for name in RUNTIMES] == list(RUNTIMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "weight", "activation", "arithmetic"),
+    [
+        ("quark w4a6", "fp4_e2m1-b32-e8m0-scale_even-round_even", "fp6_e2m3-b32-e8m0-scale_even-round_even", "exact"),
+        ("vllm mxfp4", "fp4_e2m1-b32-e8m0-scale_even-round_even", "fp4_e2m1-b32-e8m0-scale_even-round_even", "exact"),
+        (
+            "transformers mxfp8_e4m3",
+            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
+            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
+            "exact",
+        ),
+        (
+            "llm_compressor mxfp6_e2m3 format.activation=fp8_e4m3",
+            "fp6_e2m3-b32-e8m0-scale_even-round_even",
+            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
+            "exact",
+        ),
+        (
+            "torchao mxfp4",
+            "fp4_e2m1-b32-e8m0-scale_rceil-round_even",
+            "fp4_e2m1-b32-e8m0-scale_rceil-round_even",
+            "exact",
+        ),
+        ("torchao mxfp4 scale_rounding=floor", "fp4_e2m1-b32-e8m0-round_even", "fp4_e2m1-b32-e8m0-round_even", "exact"),
+        ("auto_round mxint8 model.dtype=float32", "int8-b32-e8m0-round_even", "int8-b32-e8m0-round_even", "native"),
+        ("auto_round mxint8 model.dtype=bfloat16", "int8-b32-e8m0-round_even", "int8-b32-e8m0-round_even", "exact"),
+        ("microxcaling mxfp8_e5m2", "fp8_e5m2-b32-e8m0", "fp8_e5m2-b32-e8m0", "native"),
+        ("quark mxfp4 block_size=64 format.activation=none", "fp4_e2m1-b64-e8m0-scale_even-round_even", None, "exact"),
+        ("transformers int8 format.activation=none rounding=even", "int8-b32-e8m0-round_even", None, "exact"),
+    ],
+)  # fmt: skip
+def test_formats_become_what_the_runtime_computes(
+    words: str, weight: str, activation: str | None, arithmetic: str
+) -> None:
+    runtime, fmt, *rest = words.split()
+    config = compose([f"runtime={runtime}", f"format={fmt}", *rest])
+    assert formats(f"runtime={runtime}", f"format={fmt}", *rest) == [weight, activation]
+    assert config.arithmetic == arithmetic
+
+
+def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
+    config = compose(["runtime=llm_compressor", "format=mxfp4", "modules={'*.down_proj': mxfp8_e4m3}", "ptq.budget=6"])
+    ((_, down),) = config.recipe.modules
+    assert str(down.weight) == "fp8_e4m3-b32-e8m0-scale_rceil-round_even"
+    assert str(config.budget_formats["mxfp6_e2m3"].activation) == "fp6_e2m3-b32-e8m0-scale_even-round_even"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("runtime=quark rounding=nearest", "rounding: 'nearest' does not go with runtime=quark"),
+        ("runtime=quark scale_rounding=floor", "scale_rounding: 'floor' does not go with runtime=quark"),
+        ("runtime=torchao format=mxfp4 rounding=floor", "rounding: 'floor' does not go with runtime=torchao"),
+        ("runtime=microxcaling rounding=stochastic", "allowed with it: nearest, even, floor"),
+        ("runtime=quark arithmetic=native", "'native' does not go with runtime=quark; allowed with it: exact"),
+        ("runtime=auto_round arithmetic=exact model.dtype=float32", "runtime=auto_round; allowed with it: native"),
+        ("runtime=auto_round custom_cuda=true model.dtype=float32", "custom_cuda: true computes exact arithmetic"),
+        ("runtime=auto_round model=hf model.path=no/such", "model.dtype: 'auto' does not say before no/such is loaded"),
+        ("runtime=vllm format=mxfp8_e4m3", "is no product that runtime=vllm computes"),
+        ("runtime=torchao format=w4a6", "weights in fp4_e2m1 by inputs in fp6_e2m3 is no product"),
+        ("runtime=quark format=mxfp8_e5m2", "weights in fp8_e5m2 by inputs in fp8_e5m2 is no product"),
+        ("runtime=quark format=mxfp4 block_size=16", "format.weight: fp4_e2m1-b16-e8m0 is nothing that runtime=quark"),
+        ("runtime=quark format=mxfp4 block_size=64", "format.activation: fp4_e2m1-b64-e8m0 is nothing"),
+        ("runtime=quark scale_bits=6", "is nothing that runtime=quark computes"),
+        ("runtime=quark symmetric=false", "is nothing that runtime=quark computes"),
+        ("runtime=quark modules={lm_head: mxint8}", "modules[lm_head]: weights in int8 by inputs in int8"),
+        ("runtime=microxcaling format=nvfp4", "backend 'microxcaling' has no scale e4m3"),
+        ("runtime=quark kv_quant=int8", "kv_quant: int8 is nothing that runtime=quark computes"),
+        ("runtime=quark rotation=hadamard", "rotation: hadamard is nothing that runtime=quark computes"),
+        ("runtime=quark train=from_scratch", "runtime: 'quark' does not go with train=from_scratch"),
+        ("runtime=tensorrt", "runtime: 'tensorrt' is not known; allowed: none, vllm"),
+    ],
+)  # fmt: skip
+def test_what_a_runtime_does_not_compute_is_refused(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(_split(words))
+    assert message in str(refused.value)
+
+
+def _split(words: str) -> list[str]:
+    import re
+
+    return re.split(r" (?=[a-z_.]+=)", words)
+
+
+def test_a_knob_that_says_what_the_runtime_does_is_no_contradiction() -> None:
+    said = ["runtime=quark", "format=mxfp4", "rounding=even", "scale_rounding=even", "arithmetic=exact"]
+    assert compose(said).config_hash == compose(said[:2]).config_hash
+
+
+def test_a_run_without_a_preset_is_the_run_that_it_was() -> None:
+    plain, none = compose(["format=mxfp4"]), compose(["format=mxfp4", "runtime=none"])
+    assert plain.identity == none.identity and "runtime" not in plain.identity["quantized"]
+    assert plain.as_dict() == none.as_dict() and "runtime" not in plain.as_dict()
+    assert compose(["format=none", "runtime=quark"]).config_hash == compose(["format=none"]).config_hash
+
+
+def test_the_record_says_what_all_formats_have_and_nothing_that_is_not_so() -> None:
+    config = compose(["runtime=quark", "format=mxfp4"]).as_dict()
+    assert [config[name] for name in ("runtime", "rounding", "scale_rounding")] == ["quark", "even", "even"]
+    mixed = compose(["runtime=llm_compressor", "format=mxfp4", "modules={lm_head: mxfp8_e4m3}"]).as_dict()
+    assert mixed["rounding"] == "even" and "scale_rounding" not in mixed
+    assert compose(["runtime=quark", "format=mxfp4"]).identity["quantized"]["runtime"] == "quark"
+
+
+def test_a_name_stands_for_one_runtime() -> None:
+    with pytest.raises(ValueError, match="'quark' stands for another runtime"):
+        register_runtime(Runtime("quark", "another"))
+
+
+def made(folder: Path, *runtimes: str) -> Path:
+    for number, runtime in enumerate(("", *runtimes)):
+        more = {"format": "mxfp4"} if runtime else {"format": "none"}
+        more |= {} if runtime in ("", "none") else {"runtime": runtime}
+        put(folder / str(number), outcomes(-np.arange(1.0, 5.0) - number), **more)
+    return folder
+
+
+def test_a_table_of_one_runtime_names_it_and_of_several_has_a_column(tmp_path: Path) -> None:
+    of_one = read_results([made(tmp_path / "one", "quark")])
+    assert of_one.groups[0].title.endswith(", as Quark computes it")
+    of_two = read_results([made(tmp_path / "two", "none", "quark", "vllm")])
+    assert of_two.shown == ["runtime", "format"] or of_two.shown == ["format", "runtime"]
+    assert [row.knobs["runtime"] for row in of_two.groups[0].rows if not row.is_baseline] == ["none", "quark", "vllm"]
+    assert "computes" not in of_two.groups[0].title
+    without = read_results([made(tmp_path / "without", "none")])
+    assert "computes" not in without.groups[0].title and "runtime" not in without.shown
