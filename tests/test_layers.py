@@ -34,6 +34,7 @@ LAYERS = (
     "study",
     "report",
     "runs",
+    "export",
     "measure",
     "sweeps",
 )

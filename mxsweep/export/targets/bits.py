@@ -1,0 +1,173 @@
+"""Pack codes of few bits into bytes, and what every target does alike with the scales of blocks.
+
+Rows of a weight are packed alone. A row is one string of bits, the lowest first: code i of n bits takes the bits n i to
+n i + n - 1, and byte j holds the bits 8 j to 8 j + 7, its lowest bit first. So of 4 bits, code 2 j is in the low nibble
+of byte j; of 6 bits, four codes take three bytes. All targets but GGUF lay codes out so; the rest of the layout is
+theirs.
+
+Legend: W (N, C) a weight, blocks along C; a group is the columns that share a stored scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mxsweep.formats.export_targets import POWERS_IN_E4M3, Packing, packing_of, why_not
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.scale import parse_scale
+from mxsweep.numerics import Encoded, decode
+
+_AT_ONCE = 8  # codes: n bits each are n bytes together
+_BIAS = parse_scale("e8m0").bias
+_LARGEST_SHIFT = 126  # so that neither 2^shift nor its reciprocal is a subnormal
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Return codes (N, C) uint8 of so many bits, 1 to 8, as bytes (N, ceil(C bits / 8)); bits left over are 0."""
+    rows, columns = codes.shape
+    padded = torch.nn.functional.pad(codes, (0, -columns % _AT_ONCE)).view(rows, -1, _AT_ONCE)
+    words = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
+    for place in range(_AT_ONCE):
+        words |= padded[:, :, place].to(torch.int64) << (bits * place)
+    packed = words.view(torch.uint8).view(rows, -1, _AT_ONCE)[:, :, :bits].reshape(rows, -1)
+    return packed[:, : -(-columns * bits // 8)].contiguous()
+
+
+def unpack_bits(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Return the codes (N, C) uint8 that `pack_bits` packed.
+
+    Raises:
+        ValueError: there are too few bytes for so many columns.
+    """
+    rows, size = packed.shape
+    if size * 8 < columns * bits:
+        raise ValueError(f"packed: {size} bytes a row are too few; allowed: {-(-columns * bits // 8)} or more")
+    groups = -(-columns // _AT_ONCE)
+    filled = torch.nn.functional.pad(packed, (0, max(0, groups * bits - size)))[:, : groups * bits]
+    parts = torch.nn.functional.pad(filled.reshape(rows, groups, bits), (0, _AT_ONCE - bits))
+    words = parts.contiguous().view(torch.int64).squeeze(-1)
+    codes = torch.empty((rows, groups, _AT_ONCE), dtype=torch.uint8, device=packed.device)
+    for place in range(_AT_ONCE):
+        codes[:, :, place] = (words >> (bits * place)) & (2**bits - 1)
+    return codes.view(rows, -1)[:, :columns].contiguous()
+
+
+def checked_packing(target: str, name: str, encoded: Encoded) -> Packing:
+    """Return how a target stores a weight, after a look at its format, its shape and its scales.
+
+    Raises:
+        ValueError: it has no place for the weight; the message begins with the weight's name.
+    """
+    problem = why_not(target, encoded.format, shape=encoded.shape)
+    if problem is None and encoded.axis % len(encoded.shape) != len(encoded.shape) - 1:
+        problem = f"{target}: blocks along dimension {encoded.axis} have no place; allowed: along the last one"
+    if problem is None and (encoded.scales == encoded.format.scale_format.codes - 1).any():
+        problem = f"{target}: blocks that are NaN have no place, and this weight has some"
+    if problem is not None:
+        raise ValueError(f"{name}: {problem}")
+    return packing_of(target, encoded.format)
+
+
+def group_scales(encoded: Encoded, group: int) -> Tensor:
+    """Return the codes of scales (N, C / group) uint8: each block's, once for every group that lies in it."""
+    rows, columns = encoded.shape
+    size = encoded.format.block_size
+    tall, wide = (1, size) if isinstance(size, int) else size
+    scales = encoded.scales
+    if tall > 1:
+        scales = scales.repeat_interleave(tall, 0)[:rows]
+    if (wide or columns) != group:
+        block = torch.arange(0, columns, group, device=scales.device) // (wide or columns)
+        scales = scales.index_select(1, block)
+    return scales.contiguous()
+
+
+def groups_of_zeros(encoded: Encoded, group: int) -> Tensor:
+    """Return which groups hold zeros alone: bool (N, C / group). Their scales say nothing."""
+    element = encoded.format.element_format
+    zero = (encoded.codes == 0) if element.is_integer else (encoded.codes & (element.codes // 2 - 1)) == 0
+    return zero.view(len(zero), -1, group).all(-1)
+
+
+def e4m3_scales(name: str, encoded: Encoded, group: int) -> tuple[Tensor, float]:
+    """Return scales as e4m3 codes (N, C / group) uint8, and the float32 g that each is divided by when it is read.
+
+    Powers of two become powers of two: g is one as well, and moves the largest to 2^8. The scale of a group of zeros
+    says nothing, and becomes the least.
+
+    Raises:
+        ValueError: they span more binades than e4m3 has powers of two; or g is not one number for the whole weight.
+    """
+    scales = group_scales(encoded, group)
+    if not encoded.format.scale_format.is_power_of_two:
+        return scales, _one_number(name, encoded.tensor_scale)
+    exponents = scales.to(torch.int32) - _BIAS
+    counted = ~groups_of_zeros(encoded, group)
+    if not counted.any():
+        counted = torch.ones_like(counted)
+    low, high = (int(value) for value in exponents[counted].aminmax())
+    shift = min(POWERS_IN_E4M3[-1] - high, _LARGEST_SHIFT)
+    if low + shift < POWERS_IN_E4M3[0]:
+        raise ValueError(
+            f"{name}: the scales of its blocks are 2^{low} to 2^{high}; allowed where they are stored as e4m3: "
+            f"{len(POWERS_IN_E4M3) - 1} binades apart at most"
+        )
+    powers = torch.arange(POWERS_IN_E4M3[0], POWERS_IN_E4M3[-1] + 1, dtype=torch.float32, device=scales.device)
+    codes = torch.exp2(powers).to(torch.float8_e4m3fn).view(torch.uint8)
+    places = (exponents + (shift - POWERS_IN_E4M3[0])).clamp_(0, len(codes) - 1)  # clamped: groups of zeros
+    return codes[places.to(torch.int64)], 2.0**shift
+
+
+def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: torch.dtype, g: float) -> Encoded:
+    """Return what is stored as `Encoded`: codes (N, C), scales (N, C / group), and g, where the format has one.
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+    assert isinstance(fmt.block_size, int)
+    expected = (codes.shape[0], -(-codes.shape[1] // fmt.block_size))
+    if tuple(scales.shape) != expected:
+        raise ValueError(f"{name}: scales of shape {tuple(scales.shape)} are stored; allowed: {expected}")
+    over = torch.full((1, 1), g, dtype=torch.float32, device=codes.device) if fmt.tensor_scale else None
+    return Encoded(codes, scales, fmt, -1, dtype, tensor_scale=over)
+
+
+def values_by_code(encoded: Encoded, scale_codes: Tensor, g: float) -> Tensor:
+    """Return what every pair of scale and element reads back as in a weight's dtype: [scales, elements].
+
+    Args:
+        scale_codes: (S,) of e4m3.
+        g: what a scale is divided by.
+    """
+    element = encoded.format.element_format
+    fmt = replace(encoded.format, block_size=element.codes, scale="e4m3", tensor_scale=True)
+    codes = torch.arange(element.codes, dtype=torch.uint8, device=scale_codes.device).expand(len(scale_codes), -1)
+    scales = scale_codes.view(-1, 1)
+    return decode(read_back("", codes.contiguous(), fmt, scales, encoded.dtype, g))
+
+
+def stored_shape(name: str, tensor: Tensor, sizes: Sequence[int | None]) -> tuple[int, ...]:
+    """Return a stored tensor's shape.
+
+    Raises:
+        ValueError: it is not of these sizes, where they are given.
+    """
+    shape = tuple(tensor.shape)
+    if len(shape) != len(sizes) or any(size not in (None, n) for n, size in zip(shape, sizes, strict=True)):
+        raise ValueError(f"{name}: shape {shape} is stored; allowed: {tuple(sizes)}")
+    return shape
+
+
+def _one_number(name: str, tensor_scale: Tensor | None) -> float:
+    if tensor_scale is None:
+        return 1.0
+    first = tensor_scale.reshape(-1)[0]
+    if not bool((tensor_scale == first).all()):
+        raise ValueError(f"{name}: its rows have scales of their own; allowed: one scale of the whole tensor")
+    if not bool(torch.isfinite(first)):
+        raise ValueError(f"{name}: its scale of the tensor is {first.item()}; allowed: a finite number")
+    return float(first)
