@@ -35,6 +35,7 @@ from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import rotations_of
 from mxsweep.numerics import Encoded
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -222,15 +223,17 @@ class _ClippedWeights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._known: dict[tuple[str, int | None], Encoded] = {}
+        self._known: dict[tuple[str, int | None, float | None], Encoded] = {}
 
     @torch.no_grad()
     def under(self, recipe: Recipe) -> dict[str, Encoded]:
         """Return the weights by module name under a recipe, in host memory."""
-        weights = {}
-        for site in weight_sites(self._model, recipe):
-            key = site.name, site.rotation_block
+        weights, sites = {}, weight_sites(self._model, recipe)
+        maxima = shared_maxima(sites, recipe)
+        for site in sites:
+            maximum = maxima.get(site.name)
+            key = site.name, site.rotation_block, None if maximum is None else float(maximum)
             if key not in self._known:
-                self._known[key] = clipped(site.weight(), site.formats.weight).to("cpu")
+                self._known[key] = clipped(site.weight(), site.formats.weight, maximum).to("cpu")
             weights[site.name] = self._known[key]
         return weights

@@ -43,6 +43,7 @@ from mxsweep.formats.recipe import Recipe
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, MXFormat, decode
 from mxsweep.terminal.errors import ConfigError
@@ -50,8 +51,14 @@ from mxsweep.terminal.progress_callback import Progress, silent
 
 LEAST_TOKENS = 0.25  # of an expert's channels
 
-Solver = Callable[[Tensor, Tensor | None, MXFormat], Encoded]
-"""Return codes and scales for a weight (N, C) float32, given H (C, C) float32 if needed, and a format."""
+Solver = Callable[..., Encoded]
+"""Return codes and scales for a weight (N, C) float32, given H (C, C) float32 if needed, a format and, by the name
+``tensor_amax``, what a per-tensor scale is made from that several weights share."""
+
+
+def given(tensor_amax: Tensor | None) -> dict[str, Tensor]:
+    """Return the argument of a solver by its name; nothing where the weight's per-tensor scale is its own."""
+    return {} if tensor_amax is None else {"tensor_amax": tensor_amax}
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ def solve_weights(
     if not blocks:
         raise ConfigError(f"ptq.method: {type(model).__name__} has no decoder blocks to calibrate; allowed: rtn")
     sites = [site for site in find_sites(model, recipe) if site.formats.weight is not None and site.operand.is_linear]
+    maxima = shared_maxima(sites, recipe)
     weights: dict[str, Encoded] = {}
     tokens: dict[str, int] = {}
     kept = 0
@@ -139,7 +147,7 @@ def solve_weights(
             elif of_block:
                 if states is None:
                     states = BlockStates(model, list(blocks.values()), index, batches)
-                block = states.within_memory(partial(_solve_block, states, matrices, of_block, solve))
+                block = states.within_memory(partial(_solve_block, states, matrices, of_block, solve, maxima))
                 _keep(artefact, index, block)
             if block is not None:
                 weights, tokens = weights | block.weights, tokens | block.tokens
@@ -173,21 +181,28 @@ def _part(index: int) -> str:
     return f"block_{index:04d}"
 
 
-def _solve_block(states: BlockStates, matrices: Matrices, sites: Sequence[Site], solve: Solver) -> _Block:
+def _solve_block(
+    states: BlockStates, matrices: Matrices, sites: Sequence[Site], solve: Solver, maxima: Mapping[str, Tensor]
+) -> _Block:
     """Solve for a block's weights and put them in place; after an error, the weights are as they were."""
     block, by_name = _Block(), {site.name: site for site in sites}
     with matrices.restored_after_an_error():
         for stage in find_stages(states, matrices):
             for hessians in stage_hessians(states, matrices, stage):
                 for names, of_input in hessians.items():
-                    _solve_input(matrices, [by_name[name] for name in names], of_input, solve, block)
+                    _solve_input(matrices, [by_name[name] for name in names], of_input, solve, maxima, block)
     return block
 
 
 def _solve_input(
-    matrices: Matrices, sites: Sequence[Site], of_input: InputHessian, solve: Solver, block: _Block
+    matrices: Matrices,
+    sites: Sequence[Site],
+    of_input: InputHessian,
+    solve: Solver,
+    maxima: Mapping[str, Tensor],
+    block: _Block,
 ) -> None:
-    """Solve for the weights that read one input, and put them in place."""
+    """Solve for the weights that read one input, and put them in place; `maxima` are of shared per-tensor scales."""
     hessian = of_input.hessian
     if not bool(hessian.isfinite().all()):
         raise ConfigError(
@@ -206,7 +221,7 @@ def _solve_input(
         apart = fmt.tensor_scale or not isinstance(fmt.block_size, int)
         for together in [[name] for name in names] if apart else [names]:
             rows = [matrices.weight(name).float() for name in together]
-            solution = _solution(together[0], solve, torch.cat(rows), hessian, fmt)
+            solution = _solution(together[0], solve, torch.cat(rows), hessian, fmt, maxima.get(together[0]))
             parts = [solution] if apart else solution.split([len(weight) for weight in rows])
             for name, part in zip(together, parts, strict=True):
                 quantized = replace(part, dtype=matrices.weight(name).dtype)
@@ -214,9 +229,11 @@ def _solve_input(
                 block.weights[name] = quantized.to("cpu")
 
 
-def _solution(name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MXFormat) -> Encoded:
+def _solution(
+    name: str, solve: Solver, weight: Tensor, hessian: Tensor, fmt: MXFormat, tensor_amax: Tensor | None
+) -> Encoded:
     try:
-        return solve(weight, hessian, fmt)
+        return solve(weight, hessian, fmt, **given(tensor_amax))
     except ValueError as error:
         raise ConfigError(
             f"ptq.method: the weights of {name} cannot be calibrated: {error}; allowed: rtn, a larger ptq.damping, or "

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.calibrate.sequential import Solver
+from mxsweep.calibrate.sequential import Solver, given
 from mxsweep.config.remedy_config import PTQConfig
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, MXFormat
 from mxsweep.solvers.clip import search_scales
@@ -25,8 +26,10 @@ def solver(config: PTQConfig) -> Solver:
     """Return what solves for a weight by the configured method, with the configured options."""
     solve, options = load_method(config.method), config.options
 
-    def with_options(weight: Tensor, hessian: Tensor | None, fmt: MXFormat) -> Encoded:
-        return solve(weight, fmt, hessian, options)
+    def with_options(
+        weight: Tensor, hessian: Tensor | None, fmt: MXFormat, tensor_amax: Tensor | None = None
+    ) -> Encoded:
+        return solve(weight, fmt, hessian, options, **given(tensor_amax))
 
     return with_options
 
@@ -47,17 +50,23 @@ def solve_without_data(
         Weights by operand name, of the model's dtype, in host memory.
     """
     sites = weight_sites(model, recipe)
+    maxima = shared_maxima(sites, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):
         weight, fmt = site.weight(), site.formats.weight
         assert fmt is not None
-        weights[site.name] = replace(solve(weight.float(), None, fmt), dtype=weight.dtype).to("cpu")
+        solution = solve(weight.float(), None, fmt, **given(maxima.get(site.name)))
+        weights[site.name] = replace(solution, dtype=weight.dtype).to("cpu")
         progress(done, len(sites))
     return weights
 
 
-def clipped(weight: Tensor, fmt: MXFormat | None) -> Encoded:
-    """Return a weight on the scales of least weight error, of its dtype."""
+def clipped(weight: Tensor, fmt: MXFormat | None, tensor_amax: Tensor | None = None) -> Encoded:
+    """Return a weight on the scales of least weight error, of its dtype.
+
+    Args:
+        tensor_amax: what the per-tensor scale is made from, float32; None for the weight's own maximum.
+    """
     assert fmt is not None
     wide = weight.float()
-    return replace(search_scales(wide, fmt).encode(wide, fmt), dtype=weight.dtype)
+    return replace(search_scales(wide, fmt, tensor_amax=tensor_amax).encode(wide, fmt), dtype=weight.dtype)

@@ -75,6 +75,14 @@ def has_scale_bits(values: Values) -> bool:
     return quantizes(values) and values.get("scale", "e8m0") in ("e8m0", "auto")
 
 
+def has_tensor_scale(values: Values) -> bool:
+    """Return whether some weight or input has a second scale a tensor; where a budget chooses, that it may."""
+    modules = values.get("modules")
+    of_modules = modules.values() if isinstance(modules, Mapping) else ()
+    own = any(isinstance(formats, Mapping) and formats.get("tensor_scale") is True for formats in of_modules)
+    return quantizes(values) and (values.get("tensor_scale") is True or own or has_budget(values))
+
+
 def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0

@@ -37,7 +37,7 @@ from mxsweep.config.value_types import (
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
-from mxsweep.formats.recipe import LATENT_IN_CACHE, LATENTS, MATMULS
+from mxsweep.formats.recipe import LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
@@ -313,6 +313,16 @@ FORMATS = (
     _format("format.block_size", "the format's own, where block_size=auto", BLOCK),
     _format("format.scale", "the format's own, where scale=auto", Choice(words=SCALE_NAMES)),
     _format("format.tensor_scale", "the format's own, where tensor_scale=auto", Flag("true, false")),
+    _format(
+        "format.share_tensor_scale",
+        "what has one scale a tensor, of formats with tensor_scale; matrix: each weight; fused: q, k and v together, "
+        "and gate and up, as runtimes do that multiply by them at once",
+        Choice(words=(OF_A_MATRIX, OF_FUSED)),
+        off=OF_A_MATRIX,
+        effect=effects.has_tensor_scale,
+        place=None,
+        is_silent=True,
+    ),
 )
 
 KEYS_AND_VALUES = (

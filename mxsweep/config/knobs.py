@@ -181,6 +181,11 @@ def of_run_and_kv() -> tuple[str, ...]:
     )
 
 
+def is_unsaid(path: str, value: Any) -> bool:
+    """Return whether a record leaves a knob out, as one that does nothing."""
+    return path in TABLE and TABLE[path].is_silent and value == TABLE[path].off
+
+
 def effective(values: Values) -> dict[str, Any]:
     """Return a record's values without those that have no effect, and with what it means by leaving out some.
 

@@ -38,6 +38,8 @@ def recorded(config: RunParts) -> dict[str, Any]:
         **data,
     }
     for path, value in further.items():
+        if knobs.is_unsaid(path, value):
+            continue
         group, _, leaf = path.rpartition(".")
         values = data.setdefault(group, {}) if group else data
         if values is not None:  # None: nothing is calibrated, and no knob below calibration has an effect

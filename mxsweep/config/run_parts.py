@@ -25,7 +25,7 @@ from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.formats import MXFormat
-from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, OF_FUSED, QUERY_KEY, LinearFormats, Recipe, Rotation
 from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
 
@@ -101,6 +101,7 @@ class RunParts:
             backend=self.backend,
             arithmetic=self.arithmetic,
             seed=self.seed,
+            shares_tensor_scales=self.further["format.share_tensor_scale"] == OF_FUSED,
         )
         if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
             recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))

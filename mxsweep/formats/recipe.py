@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +15,7 @@ LINEAR_MATMULS = ("q", "k", "v", "o", "gate", "up", "down")
 QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in the cache
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
 LATENT_IN_CACHE, LATENT_EXPANDED = LATENTS = ("cache", "expanded")  # which of MLA's is quantized
+OF_A_MATRIX, OF_FUSED = "matrix", "fused"  # what a per-tensor scale is of
 TENSOR_KINDS = ("weight", "activation", "key", "value")  # what a recipe gives formats to, in the order of tables
 
 
@@ -114,6 +115,8 @@ class Recipe:
             operand, the last wins.
         backend, arithmetic: as in :func:`mxsweep.numerics.quantize`.
         seed: of stochastic rounding.
+        shares_tensor_scales: whether weights that are one matrix at a runtime (q, k, v; gate, up) have one per-tensor
+            scale, of formats that have any.
     """
 
     linear: LinearFormats = LinearFormats()
@@ -125,6 +128,16 @@ class Recipe:
     seed: int = 0
     kv: KVOptions = KVOptions()
     rotation: Rotation | None = None
+    shares_tensor_scales: bool = False
+
+    def __repr__(self) -> str:
+        """Return the fields in brackets, without those added later at their defaults: what is stored under a recipe's
+        text stays found.
+        """
+        later = {"shares_tensor_scales"}
+        named = [(one.name, getattr(self, one.name), one.default) for one in fields(self)]
+        texts = [f"{name}={value!r}" for name, value, usual in named if name not in later or value != usual]
+        return f"Recipe({', '.join(texts)})"
 
     def formats(self) -> list[MXFormat]:
         """Return every format that some tensor gets, each once."""

@@ -27,6 +27,7 @@ from mxsweep.model.probe import probe_pass, refusing_unreached
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantized_weights import layer_reports, quantize_weight
 from mxsweep.model.rotated_products import RotatedProducts
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import PendingStatistics
 
@@ -67,6 +68,7 @@ def quantize_model(
     if prepared.weights and (unknown := sorted(prepared.weights.keys() - find_operands(model).keys())):
         raise ValueError(f"prepared.weights: no operand of {type(model).__name__} has the name {unknown[0]}")
     stored, rotated = Stored.of(model, sites, recipe), RotatedProducts.of(sites, recipe)
+    maxima = {} if keep_weights else shared_maxima(sites, recipe)
     inputs = InputQuantizer(recipe)
     measured: list[PendingStatistics | None] = []
     # A parameter may hold several matrices: it can leave with the last of them.
@@ -85,7 +87,7 @@ def quantize_model(
                     weight_mx, statistics = site.weight(), None
                 else:
                     weight_mx, statistics = quantize_weight(
-                        site, recipe, compare_exact, prepared.weights.get(site.name)
+                        site, recipe, compare_exact, prepared.weights.get(site.name), maxima.get(site.name)
                     )
                 _stand_in(model, site, weight_mx, inputs)
                 if last_in[site.operand.module_name, id(site.operand.parameter)] is site:

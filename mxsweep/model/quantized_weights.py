@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.linear import stochastic_key
 from mxsweep.model.quantization_report import LayerReport
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, PendingStatistics, decode, fetch_statistics, measure_blocks, quantize
 from mxsweep.terminal.errors import ConfigError
@@ -27,16 +28,25 @@ def measure_weights(model: PreTrainedModel, recipe: Recipe) -> list[LayerReport]
         ConfigError: as :func:`mxsweep.model.quantize.quantize_model`.
     """
     sites = find_sites(model, recipe)
-    return layer_reports(sites, [quantize_weight(site, recipe, compare_exact=True)[1] for site in sites])
+    maxima = shared_maxima(sites, recipe)
+    measured = [
+        quantize_weight(site, recipe, compare_exact=True, tensor_amax=maxima.get(site.name))[1] for site in sites
+    ]
+    return layer_reports(sites, measured)
 
 
 def quantize_weight(
-    site: Site, recipe: Recipe, compare_exact: bool, prepared: Encoded | None = None
+    site: Site,
+    recipe: Recipe,
+    compare_exact: bool,
+    prepared: Encoded | None = None,
+    tensor_amax: Tensor | None = None,
 ) -> tuple[Tensor, PendingStatistics | None]:
     """Return the weight that stands in for a site's, and its block statistics (None where it stays as it is).
 
     Args:
         prepared: the codes and scales that a weight method chose; None to round to nearest.
+        tensor_amax: what the per-tensor scale is made from, float32; None for the weight's own maximum.
     """
     if site.operand.parameter.device.type == "meta":
         raise ConfigError(
@@ -56,9 +66,16 @@ def quantize_weight(
             backend=recipe.backend,
             arithmetic=recipe.arithmetic,
             generator=stochastic_key(recipe.seed, f"{site.name}.weight") if fmt.rounding == "stochastic" else None,
+            tensor_amax=tensor_amax,
         )
     measured = measure_blocks(
-        weight, fmt, axis=-1, arithmetic=recipe.arithmetic, quantized=weight_mx, compare_exact=compare_exact
+        weight,
+        fmt,
+        axis=-1,
+        arithmetic=recipe.arithmetic,
+        quantized=weight_mx,
+        compare_exact=compare_exact,
+        tensor_amax=tensor_amax,
     )
     return weight_mx, measured
 

@@ -49,8 +49,8 @@ class BlockScales:
         return divisor(self.stored, self.tensor_scale)
 
     @staticmethod
-    def of(w: Tensor, fmt: MXFormat) -> BlockScales:
-        """Return the scales of `quantize(w, fmt, arithmetic="exact")`.
+    def of(w: Tensor, fmt: MXFormat, tensor_amax: Tensor | None = None) -> BlockScales:
+        """Return the scales of `quantize(w, fmt, arithmetic="exact", tensor_amax=tensor_amax)`.
 
         Raises:
             ValueError: `w` is not a float32 matrix with elements, or `fmt` rounds stochastically.
@@ -61,7 +61,7 @@ class BlockScales:
             amax, _, midpoint = center_blocks(views[0], block_dims, fmt)
             return stored_scale(amax, fmt, tensor_scale_per_block(block_dims, fmt, views[1:])), midpoint
 
-        return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None), choose)
+        return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None, tensor_amax), choose)
 
     def quantize(self, w: Tensor, fmt: MXFormat) -> Tensor:
         """Return values (N, C) float32 on the grids of these scales: q((w - m) / s) * s + m, in exact arithmetic."""

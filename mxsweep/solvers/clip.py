@@ -46,20 +46,34 @@ _FINE_FACTORS = (1.0, *(2.0 ** (step / 16) for step in range(-16, 17) if step))
 MIDPOINT_STEPS = 3
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
+def solve(
+    weight: Tensor,
+    fmt: MXFormat,
+    hessian: Tensor | None,
+    options: Mapping[str, Any],
+    tensor_amax: Tensor | None = None,
+) -> Encoded:
     """Return the weight (N, C) float32 rounded on the scales of least error; see `solvers/methods.py`."""
-    return best_scales(weight, fmt, hessian, options).encode(weight, fmt)
+    return best_scales(weight, fmt, hessian, options, tensor_amax).encode(weight, fmt)
 
 
-def best_scales(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> BlockScales:
+def best_scales(
+    weight: Tensor,
+    fmt: MXFormat,
+    hessian: Tensor | None,
+    options: Mapping[str, Any],
+    tensor_amax: Tensor | None = None,
+) -> BlockScales:
     """Return the scales of least error of the layer's output or of the weight, as `ptq.clip_loss` says."""
     if options["clip_loss"] == "weight":
-        return search_scales(weight, fmt)
+        return search_scales(weight, fmt, tensor_amax=tensor_amax)
     assert hessian is not None, "clip_loss=output needs second moments"
-    return search_scales(weight, fmt, hessian.diagonal())
+    return search_scales(weight, fmt, hessian.diagonal(), tensor_amax)
 
 
-def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) -> BlockScales:
+def search_scales(
+    w: Tensor, fmt: MXFormat, importance: Tensor | None = None, tensor_amax: Tensor | None = None
+) -> BlockScales:
     """Search for each block of `w` (for tiles, each tile) the scale of least weighted squared error.
 
     No block's error is larger than with the format's own scale. A block that has none (NaN), since it is too large for
@@ -68,6 +82,7 @@ def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) ->
     Args:
         w: (N, C) float32.
         importance: (C,) float32, not negative: what a squared error of a column counts; None for one each.
+        tensor_amax: what the per-tensor scale is made from, float32; None for the largest magnitude of `w`.
 
     Raises:
         ValueError: a shape or dtype that is not allowed, an importance that is negative or not finite, stochastic
@@ -95,7 +110,7 @@ def search_scales(w: Tensor, fmt: MXFormat, importance: Tensor | None = None) ->
                 target.copy_(of_piece)
         return scale, midpoint
 
-    return choose_scales(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None)], search)
+    return choose_scales(w, fmt, [weights, *elementwise_inputs(w, fmt, None, None, tensor_amax)], search)
 
 
 def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat) -> ScaleAndMidpoint:

@@ -55,10 +55,16 @@ _ATTEMPTS = 4  # at a Cholesky factor, each with ten times the damping
 _LEAST_RAISED = 1e-6
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
+def solve(
+    weight: Tensor,
+    fmt: MXFormat,
+    hessian: Tensor | None,
+    options: Mapping[str, Any],
+    tensor_amax: Tensor | None = None,
+) -> Encoded:
     """Return the weight (N, C) float32 by GPTQ on searched scales; see `solvers/methods.py`."""
     assert hessian is not None, "GPTQ needs a Hessian"
-    scales = best_scales(weight, fmt, hessian, options)
+    scales = best_scales(weight, fmt, hessian, options, tensor_amax)
     values = gptq(weight, hessian, fmt, scales, damping=options["damping"], act_order=options["act_order"])
     return scales.encode_chosen(values, fmt)
 

@@ -15,6 +15,12 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.encoding import Encoded, encode
 
 
-def solve(weight: Tensor, fmt: MXFormat, hessian: Tensor | None, options: Mapping[str, Any]) -> Encoded:
+def solve(
+    weight: Tensor,
+    fmt: MXFormat,
+    hessian: Tensor | None,
+    options: Mapping[str, Any],
+    tensor_amax: Tensor | None = None,
+) -> Encoded:
     """Return the weight (N, C) float32 with each element rounded; see `solvers/methods.py`."""
-    return encode(weight, fmt, arithmetic="exact")
+    return encode(weight, fmt, arithmetic="exact", tensor_amax=tensor_amax)
