@@ -56,8 +56,7 @@ class Packing:
 
 
 _INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "mint") for bits in range(2, 9))
-_QUARK_ELEMENTS = ("fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3")
-_MX = {element: MXFormat(element) for element in _QUARK_ELEMENTS}
+_MX = {element: MXFormat(element) for element in ("fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3")}
 _MXFP4, _MXFP6, _MXFP8 = _MX["fp4_e2m1"], _MX["fp6_e2m3"], _MX["fp8_e4m3"]
 _NVFP4, _E5M3 = MXFormat("fp4_e2m1", 16, "e4m3"), MXFormat("fp4_e2m1", 16, "e5m3")
 
@@ -69,7 +68,10 @@ PACKINGS: Mapping[str, tuple[Packing, ...]] = {
         Packing("nvfp4-pack-quantized", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, inputs=(_NVFP4,)),
         Packing("pack-quantized", _INTEGERS),
     ),
-    "quark": tuple(Packing(element, (element,), inputs=tuple(_MX.values())) for element in _QUARK_ELEMENTS),
+    # Quark 0.13 quantizes inputs to fp8_e4m3 in groups, and cannot read weights in it.
+    "quark": tuple(
+        Packing(element, (element,), inputs=tuple(_MX.values())) for element in _MX if element != "fp8_e4m3"
+    ),
     "modelopt": (Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, inputs=(_NVFP4,)),),
     "gguf": (
         Packing("MXFP4", ("fp4_e2m1",)),

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.packed_folder import formats_by_layer, load_folder, tiny_llama, write_folder
 from helpers.packed_weights import COLUMNS, DTYPES, encoded_weight, equal_bits, mismatches, peer, weight, with_nan_block
-from safetensors.torch import save_file
 
 from mxsweep.export.targets import compressed_tensors as target
+from mxsweep.export.targets.bits import pack_bits, unpack_bits
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import MXFormat, decode, encode
 
@@ -68,8 +69,6 @@ def test_the_package_reads_the_same_weights(fmt: MXFormat, dtype: torch.dtype) -
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", (1, 7, 8, 31, 32, 33, 64))
 def test_bits_are_packed_one_after_the_other(bits: int, columns: int) -> None:
-    from mxsweep.export.targets.bits import pack_bits, unpack_bits
-
     codes = torch.randint(0, 2**bits, (3, columns), generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
     packed = pack_bits(codes, bits)
     number = [sum(int(code) << (bits * place) for place, code in enumerate(row)) for row in codes]
@@ -125,42 +124,6 @@ def test_a_mixed_recipe_names_the_layers_of_each_format() -> None:
         target.decode("lm_head", {}, config_of(MX[0]), torch.bfloat16)
 
 
-def tiny_llama(dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=COLUMNS,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=96,
-        tie_word_embeddings=False,
-        dtype=dtype,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-
-
-def write_folder(folder: Path, model: Any, formats: dict[str, LinearFormats]) -> None:
-    """Quantize a model's weights in place, and write it as a checkpoint that holds them packed."""
-    stored = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for name, of_layer in formats.items():
-        assert of_layer.weight is not None
-        parameter = model.get_parameter(f"{name}.weight")
-        encoded = encode(parameter, of_layer.weight)
-        parameter.data.copy_(decode(encoded))
-        del stored[f"{name}.weight"]
-        nvfp4_input = of_layer.activation is not None and of_layer.activation.scale == "e4m3"
-        stored |= target.tensors(name, encoded, input_scale=1.0 if nvfp4_input else None)
-    config = model.config.to_dict()
-    kept = [name for name in linear if name not in formats]
-    config["quantization_config"] = target.quantization_config(formats, kept)
-    model.config.__class__(**config).save_pretrained(folder)
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 BY_LAYER = {
     "mxfp4": [LinearFormats(MXFormat("fp4_e2m1"))],
     "mxfp4 with inputs": [LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1"))],
@@ -178,19 +141,13 @@ BY_LAYER = {
 @pytest.mark.parametrize("formats", BY_LAYER.values(), ids=BY_LAYER)
 def test_plain_transformers_loads_the_same_model(tmp_path: Path, formats: list[LinearFormats]) -> None:
     peer("compressed_tensors")
-    from transformers import AutoModelForCausalLM
-
     model = tiny_llama(torch.bfloat16)
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    layers = {
-        name: formats[int(name.split(".")[2]) % len(formats)] for name in names if name.startswith("model.layers.")
-    }
-    write_folder(tmp_path, model, layers)
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    write_folder(tmp_path, target, model, formats_by_layer(model, formats))
+    loaded = load_folder(tmp_path, torch.bfloat16)
     tokens = torch.arange(12).unsqueeze(0)
     with torch.no_grad():
         logits = loaded(tokens).logits  # the first pass decompresses
+        expected = model(tokens).logits
     different = [
         name
         for name, parameter in model.named_parameters()
@@ -199,5 +156,20 @@ def test_plain_transformers_loads_the_same_model(tmp_path: Path, formats: list[L
     assert different == []
     assert torch.isfinite(logits).all()
     if all(of_layer.activation is None for of_layer in formats):
-        with torch.no_grad():
-            assert torch.equal(logits, model(tokens).logits)
+        assert torch.equal(logits, expected)
+    else:
+        assert not torch.equal(logits, expected)  # its inputs are quantized as well
+
+
+@pytest.mark.parametrize("block", (16, 64))
+def test_a_rotation_of_inputs_is_the_one_that_the_package_applies(block: int) -> None:
+    transform = peer("compressed_tensors.transform")
+    from mxsweep.numerics.hadamard import hadamard
+
+    layer = torch.nn.Sequential(torch.nn.Linear(COLUMNS, 8, bias=False))
+    config = transform.TransformConfig.model_validate(target.transform_config({block: ["0"]}))
+    transform.apply_transform_config(layer, config)
+    x = torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(layer(x), hadamard(x, block) @ layer[0].weight.T, atol=1e-5)
+    with pytest.raises(ValueError, match="powers of two"):
+        target.transform_config({48: ["0"]})

@@ -23,7 +23,7 @@ HELD = {
         MXFormat("int4"),
         MXFormat("mint8", 64),
     ],
-    "quark": [MXFP4, MXFP6, MXFP8, MXFormat("fp6_e3m2"), MXFormat("fp6_e3m2", (8, 128))],
+    "quark": [MXFP4, MXFP6, MXFormat("fp6_e3m2"), MXFormat("fp6_e3m2", (8, 128))],
     "modelopt": [NVFP4, MXFormat("fp4_e2m1", 16), MXFormat("fp4_e2m1", 16, "e4m3")],
     "gguf": [MXFP4, MXFormat("fp4_e2m1", 0), NVFP4],
     "auto-round": [E5M3, MXFormat("fp4_e2m1", 64, "e5m3")],
@@ -60,6 +60,8 @@ def test_shapes_without_a_place() -> None:
 
 def test_activations() -> None:
     assert why_not("quark", MXFP4, MXFP6) is None
+    assert why_not("quark", MXFP4, MXFP8) is None
+    assert "allowed: fp4_e2m1, fp6_e2m3, fp6_e3m2" in (why_not("quark", MXFP8) or "")
     assert "allowed: fp4_e2m1-b32-e8m0" in (why_not("compressed-tensors", MXFP4, MXFP6) or "")
     assert why_not("compressed-tensors", MXFP6, MXFP8) is None
     assert why_not("compressed-tensors", MXFP4, MXFormat("fp4_e2m1", rounding="even", scale_rounding="even")) is None
