@@ -6,7 +6,25 @@ record = run(compose(["format=mxfp4", "block_size=16"]))
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+
+
+def _leave_out_the_working_folder() -> None:
+    """Look for no modules in the working folder, where ``python -m mxsweep`` looks first.
+
+    It may be a sweep that somebody else sent, with a pyarrow.py or hydra_plugins in it. The command ``mxsweep`` does
+    not look there, and neither does Python with -P. A working folder that holds this package stays.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    module = next((word for before, word in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) if before == "-m"), "")
+    if module.partition(".")[0] == "mxsweep" and not sys.flags.safe_path and sys.path[:1] not in ([package], []):
+        del sys.path[0]
+
+
+_leave_out_the_working_folder()  # before any other import
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from mxsweep.formats.recipe import LinearFormats, Recipe

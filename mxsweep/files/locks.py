@@ -20,9 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mxsweep.files.regular import NotRegularError, open_regular, read_regular, refuse_special
+
 CLAIM_NAME = ".claim"
 # Someone who only asks holds the lock for microseconds; within this time it is free again.
 PATIENCE_S = 0.1
+MOST_BYTES = 10_000  # of what a holder says of itself
 LOOK_EVERY_S = 0.5  # how soon a process that ends with another notices that it is gone
 
 
@@ -48,7 +51,7 @@ class Lock:
     def read(self) -> dict[str, Any]:
         """Return what the last holder left; nothing if that is damaged."""
         try:
-            content = json.loads(os.pread(self._descriptor, 10_000, 0))
+            content = json.loads(os.pread(self._descriptor, MOST_BYTES, 0))
         except ValueError:
             return {}
         return content if isinstance(content, dict) else {}
@@ -77,13 +80,11 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     """Return whether some process holds the lock on `path`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(path)
     except FileNotFoundError:
         return False
-    try:
-        return not _locked(descriptor, fcntl.LOCK_SH, patience_s=0)
-    finally:
-        os.close(descriptor)
+    with file:
+        return not _locked(file.fileno(), fcntl.LOCK_SH, patience_s=0)
 
 
 def end_with(path: Path) -> None:
@@ -98,12 +99,19 @@ def end_with(path: Path) -> None:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """Return what the process that works on the run in `folder` says of itself; None if none does."""
+    """Return what the process that works on the run in `folder` says of itself; None if none does.
+
+    A claim that cannot be opened, as another user's, or one that is no file, says of nobody that he works: whoever
+    begins on the run is refused by it.
+    """
     path = folder / CLAIM_NAME
-    if not is_held(path):
+    try:
+        if not is_held(path):
+            return None
+    except (PermissionError, NotRegularError):
         return None
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, MOST_BYTES))
         return content if isinstance(content, dict) else {}
     return {}
 
@@ -115,7 +123,14 @@ def this_process() -> dict[str, Any]:
 
 def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # O_NOFOLLOW: what is written here must not land where somebody's link points to. O_NONBLOCK: a pipe has no writer.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        refuse_special(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _locked(descriptor: int, kind: int, patience_s: float) -> bool:

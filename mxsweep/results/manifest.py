@@ -13,10 +13,12 @@ from typing import Any
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.locks import one_at_a_time
+from mxsweep.files.regular import read_regular
 
 SCHEMA = 1
 MANIFEST_NAME = "sweep.json"
 LOCK_NAME = ".sweep.lock"
+MOST_BYTES = 256_000_000  # of a manifest; that of ten thousand runs has some millions
 INVALID = "invalid-"  # in front of the hash of a run that cannot be, which is of its overrides
 
 
@@ -79,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of the sweep in `folder`; None if there is none. Raises ManifestError."""
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, MOST_BYTES))
         if content["schema"] != SCHEMA:
             raise ManifestError(f"{path}: schema {content['schema']!r}, and this version reads schema {SCHEMA}")
         runs = [ManifestRun(**run) for run in content["runs"]]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_loss, is_perplexity, main_metric
+from mxsweep.results.parquet_files import ParquetError, open_parquet
 from mxsweep.results.record import NOISE_NAME, SAMPLES_NAME, RunFolder
 
 _WEIGHTS = ("words", "bytes", "tokens")
@@ -64,6 +65,15 @@ def read_noise(run: RunFolder, task: str) -> list[Outcomes]:
     return _outcomes(run, NOISE_NAME).get(task, [])
 
 
+def why_unread(run: RunFolder) -> str | None:
+    """Return why a run's samples.parquet cannot be read, behind its name; None where it can."""
+    try:
+        with open_parquet(run.path / SAMPLES_NAME):
+            return None
+    except ParquetError as why:
+        return str(why)
+
+
 def _outcomes(run: RunFolder, name: str) -> dict[str, list[Outcomes]]:
     path = run.path / name
     try:
@@ -79,7 +89,6 @@ def _outcomes(run: RunFolder, name: str) -> dict[str, list[Outcomes]]:
 def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
     """Return a file's outcomes by task; nothing if it is damaged. `metrics` are the record's, by task."""
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
-    import pyarrow.parquet as pq
 
     known = (
         "task",
@@ -94,7 +103,7 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
         *_WEIGHTS,
     )
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             there = set(file.schema_arrow.names)
             names = [name for name in known if name in there]
             table = file.read(columns=names, use_threads=False).combine_chunks()

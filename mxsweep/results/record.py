@@ -24,6 +24,7 @@ from typing import Any
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.locks import holder
+from mxsweep.files.regular import read_regular
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 
 SCHEMA = 1
@@ -39,6 +40,8 @@ LOG_NAME = "mxsweep.log"
 HYDRA_FOLDER = ".hydra"
 Folders = Path | str | Iterable[Path | str]  # one folder, or several
 STATUSES = ("done", "failed", "running", "missing", "unreadable")
+
+MOST_BYTES = 64_000_000  # of a record; that of a thousand layers has less than a million
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -74,7 +77,7 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> Path:
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read the record in `path`, a result.json. Raises RecordError if it is not one."""
     try:
-        record = _decode(json.loads(Path(path).read_text(encoding="utf-8")))
+        record = _decode(json.loads(read_regular(Path(path), MOST_BYTES)))
     except OSError as error:
         raise RecordError(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -229,7 +232,8 @@ def _hydra_overrides(path: Path) -> list[str]:
     """Read the overrides that were noted when the run began; none if it came to nothing."""
     # One "- name=value" a line; not worth a YAML parser, which would take longer than the rest.
     try:
-        lines = (path / HYDRA_FOLDER / "overrides.yaml").read_text(encoding="utf-8").splitlines()
+        content = read_regular(path / HYDRA_FOLDER / "overrides.yaml", MOST_BYTES)
+        lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     return [line[2:].strip().replace("'", "") for line in lines if line.startswith("- ")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.formats.recipe import TENSOR_KINDS
+from mxsweep.results.parquet_files import open_parquet
 from mxsweep.results.record import DIAGNOSTICS_NAME, RunFolder
 from mxsweep.results.rows import Row
 
@@ -63,12 +64,10 @@ def read_tensors(run: RunFolder) -> list[TensorError]:
 
 @lru_cache(maxsize=4096)
 def _read(path: Path, _written: int) -> list[TensorError]:
-    from pyarrow.parquet import ParquetFile  # whose reading one file takes less time than read_table's
-
-    file = ParquetFile(path)
-    # Files of earlier versions have no parts: there the last part of a module's name stands for it.
-    parts = ["part"] if "part" in file.schema_arrow.names else []
-    table = file.read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, *parts]).to_pydict()
+    with open_parquet(path) as file:
+        # Files of earlier versions have no parts: there the last part of a module's name stands for it.
+        parts = ["part"] if "part" in file.schema_arrow.names else []
+        table = file.read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, *parts]).to_pydict()
     table.setdefault("part", [str(module).rpartition(".")[2] for module in table["module"]])
     # A file that somebody else wrote: what is of another type is no file of diagnostics.
     texts, numbers = [*table["kind"], *table["module"], *table["part"]], [n for name in _NUMBERS for n in table[name]]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mxsweep.results.parquet_files import ParquetError, open_parquet
 from mxsweep.results.record import CURVES_NAME, ROLES_NAME, RunFolder
 from mxsweep.results.rows import Row
 
@@ -133,13 +134,9 @@ def _roles(path: Path) -> Roles:
 def _columns(path: Path, names: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Read columns as float64, null as NaN, or as str. Raises _Unread."""
     import pyarrow as pa  # here, since most who read records read none of these
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            rows = file.metadata.num_rows
-            if rows > MOST_ROWS:
-                raise _Unread(f"has {rows:,} rows, more than the {MOST_ROWS:,} that are read")
+        with open_parquet(path, MOST_ROWS) as file:
             if missing := [name for name in names if name not in file.schema_arrow.names]:
                 raise _Unread(f"has no column {missing[0]}")
             table = file.read(columns=list(names), use_threads=False)
@@ -152,5 +149,7 @@ def _columns(path: Path, names: Sequence[str], texts: Sequence[str]) -> dict[str
         if np.isnan(columns["step"]).any():
             raise _Unread("has rows without a step")
         return columns
-    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+    except ParquetError as error:
+        raise _Unread(str(error)) from error
+    except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
         raise _Unread("is damaged") from error

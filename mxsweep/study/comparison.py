@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.outcomes import Outcomes, read_outcomes
+from mxsweep.results.outcomes import Outcomes, read_outcomes, why_unread
 from mxsweep.results.record import SAMPLES_NAME
 from mxsweep.results.rows import Row
 from mxsweep.study.finding import join_with_and
@@ -220,7 +220,8 @@ def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
 def _why_no_outcomes(row: Row) -> str:
     if not (row.run.path / SAMPLES_NAME).exists():
         return f"{row.run.run_id} has no {SAMPLES_NAME}, so nothing is known of single examples."
-    return f"{SAMPLES_NAME} of {row.run.run_id} is damaged, or holds no example of {row.task} that can be compared."
+    why = why_unread(row.run) or f"holds no example of {row.task} that can be compared"
+    return f"{SAMPLES_NAME} of {row.run.run_id} {why}."
 
 
 def _why_no_perplexity(row: Row, other: Row, a: Outcomes, b: Outcomes) -> str | None:

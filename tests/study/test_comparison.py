@@ -187,7 +187,7 @@ def test_documents_in_another_order_are_put_in_order(tmp_path: Path) -> None:
     ("case", "why"),
     [
         ("missing", "id_run has no samples.parquet, so nothing is known of single examples."),
-        ("damaged", "samples.parquet of id_run is damaged, or holds no example of story that can be compared."),
+        ("damaged", "samples.parquet of id_run is damaged."),
         ("other documents", "The two did not see the same documents: 200 and 200 of them, with different hashes."),
         ("fewer", "The two did not see the same documents: 150 and 200 of them, with different hashes."),
         ("ids", "The two did not see the same documents: 200 and 200 of them, with different hashes."),

@@ -1,0 +1,57 @@
+"""Read files of folders that somebody else may have written.
+
+A pipe or a device in the place of a file would be waited for, or read, for ever; a file without end would take all
+memory. So what is read here is a regular file, or a link to one, of at most as many bytes as its kind can have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+class NotRegularError(OSError):
+    """Say that a folder, pipe, socket or device is in the place of a file."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading. Raises NotRegularError for whatever else is there, at once.
+
+    Returns:
+        the file, from its beginning.
+    """
+    # Opened before it is looked at, so that nothing takes its place in between. O_NONBLOCK: a pipe has no writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        refuse_special(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Return what is in a regular file, or a link to one.
+
+    Args:
+        most_bytes: how many bytes such a file may have.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or has more bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)  # not by its size, which some systems do not know
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than the {most_bytes:,} bytes that are read of such a file", str(path))
+    return content
+
+
+def refuse_special(descriptor: int, path: Path) -> None:
+    """Raise NotRegularError for an open file that is a folder, pipe, socket or device."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "no regular file"
+        raise NotRegularError(errno.EINVAL, what, str(path))
