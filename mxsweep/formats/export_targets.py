@@ -34,6 +34,7 @@ class Packing:
         tensor_scale: whether a float32 scale of the whole weight is stored beside. Powers of two (`e8m0`) fit under
             one where they span no more than e4m3 has.
         inputs: what activations may be quantized to beside such weights, whatever the roundings.
+        plain_input: whether activations may stay as they are.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Packing:
     group: int = 32
     tensor_scale: bool = False
     inputs: tuple[MXFormat, ...] = ()
+    plain_input: bool = True
 
     def holds_scale(self, fmt: MXFormat) -> bool:
         """Return whether block scales of a format have a place, by their kind alone."""
@@ -77,7 +79,9 @@ PACKINGS: Mapping[str, tuple[Packing, ...]] = {
         Packing("MXFP4", ("fp4_e2m1",)),
         Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True),
     ),
-    "auto-round": (Packing("nvfp4-e5m3-pack-quantized", ("fp4_e2m1",), "e5m3", 16, inputs=(_E5M3,)),),
+    "auto-round": (
+        Packing("nvfp4-e5m3-pack-quantized", ("fp4_e2m1",), "e5m3", 16, inputs=(_E5M3,), plain_input=False),
+    ),
 }
 TARGET_NAMES = tuple(PACKINGS)  # in the order in which `auto` asks them
 
@@ -116,6 +120,16 @@ def why_not(
     Raises:
         ValueError: there is no such target.
     """
+    problem = why_not_weight(target, weight, shape)
+    return problem or _why_not_input(target, packing_of(target, weight), activation, static_input)
+
+
+def why_not_weight(target: str, weight: MXFormat, shape: Sequence[int] | None = None) -> str | None:
+    """Return why a target cannot hold a weight of this format and shape, whatever its input; None where it can.
+
+    Raises:
+        ValueError: there is no such target.
+    """
     packing = _packing(target, weight)
     if isinstance(packing, str):
         return packing
@@ -126,7 +140,7 @@ def why_not(
             f"{target}: {shape[-1]} input channels are no multiple of the {packing.group} that share a scale in "
             f"{packing.name}"
         )
-    return _why_not_input(target, packing, activation, static_input)
+    return None
 
 
 def _packing(target: str, weight: MXFormat) -> Packing | str:
@@ -155,12 +169,13 @@ def _packing(target: str, weight: MXFormat) -> Packing | str:
 
 
 def _why_not_input(target: str, packing: Packing, activation: MXFormat | None, static_input: bool) -> str | None:
+    allowed = ", ".join(map(str, packing.inputs)) or "none"
     if activation is None:
-        return None
+        unquantized = f"{target}: activations beside {packing.name} weights cannot stay as they are; allowed: {allowed}"
+        return None if packing.plain_input else unquantized
     of_packing = f"{target}: activations {activation} beside {packing.name} weights"
     if not any(_same(activation, known) for known in packing.inputs):
-        allowed = ", ".join(map(str, packing.inputs))
-        return f"{of_packing} have no place; allowed: {allowed or 'none'}"
+        return f"{of_packing} have no place; allowed: {allowed}"
     if activation.tensor_scale and not static_input:
         return (
             f"{of_packing} would need the scale of each token, and one fixed scale is all that is stored; allowed: "

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mxsweep.formats import MXFormat
-from mxsweep.formats.export_targets import TARGET_NAMES, why_not
+from mxsweep.formats.export_targets import TARGET_NAMES, why_not, why_not_weight
 
 MXFP4, MXFP6, MXFP8 = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3"), MXFormat("fp8_e4m3")
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
@@ -40,7 +40,7 @@ NOWHERE = [
 
 @pytest.mark.parametrize(("target", "fmt"), [(target, fmt) for target in HELD for fmt in HELD[target]])
 def test_formats_that_are_held(target: str, fmt: MXFormat) -> None:
-    assert why_not(target, fmt, shape=(7, 128)) is None
+    assert why_not_weight(target, fmt, (7, 128)) is None
 
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
@@ -67,6 +67,8 @@ def test_activations() -> None:
     assert why_not("compressed-tensors", MXFP4, MXFormat("fp4_e2m1", rounding="even", scale_rounding="even")) is None
     assert why_not("compressed-tensors", MXFormat("fp4_e2m1", 64), MXFormat("fp4_e2m1", 64)) is not None
     assert "allowed: none" in (why_not("compressed-tensors", MXFormat("int4"), MXFormat("int4")) or "")
+    assert why_not("auto-round", E5M3, E5M3) is None
+    assert "cannot stay as they are" in (why_not("auto-round", E5M3) or "")
     assert "allowed: none" in (why_not("gguf", MXFP4, MXFP4) or "")
 
 

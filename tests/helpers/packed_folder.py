@@ -50,7 +50,7 @@ def write_folder(folder: Path, target: Any, model: Any, formats: dict[str, Linea
         encoded = encode(parameter, of_layer.weight)
         parameter.data.copy_(decode(encoded))
         del stored[f"{name}.weight"]
-        under_one = of_layer.activation is not None and of_layer.activation.scale == "e4m3"
+        under_one = of_layer.activation is not None and of_layer.activation.scale == "e4m3"  # NVFP4
         stored |= target.tensors(name, encoded, input_scale=1.0 if under_one else None)
     config = model.config.to_dict()
     kept = [name for name in linear if name not in formats]

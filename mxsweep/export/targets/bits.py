@@ -11,15 +11,14 @@ Legend: W (N, C) a weight, blocks along C; a group is the columns that share a s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mxsweep.formats.export_targets import POWERS_IN_E4M3, Packing, packing_of, why_not
+from mxsweep.formats.export_targets import POWERS_IN_E4M3, Packing, packing_of, why_not_weight
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.scale import parse_scale
-from mxsweep.numerics import Encoded, decode
+from mxsweep.numerics import Encoded
 
 _AT_ONCE = 8  # codes: n bits each are n bytes together
 _BIAS = parse_scale("e8m0").bias
@@ -62,7 +61,7 @@ def checked_packing(target: str, name: str, encoded: Encoded) -> Packing:
     Raises:
         ValueError: it has no place for the weight; the message begins with the weight's name.
     """
-    problem = why_not(target, encoded.format, shape=encoded.shape)
+    problem = why_not_weight(target, encoded.format, encoded.shape)
     if problem is None and encoded.axis % len(encoded.shape) != len(encoded.shape) - 1:
         problem = f"{target}: blocks along dimension {encoded.axis} have no place; allowed: along the last one"
     if problem is None and (encoded.scales == encoded.format.scale_format.codes - 1).any():
@@ -134,20 +133,6 @@ def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: to
         raise ValueError(f"{name}: scales of shape {tuple(scales.shape)} are stored; allowed: {expected}")
     over = torch.full((1, 1), g, dtype=torch.float32, device=codes.device) if fmt.tensor_scale else None
     return Encoded(codes, scales, fmt, -1, dtype, tensor_scale=over)
-
-
-def values_by_code(encoded: Encoded, scale_codes: Tensor, g: float) -> Tensor:
-    """Return what every pair of scale and element reads back as in a weight's dtype: [scales, elements].
-
-    Args:
-        scale_codes: (S,) of e4m3.
-        g: what a scale is divided by.
-    """
-    element = encoded.format.element_format
-    fmt = replace(encoded.format, block_size=element.codes, scale="e4m3", tensor_scale=True)
-    codes = torch.arange(element.codes, dtype=torch.uint8, device=scale_codes.device).expand(len(scale_codes), -1)
-    scales = scale_codes.view(-1, 1)
-    return decode(read_back("", codes.contiguous(), fmt, scales, encoded.dtype, g))
 
 
 def stored_shape(name: str, tensor: Tensor, sizes: Sequence[int | None]) -> tuple[int, ...]:

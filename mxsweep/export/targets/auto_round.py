@@ -1,0 +1,118 @@
+"""Write and read fp4_e2m1 weights under e5m3 scales as Intel's AutoRound stores them; experimental there.
+
+Read in auto-round 0.16.1. Beside a module's name stand
+
+    weight_packed  u8 (N, C/2)
+    weight_scale   u8 (N, C/16), whose bytes are the codes of `e5m3`
+
+Its layers quantize their inputs to the same format, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mxsweep.export.targets.bits import (
+    checked_packing,
+    group_scales,
+    pack_bits,
+    read_back,
+    stored_shape,
+    unpack_bits,
+)
+from mxsweep.formats.export_targets import why_not
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.recipe import LinearFormats
+from mxsweep.numerics import Encoded
+
+NAME = "auto-round"
+_FORMAT = "nvfp4-e5m3-pack-quantized"
+_BITS, _GROUP = 4, 16
+
+
+def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
+    """Return what is stored for one weight, by full name.
+
+    Args:
+        name: of the linear layer.
+        input_scale: None; the format has none.
+
+    Raises:
+        ValueError: the weight has no place; the message begins with its name.
+    """
+    if input_scale is not None:
+        raise ValueError(f"{name}: {NAME}: a scale of the whole activation tensor has no place")
+    packing = checked_packing(NAME, name, encoded)
+    return {
+        f"{name}.weight_packed": pack_bits(encoded.codes, _BITS),
+        f"{name}.weight_scale": group_scales(encoded, packing.group),
+    }
+
+
+def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
+    """Return one weight, with groups as its blocks.
+
+    Args:
+        stored: tensors by full name, this weight's among them.
+        config: what `quantization_config` returned.
+        dtype: of the model's weights.
+
+    Raises:
+        ValueError: the layer is ignored, or tensors do not have the shapes that they should.
+    """
+    if name in config["ignore"]:
+        raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
+    scales, packed = stored[f"{name}.weight_scale"], stored[f"{name}.weight_packed"]
+    rows, count = stored_shape(f"{name}.weight_scale", scales, (None, None))
+    columns = count * _GROUP
+    stored_shape(f"{name}.weight_packed", packed, (rows, columns * _BITS // 8))
+    fmt = MXFormat("fp4_e2m1", _GROUP, "e5m3")
+    return read_back(name, unpack_bits(packed, _BITS, columns), fmt, scales, dtype, 1.0)
+
+
+def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what stands as `quantization_config` in config.json.
+
+    Args:
+        layers: formats by name of the linear layer; each has one for its weight and one for its input.
+        kept: linear layers that stay as they are, lm_head among them where it does.
+
+    Raises:
+        ValueError: formats without a place.
+    """
+    for name, formats in layers.items():
+        assert formats.weight is not None
+        if problem := why_not(NAME, formats.weight, formats.activation):
+            raise ValueError(f"{name}: {problem}")
+    return {
+        "quant_method": "compressed-tensors",
+        "format": _FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": _arguments(False),
+                "input_activations": _arguments("local"),
+                "output_activations": None,
+            }
+        },
+        "ignore": list(kept),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _arguments(dynamic: bool | str) -> dict[str, Any]:
+    return {
+        "num_bits": _BITS,
+        "type": "float",
+        "symmetric": True,
+        "strategy": "tensor_group",
+        "group_size": _GROUP,
+        "dynamic": dynamic,
+        "observer": "minmax",
+    }
