@@ -6,6 +6,14 @@ Tables are made in summary_tables.py and run_table.py; how a number is written s
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mxsweep.report.attribution_tables import (
+    ATTRIBUTION_TITLE,
+    COST_NOTE,
+    SUM_NOTE,
+    brief_tables,
+    cost_table,
+    sum_table,
+)
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
 from mxsweep.report.run_warnings import list_warnings
@@ -21,7 +29,8 @@ from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table,
 from mxsweep.report.wording import one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
-from mxsweep.study.comparison import explain_groups
+from mxsweep.study.attribution import Attribution, find_attributions
+from mxsweep.study.comparison import compare_with_baselines, explain_groups
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.published import Reference
 from mxsweep.study.remedy_steps import arrange_remedy_steps
@@ -82,6 +91,8 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
             parts.append(NO_BASELINE.replace("`", ""))
         if (training := study_trainings(results, group)) is not None:
             parts += ["What training in these formats costs", plain(ranking_table(training)), *training.notes]
+        if attributions := find_attributions(results, group, compare_with_baselines(group)):
+            parts += [ATTRIBUTION_TITLE, *map(plain, brief_tables(attributions))]
         steps = won_back_table(group, arrange_remedy_steps(results, group))
         if 0 < len(steps.rows) <= MOST_STEPS:
             parts += ["What the remedies win back", plain(steps.without("run_id"))]
@@ -133,6 +144,7 @@ def markdown_text(
                 _list(finding.text for finding in study.findings),
             ]
         parts += _training_parts(study.training)
+        parts += _attribution_parts(study.attributions)
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
         if any(comparison.n for comparison in study.comparisons.values()):
@@ -173,6 +185,13 @@ def _training_parts(study: TrainingStudy | None) -> list[str]:
     parts += [escape_markdown(said), markdown(pairs), PAIRS_NOTE] if study.pairs else []
     parts += [_list([*study.notes, *(f"Not read: {why}" for why in study.unread)])]
     return [part for part in parts if part]
+
+
+def _attribution_parts(found: Sequence[Attribution]) -> list[str]:
+    if not found:
+        return []
+    parts = [f"### {ATTRIBUTION_TITLE}", markdown(cost_table(found)), COST_NOTE]
+    return parts + ([markdown(sum_table(found)), SUM_NOTE] if any(one.sums for one in found) else [])
 
 
 def _won_back_parts(study: Study) -> list[str]:

@@ -11,7 +11,8 @@ from mxsweep.results.rows import Row
 class Finding:
     """Hold a sentence or two, and the runs that they rest on."""
 
-    # "remedy", "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise", "examples", "training"
+    # "attribution", "remedy", "no effect", "effect", "arithmetic", "error", "scale", "distance", "noise", "examples",
+    # "training"
     kind: str
     text: str
     runs: list[str]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
+from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
@@ -29,6 +30,7 @@ class Study:
     findings: list[Finding]
     front: list[Row]  # of effective bits per weight and loss
     loss_metric: str | None
+    attributions: list[Attribution]
     training: TrainingStudy | None = None  # of a group of the held-out losses of trained models
 
     @property
@@ -69,6 +71,7 @@ def study_group(results: Results, group: Group) -> Study:
     """Compare the runs of a group with their baselines and with each other."""
     comparisons, effects = compare_with_baselines(group), find_knob_effects(results, group)
     steps = arrange_remedy_steps(results, group)
+    attributions = find_attributions(results, group, comparisons)
     training = study_trainings(results, group)
     said = describe_trainings(training) if training is not None else []
     return Study(
@@ -78,9 +81,15 @@ def study_group(results: Results, group: Group) -> Study:
         effects,
         steps,
         choose_headline(group),
-        said + describe_remedy_steps(steps) + list_findings(group, comparisons, effects, results.shown),
+        [
+            *said,
+            *describe_attributions(attributions),
+            *describe_remedy_steps(steps),
+            *list_findings(group, comparisons, effects, results.shown),
+        ],
         pareto_front(group),
         loss_metric(group),
+        attributions,
         training,
     )
 

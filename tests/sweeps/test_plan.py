@@ -118,7 +118,7 @@ def test_the_grids_of_an_experiment_are_one_sweep(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("recipe", "runs"), [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26)])
+@pytest.mark.parametrize(("recipe", "runs"), [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26), ("attribution", 7)])
 def test_recipes_of_remedies(recipe: str, runs: int) -> None:
     """Each run can be, none comes twice, and the task is left to the user."""
     baseline, *others = planned(f"experiment={recipe}", "task=wikitext").runs
@@ -126,6 +126,32 @@ def test_recipes_of_remedies(recipe: str, runs: int) -> None:
     assert [run.error for run in others if run.error] == []
     assert len(others) == runs and not any(run.same for run in others)
     assert all(run.config and run.config.task.name == "wikitext" for run in others)
+
+
+def test_a_recipe_that_takes_a_format_apart() -> None:
+    """Each kind of tensor alone, together as they are read, and all, in the formats that were asked for."""
+    for words, linear, kv in (
+        ((), ("fp4_e2m1-b32-e8m0", "fp6_e2m3-b32-e8m0"), "fp4_e2m1-b32-e8m0"),
+        (("format=nvfp4", "kv_quant=fp8_e4m3"), ("fp4_e2m1-b16-e4m3-tensor",) * 2, "fp8_e4m3-b16-e4m3-tensor"),
+    ):
+        baseline, *others = planned("experiment=attribution", *words).runs
+        assert baseline.config is not None and baseline.config.recipe.is_baseline
+        found = []
+        for run in others:
+            assert run.config is not None, run.error
+            recipe = run.config.recipe
+            formats = (recipe.linear.weight, recipe.linear.activation, recipe.key, recipe.value)
+            found.append(tuple(fmt and str(fmt) for fmt in formats))
+        weight, activation = linear
+        assert found == [
+            (weight, None, None, None),
+            (None, activation, None, None),
+            (weight, activation, None, None),
+            (None, None, kv, None),
+            (None, None, None, kv),
+            (None, None, kv, kv),
+            (weight, activation, kv, kv),
+        ]
 
 
 def test_a_dry_run_names_the_remedies() -> None:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.versions import version_of
+from mxsweep.report.attribution_tables import ATTRIBUTION_TITLE, COST_NOTE, SUM_NOTE, cost_table, sum_table
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
@@ -86,6 +87,8 @@ class GroupView:
     figures: dict[str, list[Figure]]  # by quantity
     heat: HeatMap | None
     training: TrainingView | None
+    costs: Table | None  # of each kind of tensor by itself
+    sums: Table | None  # of such costs beside that of all together
     table: RunTable
     effects: list[tuple[str, Table]]
     won_back: Table | None
@@ -143,6 +146,9 @@ def write_page(
                 "speed": SPEED_NOTE,
                 "compared": COMPARED_NOTE,
                 "won_back": WON_BACK_NOTE,
+                "costs_title": ATTRIBUTION_TITLE,
+                "costs": COST_NOTE,
+                "sums": SUM_NOTE,
                 "ranking": RANKING_NOTE,
                 "pairs": PAIRS_NOTE,
                 "tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else "",
@@ -187,6 +193,8 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         figures=by_quantity,
         heat=heat,
         training=_training(study.training, [figure for figure in figures if figure.about == TRAINING]),
+        costs=cost_table(study.attributions) if study.attributions else None,
+        sums=sum_table(study.attributions) if any(one.sums for one in study.attributions) else None,
         table=run_views(study, folder),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         remedy_outcomes=remedy_outcomes(study),
