@@ -36,7 +36,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.knapsack import choose_within
-from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.formats.recipe import DYNAMIC, STATIC, LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.coverage import Stored
 from mxsweep.model.quantize import quantize_model
@@ -141,7 +141,9 @@ def measure_costs(
     """
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     modules = list(counted_modules(model, recipe, candidates)[0])
-    alone = dataclasses.replace(recipe, linear=LinearFormats(), key=None, value=None)
+    # What is calibrated is so for the choice, which is not known yet.
+    scale = DYNAMIC if recipe.activation_scale == STATIC else recipe.activation_scale
+    alone = dataclasses.replace(recipe, linear=LinearFormats(), key=None, value=None, activation_scale=scale)
     rest = tuple((pattern, LinearFormats()) for pattern, _ in recipe.modules)  # also of experts within a group
     for number, module in enumerate(modules):
         of_module = costs.setdefault(module, {})

@@ -18,6 +18,7 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
+from mxsweep.calibrate.inputs import calibrate_inputs
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.rotation_search import search_rotations
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
@@ -27,13 +28,12 @@ from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
-from mxsweep.formats.recipe import KVOptions, Recipe
+from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
 from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
-from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import rotations_of
@@ -79,6 +79,8 @@ def prepare(
         _smooth_keys(bench)
     if config.candidates:
         _search_rotations(bench)
+    if config.calibrates_inputs:
+        calibrate_inputs(bench)
     if config.ptq.is_solved and config.quantizes_weights:
         _solve_weights(bench)
     return bench.result
@@ -122,17 +124,20 @@ def _smooth_keys(bench: Workbench) -> None:
             factors = key_factors(model, lambda: engine.decode(passages), kv.smooth, kv.rope)
             artefact.save("factors", factors)
         account["largest_factor"] = max((float(factor.max()) for factor in factors.values()), default=1.0)
-    bench.result.prepared = Prepared(key_factors=factors)
+    bench.result.prepared = replace(bench.result.prepared, key_factors=factors)
 
 
 def _search_rotations(bench: Workbench) -> None:
     """Search for the products to rotate."""
     config, result = bench.config, bench.result
+    # Inputs are calibrated in the basis that is found.
+    is_static = result.recipe.activation_scale == STATIC
+    before = replace(result.recipe, activation_scale=DYNAMIC) if is_static else result.recipe
     judge = [config.judge, config.ptq.of_weights() if config.judge not in (ROUND_TO_NEAREST, "clip") else None]
     candidates = rotations_of(bench.model, config.candidates)
-    artefact = bench.artefact("rotations", result.recipe, block=config.candidates[0].block, judge=judge)
+    artefact = bench.artefact("rotations", before, block=config.candidates[0].block, judge=judge)
     with artefact.lock(), bench.accounted("rotation") as account:
-        search = search_rotations(result.recipe, candidates, _judge(bench), artefact, bench.phase("rotation search"))
+        search = search_rotations(before, candidates, _judge(bench), artefact, bench.phase("rotation search"))
         account |= search.as_dict()
     log.info(
         "Rotations: %s lower the calibration loss from %.4f to %.4f nats a token",

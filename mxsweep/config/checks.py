@@ -60,6 +60,13 @@ def check_integer(field: str, value: Any, low: int, high: int | None, allowed: s
         raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
 
 
+def check_activation_scale(field: str, value: Any) -> None:
+    """Raise ConfigError unless the value is one of two words, or a number that float32 holds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value not in ("dynamic", "static") and not (number and 2.0**-126 <= value < 2.0**128):
+        raise ConfigError(f"{field}: {value!r} is not allowed; allowed: dynamic, static, a number above 0")
+
+
 def check_model_path(field: str, path: Any) -> None:
     """Raise ConfigError unless the path is a folder or a GGUF file with a model, a name on the hub, or "embedded"."""
     hint = "the name of a model on the Hugging Face hub (owner/name), a folder with a config.json or a GGUF file"

@@ -6,7 +6,7 @@ from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.training_combinations import check_training
 from mxsweep.formats import microxcaling_problem
-from mxsweep.formats.recipe import OF_A_MATRIX, OF_FUSED
+from mxsweep.formats.recipe import DYNAMIC, OF_A_MATRIX
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -45,24 +45,24 @@ def _check_runtime(config: RunParts) -> None:
         )
 
 
-def _check_shared_scales(config: RunParts) -> None:
-    """Refuse scales to be shared by weights that have none for a tensor, or that are trained, each by itself."""
-    shares = config.further["format.share_tensor_scale"] == OF_FUSED
-    layers = [config.recipe.linear, *(formats for _, formats in config.recipe.modules)]
-    layers += config.budget_formats.values() if config.ptq.budget is not None else ()
-    has_any = any(formats.weight is not None and formats.weight.tensor_scale for formats in layers)
-    if shares and not config.is_baseline and (config.trains or not has_any):
-        raise ConfigError(
-            "format.share_tensor_scale: 'fused' is of weights with a per-tensor scale that are evaluated, and this run "
-            f"has none; allowed with it: {OF_A_MATRIX}, or tensor_scale=true, as format=nvfp4 has it"
-        )
+def _check_tensor_scales(config: RunParts) -> None:
+    """Refuse words on per-tensor scales where there are none, or where tensors are those of a training."""
+    asked = (("share_tensor_scale", "weight", OF_A_MATRIX), ("activation_scale", "activation", DYNAMIC))
+    for leaf, kind, usual in asked:
+        value = config.further[f"format.{leaf}"]
+        without = config.trains or not config.has_tensor_scale(kind)
+        if value != usual and not config.is_baseline and without:
+            raise ConfigError(
+                f"format.{leaf}: {value!r} is of {kind}s with a per-tensor scale that are evaluated, and this run has "
+                f"none; allowed with it: {usual}, or tensor_scale=true, as format=nvfp4 has it"
+            )
 
 
 def check_combination(config: RunParts) -> None:
     """Raise ConfigError for values that cannot go together, though each alone is fine."""
     check_training(config)
     _check_runtime(config)
-    _check_shared_scales(config)
+    _check_tensor_scales(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(

@@ -87,7 +87,8 @@ def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
     searches = rotates(values) and values.get("rotation.method") == "search"
-    return _solves_by_output(values) or has_budget(values) or smooths or searches
+    inputs = has_tensor_scale(values) and values.get("format.activation_scale") == "static"
+    return _solves_by_output(values) or has_budget(values) or smooths or searches or inputs
 
 
 def _solves_by_output(values: Values) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mxsweep.config import effects
-from mxsweep.config.checks import check_limit, check_model_path
+from mxsweep.config.checks import check_activation_scale, check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
@@ -37,7 +37,7 @@ from mxsweep.config.value_types import (
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
-from mxsweep.formats.recipe import LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
+from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
@@ -319,6 +319,16 @@ FORMATS = (
         "and gate and up, as runtimes do that multiply by them at once",
         Choice(words=(OF_A_MATRIX, OF_FUSED)),
         off=OF_A_MATRIX,
+        effect=effects.has_tensor_scale,
+        place=None,
+        is_silent=True,
+    ),
+    _format(
+        "format.activation_scale",
+        "what the scale a tensor of inputs is made from, of formats with tensor_scale; dynamic: each token's largest "
+        "magnitude; static: the largest of the calibration data, layer by layer; a number: this",
+        Checked("dynamic, static, a number above 0", check_activation_scale),
+        off=DYNAMIC,
         effect=effects.has_tensor_scale,
         place=None,
         is_silent=True,

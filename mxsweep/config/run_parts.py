@@ -25,7 +25,7 @@ from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.formats import MXFormat
-from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, OF_FUSED, QUERY_KEY, LinearFormats, Recipe, Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, OF_FUSED, QUERY_KEY, STATIC, LinearFormats, Recipe, Rotation
 from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
 
@@ -102,6 +102,7 @@ class RunParts:
             arithmetic=self.arithmetic,
             seed=self.seed,
             shares_tensor_scales=self.further["format.share_tensor_scale"] == OF_FUSED,
+            activation_scale=self._activation_scale,
         )
         if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
             recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
@@ -198,12 +199,29 @@ class RunParts:
         return self.format.block_size
 
     @property
+    def _activation_scale(self) -> str | float:
+        scale = self.further["format.activation_scale"]
+        return scale if isinstance(scale, str) else float(scale)
+
+    @property
+    def calibrates_inputs(self) -> bool:
+        """Return whether per-tensor scales of inputs are worked out on calibration data."""
+        return self.recipe.activation_scale == STATIC and self.has_tensor_scale("activation")
+
+    def has_tensor_scale(self, kind: str) -> bool:
+        """Return whether a weight, or an input (`kind` "activation"), has a per-tensor scale, or may be given one."""
+        layers = [self.recipe.linear, *(formats for _, formats in self.recipe.modules)]
+        layers += self.budget_formats.values() if self.ptq.budget is not None else ()
+        return any(fmt is not None and fmt.tensor_scale for fmt in (getattr(layer, kind) for layer in layers))
+
+    @property
     def needs_calibration(self) -> bool:
         """Return whether the run works something out on calibration data before it is quantized."""
         return (
             (self.quantizes_weights and self.ptq.needs_calibration)
             or self.recipe.kv.smooth > 0
             or bool(self.candidates)
+            or self.calibrates_inputs
         )
 
     @property

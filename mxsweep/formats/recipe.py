@@ -16,6 +16,7 @@ QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in 
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
 LATENT_IN_CACHE, LATENT_EXPANDED = LATENTS = ("cache", "expanded")  # which of MLA's is quantized
 OF_A_MATRIX, OF_FUSED = "matrix", "fused"  # what a per-tensor scale is of
+DYNAMIC, STATIC = "dynamic", "static"  # what the per-tensor scale of an input is made from
 TENSOR_KINDS = ("weight", "activation", "key", "value")  # what a recipe gives formats to, in the order of tables
 
 
@@ -117,6 +118,8 @@ class Recipe:
         seed: of stochastic rounding.
         shares_tensor_scales: whether weights that are one matrix at a runtime (q, k, v; gate, up) have one per-tensor
             scale, of formats that have any.
+        activation_scale: what the per-tensor scale of an input is made from: a token's own maximum (DYNAMIC), the
+            largest of the calibration data (STATIC), or this number.
     """
 
     linear: LinearFormats = LinearFormats()
@@ -129,12 +132,13 @@ class Recipe:
     kv: KVOptions = KVOptions()
     rotation: Rotation | None = None
     shares_tensor_scales: bool = False
+    activation_scale: str | float = DYNAMIC
 
     def __repr__(self) -> str:
         """Return the fields in brackets, without those added later at their defaults: what is stored under a recipe's
         text stays found.
         """
-        later = {"shares_tensor_scales"}
+        later = {"shares_tensor_scales", "activation_scale"}
         named = [(one.name, getattr(self, one.name), one.default) for one in fields(self)]
         texts = [f"{name}={value!r}" for name, value, usual in named if name not in later or value != usual]
         return f"Recipe({', '.join(texts)})"

@@ -14,7 +14,7 @@ values, which is why taking it out is exact: the parent module gets the very sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -42,17 +42,22 @@ class InputQuantizer:
     In a Llama block q, k and v read one tensor, and gate and up another, one after the other, so remembering the last
     one is enough. The version counter notices a tensor changed in place; inference tensors have none and are not
     shared.
+
+    Args:
+        maxima: what the per-tensor scale of an input is made from, by its first reader; not there: a token's own.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, maxima: Mapping[str, Tensor] | None = None) -> None:
         self.observer: Observer | None = None  # called with each tensor once, and its first reader
         self._recipe = recipe
+        self._maxima = maxima or {}
         self.draws = any(
             fmt.rounding == "stochastic" for fmt in recipe.formats()
         )  # whether random numbers may be drawn
         self._pass = RunningPass()
         self._seen: Tensor | None = None
-        self._quantized: dict[tuple[int, MXFormat | None, bool, bool], Tensor] = {}  # of the tensor that was last seen
+        # Of the tensor that was last seen.
+        self._quantized: dict[tuple[int, MXFormat | None, bool, bool, int], Tensor] = {}
 
     @contextmanager
     def following(self, model: PreTrainedModel) -> Iterator[None]:
@@ -63,7 +68,7 @@ class InputQuantizer:
     def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
         """Return what a layer multiplies by its weight: x, rotated and quantized as asked."""
         version = -1 if x.is_inference() else x._version
-        key = (version, fmt, rotated, torch.is_grad_enabled())
+        key = (version, fmt, rotated, torch.is_grad_enabled(), id(self._maxima.get(name)))
         if self._seen is not x or version < 0:
             self._seen, self._quantized = x, {}
         if key not in self._quantized:
@@ -77,6 +82,9 @@ class InputQuantizer:
         if fmt is None:
             return x
         stochastic = fmt.rounding == "stochastic"
+        maximum = self._maxima.get(name)
+        if maximum is not None:
+            maximum = maximum.to(x.device)
         quantized = quantize(
             self._by_example(x, name) if stochastic else x,
             fmt,
@@ -86,9 +94,10 @@ class InputQuantizer:
             generator=stochastic_key(self._recipe.seed, name) if stochastic else None,
             tensor_dims=(-1,),  # a token's scale must not depend on the tokens beside it
             example_dims=1 if x.dim() > 2 or stochastic else 0,
+            tensor_amax=maximum,
         ).view(x.shape)
         if self.observer is not None:
-            self.observer("activation", name, x, fmt, quantized)
+            self.observer("activation", name, x, fmt, quantized, maximum)
         return quantized
 
     def _by_example(self, x: Tensor, name: str) -> Tensor:

@@ -29,9 +29,12 @@ class Observer(Protocol):
         x, y: the tensor before and after, (B, T, C), (B T, C), (B T, K, C) with a row for each of K experts, or
             (B, T, H, D); other shapes have no padding.
         fmt: what it became.
+        tensor_amax: what its per-tensor scale was made from, float32; None for a token's own maximum.
     """
 
-    def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None: ...
+    def __call__(
+        self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor, tensor_amax: Tensor | None = None
+    ) -> None: ...
 
 
 class TensorObserver:
@@ -61,7 +64,9 @@ class TensorObserver:
             del self._measured[before:]
             raise
 
-    def __call__(self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
+    def __call__(
+        self, kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor, tensor_amax: Tensor | None = None
+    ) -> None:
         if tuple(x.shape[:2]) == self._shape:
             x, y = x.flatten(0, 1), y.flatten(0, 1)
         elif x.dim() > 2 and len(x) != math.prod(self._shape):
@@ -82,6 +87,7 @@ class TensorObserver:
             tensor_dims=tuple(range(1, x.ndim)),  # a token's scale, as when it was quantized
             quantized=y,
             compare_exact=True,
+            tensor_amax=tensor_amax,
         )
         self._measured.append((kind, module, fmt, len(x), measured))
 

@@ -18,7 +18,9 @@ class Prepared:
         weights: codes and scales of weights (N, C) by operand name, in the basis and format that the recipe gives
             them, of the dtype of the model's; one that is not there is rounded to nearest.
         key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
+        input_maxima: float32 scalars that per-tensor scales of inputs are made from, by :attr:`Site.input_name`.
     """
 
     weights: Mapping[str, Encoded] = field(default_factory=dict)
     key_factors: Mapping[str, Tensor] = field(default_factory=dict)
+    input_maxima: Mapping[str, Tensor] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
 from mxsweep.model.coverage import Stored
 from mxsweep.model.experts import MXExperts, stand_in_for
+from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.latents import holds_latents
 from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
@@ -69,7 +70,7 @@ def quantize_model(
         raise ValueError(f"prepared.weights: no operand of {type(model).__name__} has the name {unknown[0]}")
     stored, rotated = Stored.of(model, sites, recipe), RotatedProducts.of(sites, recipe)
     maxima = {} if keep_weights else shared_maxima(sites, recipe)
-    inputs = InputQuantizer(recipe)
+    inputs = InputQuantizer(recipe, fixed_maxima(sites, recipe, prepared))
     measured: list[PendingStatistics | None] = []
     # A parameter may hold several matrices: it can leave with the last of them.
     last_in = {(site.operand.module_name, id(site.operand.parameter)): site for site in sites}

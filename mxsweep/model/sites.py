@@ -33,6 +33,16 @@ class Site:
         """Return the operand's name."""
         return self.operand.name
 
+    @property
+    def input_name(self) -> str:
+        """Return a name of what the operand reads, the same for operands that read one tensor in one basis.
+
+        What the experts of a module read between their matrices has one name.
+        """
+        of_expert = self.operand.expert is not None and self.operand.role == "down"
+        name = self.operand.group if of_expert else self.operand.input
+        return name if self.rotation_block is None else f"{name} rotated"
+
     def weight(self) -> Tensor:
         """Return the matrix (N, C) in the basis in which it is quantized."""
         weight = self.operand.weight.contiguous()  # an expert's may be a transposed or interleaved view
