@@ -35,6 +35,7 @@ class Packing:
             one where they span no more than e4m3 has.
         inputs: what activations may be quantized to beside such weights, whatever the roundings.
         plain_input: whether activations may stay as they are.
+        columns: what the columns of a weight must be a multiple of, where that is more than a group.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Packing:
     tensor_scale: bool = False
     inputs: tuple[MXFormat, ...] = ()
     plain_input: bool = True
+    columns: int = 1
 
     def holds_scale(self, fmt: MXFormat) -> bool:
         """Return whether block scales of a format have a place, by their kind alone."""
@@ -77,7 +79,7 @@ PACKINGS: Mapping[str, tuple[Packing, ...]] = {
     "modelopt": (Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, inputs=(_NVFP4,)),),
     "gguf": (
         Packing("MXFP4", ("fp4_e2m1",)),
-        Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True),
+        Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, columns=64),
     ),
     "auto-round": (
         Packing("nvfp4-e5m3-pack-quantized", ("fp4_e2m1",), "e5m3", 16, inputs=(_E5M3,), plain_input=False),
@@ -135,10 +137,10 @@ def why_not_weight(target: str, weight: MXFormat, shape: Sequence[int] | None = 
         return packing
     if shape is not None and len(shape) != 2:
         return f"{target}: a weight of shape {tuple(shape)} has no place; allowed: matrices"
-    if shape is not None and shape[-1] % packing.group:
+    multiple = max(packing.group, packing.columns)
+    if shape is not None and shape[-1] % multiple:
         return (
-            f"{target}: {shape[-1]} input channels are no multiple of the {packing.group} that share a scale in "
-            f"{packing.name}"
+            f"{target}: {shape[-1]} input channels are no multiple of the {multiple} that {packing.name} takes together"
         )
     return None
 

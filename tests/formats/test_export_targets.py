@@ -53,6 +53,7 @@ def test_formats_without_a_place_anywhere(target: str, fmt: MXFormat, what: str)
 
 def test_shapes_without_a_place() -> None:
     assert "48 input channels are no multiple of the 32" in (why_not("quark", MXFP4, shape=(8, 48)) or "")
+    assert "no multiple of the 64" in (why_not("gguf", NVFP4, shape=(8, 48)) or "")
     assert "matrices" in (why_not("quark", MXFP4, shape=(3, 8, 32)) or "")
     with pytest.raises(ValueError, match="'onnx' is no target; allowed: compressed-tensors, quark"):
         why_not("onnx", MXFP4)

@@ -7,7 +7,8 @@ Read in nvidia-modelopt 0.47. Beside a module's name stand
     weight_scale_2  f32 (), by which scales are multiplied
     input_scale     f32 (), likewise of activations, where these are quantized
 
-Its decoder reads a negative zero as 0. It has one scheme for all layers here: NVFP4, or W4A16_NVFP4 where activations stay as they are.
+Its decoder reads a negative zero as 0. It has one scheme for all layers here: NVFP4, or W4A16_NVFP4 where activations
+stay as they are.
 """
 
 from __future__ import annotations
