@@ -8,6 +8,7 @@ from pathlib import Path
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
+from mxsweep.study.block_directions import describe_block_sizes
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
@@ -85,6 +86,7 @@ def study_group(results: Results, group: Group) -> Study:
             *said,
             *describe_attributions(attributions),
             *describe_remedy_steps(steps),
+            *describe_block_sizes(results.shown, group),
             *list_findings(group, comparisons, effects, results.shown),
         ],
         pareto_front(group),
