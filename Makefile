@@ -1,7 +1,7 @@
 # What is done here, by name; .ci/run calls these targets. Use a virtual environment: `make install` fills it.
 PYTHON ?= python
 
-.PHONY: help install test lint format types check docs models wheel ci
+.PHONY: help install test lint format types check docs models peers wheel ci
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ docs: ## the pages that are made from the code
 models: ## docs/models.md, measured on every architecture of tests/matrix/ (minutes)
 	PYTHONPATH=.:tests $(PYTHON) -m matrix.page > docs/models.md.new
 	mv docs/models.md.new docs/models.md
+
+peers: ## docs/peers.md, measured on every tool of the extra "peers", which this needs (minutes)
+	PYTHONPATH=.:tests $(PYTHON) -m peers.page
 
 check: lint types test ## all three
 

@@ -1,0 +1,1 @@
+"""Other tools that quantize, and what mxsweep's formats have to be to compute what they do."""

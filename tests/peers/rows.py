@@ -1,0 +1,207 @@
+"""The table of peers: which format of mxsweep computes what a peer does, bit for bit, and where it does not.
+
+A row's format gives the peer's values on every tensor of `helpers.tensor_kinds`, but for the blocks that its exceptions
+name. Zeros are equal whatever their sign, a NaN is equal to a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from helpers.tensor_kinds import tensors
+from torch import Tensor
+
+from mxsweep.numerics import MXFormat, encode, quantize
+from peers import quantizers
+
+VERSIONS = {
+    "torchao": "0.18.0",
+    "compressed-tensors": "0.20.0",
+    "amd-quark": "0.13",
+    "auto-round": "0.16.1",
+    "nvidia-modelopt": "0.47.0",
+}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """Blocks in which a peer's values are others.
+
+    Attributes:
+        reason: as docs/peers.md says it.
+        where: of a tensor and its format, which blocks: bool, one each, broadcastable to the tensor in blocks.
+    """
+
+    reason: str
+    where: Callable[[Tensor, MXFormat], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that a peer computes.
+
+    Attributes:
+        peer: the name of its distribution.
+        title: what it calls it.
+        format: the text of mxsweep's format.
+        run: the peer's own quantization, read back.
+        exemptions: where it differs. Each of them must show on some tensor.
+        native: dtypes in which `arithmetic="native"` is the peer's; it is "exact" in the others.
+    """
+
+    peer: str
+    title: str
+    format: str
+    run: Callable[[Tensor], Tensor]
+    exemptions: tuple[Exemption, ...] = ()
+    native: tuple[torch.dtype, ...] = ()
+
+    def ours(self, x: Tensor) -> Tensor:
+        arithmetic = "native" if x.dtype in self.native else "exact"
+        return quantize(x, MXFormat.parse(self.format), arithmetic=arithmetic)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How many elements of a tensor differ, how many in blocks of each exemption, and how many in no such block."""
+
+    kind: str
+    differing: int
+    exempted: tuple[int, ...]
+    left: int
+
+
+def why_not(peer: str) -> str | None:
+    """Return why a peer cannot be compared here, or None."""
+    try:
+        installed = version(peer)
+    except PackageNotFoundError:
+        return f"{peer} is not installed (pip install -c constraints.txt -e '.[peers]')"
+    return None if installed == VERSIONS[peer] else f"{peer} {installed} is installed, {VERSIONS[peer]} is compared"
+
+
+def compare(row: Row, dtype: torch.dtype) -> Iterator[Difference]:
+    """Yield the differences on every kind of tensor."""
+    fmt = MXFormat.parse(row.format)
+    assert isinstance(fmt.block_size, int)
+    for kind, x in tensors(dtype).items():
+        theirs, ours = row.run(x), row.ours(x)
+        assert theirs.dtype == ours.dtype == dtype and theirs.shape == x.shape
+        differs = ((ours != theirs) & ~(ours.isnan() & theirs.isnan())).unflatten(-1, (-1, fmt.block_size))
+        masks = [exemption.where(x, fmt) for exemption in row.exemptions]
+        left = differs & ~torch.stack(masks).any(0) if masks else differs
+        counts = tuple(int((differs & mask).sum()) for mask in masks)
+        yield Difference(kind, int(differs.sum()), counts, int(left.sum()))
+
+
+def amax(x: Tensor, fmt: MXFormat) -> Tensor:
+    """float32 [..., blocks, 1], NaN where a block has one."""
+    assert isinstance(fmt.block_size, int)
+    return x.float().unflatten(-1, (-1, fmt.block_size)).abs().amax(-1, keepdim=True)
+
+
+def at_bottom(x: Tensor, fmt: MXFormat) -> Tensor:
+    """The stored exponent is 0, as it is of a block of one element, the maximum."""
+    return encode(amax(x, fmt), replace(fmt, block_size=1)).scales == 0
+
+
+def rounds_beyond(x: Tensor, fmt: MXFormat, mantissa_bits: int | None = None) -> Tensor:
+    bits = fmt.element_format.mantissa_bits if mantissa_bits is None else mantissa_bits
+    a = amax(x, fmt)
+    return a.isfinite() & (a.double() >= (2 - 2.0 ** -(bits + 1)) * 2.0**127)
+
+
+def logarithm_is_whole(x: Tensor, fmt: MXFormat) -> Tensor:
+    """float32's logarithm of the quotient is a whole number, and the quotient no power of two."""
+    a = amax(x, fmt)
+    quotient = a / torch.full_like(a, fmt.element_format.largest)
+    logarithm = quotient.log2()
+    return (logarithm == logarithm.floor()) & (quotient.frexp().mantissa != 0.5) & quotient.isfinite()
+
+
+INF = Exemption("a block with an Inf: its scale is finite, its elements saturate", lambda x, fmt: amax(x, fmt).isinf())
+NOT_FINITE = Exemption("a block with a NaN or an Inf, where it has numbers", lambda x, fmt: ~amax(x, fmt).isfinite())
+BOTTOM = Exemption(
+    "a scale of 2^-127, which it does not divide by what it multiplies by (2^-126, or 1 in RCEIL)", at_bottom
+)
+BEYOND = Exemption("a maximum that is rounded to 2^128", rounds_beyond)
+BEYOND_OF_FP4 = Exemption("a maximum of at least 1.75·2^127", lambda x, fmt: rounds_beyond(x, fmt, mantissa_bits=1))
+AT_SEVEN_QUARTERS = Exemption(
+    "a maximum of exactly 1.75·2^k, of which its exponent is one higher",
+    lambda x, fmt: amax(x, fmt).frexp().mantissa == 0.875,
+)
+LOGARITHM = Exemption(
+    "a maximum so little above its largest value times 2^k that float32's logarithm rounds down", logarithm_is_whole
+)
+SCALE_OF_ZERO = Exemption(
+    "a scale that rounds to zero, of which it makes a block of zeros",
+    lambda x, fmt: amax(x, fmt) * (1 / fmt.element_format.largest) <= fmt.scale_format.smallest_subnormal / 2,
+)
+
+MX_ELEMENTS = ("fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2")
+
+
+def mx(element: str, scale_rounding: str) -> str:
+    return str(MXFormat(element, 32, rounding="even", scale_rounding=scale_rounding))
+
+
+def torchao_rows() -> Iterator[Row]:
+    for element in MX_ELEMENTS:
+        for mode in ("floor", "even", "ceil", "rceil"):
+            exemptions = (INF, BOTTOM, *([LOGARITHM] if mode == "rceil" else []))
+            run = partial(quantizers.torchao_mx, element=element, mode=mode)
+            yield Row("torchao", f"MX {element}, {mode.upper()}", mx(element, mode), run, exemptions)
+
+
+def compressed_tensors_rows() -> Iterator[Row]:
+    for scheme, element, scale_rounding, exemptions in (
+        ("MXFP4A16", "fp4_e2m1", "even", (NOT_FINITE, BEYOND)),
+        ("MXFP6A16", "fp6_e2m3", "even", (NOT_FINITE, BEYOND)),
+        ("MXFP8A16", "fp8_e4m3", "rceil", (NOT_FINITE, BEYOND_OF_FP4, AT_SEVEN_QUARTERS)),
+    ):
+        run = partial(quantizers.compressed_tensors, scheme=scheme)
+        yield Row("compressed-tensors", scheme, mx(element, scale_rounding), run, exemptions)
+
+
+def quark_rows() -> Iterator[Row]:
+    for element in MX_ELEMENTS:
+        run = partial(quantizers.quark_mx, element=element, mode="even")
+        yield Row("amd-quark", f"MX {element}, even", mx(element, "even"), run, (INF, BEYOND))
+
+
+def auto_round_rows() -> Iterator[Row]:
+    for element in (*MX_ELEMENTS, "int8", "int4"):
+        run = partial(quantizers.auto_round_mx, element=element)
+        yield Row("auto-round", f"mx_{element}", mx(element, "floor"), run, native=(torch.float32,))
+    run = partial(quantizers.auto_round_nvfp4, name="nvfp4_v2")
+    fmt = str(MXFormat("fp4_e2m1", 16, scale="e5m3", rounding="even"))
+    yield Row("auto-round", "nvfp4_v2", fmt, run, (INF, SCALE_OF_ZERO))
+
+
+def modelopt_rows() -> Iterator[Row]:
+    yield Row("nvidia-modelopt", "MXFP8", mx("fp8_e4m3", "rceil"), quantizers.modelopt_mxfp8, (NOT_FINITE, LOGARITHM))
+
+
+ROWS: tuple[Row, ...] = (
+    *torchao_rows(),
+    *compressed_tensors_rows(),
+    *quark_rows(),
+    *auto_round_rows(),
+    *modelopt_rows(),
+)
+
+
+def check(row: Row) -> None:
+    """Raise where a peer's values are others than the row says."""
+    seen = [0] * len(row.exemptions)
+    for dtype in DTYPES:
+        for found in compare(row, dtype):
+            assert not found.left, f"{found.left} elements of {found.kind} in {dtype} differ without an exemption"
+            seen = [a + b for a, b in zip(seen, found.exempted, strict=True)]
+    for exemption, count in zip(row.exemptions, seen, strict=True):
+        assert count, f"nothing differs any longer where: {exemption.reason}"
