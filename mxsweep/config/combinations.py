@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.training_combinations import check_training
-from mxsweep.formats import microxcaling_problem
+from mxsweep.formats import cuda_problem, microxcaling_problem
 from mxsweep.formats.recipe import DYNAMIC, OF_A_MATRIX
 from mxsweep.terminal.errors import ConfigError
 
@@ -58,6 +60,10 @@ def _check_tensor_scales(config: RunParts) -> None:
             )
 
 
+def _rounds_weights_stochastically(config: RunParts) -> bool:
+    return config.rules.of("weight", config.rounding, config.scale_rounding)["rounding"] == "stochastic"
+
+
 def check_combination(config: RunParts) -> None:
     """Raise ConfigError for values that cannot go together, though each alone is fine."""
     check_training(config)
@@ -75,15 +81,19 @@ def check_combination(config: RunParts) -> None:
             f"model.attention: {config.model.attention!r} does not go with kv_quant={config.kv_quant.name}, since "
             f"mxsweep cannot reach the keys and values of it; allowed with kv_quant: {', '.join(LISTENED_TO)}"
         )
-    if config.quantizes_weights and config.ptq.is_solved and config.rounding == "stochastic":
+    if config.quantizes_weights and config.ptq.is_solved and _rounds_weights_stochastically(config):
         raise ConfigError(
             f"rounding: 'stochastic' does not go with ptq={config.ptq.method}, which chooses each weight's value; "
-            "allowed: nearest, even, floor"
+            "allowed: nearest, even, floor, ties_to_zero"
         )
     if problem := config.recipe.kv.problem_with(config.recipe.key):
         raise ConfigError(problem)
     for fmt in config.formats():
-        problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
+        problem = None
+        if config.backend == "microxcaling":
+            problem = microxcaling_problem(fmt, config.arithmetic)
+        elif config.backend == "cuda":  # while training, torch computes four over six
+            problem = cuda_problem(replace(fmt, four_over_six=False) if config.trains else fmt)
         if problem is not None:
             raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
     if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.is_baseline:

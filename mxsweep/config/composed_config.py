@@ -20,6 +20,7 @@ from mxsweep.config.matmul_config import MatmulsConfig, resolve_matmuls
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
+from mxsweep.config.rules_config import take_rules
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.runtimes import NO_RUNTIME, OF_RUNTIMES, choose, refuse_contradictions
 from mxsweep.config.task_config import TaskConfig, resolve_task
@@ -44,7 +45,8 @@ PARTS: dict[str, Any] = {
     "init": InitConfig,
     "matmuls": MatmulsConfig,
 }
-ROUNDED = ("scale_bits", "rounding", "scale_rounding", "symmetric")  # knobs of the run that each of its formats has
+ALIKE = ("scale_bits", "symmetric")  # knobs of the run that each of its formats has, of whatever tensor
+KINDS = ("weight", "activation")
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -56,6 +58,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     data = _plain(cfg)
     check_values(data)
     data = {key: value for key, value in data.items() if not knobs.is_of_sweep(key)}
+    rules = take_rules(data["format"])
     further = _take_further(data)
     folders, runtime = _folders(cfg), data["runtime"]
     set_by_user = {} if runtime == NO_RUNTIME else _set(cfg, data)
@@ -69,12 +72,14 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     candidates = resolve_candidates([str(name) for name in as_names(ptq["formats"])], run_format, explicit, folders)
     rotation = data.pop("rotation")
     train = TrainConfig(**_tupled(data.pop("train"), "betas"))
-    rounded = {leaf: data[leaf] for leaf in ROUNDED}
+    alike = {leaf: data[leaf] for leaf in ALIKE}
+    rounded = {kind: alike | rules.of(kind, data["rounding"], data["scale_rounding"]) for kind in KINDS}
     matmuls = resolve_matmuls(data.pop("matmuls"), train.trains, run_format, modules, explicit, rounded, folders)
     if backend == "auto":
         backend = "cuda" if data["custom_cuda"] else "torch"
     config = RunConfig(
         format=run_format,
+        rules=rules,
         modules=modules,
         backend=backend,
         arithmetic="exact" if arithmetic == "auto" else arithmetic,

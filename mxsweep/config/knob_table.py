@@ -17,6 +17,7 @@ from typing import Any
 from mxsweep.config import effects
 from mxsweep.config.checks import check_activation_scale, check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
+from mxsweep.config.rules_config import RULES, SCALE_ROUNDING, rule_type
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
@@ -36,7 +37,7 @@ from mxsweep.config.value_types import (
     Whole,
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
-from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES, SCALE_ROUNDINGS
+from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES
 from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
@@ -52,6 +53,11 @@ def _format(path: str, help: str, type: ValueType, **more: Any) -> Knob:
     """Declare a knob that says how tensors are quantized: of no baseline, in the identity by the formats it makes."""
     defaults: dict[str, Any] = {"effect": effects.quantizes, "place": "formats"}
     return Knob(path, help, type, Scope.RUN, **defaults | more)
+
+
+def _rule(name: str, help: str) -> Knob:
+    """Declare a knob of a rule, of weights and activations alike or of each."""
+    return _format(f"format.{name}", help, rule_type(name), off=RULES[name][1], is_silent=True)
 
 
 def _kv(path: str, help: str, type: ValueType, off: Any = UNSET, remedy: Remedy | None = None, **more: Any) -> Knob:
@@ -259,14 +265,14 @@ GROUPS = (
 FORMATS = (
     _format(
         "rounding",
-        "of an element: nearest (ties away from zero), even, floor (toward zero), stochastic",
+        "of an element: nearest (ties away from zero), even, ties_to_zero, floor (toward zero), stochastic",
         Choice(words=ROUNDINGS),
         decided_by=("recipe", "runtime"),
     ),
     _format(
         "scale_rounding",
-        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil",
-        Choice(words=SCALE_ROUNDINGS),
+        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil; evenN: the maximum rounded to N mantissa bits first",
+        SCALE_ROUNDING,
         decided_by=("recipe", "runtime"),
     ),
     _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),
@@ -333,6 +339,19 @@ FORMATS = (
         place=None,
         is_silent=True,
     ),
+    _rule("rounding", "of an element, where weights and activations differ; auto: the run's"),
+    _rule("scale_rounding", "of an e8m0 scale, where weights and activations differ; auto: the run's"),
+    _rule(
+        "scale_rule",
+        "by whose rule a scale that is no power of two is chosen and applied, as NVFP4 has several",
+    ),
+    _rule(
+        "scale_floor",
+        "the least such scale: subnormal, normal: the smallest such; none: blocks may vanish; auto: the rule's own",
+    ),
+    _rule("scale_emax", "false: an e8m0 scale is the maximum's own power of two, whatever the element holds"),
+    _rule("inf", "nan_block: an Inf makes its block NaN; saturate: it counts as the largest finite value"),
+    _rule("four_over_six", "true: each block has the better of two scales, its maximum at 6 or at 4 of fp4_e2m1"),
 )
 
 KEYS_AND_VALUES = (

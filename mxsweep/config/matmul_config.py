@@ -23,7 +23,8 @@ from mxsweep.config.format_config import (
     resolve_format,
 )
 from mxsweep.config.option_files import option_names
-from mxsweep.config.value_types import Flag, Number, as_names
+from mxsweep.config.rules_config import FIELDS as RULE_FIELDS
+from mxsweep.config.value_types import Number, as_names
 from mxsweep.formats.element import parse_element
 from mxsweep.formats.mxformat import BlockSize, MXFormat
 from mxsweep.formats.training import OPERANDS, PRODUCTS, LayerFormats, OperandFormat, ProductFormats
@@ -43,10 +44,14 @@ FIELDS: dict[str, Callable[[str, Any], None]] = {
     "tensor_scale": lambda name, value: knobs.check("format.tensor_scale", value, name),
     **{
         leaf: (lambda name, value, leaf=leaf: knobs.check(leaf, value, name))  # type: ignore[misc]
-        for leaf in ("scale_bits", "rounding", "scale_rounding", "symmetric")
+        for leaf in ("scale_bits", "symmetric")
+    },
+    **{name: kind.check for name, kind in RULE_FIELDS.items()},
+    **{
+        leaf: (lambda name, value, leaf=leaf: knobs.check(leaf, value, name))  # type: ignore[misc]
+        for leaf in ("rounding", "scale_rounding")
     },
     "prescale": PRESCALE.check,
-    "four_over_six": Flag("true, false").check,
 }
 
 
@@ -62,8 +67,12 @@ class Operand:
     rounding: str
     scale_rounding: str
     symmetric: bool
+    scale_rule: str
+    scale_floor: str
+    scale_emax: bool
+    inf: str
+    four_over_six: bool
     prescale: float = 1.0
-    four_over_six: bool = False
 
     def made(self, name: str, own: Collection[str] = (), own_name: str = "") -> OperandFormat | None:
         """Return the format; None where the operand stays as it is.
@@ -86,11 +95,12 @@ class Operand:
             field_name = message.partition(":")[0]
             raise ConfigError(f"{own_name}.{message}" if field_name in own else message) from None
         if four_over_six and fmt.scale_format.is_power_of_two:
+            set_at = "format" if name.startswith("format") and "four_over_six" not in own else own_name or name
             raise ConfigError(
-                f"{own_name or name}.four_over_six: true does not go with {fmt}; allowed: a scale that is no power of "
+                f"{set_at}.four_over_six: true does not go with {fmt}; allowed: a scale that is no power of "
                 "two, as e4m3"
             )
-        return OperandFormat(fmt, prescale, four_over_six)
+        return OperandFormat(replace(fmt, four_over_six=four_over_six), prescale)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def resolve_matmuls(
     formats: FormatConfig,
     modules: Mapping[str, FormatConfig],
     explicit: dict[str, Any],
-    rounded: dict[str, Any],
+    rounded: Mapping[str, dict[str, Any]],
     folders: Sequence[Path] | None = None,
 ) -> MatmulsConfig:
     """Return what the operands become.
@@ -137,7 +147,7 @@ def resolve_matmuls(
         trains: whether there is any use for formats.
         formats: the run's, and ``modules`` those of its patterns.
         explicit: the run's block size and scale where they were set, which win over those of a format by its name.
-        rounded: the run's knobs that every format has: scale_bits, rounding, scale_rounding, symmetric.
+        rounded: the run's scale_bits, symmetric and rules, of weights and of activations.
         folders: of config groups; None for mxsweep's own.
 
     Raises:
@@ -160,10 +170,13 @@ def resolve_matmuls(
     )
 
 
-def _of_format(formats: FormatConfig, rounded: dict[str, Any]) -> dict[str, Operand]:
+def _of_format(formats: FormatConfig, rounded: Mapping[str, dict[str, Any]]) -> dict[str, Operand]:
     """Return fprop's operands as a format has them."""
-    fields = {name: getattr(formats, name) for name in ("block_size", "scale", "tensor_scale")} | rounded
-    return {INPUT: Operand(formats.activation, **fields), WEIGHT: Operand(formats.weight, **fields)}
+    fields = {name: getattr(formats, name) for name in ("block_size", "scale", "tensor_scale")}
+    return {
+        INPUT: Operand(formats.activation, **fields, **rounded["activation"]),
+        WEIGHT: Operand(formats.weight, **fields, **rounded["weight"]),
+    }
 
 
 def _own(

@@ -17,6 +17,7 @@ def recorded(config: RunParts) -> dict[str, Any]:
     """Return the config for the record: nested, JSON-able, with the labels that tables use as ``name``."""
     data = dataclasses.asdict(config)
     linear, further = data.pop("format"), data.pop("further")
+    data.pop("rules")
     training = {name: data.pop(name) for name in ("train", "corpus", "init", "matmuls")}
     data.pop("recipe_name")
     _say_runtime(data, config)
@@ -33,7 +34,8 @@ def recorded(config: RunParts) -> dict[str, Any]:
     data["task"].pop("fields")
     # The run's block size and scale are knobs of the run; they live at the top as they do in conf/.
     data = {
-        "format": {"name": config.format.name, "weight": linear["weight"], "activation": linear["activation"]},
+        "format": {"name": config.format.name, "weight": linear["weight"], "activation": linear["activation"]}
+        | config.rules.changed(),
         **{leaf: linear[leaf] for leaf in ("block_size", "scale", "tensor_scale")},
         **data,
     }
@@ -82,6 +84,7 @@ def values_of(config: RunParts) -> dict[str, Any]:
     data = dataclasses.asdict(config)
     data |= data.pop("further")
     linear = data["format"]
+    linear |= data.pop("rules")["values"]
     data |= {leaf: linear[leaf] for leaf in ("block_size", "scale", "tensor_scale")}
     data["recipe.name"] = data.pop("recipe_name")
     return _flat(data)

@@ -19,6 +19,7 @@ from mxsweep.config.matmul_config import MatmulsConfig
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
+from mxsweep.config.rules_config import RulesConfig, by_its_knob
 from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
@@ -69,6 +70,7 @@ class RunParts:
     diagnostics: bool
     noise: int
 
+    rules: RulesConfig = field(default_factory=RulesConfig)
     further: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -256,16 +258,16 @@ class RunParts:
                 f"block_size: {list(formats.block_size)} is a tile, which only weights can have, and {field} is "
                 f"{element!r}; allowed with it: a whole number, or {field}=none"
             )
+        kind = "weight" if field.endswith("weight") else "activation"
         try:
             return MXFormat(
                 element=element,
                 block_size=formats.block_size,
                 scale=formats.scale,
                 scale_bits=self.scale_bits,
-                rounding=self.rounding,
-                scale_rounding=self.scale_rounding,
                 symmetric=self.symmetric,
                 tensor_scale=formats.tensor_scale,
+                **self.rules.of(kind, self.rounding, self.scale_rounding),
             )
         except ValueError as error:
             raise ConfigError(self._explain(field, element, str(error))) from None
@@ -277,7 +279,7 @@ class RunParts:
             names = ", ".join(option_names("format"))
             rest = message.partition("allowed: ")[2]
             return f"{'format' if both else field}: {element!r} is no format; allowed: {names}; or an element: {rest}"
-        return re.sub(r"^element\b", field, message)
+        return re.sub(r"^element\b", field, by_its_knob(message))
 
     @property
     def rotated_matmuls(self) -> tuple[str, ...]:

@@ -151,6 +151,24 @@ class Operand(Mapping):
 
 
 @dataclass(frozen=True)
+class ByTensor(Mapping):
+    """Take a value of ``one`` for all tensors, or a mapping with one for weights and one for activations."""
+
+    one: ValueType = ValueType()
+
+    def check(self, knob: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            self.one.check(knob, value)
+            return
+        if set(value) != {"weight", "activation"}:
+            raise ConfigError(
+                f"{knob}: {value!r} is not allowed; allowed: one value, or {{weight: X, activation: Y}} with both"
+            )
+        for kind, of_kind in value.items():
+            self.one.check(f"{knob}.{kind}", of_kind)
+
+
+@dataclass(frozen=True)
 class Block(ValueType):
     """Take a block of elements that share a scale: a length, or rows and columns of a tile; "auto" where allowed."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.mxformat import INF_IS_NAN, MXFormat
+from mxsweep.formats.scale import SCALE_ROUNDINGS
+from mxsweep.formats.scale_rules import OWN_FLOOR, OWN_RULE
 
 BACKENDS = ("torch", "cuda", "microxcaling")
 ARITHMETICS = ("native", "exact")
@@ -39,6 +41,21 @@ def check_backend(backend: str, arithmetic: str) -> None:
             raise ValueError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
 
 
+def cuda_problem(fmt: MXFormat) -> str | None:
+    """Return what of `fmt` the CUDA kernels do not compute, in one sentence; None if they do. Needs no GPU."""
+    refusals = (
+        (fmt.rounding == "ties_to_zero", "rounding ties_to_zero"),
+        (fmt.scale_rounding not in SCALE_ROUNDINGS, f"scale_rounding {fmt.scale_rounding}"),
+        (fmt.scale_rule != OWN_RULE, f"scale_rule {fmt.scale_rule}"),
+        (fmt.scale_floor != OWN_FLOOR, f"scale_floor {fmt.scale_floor}"),
+        (not fmt.scale_emax, "scale_emax=False"),
+        (fmt.inf != INF_IS_NAN, f"inf {fmt.inf}"),
+        (fmt.four_over_six, "four_over_six"),
+    )
+    what = next((what for refused, what in refusals if refused), None)
+    return None if what is None else f"backend 'cuda' has no {what}; use backend 'torch'"
+
+
 def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
     """Return what of `fmt` the library has no answer for, in one sentence; None if it has one. Needs no library."""
     tile = None if isinstance(fmt.block_size, int) else fmt.block_size
@@ -54,6 +71,8 @@ def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:
             f"rounding {fmt.rounding}; it has {', '.join(_LIBRARY_ROUNDINGS)}",
         ),
         (not fmt.symmetric, "symmetric=False"),
+        (not fmt.scale_emax, "scale_emax=False"),
+        (fmt.inf != INF_IS_NAN, f"inf {fmt.inf}"),
         (tile is not None and tile[0] != tile[1], f"block_size {tile}; of tiles it has square ones"),
         (tile is not None and arithmetic == "exact", f"block_size {tile} with arithmetic exact, only native"),
     )

@@ -30,7 +30,7 @@ from functools import lru_cache
 
 from mxsweep.formats.registry import Names
 
-ROUNDINGS = ("nearest", "even", "floor", "stochastic")
+ROUNDINGS = ("nearest", "even", "floor", "stochastic", "ties_to_zero")
 
 # Limits of element formats: inside them, every intermediate of float32 arithmetic is exact.
 MAX_ELEMENT_BITS = 16

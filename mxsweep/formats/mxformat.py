@@ -11,23 +11,36 @@ holds of a format, so that it stays as it is for every format that exists.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mxsweep.formats.element import ROUNDINGS, ElementFormat, normalize_element, parse_element
+from mxsweep.formats.format_text import parse_fields
 from mxsweep.formats.scale import (
     DEFAULT_SCALE_BITS,
+    EVEN_BITS,
     SCALE_BITS,
     SCALE_ROUNDINGS,
+    SCALE_ROUNDINGS_ALLOWED,
     SCALES,
     ScaleFormat,
     parse_scale,
 )
+from mxsweep.formats.scale_rules import (
+    NO_FLOOR,
+    NORMAL,
+    OWN_FLOOR,
+    OWN_RULE,
+    SCALE_FLOORS,
+    SCALE_RULE_NAMES,
+    SCALE_RULES,
+    SUBNORMAL,
+    ScaleRule,
+)
 
 BlockSize = int | tuple[int, int]
 
+INF_IS_NAN, INF_SATURATES = INFS = ("nan_block", "saturate")
 MIDPOINT_BITS = 16  # an asymmetric block keeps its midpoint in bfloat16
 
 
@@ -43,13 +56,22 @@ class MXFormat:
         scale_bits: width of an `e8m0` scale, 2 to 8. n bits hold exponents of ±(2^(n-1) - 1); a block that
             wants more becomes NaN, one that wants less gets the bottom. Other scale formats have one width:
             the field says nothing there and becomes 8, so that equal formats are equal.
-        rounding: of elements. "nearest" (ties away from zero), "even" (ties to even), "floor" (toward zero)
-            or "stochastic" (up with the probability of the distance).
+        rounding: of elements. "nearest" (ties away from zero), "even" (ties to even), "ties_to_zero" (to nearest, too),
+            "floor" (toward zero) or "stochastic" (up with the probability of the distance).
         scale_rounding: how an `e8m0` exponent follows from the block's maximum, see numerics/reference/scales.py;
             becomes "floor" for other scale formats, which always round to nearest even, and "ceil" for `mint<n>`.
+            "even" rounds the maximum to the element's mantissa bits, "even0" to "even22" to so many.
         symmetric: if false, the block's midpoint, kept in bfloat16, is subtracted first and added back.
-        tensor_scale: whether a float32 scale per tensor lies over the block scales (NVFP4); `scale="e4m3"`
-            only.
+        tensor_scale: whether a float32 scale per tensor lies over the block scales (NVFP4); `scale="e4m3"` or "e5m3".
+        scale_rule: whose rule says how a scale that is no power of two is chosen and applied, see scale_rules.py.
+        scale_floor: the least such scale: "subnormal" or "normal", the smallest of these of the scale format; "none":
+            blocks may have the scale 0, and be zero; "auto": as the rule has it, which the rule's own becomes, too.
+        scale_emax: whether the exponent of an `e8m0` scale is lowered by that of the element's largest value; if not, a
+            block's maximum becomes 1 to 2 whatever the element holds.
+        inf: "nan_block": an Inf makes its block NaN; "saturate": it counts as the largest finite value of the dtype.
+        four_over_six: whether each block takes the better of two scales by its squared error, of which the second is
+            1.5 times the first, so that a block's maximum becomes 6 or 4 in `fp4_e2m1`; see definition.py. For scales
+            that are no powers of two.
 
     Raises:
         ValueError: a field, or a combination, that is not allowed; the message names field, value and choice.
@@ -63,20 +85,31 @@ class MXFormat:
     scale_rounding: str = "floor"
     symmetric: bool = True
     tensor_scale: bool = False
+    scale_rule: str = OWN_RULE
+    scale_floor: str = OWN_FLOOR
+    scale_emax: bool = True
+    inf: str = INF_IS_NAN
+    four_over_six: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("element", "scale", "rounding", "scale_rounding"):
+        for field in ("element", "scale", "rounding", "scale_rounding", "scale_rule", "scale_floor", "inf"):
             value = getattr(self, field)
             if not isinstance(value, str):
                 raise ValueError(f"{field}: {value!r} is not a name; allowed: a string")
-        for field in ("symmetric", "tensor_scale"):
+        for field in ("symmetric", "tensor_scale", "scale_emax", "four_over_six"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise ValueError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
         parse_element(self.element)
         parse_scale(self.scale)
         _check_choice("rounding", self.rounding, ROUNDINGS)
-        _check_choice("scale_rounding", self.scale_rounding, SCALE_ROUNDINGS)
+        if self.scale_rounding not in (*SCALE_ROUNDINGS, *EVEN_BITS):
+            raise ValueError(
+                f"scale_rounding: {self.scale_rounding!r} is not known; allowed: {SCALE_ROUNDINGS_ALLOWED}"
+            )
+        _check_choice("scale_rule", self.scale_rule, SCALE_RULE_NAMES)
+        _check_choice("scale_floor", self.scale_floor, SCALE_FLOORS)
+        _check_choice("inf", self.inf, INFS)
         if not _is_int(self.scale_bits) or self.scale_bits not in SCALE_BITS:
             low, high = SCALE_BITS[0], SCALE_BITS[-1]
             raise ValueError(f"scale_bits: {self.scale_bits!r} is not allowed; allowed: {low} to {high}")
@@ -85,6 +118,14 @@ class MXFormat:
             raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale {taking}")
         if self.element_format.scale_rounding and not self.scale_format.is_power_of_two:
             raise ValueError(f"scale: {self.scale!r} does not go with element {self.element}; allowed: e8m0")
+        if self.four_over_six and self.scale_format.is_power_of_two:
+            others = ", ".join(name for name, scale in SCALES.items() if not scale.is_power_of_two)
+            raise ValueError(f"four_over_six: True does not go with scale {self.scale!r}; allowed: scale {others}")
+        if not self.scale_emax and self.scale_rounding == "rceil":
+            raise ValueError(
+                "scale_emax: False does not go with scale_rounding rceil, which divides by the largest element; "
+                "allowed: scale_rounding floor, even, ceil"
+            )
         self._normalize()
 
     def _normalize(self) -> None:
@@ -94,7 +135,17 @@ class MXFormat:
         if not self.scale_format.is_power_of_two:
             assign(self, "scale_bits", DEFAULT_SCALE_BITS)
             assign(self, "scale_rounding", "floor")
-        elif self.element_format.scale_rounding:
+            assign(self, "scale_emax", True)
+            if self.scale_floor == self.rule.floor:
+                assign(self, "scale_floor", OWN_FLOOR)
+            return
+        assign(self, "scale_rule", OWN_RULE)
+        assign(self, "scale_floor", OWN_FLOOR)
+        if self.element_format.max_exponent == 0:
+            assign(self, "scale_emax", True)  # by which there is nothing to lower
+        if self.scale_rounding == f"even{self.element_format.mantissa_bits}":
+            assign(self, "scale_rounding", "even")
+        if self.element_format.scale_rounding:
             assign(self, "scale_rounding", self.element_format.scale_rounding)
 
     @property
@@ -106,6 +157,25 @@ class MXFormat:
     def scale_format(self) -> ScaleFormat:
         """Return the format of a block's scale."""
         return parse_scale(self.scale)
+
+    @property
+    def rule(self) -> ScaleRule:
+        """Return the rule of a scale that is no power of two."""
+        return SCALE_RULES[self.scale_rule]
+
+    @property
+    def least_scale(self) -> float:
+        """Return the least scale, that is no power of two, of a block; 0 where there may be any."""
+        floor = self.rule.floor if self.scale_floor == OWN_FLOOR else self.scale_floor
+        scale = self.scale_format
+        return {SUBNORMAL: scale.smallest_subnormal, NORMAL: scale.smallest_normal, NO_FLOOR: 0.0}[floor]
+
+    @property
+    def even_bits(self) -> int | None:
+        """Return how many mantissa bits of the maximum `scale_rounding` rounds to; None for other than "even"."""
+        if not self.scale_rounding.startswith("even"):
+            return None
+        return int(self.scale_rounding.removeprefix("even") or self.element_format.mantissa_bits)
 
     @property
     def max_scale_exponent(self) -> int:
@@ -120,8 +190,9 @@ class MXFormat:
         offers: `e8m0` scales chosen by "floor", symmetric blocks, deterministic rounding. Everything else is
         exact.
         """
-        floor_of_log2 = self.scale_format.is_power_of_two and self.scale_rounding == "floor"
-        return floor_of_log2 and self.symmetric and self.rounding != "stochastic"
+        floor_of_log2 = self.scale_format.is_power_of_two and self.scale_rounding == "floor" and self.scale_emax
+        has_rounding = self.rounding not in ("stochastic", "ties_to_zero")
+        return floor_of_log2 and self.symmetric and has_rounding and self.inf == INF_IS_NAN
 
     @property
     def bits_per_element(self) -> float:
@@ -166,6 +237,16 @@ class MXFormat:
             parts.append(f"round_{self.rounding}")
         if not self.symmetric:
             parts.append("asym")
+        if self.scale_rule != OWN_RULE:
+            parts.append(f"rule_{self.scale_rule}")
+        if self.scale_floor != OWN_FLOOR:
+            parts.append(f"floor_{self.scale_floor}")
+        if not self.scale_emax:
+            parts.append("noemax")
+        if self.inf != INF_IS_NAN:
+            parts.append(f"inf_{self.inf}")
+        if self.four_over_six:
+            parts.append("4over6")
         return "-".join(parts)
 
     @classmethod
@@ -179,42 +260,8 @@ class MXFormat:
             ValueError: a part that is not known or stands there twice, or fields that do not go together; the message
                 names the part or the field, and what is allowed.
         """
-        if not isinstance(text, str):
-            raise ValueError(f"format: {text!r} is not a text; allowed: {_TEXT_ALLOWED}")
-        element, *parts = text.split("-")
-        fields: dict[str, Any] = {}
-        for part in parts:
-            field, value = _parse_part(part, text)
-            if field in fields:
-                raise ValueError(f"format: {text!r} has a second {field}, {part!r}; allowed: one")
-            fields[field] = value
+        element, fields = parse_fields(text)
         return cls(element, **fields)
-
-
-# The parts of a format's text behind the element: what each looks like, which field it sets, and to what.
-_PARTS: tuple[tuple[str, str, Callable[[re.Match[str]], object]], ...] = (
-    (r"b(\d+)", "block_size", lambda match: int(match[1])),
-    (r"b(\d+)x(\d+)", "block_size", lambda match: (int(match[1]), int(match[2]))),
-    (r"tensor", "tensor_scale", lambda match: True),
-    (r"sb(\d+)", "scale_bits", lambda match: int(match[1])),
-    (r"scale_(\w+)", "scale_rounding", lambda match: match[1]),
-    (r"round_(\w+)", "rounding", lambda match: match[1]),
-    (r"asym", "symmetric", lambda match: False),
-)
-_TEXT_ALLOWED = (
-    "ELEMENT-bSIZE-SCALE, as fp4_e2m1-b32-e8m0, SIZE being a number or ROWSxCOLUMNS, and behind it tensor, sb2 to sb8, "
-    "scale_ROUNDING, round_ROUNDING, asym"
-)
-
-
-def _parse_part(part: str, text: str) -> tuple[str, object]:
-    """Return the field that a part of a format's text sets, and its value, which `MXFormat` checks."""
-    for pattern, field, value in _PARTS:
-        if match := re.fullmatch(pattern, part, re.ASCII):
-            return field, value(match)
-    if part in SCALES:
-        return "scale", part
-    raise ValueError(f"format: {part!r} in {text!r} is not known; allowed: {_TEXT_ALLOWED}; SCALE: {', '.join(SCALES)}")
 
 
 def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

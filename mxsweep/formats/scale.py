@@ -19,6 +19,9 @@ from mxsweep.formats.element import decode_magnitude
 from mxsweep.formats.registry import Names
 
 SCALE_ROUNDINGS = ("floor", "even", "ceil", "rceil")  # of a power of two, see numerics/reference/scales.py
+MOST_EVEN_BITS = 22  # of float32's 23 mantissa bits, that `even` may keep
+EVEN_BITS = tuple(f"even{bits}" for bits in range(MOST_EVEN_BITS + 1))  # `even` with a mantissa of its own
+SCALE_ROUNDINGS_ALLOWED = f"{', '.join(SCALE_ROUNDINGS)}, even0 to even{MOST_EVEN_BITS}"
 SCALE_BITS = range(2, 9)  # widths that a power of two may be stored in
 DEFAULT_SCALE_BITS = 8
 
@@ -72,6 +75,11 @@ class ScaleFormat:
         return _FLOAT32_LARGEST if self.is_float32 else self.decode(self.codes - 2)
 
     @property
+    def smallest_normal(self) -> float:
+        """Return the smallest value with a leading one."""
+        return float(2.0**self.min_exponent)
+
+    @property
     def lowest(self) -> float:
         """Return the least value that a scale is held to."""
         return 0.0
@@ -114,7 +122,7 @@ def register_scale(scale: ScaleFormat) -> None:
 
 for _scale in (
     ScaleFormat("e8m0", bits=8, mantissa_bits=0, bias=127),
-    ScaleFormat("e5m3", bits=8, mantissa_bits=3, bias=15),
+    ScaleFormat("e5m3", bits=8, mantissa_bits=3, bias=15, takes_tensor_scale=True),
     ScaleFormat("e4m3", bits=8, mantissa_bits=3, bias=7, stores_sign=True, takes_tensor_scale=True),
     ScaleFormat("fp32", bits=32, mantissa_bits=_FLOAT32_MANTISSA_BITS, bias=127, stores_sign=True),
 ):

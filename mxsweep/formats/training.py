@@ -8,7 +8,7 @@ T of a sequence.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mxsweep.formats.mxformat import MXFormat
 
@@ -31,18 +31,18 @@ class OperandFormat:
             after: 0.75 keeps the largest
             value of a block from being clipped, so that stochastic rounding has no bias (Tseng et al.,
             arXiv 2502.20586).
-        four_over_six: whether each block takes the better of two scales, by squared error: one that puts the block's
-            maximum at the largest element (6 for fp4_e2m1), and one that puts it at two thirds of that (4).
     """
 
     fmt: MXFormat
     prescale: float = 1.0
-    four_over_six: bool = False
 
     def __str__(self) -> str:
-        """Return the format's text with what goes beside it: ``fp4_e2m1-b32-e8m0 x0.75``."""
+        """Return the format's text with what goes beside it: ``fp4_e2m1-b32-e8m0 x0.75``.
+
+        Four over six stands there, too, as ``4/6``: by this text trainings are known from before a format had it.
+        """
         prescale = f" x{self.prescale:g}" if self.prescale != 1 else ""
-        return f"{self.fmt}{prescale}{' 4/6' if self.four_over_six else ''}"
+        return f"{replace(self.fmt, four_over_six=False)}{prescale}{' 4/6' if self.fmt.four_over_six else ''}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec
 
 import torch
@@ -23,17 +23,21 @@ from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.dispatch import check_arguments
 from mxsweep.numerics.philox import draws_of
 from mxsweep.numerics.reference.definition import (
+    SECOND,
     center_blocks,
     elementwise_inputs,
     quantize_torch,
+    round_blocks,
     tensor_scale_per_block,
+    without_inf,
 )
 from mxsweep.numerics.reference.scales import (
+    applied_scale,
     exact_exponent,
-    exact_scale,
     held_exponent,
     native_exponent,
     power_of_two,
+    stored_scale,
     wanted_scale,
 )
 
@@ -146,7 +150,7 @@ def measure_blocks(
     """
     check_backend("torch", arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
-    x = x.detach()
+    x = without_inf(x.detach(), fmt)
     y = quantized
     if y is None:
         draws = draws_of(fmt, generator, example_dims, first_example)
@@ -247,9 +251,13 @@ class _Totals:
                 scale = power_of_two(held_exponent(exponent, fmt))
             else:
                 g = tensor_scale_per_block(block_dims, fmt, beside)
-                scale = exact_scale(amax, fmt, g)
+                scale = stored_scale(amax, fmt, g, x.dtype)
+                if fmt.four_over_six:
+                    chosen = _chosen_scale(x, block_dims, fmt, beside, prescale)
+                    amax, scale = torch.where(chosen > scale, amax * SECOND, amax), chosen
         self.blocks += amax.numel()
-        quotient, element = (centered if prescale == 1 else centered * prescale) / scale, fmt.element_format
+        applied = applied_scale(scale, fmt, g)
+        quotient, element = applied.quotient(centered if prescale == 1 else centered * prescale), fmt.element_format
         self.add("saturated", ((quotient > element.largest) | (quotient < element.lowest)).sum())
         wants_scale = (amax > 0) & amax.isfinite()
         if exponent is not None:
@@ -257,9 +265,19 @@ class _Totals:
             self.add("exponent_min", torch.where(wants_scale, exponent, math.inf).amin())
             self.add("exponent_max", torch.where(wants_scale, exponent, -math.inf).amax())
         else:
-            wanted = wanted_scale(amax, fmt, g)
-            outside = (wanted < fmt.scale_format.smallest_subnormal) | (wanted > fmt.scale_format.largest)
+            wanted = wanted_scale(amax, fmt, g, x.dtype)
+            outside = (wanted < fmt.scale_format.smallest_subnormal) | (wanted < fmt.least_scale)
+            outside |= wanted > fmt.scale_format.largest
             self.add("clamped", (wants_scale & outside).sum())
+
+
+def _chosen_scale(
+    x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor], prescale: float
+) -> Tensor:
+    """Return the better of the two stored scales of each block; of stochastic rounding, by what is nearest."""
+    if fmt.rounding == "stochastic":
+        fmt = replace(fmt, rounding="nearest")
+    return round_blocks(x, block_dims, fmt, beside, prescale).stored
 
 
 def _result(pending: PendingStatistics, numbers: dict[str, float]) -> BlockStatistics:

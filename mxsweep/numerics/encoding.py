@@ -40,8 +40,9 @@ from mxsweep.numerics.reference.definition import (
     round_blocks_native,
     tensor_scale_over,
     tensor_scale_per_block,
+    without_inf,
 )
-from mxsweep.numerics.reference.scales import divisor
+from mxsweep.numerics.reference.scales import applied_scale
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Encoded:
         format: the format.
         axis: the dimension that blocks extend along.
         dtype: of the tensor: float32, bfloat16 or float16.
-        tensor_scale: g, by which block scales are divided when they are read (NVFP4), float32, 1 long in the dimensions
-            that it is taken over; None where the format has none.
+        tensor_scale: g, by which block scales are divided when they are read (NVFP4), or by some rules d, by which they
+            are multiplied (`format.rule.divides_by_tensor_scale`); float32, 1 long in the dimensions that it is taken
+            over; None where the format has none.
         midpoints: of the blocks, bfloat16, shaped as `scales`; None for a symmetric format.
         negative_zeros: bool, of the tensor's shape: which zeros have a sign, where codes cannot say so; None where they
             can, or where nobody cares.
@@ -121,7 +123,7 @@ def encode(
     """
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
     native = _is_native(arithmetic, x, fmt)
-    x = x.detach()
+    x = without_inf(x.detach(), fmt)
     element, scale = fmt.element_format, fmt.scale_format
     per_block = blocks_shape(x.shape, fmt.block_size, axis)
     encoded = Encoded(
@@ -175,7 +177,7 @@ def decode(encoded: Encoded) -> Tensor:
             if encoded.negative_zeros is not None:
                 q = torch.where(rest.pop(), -0.0, q)
             g = tensor_scale_per_block(region.block_dims, fmt, parts[1 : len(views)])
-            scale = divisor(scale_values(scales, fmt.scale_format), g)
+            scale = applied_scale(scale_values(scales, fmt.scale_format), fmt, g).read
             midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
             parts[0].copy_(restore(q, scale, midpoint))
     return y

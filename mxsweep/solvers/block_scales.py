@@ -19,9 +19,15 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, blocks_shape
 from mxsweep.numerics.encoding import Encoded
 from mxsweep.numerics.reference.codes import element_codes, has_negative_zero, scale_codes
-from mxsweep.numerics.reference.definition import center_blocks, elementwise_inputs, restore, tensor_scale_per_block
+from mxsweep.numerics.reference.definition import (
+    center_blocks,
+    elementwise_inputs,
+    restore,
+    tensor_scale_per_block,
+    without_inf,
+)
 from mxsweep.numerics.reference.rounding import round_exact
-from mxsweep.numerics.reference.scales import divisor, stored_scale
+from mxsweep.numerics.reference.scales import AppliedScale, applied_scale, stored_scale
 
 ScaleAndMidpoint = tuple[Tensor, Tensor | None]
 
@@ -35,7 +41,8 @@ class BlockScales:
             them. NaN for a block that has none.
         midpoint: (N, K) float32, what is subtracted first and added back; None for a symmetric format.
         length: columns of a block; the last block may have fewer.
-        tensor_scale: (1, 1) float32, the per-tensor scale g (NVFP4); None where the format has none.
+        tensor_scale: (1, 1) float32, the per-tensor scale (NVFP4), g or d as the format's rule has it; None where the
+            format has none.
     """
 
     stored: Tensor
@@ -43,19 +50,19 @@ class BlockScales:
     length: int
     tensor_scale: Tensor | None = None
 
-    @property
-    def scale(self) -> Tensor:
-        """Return what an element is divided by, (N, K) float32: under a per-tensor scale t = s / g."""
-        return divisor(self.stored, self.tensor_scale)
+    def applied(self, fmt: MXFormat) -> AppliedScale:
+        """Return what elements are divided by and read back with, (N, K) each, given the format of these scales."""
+        return applied_scale(self.stored, fmt, self.tensor_scale)
 
     @staticmethod
     def of(w: Tensor, fmt: MXFormat, tensor_amax: Tensor | None = None) -> BlockScales:
-        """Return the scales of `quantize(w, fmt, arithmetic="exact", tensor_amax=tensor_amax)`.
+        """Return the scales of `quantize(w, fmt, arithmetic="exact", tensor_amax=tensor_amax)`; of 4 over 6, the first.
 
         Raises:
             ValueError: `w` is not a float32 matrix with elements, or `fmt` rounds stochastically.
         """
         check_weight(w, fmt)
+        w = without_inf(w, fmt)
 
         def choose(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> ScaleAndMidpoint:
             amax, _, midpoint = center_blocks(views[0], block_dims, fmt)
@@ -65,16 +72,16 @@ class BlockScales:
 
     def quantize(self, w: Tensor, fmt: MXFormat) -> Tensor:
         """Return values (N, C) float32 on the grids of these scales: q((w - m) / s) * s + m, in exact arithmetic."""
-        scale = self._per_element(self.scale, w.shape[1])
+        scale = self.applied(fmt).each(lambda values: self._per_element(values, w.shape[1]))
         midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
-        return round_with_scale(w, fmt, scale, midpoint)
+        return round_with_scale(without_inf(w, fmt), fmt, scale, midpoint)
 
     def encode(self, w: Tensor, fmt: MXFormat) -> Encoded:
         """Return the codes of what `quantize` returns, in float32."""
         element = fmt.element_format
-        scale = self._per_element(self.scale, w.shape[1])
+        scale = self.applied(fmt).each(lambda values: self._per_element(values, w.shape[1]))
         midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
-        q = round_on_grid(w, fmt, scale, midpoint)
+        q = round_on_grid(without_inf(w, fmt), fmt, scale, midpoint)
         rows = 1 if isinstance(fmt.block_size, int) else fmt.block_size[0]
         return Encoded(
             codes=element_codes(q, element),
@@ -100,15 +107,15 @@ class BlockScales:
         return per_block.repeat_interleave(self.length, dim=1)[:, :width]
 
 
-def round_with_scale(w: Tensor, fmt: MXFormat, scale: Tensor, midpoint: Tensor | None) -> Tensor:
+def round_with_scale(w: Tensor, fmt: MXFormat, scale: AppliedScale, midpoint: Tensor | None) -> Tensor:
     """Return q((w - m) / s) * s + m in exact arithmetic; float32, all of one shape or broadcastable to that of w."""
-    return restore(round_on_grid(w, fmt, scale, midpoint), scale, midpoint)
+    return restore(round_on_grid(w, fmt, scale, midpoint), scale.read, midpoint)
 
 
-def round_on_grid(w: Tensor, fmt: MXFormat, scale: Tensor, midpoint: Tensor | None) -> Tensor:
+def round_on_grid(w: Tensor, fmt: MXFormat, scale: AppliedScale, midpoint: Tensor | None) -> Tensor:
     """Return q((w - m) / s), values of the element format; arguments as for :func:`round_with_scale`."""
     centered = w if midpoint is None else w - midpoint
-    return round_exact(centered / scale, fmt.element_format, fmt.rounding)
+    return round_exact(scale.quotient(centered), fmt.element_format, fmt.rounding)
 
 
 def choose_scales(
@@ -149,5 +156,5 @@ def check_weight(w: Tensor, fmt: MXFormat) -> None:
     if fmt.rounding == "stochastic":
         raise ValueError(
             "rounding: 'stochastic' does not go with scales that are held fixed, under which each element's value is "
-            "chosen; allowed: nearest, even, floor"
+            "chosen; allowed: nearest, even, floor, ties_to_zero"
         )

@@ -28,8 +28,14 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import pieces
 from mxsweep.numerics.encoding import Encoded
-from mxsweep.numerics.reference.definition import center_blocks, elementwise_inputs, tensor_scale_per_block
-from mxsweep.numerics.reference.scales import divisor, stored_scale
+from mxsweep.numerics.reference.definition import (
+    SECOND,
+    center_blocks,
+    elementwise_inputs,
+    tensor_scale_per_block,
+    without_inf,
+)
+from mxsweep.numerics.reference.scales import applied_scale, stored_scale
 from mxsweep.solvers.block_scales import (
     BlockScales,
     ScaleAndMidpoint,
@@ -89,6 +95,7 @@ def search_scales(
             rounding.
     """
     check_weight(w, fmt)
+    w = without_inf(w, fmt)
     if importance is None:
         importance = w.new_ones(w.shape[1])
     if importance.shape != w.shape[1:] or not (importance.isfinite() & (importance >= 0)).all():
@@ -119,13 +126,15 @@ def _search(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat)
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
     g = tensor_scale_per_block(block_dims, fmt, beside)
     factors = _POWER_FACTORS if fmt.scale_format.is_power_of_two else _FINE_FACTORS
+    if fmt.four_over_six:
+        factors = (*factors, SECOND)
     candidates = [stored_scale(amax * factor, fmt, g) for factor in factors]
     error, stored = _best(centered, importance, candidates, g, block_dims, fmt)
     if midpoint is None:
         return stored, None
     total = importance.sum(block_dims, keepdim=True)
     for _ in range(MIDPOINT_STEPS):
-        residual = centered - round_with_scale(centered, fmt, divisor(stored, g), None)
+        residual = centered - round_with_scale(centered, fmt, applied_scale(stored, fmt, g), None)
         mean = residual.mul_(importance).sum(block_dims, keepdim=True) / total
         # A block in which no column counts has no mean (0 / 0), and no reason to move.
         moved = (midpoint + mean.nan_to_num()).to(torch.bfloat16).to(torch.float32)
@@ -150,7 +159,7 @@ def _best(
     """Return (error, stored scale) of the candidate of least error, of equal ones the first."""
     best: tuple[Tensor, Tensor] | None = None
     for stored in candidates:
-        q = round_with_scale(centered, fmt, divisor(stored, g), None)
+        q = round_with_scale(centered, fmt, applied_scale(stored, fmt, g), None)
         error = q.sub_(centered).square_().mul_(importance).sum(block_dims, keepdim=True)
         error.masked_fill_(error.isnan(), torch.inf)
         if best is None:

@@ -41,9 +41,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mxsweep.formats.backends import cuda_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.encoding import Encoded
+from mxsweep.numerics.reference.definition import without_inf
+from mxsweep.numerics.reference.scales import AppliedScale
 from mxsweep.solvers.block_scales import BlockScales, check_weight, round_with_scale
 from mxsweep.solvers.clip import best_scales
 
@@ -96,13 +99,12 @@ def gptq(
     check_weight(w, fmt)
     factored = _factor(hessian, w.shape[1], damping, act_order)
     order = factored.order
-    scale, midpoint = (
-        None if each is None else each.T[order // scales.length].contiguous()
-        for each in (scales.scale, scales.midpoint)
-    )
-    assert scale is not None
-    grid = _Grid(fmt, scale.nan_to_num(nan=1.0), midpoint)
-    target = w.T[order].contiguous().masked_fill_(scale.isnan(), 0.0)
+    blocks = order // scales.length
+    scale = scales.applied(fmt).each(lambda per_block: per_block.T[blocks].contiguous())
+    midpoint = None if scales.midpoint is None else scales.midpoint.T[blocks].contiguous()
+    has_none = scale.read.isnan()
+    grid = _Grid(fmt, scale.each(lambda numbers: numbers.masked_fill(has_none, 1.0)), midpoint)
+    target = without_inf(w, fmt).T[order].contiguous().masked_fill_(has_none, 0.0)
     ratios = factored.root.div(factored.root.diagonal()).T.to(torch.float32).contiguous()
     q = _sweep(target, target, ratios, grid)
     if fmt.rounding != "floor":
@@ -111,7 +113,7 @@ def gptq(
         for _ in range(SWEEPS):
             q = _sweep(torch.addmm(q, ratios, target - q), q, ratios, grid)
     answer = torch.empty_like(w)
-    answer[:, order] = q.masked_fill_(scale.isnan(), torch.nan).T
+    answer[:, order] = q.masked_fill_(has_none, torch.nan).T
     return answer
 
 
@@ -169,13 +171,13 @@ class _Grid:
     """Say where each element may lie: a format with scales and, where it has them, midpoints (C, N) float32."""
 
     fmt: MXFormat
-    scale: Tensor
+    scale: AppliedScale
     midpoint: Tensor | None
 
     def quantize(self, value: Tensor, column: int) -> Tensor:
         """Return the values (N,) of one column, each on the grid of its block."""
         midpoint = None if self.midpoint is None else self.midpoint[column]
-        return round_with_scale(value, self.fmt, self.scale[column], midpoint)
+        return round_with_scale(value, self.fmt, self.scale.each(lambda scale: scale[column]), midpoint)
 
 
 def _sweep(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid) -> Tensor:
@@ -189,7 +191,7 @@ def _sweep(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid) -> Tenso
         (C, N) float32.
     """
     values, q = values.clone(), torch.empty_like(values)
-    round_group = _round_group_by_kernel if _has_kernel(values.device) else _round_group
+    round_group = _round_group_by_kernel if _has_kernel(values.device) and not cuda_problem(grid.fmt) else _round_group
     for start in range(0, len(values), GROUP):
         group = slice(start, min(start + GROUP, len(values)))
         change = round_group(values, before, ratios, grid, q, group)
@@ -219,7 +221,7 @@ def _round_group_by_kernel(
 
     change = torch.empty_like(values[group])
     midpoint = None if grid.midpoint is None else grid.midpoint[group]
-    parts = (values[group], before[group], ratios[group, group], grid.scale[group], midpoint, q[group], change)
+    parts = (values[group], before[group], ratios[group, group], grid.scale.by[group], midpoint, q[group], change)
     round_columns(grid.fmt, *parts)
     return change
 

@@ -17,7 +17,7 @@ from mxsweep.formats.training import PRODUCTS
 from mxsweep.results.rows import Row, label
 
 BASELINE = "baseline"  # a feature that is "true" of a run that quantizes nothing
-FIELDS = (*(field.name for field in dataclasses.fields(MXFormat)), "prescale", "four_over_six")
+FIELDS = (*(field.name for field in dataclasses.fields(MXFormat)), "prescale")
 TRAIN = "train"  # how the model was trained: from_scratch, finetune
 OTHERS = ("backward", "signs", "keep_high", TRAIN, BASELINE)
 Features = Mapping[str, str]

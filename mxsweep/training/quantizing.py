@@ -186,7 +186,7 @@ class Quantizer:
         return (
             of_operand is not None
             and of_operand.prescale == 1
-            and not of_operand.four_over_six
+            and not of_operand.fmt.four_over_six
             and not self.product(product).hadamard
             and (self.backward != REQUANTIZED or product == "fprop" or name == "grad")
         )
@@ -245,11 +245,9 @@ class Quantizer:
     def _quantized(self, operand: str, x: Tensor, of_operand: OperandFormat) -> Tensor:
         beside = self._arguments(operand, x, of_operand)
         axis, fmt = _AXES[operand], beside.pop("fmt")
-        if of_operand.prescale == 1 and not of_operand.four_over_six:
+        if of_operand.prescale == 1 and not fmt.four_over_six:
             return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
-        return quantize_rescaled(
-            x, fmt, axis, prescale=of_operand.prescale, four_over_six=of_operand.four_over_six, **beside
-        )
+        return quantize_rescaled(x, fmt, axis, prescale=of_operand.prescale, **beside)
 
     def _tensor_dims(self, operand: str, fmt: MXFormat) -> tuple[int, ...] | None:
         if self.whole_tensors:

@@ -183,7 +183,7 @@ def test_unknown_elements_are_refused_by_name(name: str) -> None:
         ("scale_rounding", "nearest", "floor, even, ceil, rceil"),
         ("symmetric", "no", "true, false"),
         ("tensor_scale", 1, "true, false"),
-        ("tensor_scale", True, "scale e4m3"),
+        ("tensor_scale", True, "scale e5m3, e4m3"),
     ],
 )
 def test_bad_fields_are_refused_by_name_value_and_choice(field: str, value: object, allowed: str) -> None:
@@ -298,9 +298,15 @@ def test_what_a_text_leaves_out_is_the_default() -> None:
         ("fp4_e2m1-b32-b16", r"^format: 'fp4_e2m1-b32-b16' has a second block_size, 'b16'; allowed: one$"),
         ("fp4_e2m1-b0x4", r"^block_size: \(0, 4\) is not allowed; allowed: a whole number"),
         ("fp4_e2m1-b32-e8m0-sb9", r"^scale_bits: 9 is not allowed; allowed: 2 to 8$"),
-        ("fp4_e2m1-b32-e8m0-round_up", r"^rounding: 'up' is not known; allowed: nearest, even, floor, stochastic$"),
-        ("fp4_e2m1-b32-e8m0-scale_up", r"^scale_rounding: 'up' is not known; allowed: floor, even, ceil, rceil$"),
-        ("fp4_e2m1-b32-e8m0-tensor", r"^tensor_scale: True does not go with scale 'e8m0'; allowed: scale e4m3$"),
+        (
+            "fp4_e2m1-b32-e8m0-round_up",
+            r"^rounding: 'up' is not known; allowed: nearest, even, floor, stochastic, ties_t",
+        ),
+        (
+            "fp4_e2m1-b32-e8m0-scale_up",
+            r"^scale_rounding: 'up' is not known; allowed: floor, even, ceil, rceil, even0 to even22$",
+        ),
+        ("fp4_e2m1-b32-e8m0-tensor", r"^tensor_scale: True does not go with scale 'e8m0'; allowed: scale e5m3, e4m3$"),
         ("mint4-b32-e5m3", r"^scale: 'e5m3' does not go with element mint4; allowed: e8m0$"),
         (4, r"^format: 4 is not a text; allowed: ELEMENT-bSIZE-SCALE"),
     ],

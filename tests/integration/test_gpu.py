@@ -23,7 +23,7 @@ from mxsweep.numerics.kernels.both_cuda import takes
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.philox import uniform_of_calls
 from mxsweep.numerics.reference.rounding import round_exact
-from mxsweep.numerics.reference.scales import exact_scale
+from mxsweep.numerics.reference.scales import stored_scale
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq, hessian_loss
@@ -234,7 +234,7 @@ def test_the_kernels_on_more_than_two_to_the_31_elements(fmt: MXFormat) -> None:
         n = torch.arange(start * length // 8, (start + 16) * length // 8, device="cuda")
         random = uniform_of_calls(5, n, torch.zeros_like(n)).view(16, length)
         blocks = x[part].float().unflatten(-1, (-1, 32))
-        scale = exact_scale(blocks.abs().amax(-1, keepdim=True), fmt)
+        scale = stored_scale(blocks.abs().amax(-1, keepdim=True), fmt)
         q = round_exact(blocks / scale, fmt.element_format, "stochastic", random.unflatten(-1, (-1, 32)))
         assert_same_bits(y[part], (q * scale).flatten(-2).to(torch.bfloat16))
 
@@ -381,9 +381,9 @@ def weight_and_hessian(rows: int, columns: int) -> tuple[torch.Tensor, torch.Ten
 def test_gptq_on_the_gpu_is_that_on_the_cpu(fmt: MXFormat) -> None:
     w, hessian = weight_and_hessian(300, 448)
     scales = [search_scales(w.to(device), fmt, hessian.diagonal().to(device)) for device in ("cpu", "cuda")]
-    assert (scales[0].scale == scales[1].scale.cpu()).float().mean() > 0.999  # near ties of errors summed otherwise
+    assert (scales[0].stored == scales[1].stored.cpu()).float().mean() > 0.999  # near ties of errors summed otherwise
     on_gpu = [BlockScales.of(w.cuda(), fmt), BlockScales.of(w, fmt)]
-    assert torch.equal(on_gpu[0].scale.cpu(), on_gpu[1].scale)
+    assert torch.equal(on_gpu[0].stored.cpu(), on_gpu[1].stored)
     before = launch_count()
     ours = gptq(w.cuda(), hessian.cuda(), fmt, on_gpu[0]).cpu()
     assert launch_count() > before

@@ -204,7 +204,7 @@ def test_e8m0_and_e4m3_scales_are_torchs() -> None:
         (MXFormat("fp4_e2m1", 16, "e4m3"), torch.float8_e4m3fn),
     ):
         scales = encode(w, fmt).scales
-        assert_same_bits(scales.view(dtype).float(), BlockScales.of(w, fmt).scale)
+        assert_same_bits(scales.view(dtype).float(), BlockScales.of(w, fmt).stored)
         assert scales[3, 0] == {torch.float8_e8m0fnu: 255, torch.float8_e4m3fn: 127}[dtype]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import MXFormat, decode, encode, quantize
 from mxsweep.numerics.rescaled import quantize_rescaled
 
 FP4, NVFP4 = MXFormat("fp4_e2m1", 16), MXFormat("fp4_e2m1", 16, scale="e4m3", rounding="even")
@@ -45,14 +47,17 @@ def test_four_over_six_by_hand() -> None:
     fmt = MXFormat("fp4_e2m1", 2, scale="fp32")
     x = torch.tensor([[6.0, 5.0], [6.0, 4.5], [6.0, 4.0]])
     assert quantize(x, fmt).tolist() == [[6.0, 6.0], [6.0, 4.0], [6.0, 4.0]]
-    assert quantize_rescaled(x, fmt, four_over_six=True).tolist() == [[6.0, 4.5], [6.0, 4.5], [6.0, 4.0]]
+    assert quantize(x, replace(fmt, four_over_six=True)).tolist() == [[6.0, 4.5], [6.0, 4.5], [6.0, 4.0]]
 
 
 @pytest.mark.parametrize("tensor_scale", [False, True])
 def test_each_block_takes_the_better_scale(tensor_scale: bool) -> None:
     fmt = MXFormat("fp4_e2m1", 16, scale="e4m3", rounding="even", tensor_scale=tensor_scale)
     x = heavy((64, 64))
-    y = quantize_rescaled(x, fmt, four_over_six=True)
+    better = replace(fmt, four_over_six=True)
+    y = quantize(x, better)
+    assert torch.equal(y, decode(encode(x, better)))
+    assert torch.equal(y, quantize_rescaled(x, better))
     g = (256 * 6 / x.abs().max()).item() if tensor_scale else 1.0
     blocks = x.double().view(-1, 16)
     grid = torch.tensor(fmt.element_format.values(), dtype=torch.float64)
@@ -68,6 +73,6 @@ def test_each_block_takes_the_better_scale(tensor_scale: bool) -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="four_over_six: True does not go with fp4_e2m1-b16-e8m0"):
-        quantize_rescaled(heavy((4, 16)), FP4, four_over_six=True)
+    with pytest.raises(ValueError, match=r"^four_over_six: True does not go with scale 'e8m0'; allowed: scale e5m3, "):
+        replace(FP4, four_over_six=True)
     assert quantize_rescaled(torch.empty(0, 16), FP4, prescale=0.5).shape == (0, 16)

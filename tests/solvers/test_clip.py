@@ -64,7 +64,7 @@ def test_of_all_powers_of_two_the_best(fmt: MXFormat) -> None:
     ours = block_errors(w, searched.quantize(w, fmt), importance, fmt)
     best = torch.full_like(ours, torch.inf)
     for exponent in range(-20, 12):
-        trial = BlockScales(torch.full_like(searched.scale, 2.0**exponent), None, searched.length)
+        trial = BlockScales(torch.full_like(searched.stored, 2.0**exponent), None, searched.length)
         best = torch.minimum(best, block_errors(w, trial.quantize(w, fmt), importance, fmt))
     # Where two columns are all that matters, a scale further away can be best; that is rare and gains little.
     assert (ours <= best * (1 + 1e-5)).double().mean() > 0.9
@@ -78,11 +78,11 @@ def test_of_all_small_floats_the_best(name: str) -> None:
     ones = torch.ones(68)
     codes = [scale.decode(code) for code in range(1, 2**7 if name == "e4m3" else 2**8)]
     values = torch.tensor([value for value in codes if not math.isnan(value)])
-    assert torch.isin(searched.scale, values).all()
+    assert torch.isin(searched.stored, values).all()
     ours = block_errors(w, searched.quantize(w, fmt), ones, fmt)
     best = torch.full_like(ours, torch.inf)
     for value in values:
-        trial = BlockScales(torch.full_like(searched.scale, float(value)), None, 16)
+        trial = BlockScales(torch.full_like(searched.stored, float(value)), None, 16)
         best = torch.minimum(best, block_errors(w, trial.quantize(w, fmt), ones, fmt))
     assert (ours <= best * (1 + 1e-5)).double().mean() > 0.95
     assert ours.sum() < 1.005 * best.sum()
@@ -93,19 +93,19 @@ def test_by_hand() -> None:
     # scale 2 it becomes 2, and the quarters are rounded.
     w = torch.tensor([[1.9, 0.25, 0.75, -0.25]])
     fmt = MXFormat("int4", 4, scale_rounding="ceil")
-    assert BlockScales.of(w, fmt).scale.item() == 2.0
+    assert BlockScales.of(w, fmt).stored.item() == 2.0
     searched = search_scales(w, fmt)
-    assert searched.scale.item() == 1.0
+    assert searched.stored.item() == 1.0
     assert torch.equal(searched.quantize(w, fmt), torch.tensor([[1.75, 0.25, 0.75, -0.25]]))
     # What nobody reads decides nothing, and what is all-important does.
-    assert search_scales(w, fmt, torch.tensor([1e6, 1.0, 1.0, 1.0])).scale.item() == 2.0
-    assert search_scales(w, fmt, torch.zeros(4)).scale.item() == 2.0
+    assert search_scales(w, fmt, torch.tensor([1e6, 1.0, 1.0, 1.0])).stored.item() == 2.0
+    assert search_scales(w, fmt, torch.zeros(4)).stored.item() == 2.0
 
 
 def test_equal_errors_leave_the_scale_as_it_is() -> None:
     w = torch.tensor([[1.0, -0.5, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]])
     fmt = MXFormat("fp8_e4m3", 4)
-    assert torch.equal(search_scales(w, fmt).scale, BlockScales.of(w, fmt).scale)
+    assert torch.equal(search_scales(w, fmt).stored, BlockScales.of(w, fmt).stored)
 
 
 def test_midpoints_move_where_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,12 +125,12 @@ def test_scales_stay_in_their_bits(scale_bits: int) -> None:
     fmt = MXFormat("int4", 16, scale_bits=scale_bits)
     limit = fmt.max_scale_exponent
     plain, searched = BlockScales.of(w, fmt), search_scales(w, fmt)
-    found = searched.scale[~searched.scale.isnan()]
+    found = searched.stored[~searched.stored.isnan()]
     assert (found.log2().abs() <= limit).all()
     # A block above the range is NaN; one that is not by far is saturated here instead.
-    assert searched.scale.isnan().sum() < plain.scale.isnan().sum()
+    assert searched.stored.isnan().sum() < plain.stored.isnan().sum()
     wanted = w[:, :16].abs().amax(1).log2().floor()
-    assert torch.equal(searched.scale[:, 0].isnan(), wanted > limit + 2)
+    assert torch.equal(searched.stored[:, 0].isnan(), wanted > limit + 2)
 
 
 def test_nan_and_inf_take_their_block() -> None:
@@ -143,7 +143,7 @@ def test_nan_and_inf_take_their_block() -> None:
 
 def test_tiles_share_a_scale() -> None:
     w, fmt = weight(10, 20), MXFormat("int3", (4, 8))
-    scale = search_scales(w, fmt).scale
+    scale = search_scales(w, fmt).stored
     assert scale.shape == (10, 3)
     for rows in (slice(0, 4), slice(4, 8), slice(8, 10)):
         assert (scale[rows] == scale[rows][:1]).all()
@@ -154,7 +154,7 @@ def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = search_scales(w, fmt)
     monkeypatch.setattr("mxsweep.numerics.blocks._piece_limit", lambda device: 100)
     in_pieces = search_scales(w, fmt)
-    assert torch.equal(at_once.scale, in_pieces.scale)
+    assert torch.equal(at_once.stored, in_pieces.stored)
     assert at_once.midpoint is not None and in_pieces.midpoint is not None
     assert torch.equal(at_once.midpoint, in_pieces.midpoint)
 

@@ -91,7 +91,7 @@ def reference(w: Tensor, hessian: Tensor, fmt: MXFormat, variant: str, damping: 
             v[:, block.stop :] -= torch.linalg.solve(own, error, left=False) @ u[block, block.stop :]
             continue
         for j in range(start, start + length):
-            column = BlockScales(scales.scale[:, order[[j]] // scales.length], None, 1)
+            column = BlockScales(scales.stored[:, order[[j]] // scales.length], None, 1)
             q[:, j] = column.quantize(v[:, [j]].float(), fmt)[:, 0].double()
             v[:, j + 1 :] -= torch.outer((v[:, j] - q[:, j]) / u[j, j], u[j, j + 1 :])
     answer = torch.empty_like(w)
@@ -181,7 +181,7 @@ def test_every_element_is_on_its_blocks_grid(fmt: MXFormat) -> None:
     answer = gptq(w, hessian, fmt, scales)
     blocks = torch.arange(40) // scales.length
     midpoint = 0.0 if scales.midpoint is None else scales.midpoint[:, blocks].double()
-    codes = (answer.double() - midpoint) / scales.scale[:, blocks].double()
+    codes = (answer.double() - midpoint) / scales.applied(fmt).read[:, blocks].double()
     values = torch.tensor(fmt.element_format.values(), dtype=torch.float64)
     distance = (codes[..., None] - values).abs().amin(-1)
     assert distance.max() < 1e-5  # float32's products and sums
@@ -207,7 +207,7 @@ def test_of_two_columns_the_last_makes_up_best_for_the_first(seed: int, monkeypa
     q = gptq(w, hessian, fmt, scales, damping=0.0, act_order=False)
     assert torch.equal(q[:, 0], scales.quantize(w, fmt)[:, 0])
     codes = torch.tensor(fmt.element_format.values())
-    trials = torch.stack((q[:, :1].expand(-1, len(codes)), codes * scales.scale), dim=-1)
+    trials = torch.stack((q[:, :1].expand(-1, len(codes)), codes * scales.stored), dim=-1)
     error = (trials - w[:, None]).double()
     assert torch.equal(q[:, 1], trials[range(16), ((error @ hessian.double()) * error).sum(-1).argmin(1), 1])
 
@@ -229,7 +229,7 @@ def test_no_single_code_is_better_after_enough_sweeps(seed: int, monkeypatch: py
     ours = losses(q[:, None])
     for column in range(3):
         trials = q[:, None].repeat(1, len(codes), 1)
-        trials[:, :, column] = codes * scales.scale
+        trials[:, :, column] = codes * scales.stored
         assert (losses(trials) >= ours * (1 - 1e-5)).all()
 
 
@@ -313,7 +313,10 @@ def test_a_block_without_a_scale_is_nan_and_leaves_the_others_alone() -> None:
         ({"hessian": torch.full((8, 8), torch.nan)}, r"^hessian: holds NaN or Inf"),
         ({"damping": -0.1}, r"^damping: -0.1 is not allowed; allowed: a number of at least 0$"),
         ({"damping": float("nan")}, r"^damping: nan is not allowed"),
-        ({"fmt": MXFormat("int4", 8, rounding="stochastic")}, r"^rounding: 'stochastic' .* nearest, even, floor$"),
+        (
+            {"fmt": MXFormat("int4", 8, rounding="stochastic")},
+            r"^rounding: 'stochastic' .* nearest, even, floor, ties_to_zero$",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -342,7 +345,7 @@ def test_the_kernel_on_the_host_is_the_torch_path(tmp_path: Path, monkeypatch: p
         nonlocal calls
         calls += 1
         change = torch.empty_like(values[group])
-        parts = (values[group], before[group], grid.scale[group], q[group], change)
+        parts = (values[group], before[group], grid.scale.by[group], q[group], change)
         midpoint = None if grid.midpoint is None else grid.midpoint[group]
         assert all(part.is_contiguous() for part in parts)
         own, earlier, scale, answer, changed = map(pointer, parts)

@@ -40,7 +40,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def operand(element: str, **more: Any) -> OperandFormat:
-    beside = {name: more.pop(name) for name in ("prescale", "four_over_six") if name in more}
+    beside = {name: more.pop(name) for name in ("prescale",) if name in more}
     return OperandFormat(MXFormat(element, **{"block_size": 16, **more}), **beside)
 
 
@@ -255,14 +255,10 @@ def test_products_are_divided_by_prescales() -> None:
     found = answers(x, weight, None, g, Quantizer(formats))
     torch.testing.assert_close(found["y"], F.linear(x_mx, weight_mx) * 16 / 9)
     over = replace(formats, fprop=both("fp4_e2m1", four_over_six=True, **NVFP4), dgrad=ProductFormats())
-    more = {"four_over_six": True, "tensor_dims": (-1,)}
-    expected = F.linear(
-        quantize_rescaled(x, over.fprop.first.fmt, **more),
-        quantize_rescaled(weight, over.fprop.second.fmt, four_over_six=True),
-    )
+    weight_mx = quantize(weight, over.fprop.second.fmt)
+    expected = F.linear(quantize(x, over.fprop.first.fmt, tensor_dims=(-1,)), weight_mx)
     requantized = answers(x, weight, None, g, Quantizer(over, backward="requantized"))
     assert torch.equal(requantized["y"], expected)
-    weight_mx = quantize_rescaled(weight, over.fprop.second.fmt, four_over_six=True)
     assert torch.equal(requantized["dx"], g @ weight_mx)
 
 

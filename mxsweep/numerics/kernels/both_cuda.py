@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from mxsweep.formats.backends import cuda_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
@@ -50,7 +51,7 @@ def takes(
 def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
     """Return whether there is a kernel for these formats."""
     formats = (column_format,) if row_format is None else (row_format, column_format)
-    if any(fmt.tensor_scale or block_length(fmt) not in BLOCKS for fmt in formats):
+    if any(fmt.tensor_scale or cuda_problem(fmt) or block_length(fmt) not in BLOCKS for fmt in formats):
         return False
     return block_length(column_format) * _lanes_across(row_format, column_format, dtype) <= WARP * _MOST_HELD
 

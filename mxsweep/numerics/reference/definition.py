@@ -22,14 +22,22 @@ Options beyond the library's:
   and max are added, so that the sum cannot overflow, and m is held to bfloat16's largest value.
 * A per-tensor scale (NVFP4): the block scale is relative to one float32 scale per `tensor_dims`; see
   scales.py.
+* Another's rule for scales that are no powers of two, by which x / s may be a product with a reciprocal, and what y
+  is read back with another number than that; formats/scale_rules.py.
+* Four over six: each block has the better of two scales, by the sum of squared errors of its elements: one that puts
+  the maximum at the largest value, 6 for fp4_e2m1, and one that puts it at two thirds of that, 4, below which the grid
+  is finer for what is near the maximum (Cook et al., arXiv 2512.02010). Where both are equally good, the first. A
+  per-tensor scale leaves room for the second: it brings the largest block scale of e4m3 to 256 instead of 448, as
+  1.5 * 256 = 384 is a value of e4m3.
 * Stochastic rounding: |x / s| is rounded up to the next grid value iff u < f, f being its exact distance from
   the value below in units of the spacing there, u the random number of the element; see philox.py.
 
 NaN and Inf: a block that holds one has no scale and becomes NaN throughout; under a per-tensor scale
-everything below that scale does. A block whose wanted e8m0 exponent lies above what `scale_bits` holds
-becomes NaN too. A result beyond the largest value of x's dtype, which a maximum close to that value and a
-scale rounded up can produce, becomes Inf. In native arithmetic an all-zero float16 block becomes NaN, as do
-float16 blocks whose scale float16 does not hold (scales.py).
+everything below that scale does. With `inf="saturate"` an Inf is the largest finite value of x's dtype before
+all else. A block whose wanted e8m0 exponent lies above what `scale_bits` holds becomes NaN too. A result beyond
+the largest value of x's dtype, which a maximum close to that value and a scale rounded up can produce, becomes
+Inf. In native arithmetic an all-zero float16 block becomes NaN, as do float16 blocks whose scale float16 does
+not hold (scales.py).
 """
 
 from __future__ import annotations
@@ -40,12 +48,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.philox import Draws, random_numbers
 from mxsweep.numerics.reference.rounding import round_exact, round_native
-from mxsweep.numerics.reference.scales import divisor, native_scale, stored_scale, tensor_scale_of
+from mxsweep.numerics.reference.scales import applied_scale, native_scale, stored_scale, tensor_scale_of
 
+SECOND = 1.5  # how much larger the second scale of four over six is
 _BFLOAT16_LARGEST = torch.finfo(torch.bfloat16).max
 
 
@@ -62,6 +71,7 @@ def quantize_torch(
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
+    x = without_inf(x, fmt)
     native = arithmetic == "native" and fmt.has_native_arithmetic
     beside = elementwise_inputs(x, fmt, draws, tensor_dims, tensor_amax)
     for region in block_regions(x.shape, fmt.block_size, axis):
@@ -72,6 +82,14 @@ def quantize_torch(
         for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
             _quantize_exact(x_piece, y_piece, region.block_dims, fmt, beside_piece)
     return y
+
+
+def without_inf(x: Tensor, fmt: MXFormat) -> Tensor:
+    """Return x with the largest finite value of its dtype for Inf, where the format wants that; else x itself."""
+    if fmt.inf != INF_SATURATES:
+        return x
+    largest = torch.finfo(x.dtype).max
+    return x.clamp(-largest, largest)
 
 
 def elementwise_inputs(
@@ -100,11 +118,13 @@ def tensor_scale_over(
     """
     shape = reduced_shape(x.shape, tensor_dims)
     if tensor_amax is not None:
-        return tensor_scale_of(tensor_amax.expand(shape), fmt)
+        if fmt.inf == INF_SATURATES:
+            tensor_amax = tensor_amax.clamp(max=torch.finfo(x.dtype).max)
+        return tensor_scale_of(tensor_amax.expand(shape), fmt, x.dtype)
     if x.numel() == 0:
         return torch.ones(shape, dtype=torch.float32, device=x.device)  # nothing has no maximum
     dims = tuple(range(x.ndim)) if tensor_dims is None else tuple(tensor_dims)
-    return tensor_scale_of(x.abs().amax(dims, keepdim=True).to(torch.float32), fmt)
+    return tensor_scale_of(x.abs().amax(dims, keepdim=True).to(torch.float32), fmt, x.dtype)
 
 
 def reduced_shape(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> list[int]:
@@ -142,7 +162,7 @@ class RoundedBlocks(NamedTuple):
     Attributes:
         q: [..., k, b, ...], values of the element format, or NaN where the block has no scale.
         stored: [..., k, 1, ...], what the scale format holds.
-        scale: [..., k, 1, ...], what elements are divided by; `stored` but for a per-tensor scale.
+        scale: [..., k, 1, ...], what elements are read back with; `stored` but for a per-tensor scale.
         midpoint: [..., k, 1, ...], values of bfloat16; None for a symmetric format.
     """
 
@@ -152,16 +172,38 @@ class RoundedBlocks(NamedTuple):
     midpoint: Tensor | None
 
 
-def round_blocks(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> RoundedBlocks:
-    """Round x [..., k, b, ...] in exact arithmetic; `beside` is `elementwise_inputs` in the same shape."""
+def round_blocks(
+    x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor], prescale: float = 1.0
+) -> RoundedBlocks:
+    """Round x [..., k, b, ...] in exact arithmetic.
+
+    Args:
+        beside: `elementwise_inputs` in the same shape.
+        prescale: what elements are multiplied by under the scales that they have without it, their midpoint, too.
+    """
     amax, centered, midpoint = center_blocks(x, block_dims, fmt)
+    if prescale != 1:
+        centered, midpoint = centered * prescale, None if midpoint is None else midpoint * prescale
     g = tensor_scale_per_block(block_dims, fmt, beside)
-    stored = stored_scale(amax, fmt, g)
-    scale = divisor(stored, g)
     random = beside[0] if fmt.rounding == "stochastic" else None
-    return RoundedBlocks(
-        round_exact(centered / scale, fmt.element_format, fmt.rounding, random), stored, scale, midpoint
-    )
+
+    def under(amax: Tensor) -> RoundedBlocks:
+        stored = stored_scale(amax, fmt, g, x.dtype)
+        scale = applied_scale(stored, fmt, g)
+        q = round_exact(scale.quotient(centered), fmt.element_format, fmt.rounding, random)
+        return RoundedBlocks(q, stored, scale.read, midpoint)
+
+    if not fmt.four_over_six:
+        return under(amax)
+    return _better(under(amax), under(amax * SECOND), centered, block_dims)
+
+
+def _better(first: RoundedBlocks, second: RoundedBlocks, x: Tensor, block_dims: tuple[int, ...]) -> RoundedBlocks:
+    """Return for each block the one with the smaller sum of squared errors, of equal ones the first."""
+    errors = [(of.q * of.scale).sub_(x).square_().sum(block_dims, keepdim=True) for of in (first, second)]
+    is_second = errors[1] < errors[0]
+    q, stored, scale = (torch.where(is_second, new, old) for new, old in zip(second[:3], first[:3], strict=True))
+    return RoundedBlocks(q, stored, scale, first.midpoint)
 
 
 def round_blocks_native(x: Tensor, scale: Tensor, fmt: MXFormat) -> RoundedBlocks:

@@ -10,6 +10,8 @@ exact   float32 bit work. The exponent bits of a, clamped to the format's range,
         addition itself rounds to nearest even.
         Ties away: the same after setting the lowest bit of |a|, which lifts a tie, whose low bits are all zero,
         above itself, and moves nothing else across a tie: the float just below a tie has that bit set already.
+        Ties to zero: the same on the float just below |a|, with the lowest bit of that set: a tie falls below itself,
+        and a number just above one stays above it.
         Toward zero: the same, and one u back where rounding went up. Stochastic: up from there iff
         random < the fraction of u that is left, all exact.
 
@@ -39,6 +41,7 @@ from torch import Tensor
 from mxsweep.formats.element import ElementFormat
 from mxsweep.formats.scale import ScaleFormat
 
+_SIGN, _MAGNITUDE = -0x80000000, 0x7FFFFFFF  # bits of a float32
 _EXPONENT_MASK = 0x7F800000  # of a float32
 MANTISSA_BITS = 23
 EXPONENT_BIAS = 127
@@ -51,13 +54,17 @@ def round_exact(a: Tensor, grid: ElementFormat | ScaleFormat, rounding: str, ran
     Args:
         a: float32 quotients; never changed.
         grid: whose values to round to.
-        rounding: "nearest", "even", "floor" or "stochastic".
+        rounding: of ROUNDINGS.
         random: float32 in [0, 1), broadcastable to `a`; for "stochastic".
     """
     if rounding == "nearest":
         return _ties_away(a.view(torch.int32) | 1, grid)
     if rounding == "even":
         return _round_even(a, grid)
+    if rounding == "ties_to_zero":
+        bits = a.view(torch.int32)
+        below = (bits & _MAGNITUDE).sub_(1).clamp_(min=0)
+        return _ties_away(below.bitwise_or_(1).bitwise_or_(bits & _SIGN), grid)
     return _toward_zero(a, grid, random)
 
 
@@ -127,7 +134,7 @@ def _round_even(a: Tensor, grid: ElementFormat | ScaleFormat, ties: bool = True)
 
 
 def _ties_away(bits: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
-    """Round to nearest, ties away from zero, given the bits (int32) of quotients with the lowest one set."""
+    """Round to nearest, ties away from zero, given the bits (int32) of quotients, no ties."""
     return _round_even(bits.view(torch.float32), grid, ties=False)
 
 

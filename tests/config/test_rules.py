@@ -1,0 +1,91 @@
+"""Tests of the knobs that say by whose rules weights and activations are quantized."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mxsweep import compose
+from mxsweep.formats import MXFormat
+from mxsweep.terminal.errors import ConfigError
+
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+
+
+def test_a_rule_is_of_all_tensors_or_of_each() -> None:
+    linear = compose(["format=nvfp4", "format.scale_rule=torchao", "format.scale_floor=none"]).recipe.linear
+    expected = replace(NVFP4, scale_rule="torchao", scale_floor="none")
+    assert (linear.weight, linear.activation) == (expected, expected)
+    words = [
+        "format=nvfp4", "format.scale_rule={weight:compressed_tensors,activation:vllm}",
+        "format.rounding={weight:even,activation:ties_to_zero}", "kv_quant=fp4_e2m1",
+    ]  # fmt: skip
+    recipe = compose(words).recipe
+    assert recipe.linear.weight == replace(NVFP4, scale_rule="compressed_tensors", rounding="even")
+    assert recipe.linear.activation == replace(NVFP4, scale_rule="vllm", rounding="ties_to_zero") == recipe.key
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["format.four_over_six=true"], "fp4_e2m1-b16-e4m3-tensor-4over6"),
+        (["format.inf=saturate"], "fp4_e2m1-b16-e4m3-tensor-inf_saturate"),
+        (["rounding=ties_to_zero"], "fp4_e2m1-b16-e4m3-tensor-round_ties_to_zero"),
+        (["scale=e5m3", "tensor_scale=true"], "fp4_e2m1-b16-e5m3-tensor"),
+        (["scale=e8m0", "format.scale_emax=false"], "fp4_e2m1-b16-e8m0-noemax"),
+        (["scale=e8m0", "scale_rounding=even7"], "fp4_e2m1-b16-e8m0-scale_even7"),
+        (["scale=e8m0", "format.scale_rounding=rceil"], "fp4_e2m1-b16-e8m0-scale_rceil"),
+    ],
+)
+def test_each_knob_is_a_field_of_the_format(words: list[str], text: str) -> None:
+    assert str(compose(["format=nvfp4", *words]).recipe.linear.weight) == text
+
+
+def test_rules_that_change_nothing_are_not_said_and_are_the_same_run() -> None:
+    plain = compose(["format=nvfp4"])
+    same = compose(["format=nvfp4", "format.scale_rule={weight:mxsweep,activation:mxsweep}", "format.inf=nan_block"])
+    assert same.config_hash == plain.config_hash and same.as_dict() == plain.as_dict()
+    assert set(plain.as_dict()["format"]) == {"name", "weight", "activation"}
+    other = compose(["format=nvfp4", "format.scale_rule=quark"])
+    assert other.config_hash != plain.config_hash
+    assert json.loads(json.dumps(other.as_dict()))["format"]["scale_rule"] == "quark"
+    # Of a power of two there is no rule to choose.
+    assert compose(["format=mxfp4", "format.scale_rule=quark"]).config_hash == compose(["format=mxfp4"]).config_hash
+
+
+def test_a_training_has_the_rules_of_its_formats() -> None:
+    words = ["train=from_scratch", "format=nvfp4", "format.four_over_six={weight:true,activation:false}"]
+    config = compose([*words, "matmuls.dgrad.grad={scale_rule: torchao}"])
+    first, second = config.training_recipe.linear.fprop.first, config.training_recipe.linear.fprop.second
+    assert (str(first), str(second)) == ("fp4_e2m1-b16-e4m3-tensor", "fp4_e2m1-b16-e4m3-tensor 4/6")
+    assert str(config.training_recipe.linear.dgrad.first) == "fp4_e2m1-b16-e4m3-tensor-rule_torchao"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["format.scale_rule=mine"], "format.scale_rule: 'mine' is not known; allowed: mxsweep, torchao, modelopt"),
+        (
+            ["format.scale_rule={weight:torchao}"],
+            "format.scale_rule: {'weight': 'torchao'} is not allowed; allowed: one value, or {weight: X, act",
+        ),
+        (["format.inf={weight:saturate,activation:zero}"], "format.inf.activation: 'zero' is not known; allowed: nan_"),
+        (["format=mxfp4", "format.four_over_six=true"], "format.four_over_six: True does not go with scale 'e8m0'"),
+        (["scale_rounding=even23"], "scale_rounding: 'even23' is not known; allowed: floor, even, ceil, rceil, even0"),
+        (
+            ["format=mxfp4", "format.scale_emax=false", "scale_rounding=rceil"],
+            "format.scale_emax: False does not go with scale_rounding rceil",
+        ),
+        (
+            ["format=nvfp4", "format.scale_rule=vllm", "custom_cuda=true"],
+            "backend: 'cuda' has no scale_rule vllm; use backend 'torch' (asked for fp4_e2m1-b16-e4m3-tensor-rule_vl",
+        ),
+        (["ptq=gptq", "format.rounding={weight:stochastic,activation:even}"], "rounding: 'stochastic' does not go"),
+    ],
+)  # fmt: skip
+def test_refusals(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        compose(words)
+    assert str(refusal.value).startswith(message)
