@@ -80,7 +80,7 @@ def test_tokens_with_one_expert_each_get_the_random_numbers_of_their_places(name
     """As the rows of a tensor (B, T, C) do, and not all tokens the same."""
     model, seen = build(CONFIGS[name]), 0
 
-    def compare(_kind: str, of_input: str, x: Tensor, fmt: MXFormat, quantized: Tensor) -> None:
+    def compare(_kind: str, of_input: str, x: Tensor, fmt: MXFormat, quantized: Tensor, _: Any) -> None:
         nonlocal seen
         if ".experts." in of_input:
             seen += 1

@@ -131,9 +131,9 @@ def test_every_tensor_is_measured_over_its_real_tokens_alone(tiny: LoadedModel) 
     seen: list[tuple[str, str, Tensor, Tensor]] = []
     observer = TensorObserver(recipe.arithmetic)
 
-    def both(kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor) -> None:
+    def both(kind: str, module: str, x: Tensor, fmt: MXFormat, y: Tensor, *amax: Tensor | None) -> None:
         seen.append((kind, module, x.clone(), y.clone()))
-        observer(kind, module, x, fmt, y)
+        observer(kind, module, x, fmt, y, *amax)
 
     with quantize_model(tiny.model, recipe) as report, observed(tiny.model, both):
         read_logits(tiny.model, sample, observer.batch)
