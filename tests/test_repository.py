@@ -21,7 +21,7 @@ PAGES = [
     README,
     *map(REPOSITORY.joinpath, ("CONTRIBUTING.md", "CHANGELOG.md")),
 ]
-README_LIMIT = 9_000  # bytes
+README_LIMIT = 9_800  # bytes
 LEFT_BY_RUNS = {"experiment/budget.yaml"}
 
 

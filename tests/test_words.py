@@ -35,6 +35,6 @@ def test_docstrings_begin_with_a_verb(place: str) -> None:
 def test_a_file_name_stands_for_one_subject() -> None:
     places = defaultdict(list)
     for path in PACKAGE.rglob("*.py"):
-        if path.stem != "__init__":
+        if path.stem not in ("__init__", "__main__"):
             places[path.stem].append(path.parent.name)
     assert {name for name, folders in places.items() if len(folders) > 1} <= ONE_SUBJECT_TWICE

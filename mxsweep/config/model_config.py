@@ -8,7 +8,7 @@ from mxsweep.config.checks import (
     EMBEDDED,
 )
 from mxsweep.config.refusals import quantized_already
-from mxsweep.files.checkpoints import loading_dtype, model_identity, stored_quantization
+from mxsweep.files.checkpoints import exported_folder, loading_dtype, model_identity, stored_quantization
 from mxsweep.terminal.errors import ConfigError
 
 LISTENED_TO = ("auto", "sdpa", "eager")  # the attention whose keys and values can be quantized
@@ -36,7 +36,7 @@ class ModelConfig:
         if self.device_map and self.device != "auto":
             raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
         method = stored_quantization(self.path)
-        if method and not self.dequantize:
+        if method and not self.dequantize and exported_folder(self.path) is None:
             raise ConfigError(quantized_already(self.path, method))
 
     def identity(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from mxsweep.files.gguf_header import SUFFIX
 from mxsweep.files.safetensors_header import stored_tensors
 from mxsweep.terminal.errors import ConfigError
 
+EXPORT_MANIFEST = "export.json"  # in the folder of a checkpoint that mxsweep packed: what is stored in it
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 
 # Of a model folder, what transformers reads beside the weights: the tokenizers' files under every name that they have
@@ -40,6 +41,12 @@ def gguf_file(path: str) -> Path | None:
     """Return the GGUF file that a ``model.path`` names; None for a folder, and for a name on the hub."""
     file = Path(path).expanduser()
     return file if file.suffix.lower() == SUFFIX and is_file(file) else None
+
+
+def exported_folder(path: str) -> Path | None:
+    """Return the folder of a ``model.path`` that holds a checkpoint which mxsweep packed; None for all else."""
+    folder = model_folder(path)
+    return folder if folder is not None and (folder / EXPORT_MANIFEST).is_file() else None
 
 
 def is_here(path: str) -> bool:

@@ -61,7 +61,7 @@ class Quantization:
         for name in ("hf_quantizer", "quantization_method"):
             model.__dict__.pop(name, None)
         model.__dict__["is_quantized"] = False
-        _forget(model.config)
+        forget_quantization(model.config)
         if left := _what_is_left(model):
             raise self._refusal(f"something quantized is left of it when it is dequantized: {left}")
 
@@ -121,7 +121,7 @@ class Quantization:
 def config_without_quantization(path: str, config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a checkpoint's config as of plain weights. Raises ConfigError where it cannot be dequantized."""
     Quantization(path, config)
-    _forget(config)
+    forget_quantization(config)
     return config
 
 
@@ -168,7 +168,8 @@ def _settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     return {}
 
 
-def _forget(config: PreTrainedConfig) -> None:
+def forget_quantization(config: PreTrainedConfig) -> None:
+    """Make a checkpoint's config one of plain weights."""
     for part in (config, config.get_text_config(decoder=True)):
         for name in ("quantization_config", "_is_quantized"):
             part.__dict__.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu, quantized_already
-from mxsweep.files.checkpoints import gguf_file, model_folder, model_stamps, quantization_of, stored_quantization
+from mxsweep.files.checkpoints import (
+    exported_folder,
+    gguf_file,
+    model_folder,
+    model_stamps,
+    quantization_of,
+    stored_quantization,
+)
 from mxsweep.files.gguf_header import read_header
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
 from mxsweep.model.dequantize import Quantization, load_dequantized
+from mxsweep.model.exported import describe_exported, load_exported
 from mxsweep.model.gguf import describe_blocks, load_gguf, quantized_from
 from mxsweep.model.loading_report import describe_dropped, refuse_partial, refuse_untied_head
 from mxsweep.model.special_tokens import describe_special_tokens, with_special_tokens
@@ -152,9 +161,12 @@ def _load(
         warnings, origin = describe_blocks(path, header, model), quantized_from(header)
     else:
         shared = {"revision": revision, "trust_remote_code": trust}
-        model, tokenizer, loading, quantization = _load_pretrained(path, dequantize, arguments, shared)
+        packed = exported_folder(path)
+        model, tokenizer, loading, quantization = _load_pretrained(path, packed, dequantize, arguments, shared)
         warnings = quantization.describe() if quantization else []
         origin = quantization.record() if quantization else None
+        if packed is not None:
+            warnings, origin = describe_exported(path, packed)
     refuse_another_pick(attention, model)
     refuse_partial(path, loading)
     refuse_untied_head(path, model)
@@ -165,15 +177,22 @@ def _load(
 
 
 def _load_pretrained(
-    path: str, dequantize: bool, arguments: dict[str, Any], shared: dict[str, Any]
+    path: str, packed: Path | None, dequantize: bool, arguments: dict[str, Any], shared: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any], Quantization | None]:
-    """Load a folder or a hub name: model and tokenizer, what transformers says of loading, how it was quantized."""
+    """Load a folder or a hub name: model and tokenizer, what transformers says of loading, how it was quantized.
+
+    Args:
+        packed: the folder where it is one that mxsweep packed, which is no longer quantized when it is loaded.
+    """
     source = str(model_folder(path) or path)
     method = stored_quantization(path) or _quantization_method(source, shared["revision"])
-    if method and not dequantize:
+    if method and not dequantize and packed is None:
         raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        if packed is not None:
+            model, loading = load_exported(path, packed, arguments, shared)
+            return model, tokenizer, loading, None
         if method:
             model, loading, quantization = load_dequantized(path, source, method, arguments, shared)
             return model, tokenizer, loading, quantization

@@ -15,11 +15,19 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mxsweep.files.checkpoints import gguf_file, is_here, loading_dtype, model_folder, model_stamps, stored_dtypes
+from mxsweep.files.checkpoints import (
+    exported_folder,
+    gguf_file,
+    is_here,
+    loading_dtype,
+    model_folder,
+    model_stamps,
+    stored_dtypes,
+)
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import refuse_kv_options
 from mxsweep.model.attention_choice import transformers_name
-from mxsweep.model.dequantize import config_without_quantization
+from mxsweep.model.dequantize import config_without_quantization, forget_quantization
 from mxsweep.model.gguf import gguf_config
 from mxsweep.model.probe import PassFailed, probe
 from mxsweep.model.sites import find_sites
@@ -90,6 +98,8 @@ def _meta_model(
     transformers.logging.set_verbosity(logging.CRITICAL)  # loading the model says what is wrong with it
     try:
         config = _config(path, trust)
+        if exported_folder(path) is not None:
+            forget_quantization(config)
         if getattr(config, "quantization_config", None) is not None:
             if not dequantize:
                 return None, None  # whose layers transformers replaces while loading

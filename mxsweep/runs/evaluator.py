@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from mxsweep.evaluate.fewshot import check_fewshot
 from mxsweep.evaluate.input_limits import refuse_missing_special_tokens, refuse_unlearned_positions
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.evaluate.tasks import load_tasks
-from mxsweep.model.load import load_configured
+from mxsweep.model.load import LoadedModel, load_configured
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 
@@ -66,10 +67,16 @@ def load_configured_tasks(config: RunConfig) -> dict[str, Any]:
 
 def load_evaluator(config: RunConfig) -> Evaluator:
     """Load the tasks and the model of a config. Raises ConfigError."""
-    task, model = config.task, config.model
     tasks = load_configured_tasks(config)
-    of_examples = check_fewshot(tasks["tasks"], task.fewshot_evaluated, task.data)
-    loaded = load_configured(model)
+    of_examples = check_fewshot(tasks["tasks"], config.task.fewshot_evaluated, config.task.data)
+    return evaluator_of(config, tasks, load_configured(config.model), of_examples)
+
+
+def evaluator_of(
+    config: RunConfig, tasks: dict[str, Any], loaded: LoadedModel, of_examples: Sequence[str] = ()
+) -> Evaluator:
+    """Return what evaluates a config's tasks on a model that was loaded. Raises ConfigError."""
+    task, model = config.task, config.model
     refuse_unlearned_positions(loaded.model, model.max_length)
     refuse_missing_special_tokens(tasks["tasks"], loaded.tokenizer)
     if task.apply_chat_template and not loaded.tokenizer.chat_template:

@@ -18,7 +18,7 @@ import torch
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.quiet import no_progress_bars
-from mxsweep.model.load import forget_models
+from mxsweep.model.load import forget_models, load_configured
 from mxsweep.results.trainings import VALIDATION
 from mxsweep.runs.evaluate_config import evaluate_config
 from mxsweep.runs.evaluator import load_configured_tasks
@@ -61,6 +61,12 @@ def _of_checkpoint(config: RunConfig, folder: Path) -> RunConfig:
     """Return the config of a run that evaluates a trained model, loaded as the one that a config names."""
     model = replace(config.model, name="hf", path=str(folder.absolute()), revision=None, dequantize=False)
     return replace(config, model=model)
+
+
+def evaluated_checkpoint(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the config that evaluated what a finished run trained, which is in its folder. Raises ConfigError."""
+    config = _of_checkpoint(config, folder / MODEL_FOLDER)
+    return as_trained(config, load_configured(config.model).model)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,0 +1,127 @@
+"""Write the README of a packed checkpoint: what it is, what was measured of it, how to load it, what a GPU will run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LOADING = {
+    "compressed-tensors": (
+        "```python\n"
+        "# pip install transformers compressed-tensors\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="bfloat16")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n'
+        "```\n\n"
+        "vLLM: `vllm serve THIS_FOLDER`."
+    ),
+    "quark": "vLLM: `vllm serve THIS_FOLDER`; transformers with the package `amd-quark`.",
+    "modelopt": "vLLM: `vllm serve THIS_FOLDER --quantization modelopt_fp4`; TensorRT-LLM.",
+    "auto-round": "transformers with the package `auto-round`.",
+}
+_ON_GPUS = {
+    "compressed-tensors": (
+        "Where the hardware has no products in the format, the loader computes something else than the recipe says: "
+        "vLLM on Hopper runs MXFP4 weights with MXFP4 activations as W4A16 (activations stay in 16 bits), and has no "
+        "scheme for MXFP6. transformers dequantizes weights to bfloat16 and simulates the activations' format."
+    ),
+    "quark": "vLLM multiplies in the format on AMD MI350 and newer, and simulates it elsewhere.",
+    "modelopt": "NVFP4 products need a Blackwell GPU; before it, vLLM runs NVFP4 weights with 16-bit activations.",
+    "auto-round": "Blocks of 16 with e5m3 scales are experimental: no GPU multiplies by them, they are simulated.",
+}
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """Return the text of README.md, given what ``export.json`` holds."""
+    config = manifest["config"]
+    parts = [
+        f"# {config['model']['name']}, {config['format']['name']}",
+        f"Packed by mxsweep for `{manifest['target']}`, of run `{manifest['run_id']}`.",
+        _recipe(manifest),
+        _metrics(manifest),
+        "## How to load it\n\n" + _LOADING.get(manifest["target"], "") + "\n\nmxsweep: `python -m mxsweep model=hf "
+        "model.path=THIS_FOLDER format.weight=none ...` evaluates these weights.",
+        "## What your GPU will run\n\n" + _ON_GPUS.get(manifest["target"], "") + _roundings(manifest),
+        _verified(manifest),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _recipe(manifest: Mapping[str, Any]) -> str:
+    config, layers = manifest["config"], manifest["weights"]
+    kinds: dict[tuple[Any, Any], int] = {}
+    for layer in layers.values():
+        kind = layer["weight"], layer["activation"]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    lines = [
+        f"- weights {weight}, inputs {activation or 'as they are'}: {count} layers"
+        for (weight, activation), count in kinds.items()
+    ]
+    method, calibration = config["ptq"]["method"], config.get("calibration")
+    lines.append(f"- weight method: {method}")
+    rotation = config["rotation"]
+    if rotation["method"] != "none":
+        residual = ", residual stream rotated (merged into the weights)" if rotation.get("residual") else ""
+        lines.append(f"- rotation: {rotation['method']}{residual}")
+    if calibration:
+        said = ", ".join(f"{name} {value}" for name, value in calibration.items() if value is not None)
+        lines.append(f"- calibration: {said}")
+    bits = manifest["bits_per_quantized_weight"]
+    lines.append(
+        f"- {bits['stored']:.3f} bits a quantized weight are stored, {bits['predicted']:.3f} were predicted; all "
+        f"tensors take {manifest['bytes']['tensors']:,} bytes"
+    )
+    if manifest["kept"]:
+        lines.append(f"- linear layers that stay as they were: {len(manifest['kept'])} ({manifest['kept'][0]}, ...)")
+    return "## Recipe\n\n" + "\n".join(lines)
+
+
+def _metrics(manifest: Mapping[str, Any]) -> str:
+    baseline = manifest.get("baseline") or {}
+    rows = []
+    for task, metrics in manifest["metrics"].items():
+        for name, value in metrics.items():
+            if "_stderr" in name or not isinstance(value, float | int):
+                continue
+            base, comma, chosen = name.partition(",")
+            error = metrics.get(f"{base}_stderr{comma}{chosen}")
+            within = (
+                ""
+                if not isinstance(error, float | int)
+                else f"{value - 1.96 * error:.4g} to {value + 1.96 * error:.4g}"
+            )
+            before = baseline.get(task, {}).get(name)
+            rows.append(f"| {task} | {name} | {value:.4g} | {within} | {'' if before is None else f'{before:.4g}'} |")
+    if not rows:
+        return ""
+    head = "| task | metric | this run | 95 % interval | unquantized |\n| --- | --- | --- | --- | --- |\n"
+    return (
+        "## Metrics\n\n"
+        + head
+        + "\n".join(rows)
+        + "\n\nAs mxsweep computed them. An empty last column: its sweep has no "
+        "baseline."
+    )
+
+
+def _roundings(manifest: Mapping[str, Any]) -> str:
+    """Return what a loader's activations are quantized by, where this run had other roundings."""
+    pairs = {
+        (layer["activation"], layer["activation_as_served"])
+        for layer in manifest["weights"].values()
+        if layer["activation"] and layer["activation"] != layer["activation_as_served"]
+    }
+    if not pairs:
+        return ""
+    said = "; ".join(
+        f"{served or 'by rules that mxsweep does not know'}, where the run had {ours}"
+        for ours, served in sorted(pairs, key=str)
+    )
+    return f"\n\nInputs are quantized as the loader does, {said}: its metrics may differ from those above."
+
+
+def _verified(manifest: Mapping[str, Any]) -> str:
+    found = manifest.get("verified")
+    if not found:
+        return "## Verified\n\nNot verified (`--no-verify`)."
+    return "## Verified\n\n" + "\n".join(f"- {name}: {said}" for name, said in found.items())

@@ -1,0 +1,83 @@
+"""Load a packed checkpoint as its users will, by plain transformers and the target's library, and compare.
+
+Such a library decompresses weights to bfloat16, and quantizes inputs by its own rules, so that what is compared is in
+that dtype and under these rules. Without the library nothing is compared, which is said.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mxsweep.export.serving import served_activation
+from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import quantize_model
+from mxsweep.numerics import decode
+from mxsweep.terminal.errors import ConfigError
+
+_LIBRARIES = {"compressed-tensors": "compressed_tensors"}
+
+
+def as_served(recipe: Recipe, target: str) -> Recipe | None:
+    """Return a recipe whose inputs are quantized as the target's library does; None where its rules are not known."""
+    known = {}
+    for formats in (recipe.linear, *(formats for _, formats in recipe.modules)):
+        if formats.activation is not None:
+            known[formats.activation] = served_activation(target, formats.activation)
+    if None in known.values():
+        return None
+
+    def served(formats: LinearFormats) -> LinearFormats:
+        return formats if formats.activation is None else replace(formats, activation=known[formats.activation])
+
+    modules = tuple((pattern, served(formats)) for pattern, formats in recipe.modules)
+    return replace(recipe, linear=served(recipe.linear), modules=modules, arithmetic="exact", backend="torch")
+
+
+@torch.no_grad()
+def compare_with_loader(
+    folder: Path, target: str, ours: PreTrainedModel, recipe: Recipe, prepared: Prepared, ids: Tensor
+) -> str:
+    """Say how the target's own library loads a checkpoint, beside mxsweep.
+
+    Args:
+        ours: the model that mxsweep loads from it, in bfloat16, on the CPU.
+        recipe: the run's.
+        prepared: what was worked out for it, codes and scales of all weights among it.
+        ids: (B, T) tokens to answer to.
+
+    Raises:
+        ConfigError: the weights, or the logits, are others.
+    """
+    library = _LIBRARIES.get(target)
+    if library is None:
+        return f"not checked: mxsweep knows no loader of {target} that runs here"
+    if importlib.util.find_spec(library) is None:
+        return f"not checked: {target} is not installed"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    logits = theirs(input_ids=ids, use_cache=False).logits  # which decompresses weights, too
+    weights = {name: replace(weight, dtype=torch.bfloat16) for name, weight in prepared.weights.items()}
+    for name, weight in weights.items():
+        expected = decode(weight)
+        if not torch.equal(theirs.get_submodule(name).weight, expected):
+            raise ConfigError(f"export: {target} reads {name} otherwise than mxsweep")
+    said = f"{target} reads the same weights"
+    if recipe.rotation is not None:
+        return f"{said}; its logits are not compared: transformers does not rotate inputs"
+    by_its_rules = as_served(recipe, target)
+    if by_its_rules is None:
+        return f"{said}; its logits are not compared: by which rules it quantizes inputs is not known"
+    with quantize_model(ours, by_its_rules, prepared=replace(prepared, weights=weights)):
+        expected = ours(input_ids=ids, use_cache=False).logits
+    if not torch.equal(logits, expected):
+        largest = float((logits.float() - expected.float()).abs().max())
+        raise ConfigError(
+            f"export: {target} answers with other logits than mxsweep under its rules, by up to {largest:g}"
+        )
+    return f"{said}, and answers with the same logits as mxsweep by its rules ({logits.numel():,}, in bfloat16)"
