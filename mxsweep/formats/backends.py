@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mxsweep.formats.mxformat import INF_IS_NAN, MXFormat
 from mxsweep.formats.scale import SCALE_ROUNDINGS
-from mxsweep.formats.scale_rules import OWN_FLOOR, OWN_RULE
+from mxsweep.formats.scale_rules import OWN_RULE
 
 BACKENDS = ("torch", "cuda", "microxcaling")
 ARITHMETICS = ("native", "exact")
@@ -47,8 +47,7 @@ def cuda_problem(fmt: MXFormat) -> str | None:
         (fmt.rounding == "ties_to_zero", "rounding ties_to_zero"),
         (fmt.scale_rounding not in SCALE_ROUNDINGS, f"scale_rounding {fmt.scale_rounding}"),
         (fmt.scale_rule != OWN_RULE, f"scale_rule {fmt.scale_rule}"),
-        (fmt.scale_floor != OWN_FLOOR, f"scale_floor {fmt.scale_floor}"),
-        (not fmt.scale_emax, "scale_emax=False"),
+        (fmt.least_scale == 0, f"scale_floor {fmt.scale_floor}"),
         (fmt.inf != INF_IS_NAN, f"inf {fmt.inf}"),
         (fmt.four_over_six, "four_over_six"),
     )

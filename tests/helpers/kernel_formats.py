@@ -24,6 +24,15 @@ _ALL = [
         for rounding in ROUNDINGS
         for scale in ("e8m0", "e5m3", "fp32")
     ),
+    *(
+        MXFormat("fp4_e2m1", 16, scale, tensor_scale=tensor_scale, scale_floor=floor)
+        for scale, tensor_scale, floor in (("e5m3", True, "auto"), ("e4m3", True, "normal"), ("fp32", False, "normal"))
+    ),
+    *(
+        MXFormat(element, 32, scale_rounding=scale_rounding, scale_emax=False)
+        for element in ("fp4_e2m1", "fp8_e4m3")
+        for scale_rounding in ("floor", "even", "ceil")
+    ),
     *(MXFormat("mint4", 32, rounding=rounding, symmetric=False) for rounding in ROUNDINGS),
 ]
 FORMATS = [fmt for fmt in _ALL if cuda_problem(fmt) is None]

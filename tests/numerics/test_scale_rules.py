@@ -293,7 +293,7 @@ def test_searched_scales_are_no_worse_than_the_better_of_two() -> None:
     ("fields", "what"),
     [
         ({"scale_rule": "vllm"}, "scale_rule vllm"),
-        ({"scale_floor": "normal"}, "scale_floor normal"),
+        ({"scale_floor": "none"}, "scale_floor none"),
         ({"four_over_six": True}, "four_over_six"),
         ({"inf": "saturate"}, "inf saturate"),
         ({"rounding": "ties_to_zero"}, "rounding ties_to_zero"),
@@ -301,6 +301,6 @@ def test_searched_scales_are_no_worse_than_the_better_of_two() -> None:
 )
 def test_the_kernels_say_what_they_do_not_compute(fields: dict[str, object], what: str) -> None:
     nvfp4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
-    assert cuda_problem(nvfp4) is None
+    assert cuda_problem(nvfp4) is None and cuda_problem(replace(nvfp4, scale_floor="normal")) is None
     problem = cuda_problem(replace(nvfp4, **fields))  # type: ignore[arg-type]
     assert problem == f"backend 'cuda' has no {what}; use backend 'torch'"

@@ -56,13 +56,13 @@ def format_initializer(fmt: MXFormat) -> str:
 
     fields = (
         grid(element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
-        element.max_exponent,
+        element.max_exponent if fmt.scale_emax else 0,
         ROUNDINGS.index(fmt.rounding),
         kind,
         SCALE_ROUNDINGS.index(fmt.scale_rounding),
         fmt.max_scale_exponent,
         grid(*scale_grid),
-        f"{scale.smallest_subnormal.hex()}f",
+        f"{fmt.least_scale.hex()}f",
         str(fmt.symmetric).lower(),
         str(fmt.tensor_scale).lower(),
     )
