@@ -85,6 +85,7 @@ PACKINGS: Mapping[str, tuple[Packing, ...]] = {
         Packing("nvfp4-e5m3-pack-quantized", ("fp4_e2m1",), "e5m3", 16, inputs=(_E5M3,), plain_input=False),
     ),
 }
+_EXPERT_PACKINGS = "mxfp4-pack-quantized, mxfp6-pack-quantized, pack-quantized"
 TARGET_NAMES = tuple(PACKINGS)  # in the order in which `auto` asks them
 
 
@@ -142,6 +143,22 @@ def why_not_weight(target: str, weight: MXFormat, shape: Sequence[int] | None = 
         return (
             f"{target}: {shape[-1]} input channels are no multiple of the {multiple} that {packing.name} takes together"
         )
+    return None
+
+
+def why_not_expert(target: str, weight: MXFormat, activation: MXFormat | None = None) -> str | None:
+    """Return why a target cannot hold an expert's weight that it could hold as a linear layer's; None where it can.
+
+    Only of compressed-tensors do transformers read experts. It takes block scales alone: a scale of the tensor is left
+    out without a word, and of fp8 blocks the reader fails. It multiplies experts by inputs as they are.
+    """
+    packing = packing_of(target, weight)
+    if target != "compressed-tensors":
+        return f"{target}: experts have no place; allowed: target compressed-tensors"
+    if packing.tensor_scale or packing.name == "mxfp8-quantized":
+        return f"{target}: experts in {packing.name} have no place; allowed: {_EXPERT_PACKINGS}"
+    if activation is not None:
+        return f"{target}: experts' inputs in {activation} have no place; allowed: inputs that stay as they are"
     return None
 
 

@@ -18,6 +18,7 @@ from mxsweep.numerics import MXFormat, decode
 NAME = "model.layers.0.mlp.down_proj"
 E5M3 = MXFormat("fp4_e2m1", 16, "e5m3")
 FORMATS = [MXFormat("fp4_e2m1", size, "e5m3") for size in (16, 32, 64, 0, (8, 16))]
+BY_ITS_RULE = MXFormat("fp4_e2m1", 16, "e5m3", scale_rule="auto_round")  # which reads 1 / (1 / s)
 
 
 def config() -> dict[str, Any]:
@@ -44,6 +45,12 @@ def test_the_package_reads_the_same_weights(fmt: MXFormat, dtype: torch.dtype) -
         columns, rows, scheme, stored[f"{NAME}.weight_packed"], stored[f"{NAME}.weight_scale"], dtype=torch.bfloat16
     ).weight
     assert equal_bits(read.to(dtype), decode(encoded))
+
+
+def test_its_own_rule_is_held_in_bfloat16() -> None:
+    assert mismatches(target, NAME, encoded_weight(BY_ITS_RULE, torch.bfloat16), config()) == 0
+    with pytest.raises(ValueError, match=f"^{NAME}: auto-round: scale_rule auto_round reads values"):
+        target.tensors(NAME, encoded_weight(BY_ITS_RULE, torch.float32))
 
 
 def test_what_has_no_place_is_refused_by_name() -> None:

@@ -29,6 +29,9 @@ UNDER_E4M3 = [
     replace(NVFP4, block_size=48),
     replace(NVFP4, block_size=(2, 16)),
     MXFormat("fp4_e2m1", 16),
+    replace(NVFP4, scale_rule="compressed_tensors"),
+    replace(NVFP4, scale_rule="vllm"),
+    replace(NVFP4, four_over_six=True),
 ]
 INTEGERS = [MXFormat(f"{kind}{bits}", size) for kind in ("int", "mint") for bits in range(2, 9) for size in (32, 96)]
 FORMATS = [*MX, *UNDER_E4M3, *INTEGERS]
@@ -98,6 +101,14 @@ def test_scales_of_rows_have_no_place() -> None:
     encoded = encode(weight(torch.float32, 4.0), NVFP4, tensor_dims=[-1])
     with pytest.raises(ValueError, match="rows have scales of their own"):
         target.tensors(NAME, encoded)
+
+
+def test_rules_that_multiply_by_the_scale_of_the_tensor_are_held_in_bfloat16() -> None:
+    for rule in ("modelopt", "torchao", "quark"):
+        fmt = replace(NVFP4, scale_rule=rule)
+        assert mismatches(target, NAME, encode(weight(torch.bfloat16, 4.0), fmt), config_of(fmt)) == 0
+        with pytest.raises(ValueError, match="another order"):
+            target.tensors(NAME, encode(weight(torch.float32, 10.0) * 0.77, fmt))
 
 
 def test_blocks_along_rows_have_no_place() -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers.packed_weights import encoded_weight, mismatches, peer, weight, with_nan_block
 
 from mxsweep.export.targets import modelopt as target
-from mxsweep.export.targets.global_scale import divisor_of, multiplier_of, scales_first, scales_last
+from mxsweep.export.targets.global_scale import divided, e4m3_scales, scales_first, scales_last
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import Encoded, MXFormat, decode, encode
 
@@ -58,30 +58,44 @@ def test_in_float32_powers_of_two_are_held(fmt: MXFormat) -> None:
 
 
 def test_in_float32_other_scales_of_the_tensor_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=f"^{NAME}: modelopt multiplies.*model.dtype=bfloat16"):
+    with pytest.raises(ValueError, match=f"^{NAME}: modelopt has another order.*model.dtype=bfloat16"):
         target.tensors(NAME, encode(weight(torch.float32, 10.0) * 0.77, NVFP4))
 
 
-@pytest.mark.parametrize("product", [scales_first, scales_last])
-def test_every_maximum_of_a_bfloat16_weight_but_one_has_a_multiplier(product: Any) -> None:
+@pytest.mark.parametrize("product", [scales_first, scales_last, divided])
+@pytest.mark.parametrize("rule", ["mxsweep", "modelopt", "vllm"])
+def test_every_maximum_of_a_bfloat16_weight_but_one_has_a_number(rule: str, product: Any) -> None:
+    fmt = replace(NVFP4, scale_rule=rule)
     without = []
     for significand in torch.arange(128, 256) / 128:
-        for exponent in (-9, 0, 3):
-            g = float(2688 / (significand * 2.0**exponent))
-            try:
-                t = multiplier_of(NAME, "modelopt", g, EVERY_SCALE, torch.bfloat16, product)
-            except ValueError:
-                without.append(float(significand))
-                continue
-            divisor_of(NAME, t, EVERY_SCALE, torch.bfloat16, product)
-    assert without == ([TIED] * 3 if product is scales_first else [])
+        over = 2688 / significand if fmt.rule.divides_by_tensor_scale else significand / 2688
+        scales = EVERY_SCALE.repeat(2, 1)
+        codes = torch.full((2, 16 * 126), 3, dtype=torch.uint8)
+        encoded = Encoded(codes, scales, fmt, -1, torch.bfloat16, tensor_scale=over.view(1, 1))
+        try:
+            e4m3_scales(NAME, "a target", encoded, 16, product)
+        except ValueError:
+            without.append(float(significand))
+    same_order = product is (divided if fmt.rule.divides_by_tensor_scale else scales_first)
+    assert len(without) <= (0 if same_order else 1)
+    if rule == "mxsweep" and product is scales_first:
+        assert without == [TIED]
+
+
+@pytest.mark.parametrize("rule", ["modelopt", "torchao", "quark"])
+def test_rules_that_multiply_are_held_in_any_dtype(rule: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        fmt = replace(NVFP4, scale_rule=rule)
+        encoded = encode((weight(torch.float32, 10.0) * 0.77).to(dtype), fmt)
+        assert mismatches(target, NAME, encoded, config_of(fmt)) == 0
+        assert torch.equal(read_by_the_package(encoded), decode(encoded))
 
 
 def test_the_maximum_without_a_multiplier_is_refused_only_where_its_ties_occur() -> None:
     x = weight(torch.bfloat16, 10.0)
     x = x.clamp(-8 * TIED, 8 * TIED)
     x[0, 0] = 8 * TIED
-    with pytest.raises(ValueError, match=f"^{NAME}: modelopt multiplies"):
+    with pytest.raises(ValueError, match=f"^{NAME}: modelopt has another order"):
         target.tensors(NAME, encode(x, NVFP4))
     x = torch.full((2, 16), 8 * TIED, dtype=torch.bfloat16)
     assert mismatches(target, NAME, encode(x, NVFP4), config_of(NVFP4)) == 0

@@ -24,6 +24,7 @@ from mxsweep.export.targets.bits import (
     stored_shape,
     unpack_bits,
 )
+from mxsweep.export.targets.global_scale import check_plain
 from mxsweep.formats.export_targets import why_not
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
@@ -47,6 +48,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     if input_scale is not None:
         raise ValueError(f"{name}: {NAME}: a scale of the whole activation tensor has no place")
     packing = checked_packing(NAME, name, encoded)
+    check_plain(name, NAME, encoded)
     return {
         f"{name}.weight_packed": pack_bits(encoded.codes, _BITS),
         f"{name}.weight_scale": group_scales(encoded, packing.group),

@@ -92,19 +92,15 @@ def groups_of_zeros(encoded: Encoded, group: int) -> Tensor:
     return zero.view(len(zero), -1, group).all(-1)
 
 
-def e4m3_scales(name: str, encoded: Encoded, group: int) -> tuple[Tensor, float]:
-    """Return scales as e4m3 codes (N, C / group) uint8, and the float32 g that each is divided by when it is read.
+def powers_in_e4m3(name: str, encoded: Encoded, group: int) -> tuple[Tensor, int]:
+    """Return scales that are powers of two as e4m3 codes (N, C / group) uint8 of these times 2^shift, and that shift.
 
-    Powers of two become powers of two: g is one as well, and moves the largest to 2^8. The scale of a group of zeros
-    says nothing, and becomes the least.
+    It moves the largest to 2^8. The scale of a group of zeros says nothing, and becomes what e4m3 has.
 
     Raises:
-        ValueError: they span more binades than e4m3 has powers of two; or g is not one number for the whole weight.
+        ValueError: they span more binades than e4m3 has powers of two.
     """
-    scales = group_scales(encoded, group)
-    if not encoded.format.scale_format.is_power_of_two:
-        return scales, _one_number(name, encoded.tensor_scale)
-    exponents = scales.to(torch.int32) - _BIAS
+    exponents = group_scales(encoded, group).to(torch.int32) - _BIAS
     counted = ~groups_of_zeros(encoded, group)
     if not counted.any():
         counted = torch.ones_like(counted)
@@ -115,14 +111,15 @@ def e4m3_scales(name: str, encoded: Encoded, group: int) -> tuple[Tensor, float]
             f"{name}: the scales of its blocks are 2^{low} to 2^{high}; allowed where they are stored as e4m3: "
             f"{len(POWERS_IN_E4M3) - 1} binades apart at most"
         )
-    powers = torch.arange(POWERS_IN_E4M3[0], POWERS_IN_E4M3[-1] + 1, dtype=torch.float32, device=scales.device)
+    powers = torch.arange(POWERS_IN_E4M3[0], POWERS_IN_E4M3[-1] + 1, dtype=torch.float32, device=exponents.device)
     codes = torch.exp2(powers).to(torch.float8_e4m3fn).view(torch.uint8)
     places = (exponents + (shift - POWERS_IN_E4M3[0])).clamp_(0, len(codes) - 1)  # clamped: groups of zeros
-    return codes[places.to(torch.int64)], 2.0**shift
+    return codes[places.to(torch.int64)], shift
 
 
-def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: torch.dtype, g: float) -> Encoded:
-    """Return what is stored as `Encoded`: codes (N, C), scales (N, C / group), and g, where the format has one.
+def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: torch.dtype, over: float) -> Encoded:
+    """Return what is stored as `Encoded`: codes (N, C), scales (N, C / group), and the scale of the tensor, where
+    the format has one.
 
     Raises:
         ValueError: shapes that do not go together.
@@ -131,8 +128,8 @@ def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: to
     expected = (codes.shape[0], -(-codes.shape[1] // fmt.block_size))
     if tuple(scales.shape) != expected:
         raise ValueError(f"{name}: scales of shape {tuple(scales.shape)} are stored; allowed: {expected}")
-    over = torch.full((1, 1), g, dtype=torch.float32, device=codes.device) if fmt.tensor_scale else None
-    return Encoded(codes, scales, fmt, -1, dtype, tensor_scale=over)
+    scale = torch.full((1, 1), over, dtype=torch.float32, device=codes.device) if fmt.tensor_scale else None
+    return Encoded(codes, scales, fmt, -1, dtype, tensor_scale=scale)
 
 
 def stored_shape(name: str, tensor: Tensor, sizes: Sequence[int | None]) -> tuple[int, ...]:
@@ -145,14 +142,3 @@ def stored_shape(name: str, tensor: Tensor, sizes: Sequence[int | None]) -> tupl
     if len(shape) != len(sizes) or any(size not in (None, n) for n, size in zip(shape, sizes, strict=True)):
         raise ValueError(f"{name}: shape {shape} is stored; allowed: {tuple(sizes)}")
     return shape
-
-
-def _one_number(name: str, tensor_scale: Tensor | None) -> float:
-    if tensor_scale is None:
-        return 1.0
-    first = tensor_scale.reshape(-1)[0]
-    if not bool((tensor_scale == first).all()):
-        raise ValueError(f"{name}: its rows have scales of their own; allowed: one scale of the whole tensor")
-    if not bool(torch.isfinite(first)):
-        raise ValueError(f"{name}: its scale of the tensor is {first.item()}; allowed: a finite number")
-    return float(first)

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from mxsweep.export.targets.bits import (
     checked_packing,
-    e4m3_scales,
     group_scales,
     groups_of_zeros,
     pack_bits,
@@ -35,6 +34,7 @@ from mxsweep.export.targets.bits import (
     stored_shape,
     unpack_bits,
 )
+from mxsweep.export.targets.global_scale import divided, e4m3_scales
 from mxsweep.formats.element import parse_element
 from mxsweep.formats.export_targets import Packing, packing_of
 from mxsweep.formats.mxformat import MXFormat
@@ -44,6 +44,7 @@ from mxsweep.numerics import Encoded
 NAME = "compressed-tensors"
 _INTEGERS = "pack-quantized"
 _MIXED = "mixed-precision"
+_EXPERTS = ".experts."
 _LINEAR = "Linear"  # every linear layer, as a group's target
 _EXPONENT_BIAS, _INTEGER_GROUP = 127, 32
 
@@ -68,7 +69,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     else:
         stored["weight_packed"] = pack_bits(encoded.codes, element.bits)
     if packing.tensor_scale:
-        scales, g = e4m3_scales(name, encoded, packing.group)
+        scales, g = e4m3_scales(name, NAME, encoded, packing.group, divided)
         stored["weight_scale"] = scales.view(torch.float8_e4m3fn)
         stored["weight_global_scale"] = torch.tensor([g], dtype=torch.float32)
         if input_scale is not None:
@@ -119,14 +120,14 @@ def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str]
     """Return what stands as `quantization_config` in config.json.
 
     Layers of one format are named as all linear layers but `kept`, as vLLM's fused layers and experts are found by;
-    where there are several formats, each group names its layers.
+    where there are several formats, each group names its layers. All experts have one format.
 
     Args:
         layers: formats by name of the linear layer; each has one for its weight.
         kept: linear layers that stay as they are, lm_head among them where it does.
 
     Raises:
-        ValueError: formats without a place.
+        ValueError: formats without a place, or several of experts.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     schemes: dict[tuple[str, str], dict[str, Any]] = {}
@@ -137,9 +138,14 @@ def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str]
         groups[key].append(name)
         schemes[key] = scheme
     alone = len(groups) == 1
+    # transformers takes the first group for all experts.
+    by_experts = sorted(groups, key=lambda key: not any(_EXPERTS in name for name in groups[key]))
+    of_experts = [key for key in by_experts if any(_EXPERTS in name for name in groups[key])]
+    if len(of_experts) > 1:
+        raise ValueError(f"{NAME}: experts have {len(of_experts)} formats; allowed: one for all of them")
     config_groups = {
-        f"group_{number}": {"targets": [_LINEAR] if alone else names, **schemes[key]}
-        for number, (key, names) in enumerate(groups.items())
+        f"group_{number}": {"targets": [_LINEAR] if alone else groups[key], **schemes[key]}
+        for number, key in enumerate(by_experts)
     }
     kinds = {scheme["format"] for scheme in schemes.values()}
     return {

@@ -4,7 +4,7 @@ Read in gguf 0.19. A weight is u8 (N, bytes of a row). A block lies together:
 
     MXFP4  17 bytes of 32 elements: the scale, exponent + 127, then byte j with the elements j (low) and j + 16
     NVFP4  36 bytes of 64 elements: four scales e4m3, of 16 elements each, then for each of these eight bytes, byte j
-           with the elements j (low) and j + 8; where g is not 1 beside the weight NAME.scale f32 (1,), by which
+           with the elements j (low) and j + 8; where t is not 1 beside the weight NAME.scale f32 (1,), t, by which
            llama.cpp multiplies what the weight gave
 
 Its decoder reads a negative zero as 0. Inputs are quantized by whatever kernel llama.cpp takes, which no file says.
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.export.targets.bits import checked_packing, e4m3_scales, group_scales, read_back, stored_shape
-from mxsweep.export.targets.global_scale import divisor_of, multiplier_of, scales_last
+from mxsweep.export.targets.bits import checked_packing, group_scales, read_back, stored_shape
+from mxsweep.export.targets.global_scale import e4m3_scales, read_by_product, scales_last
 from mxsweep.formats.export_targets import packing_of, why_not
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
@@ -47,10 +47,9 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     packing = checked_packing(NAME, name, encoded)
     if packing.name == _MX:
         return {f"{name}.weight": _blocks(encoded.codes, group_scales(encoded, packing.group), _MX)}
-    scales, g = e4m3_scales(name, encoded, packing.group)
+    scales, t = e4m3_scales(name, NAME, encoded, packing.group, scales_last)
     stored = {f"{name}.weight": _blocks(encoded.codes, scales, _NV)}
-    if g != 1:
-        t = multiplier_of(name, NAME, g, scales, encoded.dtype, scales_last)
+    if t != 1:
         stored[f"{name}.scale"] = torch.tensor([t], dtype=torch.float32)
     return stored
 
@@ -79,8 +78,7 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     if kind == _MX:
         return read_back(name, codes, MXFormat("fp4_e2m1", size, "e8m0"), scales, dtype, 1.0)
     t = stored.get(f"{name}.scale")
-    g = 1.0 if t is None else divisor_of(name, float(t), scales, dtype, scales_last)
-    return read_back(name, codes, MXFormat("fp4_e2m1", size, "e4m3", tensor_scale=True), scales, dtype, g)
+    return read_by_product(name, codes, scales, 1.0 if t is None else float(t), dtype, scales_last)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:

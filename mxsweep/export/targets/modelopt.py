@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.export.targets.bits import checked_packing, e4m3_scales, pack_bits, read_back, stored_shape, unpack_bits
-from mxsweep.export.targets.global_scale import divisor_of, multiplier_of, scales_first
+from mxsweep.export.targets.bits import checked_packing, pack_bits, read_back, stored_shape, unpack_bits
+from mxsweep.export.targets.global_scale import e4m3_scales, scales_first
 from mxsweep.formats.export_targets import packing_of
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
@@ -43,8 +43,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
         ValueError: the weight has no place; the message begins with its name.
     """
     packing = checked_packing(NAME, name, encoded)
-    scales, g = e4m3_scales(name, encoded, packing.group)
-    t = multiplier_of(name, NAME, g, scales, encoded.dtype, scales_first)
+    scales, t = e4m3_scales(name, NAME, encoded, packing.group, scales_first)
     stored = {
         f"{name}.weight": pack_bits(encoded.codes, _BITS),
         f"{name}.weight_scale": scales.view(torch.float8_e4m3fn),
@@ -74,9 +73,8 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     stored_shape(f"{name}.weight", weight, (rows, columns * _BITS // 8))
     t = stored[f"{name}.weight_scale_2"]
     stored_shape(f"{name}.weight_scale_2", t, ())
-    g = divisor_of(name, float(t), scales, dtype, scales_first)
-    fmt = MXFormat("fp4_e2m1", _GROUP, "e4m3", tensor_scale=True)
-    return read_back(name, unpack_bits(weight, _BITS, columns), fmt, scales, dtype, g)
+    fmt = MXFormat("fp4_e2m1", _GROUP, "e4m3", tensor_scale=True, scale_rule="modelopt")
+    return read_back(name, unpack_bits(weight, _BITS, columns), fmt, scales, dtype, float(t))
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
