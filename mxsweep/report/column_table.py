@@ -38,7 +38,7 @@ def knob_column(name: str) -> Column:
         lambda row: _plain(row.knobs.get(name)),
         lambda row: label(row.knobs[name]) if name in row.knobs else ABSENT,
         kind=None,
-        outputs=EVERYWHERE - {Output.CARD, Output.STEPS},
+        outputs=EVERYWHERE - {Output.STEPS},
         is_text=True,
     )
 
@@ -99,7 +99,6 @@ MEASURED: list[Column] = [
         "are included; where no weight is quantized, those of its dtype",
         lambda row: row.bits_per_weight,
         title="bits/weight",
-        card_title="bits per weight",
         outputs=EVERYWHERE - {Output.TERMINAL},
     ),
     recorded_column(
@@ -131,9 +130,7 @@ MEASURED: list[Column] = [
         size,
         kind=int,
         title="parameters, MB",
-        outputs=PAGE_AND_DATA | {Output.HEADLINE, Output.CARD},
-        change=ratio_to_baseline(_bytes, "{:.0%} of the baseline"),
-        change_in=frozenset({Output.CARD}),
+        outputs=PAGE_AND_DATA,
         more=(ratio_field("parameter_bytes", _bytes),),
     ),
     Column(
@@ -177,7 +174,7 @@ MEASURED: list[Column] = [
         _training_speed,
         "{:,.0f}".format,
         outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
-        change=ratio_to_baseline(_training_speed, "{:.2f} × the baseline"),
+        change=ratio_to_baseline(_training_speed),
         change_title="training speed / baseline",
         change_in=EVERYWHERE - {Output.LATEX, Output.STEPS},
         more=(ratio_field("tokens/sec", _training_speed),),
@@ -215,12 +212,8 @@ MEASURED: list[Column] = [
         "examples evaluated per second, all the run's tasks together: the speed of simulating a format",
         _rate,
         speed,
-        card_title="simulated, examples/sec",
         keeps_empty=True,
         outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
-        change=ratio_to_baseline(_rate, "{:.2f} × the baseline"),
-        change_title="speed / baseline",
-        change_in=frozenset({Output.HEADLINE, Output.CARD}),
         more=(ratio_field("examples/sec", _rate),),
     ),
     recorded_column(
@@ -252,7 +245,7 @@ MEASURED: list[Column] = [
         str,
         kind=str,
         is_text=True,
-        outputs=EVERYWHERE - {Output.LATEX, Output.CARD},
+        outputs=EVERYWHERE - {Output.LATEX},
     ),
     measured_column("folder", "where the run lies", lambda row: str(row.run.path), str, kind=str, outputs=DATA_ONLY),
 ]

@@ -2,7 +2,7 @@
 
 A declaration says how a column is called in files (`name`) and in tables (`title`), what its value is for a row, how
 the value is written, how it differs from the baseline's, and in which outputs it stands. The table in the terminal,
-results.md, results.tex, results.csv, results.parquet, the page's cards and its full table follow from it.
+results.md, results.tex, results.csv, results.parquet and the page's full table follow from it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ class Output(StrEnum):
     LATEX = "results.tex"
     PAGE = "page"  # its full table
     DATA = "data"  # results.csv, results.parquet and load_table
-    HEADLINE = "headline"  # the table at the top of results.md
-    CARD = "card"  # the same on the page
     STEPS = "steps"  # what the remedies win back
 
 
@@ -60,7 +58,6 @@ class Change:
         text: for a table.
         number: what the text is sorted by.
         brief: for a paper, where it differs from `text`.
-        card: for a card, where it differs from `text`.
         interval: 95 %, in words; "" where it is not known.
         low: lower end, which intervals are sorted by.
         p: adjusted by Holm's method; None where nothing was tested.
@@ -70,7 +67,6 @@ class Change:
     text: str
     number: float | None = None
     brief: str = ""
-    card: str = ""
     interval: str = ""
     low: float | None = None
     p: float | None = None
@@ -105,7 +101,6 @@ class Column:
         write: the value for reading, standard error included.
         kind: type of the values in files for programs; None where it depends on the values, as with knobs.
         title: in tables for reading; the name where none is given.
-        card_title: on a card; the title where none is given.
         outputs: where the column stands.
         change: the difference from the baseline, where there is one.
         change_title: the title of the difference, in which {} is the column's.
@@ -122,7 +117,6 @@ class Column:
     write: Callable[[Row], str]
     kind: type | None = float
     title: str = ""
-    card_title: str = ""
     outputs: frozenset[Output] = TABLES
     change: Callable[[ComparedRow], Change] | None = None
     change_title: str = "Δ {}"
@@ -180,13 +174,13 @@ def against_baseline(
     return lambda entry: None if entry.baseline is None else combine(value(entry.row), value(entry.baseline))
 
 
-def ratio_to_baseline(value: Callable[[Row], float | None], card: str) -> Callable[[ComparedRow], Change]:
-    """Return what says a value as a multiple of the baseline's; `card` is the format of the ratio on a card."""
+def ratio_to_baseline(value: Callable[[Row], float | None]) -> Callable[[ComparedRow], Change]:
+    """Return what says a value as a multiple of the baseline's."""
     read = against_baseline(value, ratio)
 
     def change(entry: ComparedRow) -> Change:
         number = read(entry)
-        return Change(ABSENT) if number is None else Change(f"{number:.2f}", number, card=card.format(number))
+        return Change(ABSENT) if number is None else Change(f"{number:.2f}", number)
 
     return change
 

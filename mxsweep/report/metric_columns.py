@@ -91,7 +91,7 @@ def _column(name: str, metric_of: MetricOf, like: str | None = None) -> Column:
         value,
         lambda row: metric_cell(row, metric_of(row) or ""),
         title=short_title(name),
-        outputs=EVERYWHERE if is_judged else EVERYWHERE - {Output.HEADLINE, Output.STEPS},
+        outputs=EVERYWHERE if is_judged else EVERYWHERE - {Output.STEPS},
         change=change if is_judged else None,
         more=(error_field, *_difference_fields(name, like, metric_of, value)),
         keeps_empty=True,

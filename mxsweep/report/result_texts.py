@@ -17,9 +17,9 @@ from mxsweep.report.attribution_tables import (
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
 from mxsweep.report.run_warnings import list_warnings
+from mxsweep.report.study_title import about_group
 from mxsweep.report.summary_tables import (
     failure_table,
-    headline_table,
     reference_table,
     remedy_outcomes,
     won_back_table,
@@ -39,10 +39,6 @@ from mxsweep.study.training_ranking import TrainingStudy, study_trainings
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
     "with nothing quantized: run it with `format=none kv_quant=none` and collect both folders together."
-)
-HEADLINE_NOTE = (
-    "A difference is the run minus the baseline, computed when the results were collected; ± is one standard "
-    "error of the run by itself."
 )
 COMPARED_NOTE = (
     "[…] is the 95 % interval of the difference, paired over the same examples (of a perplexity: of its ratio); p is "
@@ -122,7 +118,7 @@ def markdown_text(
     studied: Sequence[Study] | None = None,
     reference: Reference | None = None,
 ) -> str:
-    """Return results.md: of each group headline, findings, table and `figures` (by slug); then the runs not done."""
+    """Return results.md: of each group the answer, findings, table and `figures` (by slug); then the runs not done."""
     parts = ["# Results", f"Runs: {summary(results)}."]
     if results.constants:
         parts.append(escape_markdown(constants_line(results)) + ".")
@@ -132,12 +128,12 @@ def markdown_text(
         parts += ["## Warnings", _list(warned)]
     for study in study_groups(results) if studied is None else studied:
         group = study.group
-        parts += [f"## {escape_markdown(heading(group))}", "### Headline", markdown(headline_table(study))]
+        parts.append(f"## {escape_markdown(heading(group))}")
+        if study.verdict.lines:
+            lines = (f"- **{line.title}:** {escape_markdown(line.text)}" for line in study.verdict.lines)
+            parts += [f"### {escape_markdown(about_group(group))}", "\n".join(lines)]
         if not study.has_baseline:
             parts.append(NO_BASELINE)
-        parts.append(f"{HEADLINE_NOTE} {SPEED_NOTE}")
-        chosen = {pick.title.split(" (")[0]: pick.chosen for pick in study.picks if pick.chosen}
-        parts.append("\n".join(f"- {escape_markdown(title)}: {escape_markdown(how)}." for title, how in chosen.items()))
         if study.findings:
             parts += [
                 "### What the numbers say",
@@ -149,6 +145,7 @@ def markdown_text(
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
         if any(comparison.n for comparison in study.comparisons.values()):
             parts.append(COMPARED_NOTE)
+        parts.append(SPEED_NOTE)
         if has_several_tasks(results):
             parts.append(SEVERAL_TASKS_NOTE)
         parts += [

@@ -19,8 +19,6 @@ from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison
-from mxsweep.study.group_study import Study
-from mxsweep.study.headline import Pick
 from mxsweep.study.trained_configs import has_trainings
 
 
@@ -72,7 +70,6 @@ LAYOUTS: Mapping[Output, Sequence[Facet]] = {
     Output.MARKDOWN: (_WITH_INTERVAL, Facet("p {}", lambda change: Cell(p_value(change.p), change.p), _tested)),
     Output.LATEX: (Facet("", _marked_change),),
     Output.PAGE: (_CHANGE, Facet("Δ {}, 95 %", _interval, _tested), Facet("p, {}", _marked_p, _tested)),
-    Output.HEADLINE: (_WITH_INTERVAL, _IN_WORDS),
     Output.STEPS: (_WITH_INTERVAL, _IN_WORDS),
 }
 
@@ -100,11 +97,6 @@ def entries_of(group: Group, against: Mapping[Path, Comparison]) -> list[Compare
         ComparedRow(row, None if row.is_baseline else group.baseline_for(row), against.get(row.run.path))
         for row in group.rows
     ]
-
-
-def pick_entry(study: Study, pick: Pick) -> ComparedRow:
-    """Return a headline's run with what it is compared with."""
-    return ComparedRow(pick.row, pick.baseline, study.comparisons.get(pick.row.run.path))
 
 
 def lay_out(columns: Sequence[Column], entries: Sequence[ComparedRow], output: Output) -> Table:

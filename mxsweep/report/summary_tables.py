@@ -1,11 +1,11 @@
-"""Make the tables beside those of all runs: headline, remedies, published numbers, runs that are not done."""
+"""Make the tables beside those of all runs: remedies, published numbers, runs that are not done."""
 
 from collections.abc import Sequence
 
 from mxsweep.report.column_table import MEASURED
 from mxsweep.report.columns import Column, ComparedRow, Output
 from mxsweep.report.metric_columns import metric_column
-from mxsweep.report.run_table import lay_out, pick_entry, run_columns
+from mxsweep.report.run_table import lay_out
 from mxsweep.report.table import Cell, Table, text_cells
 from mxsweep.report.wording import ABSENT, format_value, metric_cell, one_line, speed
 from mxsweep.results.groups import Group, Results
@@ -16,13 +16,6 @@ from mxsweep.results.rows import label
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference, match_reference
 from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, format_share
-
-
-def headline_table(study: Study) -> Table:
-    """Return the headline's runs, each metric followed by its difference from the run's baseline."""
-    columns = run_columns(study.results, study.group, Output.HEADLINE)
-    table = lay_out(columns, [pick_entry(study, pick) for pick in study.picks], Output.HEADLINE)
-    return _with_columns_before(table, {"": [pick.title for pick in study.picks]})
 
 
 def won_back_table(group: Group, won: Sequence[RemedySteps]) -> Table:

@@ -6,11 +6,12 @@ A cell shows as many digits as its standard error makes meaningful; the files fo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxsweep.results.metrics import LOSS, betterness, decimals, is_loss, is_margin, is_perplexity
+from mxsweep.results.metrics import betterness, decimals, is_loss
 from mxsweep.results.rows import Row
+from mxsweep.study.change_words import format_interval
+from mxsweep.study.metric_test import metric_test
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.study.comparison import Comparison
@@ -73,59 +74,20 @@ def change_in_percent(text: str) -> str:
     return text.partition("(")[2].rstrip(")") or text
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Hold what a comparison says of one metric."""
-
-    paired: Paired | None = None
-    p: float | None = None
-    significant: bool | None = None
-    above_floor: bool | None = None
-
-
-def _parts(comparison: Comparison | None, name: str) -> _Parts:
-    """Return what a comparison says of a metric; nothing of one that was not compared example by example."""
-    if comparison is None:
-        return _Parts()
-    c = comparison
-    if is_perplexity(name) or is_loss(name):
-        known = _Parts(c.perplexity, c.perplexity_p, c.perplexity_significant, c.perplexity_above_floor)
-        return known if name in (c.row.ppl_name, LOSS) else _Parts()
-    if is_margin(name):
-        return _Parts(c.margin, c.margin_p, c.margin_significant, c.margin_above_floor)
-    known = _Parts(c.accuracy, c.accuracy_p, c.accuracy_significant, c.accuracy_above_floor)
-    return known if name == c.row.accuracy_name else _Parts()
-
-
 def paired(comparison: Comparison | None, name: str) -> Paired | None:
     """Return what comparing a metric example by example gave; None where it was not compared."""
-    return _parts(comparison, name).paired
+    return metric_test(comparison, name).paired
 
 
 def above_noise(comparison: Comparison | None, name: str) -> bool | None:
     """Return whether a metric's difference exceeds the numerical noise; None where it was not compared or measured."""
-    return _parts(comparison, name).above_floor if paired(comparison, name) is not None else None
+    return metric_test(comparison, name).above_floor if paired(comparison, name) is not None else None
 
 
 def interval(comparison: Comparison | None, name: str) -> str:
     """Return the 95 % interval of a metric's difference: of a perplexity that of its ratio, in %; empty if unknown."""
     measured = paired(comparison, name)
-    if measured is None:
-        return ""
-    if math.isnan(measured.low):
-        return ""
-    if not is_perplexity(name):
-        return f"[{measured.low:+.4f}, {measured.high:+.4f}]"
-    return f"[{percent(measured.low)}, {percent(measured.high)}]"
-
-
-def percent(log_ratio: float) -> str:
-    """Return a difference of logarithms as a change in %."""
-    try:
-        change = math.expm1(log_ratio)
-    except OverflowError:
-        return "> 10^300 %"
-    return f"{change:+.1%}" if abs(change) < 100 else f"×{change + 1:.3g}"
+    return "" if measured is None else format_interval(name, measured)
 
 
 def p_value(p: float | None) -> str:
@@ -137,12 +99,12 @@ def p_value(p: float | None) -> str:
 
 def p_of(comparison: Comparison | None, name: str) -> float | None:
     """Return the p value of a metric's difference, adjusted by Holm's method; None where it was not compared."""
-    return _parts(comparison, name).p
+    return metric_test(comparison, name).p
 
 
 def significance(comparison: Comparison | None, name: str) -> str:
     """Say whether a metric's difference is significant, and exceeds the numerical noise; empty if unknown."""
-    known = _parts(comparison, name)
+    known = metric_test(comparison, name)
     if known.p is None or math.isnan(known.p):
         return ""
     words = "significant" if known.significant else "not significant"

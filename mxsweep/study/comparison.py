@@ -193,6 +193,23 @@ def explain_groups(results: Results) -> str | None:
     )
 
 
+def align_outcomes(rows: Iterable[Row]) -> dict[Path, Outcomes]:
+    """Return what runs answered to the same distinct examples, in one order, by the run's folder.
+
+    The examples are those of the first run that has any; a run of others, or of other lengths of documents, is left
+    out.
+    """
+    aligned: dict[Path, Outcomes] = {}
+    base: Outcomes | None = None
+    for row in rows:
+        outcomes = read_outcomes(row.run, row.task or "")
+        base = outcomes if base is None else base
+        same = _aligned(base, outcomes) if base is not None and outcomes is not None else None
+        if base is not None and same is not None and _same(base.weights, same.weights):
+            aligned[row.run.path] = _distinct(same, base.firsts)
+    return aligned
+
+
 def _compare(row: Row, other: Row, noise: Noise) -> Comparison:
     """Compare two runs of a group, without adjusted p values, which take the family."""
     comparison = Comparison(row, other)

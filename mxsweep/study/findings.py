@@ -19,7 +19,6 @@ from mxsweep.study.knob_effects import KnobEffect
 from mxsweep.study.knob_findings import (
     describe_cost_of_kv,
     describe_distance,
-    describe_effect,
     describe_error_change,
     describe_no_effect,
 )
@@ -43,7 +42,7 @@ def list_findings(
         shown: the knobs that tell runs apart.
     """
     quantized = [row for row in group.rows if not row.is_baseline]
-    findings = [finding for effect in effects for finding in (*describe_no_effect(effect), *describe_effect(effect))]
+    findings = [finding for effect in effects for finding in describe_no_effect(effect)]
     return [
         *findings,
         *describe_cost_of_kv(effects, comparisons),

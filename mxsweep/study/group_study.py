@@ -12,10 +12,14 @@ from mxsweep.study.block_directions import describe_block_sizes
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
-from mxsweep.study.headline import Pick, choose_headline, loss_metric, pareto_front
+from mxsweep.study.headline import loss_metric, pareto_front
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
+from mxsweep.study.value_pairs import KnobValues, study_values
+from mxsweep.study.verdict import Verdict, VerdictLine, give_verdict
+
+MOST_SAID = 4  # of trainings, in the verdict
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class Study:
     group: Group
     comparisons: dict[Path, Comparison]  # each quantized run with its baseline, by the run's folder
     effects: list[KnobEffect]
+    values: list[KnobValues]
+    verdict: Verdict
     remedy_steps: list[RemedySteps]
-    picks: list[Pick]
     findings: list[Finding]
     front: list[Row]  # of effective bits per weight and loss
     loss_metric: str | None
@@ -75,13 +80,17 @@ def study_group(results: Results, group: Group) -> Study:
     attributions = find_attributions(results, group, comparisons)
     training = study_trainings(results, group)
     said = describe_trainings(training) if training is not None else []
+    values = study_values(results, group)
+    over_seeds = [VerdictLine("Training", finding.text, finding.runs) for finding in said[:MOST_SAID]]
+    verdict = Verdict(over_seeds, None, []) if said else give_verdict(results, group, comparisons, values)
     return Study(
         results,
         group,
         comparisons,
         effects,
+        values,
+        verdict,
         steps,
-        choose_headline(group),
         [
             *said,
             *describe_attributions(attributions),

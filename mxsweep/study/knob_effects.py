@@ -6,7 +6,6 @@ The pairs of one knob are a family of tests.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from mxsweep.results.groups import Group, Results, row_order
@@ -51,9 +50,15 @@ def find_knob_effects(results: Results, group: Group) -> list[KnobEffect]:
 
 
 def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[tuple[Row, Row]]:
-    """List pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first.
+    """List pairs of rows that agree in `others` and have values of `knob` next to each other, smaller first."""
+    alike = runs_by_value(rows, knob, others)
+    return list({(a.run.path, b.run.path): (a, b) for ordered in alike for a, b in pairwise(ordered)}.values())
 
-    A knob without effect on one of the two (GPTQ's damping on weights rounded to nearest) is no difference.
+
+def runs_by_value(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[list[Row]]:
+    """List rows that agree in `others`, each list with one row a value of `knob`, in the knob's order.
+
+    A knob without effect on a row (GPTQ's damping on weights rounded to nearest) is no difference.
     """
     alike: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
@@ -61,12 +66,11 @@ def _neighbours(rows: Sequence[Row], knob: str, others: Sequence[str]) -> list[t
             key = (row.is_baseline, *(label(row.knobs[name]) if name in row.knobs else None for name in others))
             alike.setdefault(key, {}).setdefault(label(row.knobs[knob]), row)
     partial = [key for key in alike if None in key]
-    pairs: dict[tuple[Path, Path], tuple[Row, Row]] = {}
+    lists = []
     for key, members in alike.items():
         by_value = dict(members)
         for other in partial:
             if all(theirs is None or theirs == mine for mine, theirs in zip(key, other, strict=True)):
                 by_value = alike[other] | by_value
-        ordered = sorted(by_value.values(), key=lambda row: row_order(row, [knob]))
-        pairs |= {(low.run.path, high.run.path): (low, high) for low, high in pairwise(ordered)}
-    return list(pairs.values())
+        lists.append(sorted(by_value.values(), key=lambda row: row_order(row, [knob])))
+    return lists

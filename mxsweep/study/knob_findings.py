@@ -57,46 +57,6 @@ def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
     return f" The scale exponents {join_with_and(spans)}, {bits} bits hold ±{held}: no scale was clamped."
 
 
-def describe_effect(effect: KnobEffect) -> Iterable[Finding]:
-    """Say what going from one value of a knob to the next does, and whether that is more than chance and noise."""
-    for (low, high), pairs in _pairs_by_values(effect).items():
-        different = [pair for pair in pairs if not pair.identical and pair.why_not is None]
-        distinct = list({pair.test: pair for pair in different}.values())
-        accuracies = [pair.accuracy.difference for pair in different if pair.accuracy]
-        factors = [math.exp(pair.perplexity.difference) for pair in different if pair.perplexity]
-        margins = [pair.margin.difference for pair in different if pair.margin]
-        parts = []
-        if accuracies:
-            verdicts = [(pair.accuracy_significant, pair.accuracy_above_floor) for pair in distinct if pair.accuracy]
-            parts.append(f"accuracy by {format_range(accuracies, '+.4f')} ({_verdict(verdicts)})")
-        if factors:
-            verdicts = [
-                (pair.perplexity_significant, pair.perplexity_above_floor) for pair in distinct if pair.perplexity
-            ]
-            parts.append(f"perplexity by a factor of {format_range(factors, '.3f')} ({_verdict(verdicts)})")
-        if margins:
-            verdicts = [(pair.margin_significant, pair.margin_above_floor) for pair in distinct if pair.margin]
-            parts.append(f"the mean margin by {format_range(margins, '+.4f')} nats ({_verdict(verdicts)})")
-        if parts:
-            text = (
-                f"{effect.knob} {low} → {high} changes {join_with_and(parts)}, in {format_pairs(len(different))} of "
-                f"runs that differ in nothing else{_outcomes(len(distinct), len(different))}."
-            )
-            yield Finding("effect", text, run_ids(row for pair in different for row in (pair.other, pair.row)))
-
-
-def _verdict(verdicts: Sequence[tuple[bool | None, bool | None]]) -> str:
-    """Count the differences that are significant, and larger than noise makes them where that is known."""
-    count = sum(bool(significant) and above is not False for significant, above in verdicts)
-    known = any(above is not None for _, above in verdicts)
-    return f"{count} of {len(verdicts)} significant{' and larger than the numerical noise' if known else ''}"
-
-
-def _outcomes(distinct: int, pairs: int) -> str:
-    """Say what a count of pairs does not: that some came out the same, and were tested once."""
-    return "" if distinct == pairs else f", {distinct} of them with different outcomes"
-
-
 def describe_cost_of_kv(effects: Sequence[KnobEffect], against: Mapping[Path, Comparison]) -> Iterable[Finding]:
     """Say what keys and values cost beside what weights and activations cost already."""
     for effect in effects:

@@ -122,6 +122,21 @@ def test_every_figure_is_drawn(visit: Callable[..., Page]) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
+def test_the_first_screen_says_what_to_use(visit: Callable[..., Page], size: dict[str, int]) -> None:
+    page = visit(viewport=size)
+    expect(page).to_have_title(re.compile("^tiny on story: .*block size.* – mxsweep$"))
+    use = page.locator("#group-1-verdict .use")
+    expect(use).to_contain_text("bits a weight")
+    box = use.bounding_box()
+    assert box is not None and box["y"] + box["height"] <= size["height"]
+    tops = page.evaluate(
+        """() => ["#group-1-verdict", "nav", "#group-1-knobs", "#group-1-figures", "#environments"]
+            .map(each => document.querySelector(each).getBoundingClientRect().top)"""
+    )
+    assert tops == sorted(tops)
+
+
 def test_sorting_by_a_column(visit: Callable[..., Page]) -> None:
     page = visit()
     head = page.locator("#group-1-table th", has_text="block_size")
@@ -182,9 +197,9 @@ def test_a_run_opens_to_its_config_and_command(visit: Callable[..., Page]) -> No
     expect(detail.get_by_role("button", name="Copied")).to_be_visible()
     opener.click()
     expect(detail).to_be_hidden()
-    card = page.locator("#group-1 .card", has_text="most accurate")
-    card.get_by_role("link").click()
-    expect(page.locator(f"{card.get_by_role('link').get_attribute('href')} tr.detail")).to_be_visible()
+    use = page.locator("#group-1-verdict .use").get_by_role("link")
+    use.click()
+    expect(page.locator(f"{use.get_attribute('href')} tr.detail")).to_be_visible()
 
 
 def test_the_legend_hides_a_line_and_shows_it_again(visit: Callable[..., Page]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import put
 
+from mxsweep.report.figures.costs import MOST_DRAWN
 from mxsweep.report.figures.error_heat_map import heat_map
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
@@ -19,7 +20,7 @@ from mxsweep.report.figures.panels import Panel, both_ways
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.headline import choose_headline, knee, pareto_front
+from mxsweep.study.headline import pareto_front
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 
@@ -40,12 +41,8 @@ def data(spec: dict[str, Any], name: str = "points") -> list[dict[str, Any]]:
 def test_each_swept_knob_has_its_figures(tmp_path: Path) -> None:
     put_study(tmp_path)
     study = only_study(tmp_path)
-    lines = [
-        f"{y}_vs_{x}"
-        for y in ("accuracy", "perplexity", "throughput")
-        for x in ("block_size", "scale_bits", "kv_quant")
-    ]
-    assert [figure.stem for figure in group_figures(study)] == [*lines, "tradeoff"]
+    lines = [f"{y}_vs_{x}" for y in ("accuracy", "perplexity") for x in ("block_size", "scale_bits", "kv_quant")]
+    assert [figure.stem for figure in group_figures(study)] == ["cost", *lines, "tradeoff"]
     (figures, heat) = draw_figures([study], tmp_path / "..")[""]
     assert heat is not None and heat.figure.stem == "sqnr"
     for drawn in [*figures, heat.figure]:
@@ -91,8 +88,6 @@ def test_a_point_says_its_difference_and_whether_it_is_significant(tmp_path: Pat
     put_study(tmp_path)
     points = data(figure(only_study(tmp_path), "perplexity_vs_block_size").page_spec())
     assert all(point["difference"].endswith("significant") and "[+" in point["difference"] for point in points)
-    speeds = data(figure(only_study(tmp_path), "throughput_vs_block_size").page_spec())
-    assert not any("difference" in point or "low" in point for point in speeds)
 
 
 def test_too_many_lines_become_medians_of_the_knob_that_tells_most(tmp_path: Path) -> None:
@@ -168,37 +163,37 @@ def put_sized(folder: Path, bits: float, ppl: float, **knobs: Any) -> None:
     put(folder, metrics={"story": {"perplexity": ppl}}, record=record, **knobs)
 
 
-def test_pareto_front_and_its_knee(tmp_path: Path) -> None:
+def test_pareto_front(tmp_path: Path) -> None:
     points = {"a": (4.0, 9.0), "b": (4.5, 3.0), "c": (5.0, 4.0), "d": (8.0, 2.5), "e": (8.0, 2.5), "f": (4.0, 10.0)}
     for seed, (name, (bits, ppl)) in enumerate(points.items()):
         put_sized(tmp_path / name, bits, ppl, seed=seed)
     (group,) = read_results(tmp_path).groups
     front = pareto_front(group)
     assert [row.run.path.name for row in front] == ["a", "b", "d"]
-    assert knee(front, "perplexity").run.path.name == "b"
-    picks = {pick.title: pick for pick in choose_headline(group)}
-    assert picks["best trade-off"].row.run.path.name == "b"
-    assert "knee" in picks["best trade-off"].chosen
-    assert picks["smallest"].row.run.path.name == "a"
     drawn = figure(only_study(tmp_path), "tradeoff")
     assert [point["number"] for point in data(drawn.page_spec(), "front")] == ["1", "2", "3"]
     assert [note[0] for note in drawn.notes] == ["1", "2", "3"]
     assert next(row for row in drawn.cells if row[0] == "id_e")[-1] == "no"  # as good as d, but not the first
 
 
-def test_a_short_front_has_no_knee(tmp_path: Path) -> None:
-    put_sized(tmp_path / "a", 4.0, 9.0, seed=1)
-    put_sized(tmp_path / "b", 8.0, 2.0, seed=2)
-    (group,) = read_results(tmp_path).groups
-    pick = next(pick for pick in choose_headline(group) if pick.title == "best trade-off")
-    assert pick.row.run.path.name == "b" and "two runs" in pick.chosen
+def test_the_cost_of_every_config_is_drawn_once_the_least_first(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    drawn = figure(only_study(tmp_path), "cost")
+    points = data(drawn.page_spec(), "configs")
+    assert len(points) == 6 and [point["row"] for point in points] == list(range(6))
+    assert points[0]["name"] == "▸ block size 16, scale bits 6 = 8, KV none" and points[0]["use"]
+    assert [point["x"] for point in points] == sorted(point["x"] for point in points)
+    assert all(1 < point["low"] < point["x"] < point["high"] and point["told"] for point in points)
+    assert [cells[-1] for cells in drawn.cells] == ["2"] * 6
+    x = drawn.page_spec()["layer"][2]["encoding"]["x"]
+    assert x["scale"]["type"] == "log"
 
 
-def test_a_broken_run_is_no_headline(tmp_path: Path) -> None:
-    put_sized(tmp_path / "nan", 2.0, float("nan"), seed=1)
-    put_sized(tmp_path / "ok", 4.0, 2.0, seed=2)
-    (group,) = read_results(tmp_path).groups
-    assert {pick.row.run.path.name for pick in choose_headline(group)} == {"ok"}
+def test_of_many_configs_the_ends_are_drawn_and_all_are_listed(tmp_path: Path) -> None:
+    put_study(tmp_path, blocks=tuple(range(8, 168, 8)), scale_bits=(8,), kv=("none",), noise=False, diagnostics=False)
+    drawn = figure(only_study(tmp_path), "cost")
+    assert len(data(drawn.page_spec(), "configs")) == MOST_DRAWN and len(drawn.cells) == 20
+    assert f"The {MOST_DRAWN} of 20 configs" in drawn.caption
 
 
 def test_without_bits_there_is_no_trade_off(tmp_path: Path) -> None:
@@ -218,7 +213,7 @@ def test_heat_map_has_every_run_and_holds_equal_tensors_once(tmp_path: Path) -> 
     assert heat.columns[-2:] == ["keys", "values"] and heat.layers == ["0", "1", "2"]
     # By block size weights and activations differ; scale bits and the other runs of a block size change nothing.
     assert len(heat.pieces) == 3 + 3 + 1 + 1
-    assert heat.parts[0][2:] == [-1, -1]  # the most accurate run has no quantized keys
+    assert heat.parts[0][2:] == [-1, -1]  # the least costly run has no quantized keys
     assert heat.pieces[heat.parts[0][0]][0] == [0, 0, 17.75, 0.02, 0.13, 0.0]
     assert heat.figure.cells[0][:3] == ["0", "17.8", "18.8"]
 

@@ -88,12 +88,6 @@ def test_runs_that_differ_are_not_called_identical(tmp_path: Path) -> None:
     pair = Comparison(b, a, 1000, accuracy(-0.04), perplexity(0.1), 0.004, 0.004, floor=Floor(0.01, 0.2, 3, ""))
     found = told([a, b], an_effect("block_size", pair))
     assert not texts(found, "no effect")
-    assert texts(found, "effect") == [
-        "block_size 16 → 32 changes accuracy by −0.0400 (1 of 1 significant and larger than the numerical "
-        "noise) and perplexity by a factor of 1.105 (0 of 1 significant and larger than the numerical noise), in 1 "
-        "pair of runs that differ in nothing else."
-    ]
-    assert found[0].runs == ["a", "b"]
 
 
 def test_runs_that_could_not_be_compared_are_not_spoken_of(tmp_path: Path) -> None:
@@ -109,7 +103,7 @@ def test_what_keys_and_values_cost_is_set_beside_what_came_before(tmp_path: Path
         an_effect("kv_quant", Comparison(kv, linear, 1000, None, perplexity(0.6931), None, 0.001)),
         against=[Comparison(linear, base, 1000, None, perplexity(0.4055), None, 0.001)],
     )
-    text = texts(found, "effect")[1]
+    (text,) = texts(found, "effect")
     assert text == (
         "Quantizing keys and values to fp4_e2m1 multiplies perplexity by 2.000, on top of the 1.500 that the linear "
         "layers' formats cost alone."
@@ -209,7 +203,7 @@ def test_a_damaged_file_of_diagnostics_is_as_none(tmp_path: Path, content: bytes
 def test_odd_records_are_not_spoken_of(tmp_path: Path, odd: dict[str, Any]) -> None:
     a, b = a_row(tmp_path, "a", odd, knobs={"block_size": 16}, environment=["?"]), a_row(tmp_path, "b", odd)
     found = told([a, b], an_effect("block_size", Comparison(b, a, 1000, accuracy(-0.001), None, 0.5)))
-    assert {finding.kind for finding in found} == {"effect"}
+    assert found == []
 
 
 @pytest.mark.parametrize("column", [{"kind": ["weights"]}, {"module": [None]}, {"layer": ["0"]}, {"sqnr_db": ["x"]}])
@@ -224,14 +218,6 @@ def test_a_file_with_other_values_is_as_none(tmp_path: Path, column: dict[str, A
     path.unlink()
     parquet.write_table(pa.table(good | column), path)
     assert read_tensors(row.run) == []
-
-
-def test_twins_are_counted_and_tested_once(tmp_path: Path) -> None:
-    rows = [a_row(tmp_path, f"{size}-{bits}", knobs={"block_size": size}) for size in (16, 32) for bits in (6, 8)]
-    pairs = [Comparison(rows[2 + i], rows[i], 1000, accuracy(-0.04), perplexity(0.1), 0.004, 0.004) for i in (0, 1)]
-    (text,) = texts(told(rows, an_effect("block_size", *pairs)), "effect")
-    assert "(1 of 1 significant)" in text
-    assert text.endswith("in 2 pairs of runs that differ in nothing else, 1 of them with different outcomes.")
 
 
 def test_what_a_knob_does_to_the_error_of_each_kind(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def _read_errors(rows: Sequence[Row], most_cells: int) -> list[tuple[Row, dict[s
 
 
 def _best_first(study: Study) -> list[Row]:
-    """Return the most accurate run, then the others in the tables' order."""
+    """Return the least costly run, then the others in the tables' order."""
     quantized = [row for row in study.rows if not row.is_baseline]
-    best = [pick.row for pick in study.picks if pick.title.startswith(("most accurate", "lowest"))][:1]
+    best = [config.row for config in study.verdict.configs][:1]
     return [*best, *(row for row in quantized if row not in best)]
 
 

@@ -1,17 +1,19 @@
 """Draw the figures of a collection: which ones there are, and their files.
 
-Accuracy, perplexity and throughput against every knob that was swept, one line for each combination of the others;
-bits per weight against perplexity; and where error enters. Each as PNG and SVG, and in report.html, from one chart.
-Those against block_size are always drawn, under names that stay. Of trainings their curves, the ranking and the speed.
+What every config costs; accuracy and perplexity against every knob that was swept, one line for each combination of the
+others; bits per weight against perplexity; and where error enters. Each as PNG and SVG, and in report.html, from one
+chart. Those against block_size are always drawn, under names that stay. Of trainings their curves, the ranking and the
+speed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mxsweep.report.figures.costs import cost_figure
 from mxsweep.report.figures.error_heat_map import HeatMap, heat_map
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.lines import line_figure
-from mxsweep.report.figures.quantity import THROUGHPUT, metric_quantity
+from mxsweep.report.figures.quantity import metric_quantity
 from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.figures.training_figures import training_figures
 from mxsweep.study.group_study import Study
@@ -38,18 +40,23 @@ def group_figures(study: Study) -> list[Figure]:
     if study.training is not None and SEED in study.swept:  # the ranking is over seeds, and lines would have one each
         return training_figures(study)
     knobs = study.swept
-    throughput = [THROUGHPUT] if study.training is None else []
     has_blocks = any("block_size" in row.knobs for row in study.rows)
     files = ["block_size", *(name for name in knobs if name != "block_size")] if has_blocks else knobs
     main, second = study.group.main_metric(), loss_metric(study.group)
     quantities = [metric_quantity(name, study.rows) for name in dict.fromkeys((main, second)) if name]
     figures = [
         line_figure(study, quantity, knob, in_page=knob in knobs or not knobs)
-        for quantity in (*quantities, *throughput)
+        for quantity in quantities
         for knob in files
     ]
     trade_off = trade_off_figure(study)
-    return [*training_figures(study), *figures, *([trade_off] if trade_off else [])]
+    costs = cost_figure(study)
+    return [
+        *([costs] if costs else []),
+        *training_figures(study),
+        *figures,
+        *([trade_off] if trade_off else []),
+    ]
 
 
 def written_files(drawn: Drawn) -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""Describe a metric or a speed along y: its axis, its baselines, and its difference from them in words."""
+"""Describe a metric along y: its axis, its baselines, and its difference from them in words."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ class Quantity:
     axis: str
     value: Callable[[Row], float | None]
     error: Callable[[Row], float | None]
-    from_zero: bool = False
     digits: int | None = None
     metric: str | None = None
 
@@ -30,11 +29,6 @@ class Quantity:
     def title(self) -> str:
         """Return the name in captions."""
         return self.stem.replace("_", " ")
-
-
-THROUGHPUT = Quantity(
-    "throughput", "examples per second (simulated)", lambda row: row.examples_per_sec, lambda row: None, True
-)
 
 
 def metric_quantity(name: str, rows: Sequence[Row]) -> Quantity:
@@ -59,7 +53,7 @@ def y_axis(quantity: Quantity, log: bool) -> Spec:
             "scale": {"type": "log", "nice": False},
             "axis": {"format": "~g", "tickCount": 6},
         }
-    return {"title": quantity.axis, "scale": {"zero": quantity.from_zero}}
+    return {"title": quantity.axis, "scale": {"zero": False}}
 
 
 def is_log(quantity: Quantity, values: Sequence[float]) -> bool:

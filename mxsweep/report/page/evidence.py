@@ -11,12 +11,12 @@ from mxsweep.report.wording import (
     p_of,
     p_value,
     paired,
-    percent,
     significance,
 )
 from mxsweep.results.metrics import LOSS, MARGIN, is_perplexity, short_title
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.study.change_words import percent
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.group_study import Study
 from mxsweep.study.knob_effects import KnobEffect

@@ -22,13 +22,14 @@ from markupsafe import Markup
 from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.versions import version_of
 from mxsweep.report.attribution_tables import ATTRIBUTION_TITLE, COST_NOTE, SUM_NOTE, cost_table, sum_table
+from mxsweep.report.figures.costs import ABOUT as VERDICT
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
 from mxsweep.report.figures.training_figures import ABOUT as TRAINING
 from mxsweep.report.page import evidence
-from mxsweep.report.page.cards import Card, cards
 from mxsweep.report.page.environments import environments
+from mxsweep.report.page.knob_views import VALUES_NOTE, KnobView, knob_views
 from mxsweep.report.page.run_views import RunTable, run_views
 from mxsweep.report.page.scripts import as_json, closed, policy, vega
 from mxsweep.report.result_texts import (
@@ -44,6 +45,7 @@ from mxsweep.report.result_texts import (
     summary,
     warnings,
 )
+from mxsweep.report.study_title import about_group, study_title
 from mxsweep.report.summary_tables import page_failure_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
@@ -54,6 +56,7 @@ from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
+from mxsweep.study.verdict import Verdict
 
 REPORT_NAME = "report.html"
 HERE = Path(__file__).parent
@@ -81,7 +84,11 @@ class GroupView:
     id: str
     study: Study
     heading: str
-    cards: list[Card]
+    about: str  # what was measured, in words
+    verdict: Verdict
+    no_verdict: str  # said where it has no line
+    costs_figure: Figure | None
+    values: list[KnobView]
     findings: list[Finding]
     more_findings: list[Finding]  # of a kind that has MOST_FINDINGS already
     figures: dict[str, list[Figure]]  # by quantity
@@ -114,6 +121,7 @@ def write_page(
     figures = [figure for group in groups for shown in group.figures.values() for figure in shown]
     figures += [figure for group in groups if group.training for figure in group.training.figures]
     figures += [group.heat.figure for group in groups if group.heat]
+    figures += [group.costs_figure for group in groups if group.costs_figure]
     data = {"figures": {figure.stem: figure.page_spec() for figure in figures}, "heat": {}}
     data["heat"] = {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat}
     scripts = [*([vega()] if figures else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
@@ -121,7 +129,7 @@ def write_page(
         _environment()
         .get_template("report.html.jinja")
         .render(
-            title="mxsweep report",
+            title=study_title(results),
             version=version_of("mxsweep"),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             policy=policy(scripts),
@@ -145,6 +153,7 @@ def write_page(
                 "baseline": NO_BASELINE.replace("`", ""),
                 "speed": SPEED_NOTE,
                 "compared": COMPARED_NOTE,
+                "knobs": VALUES_NOTE,
                 "won_back": WON_BACK_NOTE,
                 "costs_title": ATTRIBUTION_TITLE,
                 "costs": COST_NOTE,
@@ -179,7 +188,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
     figures, heat = drawn.get(study.group.slug, ([], None))
     by_quantity: dict[str, list[Figure]] = {}
     for figure in figures:
-        if figure.in_page and figure.about != TRAINING:
+        if figure.in_page and figure.about not in (TRAINING, VERDICT):
             by_quantity.setdefault(figure.about, []).append(figure)
     shown = [finding for kind in _by_kind(study.findings) for finding in kind[:MOST_FINDINGS]]
     reasons = [c.why_not or c.note for c in study.comparisons.values()]
@@ -187,7 +196,11 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         id=f"group-{index}",
         study=study,
         heading=heading(study.group),
-        cards=cards(study),
+        about=about_group(study.group),
+        verdict=study.verdict,
+        no_verdict=_no_verdict(study),
+        costs_figure=next((figure for figure in figures if figure.about == VERDICT), None),
+        values=knob_views(study),
         findings=[finding for finding in study.findings if finding in shown],
         more_findings=[finding for finding in study.findings if finding not in shown],
         figures=by_quantity,
@@ -206,6 +219,15 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
     )
+
+
+def _no_verdict(study: Study) -> str:
+    """Say why there is no answer, where there is none."""
+    if study.training is not None and study.training.ranked:
+        return "See what training in these formats costs, below."
+    if all(row.is_baseline for row in study.rows):
+        return "Nothing is quantized in these runs, so there is no cost to measure."
+    return "No quantized run has a metric that can be judged."
 
 
 def _training(study: TrainingStudy | None, figures: list[Figure]) -> TrainingView | None:

@@ -1,0 +1,150 @@
+"""Draw what every config costs: its change from the baseline with its paired interval, the least costly first."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mxsweep.report.figures.figure import HIDDEN, Figure, Spec, channel, tooltip
+from mxsweep.report.figures.look import COLOURS
+from mxsweep.report.wording import p_value
+from mxsweep.results.metrics import is_perplexity
+from mxsweep.study.change_words import format_change, format_interval, metric_noun
+from mxsweep.study.group_study import Study
+from mxsweep.study.verdict import Config
+
+ABOUT = "verdict"
+MOST_DRAWN = 16  # configs; of more, those at the ends
+ROW_HEIGHT = 34  # pixels: a line of text, and the interval below it
+TOLD, NOT_TOLD = COLOURS[2], COLOURS[0]
+NUMBERS = 132  # pixels that a change and its interval take, right of the name
+
+
+def cost_figure(study: Study) -> Figure | None:
+    """Return the figure; None where no config was compared with a baseline example by example."""
+    verdict = study.verdict
+    configs = [one for one in verdict.configs if one.test.paired is not None and math.isfinite(one.test.paired.low)]
+    metric = verdict.metric
+    if metric is None or not configs:
+        return None
+    drawn = configs if len(configs) <= MOST_DRAWN else [*configs[: MOST_DRAWN - 3], *configs[-3:]]
+    use = verdict.use
+    if use in configs and use not in drawn and use is not None:
+        drawn = [*drawn[: MOST_DRAWN - 4], use, *drawn[-3:]]
+    noun = metric_noun(metric)
+    caption = f"Change of {noun} from the baseline, 95 % interval, paired over the same examples. "
+    caption += "Blue: significant. Orange, hollow: not told from the baseline."
+    caption += f" The {len(drawn)} of {len(configs)} configs at the ends; the data have all." * (drawn != configs)
+    return Figure(
+        stem="_".join(part for part in ("cost", study.group.slug) if part),
+        title=f"What every config costs in {noun}",
+        subtitle=study.group.title,
+        caption=caption,
+        build=lambda ink: _chart(ink, metric, drawn, use),
+        columns=["config", f"change of {noun}", "95 % interval", "p", "runs"],
+        cells=[_cells(metric, one) for one in configs],
+        about=ABOUT,
+        height=ROW_HEIGHT * len(drawn),
+    )
+
+
+def _cells(metric: str, config: Config) -> list[str]:
+    measured = config.test.paired
+    if measured is None:
+        return [config.name, "", "", "", str(len(config.rows))]
+    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    return [config.name, change, interval, p_value(config.test.p), str(len(config.rows))]
+
+
+def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None) -> Spec:
+    data = [_datum(metric, index, one, one is use) for index, one in enumerate(configs)]
+    title = f"{metric_noun(metric)}: run / baseline" if is_perplexity(metric) else f"change of {metric_noun(metric)}"
+    nothing = 1.0 if is_perplexity(metric) else 0.0
+    ends = [nothing, *(datum["low"] for datum in data), *(datum["high"] for datum in data)]
+    low, high = _widened(min(ends), max(ends), is_perplexity(metric))
+    scale = {"type": "log" if is_perplexity(metric) else "linear", "domain": [low, high], "nice": False}
+    x = channel("x", "quantitative", title=title, scale=scale, axis={"format": "~g", "tickCount": 5})
+    y = channel(
+        "row",
+        "quantitative",
+        axis=None,
+        scale={"domain": [-0.5, len(data) - 0.5], "reverse": True, "nice": False, "zero": False},
+    )
+    colour = channel("told", scale={"domain": [True, False], "range": [TOLD, NOT_TOLD]}, legend=None)
+    tips = tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"})
+    above = {"type": "text", "color": ink, "dy": -9, "fontSize": 12, "baseline": "middle"}
+    left = {**above, "align": "left", "limit": {"expr": f"width - {NUMBERS}"}}
+    name = {"x": {"value": 0}, "y": y, "text": channel("name")}
+    return {
+        "datasets": {"configs": data},
+        "params": HIDDEN,
+        "data": {"name": "configs"},
+        "layer": [
+            {
+                "data": {"values": [{"x": nothing}]},
+                "mark": {"type": "rule", "color": ink, "strokeDash": [5, 3]},
+                "encoding": {"x": {**x, "field": "x"}},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": 6},
+                "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour},
+            },
+            {
+                "mark": {"type": "point", "size": 60, "opacity": 1, "strokeWidth": 1.8, "yOffset": 6},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "stroke": colour,
+                    "fill": channel(
+                        "told",
+                        scale={"domain": [True, False], "range": [TOLD, "transparent"]},
+                        legend=None,
+                    ),
+                    "tooltip": tips,
+                },
+            },
+            {"transform": [{"filter": "!datum.use"}], "mark": left, "encoding": name},
+            {"transform": [{"filter": "datum.use"}], "mark": {**left, "fontWeight": "bold"}, "encoding": name},
+            {
+                "mark": {**above, "align": "right", "fontSize": 11},
+                "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers")},
+            },
+        ],
+        # A colour and a fill of one field have scales of their own.
+        "resolve": {"scale": {"color": "independent", "fill": "independent", "stroke": "independent"}},
+    }
+
+
+def _widened(low: float, high: float, is_log: bool) -> tuple[float, float]:
+    """Return the ends of the axis, a little room outside the intervals."""
+    if is_log:
+        room = (high / low) ** 0.04
+        return low / max(room, 1.001), high * max(room, 1.001)
+    room = 0.04 * (high - low) or 0.001
+    return low - room, high + room
+
+
+def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, Any]:
+    measured = config.test.paired
+    if measured is None:
+        raise ValueError(f"{config.name} was not compared with its baseline")
+    form = _ratio if is_perplexity(metric) else float
+    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    return {
+        "row": index,
+        "name": f"▸ {config.name}" if is_use else config.name,
+        "use": is_use,
+        "config": config.name,
+        "x": form(measured.difference),
+        "low": form(measured.low),
+        "high": form(measured.high),
+        "told": config.test.tells_apart,
+        "change": change,
+        "interval": interval,
+        "numbers": f"{change} {interval}",
+        "p": p_value(config.test.p),
+    }
+
+
+def _ratio(log_ratio: float) -> float:
+    """Return the ratio, within what an axis of logarithms can hold."""
+    return math.exp(min(max(log_ratio, -50.0), 50.0))

@@ -1,0 +1,62 @@
+"""Make what the page shows of each knob: sentences, and a table of all pairs of its values."""
+
+from dataclasses import dataclass
+
+from mxsweep.report.figures.figure import Figure
+from mxsweep.report.table import Cell, Table
+from mxsweep.report.wording import ABSENT, p_value
+from mxsweep.results.knob_words import knob_title
+from mxsweep.results.metrics import short_title
+from mxsweep.study.change_words import format_change, format_interval
+from mxsweep.study.group_study import Study
+from mxsweep.study.value_pairs import KnobValues, ValuePair
+from mxsweep.study.value_words import describe_values
+
+VALUES_NOTE = (
+    "Each value against each other, averaged over the other knobs, over the same examples: of each example the mean "
+    "over all combinations of the other knobs that both values were run in. [low, high] is the 95 % interval of the "
+    "difference (of a perplexity: of its ratio); p of a paired t test (of accuracy in one combination McNemar's exact "
+    "test), adjusted by Holm's method over the pairs of a knob."
+)
+
+
+@dataclass(frozen=True)
+class KnobView:
+    """Hold what the page shows of a knob."""
+
+    title: str
+    lines: list[str]
+    table: Table
+    figure: Figure | None = None
+
+
+def knob_views(study: Study) -> list[KnobView]:
+    """Return what every knob of the group does."""
+    return [KnobView(knob_title(each.knob), describe_values(each), value_table(each)) for each in study.values]
+
+
+def value_table(studied: KnobValues) -> Table:
+    """Return a row for each pair of values that are not identical."""
+    columns = [knob_title(studied.knob)]
+    for name in studied.metrics:
+        columns += [f"Δ {short_title(name)}", f"Δ {short_title(name)}, 95 %", f"p, {short_title(name)}"]
+    columns += ["told apart", "combinations"]
+    rows = [_cells(studied, pair) for pair in studied.pairs if not pair.identical]
+    more = " Of so many values, neighbours and the two ends are compared." if studied.more_values else ""
+    return Table(f"The second value against the first.{more}" if rows else "", columns, rows)
+
+
+def _cells(studied: KnobValues, pair: ValuePair) -> list[Cell]:
+    cells = [Cell(f"{pair.low} → {pair.high}")]
+    told = []
+    for name in studied.metrics:
+        test = pair.tests.get(name)
+        if test is None:
+            cells += [Cell(ABSENT)] * 3
+            continue
+        measured = test.measured
+        cells.append(Cell(format_change(name, measured.difference), measured.difference))
+        cells.append(Cell(format_interval(name, measured) or ABSENT, measured.low))
+        cells.append(Cell(p_value(test.p), test.p))
+        told += [short_title(name)] if test.tells_apart else []
+    return [*cells, Cell(" and ".join(told) or "no"), Cell(str(len(pair.runs)), len(pair.runs))]

@@ -1,0 +1,44 @@
+"""Name knobs and configs in words, for sentences and figures."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mxsweep.results.groups import value_order
+from mxsweep.results.rows import Row, label
+
+TITLES = {"kv_quant": "KV", "ptq": "weight method", "custom_cuda": "custom CUDA"}
+SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
+
+
+def knob_title(name: str) -> str:
+    """Return what a person calls a knob: "block size" for block_size."""
+    return TITLES.get(name) or name.replace("_", " ").replace(".", " ")
+
+
+def value_text(name: str, values: Iterable[str]) -> str:
+    """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 = 8"."""
+    text = " = ".join(values)
+    return text if name in SPEAKING else f"{knob_title(name)} {text}"
+
+
+def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Name rows that came out the same by the values of these knobs; by their format where no knob tells them apart.
+
+    Rows that are not all combinations of their values are named by the first, and counted.
+    """
+    by_knob = {
+        name: {label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}
+        for name in names
+        if any(name in row.knobs for row in rows)
+    }
+    if not by_knob:
+        return value_text("format", [label(rows[0].knobs.get("format"))])
+    different = {tuple(label(row.knobs.get(name, "")) for name in by_knob) for row in rows}
+    if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
+        return f"{name_rows(rows[:1], names)} (and {len(different) - 1} equal to it)"
+    return ", ".join(value_text(name, _ordered(name, values)) for name, values in by_knob.items())
+
+
+def _ordered(name: str, values: Mapping[str, Any]) -> list[str]:
+    return sorted(values, key=lambda text: value_order(name, values[text]))

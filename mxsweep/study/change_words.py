@@ -1,0 +1,54 @@
+"""Write a metric's change and its interval, the same in sentences, tables and figures."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mxsweep.results.metrics import is_perplexity, long_title
+from mxsweep.study.finding import with_minus_signs
+
+if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
+    from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference
+
+    Paired = AccuracyDifference | MeanDifference
+
+
+def percent(log_ratio: float) -> str:
+    """Return a difference of logarithms as a change in %."""
+    try:
+        change = math.expm1(log_ratio)
+    except OverflowError:
+        return "> 10^300 %"
+    return f"{change:+.1%}" if abs(change) < 100 else f"×{change + 1:.3g}"
+
+
+def format_change(metric: str, difference: float) -> str:
+    """Return a metric's change, of a perplexity in %."""
+    return percent(difference) if is_perplexity(metric) else f"{difference:+.4f}"
+
+
+def format_interval(metric: str, measured: Paired) -> str:
+    """Return the 95 % interval of a change; empty where there is none."""
+    if math.isnan(measured.low):
+        return ""
+    return f"[{format_change(metric, measured.low)}, {format_change(metric, measured.high)}]"
+
+
+def format_measured(metric: str, measured: Paired) -> str:
+    """Return a change and its interval, as a sentence has them."""
+    return with_minus_signs(
+        f"{format_change(metric, measured.difference)} {format_interval(metric, measured)}".rstrip()
+    )
+
+
+def format_size(metric: str, size: float) -> str:
+    """Return a size that a change may have either way, of a perplexity that of its ratio: "± 2.1%"."""
+    if not is_perplexity(metric):
+        return f"± {size:.2g}"
+    return f"± {math.expm1(size):.2g}".replace("e+", "e") if size > 5 else f"± {math.expm1(size):.1%}"
+
+
+def metric_noun(metric: str) -> str:
+    """Return what a sentence calls a metric."""
+    return {"margin": "mean margin"}.get(metric, long_title(metric).replace("_", " "))

@@ -1,0 +1,268 @@
+"""Answer what a sweep was made for: what quantizing costs, which knobs matter, what to use, and how sure that is.
+
+Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
+are not significantly worse than the best: with the fewest bits a weight; of equals with keys and values quantized, then
+with the fewest remedies. One that chance alone put ahead is never called the best.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mxsweep.results.groups import Group, Results
+from mxsweep.results.knob_words import name_rows
+from mxsweep.results.metrics import betterness, is_perplexity
+from mxsweep.results.remedies import applied
+from mxsweep.results.rows import Row, label
+from mxsweep.study.change_words import format_measured, format_size, metric_noun
+from mxsweep.study.comparison import Comparison, compare_pairs
+from mxsweep.study.finding import join_with_and, run_ids
+from mxsweep.study.headline import loss, loss_metric
+from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
+from mxsweep.study.value_pairs import KnobValues
+from mxsweep.study.value_words import summarize_values
+
+_FOUND = 0.8416212335729143  # the normal distribution's 80 % quantile: what is found in 4 of 5 cases
+_Z = 1.959963984540054  # its 97.5 % quantile
+MOST_NAMED = 4  # configs in a sentence
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hold a config, which is all the runs that came out the same; the first is the cheapest.
+
+    Attributes:
+        name: in words.
+        one_name: of the cheapest run by itself.
+        test: of the verdict's metric against the baseline.
+    """
+
+    rows: list[Row]
+    name: str
+    one_name: str
+    test: MetricTest
+
+    @property
+    def row(self) -> Row:
+        """Return the run that stands for all."""
+        return self.rows[0]
+
+
+@dataclass(frozen=True)
+class VerdictLine:
+    """Hold a line of the answer: what it is about, and a run that it names."""
+
+    title: str
+    text: str
+    runs: list[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Hold the answer.
+
+    Attributes:
+        metric: that configs are compared by; None where none is known.
+        configs: those with a finite loss, the least costly first.
+        use: what to use; None where nothing is quantized, or nothing is known.
+    """
+
+    lines: list[VerdictLine]
+    metric: str | None
+    configs: list[Config]
+    use: Config | None = None
+
+
+def give_verdict(
+    results: Results, group: Group, against: Mapping[Path, Comparison], values: Sequence[KnobValues]
+) -> Verdict:
+    """Give the verdict on a group of runs; `against` are their comparisons with baselines, by the run's folder."""
+    quantized = [row for row in group.rows if not row.is_baseline]
+    metric = _metric(group, against)
+    if metric is None or not quantized:
+        return Verdict([], metric, [])
+    configs = _configs(results, quantized, metric, against)
+    if not configs:
+        return Verdict([], metric, [])
+    tests = _tests(group, configs, metric)
+    equal = [one for one, test in zip(configs, tests, strict=True) if _is_not_worse(test, metric)]
+    use = min(equal or configs[:1], key=lambda one: _price(one.row, metric))
+    has_baseline = any(row.is_baseline for row in group.rows)
+    lines = [
+        _say_use(configs, tests, equal, use, metric),
+        _say_smallest(group, configs, use, metric),
+        _say_cost(group, configs, metric) if has_baseline else None,
+        _say_knobs(values),
+        _say_sure(configs, tests, equal, metric),
+    ]
+    return Verdict([line for line in lines if line is not None], metric, configs, use)
+
+
+def _metric(group: Group, against: Mapping[Path, Comparison]) -> str | None:
+    """Return the metric that tells most apart, or the main one where that was not compared by example."""
+    names = [name for name in dict.fromkeys((loss_metric(group), group.main_metric())) if name]
+    tested = [name for name in names if any(metric_test(each, name).paired for each in against.values())]
+    return next(iter([*tested, *names]), None)
+
+
+def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]) -> list[Config]:
+    names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
+    alike: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        comparison = against.get(row.run.path)
+        compared = comparison is not None and comparison.n > 0
+        key: Hashable = (comparison.other.run.path, comparison.test) if comparison and compared else row.run.path
+        if math.isfinite(loss(row, metric)):
+            alike.setdefault(key, []).append(row)
+    configs = []
+    for same in alike.values():
+        ordered = sorted(same, key=lambda row: _price(row, metric))
+        test = metric_test(against.get(ordered[0].run.path), metric)
+        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], names), test))
+    return sorted(configs, key=lambda one: _cost(one, metric))
+
+
+def _cost(config: Config, metric: str) -> float:
+    return loss(config.row, metric) if config.test.paired is None else as_cost(metric, config.test.paired.difference)
+
+
+def _price(row: Row, metric: str) -> tuple[float, bool, int, float]:
+    """Return what makes one config cheaper than another, the first that differs."""
+    bits = row.bits_per_weight
+    plain_kv = label(row.knobs.get("kv_quant")) == "none"
+    return math.inf if bits is None else bits, plain_kv, len(applied(row.knobs)), loss(row, metric)
+
+
+def _tests(group: Group, configs: Sequence[Config], metric: str) -> list[MetricTest | None]:
+    """Compare every config with the best; None for the best itself, and p values adjusted over the others."""
+    best = configs[0].row
+    compared = compare_pairs(group, [(one.row, best) for one in configs[1:]])
+    return [None, *(metric_test(each, metric) for each in compared)]
+
+
+def _is_not_worse(test: MetricTest | None, metric: str) -> bool:
+    """Return whether a config was compared with the best, and is not worse by more than chance and noise."""
+    if test is None:
+        return True
+    return test.paired is not None and not (test.tells_apart and as_cost(metric, test.paired.difference) > 0)
+
+
+def _say_cost(group: Group, configs: Sequence[Config], metric: str) -> VerdictLine | None:
+    tested = [(one, one.test.paired) for one in configs if one.test.paired is not None]
+    if not tested:
+        return None
+    noun = metric_noun(metric)
+    (best, least), (worst, most) = tested[0], tested[-1]
+    worse = sum(one.test.tells_apart and as_cost(metric, paired.difference) > 0 for one, paired in tested)
+    count = len(tested)
+    if count == 1:
+        verdict = "more than chance" if best.test.tells_apart else "not to be told from none"
+        text = f"{noun} {format_measured(metric, least)} against the unquantized model, {verdict}"
+    else:
+        text = (
+            f"{noun} {format_measured(metric, least)} ({best.name}) to {format_measured(metric, most)} ({worst.name}) "
+            f"against the unquantized model; {_of(worse, count)} configs significantly worse"
+        )
+    main = group.main_metric()
+    base = group.baseline_for(best.row)
+    if main and main != metric and base is not None and main in base.metrics:
+        ends = [one.row.metrics[main] for one in (best, worst) if main in one.row.metrics]
+        span = " to ".join(dict.fromkeys(f"{value:.3f}" for value in ends))
+        text += f". {metric_noun(main).capitalize()} {base.metrics[main]:.3f} becomes {span}"
+    return VerdictLine("Cost", f"{text[0].upper()}{text[1:]}.", run_ids([best.row, worst.row]))
+
+
+def _of(some: int, count: int) -> str:
+    if some == count:
+        return "both" if count == 2 else f"all {count}"
+    return f"{some or 'none'} of {count}"
+
+
+def _say_knobs(values: Sequence[KnobValues]) -> VerdictLine | None:
+    text = summarize_values(values)
+    return VerdictLine("Knobs", text, []) if text else None
+
+
+def _say_use(
+    configs: Sequence[Config],
+    tests: Sequence[MetricTest | None],
+    equal: Sequence[Config],
+    use: Config,
+    metric: str,
+) -> VerdictLine:
+    text = f"{use.one_name}{_bits(use)}"
+    best = configs[0]
+    against = "" if use.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, use.test.paired)}"
+    text += against
+    if len(configs) > 1 and not any(test is not None and test.paired for test in tests):
+        text += ". Nothing is known of single examples, so whether it is better than the next is not known"
+    elif len(equal) > 1 and use is not best:
+        test = next(test for one, test in zip(configs, tests, strict=True) if one is use)
+        apart = "" if test is None or test.paired is None else f" ({format_measured(metric, test.paired)})"
+        text += f". Cheaper than {best.name} and not to be told from it{apart}"
+    elif len(equal) > 1:
+        names = [one.name for one in equal if one is not use]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of them"
+    elif len(configs) > 1:
+        text += ". Every other config is significantly worse"
+    if not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
+        text += ". No remedy was tried: ptq=gptq may win some of this back"
+    return VerdictLine("Use", f"{text}.", run_ids([use.row]))
+
+
+def _bits(config: Config) -> str:
+    bits = config.row.bits_per_weight
+    return "" if bits is None else f" ({bits:.3g} bits a weight)"
+
+
+def _say_smallest(group: Group, configs: Sequence[Config], use: Config, metric: str) -> VerdictLine | None:
+    """Name what to use at the fewest bits, where that is not what to use: by the same rule, of the configs there."""
+    sized = [one for one in configs if one.row.bits_per_weight is not None]
+    least = min((one.row.bits_per_weight or 0.0 for one in sized), default=math.nan)
+    there = [one for one in sized if one.row.bits_per_weight == least]
+    if not there or use in there:
+        return None
+    tests = _tests(group, there, metric)
+    equal = [one for one, test in zip(there, tests, strict=True) if _is_not_worse(test, metric)]
+    chosen = min(equal, key=lambda one: _price(one.row, metric))
+    cost = (
+        "" if chosen.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, chosen.test.paired)}"
+    )
+    return VerdictLine("Smallest", f"{chosen.one_name}{_bits(chosen)}{cost}.", run_ids([chosen.row]))
+
+
+def _say_sure(
+    configs: Sequence[Config], tests: Sequence[MetricTest | None], equal: Sequence[Config], metric: str
+) -> VerdictLine | None:
+    """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals."""
+    several = len(configs) > 1
+    paired = [test.paired for test in (tests if several else [configs[0].test]) if test is not None and test.paired]
+    halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
+    half = halves[len(halves) // 2] if halves else 0.0
+    if not half > 0:
+        return None
+    n, size = paired[0].n, half * (_Z + _FOUND) / _Z
+    between = "two configs" if several else "the config and its baseline"
+    text = (
+        f"{n:,} examples show a difference of {format_size(metric, size)} {metric_noun(metric)} between {between} in "
+        "4 of 5 cases, the median pair"
+    )
+    if len(equal) > 1:
+        goal = math.log(1.01) if is_perplexity(metric) else 0.01
+        if size > goal:
+            names = join_with_and([one.name for one in equal[:2]]) if len(equal) == 2 else f"{len(equal)} configs"
+            text += (
+                f". Too few to tell {names} apart: {format_size(metric, goal)} would take about "
+                f"{_round_up(n * (size / goal) ** 2):,}"
+            )
+    elif several and betterness(metric):
+        text += ", enough to tell the best from all others"
+    return VerdictLine("How sure", f"{text}.", [])
+
+
+def _round_up(count: float) -> int:
+    """Return a count to two digits, upwards."""
+    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit

@@ -1,0 +1,153 @@
+"""The verdict and what each knob does: the cheaper of what cannot be told apart, all pairs averaged, interactions."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.made_report import put_study
+from helpers.made_runs import outcomes, put
+
+from mxsweep.results.groups import read_results
+from mxsweep.results.knob_words import name_rows
+from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.paired_tests import compare_log_perplexity
+from mxsweep.study.value_words import describe_values
+
+N = 400
+DRAWN = np.random.default_rng(5)
+BASE = DRAWN.normal(-1, 0.5, N).clip(max=-1e-3)
+
+
+def put_run(top: Path, name: str, loglikelihood: np.ndarray, bits: float = 32.0, **knobs: Any) -> None:
+    metrics = {"acc": float((loglikelihood > -1).mean()), "perplexity": math.exp(-loglikelihood.mean())}
+    record = {"diagnostics": {"bits_per_weight": bits}}
+    put(top / name, outcomes(list(loglikelihood)), {"story": metrics}, record=record, **knobs)
+
+
+def noisy(cost: float, spread: float, seed: int) -> np.ndarray:
+    return BASE - cost - np.random.default_rng(seed).normal(0, spread, N)
+
+
+def study_of(top: Path) -> Study:
+    (study,) = study_groups(read_results(top))
+    return study
+
+
+def line(study: Study, title: str) -> str:
+    return next(line.text for line in study.verdict.lines if line.title == title)
+
+
+def test_of_configs_that_cannot_be_told_apart_the_cheaper_is_named(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b16", noisy(0.20, 0.5, 1), 4.5, block_size=16)
+    put_run(tmp_path, "b32", noisy(0.20, 0.5, 2), 4.25, block_size=32)
+    put_run(tmp_path, "b64", noisy(0.60, 0.5, 3), 4.12, block_size=64)
+    study = study_of(tmp_path)
+    assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
+    said = line(study, "Use")
+    assert said.startswith("block size 32 (4.25 bits a weight): perplexity +")
+    assert "cannot be told from block size 16" in said or "not to be told from" in said
+    assert line(study, "Smallest").startswith("block size 64 (4.12 bits a weight)")
+    assert "Too few to tell block size" in line(study, "How sure")
+
+
+def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b16", noisy(0.2, 0.1, 1), 4.5, block_size=16)
+    put_run(tmp_path, "b32", noisy(0.4, 0.1, 2), 4.25, block_size=32)
+    study = study_of(tmp_path)
+    assert study.verdict.use is not None and study.verdict.use.name == "block size 16"
+    assert "Every other config is significantly worse" in line(study, "Use")
+    assert "both configs significantly worse" in line(study, "Cost")
+    assert "enough to tell the best" in line(study, "How sure")
+
+
+def test_runs_that_came_out_the_same_are_one_config_and_the_cheaper_stands_for_it(tmp_path: Path) -> None:
+    put_study(tmp_path, noise=False)
+    verdict = study_of(tmp_path).verdict
+    assert len(verdict.configs) == 6 and all(len(config.rows) == 2 for config in verdict.configs)
+    assert verdict.configs[0].name == "block size 16, scale bits 6 = 8, KV none"
+    assert verdict.use is not None and verdict.use.one_name == "block size 16, scale bits 6, KV none"
+
+
+def test_no_best_is_named_where_nothing_is_known_of_examples(tmp_path: Path) -> None:
+    put_study(tmp_path, samples=False, noise=False)
+    study = study_of(tmp_path)
+    assert "Nothing is known of single examples" in line(study, "Use")
+    assert {line.title for line in study.verdict.lines}.isdisjoint({"Cost", "Knobs", "How sure"})
+
+
+def test_the_smallest_difference_is_that_of_power_four_fifths(tmp_path: Path) -> None:
+    """Of 2,000 samples with a true difference of the size said, four in five are significant."""
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b16", BASE - 0.2, 4.5, block_size=16)
+    put_run(tmp_path, "b32", BASE - 0.2 - np.random.default_rng(2).normal(0.4, 0.5, N), 4.25, block_size=32)
+    said = line(study_of(tmp_path), "How sure")
+    size = math.log1p(float(said.split("± ")[1].split("%")[0]) / 100)
+    drawn = np.random.default_rng(3).normal(size, 0.5, (2000, N))
+    found = np.mean([compare_log_perplexity(each, np.zeros(N)).p < 0.05 for each in drawn])
+    assert found == pytest.approx(0.8, abs=0.06)
+
+
+def test_all_pairs_of_values_are_compared_and_averaged_over_the_other_knobs(tmp_path: Path) -> None:
+    put_study(tmp_path, noise=False)
+    values = {each.knob: each for each in study_of(tmp_path).values}
+    pairs = values["block_size"].pairs
+    assert [(pair.low, pair.high) for pair in pairs] == [("16", "32"), ("16", "64"), ("32", "64")]
+    assert all(len(pair.runs) == 4 for pair in pairs)
+    first, ends, last = (pair.tests["perplexity"].measured for pair in pairs)
+    assert ends.difference == pytest.approx(first.difference + last.difference)
+    logs = [math.log(high.metrics["perplexity"] / low.metrics["perplexity"]) for low, high in pairs[1].runs]
+    assert ends.difference == pytest.approx(sum(logs) / 4)
+    assert ends.low < ends.difference < ends.high and pairs[1].tests["perplexity"].tells_apart
+    assert values["scale_bits"].pairs[0].identical
+    assert describe_values(values["scale_bits"]) == [
+        "scale bits 6 = 8: every example has the same outcome, to the last digit."
+    ]
+
+
+def test_what_another_knob_changes_is_named_once_with_the_effect_at_either_value(tmp_path: Path) -> None:
+    put_study(tmp_path, noise=False, scale_bits=(8,))
+    values = study_of(tmp_path).values
+    found = [(each.knob, one.other) for each in values for one in each.interactions]
+    assert found == [("block_size", "kv_quant")]
+    (one,) = values[0].interactions
+    assert [value for value, _ in one.at] == ["none", "fp4_e2m1"] and one.p < 0.05
+    assert one.at[1][1].difference > 2 * one.at[0][1].difference > 0
+    assert "depends on KV: perplexity +" in describe_values(values[0])[-1]
+
+
+def test_effects_that_add_up_are_no_interaction(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    for block, kv in ((16, "none"), (16, "int8"), (32, "none"), (32, "int8")):
+        cost = 0.1 * (block == 32) + 0.2 * (kv == "int8")
+        put_run(
+            tmp_path,
+            f"{block}{kv}",
+            noisy(cost, 0.05, block + 100 * (kv == "int8")),
+            4.0,
+            block_size=block,
+            kv_quant=kv,
+        )
+    assert all(each.interactions == [] for each in study_of(tmp_path).values)
+
+
+def test_a_difference_that_is_not_there_is_bounded_and_not_claimed(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b16", noisy(0.2, 0.2, 1), 4.5, block_size=16)
+    put_run(tmp_path, "b32", noisy(0.2, 0.2, 2), 4.25, block_size=32)
+    (values,) = study_of(tmp_path).values
+    (said,) = describe_values(values)
+    assert said.startswith("block size 16, 32: no difference above ± ") and said.endswith("% of perplexity.")
+    measured = values.pairs[0].tests["perplexity"].measured
+    assert f"{math.expm1(max(-measured.low, measured.high)):.1%}" in said
+
+
+def test_rows_that_are_not_all_combinations_are_named_by_the_first(tmp_path: Path) -> None:
+    put_run(tmp_path, "a", BASE, block_size=16, scale_bits=6)
+    put_run(tmp_path, "b", BASE, block_size=32, scale_bits=8)
+    rows = read_results(tmp_path).groups[0].rows
+    assert name_rows(rows, ["block_size", "scale_bits"]) == "block size 16, scale bits 6 (and 1 equal to it)"
+    assert name_rows(rows, []) == "w4a6"
