@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from mxsweep.config.matmul_config import MatmulsConfig, resolve_matmuls
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
-from mxsweep.config.rules_config import take_rules
+from mxsweep.config.rules_config import RULES, take_rules
 from mxsweep.config.run_config import RunConfig
-from mxsweep.config.runtimes import NO_RUNTIME, OF_RUNTIMES, choose, refuse_contradictions
+from mxsweep.config.runtime_words import choose, refuse_contradictions, refuse_rules, tensor_scales
+from mxsweep.config.runtimes import ACTIVATION, NO_RUNTIME, OF_RUNTIMES, SHARED
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE
@@ -61,7 +62,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     rules = take_rules(data["format"])
     further = _take_further(data)
     folders, runtime = _folders(cfg), data["runtime"]
-    set_by_user = {} if runtime == NO_RUNTIME else _set(cfg, data)
+    set_by_user = {} if runtime == NO_RUNTIME else _set(cfg, data | further)
+    refuse_rules(runtime, dict.fromkeys([*rules.changed(), *_typed(cfg, RULES)]))
     data = choose(runtime, data, set_by_user)
     explicit = {key: data.pop(key) for key in ("block_size", "scale", "tensor_scale")}
     run_format = resolve_format(data.pop("format"), explicit)
@@ -98,6 +100,9 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         **data,
     )
     refuse_contradictions(runtime, set_by_user, config.formats())
+    has = {SHARED: config.has_tensor_scale("weight"), ACTIVATION: config.has_tensor_scale("activation")}
+    if by_runtime := tensor_scales(runtime, has, set_by_user):
+        config = dataclasses.replace(config, further=config.further | by_runtime)
     config = _with_arithmetic(config, _arithmetic(config, arithmetic))
     if config.trains:
         check_init(config.init, config.model)
@@ -172,9 +177,20 @@ def _folders(cfg: DictConfig) -> Sequence[Path]:
 
 def _set(cfg: DictConfig, data: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the knobs that a runtime decides and that were set all the same."""
+    typed, usual = _words(cfg), defaults()
+    decided = (*OF_RUNTIMES, SHARED, ACTIVATION)
+    return {knob: data[knob] for knob in decided if knob in typed or data[knob] != usual[knob]}
+
+
+def _typed(cfg: DictConfig, rules: Iterable[str]) -> list[str]:
+    """Return those of the rules below "format" that were typed."""
+    return [rule for rule in rules if f"format.{rule}" in _words(cfg)]
+
+
+def _words(cfg: DictConfig) -> set[str]:
+    """Return the knobs that were typed."""
     words = [str(word) for word in OmegaConf.select(cfg, "hydra.overrides.task") or []]
-    typed, usual = {word.partition("=")[0].lstrip("+") for word in words}, defaults()
-    return {knob: data[knob] for knob in OF_RUNTIMES if knob in typed or data[knob] != usual[knob]}
+    return {word.partition("=")[0].lstrip("+") for word in words}
 
 
 def _arithmetic(config: RunConfig, asked: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mxsweep.formats import MXFormat
 from mxsweep.formats.backends import microxcaling_problem
+from mxsweep.formats.recipe import OF_FUSED, STATIC
 from mxsweep.formats.registry import Names
 from mxsweep.formats.scale import DEFAULT_SCALE_BITS
 from mxsweep.terminal.errors import ConfigError
@@ -22,6 +23,7 @@ from mxsweep.terminal.errors import ConfigError
 NO_RUNTIME = "none"
 UNQUANTIZED = "none"  # an input that stays as it is
 OF_RUNTIMES = ("rounding", "scale_rounding")  # knobs, and fields of a format, that a runtime decides
+SHARED, ACTIVATION = "format.share_tensor_scale", "format.activation_scale"  # and these, of per-tensor scales
 
 Fields = Mapping[str, Any]
 
@@ -73,6 +75,8 @@ class Runtime:
         choices: of knobs that the runtime leaves to its user, the values, its default first.
         arithmetic: "exact"; "by_dtype": native in float32, exact in 16 bits; "" for the run's.
         rotates: whether it multiplies inputs by Hadamard matrices before it quantizes them.
+        tensor_scales: what the knobs SHARED and ACTIVATION are, of formats with a per-tensor scale; not there: the
+            run's. A static scale of inputs may also be given, as a number.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Runtime:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     arithmetic: str = "exact"
     rotates: bool = False
+    tensor_scales: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def phrase(self) -> str:
@@ -142,6 +147,7 @@ EVEN = {"rounding": "even", "scale_rounding": "even"}
 RCEIL = {"rounding": "even", "scale_rounding": "rceil"}
 FLOOR = {"rounding": "even", "scale_rounding": "floor"}
 TO_EVEN = {"rounding": "even"}
+DEPLOYED = {SHARED: OF_FUSED, ACTIVATION: STATIC}
 
 
 def _with_itself(*elements: str, weights_alone: bool = True) -> dict[str, tuple[str, ...]]:
@@ -149,25 +155,34 @@ def _with_itself(*elements: str, weights_alone: bool = True) -> dict[str, tuple[
     return {element: (UNQUANTIZED,) * weights_alone + (element,) for element in elements}
 
 
+def _nvfp4(weight: str, activation: str, tensor_scale: bool = True) -> Computed:
+    """Return NVFP4 by the rules of these names, see :mod:`mxsweep.formats.scale_rules`."""
+    of_weight, of_input = ({"rounding": "even", "scale_rule": rule} for rule in (weight, activation))
+    return Computed(FP4, of_weight, of_input, block_size=16, scale="e4m3", tensor_scale=tensor_scale)
+
+
 def _compressed_tensors(*, mxfp6: tuple[str, ...]) -> tuple[Computed, ...]:
-    """Return what compressed-tensors 0.20 computes: MXFP4 and MXFP6 in "even" scales, MXFP8 in "rceil" ones."""
-    return Computed((*FP4, *mxfp6), EVEN, EVEN), Computed(FP8, RCEIL, RCEIL)
+    """Return what compressed-tensors 0.20 computes: MXFP4 and MXFP6 in "even" scales, MXFP8 in "rceil" ones, NVFP4."""
+    nvfp4 = _nvfp4("compressed_tensors", "compressed_tensors")
+    return Computed((*FP4, *mxfp6), EVEN, EVEN), Computed(FP8, RCEIL, RCEIL), nvfp4
 
 
 # llm-compressor 0.14, which quantizes by compressed-tensors; MXFP6 with inputs in MXFP8 was measured as well.
 _OF_COMPRESSED_TENSORS = _with_itself(*FP4, "fp6_e2m3", *FP8) | {"fp6_e2m3": (UNQUANTIZED, "fp6_e2m3", *FP8)}
 # Its MX formats have one kind of scale, so that every element may meet every other.
 _OF_QUARK = dict.fromkeys((*FP4, *FP6, *FP8), (UNQUANTIZED, *FP4, *FP6, *FP8))
+_WITHOUT_FLOOR = {"rounding": "even", "scale_floor": "none"}
 _OF_AUTO_ROUND = (*FP4, *FP6, *FP8, "int8", "int4")
 
 register_runtime(
-    # Of checkpoints that llm-compressor wrote (MXFP4), or Quark (MXFP4 and MXFP6), which agree in their rules.
+    # Of checkpoints by llm-compressor (MXFP4, NVFP4), or by Quark (MXFP4, MXFP6), which agree in their MX rules.
     Runtime(
         "vllm",
         "vLLM",
-        (Computed((*FP4, *FP6), EVEN, EVEN),),
+        (Computed((*FP4, *FP6), EVEN, EVEN), _nvfp4("compressed_tensors", "vllm")),
         _with_itself(*FP4, *FP6) | {"fp4_e2m1": (UNQUANTIZED, *FP4, *FP6)},
         rotates=True,
+        tensor_scales=DEPLOYED,
     )
 )
 register_runtime(
@@ -177,6 +192,7 @@ register_runtime(
         "transformers (compressed-tensors)",
         (*_compressed_tensors(mxfp6=("fp6_e2m3",)), Computed(("int8", "int4"), {}, {})),
         _OF_COMPRESSED_TENSORS | {"int8": (UNQUANTIZED,), "int4": (UNQUANTIZED,)},
+        tensor_scales=DEPLOYED,
     )
 )
 register_runtime(
@@ -186,69 +202,61 @@ register_runtime(
         _compressed_tensors(mxfp6=("fp6_e2m3",)),
         _OF_COMPRESSED_TENSORS,
         rotates=True,
+        tensor_scales=DEPLOYED,
     )
 )
-register_runtime(Runtime("quark", "Quark", (Computed((*FP4, *FP6, *FP8), EVEN, EVEN),), _OF_QUARK))
+register_runtime(
+    Runtime(
+        "quark",
+        "Quark",
+        (Computed((*FP4, *FP6, *FP8), EVEN, EVEN), _nvfp4("quark", "quark")),
+        _OF_QUARK,
+        tensor_scales={ACTIVATION: STATIC},
+    )
+)
 register_runtime(
     Runtime(
         "torchao",
         "torchao",
-        (Computed((*FP4, *FP6, *FP8), TO_EVEN, TO_EVEN),),
+        # Of NVFP4's two kinds, that of one level: of the other the scale of inputs is of all tokens in a batch.
+        (Computed((*FP4, *FP6, *FP8), TO_EVEN, TO_EVEN), _nvfp4("torchao", "torchao", tensor_scale=False)),
         _with_itself(*FP4, *FP6, *FP8, weights_alone=False),
         {"scale_rounding": ("rceil", "floor", "even", "ceil")},  # its ScaleCalculationMode
     )
 )
-register_runtime(Runtime("modelopt", "ModelOpt", (Computed(FP8, RCEIL, RCEIL),), _with_itself(*FP8)))
+register_runtime(
+    Runtime(
+        "modelopt",
+        "ModelOpt",
+        (Computed(FP8, RCEIL, RCEIL), _nvfp4("modelopt", "modelopt")),
+        _with_itself(*FP8, *FP4),
+        tensor_scales={ACTIVATION: STATIC},
+    )
+)
 register_runtime(
     Runtime(
         "auto_round",
         "AutoRound",
         (
             Computed(_OF_AUTO_ROUND, FLOOR, FLOOR),
-            Computed(FP4, TO_EVEN, TO_EVEN, block_size=16, scale="e5m3"),
+            Computed(FP4, _WITHOUT_FLOOR, _WITHOUT_FLOOR, block_size=16, scale="e5m3"),
+            _nvfp4("auto_round", "auto_round"),
         ),
         dict.fromkeys(_OF_AUTO_ROUND, (UNQUANTIZED, *_OF_AUTO_ROUND)),
+        arithmetic="by_dtype",
+        tensor_scales=DEPLOYED,
+    )
+)
+register_runtime(
+    # What llama-quantize makes of weights; inputs become 8-bit integers under float16 scales, which is no format here.
+    Runtime(
+        "llama_cpp",
+        "llama.cpp",
+        (Computed(FP4, {"rounding": "ties_to_zero", "scale_rounding": "floor"}, {}),),
+        {"fp4_e2m1": (UNQUANTIZED,)},
         arithmetic="by_dtype",
     )
 )
 register_runtime(
     _Microxcaling("microxcaling", "microxcaling", choices={"rounding": ("nearest", "even", "floor")}, arithmetic="")
 )
-
-
-def choose(runtime: str, values: dict[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's values with the runtime's defaults of the knobs that it leaves to its user.
-
-    Args:
-        values: of the run's knobs.
-        explicit: those that were set.
-
-    Raises:
-        ConfigError: one that was set to what the runtime does not offer.
-    """
-    known = RUNTIMES.get(runtime)
-    for knob, allowed in known.choices.items() if known else ():
-        if knob not in explicit:
-            values = values | {knob: allowed[0]}
-        elif explicit[knob] not in allowed:
-            raise ConfigError(
-                f"{knob}: {explicit[knob]!r} does not go with runtime={runtime}; allowed with it: {', '.join(allowed)}"
-            )
-    return values
-
-
-def refuse_contradictions(runtime: str, explicit: Mapping[str, Any], formats: Sequence[MXFormat]) -> None:
-    """Refuse a knob that was set to another value than the runtime has for one of the run's formats.
-
-    Raises:
-        ConfigError: as said.
-    """
-    for knob in (knob for knob in OF_RUNTIMES if knob in explicit):
-        for fmt in formats:
-            by_element = knob == "scale_rounding" and fmt.element_format.scale_rounding
-            without = knob == "scale_rounding" and not fmt.scale_format.is_power_of_two
-            if getattr(fmt, knob) != explicit[knob] and not by_element and not without:
-                raise ConfigError(
-                    f"{knob}: {explicit[knob]!r} does not go with runtime={runtime}, which computes {fmt}; allowed "
-                    f"with it: {getattr(fmt, knob)}, or none given"
-                )

@@ -51,6 +51,31 @@ def test_every_runtime_can_be_chosen_on_the_command_line() -> None:
         ("torchao mxfp4 scale_rounding=floor", "fp4_e2m1-b32-e8m0-round_even", "fp4_e2m1-b32-e8m0-round_even", "exact"),
         ("auto_round mxint8 model.dtype=float32", "int8-b32-e8m0-round_even", "int8-b32-e8m0-round_even", "native"),
         ("auto_round mxint8 model.dtype=bfloat16", "int8-b32-e8m0-round_even", "int8-b32-e8m0-round_even", "exact"),
+        (
+            "llm_compressor nvfp4",
+            "fp4_e2m1-b16-e4m3-tensor-round_even-rule_compressed_tensors",
+            "fp4_e2m1-b16-e4m3-tensor-round_even-rule_compressed_tensors",
+            "exact",
+        ),
+        (
+            "vllm nvfp4",
+            "fp4_e2m1-b16-e4m3-tensor-round_even-rule_compressed_tensors",
+            "fp4_e2m1-b16-e4m3-tensor-round_even-rule_vllm",
+            "exact",
+        ),
+        (
+            "torchao nvfp4 tensor_scale=false",
+            "fp4_e2m1-b16-e4m3-round_even-rule_torchao",
+            "fp4_e2m1-b16-e4m3-round_even-rule_torchao",
+            "exact",
+        ),
+        (
+            "auto_round fp4_e2m1 scale=e5m3 block_size=16",
+            "fp4_e2m1-b16-e5m3-round_even-floor_none",
+            "fp4_e2m1-b16-e5m3-round_even-floor_none",
+            "exact",
+        ),
+        ("llama_cpp mxfp4 format.activation=none", "fp4_e2m1-b32-e8m0-round_ties_to_zero", None, "exact"),
         ("microxcaling mxfp8_e5m2", "fp8_e5m2-b32-e8m0", "fp8_e5m2-b32-e8m0", "native"),
         ("quark mxfp4 block_size=64 format.activation=none", "fp4_e2m1-b64-e8m0-scale_even-round_even", None, "exact"),
         ("transformers int8 format.activation=none rounding=even", "int8-b32-e8m0-round_even", None, "exact"),
@@ -95,6 +120,19 @@ def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
         ("runtime=quark kv_quant=int8", "kv_quant: int8 is nothing that runtime=quark computes"),
         ("runtime=quark rotation=hadamard", "rotation: hadamard is nothing that runtime=quark computes"),
         ("runtime=quark train=from_scratch", "runtime: 'quark' does not go with train=from_scratch"),
+        ("runtime=llama_cpp format=mxfp4", "is no product that runtime=llama_cpp computes"),
+        ("runtime=torchao format=nvfp4", "format.weight: fp4_e2m1-b16-e4m3-tensor is nothing that runtime=torchao"),
+        ("runtime=quark format.scale_emax=false", "format.scale_emax: does not go with runtime=quark"),
+        ("runtime=quark format.rounding={weight: even, activation: floor}", "format.rounding: does not go with"),
+        ("runtime=vllm format=nvfp4 format.scale_rule=mxsweep", "format.scale_rule: does not go with runtime=vllm"),
+        (
+            "runtime=vllm format=nvfp4 format.share_tensor_scale=matrix",
+            "format.share_tensor_scale: 'matrix' does not go with runtime=vllm; allowed with it: fused",
+        ),
+        (
+            "runtime=vllm format=nvfp4 format.activation_scale=dynamic",
+            "format.activation_scale: 'dynamic' does not go with runtime=vllm; allowed with it: static, a number",
+        ),
         ("runtime=tensorrt", "runtime: 'tensorrt' is not known; allowed: none, vllm"),
     ],
 )  # fmt: skip
@@ -128,6 +166,28 @@ def test_the_record_says_what_all_formats_have_and_nothing_that_is_not_so() -> N
     mixed = compose(["runtime=llm_compressor", "format=mxfp4", "modules={lm_head: mxfp8_e4m3}"]).as_dict()
     assert mixed["rounding"] == "even" and "scale_rounding" not in mixed
     assert compose(["runtime=quark", "format=mxfp4"]).identity["quantized"]["runtime"] == "quark"
+
+
+@pytest.mark.parametrize(
+    ("words", "shares", "scale"),
+    [
+        ("runtime=vllm format=nvfp4", True, "static"),
+        ("runtime=llm_compressor format=nvfp4 format.activation_scale=2688", True, 2688.0),
+        ("runtime=transformers format=nvfp4 format.activation=none", True, "dynamic"),
+        ("runtime=auto_round format=nvfp4 format.share_tensor_scale=fused", True, "static"),
+        ("runtime=modelopt format=nvfp4", False, "static"),
+        ("runtime=modelopt format=nvfp4 format.share_tensor_scale=fused", True, "static"),
+        ("runtime=vllm format=mxfp4", False, "dynamic"),
+        ("format=nvfp4", False, "dynamic"),
+    ],
+)
+def test_per_tensor_scales_are_shared_and_calibrated_as_the_runtime_has_them(
+    words: str, shares: bool, scale: str | float
+) -> None:
+    config = compose(words.split())
+    assert (config.recipe.shares_tensor_scales, config.recipe.activation_scale) == (shares, scale)
+    assert config.needs_calibration == (scale == "static") == (config.as_dict()["calibration"] is not None)
+    assert config.as_dict()["format"].get("activation_scale", "dynamic") == scale
 
 
 def test_a_name_stands_for_one_runtime() -> None:
