@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from mxsweep.terminal.errors import CommandError
 
 if TYPE_CHECKING:
     from mxsweep.results.groups import Results
+    from mxsweep.study.group_study import Study
     from mxsweep.study.published import Reference
 
 
@@ -44,6 +46,7 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     """
     from mxsweep.report.result_texts import summary, terminal_text
     from mxsweep.results.groups import read_results
+    from mxsweep.study.group_study import study_groups
     from mxsweep.study.published import BadReferenceError, load_reference
 
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
@@ -57,12 +60,13 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
         raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
     folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
     counts = {status: len(results.with_status(status)) for status in STATUSES}
-    text = f"{named}: {summary(results)}\n\n{terminal_text(results, published)}"
+    studied = study_groups(results)
+    text = f"{named}: {summary(results)}\n\n{terminal_text(results, published, studied)}"
     files: list[Path] = []
     write_error = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(results, published, folder, files)
+        _write(results, studied, published, folder, files)
     except OSError as error:
         files = []
         reason = error.strerror or str(error)
@@ -70,18 +74,18 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
     return CollectResult(text, files, write_error=write_error, **counts)
 
 
-def _write(results: Results, reference: Reference | None, folder: Path, files: list[Path]) -> None:
+def _write(
+    results: Results, studied: Sequence[Study], reference: Reference | None, folder: Path, files: list[Path]
+) -> None:
     """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
     from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
     from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.write_page import write_page
     from mxsweep.report.result_texts import markdown_text
-    from mxsweep.study.group_study import study_groups
 
     # The data first, so that they are there whatever becomes of the drawing.
     files += [folder / "results.csv", folder / "results.parquet"]
-    studied = study_groups(results)
     data = run_data(results, studied)
     write_run_csv(files[0], data)
     write_run_parquet(files[1], data)

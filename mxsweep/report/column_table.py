@@ -204,7 +204,7 @@ MEASURED: list[Column] = [
         lambda row: row.eval_time_s,
         speed,
         keeps_empty=True,
-        outputs=TABLES - {Output.LATEX},
+        outputs=TABLES - {Output.LATEX, Output.TERMINAL},
     ),
     recorded_column("total_s", "seconds that the run took", "timing", "total_s"),
     measured_column(
@@ -213,7 +213,7 @@ MEASURED: list[Column] = [
         _rate,
         speed,
         keeps_empty=True,
-        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
+        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS, Output.TERMINAL},
         more=(ratio_field("examples/sec", _rate),),
     ),
     recorded_column(
@@ -245,7 +245,7 @@ MEASURED: list[Column] = [
         str,
         kind=str,
         is_text=True,
-        outputs=EVERYWHERE - {Output.LATEX},
+        outputs=EVERYWHERE - {Output.LATEX, Output.TERMINAL},
     ),
     measured_column("folder", "where the run lies", lambda row: str(row.run.path), str, kind=str, outputs=DATA_ONLY),
 ]

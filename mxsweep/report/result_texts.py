@@ -3,6 +3,7 @@
 Tables are made in summary_tables.py and run_table.py; how a number is written stands in wording.py.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,15 +27,15 @@ from mxsweep.report.summary_tables import (
 )
 from mxsweep.report.table import Table, escape_markdown, markdown, plain
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table, verdict_table
-from mxsweep.report.wording import one_line
+from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
-from mxsweep.study.attribution import Attribution, find_attributions
-from mxsweep.study.comparison import compare_with_baselines, explain_groups
+from mxsweep.study.attribution import Attribution
+from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.published import Reference
-from mxsweep.study.remedy_steps import arrange_remedy_steps
-from mxsweep.study.training_ranking import TrainingStudy, study_trainings
+from mxsweep.study.training_ranking import TrainingStudy
+from mxsweep.study.verdict import VerdictLine
 
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
@@ -52,6 +53,7 @@ WON_BACK_NOTE = (
     "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
     "share closed is that of a ratio of paired sums, linearized (the delta method)."
 )
+TERMINAL_WIDTH = 100
 MOST_STEPS = 24  # of remedies, in a terminal
 SPEED_NOTE = (
     "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format; single "
@@ -78,28 +80,29 @@ def constants_line(results: Results) -> str:
     return "Same in every finished run: " + ", ".join(knobs)
 
 
-def terminal_text(results: Results, reference: Reference | None = None) -> str:
+def terminal_text(results: Results, reference: Reference | None = None, studied: Sequence[Study] | None = None) -> str:
     """Return what `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
     parts = [constants_line(results)] if results.constants else []
-    for group in results.groups:
-        parts.append(f"{heading(group)}\n\n{plain(run_table(results, group, Output.TERMINAL))}")
-        if not any(row.is_baseline for row in group.rows):
+    for study in study_groups(results) if studied is None else studied:
+        group = study.group
+        table = run_table(results, group, Output.TERMINAL, study.comparisons)
+        parts.append(f"{heading(group)}\n\n{plain(table)}")
+        if any(SIGNIFICANT_MARK in text for row in table.texts for text in row):
+            parts.append(f"{SIGNIFICANT_MARK} p < 0.05, paired, after Holm's correction over the runs of the table")
+        parts += [_wrapped(line) for line in study.verdict.lines]
+        if not study.has_baseline:
             parts.append(NO_BASELINE.replace("`", ""))
-        if (training := study_trainings(results, group)) is not None:
+        if (training := study.training) is not None:
             parts += ["What training in these formats costs", plain(ranking_table(training)), *training.notes]
-        if attributions := find_attributions(results, group, compare_with_baselines(group)):
-            parts += [ATTRIBUTION_TITLE, *map(plain, brief_tables(attributions))]
-        steps = won_back_table(group, arrange_remedy_steps(results, group))
+        if study.attributions:
+            parts += [ATTRIBUTION_TITLE, *map(plain, brief_tables(study.attributions))]
+        steps = won_back_table(group, study.remedy_steps)
         if 0 < len(steps.rows) <= MOST_STEPS:
             parts += ["What the remedies win back", plain(steps.without("run_id"))]
-    if results.groups:
-        parts.append(SPEED_NOTE)
     if reference is not None:
         parts.append(f"Published: {reference.source}")
         for table, said in published_tables(results, reference):
             parts += [plain(table), said]
-    if has_several_tasks(results):
-        parts.append(SEVERAL_TASKS_NOTE)
     if warned := warnings(results):
         parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
     for status, title in STATUS_TITLES.items():
@@ -110,6 +113,11 @@ def terminal_text(results: Results, reference: Reference | None = None) -> str:
                 lines.append(f"      {one_line(run.reason, 300)}")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _wrapped(line: VerdictLine) -> str:
+    """Return a line of the answer as a terminal shows it."""
+    return textwrap.fill(f"{line.title}: {line.text}", TERMINAL_WIDTH, subsequent_indent="  ")
 
 
 def markdown_text(

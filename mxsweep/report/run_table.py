@@ -66,7 +66,7 @@ _CHANGE = Facet("", lambda change: Cell(change.text, change.number))
 _WITH_INTERVAL = Facet("", lambda change: Cell(" ".join(filter(None, [change.text, change.interval])), change.number))
 _IN_WORDS = Facet("Δ {} is", lambda change: Cell(change.verdict or ABSENT), _judged)
 LAYOUTS: Mapping[Output, Sequence[Facet]] = {
-    Output.TERMINAL: (_CHANGE,),
+    Output.TERMINAL: (Facet("", lambda change: Cell(change.text + _mark(change.verdict, "", SIGNIFICANT_MARK))),),
     Output.MARKDOWN: (_WITH_INTERVAL, Facet("p {}", lambda change: Cell(p_value(change.p), change.p), _tested)),
     Output.LATEX: (Facet("", _marked_change),),
     Output.PAGE: (_CHANGE, Facet("Δ {}, 95 %", _interval, _tested), Facet("p, {}", _marked_p, _tested)),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from helpers.made_report import put_study
 
 from mxsweep.collect import main
 from mxsweep.report.collection import CollectError, collect
@@ -225,6 +226,17 @@ def test_differences_from_the_baseline(tmp_path: Path) -> None:
     assert "No baseline" not in text
 
 
+def test_a_terminal_has_changes_with_their_marks_the_answer_and_no_ids(tmp_path: Path) -> None:
+    put_study(tmp_path)
+    text = collect(tmp_path).text
+    table = text[text.index("block_size") : text.index("p < 0.05")]
+    assert "id_" not in table and "examples/sec" not in table
+    assert table.count("%)∗") == 12
+    assert "Use: block size 16, scale bits 6, KV none (4.38 bits a weight)" in text
+    answer = text[text.index("Use: ") : text.index("How sure: ")]
+    assert max(map(len, answer.splitlines())) <= 100
+
+
 def test_only_a_run_with_nothing_quantized_is_a_baseline(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), format="none", kv_quant="int8")
     put(tmp_path / "b", acc(0.5), format="none", modules={"*.down_proj": "mxfp8_e4m3"})
@@ -278,7 +290,7 @@ def test_nan_is_shown_and_never_the_best(tmp_path: Path) -> None:
     put(tmp_path / "inf", {"word_perplexity": math.inf}, block_size=32)
     put(tmp_path / "ok", {"word_perplexity": 50.25}, block_size=64)
     result = collect(tmp_path)
-    assert "nan ± nan" in result.text and " inf " in result.text and "50.25" in result.text
+    assert "nan ± nan" in result.text and " inf" in result.text and "50.25" in result.text
     (study,) = study_groups(read_results(tmp_path))
     assert [config.row.run.run_id for config in study.verdict.configs] == ["id_ok"]
     rows = {row["run_id"]: row for row in csv.DictReader((tmp_path / "results.csv").open())}
