@@ -38,6 +38,7 @@ from mxsweep.config.value_types import (
 )
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES
+from mxsweep.formats.exported_recipe import EXPORTS, NO_EXPORT
 from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
@@ -638,6 +639,14 @@ RUNS = (
         off=False,
         effect=effects.quantizes,
         is_note=True,
+    ),
+    Knob(
+        "export",
+        "none; auto, or a target: also write the run's model as a packed checkpoint, into RUN/export",
+        Choice(words=EXPORTS),
+        Scope.NONE,
+        off=NO_EXPORT,
+        is_silent=True,
     ),
     Knob(
         "noise",

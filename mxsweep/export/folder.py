@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,18 +19,11 @@ from torch import Tensor
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.checkpoints import EXPORT_MANIFEST as MANIFEST
-from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.numerics import Encoded
 
 SHARD_SIZE = "5GB"
-GGUF = "gguf"  # which is a file, not a folder
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
-
-
-def written_targets() -> tuple[str, ...]:
-    """Return the targets whose checkpoints are folders that can be written, in the order in which they are asked."""
-    return tuple(name for name in TARGET_NAMES if name != GGUF and find_spec(_module_name(name)) is not None)
 
 
 def _module_name(target: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.formats.exported_recipe import NO_EXPORT
 from mxsweep.results.record import write_record
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.runs.new_record import describe_error, new_record
@@ -63,12 +65,31 @@ def run(
     if folder is not None:
         if result is not None:
             record["warnings"] += result.files.write(folder)
+        if record["status"] == "done" and not config.is_baseline and config.further["export"] != NO_EXPORT:
+            _export(config, record, folder)
         write_record(folder, record)
         if config.trains and record["status"] == "done":
             from mxsweep.runs.trained_run import remove_checkpoints
 
             remove_checkpoints(folder)
     return record
+
+
+def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
+    """Write the run's model as a packed checkpoint beside the record, which says how it went: no metric hangs on it."""
+    from mxsweep.runs.export_run import EXPORT_FOLDER, export_run
+
+    out = folder / EXPORT_FOLDER
+    shutil.rmtree(out, ignore_errors=True)  # of an attempt that left no record
+    try:
+        manifest = export_run(config, record, folder, config.further["export"], out).manifest
+        record["export"] = {name: manifest[name] for name in ("target", "bytes", "verified", "seconds")}
+    except Exception as error:
+        # The run is done; that its model has no place in a checkpoint, or no room on the disk, takes nothing from it.
+        record["export"] = {"error": describe_error(error)}
+        record["warnings"].append(
+            f"export: the model was not written: {error}".replace("written: export: ", "written: ")
+        )
 
 
 def _result(config: RunConfig, folder: Path | None, progress: Progress, overrides: Sequence[str]) -> RunResult:

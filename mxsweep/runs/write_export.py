@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.export.folder import SHARD_SIZE, target_module, write_manifest, write_tensors, written_targets
+from mxsweep.export.folder import SHARD_SIZE, target_module, write_manifest, write_tensors
 from mxsweep.export.serving import served_activation
 from mxsweep.formats.export_targets import why_not
+from mxsweep.formats.exported_recipe import AUTO, FOLDER_TARGETS
 from mxsweep.runs.packed_model import PackedModel, PackedWeight
 from mxsweep.terminal.errors import ConfigError
 
-AUTO = "auto"
 _FUSING = ("compressed-tensors", "quark", "modelopt", "auto-round")  # targets that vLLM loads
 
 
@@ -27,11 +27,10 @@ def choose_target(packed: PackedModel, asked: str) -> str:
     Raises:
         ConfigError: it has no place for something, or none has; the message says what, of each target.
     """
-    known = written_targets()
-    if asked not in (AUTO, *known):
-        raise ConfigError(f"export: {asked!r} is not known; allowed: {', '.join((AUTO, *known))}")
+    if asked not in (AUTO, *FOLDER_TARGETS):
+        raise ConfigError(f"export: {asked!r} is not known; allowed: {', '.join((AUTO, *FOLDER_TARGETS))}")
     problems = {}
-    for target in known if asked == AUTO else (asked,):
+    for target in FOLDER_TARGETS if asked == AUTO else (asked,):
         problem = why_not_here(packed, target)
         if problem is None:
             return target

@@ -9,6 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.formats.exported_recipe import AUTO, NO_EXPORT, target_of, why_not_recipe
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
@@ -54,7 +55,10 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
         words = f" ({' '.join(runs[numbers[0] - 1].overrides)})" if len(numbers) == 1 else ""
         lines.append(f"{_runs(numbers)}{words} cannot be: {problem}")
     for kind, said_of in (("warning", _warnings), ("note", _notes)):
-        said = [said_of(run.config) if run.config is not None else () for run in runs]
+        known = [
+            run.config if kind == "warning" or why is None else None for run, why in zip(runs, problems, strict=True)
+        ]
+        said = [said_of(config) if config is not None else () for config in known]
         lines += [f"{kind}, of {_runs(numbers)}: {text}" for text, numbers in _numbers_of(said).items()]
     return "\n".join(lines)
 
@@ -68,8 +72,25 @@ def _warnings(config: RunConfig) -> Sequence[str]:
 
 def _notes(config: RunConfig) -> Sequence[str]:
     """Return why a run's bits and bytes are not known beforehand, where its model is at hand."""
-    problem = why_not_followed(config)
-    return () if problem is None else (f"bits and bytes are known when it is done, not before: {problem}",)
+    notes = _exports(config)
+    if (problem := why_not_followed(config)) is not None:
+        notes.append(f"bits and bytes are known when it is done, not before: {problem}")
+    return notes
+
+
+def _exports(config: RunConfig) -> list[str]:
+    """Return which packed checkpoint holds a run's formats, or why the one that is asked for does not."""
+    if config.is_baseline:
+        return []
+    asked = config.further["export"]
+    if asked == NO_EXPORT:
+        target = target_of(config.recipe)
+        if target is not None:
+            return [f"mxsweep.export can write it for {target}, as far as formats tell"]
+        return [f"mxsweep.export has no target for it: {why_not_recipe(config.recipe, AUTO)}"]
+    if (problem := why_not_recipe(config.recipe, asked)) is not None:
+        return [f"export: its model will not be written: {problem}"]
+    return [f"its model will be written for {asked}, as far as formats tell"]
 
 
 def _numbers_of(said: Sequence[Sequence[str]]) -> dict[str, list[int]]:

@@ -209,6 +209,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         read_finished(tmp_path)
 
 
+def test_a_run_writes_its_model_where_it_is_asked_to(tmp_path: Path) -> None:
+    plain, asked = (compose([*FEW, "format=mxfp4", *more]) for more in ([], ["export=auto"]))
+    assert plain.config_hash == asked.config_hash and "export" not in plain.as_dict()
+    record = run(asked, tmp_path / "run")
+    assert record["status"] == "done" and record["config"]["export"] == "auto"
+    assert record["export"]["target"] == "compressed-tensors"
+    assert record["export"]["verified"]["metrics"] == "the run's to the last digit"
+    assert read_manifest(tmp_path / "run" / "export")["run_id"] == record["run_id"]
+    assert record["metrics"] == run(plain)["metrics"]
+
+
+def test_a_run_whose_model_has_no_place_is_done_all_the_same(tmp_path: Path) -> None:
+    record = run(compose([*FEW, "format=mxfp4", "export=modelopt"]), tmp_path)
+    assert record["status"] == "done" and record["metrics"]
+    assert "modelopt" in record["export"]["error"]["message"]
+    assert any(warning.startswith("export: the model was not written: modelopt: ") for warning in record["warnings"])
+    assert not (tmp_path / "export").exists()
+
+
 def test_metrics_that_are_not_the_records_are_named() -> None:
     recorded = {"story": {"acc": 0.5, "perplexity": float("nan")}}
     assert compare_metrics(recorded, recorded) == "the run's to the last digit"

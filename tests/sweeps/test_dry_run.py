@@ -31,6 +31,19 @@ def test_the_embedded_model() -> None:
     assert numbers("format=none") == ("-", "2.1 MB", "2.1 MB")
 
 
+def test_which_target_holds_the_formats() -> None:
+    assert dry_run("format=mxfp4")[-1] == (
+        "note, of run 1: mxsweep.export can write it for compressed-tensors, as far as formats tell"
+    )
+    assert dry_run("format=w4a6", "export=quark")[-1].endswith(
+        "its model will be written for quark, as far as formats tell"
+    )
+    refused = dry_run("format=mxfp8_e5m2")[-1]
+    assert "no target for it: compressed-tensors: elements fp8_e5m2 have no place" in refused and "quark" in refused
+    assert "export: its model will not be written: modelopt" in dry_run("format=mxfp4", "export=modelopt")[-1]
+    assert "keys and values in blocks" in dry_run("format=mxfp4", "kv_quant=fp4_e2m1")[-1]
+
+
 def test_a_pattern_that_matches_nothing() -> None:
     *_, problem = dry_run("format=mxfp4", "modules={lm_hed: none}")
     assert (

@@ -1,0 +1,36 @@
+"""Say which target of a packed checkpoint holds a recipe, as far as formats tell without a model. No torch."""
+
+from __future__ import annotations
+
+from mxsweep.formats.export_targets import TARGET_NAMES, why_not
+from mxsweep.formats.recipe import DYNAMIC, LinearFormats, Recipe
+
+FOLDER_TARGETS = tuple(name for name in TARGET_NAMES if name != "gguf")  # whose checkpoints are folders
+NO_EXPORT, AUTO = "none", "auto"
+EXPORTS = (NO_EXPORT, AUTO, *FOLDER_TARGETS)  # values of the knob ``export``
+
+
+def why_not_recipe(recipe: Recipe, target: str) -> str | None:
+    """Return why a target, or of AUTO every one, has no place for a recipe's formats; None where it has."""
+    if recipe.key is not None or recipe.value is not None:
+        return "keys and values in blocks have no place in a checkpoint; allowed: kv_quant=none"
+    targets = FOLDER_TARGETS if target == AUTO else (target,)
+    problems = [_problem(recipe, one) for one in targets]
+    return None if None in problems else "; ".join(problem for problem in problems if problem)
+
+
+def target_of(recipe: Recipe) -> str | None:
+    """Return the first target that has a place for a recipe's formats; None where none has."""
+    return next((target for target in FOLDER_TARGETS if why_not_recipe(recipe, target) is None), None)
+
+
+def _problem(recipe: Recipe, target: str) -> str | None:
+    for formats in dict.fromkeys((recipe.linear, *(formats for _, formats in recipe.modules))):
+        if formats == LinearFormats():
+            continue
+        if formats.weight is None:
+            return f"{target}: a format of inputs alone has no place; allowed: one of weights as well, or none"
+        is_fixed = recipe.activation_scale != DYNAMIC
+        if problem := why_not(target, formats.weight, formats.activation, static_input=is_fixed):
+            return problem
+    return None
