@@ -124,6 +124,19 @@ def logarithm_is_whole(x: Tensor, fmt: MXFormat) -> Tensor:
     return (logarithm == logarithm.floor()) & (quotient.frexp().mantissa != 0.5) & quotient.isfinite()
 
 
+def sixth_as_product(x: Tensor, fmt: MXFormat) -> Tensor:
+    """The scale of a block of one element, the maximum, is another under the rule that multiplies."""
+    alone = replace(fmt, block_size=1)
+    a = amax(x, fmt)
+    return encode(a, alone).scales != encode(a, replace(alone, scale_rule="auto_round")).scales
+
+
+def no_tensor_scale(x: Tensor, fmt: MXFormat) -> Tensor:
+    largest = fmt.element_format.largest * fmt.scale_format.largest
+    a = amax(x, fmt).amax()
+    return (a < largest * 2.0**-128) & (a > 0)
+
+
 INF = Exemption("a block with an Inf: its scale is finite, its elements saturate", lambda x, fmt: amax(x, fmt).isinf())
 NOT_FINITE = Exemption("a block with a NaN or an Inf, where it has numbers", lambda x, fmt: ~amax(x, fmt).isfinite())
 BOTTOM = Exemption(
@@ -131,23 +144,33 @@ BOTTOM = Exemption(
 )
 BEYOND = Exemption("a maximum that is rounded to 2^128", rounds_beyond)
 BEYOND_OF_FP4 = Exemption("a maximum of at least 1.75·2^127", lambda x, fmt: rounds_beyond(x, fmt, mantissa_bits=1))
-AT_SEVEN_QUARTERS = Exemption(
-    "a maximum of exactly 1.75·2^k, of which its exponent is one higher",
-    lambda x, fmt: amax(x, fmt).frexp().mantissa == 0.875,
-)
 LOGARITHM = Exemption(
     "a maximum so little above its largest value times 2^k that float32's logarithm rounds down", logarithm_is_whole
 )
-SCALE_OF_ZERO = Exemption(
-    "a scale that rounds to zero, of which it makes a block of zeros",
-    lambda x, fmt: amax(x, fmt) * (1 / fmt.element_format.largest) <= fmt.scale_format.smallest_subnormal / 2,
+PRODUCT = Exemption(
+    "a maximum whose sixth is rounded to another scale as the product with 1/6, which it takes", sixth_as_product
+)
+TENSOR_SCALE = Exemption(
+    "a tensor whose maximum, below 2688·2^-128, has a per-tensor scale beyond float32", no_tensor_scale
+)
+TENSOR_NOT_FINITE = Exemption(
+    "a tensor with a NaN or an Inf, where it has numbers", lambda x, fmt: ~amax(x, fmt).amax().isfinite()
+)
+ZERO_SCALE_OF_LARGE = Exemption(
+    "a scale that is zero, under a maximum of at least 2^105, of which it makes NaN",
+    lambda x, fmt: (encode(x, fmt).scales.reshape(amax(x, fmt).shape) == 0) & (amax(x, fmt) >= 2.0**105),
 )
 
 MX_ELEMENTS = ("fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2")
 
 
-def mx(element: str, scale_rounding: str) -> str:
-    return str(MXFormat(element, 32, rounding="even", scale_rounding=scale_rounding))
+def mx(element: str, scale_rounding: str, rounding: str = "even") -> str:
+    return str(MXFormat(element, 32, rounding=rounding, scale_rounding=scale_rounding))
+
+
+def nvfp4(rule: str, tensor_scale: bool = True) -> str:
+    fmt = MXFormat("fp4_e2m1", 16, scale="e4m3", rounding="even", tensor_scale=tensor_scale, scale_rule=rule)
+    return str(fmt)
 
 
 def torchao_rows() -> Iterator[Row]:
@@ -156,22 +179,29 @@ def torchao_rows() -> Iterator[Row]:
             exemptions = (INF, BOTTOM, *([LOGARITHM] if mode == "rceil" else []))
             run = partial(quantizers.torchao_mx, element=element, mode=mode)
             yield Row("torchao", f"MX {element}, {mode.upper()}", mx(element, mode), run, exemptions)
+    run = partial(quantizers.torchao_nvfp4, two_level=True)
+    yield Row("torchao", "NVFP4, two levels", nvfp4("torchao"), run, (TENSOR_SCALE,))
+    run = partial(quantizers.torchao_nvfp4, two_level=False)
+    yield Row("torchao", "NVFP4, one level", nvfp4("torchao", tensor_scale=False), run, (INF,))
 
 
 def compressed_tensors_rows() -> Iterator[Row]:
     for scheme, element, scale_rounding, exemptions in (
         ("MXFP4A16", "fp4_e2m1", "even", (NOT_FINITE, BEYOND)),
         ("MXFP6A16", "fp6_e2m3", "even", (NOT_FINITE, BEYOND)),
-        ("MXFP8A16", "fp8_e4m3", "rceil", (NOT_FINITE, BEYOND_OF_FP4, AT_SEVEN_QUARTERS)),
+        ("MXFP8A16", "fp8_e4m3", "even1", (NOT_FINITE, BEYOND_OF_FP4)),
     ):
         run = partial(quantizers.compressed_tensors, scheme=scheme)
         yield Row("compressed-tensors", scheme, mx(element, scale_rounding), run, exemptions)
+    run = partial(quantizers.compressed_tensors, scheme="NVFP4A16")
+    yield Row("compressed-tensors", "NVFP4A16", nvfp4("compressed_tensors"), run, (TENSOR_NOT_FINITE, TENSOR_SCALE))
 
 
 def quark_rows() -> Iterator[Row]:
     for element in MX_ELEMENTS:
         run = partial(quantizers.quark_mx, element=element, mode="even")
         yield Row("amd-quark", f"MX {element}, even", mx(element, "even"), run, (INF, BEYOND))
+    yield Row("amd-quark", "NVFP4", nvfp4("quark"), quantizers.quark_nvfp4, (ZERO_SCALE_OF_LARGE,))
 
 
 def auto_round_rows() -> Iterator[Row]:
@@ -179,12 +209,18 @@ def auto_round_rows() -> Iterator[Row]:
         run = partial(quantizers.auto_round_mx, element=element)
         yield Row("auto-round", f"mx_{element}", mx(element, "floor"), run, native=(torch.float32,))
     run = partial(quantizers.auto_round_nvfp4, name="nvfp4_v2")
-    fmt = str(MXFormat("fp4_e2m1", 16, scale="e5m3", rounding="even"))
-    yield Row("auto-round", "nvfp4_v2", fmt, run, (INF, SCALE_OF_ZERO))
+    fmt = str(MXFormat("fp4_e2m1", 16, scale="e5m3", rounding="even", scale_floor="none"))
+    yield Row("auto-round", "nvfp4_v2", fmt, run, (INF, PRODUCT))
+    run = partial(quantizers.auto_round_nvfp4, name="nv_fp4")
+    yield Row("auto-round", "nv_fp4", nvfp4("auto_round"), run, (TENSOR_SCALE,))
 
 
 def modelopt_rows() -> Iterator[Row]:
-    yield Row("nvidia-modelopt", "MXFP8", mx("fp8_e4m3", "rceil"), quantizers.modelopt_mxfp8, (NOT_FINITE, LOGARITHM))
+    exemptions = (NOT_FINITE, LOGARITHM)
+    yield Row("nvidia-modelopt", "MXFP8", mx("fp8_e4m3", "rceil"), quantizers.modelopt_mxfp8, exemptions)
+    fmt = mx("fp4_e2m1", "rceil", rounding="ties_to_zero")
+    yield Row("nvidia-modelopt", "MXFP4", fmt, quantizers.modelopt_mxfp4, exemptions)
+    yield Row("nvidia-modelopt", "NVFP4", nvfp4("modelopt"), quantizers.modelopt_nvfp4)
 
 
 ROWS: tuple[Row, ...] = (
