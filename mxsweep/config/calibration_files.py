@@ -13,6 +13,7 @@ from typing import Any
 from mxsweep.config.checks import check_rows, expanded
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.files.digests import file_digests
+from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 
 ROWS_SUFFIX = ".jsonl"
@@ -25,11 +26,8 @@ def local_files(config: CalibrationConfig) -> list[Path] | None:
     if config.source not in ("text", "hub"):
         return None
     path = path_of(config)
-    if path.is_file():
-        return [path]
-    if config.source == "hub" and path.is_dir():
-        below = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts))
+    if path.is_file() or (config.source == "hub" and path.is_dir()):
+        return visible_files(path)
     return None
 
 

@@ -24,6 +24,7 @@ from mxsweep.config.format_config import (
 )
 from mxsweep.config.option_files import option_names
 from mxsweep.config.rules_config import FIELDS as RULE_FIELDS
+from mxsweep.config.train_knobs import one_kept_word
 from mxsweep.config.value_types import Number, as_names
 from mxsweep.formats.element import parse_element
 from mxsweep.formats.mxformat import BlockSize, MXFormat
@@ -34,7 +35,7 @@ INHERITED, AS_IT_IS = "auto", "none"
 INPUT, WEIGHT = "fprop.input", "fprop.weight"
 PARENTS = {"dgrad.grad": INPUT, "dgrad.weight": WEIGHT, "wgrad.grad": INPUT, "wgrad.input": INPUT}
 _LEAVES = [(product, name) for product, names in PRODUCTS.items() for name in (*names, "hadamard")]
-PRESCALE = Number("above 0 and at most 1", 0, 1, with_low=False)
+PRESCALE = Number("2^-24 to 1", 2**-24, 1)  # below, what is multiplied by it loses more than a format would take
 ROUNDINGS = ("rounding", "scale_rounding", "prescale")  # how an operand is rounded, whatever its format
 # The fields of a mapping, and the check of each.
 FIELDS: dict[str, Callable[[str, Any], None]] = {
@@ -153,7 +154,7 @@ def resolve_matmuls(
     Raises:
         ConfigError: no format, or a field that is none, or of a value that is not allowed.
     """
-    config = MatmulsConfig(**data | {"keep_high": as_names(data["keep_high"])})
+    config = MatmulsConfig(**data | {"keep_high": tuple(map(one_kept_word, as_names(data["keep_high"])))})
     if not trains:
         return config
     own = {operand: _own(f"matmuls.{operand}", operand, data, explicit, folders) for operand in OPERANDS}

@@ -58,6 +58,11 @@ def check_kept(knob: str, value: Any) -> None:
             )
 
 
+def one_kept_word(name: str) -> str:
+    """Return the one word for what an entry of keep_high keeps: ``first:1`` is ``first``."""
+    return name.removesuffix(":1") if name in ("first:1", "last:1") else name
+
+
 def _train(path: str, help: str, type: ValueType, scope: Scope = Scope.BASELINE, **more: Any) -> Knob:
     """Declare a knob of how a model is trained, which is of a baseline's identity as of any run's."""
     place = None if scope is Scope.NONE else "train"

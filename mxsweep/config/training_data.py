@@ -11,12 +11,14 @@ from typing import Any
 
 from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
+from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, is_file
 from mxsweep.files.digests import file_digests
 from mxsweep.files.text_files import unpacked_suffix
+from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
@@ -33,6 +35,12 @@ def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
             if (value := getattr(config, knob)) is not None:
                 raise ConfigError(
                     f"corpus.{knob}: {value!r} goes with corpus=text or hub, and corpus=stories takes none"
+                )
+        for knob in ("name", "split", "field"):
+            if (value := getattr(config, knob)) != (default := defaults()[f"corpus.{knob}"]):
+                raise ConfigError(
+                    f"corpus.{knob}: {value!r} goes with corpus=hub{' or text' if knob == 'field' else ''}, and "
+                    f"corpus=stories takes none; allowed: {'null' if default is None else default}"
                 )
         return
     if config.path is None:
@@ -138,15 +146,12 @@ def _check_file(knob: str, name: str, field: str) -> None:
 
 def _files(path: Path) -> list[Path]:
     """Return the files of a data set that is here; none of one on the hub. Raises ConfigError."""
-    if path.is_file():
-        return [path]
     try:
-        below = sorted(file for file in path.rglob("*") if file.is_file()) if is_folder(path) else []
+        return visible_files(path) if path.is_file() or is_folder(path) else []
     except OSError as error:
         raise ConfigError(
             f"corpus.path: {str(path)!r} cannot be read: {error.filename}: {error.strerror or error}"
         ) from None
-    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 def _digests(knob: str, files: list[Path]) -> list[str]:

@@ -22,7 +22,8 @@ RANKING_NOTE = (
     "Δ is the config's validation loss minus its baseline's, nats a token, over the same seeds (weights, data and "
     "their order); […] is the 95 % interval of the paired t test, p is adjusted by Holm's method over the configs "
     "that share several seeds, and by itself over those that share one, of which it says nothing but of that seed. A "
-    "training that diverged has no loss, and its config stands last."
+    "training that diverged has no loss: its config stands last, though it diverged with one seed of several, and what "
+    "is said of its loss is said of its other seeds."
 )
 PAIRS_NOTE = (
     "p is adjusted by Holm's method over all pairs that share several seeds, and by itself over those that share one, "

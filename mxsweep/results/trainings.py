@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mxsweep.files.training_columns import CURVE_COLUMNS, MEASURES, ROLE_COLUMNS
 from mxsweep.results.parquet_files import ParquetError, open_parquet
 from mxsweep.results.record import CURVES_NAME, ROLES_NAME, RunFolder
 from mxsweep.results.rows import Row
@@ -21,9 +22,6 @@ from mxsweep.results.rows import Row
 VALIDATION = "validation"  # the task under which a record has what is measured on the held-out sequences
 MOST_ROWS = 2_000_000  # of a file
 OPERANDS = ("fprop.input", "fprop.weight", "dgrad.grad", "dgrad.weight", "wgrad.grad", "wgrad.input", "dX", "dW")
-MEASURES = ("snr_db", "underflow", "saturation", "clamped", "cosine", "slope")
-_CURVE = ("step", "tokens", "lr", "loss", "grad_norm", "tokens_per_s", "validation_loss")
-_ROLES = ("step", "module", "layer", "role", "operand", "format", *MEASURES)
 _TEXTS = ("module", "role", "operand", "format")
 
 
@@ -117,16 +115,16 @@ def _content(run: RunFolder, name: str) -> Curve | Roles | _Unread:
 
 
 def _curve(path: Path) -> Curve:
-    columns = _columns(path, _CURVE, ())
+    columns = _columns(path, CURVE_COLUMNS, ())
     order = np.argsort(columns["step"], kind="stable")
     # Of a training that was resumed, a step may have been done and logged twice.
     steps = columns["step"][order]
     last = np.append(steps[1:] != steps[:-1], True) if len(steps) else np.zeros(0, bool)
-    return Curve(**{name: columns[name][order][last] for name in _CURVE})
+    return Curve(**{name: columns[name][order][last] for name in CURVE_COLUMNS})
 
 
 def _roles(path: Path) -> Roles:
-    columns = _columns(path, _ROLES, _TEXTS)
+    columns = _columns(path, tuple(ROLE_COLUMNS), _TEXTS)
     texts = {name: columns[name] for name in _TEXTS}
     return Roles(columns["step"].astype(np.int64), texts, {name: columns[name] for name in MEASURES})
 

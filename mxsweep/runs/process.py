@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import platform
-import random
 import resource
 import sys
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
+
+from mxsweep.forward.seeding import seed_generators
 
 
 def seed_and_count_memory(seed: int) -> None:
     """Seed every generator, and count the peak of GPU memory from here."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_generators(seed)
     if torch.cuda.is_initialized():  # before that there is no peak to reset, and asking is an error
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.files.training_columns import ROLE_COLUMNS
 from mxsweep.results.record import (
     CURVES_NAME,
     DIAGNOSTICS_NAME,
@@ -76,8 +77,6 @@ class RunFiles:
         if self.curve is not None:
             contents[CURVES_NAME] = _parquet(self.curve)
         if self.roles:
-            from mxsweep.training.roles import COLUMNS as ROLE_COLUMNS
-
             contents[ROLES_NAME] = _parquet(self.roles, ROLE_COLUMNS)
         return contents | dict(self.texts)
 

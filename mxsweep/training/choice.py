@@ -28,15 +28,20 @@ class Trained:
     formats: LayerFormats
 
 
-def find_trained(model: PreTrainedModel, recipe: TrainingRecipe) -> list[Trained]:
+def find_trained(
+    model: PreTrainedModel, recipe: TrainingRecipe, operands: dict[str, Operand] | None = None
+) -> list[Trained]:
     """Return the operands that ``recipe`` changes, in the model's order.
+
+    Args:
+        operands: of the model, where they were found already.
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` or an entry of ``recipe.keep_high`` that matches nothing, a module
             that is to be quantized and cannot be, a model without linear layers in its decoder blocks, or formats that
             are left with nothing to quantize.
     """
-    operands = find_operands(model)
+    operands = find_operands(model) if operands is None else operands
     check_patterns(model, [(pattern, not formats.is_plain) for pattern, formats in recipe.modules], operands)
     kept = set(_kept(model, recipe.keep_high, operands.values()))
     trained = []

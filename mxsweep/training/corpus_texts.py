@@ -71,7 +71,9 @@ def file_texts(knob: str, name: str, field: str) -> Texts:
         size, digest = path.stat().st_size, file_digests([path])[0]
     except OSError as error:
         raise ConfigError(f"{knob}: {name!r} cannot be read: {error.strerror or error}") from None
-    identity = {"file": digest, "field": field if has_rows else None}
+    # A suffix decides how the content is read.
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    identity = {"file": digest, "suffixes": suffixes, "field": field if has_rows else None}
     return Texts(identity, size, lambda: _rows(knob, name, field) if has_rows else _parts(knob, name, path))
 
 

@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from mxsweep.files.training_columns import CURVE_COLUMNS
 from mxsweep.training.job import Rows
 
 FETCHED_STEPS = 16  # of a GPU, which is not waited for each step
@@ -53,8 +54,8 @@ class Curve:
         speed = len(self._pending) * self._tokens / seconds
         for (step, rate, _), (loss, norm) in zip(self._pending, values, strict=True):
             if self.diverged_at is None:
-                row = {"step": step, "tokens": step * self._tokens, "lr": rate, "loss": loss, "grad_norm": norm}
-                self.rows.append(row | {"tokens_per_s": speed, "validation_loss": math.nan})
+                row = (step, step * self._tokens, rate, loss, norm, speed, math.nan)
+                self.rows.append(dict(zip(CURVE_COLUMNS, row, strict=True)))
                 self._judge(step, loss, norm)
         self._pending.clear()
         self.start_clock()

@@ -20,9 +20,10 @@ def as_trained(config: RunConfig, model: PreTrainedModel) -> RunConfig:
     What ``matmuls.keep_high`` kept is known of a model only: each operand of which the config's recipe says something
     else gets formats by its name.
     """
-    trained = {one.operand.name: one.formats for one in find_trained(model, config.training_recipe)}
+    operands = find_operands(model)
+    trained = {one.operand.name: one.formats for one in find_trained(model, config.training_recipe, operands)}
     by_name = {}
-    for name, operand in find_operands(model).items():
+    for name, operand in operands.items():
         formats = trained.get(name, LayerFormats())
         if config.recipe.formats_of(name, is_in_blocks(operand), operand.module_name) != evaluated(formats)[0]:
             by_name[name] = formats

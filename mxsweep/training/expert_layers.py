@@ -30,13 +30,13 @@ class _Part:
     """Hold the experts of a parameter that are one product, by their numbers.
 
     Attributes:
+        name: of the first of its matrices, within the module.
         rows: of each expert's outputs.
-        reads: the name of the first operand that reads the same input.
     """
 
+    name: str
     rows: slice
     formats: LayerFormats
-    reads: str
     experts: list[int] = field(default_factory=list)
 
 
@@ -137,12 +137,13 @@ class TrainingExperts:
             return linear(x, weight, bias, self.passes.quantizer(parts[0].formats, name, name))
         outputs: Tensor | None = None
         for part in parts:
+            of_part = f"{name}.{part.name}"
             experts = torch.tensor(part.experts, device=x.device)
             y = linear(
                 x[:, experts],
                 weight[experts][:, part.rows],
                 None if bias is None else bias[experts][:, part.rows],
-                self.passes.quantizer(part.formats, f"{name}.{part.reads}", part.reads),
+                self.passes.quantizer(part.formats, of_part, of_part),
             )
             if outputs is None:
                 outputs = y.new_zeros(*x.shape[:-1], weight.shape[1])
@@ -166,7 +167,7 @@ def _parts(matrices: Sequence[ExpertMatrix], trained: Mapping[str, LayerFormats]
         joined = len(set(formats)) == 1 and (len(of_expert) == 1 or is_joined(formats[0]))
         for matrix, of_matrix in zip(of_expert[:1] if joined else of_expert, formats, strict=False):
             rows = slice(None) if joined else matrix.rows
-            part = parts.setdefault((str(rows), of_matrix), _Part(rows, of_matrix, str(rows)))
+            part = parts.setdefault((str(rows), of_matrix), _Part(matrix.name, rows, of_matrix))
             part.experts.append(expert)
     return list(parts.values())
 

@@ -18,12 +18,15 @@ from transformers import (
 from mxsweep.config.checks import expanded
 from mxsweep.config.train_config import InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, model_folder
+from mxsweep.machine.memory import physical_memory
 from mxsweep.model.load import take_configured
 from mxsweep.model.random_llama import llama_config
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.job import TrainingJob
 
 END = "<|end|>"
+MOST_PARAMETERS = 10  # for each token that is seen, without a warning
+WARNED_FROM = 1_000_000  # parameters; who trains fewer is trying things out
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,15 @@ def load_initial(job: TrainingJob) -> InitialModel:
     """Return the model that a training begins with, all of it trainable; random weights are in host memory.
 
     Raises:
-        ConfigError: a model or tokenizer that cannot be had, or sequences longer than the model takes.
+        ConfigError: a model or tokenizer that cannot be had, random weights that do not fit in this machine's memory,
+            or sequences longer than the model takes.
     """
     dtype = getattr(torch, job.train.master_dtype)
     if job.init.source == "random":
         tokenizer = _tokenizer(job)
+        _check_fits(job.init, len(tokenizer))
         model: PreTrainedModel = random_llama(job.init, tokenizer, job.train.length, job.seed)
-        warnings: Sequence[str] = ()
+        warnings: Sequence[str] = _warnings(job)
     else:
         loaded = take_configured(job.model)
         model, tokenizer, warnings = loaded.model, loaded.tokenizer, loaded.warnings
@@ -73,6 +78,29 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(END, special=True)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def _check_fits(init: InitConfig, vocabulary: int) -> None:
+    """Refuse random weights that are more than the machine has memory for, before the system ends the process."""
+    needed = 4 * (init.parameters + 2 * vocabulary * init.hidden)  # float32, embeddings and logits apart
+    if needed > (memory := physical_memory()):
+        raise ConfigError(
+            f"init: the weights of {init.label} take {needed / 2**30:,.1f} GiB in float32, and this machine has "
+            f"{memory / 2**30:,.1f} GiB; allowed: smaller sizes, as init=60m"
+        )
+
+
+def _warnings(job: TrainingJob) -> list[str]:
+    """Say that a model with random weights sees too little text for a comparison of formats to mean anything."""
+    tokens = job.train.total_steps * job.train.batch * job.train.length
+    if job.init.parameters < WARNED_FROM or tokens * MOST_PARAMETERS >= job.init.parameters:
+        return []
+    return [
+        f"train: {job.init.label} sees {tokens:,} tokens, which is {tokens / job.init.parameters:.2g} for each of its "
+        f"{job.init.parameters:,} parameters: too short a training to compare formats by. The steps, the rate and the "
+        "optimizer that train=from_scratch sets suit init=tiny; larger models take train.tokens=, train.lr= and "
+        "train.optimizer= of their own"
+    ]
 
 
 def _tokenizer(job: TrainingJob) -> PreTrainedTokenizerBase:

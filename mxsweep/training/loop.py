@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from mxsweep.forward.losses import mean_of_sums
+from mxsweep.forward.seeding import seed_generators
 from mxsweep.terminal.progress_callback import TRAINING, Progress
 from mxsweep.training.corpus import Corpus, load_corpus
 from mxsweep.training.curve import Curve
@@ -65,63 +65,31 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
     Raises:
         ConfigError: what a user can mend; and whatever else may go wrong.
     """
-    train, total = job.train, job.train.total_steps
-    _seed(job.seed)
+    seed_generators(job.seed)  # which dropout draws from
     initial = load_initial(job)
     corpus = load_corpus(job, initial.tokenizer, progress)
     step = Step()
     with training_layers(initial.model, job.recipe, step):
         running = _Running.begin(initial, job, team, step)
-        done, resumed_from = running.resume(folder)
-        step.number = done  # whose numbers a validation draws where no step is left to take
-        curve, roles, passes = running.curve, running.roles, running.passes
-        progress(done, total, TRAINING)
-
-        while done < total and curve.diverged_at is None:
-            step.number = done + 1
-            is_last = step.number == total
-            if _is_due(train.measure_every, step.number) or is_last:
-                curve.fetch()  # so that its time is that of this step alone
-                step.observer = RoleObserver(arithmetic=job.recipe.arithmetic)
-
-            rate = learning_rate(train, step.number)
-            set_learning_rate(running.optimizers, rate)
-            loss = passes.gradients(corpus.sequences(done * train.batch, train.batch))
-            norm = team.whole(nn.utils.clip_grad_norm_(running.model.parameters(), train.clip or math.inf))
-            for optimizer in running.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            done += 1
-            curve.add(done, rate, loss, norm)
-
-            if step.observer is not None:
-                roles += step.observer.rows(done)
-                step.observer = None
-            if _is_due(train.eval_every, done) and not is_last:
-                curve.fetch()
-                curve.add_validation(_mean_loss(-passes.log_likelihoods(corpus.heldout), train.length)[0])
-                curve.start_clock()
-            if _is_due(train.checkpoint_every, done) or is_last:
-                curve.fetch()
-                if curve.diverged_at is None:  # else there is nothing to go on from
-                    running.save(folder, done)
-                curve.start_clock()
-            progress(done, total, TRAINING)
-
-        curve.fetch()
-        log_likelihoods = passes.log_likelihoods(corpus.heldout)
+        resumed_from = running.resume(folder)
+        total = job.train.total_steps
+        progress(running.done, total, TRAINING)
+        while running.done < total and running.curve.diverged_at is None:
+            running.take_step(corpus)
+            is_last = running.done == total
+            if _is_due(job.train.eval_every, running.done) and not is_last:
+                running.validate(corpus)
+            if _is_due(job.train.checkpoint_every, running.done) or is_last:
+                running.save(folder)
+            progress(running.done, total, TRAINING)
+        running.curve.fetch()
+        log_likelihoods = running.passes.log_likelihoods(corpus.heldout)
         weights = {name: team.whole(tensor.detach()) for name, tensor in initial.model.state_dict().items()}
-    validation_loss, stderr = _mean_loss(-log_likelihoods, train.length)
-    if not math.isfinite(validation_loss) and curve.diverged_at is None:  # of weights that the last step spoilt
-        curve.diverged_at = done
-    if curve.diverged_at is not None:
-        running.warnings.append(f"the training diverged at step {curve.diverged_at} of {total} and ended there")
-        validation_loss, stderr = math.nan, math.nan
-    curve.add_validation(validation_loss)
+    loss, stderr = running.ended(*_mean_loss(-log_likelihoods, corpus.length))
     summary = running.summary() | {"resumed_from": resumed_from}
-    summary |= {"validation_loss": validation_loss, "validation_stderr": stderr}
+    summary |= {"validation_loss": loss, "validation_stderr": stderr}
     validation = _validation_rows(corpus, log_likelihoods)
-    return Outcome(initial, weights, curve.rows, roles, validation, summary, running.warnings)
+    return Outcome(initial, weights, running.curve.rows, running.roles, validation, summary, running.warnings)
 
 
 @dataclass
@@ -130,16 +98,22 @@ class _Running:
 
     Attributes:
         model: not as the team wrapped it: DDP puts a prefix before every name, and states are to have one set of names.
+        running: the model as the team wrapped it.
+        step: what the layers read.
+        done: steps that are done.
     """
 
     job: TrainingJob
     team: Team
     model: PreTrainedModel
+    running: nn.Module
+    step: Step
     optimizers: Sequence[Optimizer]
     passes: Passes
     curve: Curve
     roles: Rows
     warnings: list[str]
+    done: int = 0
 
     @classmethod
     def begin(cls, initial: InitialModel, job: TrainingJob, team: Team, step: Step) -> _Running:
@@ -151,28 +125,72 @@ class _Running:
             wrapped.compile()
         curve = Curve([], job.train.batch * job.train.length, team.device)
         passes = Passes(wrapped, initial.model, job.train, team, step)
-        return cls(job, team, initial.model, optimizers, passes, curve, [], list(initial.warnings))
+        return cls(job, team, initial.model, wrapped, step, optimizers, passes, curve, [], list(initial.warnings))
 
-    def resume(self, folder: Path) -> tuple[int, int | None]:
-        """Take up the newest state that was saved; return the steps that are done, and None where there is none."""
+    def resume(self, folder: Path) -> int | None:
+        """Take up the newest state that was saved; return the steps that were done then, None without a state."""
         state, passed_over = newest_state(folder, self.job.identity)
         self.warnings += passed_over
         if state is None:
-            return 0, None
+            return None
         put_back(state, self.model, self.optimizers, self.team)
         set_random_states(state["random"])
         self.passes.micro_batch = min(self.passes.micro_batch, state["micro_batch"])
         self.curve = Curve(state["curve"], self.job.train.batch * self.job.train.length, self.team.device)
         self.roles += state["roles"]
-        return state["step"], state["step"]
+        self.done = state["step"]
+        self.step.number = self.done  # whose numbers a validation draws where no step is left to take
+        return self.done
 
-    def save(self, folder: Path, done: int) -> None:
-        """Save the state after ``done`` steps; the first process of the team writes it."""
-        state = weights_and_moments(self.model, self.optimizers, self.team)
-        state |= {"step": done, "random": random_states(), "micro_batch": self.passes.micro_batch}
-        state |= {"curve": self.curve.rows, "roles": self.roles}
-        if self.team.leads:
-            save_state(folder, self.job.identity, state, self.job.train.keep)
+    def take_step(self, corpus: Corpus) -> None:
+        """Take the step after those that are done, and measure what formats do in it where that is due."""
+        train = self.job.train
+        self.step.number = self.done + 1
+        if _is_due(train.measure_every, self.step.number) or self.step.number == train.total_steps:
+            self.curve.fetch()  # so that its time is that of this step alone
+            self.step.observer = RoleObserver(arithmetic=self.job.recipe.arithmetic)
+
+        rate = learning_rate(train, self.step.number)
+        set_learning_rate(self.optimizers, rate)
+        loss = self.passes.gradients(corpus.sequences(self.done * train.batch, train.batch))
+        norm = self.team.whole(nn.utils.clip_grad_norm_(self.running.parameters(), train.clip or math.inf))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        self.curve.add(self.done, rate, loss, norm)
+
+        if self.step.observer is not None:
+            self.roles += self.step.observer.rows(self.done)
+            self.step.observer = None
+
+    def validate(self, corpus: Corpus) -> None:
+        """Add the loss on the held-out sequences to the curve."""
+        self.curve.fetch()
+        self.curve.add_validation(_mean_loss(-self.passes.log_likelihoods(corpus.heldout), corpus.length)[0])
+        self.curve.start_clock()
+
+    def save(self, folder: Path) -> None:
+        """Save the state, unless it is known to have diverged; the first process of the team writes it."""
+        self.curve.fetch()
+        if self.curve.diverged_at is None:  # else there is nothing to go on from
+            state = weights_and_moments(self.model, self.optimizers, self.team)
+            state |= {"step": self.done, "random": random_states(), "micro_batch": self.passes.micro_batch}
+            state |= {"curve": self.curve.rows, "roles": self.roles}
+            if self.team.leads:
+                save_state(folder, self.job.identity, state, self.job.train.keep)
+        self.curve.start_clock()
+
+    def ended(self, loss: float, stderr: float) -> tuple[float, float]:
+        """Add the last validation loss to the curve, and return both; NaN of a training that diverged, which warns."""
+        if not math.isfinite(loss) and self.curve.diverged_at is None:  # of weights that the last step spoilt
+            self.curve.diverged_at = self.done
+        if self.curve.diverged_at is not None:
+            steps = f"step {self.curve.diverged_at} of {self.job.train.total_steps}"
+            self.warnings.append(f"the training diverged at {steps} and ended there")
+            loss, stderr = math.nan, math.nan
+        self.curve.add_validation(loss)
+        return loss, stderr
 
     def summary(self) -> dict[str, Any]:
         curve, seconds = self.curve, self.curve.seconds
@@ -189,13 +207,6 @@ class _Running:
             "micro_batch": self.passes.micro_batch,
             "processes": self.team.size,
         }
-
-
-def _seed(seed: int) -> None:
-    """Seed every generator, as dropout draws from them."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _is_due(every: int | None, done: int) -> bool:

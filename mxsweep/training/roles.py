@@ -15,26 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mxsweep.files.training_columns import ROLE_COLUMNS
 from mxsweep.formats.training import OperandFormat
 from mxsweep.model.operands import Place
 from mxsweep.numerics import measure_blocks
 from mxsweep.numerics.block_measures import PendingStatistics, fetch_statistics, sqnr_db
 
-# The columns of roles.parquet, with their types in pandas.
-COLUMNS = {
-    "step": "int64",
-    "module": "string",
-    "layer": "Int64",
-    "role": "string",
-    "operand": "string",
-    "format": "string",
-    "snr_db": "float64",
-    "underflow": "float64",
-    "saturation": "float64",
-    "clamped": "float64",
-    "cosine": "float64",
-    "slope": "float64",
-}
 WEIGHT_GRADIENT, INPUT_GRADIENT = GRADIENTS = ("dW", "dX")
 _PIECE = 1 << 24  # elements that are made float64 at a time
 
@@ -103,7 +89,7 @@ class RoleObserver:
         self._sums.setdefault((module, gradient), _Sums("")).numbers.append(_sums_of(exact, computed))
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """Return a row for each operand and gradient, with the columns COLUMNS."""
+        """Return a row for each operand and gradient, with the columns ROLE_COLUMNS."""
         keys = list(self._sums)
         totals = _fetched([torch.stack(self._sums[key].numbers).sum(0) for key in keys])
         pending = [each for key in keys for each in self._sums[key].blocks]
@@ -124,7 +110,7 @@ class RoleObserver:
                 "saturation": _share(saturated, elements) if parts else math.nan,
                 "clamped": _share(clamped, blocks) if parts else math.nan,
             }
-            rows.append({name: row[name] for name in COLUMNS})
+            rows.append({name: row[name] for name in ROLE_COLUMNS})
         return rows
 
     def _arithmetic_of(self, fmt: OperandFormat) -> str:

@@ -45,7 +45,11 @@ def save_state(folder: Path, identity: str, state: dict[str, Any], keep: int) ->
         account = {"identity": identity, "step": state["step"], "sha256": hashing.digest}
         (unfinished / ACCOUNT).write_text(json.dumps(account), encoding="utf-8")
 
-    write_folder_atomically(folder / FOLDER / f"step_{state['step']}", write)
+    place = folder / FOLDER / f"step_{state['step']}"
+    try:
+        write_folder_atomically(place, write)
+    except OSError as error:  # that of a write, as on a full disk, names no file
+        raise OSError(error.errno, error.strerror, str(error.filename or place)) from error
     for old in saved_steps(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     for unfinished in (folder / FOLDER).glob(".step_*.tmp"):  # of a process that was killed

@@ -1,9 +1,10 @@
 """Train one model in several processes on this host, which share it as accelerate says: DDP or FSDP2.
 
 The run's own process, which holds its claim and writes its record, starts them under torch's launcher and waits; they
-end when it does, however it ends. What it hands to them and what they hand back goes through files in a temporary
-folder that only this user can open: ``job`` (a TrainingJob and the run's folder), ``progress``, and of the first
-process ``outcome`` or ``error``. Checkpoints and the trained model go straight to the run's folder.
+end when it does, however it ends. What it hands to them and what they hand back goes through files in a folder within
+the run's that only this user can open, and that is gone at the end, or when the run is taken up again: ``job`` (a
+TrainingJob and the run's folder), ``progress``, and of the first process ``outcome`` or ``error``. Checkpoints and the
+trained model go straight to the run's folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from mxsweep.terminal.progress_callback import Progress
 from mxsweep.training.job import TrainingJob
 
 JOB, PROGRESS, OUTCOME, ERROR, LOCK, LOG = "job", "progress", "outcome", "error", "lock", "log"
+BETWEEN = ".together_"  # what a folder's name begins with
 LOOK_EVERY_S = 0.2
 SHOWN_LINES = 15  # of what the processes wrote, where they died
 
@@ -39,7 +42,10 @@ def train_together(job: TrainingJob, folder: Path, progress: Progress) -> dict[s
         ConfigError: what a user can mend.
         RuntimeError: a process died.
     """
-    with tempfile.TemporaryDirectory(prefix="mxsweep_train_") as temporary:
+    for left in folder.glob(f"{BETWEEN}*"):  # by a process that was killed: who trains has claimed the run
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=BETWEEN, dir=folder) as temporary:
         place = Path(temporary)
         (place / JOB).write_bytes(pickle.dumps((job, folder.absolute())))
         lock = Lock.take(place / LOCK)

@@ -183,6 +183,9 @@ def test_sizes() -> None:
         ("corpus=text corpus.path=/no/file", "corpus.path: '/no/file' is not a file"),
         ("corpus=hub corpus.path=/no/folder", "corpus.path: '/no/folder' does not exist"),
         ("corpus.path=x.txt", "corpus.path: 'x.txt' goes with corpus=text or hub, and corpus=stories takes none"),
+        ("corpus.name=x", "corpus.name: 'x' goes with corpus=hub, and corpus=stories takes none; allowed: null"),
+        ("corpus.split=test", "corpus.split: 'test' goes with corpus=hub, and corpus=stories takes none"),
+        ("corpus.field=body", "corpus.field: 'body' goes with corpus=hub or text, and corpus=stories takes none"),
         ("init=model", "init: 'model' does not go with train=from_scratch"),
         ("init.heads=3", "init.heads: 3 heads do not share 128 channels"),
         ("init.kv_heads=3", "init.kv_heads: 3 is no divisor of init.heads, 4"),
@@ -198,6 +201,7 @@ def test_sizes() -> None:
         ("matmuls.dgrad.grad={elment:int8}", "matmuls.dgrad.grad: 'elment' is not a field; allowed: element, block"),
         ("matmuls.dgrad.grad={rounding:up}", "matmuls.dgrad.grad.rounding: 'up' is not known; allowed: nearest"),
         ("matmuls.dgrad.grad={prescale:2}", "matmuls.dgrad.grad.prescale: 2 is not allowed"),
+        ("matmuls.dgrad.grad={prescale:1e-45}", "prescale: 1e-45 is not allowed; allowed: 2^-24 to 1"),
         ("matmuls.dgrad.grad={four_over_six:true}", "matmuls.dgrad.grad.four_over_six: true does not go with"),
         ("matmuls.fprop.input={four_over_six:true}", "matmuls.fprop.input.four_over_six: true does not go with"),
         ("matmuls.fprop.input={tensor_scale:true}", "matmuls.fprop.input.tensor_scale: True does not go with scale"),
@@ -274,6 +278,9 @@ def test_formats_of_backward_products_are_in_a_quantized_runs_identity() -> None
     assert len(set(different)) == len(different)
     assert of("recipe=bf16", "matmuls.keep_high=[]", "matmuls.signs=step") == of("recipe=bf16") == of("format=none")
     assert of("recipe=mxfp4", "matmuls.signs=step", "matmuls.keep_high=[embeddings,lm_head]") == of("recipe=mxfp4")
+    assert of("recipe=mxfp4", "matmuls.keep_high=[first,last]") == of(
+        "recipe=mxfp4", "matmuls.keep_high=[last:1,first:1]"
+    )
     assert of("format=mxfp4", "rounding=even") == of("recipe=mxfp4")
     assert of("recipe=bf16", "matmuls.wgrad.hadamard=32") == of("recipe=bf16")
 

@@ -93,6 +93,16 @@ def test_what_cannot_be_read_is_refused_by_its_knob(tmp_path: Path) -> None:
         corpus_of(tmp_path / "short.txt")
 
 
+def test_tokens_are_kept_by_what_their_file_is_read_as(tmp_path: Path) -> None:
+    """A text that is named as if it were packed is not one, though its tokens are known from another name."""
+    plain, misnamed = tmp_path / "a.txt", tmp_path / "a.txt.xz"
+    for path in (plain, misnamed):
+        path.write_text(TEXT, encoding="utf-8")
+    assert len(corpus_of(plain).tokens) > 1000
+    with pytest.raises(ConfigError, match=r"corpus.path: .* cannot be read"):
+        corpus_of(misnamed)
+
+
 def test_tokens_are_kept_and_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(TEXT, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,8 +24,9 @@ from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
 from mxsweep.training.curve import Curve
+from mxsweep.training.initial_model import _check_fits, _warnings
 from mxsweep.training.job import Rows, Trained
-from mxsweep.training.saved_state import saved_steps
+from mxsweep.training.saved_state import save_state, saved_steps
 from mxsweep.training.train_model import train_alone
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -178,3 +180,28 @@ def test_a_training_that_had_taken_its_last_step_ends_with_the_same_validation(t
     assert again.summary["resumed_from"] == 2
     assert again.validation == first.validation
     assert again.summary["validation_loss"] == first.summary["validation_loss"]
+
+
+def test_a_state_that_a_full_disk_takes_no_more_of_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*step_3'") as raised:
+        save_state(tmp_path, "x", {"step": 3}, 1)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_weights_that_no_memory_holds_are_refused_before_they_are_made() -> None:
+    init = training_job(init={"hidden": 2**18, "heads": 2**10, "kv_heads": 2**10, "mlp": 2**18, "layers": 2**10}).init
+    with pytest.raises(ConfigError, match=r"init: the weights of llama-262144x1024-\S+ take \S+ GiB in float32"):
+        _check_fits(init, 257)
+    _check_fits(training_job().init, 257)
+
+
+def test_a_large_model_that_sees_little_text_is_warned_of() -> None:
+    large = {"hidden": 384, "heads": 6, "kv_heads": 6, "mlp": 1024, "layers": 6}
+    (said,) = _warnings(training_job(init=large))
+    assert said.startswith("train: llama-10m sees 768 tokens, which is 7.2e-05 for each of its 10,616,832 parameters")
+    assert not _warnings(training_job(init=large, steps=10_000))
+    assert not _warnings(training_job())

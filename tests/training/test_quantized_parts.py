@@ -13,6 +13,7 @@ from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
 from mxsweep.numerics import MXFormat
 from mxsweep.training.layers import training_layers
+from mxsweep.training.roles import RoleObserver
 from mxsweep.training.step import Step
 from tests.helpers.mixtures import build
 
@@ -114,3 +115,22 @@ def test_rows_of_a_fused_weight_have_formats_of_their_own() -> None:
     name = "transformer.h.1.attn.c_attn.weight"
     columns = (found[name] - plain[name]).abs().amax(0).split(32)
     assert float(columns[0].max()) < 1e-6 < float(columns[1].max()) and float(columns[2].max()) < 1e-6
+
+
+def test_experts_with_formats_of_their_own_have_names_of_their_own() -> None:
+    """So that what is measured of them stands apart, and they draw apart."""
+    own = {"*.0.down_proj": of_fprop(TILES, FP4), "*.1.gate_proj": of_fprop(TILES, FP4)}
+    recipe = TrainingRecipe(of_fprop(FP4, FP4), tuple(own.items()))
+    model, step = build("mixtral"), Step(observer=RoleObserver())
+    with training_layers(model, recipe, step):
+        model(input_ids=ids())
+    assert step.observer is not None
+    weights = [row for row in step.observer.rows(1) if row["operand"] == "fprop.weight"]
+    experts = [row for row in weights if ".experts." in row["module"]]
+    names = {row["module"].partition(".experts.")[2] for row in experts if "layers.0." in row["module"]}
+    assert {"down_proj.0.down_proj", "down_proj.1.down_proj", "gate_up_proj.1.gate_proj"} <= names
+    for name in names:
+        formats = {
+            row["format"] for row in experts if row["module"].endswith(name) and row["operand"] == "fprop.weight"
+        }
+        assert len(formats) == 1

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from mxsweep.files.training_columns import ROLE_COLUMNS
 from mxsweep.formats.training import OperandFormat
 from mxsweep.model.operands import Place
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.rescaled import quantize_rescaled
-from mxsweep.training.roles import COLUMNS, RoleObserver
+from mxsweep.training.roles import RoleObserver
 
 # Four blocks of two: maxima 2^10, 6 (saturates nothing), 7.9 (saturates), 0.
 BLOCKS = torch.tensor([[1024.0, 1.0, 6.0, 0.1], [7.9, -7.0, 0.0, 0.0]])
@@ -31,7 +32,7 @@ def test_an_operand_by_hand() -> None:
     row = observed(BLOCKS, PLAIN)
     y = torch.tensor([[1024.0, 0.0, 6.0, 0.0], [6.0, -6.0, 0.0, 0.0]]).double()
     x = BLOCKS.double()
-    assert list(row) == list(COLUMNS)
+    assert list(row) == list(ROLE_COLUMNS)
     assert (row["step"], row["module"], row["layer"], row["role"]) == (7, NAME, 3, "down_proj")
     assert (row["operand"], row["format"]) == ("dgrad.grad", str(PLAIN))
     assert (row["underflow"], row["saturation"], row["clamped"]) == (2 / 6, 2 / 8, 0)

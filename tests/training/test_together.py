@@ -10,7 +10,7 @@ import torch
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
-from mxsweep.training.together import _last_lines
+from mxsweep.training.together import BETWEEN, _last_lines
 from mxsweep.training.train_model import train_alone, train_shared
 from tests.helpers.training_jobs import training_job
 
@@ -58,12 +58,14 @@ def test_what_a_user_can_mend_is_said_by_the_process_that_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (temporary := tmp_path / "temporary").mkdir()
+    (tmp_path / f"{BETWEEN}of_a_killed_process").mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", None)  # which remembers the folder before
     job = training_job(length=4096, processes=2, init={"source": "model"})
     with pytest.raises(ConfigError, match=r"train\.length: 4096"):
         train_shared(job, tmp_path, lambda *_: None)
     assert not list(temporary.iterdir())
+    assert not list(tmp_path.glob(f"{BETWEEN}*"))
 
 
 def test_a_process_that_died_is_told_of_by_its_error(tmp_path: Path) -> None:
