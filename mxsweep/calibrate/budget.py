@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -39,7 +39,9 @@ from mxsweep.calibrate.knapsack import choose_within
 from mxsweep.formats.recipe import DYNAMIC, STATIC, LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.coverage import Stored
+from mxsweep.model.operands import find_operands
 from mxsweep.model.quantize import quantize_model
+from mxsweep.model.shared_scales import fused_with
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -70,6 +72,7 @@ def choose_formats(
     budget: float,
     *,
     fixed: tuple[int, int] = (0, 0),
+    fused: Sequence[Sequence[str]] = (),
 ) -> Choice:
     """Return the choice of least total cost within the budget; of equally good ones, one of fewest bits.
 
@@ -79,6 +82,7 @@ def choose_formats(
         cost: module to candidate to cost. A cost that is not finite rules the candidate out for that module.
         budget: bits a weight.
         fixed: (bits, weights) of weights that are not chosen for, and count all the same.
+        fused: modules that get one format together; one that stands in no group gets its own.
 
     Raises:
         ConfigError: no choice is within the budget, or a module is left without a candidate.
@@ -87,8 +91,12 @@ def choose_formats(
     bits = np.array([[candidates[name].stored_bits(sizes[module]) for name in names] for module in modules])
     costs = np.array([[float(cost[module][name]) for name in names] for module in modules])
     usable = np.isfinite(costs)
+    together = [*fused, *([module] for module in modules if not any(module in group for group in fused))]
+    members = [[modules.index(module) for module in group] for group in together]
+    bits, costs = (np.array([values[rows].sum(axis=0) for rows in members]) for values in (bits, costs))
+    usable = np.array([usable[rows].all(axis=0) for rows in members])
     if not usable.any(axis=1).all():
-        module = modules[int(usable.any(axis=1).argmin())]
+        module = " with ".join(together[int(usable.any(axis=1).argmin())])
         raise ConfigError(
             f"ptq.formats: in none of {', '.join(names)} does {module} leave the model with finite predictions; "
             "add a format with a wider range"
@@ -104,9 +112,10 @@ def choose_formats(
             f"allowed: from {_up(least / weights)}, which is the least they take, to {_up(most / weights)}, the most"
         )
     chosen = choose_within(bits, costs, usable, allowed - fixed[0])
-    rows = range(len(modules))
+    rows = range(len(together))
+    name_of = {module: names[chosen[row]] for row in rows for module in together[row]}
     return Choice(
-        formats={modules[row]: names[chosen[row]] for row in rows},
+        formats={module: name_of[module] for module in modules},
         predicted_loss=math.fsum(costs[row, chosen[row]] for row in rows),
         bits_per_weight=(fixed[0] + sum(int(bits[row, chosen[row]]) for row in rows)) / weights,
         budget=budget,
@@ -192,18 +201,32 @@ def counted_modules(
     return shapes, (bits, weights)
 
 
+def fused_modules(model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats]) -> list[list[str]]:
+    """Return the modules, as a budget names them, that a runtime has as one matrix, group by group."""
+    free, _ = counted_modules(model, recipe, candidates)
+    groups: dict[Hashable, dict[str, None]] = defaultdict(dict)
+    for operand in find_operands(model).values():
+        if operand.group in free:
+            # The same role of all experts of a module is one choice.
+            key = fused_with(operand) if operand.expert is None else (operand.module_name, operand.role == "down")
+            groups[key][operand.group] = None
+    return [list(group) for group in groups.values() if len(group) > 1]
+
+
 def refuse_budget(
-    model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats], budget: float
+    model: PreTrainedModel, recipe: Recipe, candidates: Mapping[str, LinearFormats], budget: float, fuse: bool = False
 ) -> None:
     """Refuse a budget that no choice keeps, before anything is measured.
 
     Args:
         model: unquantized, loaded or on the meta device.
+        fuse: as for :func:`spend`.
 
     Raises:
         ConfigError: as said, or as :func:`mxsweep.model.sites.find_sites`.
     """
-    _refuse_budget(*counted_modules(model, recipe, candidates), candidates, budget)
+    fused = fused_modules(model, recipe, candidates) if fuse else []
+    _refuse_budget(*counted_modules(model, recipe, candidates), candidates, budget, fused)
 
 
 def _refuse_budget(
@@ -211,9 +234,10 @@ def _refuse_budget(
     fixed: tuple[int, int],
     candidates: Mapping[str, LinearFormats],
     budget: float,
+    fused: Sequence[Sequence[str]],
 ) -> None:
     nothing = {module: dict.fromkeys(candidates, 0.0) for module in sizes}
-    choose_formats(sizes, candidates, nothing, budget, fixed=fixed)
+    choose_formats(sizes, candidates, nothing, budget, fixed=fixed, fused=fused)
 
 
 def spend(
@@ -226,6 +250,7 @@ def spend(
     *,
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,
+    fuse: bool = False,
 ) -> tuple[Recipe, Choice, dict[str, Any]]:
     """Choose each module's formats.
 
@@ -236,6 +261,7 @@ def spend(
         budget: bits a weight, over all weights of the decoder blocks and what else is quantized.
         sequences: token ids that costs are measured on.
         known, keep: as for :func:`measure_costs`, for a cache; costs do not depend on the budget.
+        fuse: whether what a runtime has as one matrix (q, k, v; gate, up) gets one format.
 
     Returns:
         The recipe with a pattern for each module, in front of its own, which win; the choice, and an account of it for
@@ -245,12 +271,13 @@ def spend(
         ConfigError: the budget cannot be kept, or nothing can be chosen or measured.
     """
     sizes, fixed = counted_modules(model, recipe, candidates)
-    _refuse_budget(sizes, fixed, candidates, budget)
+    fused = fused_modules(model, recipe, candidates) if fuse else []
+    _refuse_budget(sizes, fixed, candidates, budget, fused)
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
         divergence = Divergence(model, sequences)
         costs = measure_costs(model, recipe, candidates, divergence, progress, known=costs, keep=keep)
-    choice = choose_formats(sizes, candidates, costs, budget, fixed=fixed)
+    choice = choose_formats(sizes, candidates, costs, budget, fixed=fixed, fused=fused)
     account = {
         "budget": budget,
         "bits_per_weight": choice.bits_per_weight,

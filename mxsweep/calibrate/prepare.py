@@ -104,6 +104,7 @@ def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> 
             bench.phase("budget"),
             known=known,
             keep=lambda costs: artefact.save_json("costs", costs),
+            fuse=bench.config.ptq.fuse,
         )
         costs = spent.pop("costs")
         account |= spent | {"cached": known == costs}

@@ -462,6 +462,14 @@ REMEDIES = (
         Listing("one or more names of formats"),
         effect=effects.has_budget,
     ),
+    _ptq(
+        "fuse",
+        "of a budget: true: q, k and v get one format, and gate and up, which runtimes have as one matrix",
+        Flag("true, false"),
+        off=False,
+        effect=effects.has_budget,
+        is_silent=True,
+    ),
     _rotation(
         "rotation.method",
         "as rotation",

@@ -47,6 +47,7 @@ class PTQConfig:
     act_order: bool
     budget: float | None
     formats: dict[str, FormatConfig]
+    fuse: bool
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class PTQConfig:
 
     def of_weights(self) -> dict[str, Any]:
         """Return what decides the weights, given their formats."""
-        return {name: value for name, value in self.as_dict().items() if name not in ("budget", "formats")}
+        return {name: value for name, value in self.as_dict().items() if name not in ("budget", "formats", "fuse")}
 
     @property
     def needs_calibration(self) -> bool:
@@ -81,7 +82,7 @@ class PTQConfig:
         """Return what has an effect, for the record and for the hash."""
         data: dict[str, Any] = {"method": self.method, **self.options}
         if self.budget is not None:
-            data |= {"budget": self.budget, "formats": list(self.formats)}
+            data |= {"budget": self.budget, "formats": list(self.formats)} | ({"fuse": True} if self.fuse else {})
         return data
 
 

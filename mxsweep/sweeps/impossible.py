@@ -114,7 +114,7 @@ def _recipe_problem(config: RunConfig) -> str | None:
     from mxsweep.calibrate.budget import refuse_budget
 
     try:
-        refuse_budget(model, config.recipe, config.budget_formats, config.ptq.budget)
+        refuse_budget(model, config.recipe, config.budget_formats, config.ptq.budget, config.ptq.fuse)
     except ConfigError as error:
         return str(error)
     return None
