@@ -1,6 +1,7 @@
 """Collect runs into a table, files, figures and a page: `python -m mxsweep.collect [DIR...]`."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import find_runs, newest_sweep
+from mxsweep.study.memory_front import CONTEXT, WITHIN, Terms
 from mxsweep.terminal.command import EXIT_FAILED, print_written, run_command
 
 PROGRAM = "mxsweep.collect"
@@ -27,7 +29,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     if arguments.status:
         _print_status(dirs)
         return 0
-    result = collect(dirs, arguments.output, arguments.reference)
+    result = collect(dirs, arguments.output, arguments.reference, Terms(arguments.context, arguments.within))
     print(result.text)
     if result.write_error:
         print(f"{PROGRAM}: {result.write_error}", file=sys.stderr)
@@ -74,11 +76,43 @@ def _parser() -> argparse.ArgumentParser:
         help="put published numbers beside these: a name in conf/reference, such as ex_report, or a YAML file",
     )
     parser.add_argument(
+        "--context",
+        type=_context,
+        default=CONTEXT,
+        metavar="TOKENS",
+        help=f"tokens whose keys and values count in the memory that runs take (default: {CONTEXT:,})",
+    )
+    parser.add_argument(
+        "--within",
+        type=_share,
+        default=WITHIN,
+        metavar="PERCENT",
+        help="name the run of the least memory whose perplexity is within this of the baseline's (default: "
+        f"{WITHIN:.0%})".replace("%", "%%"),
+    )
+    parser.add_argument(
         "--status",
         action="store_true",
         help="print only how far the sweeps are: each planned run, done, running, failed (and why) or missing",
     )
     return parser
+
+
+def _context(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; allowed: a whole number from 1 on")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Return a share, written as a percentage: "1%" and "1" are 0.01."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage; allowed: a number from 0 on, as 1%")
+    return share
 
 
 if __name__ == "__main__":

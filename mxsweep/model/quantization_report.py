@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mxsweep.formats.cached_bits import CacheLayer
 from mxsweep.formats.recipe import LATENT_EXPANDED, LATENT_IN_CACHE, Recipe
 from mxsweep.model.coverage import Stored
 from mxsweep.model.operands import Place
@@ -61,6 +62,7 @@ class QuantizationReport:
         stored: of the whole model, embeddings and what else stayed as it was included.
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
         rotated: how many products are rotated; None without a rotation.
+        cached: what layers cache of each token; None where that is not known.
     """
 
     layers: tuple[LayerReport, ...]
@@ -74,6 +76,7 @@ class QuantizationReport:
     latent_modules: int = 0
     rotated: RotatedProducts | None = None
     latent: str = LATENT_IN_CACHE
+    cached: tuple[CacheLayer, ...] | None = None
 
     @staticmethod
     def of(
@@ -84,6 +87,7 @@ class QuantizationReport:
         offloaded_bytes: int = 0,
         latent_modules: int = 0,
         rotated: RotatedProducts | None = None,
+        cached: tuple[CacheLayer, ...] | None = None,
     ) -> QuantizationReport:
         """Sum up reports of layers; ``attention`` has the places of the attention modules."""
         weights = sum(layer.weights for layer in layers)
@@ -99,6 +103,7 @@ class QuantizationReport:
             latent_modules=latent_modules,
             rotated=rotated,
             latent=recipe.kv.latent,
+            cached=cached,
         )
 
     @property
@@ -143,6 +148,7 @@ class QuantizationReport:
             "bits_per_quantized_weight": self.bits_per_quantized_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
+            **({"cache_layers": [asdict(layer) for layer in self.cached]} if self.cached else {}),
             "originals_on_host_bytes": self.offloaded_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention import STATE, KVQuantizer, quantized_attention
+from mxsweep.model.cache_shape import cache_layers
 from mxsweep.model.coverage import Stored
 from mxsweep.model.experts import MXExperts, stand_in_for
 from mxsweep.model.input_maxima import fixed_maxima
@@ -68,6 +69,7 @@ def quantize_model(
     sites = find_sites(model, recipe)
     if prepared.weights and (unknown := sorted(prepared.weights.keys() - find_operands(model).keys())):
         raise ValueError(f"prepared.weights: no operand of {type(model).__name__} has the name {unknown[0]}")
+    cached = cache_layers(model)
     stored, rotated = Stored.of(model, sites, recipe), RotatedProducts.of(sites, recipe)
     maxima = {} if keep_weights else shared_maxima(sites, recipe)
     inputs = InputQuantizer(recipe, fixed_maxima(sites, recipe, prepared))
@@ -99,7 +101,7 @@ def quantize_model(
             layers = layer_reports(sites, measured, prepared.weights)
             latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
             places = find_places(model, attention)
-            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents, rotated)
+            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents, rotated, cached)
         finally:
             inputs.forget()
             for site in sites:

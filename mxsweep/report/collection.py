@@ -16,6 +16,7 @@ from mxsweep.terminal.errors import CommandError
 if TYPE_CHECKING:
     from mxsweep.results.groups import Results
     from mxsweep.study.group_study import Study
+    from mxsweep.study.memory_front import Terms
     from mxsweep.study.published import Reference
 
 
@@ -37,16 +38,23 @@ class CollectResult:
     write_error: str | None = None  # why files are missing; the text is complete all the same
 
 
-def collect(dirs: Folders, output: Path | str | None = None, reference: str | Path | None = None) -> CollectResult:
+def collect(
+    dirs: Folders,
+    output: Path | str | None = None,
+    reference: str | Path | None = None,
+    terms: Terms | None = None,
+) -> CollectResult:
     """Collect the runs at or below `dirs` and write tables, figures and report.html to `output`.
 
     `output` is by default the folder collected or, if there are several, ./collected. `reference` is published
-    numbers to put beside: a name in conf/reference, or a YAML file. Raises CollectError where there is no run, or no
-    such reference; failed, running, missing and unreadable runs are no error but are listed.
+    numbers to put beside: a name in conf/reference, or a YAML file. `terms` say at which context memory is counted,
+    and how much worse than the baseline a run may be. Raises CollectError where there is no run, or no such reference;
+    failed, running, missing and unreadable runs are no error but are listed.
     """
-    from mxsweep.report.result_texts import summary, terminal_text
+    from mxsweep.report.result_texts import memory_text, summary, terminal_text
     from mxsweep.results.groups import read_results
     from mxsweep.study.group_study import study_groups
+    from mxsweep.study.memory_front import DEFAULT_TERMS
     from mxsweep.study.published import BadReferenceError, load_reference
 
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
@@ -60,13 +68,15 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
         raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
     folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
     counts = {status: len(results.with_status(status)) for status in STATUSES}
-    studied = study_groups(results)
+    studied, terms = study_groups(results), terms or DEFAULT_TERMS
     text = f"{named}: {summary(results)}\n\n{terminal_text(results, published, studied)}"
+    if memory := memory_text(studied, terms):
+        text += f"\n\n{memory}"
     files: list[Path] = []
     write_error = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(results, studied, published, folder, files)
+        _write(results, studied, published, terms, folder, files)
     except OSError as error:
         files = []
         reason = error.strerror or str(error)
@@ -75,7 +85,12 @@ def collect(dirs: Folders, output: Path | str | None = None, reference: str | Pa
 
 
 def _write(
-    results: Results, studied: Sequence[Study], reference: Reference | None, folder: Path, files: list[Path]
+    results: Results,
+    studied: Sequence[Study],
+    reference: Reference | None,
+    terms: Terms,
+    folder: Path,
+    files: list[Path],
 ) -> None:
     """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
     from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
@@ -92,11 +107,11 @@ def _write(
     drawn = draw_figures(studied, folder)
     named = written_files(drawn)
     texts = {
-        "results.md": markdown_text(results, named, studied, reference),
+        "results.md": markdown_text(results, named, studied, reference, terms),
         "results.tex": latex_text(studied),
     }
     for name, content in texts.items():
         files.append(folder / name)
         write_atomically(files[-1], content, durable=False)
-    files += write_page(results, studied, drawn, reference, folder)
+    files += write_page(results, studied, drawn, reference, folder, terms)
     files += [path for paths in named.values() for path in paths]

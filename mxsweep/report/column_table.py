@@ -25,6 +25,7 @@ from mxsweep.report.columns import (
     recorded_column,
 )
 from mxsweep.report.wording import ABSENT, size, speed
+from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
 from mxsweep.study.comparison import Comparison
@@ -112,6 +113,15 @@ MEASURED: list[Column] = [
         "bits that a parameter of the whole model takes, those that stay unquantized included",
         "diagnostics",
         "bits_per_parameter",
+    ),
+    measured_column(
+        "kv_bits_per_token",
+        "bits that keys and values of a token take in the cache, in all layers together, scales included; empty where "
+        "the model caches something else, or its run did not record what",
+        kv_bits_per_token,
+        "{:,.0f}".format,
+        title="KV bits/token",
+        outputs=PAGE_AND_DATA,
     ),
     Column(
         "products_rotated",

@@ -16,6 +16,7 @@ from mxsweep.report.attribution_tables import (
     sum_table,
 )
 from mxsweep.report.columns import Output
+from mxsweep.report.memory_tables import MEMORY_TITLE, memory_front
 from mxsweep.report.run_table import run_table
 from mxsweep.report.run_warnings import list_warnings
 from mxsweep.report.study_title import about_group
@@ -33,6 +34,7 @@ from mxsweep.results.rows import label
 from mxsweep.study.attribution import Attribution
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
 from mxsweep.study.verdict import VerdictLine
@@ -125,6 +127,7 @@ def markdown_text(
     figures: Mapping[str, Sequence[Path]],
     studied: Sequence[Study] | None = None,
     reference: Reference | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> str:
     """Return results.md: of each group the answer, findings, table and `figures` (by slug); then the runs not done."""
     parts = ["# Results", f"Runs: {summary(results)}."]
@@ -149,6 +152,8 @@ def markdown_text(
             ]
         parts += _training_parts(study.training)
         parts += _attribution_parts(study.attributions)
+        if (memory := memory_front(study, terms)) is not None:
+            parts += [f"### {MEMORY_TITLE}", escape_markdown(memory[1]), markdown(memory[0])]
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
         if any(comparison.n for comparison in study.comparisons.values()):
@@ -169,6 +174,15 @@ def markdown_text(
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def memory_text(studied: Sequence[Study], terms: Terms) -> str:
+    """Return what memory buys in each group, as a terminal shows it; nothing where that is not known."""
+    parts = []
+    for study in studied:
+        if (memory := memory_front(study, terms)) is not None:
+            parts += [f"{MEMORY_TITLE}: {study.group.title}", plain(memory[0]), memory[1]]
+    return "\n\n".join(parts)
 
 
 def published_tables(results: Results, reference: Reference) -> list[tuple[Table, str]]:

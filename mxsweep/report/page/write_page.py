@@ -27,6 +27,7 @@ from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
 from mxsweep.report.figures.training_figures import ABOUT as TRAINING
+from mxsweep.report.memory_tables import MEMORY_TITLE, memory_front
 from mxsweep.report.page import evidence
 from mxsweep.report.page.environments import environments
 from mxsweep.report.page.knob_views import VALUES_NOTE, KnobView, knob_views
@@ -54,6 +55,7 @@ from mxsweep.results.rows import label
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
+from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
 from mxsweep.study.verdict import Verdict
@@ -96,6 +98,7 @@ class GroupView:
     training: TrainingView | None
     costs: Table | None  # of each kind of tensor by itself
     sums: Table | None  # of such costs beside that of all together
+    memory: tuple[Table, str] | None  # what memory buys
     table: RunTable
     effects: list[tuple[str, Table]]
     won_back: Table | None
@@ -114,10 +117,15 @@ class GroupView:
 
 
 def write_page(
-    results: Results, studied: Sequence[Study], drawn: Drawn, reference: Reference | None, folder: Path
+    results: Results,
+    studied: Sequence[Study],
+    drawn: Drawn,
+    reference: Reference | None,
+    folder: Path,
+    terms: Terms = DEFAULT_TERMS,
 ) -> list[Path]:
     """Write report.html to `folder`, and return its path in a list. Raises OSError."""
-    groups = [_group(index, study, drawn, folder) for index, study in enumerate(studied, 1)]
+    groups = [_group(index, study, drawn, folder, terms) for index, study in enumerate(studied, 1)]
     figures = [figure for group in groups for shown in group.figures.values() for figure in shown]
     figures += [figure for group in groups if group.training for figure in group.training.figures]
     figures += [group.heat.figure for group in groups if group.heat]
@@ -155,6 +163,7 @@ def write_page(
                 "compared": COMPARED_NOTE,
                 "knobs": VALUES_NOTE,
                 "won_back": WON_BACK_NOTE,
+                "memory_title": MEMORY_TITLE,
                 "costs_title": ATTRIBUTION_TITLE,
                 "costs": COST_NOTE,
                 "sums": SUM_NOTE,
@@ -184,7 +193,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
+def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms) -> GroupView:
     figures, heat = drawn.get(study.group.slug, ([], None))
     by_quantity: dict[str, list[Figure]] = {}
     for figure in figures:
@@ -208,6 +217,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path) -> GroupView:
         training=_training(study.training, [figure for figure in figures if figure.about == TRAINING]),
         costs=cost_table(study.attributions) if study.attributions else None,
         sums=sum_table(study.attributions) if any(one.sums for one in study.attributions) else None,
+        memory=memory_front(study, terms),
         table=run_views(study, folder),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         remedy_outcomes=remedy_outcomes(study),

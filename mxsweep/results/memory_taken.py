@@ -1,0 +1,34 @@
+"""Read how much memory a run's model takes: its parameters, and its keys and values at a context length."""
+
+from __future__ import annotations
+
+from mxsweep.formats.cached_bits import CacheFormats, CacheLayer
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.recipe import KVOptions
+from mxsweep.results.rows import Row
+
+
+def kv_bits_per_token(row: Row) -> float | None:
+    """Return the bits that a cached token takes in all layers, scales included; None where that is not known."""
+    known = _cache(row)
+    return None if known is None else known[0].bits_per_token(known[1])
+
+
+def kv_bytes(row: Row, context: int) -> float | None:
+    """Return the bytes of the cache of one sequence of `context` tokens; None where that is not known."""
+    known = _cache(row)
+    return None if known is None else known[0].bits(known[1], context) / 8
+
+
+def _cache(row: Row) -> tuple[CacheFormats, list[CacheLayer]] | None:
+    layers, quantized = row.recorded("diagnostics", "cache_layers"), row.recorded("identity", "quantized")
+    if not layers or not isinstance(row.recorded("identity"), dict):
+        return None
+    try:
+        shapes = [CacheLayer(**layer) for layer in layers]
+        if quantized is None:
+            return CacheFormats(), shapes
+        key, value = (None if text is None else MXFormat.parse(text) for text in quantized["kv"])
+        return CacheFormats(key, value, KVOptions(**(quantized.get("kv_options") or {}))), shapes
+    except (KeyError, TypeError, ValueError):  # of another version
+        return None

@@ -1,0 +1,104 @@
+"""Set what runs cost against all the memory that they take, by rules that say the same of a run whatever else was run.
+
+Memory is that of the parameters and of the keys and values of one sequence. The cost is the change of log-perplexity
+from the baseline. A run is on the front where no other takes less memory and costs less. The rule is the least memory
+within a share of the baseline's perplexity: by the estimate, and by the whole 95 % interval, which few examples leave
+too wide for most runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mxsweep.results.groups import Group
+from mxsweep.results.memory_taken import kv_bytes
+from mxsweep.results.rows import Row
+from mxsweep.study.comparison import Comparison
+from mxsweep.study.paired_tests import LogPerplexityDifference
+
+CONTEXT = 8192
+WITHIN = 0.01
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Say at which context memory is counted, and how much worse than the baseline a run may be (0.01 for 1 %)."""
+
+    context: int = CONTEXT
+    within: float = WITHIN
+
+
+DEFAULT_TERMS = Terms()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Hold a run, the bytes that its parameters and its keys and values take, and its cost."""
+
+    row: Row
+    parameter_bytes: float
+    kv_bytes: float
+    cost: LogPerplexityDifference
+
+    @property
+    def total(self) -> float:
+        """Return the bytes of both."""
+        return self.parameter_bytes + self.kv_bytes
+
+    def is_within(self, share: float, proven: bool) -> bool:
+        """Return whether perplexity rises by this share at most: by the estimate or, proven, by the whole interval."""
+        cost = self.cost.high if proven else self.cost.difference
+        return cost <= math.log1p(share)  # NaN is not
+
+
+@dataclass(frozen=True)
+class MemoryFront:
+    """Hold the quantized runs of a group by the memory that they take.
+
+    Attributes:
+        baseline: the bytes that the baseline takes, parameters and keys and values; None where there are several.
+        front: from the least memory to the least cost.
+        by_estimate, by_interval: the run of the least memory within the share of the baseline; None where none is.
+    """
+
+    terms: Terms
+    baseline: tuple[float, float] | None
+    front: list[Placed]
+    by_estimate: Placed | None
+    by_interval: Placed | None
+
+
+def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], terms: Terms) -> MemoryFront | None:
+    """Find the front and what the rule names; None where memory or cost of no quantized run is known.
+
+    Args:
+        comparisons: each quantized run compared with its baseline, by the run's folder.
+    """
+    placed = []
+    for row in group.rows:
+        compared, sizes = comparisons.get(row.run.path), _sizes(row, terms.context)
+        if not row.is_baseline and sizes is not None and compared is not None and compared.perplexity is not None:
+            placed.append(Placed(row, *sizes, compared.perplexity))
+    if not placed:
+        return None
+    placed.sort(key=lambda one: (one.total, one.cost.difference))
+    front: list[Placed] = []
+    for one in placed:
+        if math.isfinite(one.cost.difference) and (not front or one.cost.difference < front[-1].cost.difference):
+            front.append(one)
+    baselines = {_sizes(row, terms.context) for row in group.rows if row.is_baseline}
+    return MemoryFront(
+        terms,
+        baselines.pop() if len(baselines) == 1 else None,
+        front,
+        next((one for one in placed if one.is_within(terms.within, proven=False)), None),
+        next((one for one in placed if one.is_within(terms.within, proven=True)), None),
+    )
+
+
+def _sizes(row: Row, context: int) -> tuple[float, float] | None:
+    cache = kv_bytes(row, context)
+    return None if row.parameter_bytes is None or cache is None else (row.parameter_bytes, cache)
