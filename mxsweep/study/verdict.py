@@ -1,8 +1,9 @@
 """Answer what a sweep was made for: what quantizing costs, which knobs matter, what to use, and how sure that is.
 
 Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
-are not significantly worse than the best: with the fewest bits a weight; of equals with keys and values quantized, then
-with the fewest remedies. One that chance alone put ahead is never called the best.
+are not worse than the best, the interval of whose difference from it reaches 0: with the fewest bits a weight; of
+equals with keys and values quantized, then with the fewest remedies. One that chance alone put ahead is never called
+the best.
 """
 
 import math
@@ -142,10 +143,17 @@ def _tests(group: Group, configs: Sequence[Config], metric: str) -> list[MetricT
 
 
 def _is_not_worse(test: MetricTest | None, metric: str) -> bool:
-    """Return whether a config was compared with the best, and is not worse by more than chance and noise."""
+    """Return whether a config was compared with the best, and is not worse by more than chance and noise.
+
+    By its own interval: the error to avoid is to recommend what is worse, which a correction for the number of configs
+    makes likelier.
+    """
     if test is None:
         return True
-    return test.paired is not None and not (test.tells_apart and as_cost(metric, test.paired.difference) > 0)
+    if test.paired is None:
+        return False
+    least_cost = min(as_cost(metric, test.paired.low), as_cost(metric, test.paired.high))
+    return not least_cost > 0 or test.above_floor is False
 
 
 def _say_cost(group: Group, configs: Sequence[Config], metric: str) -> VerdictLine | None:
@@ -206,7 +214,8 @@ def _say_use(
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of them"
     elif len(configs) > 1:
-        text += ". Every other config is significantly worse"
+        certain = all(test is None or test.tells_apart for test in tests)
+        text += f". Every other config is {'significantly worse' if certain else 'worse, by its own interval'}"
     if not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
         text += ". No remedy was tried: ptq=gptq may win some of this back"
     return VerdictLine("Use", f"{text}.", run_ids([use.row]))
@@ -246,8 +255,8 @@ def _say_sure(
     n, size = paired[0].n, half * (_Z + _FOUND) / _Z
     between = "two configs" if several else "the config and its baseline"
     text = (
-        f"{n:,} examples show a difference of {format_size(metric, size)} {metric_noun(metric)} between {between} in "
-        "4 of 5 cases, the median pair"
+        f"with {n:,} examples, a difference of {format_size(metric, size)} in {metric_noun(metric)} between {between} "
+        f"is found in 4 of 5 cases{' (of the median pair)' if several else ''}"
     )
     if len(equal) > 1:
         goal = math.log(1.01) if is_perplexity(metric) else 0.01
@@ -258,8 +267,8 @@ def _say_sure(
                 f"{_round_up(n * (size / goal) ** 2):,}"
             )
     elif several and betterness(metric):
-        text += ", enough to tell the best from all others"
-    return VerdictLine("How sure", f"{text}.", [])
+        text += ": enough to tell the best from all others"
+    return VerdictLine("How sure", f"{text[0].upper()}{text[1:]}.", [])
 
 
 def _round_up(count: float) -> int:

@@ -11,7 +11,9 @@ from helpers.made_runs import outcomes, put
 
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
+from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.metric_test import metric_test
 from mxsweep.study.paired_tests import compare_log_perplexity
 from mxsweep.study.value_words import describe_values
 
@@ -62,6 +64,22 @@ def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance
     assert "Every other config is significantly worse" in line(study, "Use")
     assert "both configs significantly worse" in line(study, "Cost")
     assert "enough to tell the best" in line(study, "How sure")
+
+
+def test_what_only_a_correction_calls_equal_is_not_recommended(tmp_path: Path) -> None:
+    """A cheap config is worse by its own interval, and not after Holm's correction over many."""
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b1", noisy(0.2, 0.5, 1), 4.9, block_size=1)
+    put_run(tmp_path, "b2", noisy(0.32, 0.5, 2), 4.1, block_size=2)
+    for more in range(3, 9):
+        put_run(tmp_path, f"b{more}", noisy(0.2, 0.5, more), 4.9, block_size=more)
+    study = study_of(tmp_path)
+    (cheap,) = [one for one in study.verdict.configs if one.name == "block size 2"]
+    best = study.verdict.configs[0]
+    compared = compare_pairs(study.group, [(one.row, best.row) for one in study.verdict.configs[1:]])
+    (of_cheap,) = [metric_test(each, "perplexity") for each in compared if each.row is cheap.row]
+    assert of_cheap.paired is not None and of_cheap.paired.low > 0  # what is to be told from the best alone
+    assert study.verdict.use is not None and study.verdict.use is not cheap
 
 
 def test_runs_that_came_out_the_same_are_one_config_and_the_cheaper_stands_for_it(tmp_path: Path) -> None:
