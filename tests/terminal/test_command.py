@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +68,23 @@ def test_files_are_named_once_written(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").touch()
     assert write_output("prog", tmp_path / "file", lambda folder: []) == 1
     assert "cannot write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_asleep_unless_told_otherwise(before: str | None, after: str) -> None:
+    program = (
+        "import os, sys; from mxsweep.terminal.command import run_command\n"
+        "assert 'torch' not in sys.modules\n"
+        "run_command('prog', lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)\n"
+        "import mxsweep.__main__, mxsweep.train, mxsweep.inspect, mxsweep.sensitivity, mxsweep.collect\n"
+        "assert 'torch' not in sys.modules, 'which reads the policy when it is loaded'\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | ({} if before is None else {"OMP_WAIT_POLICY": before}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (answer.stdout, answer.returncode) == (f"{after}\n", 0), answer.stderr
