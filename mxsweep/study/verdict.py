@@ -2,8 +2,8 @@
 
 Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
 are not worse than the best, the interval of whose difference from it reaches 0: with the fewest bits a weight; of
-equals with keys and values quantized, then with the fewest remedies. One that chance alone put ahead is never called
-the best.
+equals with the fewest bits a cached token, then with the fewest remedies. One that chance alone put ahead is never
+called the best.
 """
 
 import math
@@ -13,9 +13,11 @@ from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
+from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.metrics import betterness, is_perplexity
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
+from mxsweep.study.attribution import kinds_of
 from mxsweep.study.change_words import format_measured, format_size, metric_noun
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids
@@ -128,11 +130,17 @@ def _cost(config: Config, metric: str) -> float:
     return loss(config.row, metric) if config.test.paired is None else as_cost(metric, config.test.paired.difference)
 
 
-def _price(row: Row, metric: str) -> tuple[float, bool, int, float]:
+def _price(row: Row, metric: str) -> tuple[float, bool, float, int, float]:
     """Return what makes one config cheaper than another, the first that differs."""
-    bits = row.bits_per_weight
+    bits, cached = row.bits_per_weight, kv_bits_per_token(row)
     plain_kv = label(row.knobs.get("kv_quant")) == "none"
-    return math.inf if bits is None else bits, plain_kv, len(applied(row.knobs)), loss(row, metric)
+    return (
+        math.inf if bits is None else bits,
+        plain_kv,
+        math.inf if cached is None else cached,
+        len(applied(row.knobs)),
+        loss(row, metric),
+    )
 
 
 def _tests(group: Group, configs: Sequence[Config], metric: str) -> list[MetricTest | None]:
@@ -214,9 +222,12 @@ def _say_use(
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of them"
     elif len(configs) > 1:
-        certain = all(test is None or test.tells_apart for test in tests)
-        text += f". Every other config is {'significantly worse' if certain else 'worse, by its own interval'}"
-    if not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
+        compared = [test for test in tests if test is not None and test.paired]
+        certain = all(test.tells_apart for test in compared)
+        every = "Every other config" if len(compared) == len(configs) - 1 else "Every other config that was compared"
+        text += f". {every} is {'significantly worse' if certain else 'worse, by its own interval'}"
+    weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
+    if weights and not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
         text += ". No remedy was tried: ptq=gptq may win some of this back"
     return VerdictLine("Use", f"{text}.", run_ids([use.row]))
 
@@ -266,7 +277,7 @@ def _say_sure(
                 f". Too few to tell {names} apart: {format_size(metric, goal)} would take about "
                 f"{_round_up(n * (size / goal) ** 2):,}"
             )
-    elif several and betterness(metric):
+    elif several and betterness(metric) and len(paired) == len(configs) - 1:
         text += ": enough to tell the best from all others"
     return VerdictLine("How sure", f"{text[0].upper()}{text[1:]}.", [])
 
