@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from mxsweep.formats.export_targets import TARGET_NAMES, why_not
-from mxsweep.formats.recipe import DYNAMIC, LinearFormats, Recipe
+from mxsweep.formats.recipe import DYNAMIC, LINEAR_MATMULS, LinearFormats, Recipe
 
 FOLDER_TARGETS = tuple(name for name in TARGET_NAMES if name != "gguf")  # whose checkpoints are folders
+FUSING_TARGETS = FOLDER_TARGETS  # which vLLM loads, where q, k and v are one layer, and gate and up another
+ROTATING_TARGETS = ("compressed-tensors",)  # whose loaders rotate inputs as the model runs
 NO_EXPORT, AUTO = "none", "auto"
 EXPORTS = (NO_EXPORT, AUTO, *FOLDER_TARGETS)  # values of the knob ``export``
 
@@ -25,6 +27,9 @@ def target_of(recipe: Recipe) -> str | None:
 
 
 def _problem(recipe: Recipe, target: str) -> str | None:
+    weight, rotation = recipe.linear.weight, recipe.rotation
+    if rotation is not None and set(rotation.matmuls) & set(LINEAR_MATMULS) and target not in ROTATING_TARGETS:
+        return why_not_rotated(target)
     for formats in dict.fromkeys((recipe.linear, *(formats for _, formats in recipe.modules))):
         if formats == LinearFormats():
             continue
@@ -33,4 +38,15 @@ def _problem(recipe: Recipe, target: str) -> str | None:
         is_fixed = recipe.activation_scale != DYNAMIC
         if problem := why_not(target, formats.weight, formats.activation, static_input=is_fixed):
             return problem
+    if target in FUSING_TARGETS and weight is not None and weight.tensor_scale and not recipe.shares_tensor_scales:
+        return (
+            f"{target}: weights that are one layer where vLLM loads them would each have a scale of the tensor of "
+            "its own; allowed: one for all of them (format.share_tensor_scale=fused), or tensor_scale=false"
+        )
     return None
+
+
+def why_not_rotated(target: str) -> str:
+    """Return why a target that is not one of ROTATING_TARGETS has no place for inputs that are rotated."""
+    held = ", ".join(ROTATING_TARGETS)
+    return f"{target}: inputs that are rotated as the model runs have no place; allowed: rotation=none, or {held}"

@@ -7,18 +7,24 @@ that dtype and under these rules. Without the library nothing is compared, which
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from mxsweep.export.folder import read_tensors, read_weights, target_module
 from mxsweep.export.serving import served_activation
 from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
+from mxsweep.model.sites import find_sites
 from mxsweep.numerics import decode
+from mxsweep.runs.packed_model import input_divisor
 from mxsweep.terminal.errors import ConfigError
 
 _LIBRARIES = {"compressed-tensors": "compressed_tensors"}
@@ -42,7 +48,13 @@ def as_served(recipe: Recipe, target: str) -> Recipe | None:
 
 @torch.no_grad()
 def compare_with_loader(
-    folder: Path, target: str, ours: PreTrainedModel, recipe: Recipe, prepared: Prepared, ids: Tensor
+    folder: Path,
+    target: str,
+    ours: PreTrainedModel,
+    recipe: Recipe,
+    prepared: Prepared,
+    ids: Tensor,
+    options: Mapping[str, Any],
 ) -> str:
     """Say how the target's own library loads a checkpoint, beside mxsweep.
 
@@ -51,6 +63,8 @@ def compare_with_loader(
         recipe: the run's.
         prepared: what was worked out for it, codes and scales of all weights among it.
         ids: (B, T) tokens to answer to.
+        options: by which ours was loaded, too: of attention and of the model's own code, as ``from_pretrained`` takes
+            them.
 
     Raises:
         ConfigError: the weights, or the logits, are others.
@@ -60,12 +74,10 @@ def compare_with_loader(
         return f"not checked: mxsweep knows no loader of {target} that runs here"
     if importlib.util.find_spec(library) is None:
         return f"not checked: {target} is not installed"
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
     logits = theirs(input_ids=ids, use_cache=False).logits  # which decompresses weights, too
-    weights = {name: replace(weight, dtype=torch.bfloat16) for name, weight in prepared.weights.items()}
-    for name, weight in weights.items():
-        expected = decode(weight)
-        if not torch.equal(theirs.get_submodule(name).weight, expected):
+    for name, weight in read_weights(folder)[0].items():  # by layer: a fused one is several operands
+        if not torch.equal(theirs.get_submodule(name).weight, decode(replace(weight, dtype=torch.bfloat16))):
             raise ConfigError(f"export: {target} reads {name} otherwise than mxsweep")
     said = f"{target} reads the same weights"
     if recipe.rotation is not None:
@@ -73,6 +85,9 @@ def compare_with_loader(
     by_its_rules = as_served(recipe, target)
     if by_its_rules is None:
         return f"{said}; its logits are not compared: by which rules it quantizes inputs is not known"
+    if differing := _other_input_scale(folder, target, ours, by_its_rules, prepared):
+        return f"{said}; its logits are not compared: {differing}"
+    weights = {name: replace(weight, dtype=torch.bfloat16) for name, weight in prepared.weights.items()}
     with quantize_model(ours, by_its_rules, prepared=replace(prepared, weights=weights)):
         expected = ours(input_ids=ids, use_cache=False).logits
     if not torch.equal(logits, expected):
@@ -81,3 +96,23 @@ def compare_with_loader(
             f"export: {target} answers with other logits than mxsweep under its rules, by up to {largest:g}"
         )
     return f"{said}, and answers with the same logits as mxsweep by its rules ({logits.numel():,}, in bfloat16)"
+
+
+def _other_input_scale(
+    folder: Path, target: str, ours: PreTrainedModel, served: Recipe, prepared: Prepared
+) -> str | None:
+    """Say which input is stored with another per-tensor scale than a served recipe makes in bfloat16; None for none.
+
+    The loader reads what is stored, which the run's rules made in its dtype; mxsweep makes it anew.
+    """
+    sites = find_sites(ours, served)
+    maxima = fixed_maxima(sites, served, prepared)
+    stored = read_tensors(folder) if maxima else {}
+    for site in sites:
+        if site.name not in maxima or site.formats.activation is None:
+            continue
+        number = target_module(target).input_scale(site.operand.module_name, stored)
+        by_its_rules = input_divisor(maxima[site.name], site.formats.activation, torch.bfloat16)
+        if number != by_its_rules:
+            return f"the scale of {site.name}'s input is stored as {number}, and by its rules is {by_its_rules}"
+    return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.linear import stochastic_key
@@ -38,7 +39,8 @@ class PackedWeight:
         encoded: (N, C), in the basis in which it was quantized.
         formats: of the weight and of its input.
         rotation_block: the order of the rotation that its input gets as the model runs; None for none.
-        input_scale: by what the scales of its input's blocks are divided, where that is one number for all tokens.
+        input_scale: by what the scales of its input's blocks are divided, where that is one number for all tokens: g
+            of a per-tensor scale that is fixed, and 1 of e4m3 scales under none.
     """
 
     encoded: Encoded
@@ -106,7 +108,10 @@ def collect(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> Packe
         plain,
         [name for name in linear if name not in weights],
         _fused(model),
-        head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None),
+        # A quantized output layer has values of its own.
+        head is not None
+        and getattr(head, "weight", None) is getattr(embedding, "weight", None)
+        and not any(model.get_submodule(name) is head for name in weights),
     )
 
 
@@ -126,10 +131,27 @@ def _why_not(site: Site) -> str | None:
 
 
 def _input_scale(site: Site, maxima: Mapping[str, Tensor]) -> float | None:
-    """Return the per-tensor scale of a site's input, where it is one for all tokens."""
-    if site.name not in maxima or site.formats.activation is None:
+    """Return by what the block scales of a site's input are divided, where it is one number for all tokens.
+
+    Loaders of e4m3 scales read such a number always: it is 1 where the format has none.
+    """
+    activation = site.formats.activation
+    if activation is None:
         return None
-    return float(tensor_scale_of(maxima[site.name], site.formats.activation))
+    if site.name in maxima:
+        return input_divisor(maxima[site.name], activation, site.operand.parameter.dtype)
+    return 1.0 if activation.scale == "e4m3" and not activation.tensor_scale else None
+
+
+def input_divisor(maximum: Tensor, fmt: MXFormat, dtype: torch.dtype) -> float:
+    """Return by what block scales are divided under a per-tensor scale: g, or 1/d of rules that multiply by d.
+
+    Args:
+        maximum: float32, that the scale is made from.
+        dtype: of the input, in which some rules compute.
+    """
+    scale = float(tensor_scale_of(maximum, fmt, dtype))
+    return scale if fmt.rule.divides_by_tensor_scale else 1 / scale
 
 
 def _encoded(site: Site, recipe: Recipe, prepared: Prepared, tensor_amax: Tensor | None) -> Encoded:

@@ -8,6 +8,7 @@ another order than the one that the run was on, and so it is said, and no error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
-from mxsweep.export.folder import read_weights
+from mxsweep.export.folder import read_tensors, read_weights, target_module
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_choice import transformers_name
 from mxsweep.model.exported import load_state, state_of
+from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.load import LoadedModel, resolve_device
 from mxsweep.model.matrices import Matrix
 from mxsweep.model.prepared import Prepared
@@ -112,6 +114,9 @@ def verify_export(
     ids = reference.ids.to(loaded.model.device)
     by_operand = _by_operand(loaded.model, reference.recipe, weights)
     prepared = replace(reference.prepared, weights=by_operand)
+    maxima = fixed_maxima(find_sites(loaded.model, reference.recipe), reference.recipe, prepared)
+    if scales := _check_input_scales(folder, target, reference.packed, maxima):
+        found["input_scales"] = scales
     with quantize_model(loaded.model, reference.recipe, prepared=prepared):
         logits = loaded.model(input_ids=ids, use_cache=False).logits.cpu()
         if not torch.equal(logits, reference.logits):
@@ -125,7 +130,9 @@ def verify_export(
     # Loaded anew: a model that is cast to bfloat16 has its rotary frequencies cast, too.
     arguments = {"dtype": torch.bfloat16, **_attention(config)}
     ours = load_state(folder, state_of(weights, plain), arguments, _code(config))[0].eval()
-    found["loader"] = compare_with_loader(folder, target, ours, reference.recipe, prepared, reference.ids)
+    found["loader"] = compare_with_loader(
+        folder, target, ours, reference.recipe, prepared, reference.ids, {**_attention(config), **_code(config)}
+    )
     return found
 
 
@@ -151,6 +158,36 @@ def _check_weights(weights: Mapping[str, Encoded], plain: Mapping[str, Tensor], 
     if plain.keys() != packed.plain.keys() or not all(same_values(plain[key], packed.plain[key]) for key in plain):
         raise ConfigError("export: tensors that were not quantized are not what was written")
     return f"0 of {elements:,} quantized weights differ, nor any of {sum(t.numel() for t in plain.values()):,} others"
+
+
+def _check_input_scales(folder: Path, target: str, packed: PackedModel, maxima: Mapping[str, Tensor]) -> str | None:
+    """Say that the numbers over scales of inputs are stored as the run has them; None where there are none.
+
+    Args:
+        maxima: what each operand's number is made from, where it is fixed.
+
+    Raises:
+        ConfigError: one is not, or does not bring the largest magnitude to where the largest block scale is.
+    """
+    expected = {name: weight for name, weight in packed.weights.items() if weight.input_scale is not None}
+    if not expected:
+        return None
+    stored, module = read_tensors(folder), target_module(target)
+    for name, weight in expected.items():
+        number, activation = module.input_scale(name, stored), weight.formats.activation
+        assert activation is not None and weight.input_scale is not None
+        if number is None or not math.isclose(number, weight.input_scale, rel_tol=2**-23):
+            raise ConfigError(
+                f"export: the input of {name} is stored with {number}, and the run has {weight.input_scale}"
+            )
+        maximum = float(maxima[name]) if name in maxima else 0.0
+        bound = activation.scale_format.largest * activation.element_format.largest
+        if maximum > 0 and not 0.5 < number * maximum / bound < 2:  # not 1: rules round, and four_over_six leaves room
+            raise ConfigError(
+                f"export: the input of {name} is stored with {number:g}, and its maximum {maximum:g} needs about "
+                f"{bound / maximum:g}"
+            )
+    return f"{len(expected)} layers have the run's scale of the input's tensor"
 
 
 def _load(config: RunConfig, folder: Path, weights: Mapping[str, Encoded], plain: Mapping[str, Tensor]) -> LoadedModel:

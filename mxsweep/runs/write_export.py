@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.export.folder import SHARD_SIZE, target_module, write_manifest, write_tensors
 from mxsweep.export.serving import served_activation
 from mxsweep.formats.export_targets import why_not
-from mxsweep.formats.exported_recipe import AUTO, FOLDER_TARGETS
+from mxsweep.formats.exported_recipe import AUTO, FOLDER_TARGETS, FUSING_TARGETS, ROTATING_TARGETS, why_not_rotated
 from mxsweep.runs.packed_model import PackedModel, PackedWeight
 from mxsweep.terminal.errors import ConfigError
 
-_FUSING = ("compressed-tensors", "quark", "modelopt", "auto-round")  # targets that vLLM loads
+# Tensors of one number, of which a layer has one wherever it came from several.
+_OF_A_LAYER = ("weight_global_scale", "weight_scale_2", "input_global_scale", "input_scale")
 
 
 def choose_target(packed: PackedModel, asked: str) -> str:
@@ -48,14 +49,13 @@ def why_not_here(packed: PackedModel, target: str) -> str | None:
             return f"{problem} ({name})"
         if weight.rotation_block is not None and (problem := _why_not_rotation(target, weight.rotation_block)):
             return f"{problem} ({name})"
-    return _why_not_fused(packed, target) if target in _FUSING else None
+    return _why_not_fused(packed, target) if target in FUSING_TARGETS else None
 
 
 def _why_not_rotation(target: str, block: int) -> str | None:
-    module = target_module(target)
-    if not hasattr(module, "transform_config"):
-        return f"{target}: inputs that are rotated as the model runs have no place; allowed: rotation=none or residual"
-    problem: str | None = module.why_not_rotation(block)
+    if target not in ROTATING_TARGETS:
+        return why_not_rotated(target)
+    problem: str | None = target_module(target).why_not_rotation(block)
     return problem
 
 
@@ -76,6 +76,24 @@ def _why_not_fused(packed: PackedModel, target: str) -> str | None:
                 "of its own; allowed: one for all of them (format.share_tensor_scale=fused), or tensor_scale=false"
             )
     return None
+
+
+def _check_fused(packed: PackedModel, target: str, stored: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError for layers that are one where vLLM loads them, and are stored with several numbers of what it
+    has one of.
+
+    Equal formats, and equal scales of the tensor, may be stored so: powers of two are moved by what a weight needs.
+    """
+    for group in packed.fused if target in FUSING_TARGETS else ():
+        for part in _OF_A_LAYER:
+            numbers = {float(stored[f"{name}.{part}"]) for name in group if f"{name}.{part}" in stored}
+            if len(numbers) > 1:
+                found = ", ".join(f"{number:g}" for number in sorted(numbers))
+                raise ConfigError(
+                    f"export: {target}: {', '.join(group)} are one layer where vLLM loads them, and would be stored "
+                    f"with several numbers as its one {part} ({found}); allowed: formats that are stored with one, as "
+                    "e4m3 scales under format.share_tensor_scale=fused, or tensor_scale=false"
+                )
 
 
 def _tensor_scale(weight: PackedWeight) -> float | None:
@@ -99,7 +117,7 @@ def write_export(
         manifest: what ``export.json`` holds beside what is known here.
 
     Raises:
-        ConfigError: a weight's values have no place in the target.
+        ConfigError: a weight's values have no place in the target, or layers that are fused differ in a number.
         OSError: the files cannot be written.
     """
     module = target_module(target)
@@ -111,6 +129,7 @@ def write_export(
         settings = module.quantization_config(formats, packed.kept)
     except ValueError as error:
         raise ConfigError(f"export: {error}") from None
+    _check_fused(packed, target, stored)
     rotations: dict[int, list[str]] = defaultdict(list)
     for name, weight in packed.weights.items():
         if weight.rotation_block is not None:
@@ -137,7 +156,7 @@ def _write_config(folder: Path, model: PreTrainedModel, packed: PackedModel, set
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = settings
     if config.get("tie_word_embeddings", model.config.tie_word_embeddings) and not packed.tied:
-        config["tie_word_embeddings"] = False  # a rotated residual stream leaves the output layer one of its own
+        config["tie_word_embeddings"] = False  # a rotated residual stream, or codes, leave the output layer its own
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

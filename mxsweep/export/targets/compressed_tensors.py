@@ -116,6 +116,12 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     return read_back(name, codes, MXFormat(element, size, "e8m0"), scales, dtype, 1.0)
 
 
+def input_scale(name: str, stored: Mapping[str, Tensor]) -> float | None:
+    """Return by what scales of a layer's input are divided, as `tensors` was given it; None where nothing says."""
+    number = stored.get(f"{name}.input_global_scale")
+    return None if number is None else float(number)
+
+
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
     """Return what stands as `quantization_config` in config.json.
 

@@ -37,7 +37,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
     Args:
         name: of the linear layer.
-        input_scale: what scales of activations are divided by, where these are quantized.
+        input_scale: what scales of activations are divided by, where these are quantized; its reciprocal is stored.
 
     Raises:
         ValueError: the weight has no place; the message begins with its name.
@@ -75,6 +75,12 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     stored_shape(f"{name}.weight_scale_2", t, ())
     fmt = MXFormat("fp4_e2m1", _GROUP, "e4m3", tensor_scale=True, scale_rule="modelopt")
     return read_back(name, unpack_bits(weight, _BITS, columns), fmt, scales, dtype, float(t))
+
+
+def input_scale(name: str, stored: Mapping[str, Tensor]) -> float | None:
+    """Return by what scales of a layer's input are divided, as `tensors` was given it; None where nothing says."""
+    factor = stored.get(f"{name}.input_scale")
+    return None if factor is None else 1 / float(factor)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
