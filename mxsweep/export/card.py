@@ -77,7 +77,6 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
 
 
 def _metrics(manifest: Mapping[str, Any]) -> str:
-    baseline = manifest.get("baseline") or {}
     rows = []
     for task, metrics in manifest["metrics"].items():
         for name, value in metrics.items():
@@ -90,18 +89,11 @@ def _metrics(manifest: Mapping[str, Any]) -> str:
                 if not isinstance(error, float | int)
                 else f"{value - 1.96 * error:.4g} to {value + 1.96 * error:.4g}"
             )
-            before = baseline.get(task, {}).get(name)
-            rows.append(f"| {task} | {name} | {value:.4g} | {within} | {'' if before is None else f'{before:.4g}'} |")
+            rows.append(f"| {task} | {name} | {value:.4g} | {within} |")
     if not rows:
         return ""
-    head = "| task | metric | this run | 95 % interval | unquantized |\n| --- | --- | --- | --- | --- |\n"
-    return (
-        "## Metrics\n\n"
-        + head
-        + "\n".join(rows)
-        + "\n\nAs mxsweep computed them. An empty last column: its sweep has no "
-        "baseline."
-    )
+    head = "| task | metric | this run | 95 % interval |\n| --- | --- | --- | --- |\n"
+    return "## Metrics\n\n" + head + "\n".join(rows) + "\n\nAs mxsweep computed them."
 
 
 def _roundings(manifest: Mapping[str, Any]) -> str:

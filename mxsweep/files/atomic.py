@@ -46,17 +46,19 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
         raise
 
 
-def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
+def write_folder_atomically(folder: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
     """Write a folder in the place of what was there, forced to the disk before it takes its place.
 
     Whoever is killed between removing what was there and renaming leaves no folder of this name, never half of one.
 
     Args:
         write: puts files into the empty folder that it is given.
+        replace: take the place of what was there; else only of nothing, or of an empty folder.
 
     Raises:
-        OSError: the folder cannot be written; and whatever ``write`` raises.
+        OSError: the folder cannot be written, or its place is taken; and whatever ``write`` raises.
     """
+    folder = folder.absolute()  # "." has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,9 +67,9 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> No
         write(unfinished)
         for path in [*unfinished.rglob("*"), unfinished]:
             _force_to_disk(path)
-        if folder.exists():
+        if replace and folder.exists():
             shutil.rmtree(folder)
-        os.rename(unfinished, folder)
+        os.rename(unfinished, folder)  # fails where files are, and takes the place of an empty folder
         _force_to_disk(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

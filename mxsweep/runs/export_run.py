@@ -113,8 +113,7 @@ def export_run(
         OSError: the files cannot be written.
     """
     began = time.perf_counter()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"export: {str(out)!r} is there already; name another folder")
+    _check_free(out)
     if config.trains:
         config = evaluated_checkpoint(config, run_folder)
     if config.recipe.is_baseline:
@@ -132,10 +131,16 @@ def export_run(
         write_manifest(folder, manifest)
         write_atomically(folder / "README.md", card(manifest))
         written.append((manifest, notes))
+        _check_free(out)  # again: it took minutes
 
     with no_progress_bars():
-        write_folder_atomically(out, write)  # after it was verified: what is there is right
+        write_folder_atomically(out, write, replace=False)  # after it was verified: what is there is right
     return Export(out, *written[0])
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"export: {str(out)!r} is there already; name another folder")
 
 
 def _write(

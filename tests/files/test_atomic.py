@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mxsweep.files.atomic import write_atomically, write_csv
+from mxsweep.files.atomic import write_atomically, write_csv, write_folder_atomically
 
 
 @pytest.mark.parametrize("content", ["ä\n", "ä\n".encode(), lambda path: path.write_text("ä\n", encoding="utf-8")])
@@ -96,3 +96,27 @@ def test_a_csv_quotes_what_needs_it(tmp_path: Path) -> None:
         write_csv(tmp_path / "table.csv", ["a"], ([1 / number] for number in (1, 0)))
     assert (tmp_path / "table.csv").read_bytes().startswith(b"a,")
     assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_folder_may_be_the_one_that_work_is_done_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_folder_atomically(Path("."), lambda folder: (folder / "file").write_text("whole"), replace=False)
+    assert (tmp_path / "here" / "file").read_text() == "whole"
+    assert [each.name for each in tmp_path.iterdir()] == ["here"]
+
+
+def test_what_came_into_a_folder_meanwhile_stays(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+
+    def write(folder: Path) -> None:
+        (folder / "file").write_text("whole")
+        place.mkdir()
+        (place / "mine").write_text("here")
+
+    with pytest.raises(OSError, match="not empty"):
+        write_folder_atomically(place, write, replace=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    assert [each.name for each in place.iterdir()] == ["mine"]
+    write_folder_atomically(place, lambda folder: (folder / "file").write_text("whole"))
+    assert [each.name for each in place.iterdir()] == ["file"]
