@@ -114,8 +114,10 @@ def verify_export(
     ids = reference.ids.to(loaded.model.device)
     by_operand = _by_operand(loaded.model, reference.recipe, weights)
     prepared = replace(reference.prepared, weights=by_operand)
-    maxima = fixed_maxima(find_sites(loaded.model, reference.recipe), reference.recipe, prepared)
-    if scales := _check_input_scales(folder, target, reference.packed, maxima):
+    sites = find_sites(loaded.model, reference.recipe)
+    maxima = fixed_maxima(sites, reference.recipe, prepared)
+    by_layer = {site.operand.module_name: maxima[site.name] for site in sites if site.name in maxima}
+    if scales := _check_input_scales(folder, target, reference.packed, by_layer):
         found["input_scales"] = scales
     with quantize_model(loaded.model, reference.recipe, prepared=prepared):
         logits = loaded.model(input_ids=ids, use_cache=False).logits.cpu()
@@ -164,7 +166,7 @@ def _check_input_scales(folder: Path, target: str, packed: PackedModel, maxima: 
     """Say that the numbers over scales of inputs are stored as the run has them; None where there are none.
 
     Args:
-        maxima: what each operand's number is made from, where it is fixed.
+        maxima: what each layer's number is made from, where it is fixed.
 
     Raises:
         ConfigError: one is not, or does not bring the largest magnitude to where the largest block scale is.

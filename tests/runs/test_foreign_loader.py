@@ -1,0 +1,90 @@
+"""A checkpoint as the target's own library loads it: by layer, as mxsweep loads it, and what is not compared."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
+
+from mxsweep import compose, run
+from mxsweep.export.folder import read_weights
+from mxsweep.model.exported import load_state, state_of
+from mxsweep.runs import foreign_loader
+from mxsweep.runs.export_run import export_run
+from mxsweep.terminal.errors import ConfigError
+
+ASSETS = Path(foreign_loader.__file__).parents[1] / "assets" / "tiny"
+WORDS = ["limit=4", "model.device=cpu", "model.attention=sdpa"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Library:
+    """Stand for the package: load what mxsweep reads, and keep how it was asked to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: dict[str, Any] = {}
+        self.error = 0.0  # added to every weight
+        stand_in = SimpleNamespace(from_pretrained=self.load)
+        monkeypatch.setattr(foreign_loader, "AutoModelForCausalLM", stand_in)
+        monkeypatch.setattr(foreign_loader.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+
+    def load(self, folder: Path, *, dtype: torch.dtype, trust_remote_code: bool, **rest: Any) -> PreTrainedModel:
+        self.asked = {"trust_remote_code": trust_remote_code, **rest}
+        weights, plain = read_weights(folder)
+        state = state_of(weights, plain)
+        for name in weights:
+            state[f"{name}.weight"] += self.error
+        return load_state(folder, state, {"dtype": dtype, **rest}, {})[0]
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    return Library(monkeypatch)
+
+
+def said(tmp_path: Path, *words: str) -> str:
+    config = compose([*WORDS, *words])
+    record = run(config, overrides=[*WORDS, *words])
+    assert record["status"] == "done", record["error"]
+    export = export_run(config, record, tmp_path, "compressed-tensors", tmp_path / "out")
+    return str(export.manifest["verified"]["loader"])
+
+
+def phi3(folder: Path) -> Path:
+    shutil.copytree(ASSETS, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "generation*"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Phi3Config(**sizes, vocab_size=568, pad_token_id=0, max_position_embeddings=512)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_fused_layers_are_compared_as_they_are_stored(tmp_path: Path, library: Library) -> None:
+    path = phi3(tmp_path / "phi3")
+    found = said(tmp_path, "model=hf", f"model.path={path}", "format=mxfp4", "format.activation=none")
+    assert "reads the same weights, and answers with the same logits" in found
+    assert library.asked == {"trust_remote_code": False, "attn_implementation": "sdpa"}
+
+
+def test_other_weights_are_found_out(tmp_path: Path, library: Library) -> None:
+    library.error = 1.0
+    with pytest.raises(ConfigError, match=r"^export: compressed-tensors reads model\.layers\.0\..* otherwise"):
+        said(tmp_path, "format=mxfp4")
+
+
+def test_logits_are_compared_where_the_stored_scale_of_inputs_is_the_one_by_its_rules(
+    tmp_path: Path, library: Library
+) -> None:
+    found = said(tmp_path, "format=nvfp4", "format.share_tensor_scale=fused", "format.activation_scale=10")
+    assert "reads the same weights; its logits are not compared: the scale of model.layers.0." in found
+    assert "is stored as 268.79" in found and "by its rules is 270.0" in found
