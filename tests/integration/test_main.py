@@ -46,7 +46,7 @@ def test_help_explains_every_group(tmp_path: Path) -> None:
     answer = mxsweep("--help", cwd=tmp_path)
     assert answer.returncode == 0
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "reference")]
-    assert len(groups) == 18
+    assert len(groups) == 19
     assert "\n  hydra/launcher " in answer.stdout
     for flag in ("-m, --multirun", "--config-dir FOLDER", "--version", "--cfg", "--shell-completion"):
         assert flag in answer.stdout
@@ -79,7 +79,7 @@ BAD_INPUT = [
     (f"ptq=gptq calibration=text calibration.path={'x' * 300}", "calibration.path: 'xxx"),
     (f"task=lambada_openai task.data={'x' * 300}", "task.data: 'xxx"),
     ("model=gpt2,tiny", "model: model=gpt2,tiny names several values; add -m"),
-    ("experiment=ex9", "experiment: 'ex9' is not known; allowed: ex1, ex2, ex3"),
+    ("experiment=ex9", "experiment: 'ex9' is not known; allowed: attribution, ex1, ex2, ex3"),
     ("model=hf", "model.path: is not given; give the name"),
     ("blocksize=16", "blocksize: there is no such knob (near it: block_size); `python -m mxsweep --help` lists"),
     ("model.pth=x", "model.pth: there is no such knob"),

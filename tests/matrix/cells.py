@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from helpers.decoded import decoded
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -298,7 +299,7 @@ def _prepared(case: Case, *words: str) -> Preparation:
 def gptq(case: Case) -> str:
     """See that GPTQ chooses all weights, and errs less than rounding on the first that is a parameter by itself."""
     words = ("format=w4a6", "format.activation=none", "ptq=gptq")
-    chosen = _prepared(case, *words).prepared.weights
+    chosen = decoded(_prepared(case, *words).prepared.weights)
     missing = [layer.name for layer in case.of_weights[1].layers if layer.name not in chosen]
     assert not missing, f"GPTQ chose nothing for {missing[0]}"
     unusable = [name for name, weight in chosen.items() if not bool(weight.isfinite().all())]

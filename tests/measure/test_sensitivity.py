@@ -26,7 +26,7 @@ from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
-from mxsweep.numerics import MXFormat
+from mxsweep.numerics import MXFormat, decode, encode
 from mxsweep.report.figures.panels import draw_sensitivity
 from mxsweep.sensitivity import main
 from mxsweep.terminal.progress_callback import silent
@@ -99,7 +99,10 @@ def test_prepared_weights_are_what_is_measured(tiny: Any, divergence: Divergence
     name = "model.layers.1.mlp.down_proj"
     recipe = Recipe(modules=((name, LinearFormats(FP4)),))
     weight = tiny.get_submodule(name).weight.detach()
-    same = Prepared(weights={name: weight.clone()})
+    # A block an element under a float32 scale, which is the element's magnitude.
+    itself = encode(weight, MXFormat("int2", 1, "fp32"))
+    assert decode(itself).equal(weight)
+    same = Prepared(weights={name: itself})
     found = measure(tiny, recipe, divergence, "module", same, nobody)
     assert found.whole.kl == found.parts[0].alone.kl == found.parts[0].without.kl == 0  # it is the weight itself
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers.made_trainings import BATCH_TOKENS, SEQUENCES, STEPS, put_training
 
+from mxsweep.files.training_columns import CURVE_COLUMNS
 from mxsweep.results import trainings
 from mxsweep.results.groups import read_results
 from mxsweep.results.outcomes import read_outcomes
@@ -57,8 +58,8 @@ def test_roles_are_read_back(tmp_path: Path) -> None:
         (None, "is not there"),
         (b"PAR1 no more", "is damaged"),
         (pd.DataFrame({"step": [1], "loss": [2.0]}), "has no column tokens"),
-        (pd.DataFrame({name: ["many"] for name in trainings._CURVE}), "is damaged"),
-        (pd.DataFrame({name: [math.nan] for name in trainings._CURVE}), "has rows without a step"),
+        (pd.DataFrame({name: ["many"] for name in CURVE_COLUMNS}), "is damaged"),
+        (pd.DataFrame({name: [math.nan] for name in CURVE_COLUMNS}), "has rows without a step"),
     ],
 )
 def test_a_file_that_is_no_curve_says_so_and_nothing_more(

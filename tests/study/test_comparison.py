@@ -555,5 +555,6 @@ def test_margins_stand_in_files_tables_and_findings(tmp_path: Path) -> None:
     assert table.margin_difference_low[32] < table.margin_difference[32] < table.margin_difference_high[32]
     results, group = only(tmp_path)
     assert loss_metric(group) == "margin" and group.main_metric() == "acc"
-    sentences = [finding.text for finding in study_group(results, group).findings]
-    assert any("the mean margin by" in text and "nats (1 of 1 significant)" in text for text in sentences), sentences
+    said = {line.title: line.text for line in study_group(results, group).verdict.lines}
+    assert said["Use"].startswith("block size 16: mean margin −0.1000 [−0.1000, −0.1000]. Every other config is")
+    assert said["Knobs"].startswith("Of mean margin, block size 32 against 16: −0.4")
