@@ -181,7 +181,7 @@ def memory_text(studied: Sequence[Study], terms: Terms) -> str:
     parts = []
     for study in studied:
         if (memory := memory_front(study, terms)) is not None:
-            parts += [f"{MEMORY_TITLE}: {study.group.title}", plain(memory[0]), memory[1]]
+            parts += [f"{MEMORY_TITLE}: {study.group.title}", plain(memory[0]), textwrap.fill(memory[1], TERMINAL_WIDTH)]
     return "\n\n".join(parts)
 
 
