@@ -181,7 +181,8 @@ def memory_text(studied: Sequence[Study], terms: Terms) -> str:
     parts = []
     for study in studied:
         if (memory := memory_front(study, terms)) is not None:
-            parts += [f"{MEMORY_TITLE}: {study.group.title}", plain(memory[0]), textwrap.fill(memory[1], TERMINAL_WIDTH)]
+            said = textwrap.fill(memory[1], TERMINAL_WIDTH)
+            parts += [f"{MEMORY_TITLE}: {study.group.title}", plain(memory[0]), said]
     return "\n\n".join(parts)
 
 
