@@ -13,24 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mxsweep.config.rules_config import OWN_RULES
 from mxsweep.formats import MXFormat
 from mxsweep.formats.backends import microxcaling_problem
-from mxsweep.formats.mxformat import INF_IS_NAN
 from mxsweep.formats.recipe import OF_FUSED, STATIC
 from mxsweep.formats.registry import Names
 from mxsweep.formats.scale import DEFAULT_SCALE_BITS
-from mxsweep.formats.scale_rules import OWN_FLOOR, OWN_RULE
 from mxsweep.terminal.errors import ConfigError
 
 NO_RUNTIME = "none"
-# The fields of a format that are rules of a library: mxsweep's own.
-PLAIN_RULES: Mapping[str, Any] = {
-    "scale_rule": OWN_RULE,
-    "scale_floor": OWN_FLOOR,
-    "scale_emax": True,
-    "inf": INF_IS_NAN,
-    "four_over_six": False,
-}
 UNQUANTIZED = "none"  # an input that stays as it is
 OF_RUNTIMES = ("rounding", "scale_rounding")  # knobs, and fields of a format, that a runtime decides
 SHARED, ACTIVATION = "format.share_tensor_scale", "format.activation_scale"  # and these, of per-tensor scales
@@ -118,7 +109,7 @@ class Runtime:
             allowed = "; ".join(map(str, self.computes))
             raise ConfigError(f"{name}: {fmt} is nothing that runtime={self.name} computes; allowed with it: {allowed}")
         # The run's own rules have no say, also where another runtime than the run's is asked.
-        fmt = dataclasses.replace(fmt, **PLAIN_RULES)
+        fmt = dataclasses.replace(fmt, **OWN_RULES)
         return dataclasses.replace(fmt, **(computed.weight if kind == "weight" else computed.activation))
 
     def check_pair(self, name: str, weight: str, activation: str) -> None:

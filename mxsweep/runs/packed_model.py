@@ -7,7 +7,7 @@ that was dequantized is never quantized again, which would give other codes wher
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,13 +22,11 @@ from mxsweep.model.linear_layers import is_transposed
 from mxsweep.model.matrices import Matrix
 from mxsweep.model.operands import find_operands
 from mxsweep.model.prepared import Prepared
-from mxsweep.model.shared_scales import shared_maxima
+from mxsweep.model.shared_scales import fused_with, shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, encode
 from mxsweep.numerics.reference.scales import tensor_scale_of
 from mxsweep.terminal.errors import ConfigError
-
-_FUSED = (("q", "k", "v"), ("gate", "up"))  # roles that runtimes multiply by at once
 
 
 @dataclass(frozen=True)
@@ -220,9 +218,8 @@ def _put(matrix: Matrix, whole: Tensor, part: Tensor) -> None:
 
 def _fused(model: PreTrainedModel) -> list[tuple[str, ...]]:
     """Return the names of the layers, of several modules, that runtimes multiply by at once."""
-    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    groups: dict[Hashable, list[str]] = defaultdict(list)
     for operand in find_operands(model).values():
-        for number, roles in enumerate(_FUSED):
-            if operand.role in roles and operand.expert is None and operand.is_alone:
-                groups[operand.input, number].append(operand.name)
+        if operand.expert is None and operand.is_alone:
+            groups[fused_with(operand)].append(operand.name)
     return [tuple(names) for names in groups.values() if len(names) > 1]

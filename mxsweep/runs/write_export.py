@@ -137,7 +137,6 @@ def write_export(
     if rotations:
         settings["transform_config"] = module.transform_config(rotations)
     content = {**manifest, **_account(packed, stored, target, str(model.dtype).removeprefix("torch."))}
-
     content["bytes"]["tensors"] = write_tensors(folder, {**packed.plain, **stored}, shard_size)
     _write_config(folder, model, packed, settings)
     beside = module.extra_files(formats, packed.kept) if hasattr(module, "extra_files") else {}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.done_runs import done
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from mxsweep import compose, run
 from mxsweep.__main__ import main
-from mxsweep.config.run_config import RunConfig
 from mxsweep.export.__main__ import main as export_command
 from mxsweep.export.folder import read_manifest, read_weights
 from mxsweep.model.load import load_model
@@ -33,15 +33,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def done(*words: str) -> tuple[RunConfig, dict[str, Any]]:
-    config = compose([*FEW, *words])
-    record = run(config, overrides=[*FEW, *words])
-    assert record["status"] == "done", record["error"]
-    return config, record
-
-
 def exported(tmp_path: Path, *words: str, **arguments: Any) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    config, record = done(*words)
+    config, record = done(*FEW, *words)
     out = tmp_path / "out"
     export = export_run(config, record, tmp_path, "auto", out, **arguments)
     return out, export.manifest, record
@@ -108,7 +101,7 @@ def test_inputs_of_an_export_can_be_quantized_without_its_weights(tmp_path: Path
 
 
 def test_large_checkpoints_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, record = done("format=mxfp4")
+    config, record = done(*FEW, "format=mxfp4")
     whole = module.write_export
 
     def small_shards(*arguments: Any) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def test_a_rotated_residual_stream_unties_the_output_layer(tmp_path: Path) -> No
 
 
 def test_a_damaged_checkpoint_is_found_out_and_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, record = done("format=mxfp4")
+    config, record = done(*FEW, "format=mxfp4")
     whole = module.write_export
 
     def flipped(folder: Path, *arguments: Any) -> dict[str, Any]:
@@ -169,14 +162,14 @@ def test_a_damaged_checkpoint_is_found_out_and_not_left(tmp_path: Path, monkeypa
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_has_no_place_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
-    config, record = done(*words)
+    config, record = done(*FEW, *words)
     with pytest.raises(ConfigError, match=message):
         export_run(config, record, tmp_path, "compressed-tensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_and_a_target_that_is_none(tmp_path: Path) -> None:
-    config, record = done("format=mxfp4")
+    config, record = done(*FEW, "format=mxfp4")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("here")
     with pytest.raises(ConfigError, match="is there already; name another folder"):

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.done_runs import done
 from safetensors.torch import load_file, save_file
 
-from mxsweep import compose, run
-from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import MXFormat, encode
 from mxsweep.runs import export_run as module
@@ -30,13 +29,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def done(*words: str) -> tuple[RunConfig, dict[str, Any]]:
-    config = compose([*FEW, *words])
-    record = run(config, overrides=[*FEW, *words])
-    assert record["status"] == "done", record["error"]
-    return config, record
-
-
 @pytest.mark.parametrize(
     ("rule", "dtype", "expected"),
     [
@@ -53,7 +45,7 @@ def test_every_rules_scale_of_an_input_is_what_is_divided_by(rule: str, dtype: t
 
 
 def test_modelopt_gets_the_factor_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, record = done(*MODELOPT, "model.dtype=bfloat16")
+    config, record = done(*FEW, *MODELOPT, "model.dtype=bfloat16")
     export = export_run(config, record, tmp_path, "modelopt", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     scales = [tensor for name, tensor in tensors.items() if name.endswith(".input_scale")]
@@ -79,7 +71,7 @@ def test_modelopt_gets_the_factor_of_its_inputs(tmp_path: Path, monkeypatch: pyt
     ("target", "part"), [("compressed-tensors", "input_global_scale"), ("modelopt", "input_scale")]
 )
 def test_inputs_without_a_scale_of_the_tensor_have_one_of_1(target: str, part: str, tmp_path: Path) -> None:
-    config, record = done("format=nvfp4", "tensor_scale=false")
+    config, record = done(*FEW, "format=nvfp4", "tensor_scale=false")
     export_run(config, record, tmp_path, target, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     scales = [tensor for name, tensor in tensors.items() if name.endswith(f".{part}")]
@@ -101,14 +93,14 @@ def test_fused_layers_stored_with_several_numbers_are_refused() -> None:
 
 
 def test_powers_of_two_in_blocks_of_16_are_refused_where_they_move_apart(tmp_path: Path) -> None:
-    config, record = done("format=mxfp4", "block_size=16", "format.activation=none")
+    config, record = done(*FEW, "format=mxfp4", "block_size=16", "format.activation=none")
     with pytest.raises(ConfigError, match=r"are one layer where vLLM loads them, and would be stored with several"):
         export_run(config, record, tmp_path, "compressed-tensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_output_layer_is_not_tied(tmp_path: Path) -> None:
-    config, record = done("format=mxfp4", "modules={lm_head: mxfp4}")
+    config, record = done(*FEW, "format=mxfp4", "modules={lm_head: mxfp4}")
     export = export_run(config, record, tmp_path, "compressed-tensors", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
     assert "lm_head" in export.manifest["weights"]

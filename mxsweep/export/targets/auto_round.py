@@ -21,8 +21,8 @@ from mxsweep.export.targets.bits import (
     group_scales,
     pack_bits,
     read_back,
-    stored_shape,
-    unpack_bits,
+    refuse_input_scale,
+    stored_codes,
 )
 from mxsweep.export.targets.global_scale import check_plain
 from mxsweep.formats.export_targets import why_not
@@ -45,8 +45,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     Raises:
         ValueError: the weight has no place; the message begins with its name.
     """
-    if input_scale is not None:
-        raise ValueError(f"{name}: {NAME}: a scale of the whole activation tensor has no place")
+    refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
     check_plain(name, NAME, encoded)
     return {
@@ -68,12 +67,8 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     """
     if name in config["ignore"]:
         raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
-    scales, packed = stored[f"{name}.weight_scale"], stored[f"{name}.weight_packed"]
-    rows, count = stored_shape(f"{name}.weight_scale", scales, (None, None))
-    columns = count * _GROUP
-    stored_shape(f"{name}.weight_packed", packed, (rows, columns * _BITS // 8))
-    fmt = MXFormat("fp4_e2m1", _GROUP, "e5m3")
-    return read_back(name, unpack_bits(packed, _BITS, columns), fmt, scales, dtype, 1.0)
+    codes, scales = stored_codes(name, stored, "weight_packed", _BITS, _GROUP)
+    return read_back(name, codes, MXFormat("fp4_e2m1", _GROUP, "e5m3"), scales, dtype, 1.0)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:

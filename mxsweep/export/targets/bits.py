@@ -10,7 +10,7 @@ Legend: W (N, C) a weight, blocks along C; a group is the columns that share a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -115,6 +115,29 @@ def powers_in_e4m3(name: str, encoded: Encoded, group: int) -> tuple[Tensor, int
     codes = torch.exp2(powers).to(torch.float8_e4m3fn).view(torch.uint8)
     places = (exponents + (shift - POWERS_IN_E4M3[0])).clamp_(0, len(codes) - 1)  # clamped: groups of zeros
     return codes[places.to(torch.int64)], shift
+
+
+def stored_codes(name: str, stored: Mapping[str, Tensor], part: str, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Return a weight's codes (N, C) uint8, unpacked, and its scales (N, C / group), as they are stored.
+
+    Args:
+        stored: tensors by full name, the weight's `part` and `weight_scale` among them.
+        part: the name of the packed codes behind the weight's.
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+    scales, packed = stored[f"{name}.weight_scale"], stored[f"{name}.{part}"]
+    rows, count = stored_shape(f"{name}.weight_scale", scales, (None, None))
+    columns = count * group
+    stored_shape(f"{name}.{part}", packed, (rows, columns * bits // 8))
+    return unpack_bits(packed, bits, columns), scales
+
+
+def refuse_input_scale(target: str, name: str, input_scale: float | None) -> None:
+    """Raise ValueError for a scale of the whole activation tensor, which the target stores none of."""
+    if input_scale is not None:
+        raise ValueError(f"{name}: {target}: a scale of the whole activation tensor has no place")
 
 
 def read_back(name: str, codes: Tensor, fmt: MXFormat, scales: Tensor, dtype: torch.dtype, over: float) -> Encoded:

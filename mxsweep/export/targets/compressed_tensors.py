@@ -31,6 +31,7 @@ from mxsweep.export.targets.bits import (
     groups_of_zeros,
     pack_bits,
     read_back,
+    stored_codes,
     stored_shape,
     unpack_bits,
 )
@@ -104,9 +105,7 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     if bits == 8:
         codes = stored[f"{name}.weight"].view(torch.uint8)
     else:
-        packed = stored[f"{name}.weight_packed"]
-        stored_shape(f"{name}.weight_packed", packed, (rows, columns * bits // 8))
-        codes = unpack_bits(packed, bits, columns)
+        codes, _ = stored_codes(name, stored, "weight_packed", bits, size)
     element = {4: "fp4_e2m1", 6: "fp6_e2m3", 8: "fp8_e4m3"}[bits]
     if weights["strategy"] == "tensor_group":
         g = stored[f"{name}.weight_global_scale"]

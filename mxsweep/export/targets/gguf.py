@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.export.targets.bits import checked_packing, group_scales, read_back, stored_shape
+from mxsweep.export.targets.bits import checked_packing, group_scales, read_back, refuse_input_scale, stored_shape
 from mxsweep.export.targets.global_scale import e4m3_scales, read_by_product, scales_last
 from mxsweep.formats.export_targets import packing_of, why_not
 from mxsweep.formats.mxformat import MXFormat
@@ -42,8 +42,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     Raises:
         ValueError: the weight has no place; the message begins with its name.
     """
-    if input_scale is not None:
-        raise ValueError(f"{name}: {NAME}: a scale of the whole activation tensor has no place")
+    refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
     if packing.name == _MX:
         return {f"{name}.weight": _blocks(encoded.codes, group_scales(encoded, packing.group), _MX)}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.export.targets.bits import checked_packing, pack_bits, read_back, stored_shape, unpack_bits
+from mxsweep.export.targets.bits import checked_packing, pack_bits, read_back, stored_codes, stored_shape
 from mxsweep.export.targets.global_scale import e4m3_scales, scales_first
 from mxsweep.formats.export_targets import packing_of
 from mxsweep.formats.mxformat import MXFormat
@@ -67,14 +67,11 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
     """
     if name in config["ignore"]:
         raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
-    scales, weight = stored[f"{name}.weight_scale"].view(torch.uint8), stored[f"{name}.weight"]
-    rows, count = stored_shape(f"{name}.weight_scale", scales, (None, None))
-    columns = count * _GROUP
-    stored_shape(f"{name}.weight", weight, (rows, columns * _BITS // 8))
+    codes, scales = stored_codes(name, stored, "weight", _BITS, _GROUP)
     t = stored[f"{name}.weight_scale_2"]
     stored_shape(f"{name}.weight_scale_2", t, ())
     fmt = MXFormat("fp4_e2m1", _GROUP, "e4m3", tensor_scale=True, scale_rule="modelopt")
-    return read_back(name, unpack_bits(weight, _BITS, columns), fmt, scales, dtype, float(t))
+    return read_back(name, codes, fmt, scales.view(torch.uint8), dtype, float(t))
 
 
 def input_scale(name: str, stored: Mapping[str, Tensor]) -> float | None:

@@ -22,8 +22,8 @@ from mxsweep.export.targets.bits import (
     group_scales,
     pack_bits,
     read_back,
-    stored_shape,
-    unpack_bits,
+    refuse_input_scale,
+    stored_codes,
 )
 from mxsweep.formats.export_targets import packing_of
 from mxsweep.formats.mxformat import MXFormat
@@ -46,8 +46,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
     Raises:
         ValueError: the weight has no place; the message begins with its name.
     """
-    if input_scale is not None:
-        raise ValueError(f"{name}: {NAME}: a scale of the whole activation tensor has no place")
+    refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
     return {
         f"{name}.weight": pack_bits(encoded.codes, encoded.format.element_format.bits),
@@ -70,12 +69,8 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
         raise ValueError(f"{name}: the config excludes it; allowed: a layer that is quantized")
     of_weight = config["layer_quant_config"].get(name, config["global_quant_config"])["weight"]
     fmt = MXFormat(_ELEMENTS.get(of_weight["dtype"], of_weight["dtype"]), of_weight["group_size"], "e8m0")
-    bits = fmt.element_format.bits
-    scales, weight = stored[f"{name}.weight_scale"], stored[f"{name}.weight"]
-    rows, count = stored_shape(f"{name}.weight_scale", scales, (None, None))
-    columns = count * of_weight["group_size"]
-    stored_shape(f"{name}.weight", weight, (rows, columns * bits // 8))
-    return read_back(name, unpack_bits(weight, bits, columns), fmt, scales, dtype, 1.0)
+    codes, scales = stored_codes(name, stored, "weight", fmt.element_format.bits, of_weight["group_size"])
+    return read_back(name, codes, fmt, scales, dtype, 1.0)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
