@@ -35,8 +35,12 @@ def check_sbatch(knob: str, value: Any) -> None:
 
 
 def check_text_or_number(knob: str, value: Any) -> None:
-    """Raise ConfigError unless the value is a word, a number that stands for one, or None."""
-    if value is not None and not (isinstance(value, str | int) and str(value).strip()):
+    """Raise ConfigError unless the value is a word, a number that stands for one, or None.
+
+    It becomes a line of a job's script, so that what ends a line would begin another one.
+    """
+    text = isinstance(value, str | int) and str(value).strip() and str(value).isprintable()
+    if value is not None and not text:
         raise ConfigError(f"{knob}: {value!r} must be a word or null")
 
 

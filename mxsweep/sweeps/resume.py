@@ -12,6 +12,14 @@ from mxsweep.config.override_grammar import verbatim
 from mxsweep.results.manifest import Command, ManifestError, read_manifest
 from mxsweep.results.record import newest_sweep
 from mxsweep.sweeps.begin import begin, plan_command
+from mxsweep.sweeps.given_again import (
+    GIVEN_AGAIN,
+    asked_of,
+    check_config_dir,
+    check_given,
+    gives_again,
+    typed_values,
+)
 from mxsweep.sweeps.plan import Plan
 from mxsweep.terminal.errors import ConfigError
 
@@ -29,15 +37,50 @@ def resume_sweep(command: Command) -> int:
     if folder is None:
         raise ConfigError(f"resume: there is no sweep below ./multirun; give its folder as {SWEEP_DIR}=FOLDER")
     # Beside knobs that decide no result, resume=true means the sweep as it was.
-    names_runs = not all(map(decides_no_result, values))
-    commands = [command] if names_runs else [_with(old, command) for old in _commands_of(folder)]
-    place = verbatim(f"./{folder}" if str(folder).startswith("~") else str(folder))  # which is expanded already
-    plans = [
-        plan_command(_with(each, Command([f"{SWEEP_DIR}={place}"])), True, _elsewhere(each))[0] for each in commands
-    ]
+    of_runs = [word for word in command.overrides if not decides_no_result(_split(word)[0])]
+    plans = [] if of_runs and not _may_give_again(of_runs) else _own_plans(command, folder, of_runs)
+    names_runs = not plans
+    plans = plans or [_plan_in(folder, command)]
     runs = {run.config_hash: run for each in plans for run in each.runs}
     planned = Plan(list(runs.values()), plans[-1].settings)
     return begin(planned, True, manifest_command(command) if names_runs else None, named=True)
+
+
+def _own_plans(command: Command, folder: Path, of_runs: Sequence[str]) -> list[Plan]:
+    """Return the plans of the commands that a sweep was begun and extended by, if what was typed means these.
+
+    Args:
+        command: what was typed to resume it.
+        of_runs: those of its words that say something of runs: they give again what the sweep's words cannot be taken
+            for, or mean runs of their own; then no plan is returned.
+
+    Raises:
+        ConfigError: the sweep asks for something that was not given again.
+    """
+    olds = _commands_of(folder)
+    if not of_runs:
+        for old in olds:
+            check_config_dir(old, command, folder)
+    elif any(old.config_dir and not command.config_dir for old in olds):
+        return []
+    further = Command([word for word in command.overrides if word not in of_runs], command.config_dir)
+    plans = [_plan_in(folder, _with(old, further)) for old in olds]
+    asked = [asked_of(each, folder) for each in plans]
+    if of_runs and not gives_again(typed_values(of_runs), asked):
+        return []
+    for old, of_old in zip(olds, asked, strict=True):
+        check_given(old, of_old, typed_values(command.overrides), folder)
+    return plans
+
+
+def _may_give_again(words: Sequence[str]) -> bool:
+    """Return whether every word is of a knob that a sweep may ask to have given again."""
+    return all(_split(word)[0] in GIVEN_AGAIN for word in words)
+
+
+def _plan_in(folder: Path, command: Command) -> Plan:
+    place = verbatim(f"./{folder}" if str(folder).startswith("~") else str(folder))  # which is expanded already
+    return plan_command(_with(command, Command([f"{SWEEP_DIR}={place}"])), True, _elsewhere(command))[0]
 
 
 def knob_values(command: Command) -> dict[str, str]:

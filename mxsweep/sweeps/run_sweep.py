@@ -16,6 +16,7 @@ from mxsweep.files.locks import holder, one_at_a_time
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest
 from mxsweep.results.record import RECORD_NAME, find_runs
 from mxsweep.sweeps.execute import SweepRun, settled_record
+from mxsweep.sweeps.given_again import remember_typed
 from mxsweep.sweeps.launch import Launch, LaunchError, begin_launch
 from mxsweep.sweeps.launchers import check_launcher, launch_runs
 from mxsweep.sweeps.observers import observe_sweep
@@ -75,6 +76,8 @@ def _launch(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Swe
     """Write the manifest and do the runs that are left; return all runs and, where others do them, how to follow."""
     with begin_launch(folder, _launch_name()) as launch:
         manifest = merge_manifest(folder, command, map(_manifest_run, plan.runs))
+        if command is not None:
+            remember_typed(command)
         runs = _with_folders(plan.runs, manifest, folder)
         done, todo = [], []
         for run in runs:
