@@ -17,7 +17,7 @@ _LOADING = {
     ),
     "quark": "vLLM: `vllm serve THIS_FOLDER`; transformers with the package `amd-quark`.",
     "modelopt": "vLLM: `vllm serve THIS_FOLDER --quantization modelopt_fp4`; TensorRT-LLM.",
-    "auto-round": "transformers with the package `auto-round`.",
+    "auto-round": "transformers with the package `auto-round`, once `import auto_round` is done.",
 }
 _ON_GPUS = {
     "compressed-tensors": (

@@ -2,32 +2,39 @@
 
 Such a library decompresses weights to bfloat16, and quantizes inputs by its own rules, so that what is compared is in
 that dtype and under these rules. Without the library nothing is compared, which is said.
+:mod:`mxsweep.runs.foreign_reader` is the process in which it loads.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from mxsweep.export.folder import read_tensors, read_weights, target_module
+from mxsweep.export.folder import read_tensors, target_module
 from mxsweep.export.serving import served_activation
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.sites import find_sites
-from mxsweep.numerics import decode
+from mxsweep.runs.foreign_reader import ANSWER, LIBRARIES, LOGITS, REQUEST
 from mxsweep.runs.packed_model import input_divisor
 from mxsweep.terminal.errors import ConfigError
 
-_LIBRARIES = {"compressed-tensors": "compressed_tensors"}
+_LAST_WORDS = 300  # characters of what a library said before it failed
 
 
 def as_served(recipe: Recipe, target: str) -> Recipe | None:
@@ -44,6 +51,51 @@ def as_served(recipe: Recipe, target: str) -> Recipe | None:
 
     modules = tuple((pattern, served(formats)) for pattern, formats in recipe.modules)
     return replace(recipe, linear=served(recipe.linear), modules=modules, arithmetic="exact", backend="torch")
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a distribution, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def ask(folder: Path, target: str, ids: Tensor, options: Mapping[str, Any]) -> tuple[str | None, Tensor | None]:
+    """Return what :func:`mxsweep.runs.foreign_reader.read` does, called in a process of its own, without a GPU.
+
+    Raises:
+        ConfigError: the library cannot load the checkpoint.
+    """
+    with tempfile.TemporaryDirectory(prefix="mxsweep-loader-") as made:
+        place = Path(made)
+        request = {
+            "folder": str(folder.resolve()),
+            "target": target,
+            "ids": ids.tolist(),
+            "options": dict(options),
+            "threads": torch.get_num_threads(),  # sums are added up as they are here
+        }
+        (place / REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "mxsweep.runs.foreign_reader", str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            check=False,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+            raise ConfigError(
+                f"export: {LIBRARIES[target].package} cannot load what was written: {lines[-1][:_LAST_WORDS]}; "
+                "--no-verify writes it unchecked"
+            )
+        other = json.loads((place / ANSWER).read_text(encoding="utf-8"))["other"]
+        logits = place / LOGITS
+        return other, load_file(logits)["logits"] if logits.is_file() else None
 
 
 @torch.no_grad()
@@ -67,19 +119,20 @@ def compare_with_loader(
             them.
 
     Raises:
-        ConfigError: the weights, or the logits, are others.
+        ConfigError: the library cannot load it, or the weights, or the logits, are others.
     """
-    library = _LIBRARIES.get(target)
+    library = LIBRARIES.get(target)
     if library is None:
         return f"not checked: mxsweep knows no loader of {target} that runs here"
-    if importlib.util.find_spec(library) is None:
-        return f"not checked: {target} is not installed"
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
-    logits = theirs(input_ids=ids, use_cache=False).logits  # which decompresses weights, too
-    for name, weight in read_weights(folder)[0].items():  # by layer: a fused one is several operands
-        if not torch.equal(theirs.get_submodule(name).weight, decode(replace(weight, dtype=torch.bfloat16))):
-            raise ConfigError(f"export: {target} reads {name} otherwise than mxsweep")
-    said = f"{target} reads the same weights"
+    release = installed(library.package)
+    if release is None:
+        return f"not checked: {library.package} is not installed"
+    other, logits = ask(folder, target, ids, options)
+    if other is not None:
+        raise ConfigError(f"export: {library.package} {release} reads {other} otherwise than mxsweep")
+    said = f"{library.package} {release} reads the same weights"
+    if logits is None:
+        return f"{said}; logits are not compared: {library.without_model}"
     if recipe.rotation is not None:
         return f"{said}; its logits are not compared: transformers does not rotate inputs"
     by_its_rules = as_served(recipe, target)
@@ -93,7 +146,8 @@ def compare_with_loader(
     if not torch.equal(logits, expected):
         largest = float((logits.float() - expected.float()).abs().max())
         raise ConfigError(
-            f"export: {target} answers with other logits than mxsweep under its rules, by up to {largest:g}"
+            f"export: {library.package} {release} answers with other logits than mxsweep under its rules, by up to "
+            f"{largest:g}"
         )
     return f"{said}, and answers with the same logits as mxsweep by its rules ({logits.numel():,}, in bfloat16)"
 
