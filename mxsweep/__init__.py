@@ -1,7 +1,8 @@
 """mxsweep: what does a microscaling (MX) format cost a language model?
 
-from mxsweep import compose, run
-record = run(compose(["format=mxfp4", "block_size=16"]))
+import mxsweep
+folder, runs = mxsweep.sweep(["format=mxfp4", "block_size=16,32"])  # a folder, a DataFrame
+mxsweep.compare(runs.iloc[1], runs.iloc[2])  # the paired test of two of them
 """
 
 from __future__ import annotations
@@ -30,18 +31,34 @@ if TYPE_CHECKING:
     from mxsweep.formats.recipe import LinearFormats, Recipe
     from mxsweep.model.load import load_model
     from mxsweep.model.quantize import quantize_model
+    from mxsweep.report.data_files import load
     from mxsweep.runs.run import run
+    from mxsweep.study.two_runs import compare
+    from mxsweep.sweeps.from_python import sweep
     from mxsweep.sweeps.plan import compose
 
-__all__ = ["LinearFormats", "Recipe", "compose", "load_model", "quantize_model", "run"]
+__all__ = [
+    "LinearFormats",
+    "Recipe",
+    "compare",
+    "compose",
+    "load",
+    "load_model",
+    "quantize_model",
+    "run",
+    "sweep",
+]
 
 _HOMES = {
     "LinearFormats": "mxsweep.formats.recipe",
     "Recipe": "mxsweep.formats.recipe",
+    "compare": "mxsweep.study.two_runs",
     "compose": "mxsweep.sweeps.plan",
+    "load": "mxsweep.report.data_files",
     "load_model": "mxsweep.model.load",
     "quantize_model": "mxsweep.model.quantize",
     "run": "mxsweep.runs.run",
+    "sweep": "mxsweep.sweeps.from_python",
 }
 
 

@@ -11,16 +11,17 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 HEAD = """\
 # Columns
 
-`results.csv` and `results.parquet`, and `load_table` in Python, hold a row for each run and task, and these columns.
+`results.csv` and `results.parquet`, and `mxsweep.load` in Python, hold a row for each run and task, and these columns.
 An empty cell (null in Parquet) has no value: a knob without effect, a metric that was not measured. NaN was measured
 and came out so. This page is made from the declarations in `mxsweep/report/column_table.py` and `metric_columns.py`.
 
 ## Knobs
 
 A column for each knob that has an effect on some run, under the name that tables give it: `block_size`, `kv_quant`,
-`model.dtype`. [Knobs](knobs.md) lists them. `task` is the task that the row is of. `model.digest`, `task.digest` and
-`calibration.digest` are of the content of the model, of the task's data file and of the calibration data, whatever
-their names; "not recorded" in rows of an earlier version beside others.
+`model.dtype`. [Knobs](knobs.md) lists them. `task` is the task that the row is of. Of several studies, `study` names
+those that hold the run, and `environment` those that were made in the environment of its own, where they differ in it.
+`model.digest`, `task.digest` and `calibration.digest` are of the content of the model, of the task's data file and of
+the calibration data, whatever their names; "not recorded" in rows of an earlier version beside others.
 
 ## Metrics
 

@@ -26,7 +26,7 @@ class Output(StrEnum):
     MARKDOWN = "results.md"
     LATEX = "results.tex"
     PAGE = "page"  # its full table
-    DATA = "data"  # results.csv, results.parquet and load_table
+    DATA = "data"  # results.csv, results.parquet and mxsweep.load
     STEPS = "steps"  # what the remedies win back
 
 

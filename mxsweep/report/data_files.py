@@ -39,7 +39,7 @@ class DataColumn:
     values: list[Any]
 
 
-def load_table(dirs: Folders) -> pd.DataFrame:
+def load(dirs: Folders) -> pd.DataFrame:
     """Return the runs at or below `dirs` as a tidy table, which holds what results.csv and results.parquet do."""
     import pandas as pd  # here, since most who import this module want no data frame, and it takes a while
 

@@ -73,7 +73,10 @@ STATUS_TITLES = {
 def summary(results: Results) -> str:
     """Count the runs by what became of them."""
     counts = {status: len(results.with_status(status)) for status in ("done", *STATUS_TITLES)}
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "done")
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "done")
+    if not results.repeats:
+        return said
+    return f"{said}; of runs that were made twice, and came out the same, one is shown"
 
 
 def constants_line(results: Results) -> str:
@@ -85,6 +88,8 @@ def constants_line(results: Results) -> str:
 def terminal_text(results: Results, reference: Reference | None = None, studied: Sequence[Study] | None = None) -> str:
     """Return what `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
     parts = [constants_line(results)] if results.constants else []
+    if why := explain_groups(results):
+        parts.append(textwrap.fill(why, TERMINAL_WIDTH))
     for study in study_groups(results) if studied is None else studied:
         group = study.group
         table = run_table(results, group, Output.TERMINAL, study.comparisons)

@@ -18,6 +18,7 @@ from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK, p_value
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row
+from mxsweep.results.studies import STUDY
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.trained_configs import has_trainings
 
@@ -83,7 +84,8 @@ def run_table(
 
 def run_columns(results: Results, group: Group, output: Output) -> list[Column]:
     """Return the columns of a table of the group's runs: knobs that tell runs apart, metrics, further measurements."""
-    knobs = [knob_column(name) for name in results.shown]
+    names = [STUDY, *results.shown] if results.studies and STUDY not in results.shown else results.shown
+    knobs = [knob_column(name) for name in names]
     metrics = [metric_column(name) for name in group.metric_names()]
     shown = [column for column in (*knobs, *metrics, *MEASURED) if column.shows(group.rows, output)]
     if has_trainings(group):  # which may have been evaluated on nothing else

@@ -9,6 +9,7 @@ Differences from the baseline are computed here, whenever results are collected,
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mxsweep.config import knobs
@@ -18,10 +19,11 @@ from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import ladder_of
 from mxsweep.results.rows import Row, label, read_rows
+from mxsweep.results.studies import ENVIRONMENT, STUDY, study_names, with_studies, without_repeats
 
 COMPARABLE = knobs.telling_metrics_apart(labelled=True)  # rows that differ in one of these are never compared
 # Nor are rows that differ in one of these.
-CONDITIONS = (*knobs.telling_metrics_apart(labelled=False), identity.MODEL, identity.DATA)
+CONDITIONS = (*knobs.telling_metrics_apart(labelled=False), identity.MODEL, identity.DATA, ENVIRONMENT)
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class Group:
     conditions: dict[str, str] = field(default_factory=dict)  # what the group's rows have the same of: knob to label
 
     def baseline_for(self, row: Row) -> Row | None:
-        """Return the row's own baseline, else the one with the nearest config (dtype, seed), the first of equals."""
+        """Return the row's own baseline, else the one with the nearest config (dtype, seed), the first of equals.
+
+        Of several of its own, which came out differently, that of its study.
+        """
         baselines = [other for other in self.rows if other.is_baseline]
 
-        def agreement(baseline: Row) -> tuple[bool, int]:
+        def agreement(baseline: Row) -> tuple[bool, bool, int]:
             same = sum(key in row.knobs and row.knobs[key] == value for key, value in baseline.knobs.items())
-            return identity.is_own_baseline(baseline, row), same
+            return identity.is_own_baseline(baseline, row), _share_a_study(baseline, row), same
 
         return max(baselines, key=agreement) if len(baselines) > 1 else next(iter(baselines), None)
 
@@ -63,6 +68,8 @@ class Results:
     groups: list[Group]  # of done runs
     shown: list[str]
     constants: dict[str, Any]
+    studies: list[str] = field(default_factory=list)  # their names, where there are several
+    repeats: int = 0  # rows left out, which are others once more
 
     def with_status(self, status: str) -> list[RunFolder]:
         """Return the runs that ended with this status."""
@@ -71,16 +78,22 @@ class Results:
 
 def read_results(dirs: Folders) -> Results:
     """Read every run at or below `dirs` and sort out what can be compared with what."""
-    runs = find_runs(dirs)
-    rows = [row for run in runs for row in read_rows(run)]
-    done = identity.with_identities([row for row in rows if row.run.status == "done"])
+    dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
+    runs, studies = find_runs(dirs), study_names(dirs)
+    rows = with_studies([row for run in runs for row in read_rows(run)], studies)
+    finished = [row for row in rows if row.run.status == "done"]
+    done = identity.with_identities(without_repeats(finished))
+    repeats = len(finished) - len(done)
     rest = [row for row in rows if row.run.status != "done"]
     shown = [name for name in knobs.labels() if name not in COMPARABLE and len(_values(done, name)) > 1]
     shown += [name for name in _other_knobs(done) if name not in CONDITIONS and _tells(done, name)]
+    if distinguishing_knobs(done, (*COMPARABLE, *CONDITIONS, *shown), [STUDY]):
+        shown = [STUDY, *shown]
     groups = _groups(done, shown)
     said = [name for group in groups[:1] for name in group.conditions]
     done = [row for group in groups for row in group.rows]
-    return Results(runs, done + rest, groups, shown, _constants(done, (*said, *shown)))
+    several = list(studies.values()) if len(studies) > 1 else []
+    return Results(runs, done + rest, groups, shown, _constants(done, (*said, *shown)), several, repeats)
 
 
 def knob_names(results: Results) -> list[str]:
@@ -91,7 +104,12 @@ def knob_names(results: Results) -> list[str]:
     done = [row for row in results.rows if row.run.status == "done"]
     order = list(knobs.names())
     others = sorted(_other_knobs(done), key=lambda name: order.index(name) if name in order else len(order))
-    return [*knobs.labels(), "task", *others]
+    return [*([STUDY] if results.studies else []), *knobs.labels(), "task", *others]
+
+
+def _share_a_study(one: Row, other: Row) -> bool:
+    ours, theirs = (str(row.knobs.get(STUDY, "")).split(", ") for row in (one, other))
+    return not set(ours).isdisjoint(theirs)
 
 
 def _values(rows: Iterable[Row], name: str) -> list[Any]:
@@ -100,7 +118,7 @@ def _values(rows: Iterable[Row], name: str) -> list[Any]:
 
 
 def _other_knobs(rows: Iterable[Row]) -> list[str]:
-    return sorted({name for row in rows for name in row.knobs} - set(knobs.labels()) - {"task"})
+    return sorted({name for row in rows for name in row.knobs} - set(knobs.labels()) - {"task", STUDY})
 
 
 def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
@@ -143,7 +161,7 @@ def distinguishing_knobs(rows: Sequence[Row], known: Sequence[str], names: Seque
 
 
 def _groups(rows: Sequence[Row], shown: Sequence[str]) -> list[Group]:
-    members = _comparable_rows(rows)
+    members = comparable_rows(rows)
     # A name that several models of one content go by tells no groups apart.
     names = [name for name in CONDITIONS if all(len(_labels(group, name)) == 1 for group in members)]
     by = (*COMPARABLE, *distinguishing_knobs(rows, COMPARABLE, names))
@@ -170,7 +188,7 @@ def _computed(rows: Sequence[Row]) -> str:
     return f", {runtime.phrase}" if runtime else ""
 
 
-def _comparable_rows(rows: Sequence[Row]) -> list[list[Row]]:
+def comparable_rows(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows in parts that may be compared within: by content where it is known, else by names."""
     replaced = [name for names in identity.NAMES.values() for name in names if name not in COMPARABLE]
     others = [name for name in CONDITIONS if name not in (*replaced, *identity.NAMES)]

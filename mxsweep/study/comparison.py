@@ -19,6 +19,7 @@ from mxsweep.results.groups import Group, Results
 from mxsweep.results.outcomes import Outcomes, read_outcomes, why_unread
 from mxsweep.results.record import SAMPLES_NAME
 from mxsweep.results.rows import Row
+from mxsweep.results.studies import explain_environments
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.noise_floor import Floor, Noise
 from mxsweep.study.paired_tests import (
@@ -186,11 +187,13 @@ def explain_groups(results: Results) -> str | None:
         for name, value in group.conditions.items():
             labels.setdefault(name, {})[value] = None
     knobs = [f"{name} ({', '.join(values)})" for name, values in labels.items() if len(values) > 1]
-    return (
+    text = (
         f"The runs are in {len(results.groups)} groups, which are never compared with each other, since a metric means "
         "the same only on the same examples of the same task for the same model. They differ in "
         f"{join_with_and(knobs)}."
     )
+    made_in = explain_environments(row for group in results.groups for row in group.rows)
+    return f"{text} {made_in}" if made_in else text
 
 
 def align_outcomes(rows: Iterable[Row]) -> dict[Path, Outcomes]:

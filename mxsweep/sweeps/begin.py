@@ -48,22 +48,30 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
     Raises:
         ConfigError: of the runs asked for, none can be.
     """
-    asked = [run for run in planned.runs if not run.added]
     if planned.settings.dry_run:
         shown = preview(planned.runs)
         print(shown.text)
         return EXIT_USAGE if shown.is_refused else 0
-    problems = []
-    for run in asked:
-        problem = _refusal(run, planned)
-        if problem is None:  # the runs that cannot be say so themselves, in their records
-            break
-        problems.append(problem)
-    else:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    refuse_impossible(planned)
     if not multirun and planned.settings.launcher is not None:
         raise ConfigError("hydra/launcher: is for sweeps; add -m, or leave it out")
     return run_sweep(planned, named, command) if multirun else run_single(planned)
+
+
+def refuse_impossible(planned: Plan) -> None:
+    """Raise ConfigError where of the runs that were asked for none can be.
+
+    Where some can, those that cannot say so themselves, in their records.
+    """
+    problems = []
+    for run in planned.runs:
+        if run.added:
+            continue
+        problem = _refusal(run, planned)
+        if problem is None:
+            return
+        problems.append(problem)
+    raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def _refusal(run: PlannedRun, planned: Plan) -> str | None:

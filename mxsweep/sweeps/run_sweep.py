@@ -40,15 +40,9 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
     Raises:
         ConfigError: before anything starts.
     """
-    settings = plan.settings
-    check_launcher(settings.launcher, [run.config for run in plan.runs if run.config is not None])
-    folder = open_sweep_folder(settings, named)
+    folder = open_sweep(plan, named)
     try:
-        runs, later = _launch(plan, folder, command)
-        if later is None:
-            # One process after the other, so that the table is that of the one which looked last.
-            with one_at_a_time(folder / COLLECT_LOCK):
-                _collect(folder)
+        runs, later = do_sweep(plan, folder, command)
     except KeyboardInterrupt:
         print(f"mxsweep: interrupted; {how_to_go_on(folder)}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -70,6 +64,32 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
     if others:
         print(f"mxsweep: {others} of {len(runs)} runs are still being done by another process", file=sys.stderr)
     return EXIT_FAILED if any(map(_is_failed_or_missing, runs)) else 0
+
+
+def open_sweep(plan: Plan, named: bool) -> Path:
+    """Return the folder of a sweep that can be done here, made if need be. Raises ConfigError before anything starts.
+
+    Args:
+        named: whether the user chose the folder; else another is taken where it is another sweep's.
+    """
+    check_launcher(plan.settings.launcher, [run.config for run in plan.runs if run.config is not None])
+    return open_sweep_folder(plan.settings, named)
+
+
+def do_sweep(plan: Plan, folder: Path, command: Command | None) -> tuple[list[SweepRun], str | None]:
+    """Do what is left to do of a sweep, and collect it; return all runs and, where others do them, how to follow.
+
+    Raises:
+        LaunchError: workers cannot be started, or end one after the other.
+        ManifestError: its sweep.json is none.
+        OSError: results cannot be written.
+    """
+    runs, later = _launch(plan, folder, command)
+    if later is None:
+        # One process after the other, so that the table is that of the one which looked last.
+        with one_at_a_time(folder / COLLECT_LOCK):
+            _collect(folder)
+    return runs, later
 
 
 def _launch(plan: Plan, folder: Path, command: Command | None) -> tuple[list[SweepRun], str | None]:

@@ -22,7 +22,7 @@ from mxsweep.config.option_files import conf_dir, option_names
 from mxsweep.config.overrides import prepare
 from mxsweep.config.run_identity import PLACES
 from mxsweep.config.value_types import Whole
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import write_record
 from mxsweep.sweeps.plan import plan
@@ -209,4 +209,4 @@ def test_a_knob_more_is_one_declaration_and_its_default(
     results = read_results(tmp_path / "runs")
     assert results.shown == ["ptq.dither"]
     assert [row.knobs["ptq.dither"] for row in results.groups[0].rows] == [0, 3]
-    assert list(load_table(tmp_path / "runs")["ptq.dither"]) == [0, 3]
+    assert list(load(tmp_path / "runs")["ptq.dither"]) == [0, 3]

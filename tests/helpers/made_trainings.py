@@ -49,7 +49,8 @@ def put_training(
     metrics = {"validation": {"loss": loss, "loss_stderr": 0.3 / SEQUENCES**0.5}}
     record: dict[str, Any] = {"training": training, "n_effective": {"validation": SEQUENCES}}
     record |= {"timing": {}, "examples_per_sec": None}
-    record["identity"] = {"model": {}, "seed": seed, "quantized": None, **(identity or {})}
+    quantized = None if knobs.get("format", "none") == "none" else {"knobs": knobs}
+    record["identity"] = {"model": {}, "seed": seed, "quantized": quantized, **(identity or {})}
     record["config_hash"] = json_digest(record["identity"])
     record |= {"config": recorded} if recorded else {}
     put(

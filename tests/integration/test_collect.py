@@ -15,7 +15,7 @@ from helpers.made_report import put_study
 
 from mxsweep.collect import main
 from mxsweep.report.collection import CollectError, collect
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.report.figures.figure_files import draw_figures, written_files
 from mxsweep.report.result_texts import markdown_text, terminal_text
 from mxsweep.report.wording import format_value
@@ -160,7 +160,7 @@ def test_table_has_a_row_per_run_and_task_with_types(tmp_path: Path) -> None:
         limit=0.25,
     )
     put_failed(tmp_path / "bad", block_size=16)
-    table = load_table(tmp_path).set_index("run_id")
+    table = load(tmp_path).set_index("run_id")
     assert len(table) == 7 + 2 + 1
     row = table.loc["id_16-6"]
     assert (row["format"], row["block_size"], row["scale_bits"], row["n"]) == ("w4a6", 16, 6, 1000)
@@ -186,7 +186,7 @@ def test_a_knob_shows_only_where_it_tells_runs_apart(tmp_path: Path) -> None:
     results = read_results([tmp_path])
     assert results.shown == ["format", "custom_cuda", "format.weight", "rounding"]
     assert results.constants["block_size"] == 32
-    columns = load_table([tmp_path]).columns
+    columns = load([tmp_path]).columns
     assert {"backend", "arithmetic", "rounding", "format.weight"} <= set(columns)
     assert "seed" in columns  # files for programs hold every knob
 
@@ -335,7 +335,7 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
     assert all(text in svg for text in ("whole axis", "16x16", ">48<"))
     svg = (tmp_path / "word_perplexity_vs_block_size_wikitext.svg").read_text()
     assert all(text in svg for text in ("format=w4a6", "format=mxfp8_e4m3", ">32<"))
-    assert list(load_table(tmp_path)["block_size"].unique()) == ["0", "48", "16x16", "32"]
+    assert list(load(tmp_path)["block_size"].unique()) == ["0", "48", "16x16", "32"]
 
 
 def test_a_figure_of_values_that_are_all_nan_says_so(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_an_unknown_metric_is_tabled_but_not_judged(tmp_path: Path) -> None:
     assert "bleu" in result.text and "12.50 ± 0.50" in result.text
     (study,) = study_groups(read_results(tmp_path))
     assert study.verdict.lines == []
-    assert load_table(tmp_path)["bleu"].tolist() == [12.5]
+    assert load(tmp_path)["bleu"].tolist() == [12.5]
 
 
 def test_metrics_with_a_filter_keep_their_errors(tmp_path: Path) -> None:
@@ -358,13 +358,13 @@ def test_metrics_with_a_filter_keep_their_errors(tmp_path: Path) -> None:
     put(tmp_path / "a", metrics | {"exact_match,flexible": 0.5, "exact_match_stderr,flexible": 0.03})
     assert "0.2500 ± 0.0200" in collect(tmp_path).text
     assert (tmp_path / "exact_match_flexible_vs_block_size.svg").is_file()
-    assert load_table(tmp_path)["exact_match,strict_stderr"].tolist() == [0.02]
+    assert load(tmp_path)["exact_match,strict_stderr"].tolist() == [0.02]
 
 
 def test_a_refused_config_does_not_change_the_columns_of_the_others(tmp_path: Path) -> None:
     put(tmp_path / "a", acc(0.5), block_size=16)
     put_failed(tmp_path / "b", block_size="auto", scale="auto", scale_bits=40, stamp="now")
-    table = load_table(tmp_path)
+    table = load(tmp_path)
     assert str(table["block_size"].dtype) == "Int64"
     assert table["scale_bits"].tolist() == [8, 40]
     assert "stamp" not in table.columns
@@ -384,7 +384,7 @@ def test_runs_that_are_not_done_are_listed_with_their_reasons(tmp_path: Path) ->
         assert "no result.json" in text and "not valid JSON" in text
         assert str(tmp_path / "broken") in text
     assert "ConfigError: a | b" in result.text and "ConfigError: a \\| b" in report
-    assert sorted(load_table(tmp_path)["status"]) == ["done", "failed", "missing", "unreadable"]
+    assert sorted(load(tmp_path)["status"]) == ["done", "failed", "missing", "unreadable"]
 
 
 def test_only_failures_still_give_every_file(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_several_folders_go_to_collected(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("one", "two"):
         put(Path(name) / "0", acc(0.5))
     assert main(["one", "two"]) == 0
-    assert len(load_table(["one", "two"])) == 2
+    assert len(load(["one", "two"])) == 2
     assert Path("collected/results.csv").is_file() and not Path("one/results.csv").exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def test_a_hundred_runs(tmp_path: Path) -> None:
     assert sum(row["format"] == "none" for row in rows) == 1
     knobs = {(row["block_size"], row["scale_bits"], row["rounding"]) for row in rows if row["format"] != "none"}
     assert len(knobs) == 100
-    assert len(load_table(sweep)) == 101
+    assert len(load(sweep)) == 101
     assert {path.name for path in sweep.glob("*.md")} == {"results.md"} and list(sweep.glob("*.svg"))
     planned = json.loads((sweep / "sweep.json").read_text())
     assert len(planned["runs"]) == 101 and len(planned["commands"]) == 1

@@ -26,7 +26,7 @@ from mxsweep.report.columns import (
     difference_of,
     measured_column,
 )
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.groups import read_results
 from mxsweep.results.record import read_record, write_record
@@ -45,7 +45,7 @@ def test_a_column_declared_once_stands_in_every_output(tmp_path: Path) -> None:
     )
     MEASURED.append(declared)
     try:
-        terminal, frame, documented = collect(tmp_path).text, load_table(tmp_path), column_page()
+        terminal, frame, documented = collect(tmp_path).text, load(tmp_path), column_page()
     finally:
         MEASURED.remove(declared)
     texts = {name: (tmp_path / name).read_text() for name in ("results.md", "results.tex", "report.html")}
@@ -82,7 +82,7 @@ def test_a_declared_difference_from_the_baseline_stands_beside_its_column(tmp_pa
     )
     MEASURED.append(declared)
     try:
-        terminal, frame = collect(tmp_path).text, load_table(tmp_path).set_index("run_id")
+        terminal, frame = collect(tmp_path).text, load(tmp_path).set_index("run_id")
     finally:
         MEASURED.remove(declared)
     base = frame[frame["is_baseline"]].iloc[0]
@@ -149,25 +149,25 @@ def test_no_metric_stands_twice(tmp_path: Path) -> None:
     put_study(tmp_path / "story", **FEW)
     metrics = {"wikitext": {"word_perplexity": 60.0, "byte_perplexity": 2.0, "bits_per_byte": 1.1}}
     put(tmp_path / "wiki", metrics=metrics)
-    table = load_table(tmp_path)
+    table = load(tmp_path)
     assert table.columns.is_unique and not {"perplexity", "word_perplexity", "perplexity_stderr"} & set(table.columns)
     row = table[table["task"] == "wikitext"].iloc[0]
     assert (row["ppl"], row["byte_perplexity"], row["bits_per_byte"]) == (60.0, 2.0, 1.1)
     put(tmp_path / "both", metrics={"wikitext": {"perplexity": 9.0, "word_perplexity": 61.0}})
-    table = load_table(tmp_path).set_index("run_id")
+    table = load(tmp_path).set_index("run_id")
     assert table.loc["id_both", ["ppl", "word_perplexity"]].tolist() == [9.0, 61.0]
     assert math.isnan(table.loc["id_wiki", "word_perplexity"])  # which is its ppl
 
 
 def test_a_metric_that_is_called_like_a_knob_keeps_its_values(tmp_path: Path) -> None:
     put(tmp_path / "a", metrics={"story": {"scale": 0.25, "n": 3.0}})
-    row = load_table(tmp_path).iloc[0]
+    row = load(tmp_path).iloc[0]
     assert (row["scale"], row["metric.scale"], row["metric.n"]) == ("e8m0", 0.25, 3.0)
 
 
 def test_a_metric_that_is_called_like_a_difference_keeps_its_values(tmp_path: Path) -> None:
     put(tmp_path / "a", metrics={"story": {"acc": 0.5, "acc_p": 0.125}})
-    row = load_table(tmp_path).iloc[0]
+    row = load(tmp_path).iloc[0]
     assert (row["acc"], row["metric.acc_p"]) == (0.5, 0.125) and math.isnan(row["acc_p"])
 
 
@@ -175,7 +175,7 @@ def test_a_metric_that_is_called_like_a_difference_keeps_its_values(tmp_path: Pa
 def test_odd_numbers_in_a_record_are_no_traceback(tmp_path: Path, odd: float) -> None:
     put(tmp_path / "a", record={"memory": {"peak_host_bytes": odd}, "n_effective": {"story": odd}})
     put(tmp_path / "b", record={"memory": {"peak_host_bytes": 5}})
-    table = load_table(tmp_path).set_index("run_id")
+    table = load(tmp_path).set_index("run_id")
     assert table.loc["id_a", "peak_host_bytes"] == odd or math.isnan(odd)
     assert table.loc["id_b", "peak_host_bytes"] == 5.0
     assert collect(tmp_path).write_error is None
@@ -208,5 +208,5 @@ def test_every_column_of_the_files_is_on_the_page(tmp_path: Path) -> None:
     knobs = {name for row in study.rows for name in row.knobs} | {*labels(), *notes()}
     said = set(re.findall(r"^\| `([^`]+)`", column_page(), re.MULTILINE))
     more = {"ppl", "ppl_stderr"} | {name.replace("acc_", "ppl_") for name in said if name.startswith("acc_")}
-    unsaid = {name for name in load_table(tmp_path).columns if not name.startswith("activation_")} - knobs - said - more
+    unsaid = {name for name in load(tmp_path).columns if not name.startswith("activation_")} - knobs - said - more
     assert unsaid == set()

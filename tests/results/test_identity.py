@@ -124,7 +124,8 @@ def test_a_digest_is_shown_only_where_names_tell_nothing_apart(tmp_path: Path) -
 
 def test_conditions_still_part_runs_of_one_content(tmp_path: Path) -> None:
     for name, length in (("m", None), ("n", 64)):
-        run(tmp_path / name, format="none", model={"name": name, "path": name, "max_length": length})
+        model = {"name": name, "path": name, "max_length": length}
+        run(tmp_path / name, format="none", model=model, parts={"max_length": length})
     assert grouped(read_results(tmp_path)) == [{"m"}, {"n"}]
 
 

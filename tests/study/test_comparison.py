@@ -11,7 +11,7 @@ import pytest
 from helpers.made_runs import outcomes, put
 from scipy import stats
 
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison, compare_share_closed, compare_with_baselines, explain_groups
@@ -550,7 +550,7 @@ def test_margins_stand_in_files_tables_and_findings(tmp_path: Path) -> None:
     put_chosen(tmp_path / "base", base, format="none")
     put_chosen(tmp_path / "b16", base - 0.1, block_size=16)
     put_chosen(tmp_path / "b32", base - np.random.default_rng(4).normal(0.5, 0.3, N), block_size=32)
-    table = load_table(tmp_path).set_index("block_size")
+    table = load(tmp_path).set_index("block_size")
     assert table.margin_difference[16] == pytest.approx(-0.1) and table.margin_p[32] < 1e-4
     assert table.margin_difference_low[32] < table.margin_difference[32] < table.margin_difference_high[32]
     results, group = only(tmp_path)

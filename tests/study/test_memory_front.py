@@ -9,7 +9,7 @@ from helpers.made_runs import config, outcomes, put
 
 from mxsweep import collect as command
 from mxsweep.report.collection import collect
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.results.groups import read_results
 from mxsweep.study.comparison import compare_with_baselines
 from mxsweep.study.memory_front import MemoryFront, Terms, find_memory_front
@@ -107,7 +107,7 @@ def test_where_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "What memory buys" in text and "one sequence of 100 tokens" in text and "within 2 %" in text
         assert "rounding=keys by the estimate, " in text and "rounding=weights by the interval." in text
         assert "by the estimate alone" in text and "beaten" not in text[text.index("What memory buys") :][:600]
-    bits = load_table(tmp_path).set_index("run_id")["kv_bits_per_token"]
+    bits = load(tmp_path).set_index("run_id")["kv_bits_per_token"]
     assert bits["id_base"] == PLAIN * 8 and bits["id_small"] == PLAIN * 8 * 4.25 / 16
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.made_runs import REMEDIES, outcomes, put
 
 from mxsweep.report.collection import collect
-from mxsweep.report.data_files import load_table
+from mxsweep.report.data_files import load
 from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.result_texts import terminal_text
 from mxsweep.report.summary_tables import won_back_table
@@ -182,12 +182,12 @@ def test_where_it_is_shown(tmp_path: Path) -> None:
 
 def test_how_long_it_took(tmp_path: Path) -> None:
     put_sweep(tmp_path, costs={"rtn": 1.0})
-    assert load_table(tmp_path)["remedies_s"].isna().all()
+    assert load(tmp_path)["remedies_s"].isna().all()
     put(tmp_path / "gptq", outcomes(BASE), record={"timing": {"eval_s": 1.0, "remedies_s": 12.34}}, **REMEDIES["gptq"])
     (study,) = study_groups(read_results(tmp_path))
     table = won_back_table(study.group, study.remedy_steps)
     assert [texts[table.columns.index("remedies_s")] for texts in table.texts] == ["–", "–", "12.3"]
-    assert load_table(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
+    assert load(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
 
 
 def test_a_trade_off_of_many_runs_is_told_apart_by_remedies(tmp_path: Path) -> None:

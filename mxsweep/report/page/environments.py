@@ -1,10 +1,9 @@
 """List what runs were made with."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from mxsweep.results.groups import Results
-from mxsweep.results.rows import label
+from mxsweep.results.studies import flat_environment
 
 
 @dataclass(frozen=True)
@@ -24,18 +23,8 @@ def environments(results: Results) -> list[Environment]:
         # A failed run's lacks what is known of the device: it is shown where the sweep has no better one.
         if not isinstance(environment, dict) or (run.status != "done" and run.path.parent in done):
             continue
-        values = {name: value for name, value in _flat(environment).items() if name not in ("seed", "dtype")}
+        values = {name: value for name, value in flat_environment(environment).items() if name not in ("seed", "dtype")}
         sweeps = alike.setdefault(tuple(values.items()), {})
         sweeps[str(run.path.parent)] = sweeps.get(str(run.path.parent), 0) + 1
     ordered = sorted(alike.items(), key=lambda item: -sum(item[1].values()))
     return [Environment(list(sweeps.items()), dict(values)) for values, sweeps in ordered]
-
-
-def _flat(environment: dict[str, Any]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            flat |= {key: label(item) for key, item in value.items()}
-        else:
-            flat[name] = label(value)
-    return flat
