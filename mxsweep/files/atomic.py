@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -31,7 +32,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not made by `tempfile`, whose files only their owner may read. Processes and threads write under names of their
     # own: of several writers of one file the last one's stays, whole.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    unfinished = _unfinished(path)
+    unfinished.unlink(missing_ok=True)  # a link that somebody put there would be written through
     try:
         if callable(content):
             content(unfinished)
@@ -60,7 +62,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object], *, re
     """
     folder = folder.absolute()  # "." has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    unfinished = _unfinished(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
@@ -76,6 +78,25 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object], *, re
         raise
 
 
+def remove_unfinished(folder: Path, of_the_dead: bool = False) -> None:
+    """Remove what was not written to its end in a folder; what cannot be removed stays.
+
+    Args:
+        folder: in which no other process writes now.
+        of_the_dead: others may write there, and only what processes left that are gone from this host is removed.
+    """
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = _UNFINISHED.fullmatch(path.name)
+            if match is None or (of_the_dead and _is_alive(int(match[1]))):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write rows as a CSV file under the columns' names. Raises OSError."""
     text = StringIO(newline="")
@@ -83,6 +104,23 @@ def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -
     writer.writerow(names)
     writer.writerows(rows)
     write_atomically(path, text.getvalue(), durable=False)
+
+
+_UNFINISHED = re.compile(r"\..+\.(\d{1,9})\.\d+\.tmp")
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _force_to_disk(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +48,31 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than the {most_bytes:,} bytes that are read of such a file", str(path))
     return content
+
+
+def why_not_written(folder: Path, files: Iterable[str] = ()) -> str | None:
+    """Return why nothing is written in a folder that somebody else may have made; None where it can be.
+
+    What is written there must not land elsewhere, nor wait for ever: no entry is a link, a pipe, a socket or a device.
+
+    Args:
+        folder: need not be there.
+        files: names of what is no folder.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                if entry.is_symlink():
+                    return f"{entry.name!r} in it is a link"
+                if entry.is_dir() and entry.name in files:
+                    return f"{entry.name!r} in it is a folder"
+                if not entry.is_dir() and not entry.is_file():
+                    return f"{entry.name!r} in it is no regular file"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"it cannot be looked through ({error.strerror})"
+    return None
 
 
 def refuse_special(descriptor: int, path: Path) -> None:

@@ -46,6 +46,8 @@ class ManifestRun:
 
     def __post_init__(self) -> None:
         _check_texts([self.run_id, self.folder, self.config_hash])
+        if not is_below(self.folder):
+            raise TypeError(f"{self.folder!r} is no folder below the sweep's")
         for words in (self.overrides, *self.same):
             _check_texts(words)
 
@@ -69,6 +71,12 @@ class Manifest:
 
     commands: list[Command]
     runs: list[ManifestRun]
+
+
+def is_below(folder: str) -> bool:
+    """Return whether a path is that of a folder below the sweep's, not hidden from who looks for results."""
+    parts = Path(folder).parts
+    return bool(parts) and "\0" not in folder and not any(part.startswith((".", "/")) for part in parts)
 
 
 def _check_texts(words: Any) -> None:

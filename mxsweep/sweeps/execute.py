@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.files.atomic import write_atomically
+from mxsweep.files.atomic import remove_unfinished, write_atomically
 from mxsweep.files.locks import CLAIM_NAME, Lock, this_process
 from mxsweep.results.record import HYDRA_FOLDER, LOG_NAME, RECORD_NAME, RecordError, read_record, write_record
 from mxsweep.terminal.errors import ConfigError
@@ -153,6 +153,7 @@ def _note(claim: Lock, notes: dict[str, Any]) -> None:
 
 def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
     """Do a run in its folder; return its record."""
+    remove_unfinished(run.folder)  # of a process that was killed: nobody else is at this run
     for name, content in run.yaml.items():
         write_atomically(run.folder / HYDRA_FOLDER / name, content)
     with _logged_to(run.folder / LOG_NAME):

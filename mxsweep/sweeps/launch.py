@@ -40,6 +40,8 @@ class Launch:
 def begin_launch(sweep: Path, name: str) -> Iterator[Launch]:
     """Make a launch's folder, and keep it locked for as long as this process is at it."""
     launch = Launch(name, sweep / LAUNCHES / name)
+    if (sweep / LAUNCHES).is_symlink():  # what is kept of launches would land elsewhere
+        raise LaunchError(f"{LAUNCHES} in {sweep} is a link; remove it")
     lock = Lock.take(launch.lock)
     assert lock is not None, f"{launch.lock} is locked: launch names repeat"
     try:

@@ -34,7 +34,7 @@ from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import entries_alone, train_entries
 from mxsweep.config.sweep_settings import Settings
-from mxsweep.results.manifest import INVALID
+from mxsweep.results.manifest import INVALID, is_below
 from mxsweep.sweeps.composition import Composer, composing, name_run
 from mxsweep.terminal.errors import ConfigError
 
@@ -325,7 +325,7 @@ def _check_folders(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
                 f"hydra.sweep.subdir: {excerpt(run.subdir)!r} is too long: a name has {NAME_MAX} bytes at most, and a "
                 f"whole path {PATH_MAX}; leave it out, or give one that differs and is shorter, as '${{run_id:}}'"
             )
-        if inside.is_absolute() or not inside.parts or any(part.startswith(".") for part in inside.parts):
+        if not is_below(run.subdir):
             # Outside the sweep's folder, or in one that is passed over when results are looked for.
             raise ConfigError(
                 f"hydra.sweep.subdir: {run.subdir!r} is not allowed; allowed: a folder below the sweep's, without a "

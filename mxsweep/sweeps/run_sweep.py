@@ -12,9 +12,11 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from mxsweep.files.locks import holder, one_at_a_time
+from mxsweep.files.atomic import remove_unfinished
+from mxsweep.files.locks import CLAIM_NAME, holder, one_at_a_time
+from mxsweep.files.regular import why_not_written
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest
-from mxsweep.results.record import RECORD_NAME, find_runs
+from mxsweep.results.record import LOG_NAME, RECORD_NAME, find_runs
 from mxsweep.sweeps.execute import SweepRun, settled_record
 from mxsweep.sweeps.given_again import remember_typed
 from mxsweep.sweeps.launch import Launch, LaunchError, begin_launch
@@ -88,6 +90,7 @@ def do_sweep(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Sw
     if later is None:
         # One process after the other, so that the table is that of the one which looked last.
         with one_at_a_time(folder / COLLECT_LOCK):
+            remove_unfinished(folder, of_the_dead=True)
             _collect(folder)
     return runs, later
 
@@ -106,8 +109,26 @@ def _launch(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Swe
             else:
                 todo.append(run)
         _say_what_is_left(folder, runs, todo, plan)
+        todo = _without_blocked(todo, folder)
         with observe_sweep(plan.settings, runs, done, folder) as observers:
             return runs, launch_runs(plan.settings.launcher, todo, launch, observers) if todo else None
+
+
+def _without_blocked(runs: Sequence[SweepRun], folder: Path) -> list[SweepRun]:
+    """Return the runs whose folders can be written, and say of the others why they are not done."""
+    top, free = folder.resolve(), []
+    for run in runs:
+        problem = why_not_written(run.folder, (RECORD_NAME, LOG_NAME, CLAIM_NAME))
+        claim = run.folder / CLAIM_NAME
+        if not run.folder.resolve().is_relative_to(top):
+            problem = "a link leads out of the sweep's folder"
+        elif problem is None and claim.exists() and not os.access(claim, os.R_OK | os.W_OK):
+            problem = f"{CLAIM_NAME!r} in it is another user's"
+        if problem is None:
+            free.append(run)
+        else:
+            print(f"mxsweep: {run.folder} is left out: {problem}; remove it and resume the sweep", file=sys.stderr)
+    return free
 
 
 def _is_failed_or_missing(run: SweepRun) -> bool:
@@ -130,6 +151,8 @@ def run_single(plan: Plan) -> int:
     if (folder / RECORD_NAME).exists():
         raise ConfigError(f"hydra.run.dir: {str(folder)!r} already holds a run; give another folder")
     run = _sweep_run(planned, folder, planned.run_id)
+    if problem := why_not_written(folder, (LOG_NAME, CLAIM_NAME)):
+        raise ConfigError(f"hydra.run.dir: {str(folder)!r} is not written to: {problem}; give another folder")
     try:
         with observe_sweep(plan.settings, [run], [], folder.parent) as observers:
             launch_runs(None, [run], Launch(_launch_name(), folder), observers)

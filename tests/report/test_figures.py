@@ -12,7 +12,7 @@ from helpers.made_runs import put
 
 from mxsweep.report.figures.costs import MOST_DRAWN
 from mxsweep.report.figures.error_heat_map import heat_map
-from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.figure import Figure, file_name
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
 from mxsweep.report.figures.line_points import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
@@ -231,3 +231,14 @@ def test_damaged_diagnostics_are_none(tmp_path: Path) -> None:
     for file in tmp_path.glob("*/diagnostics.parquet"):
         file.write_bytes(b"PAR1")
     assert heat_map(study) is None
+
+
+def test_a_figure_is_a_file_of_its_folder_whatever_a_record_calls_it(tmp_path: Path) -> None:
+    for usual in ("acc_vs_block_size", "exact_match,strict_vs_kv_quant.key", "cost_gemma-3"):
+        assert file_name(usual) == usual
+    odd = ["../../x", "/x", ".x", "a/b", "a\0b", "a\nb", "x" * 999, "\u00e4" * 150, "..", "a b"]
+    names = [file_name(text) for text in odd]
+    assert len(set(names)) == len(names)
+    for name in names:
+        (tmp_path / f"{name}.png").write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.png" for name in names)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -342,3 +346,86 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_sweep_begins(
 def test_a_launcher_is_for_sweeps(evaluated: Counter[int], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["block_size=16", "hydra/launcher=gpus"]) == 2
     assert "hydra/launcher: is for sweeps; add -m, or leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "result.json a folder",
+        "mxsweep.log a link",
+        "mxsweep.log a pipe",
+        ".hydra a link",
+        ".claim a link",
+        "itself a link",
+    ],
+)
+def test_what_is_in_the_place_of_a_file_leaves_out_its_run(
+    evaluated: Counter[int], spoil: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is written elsewhere, nor waited for."""
+    assert main(SWEEP) == 0
+    for lost in Path("s").glob("*_bs*/result.json"):
+        lost.unlink()
+    (folder,) = Path("s").glob("*_bs16_*")
+    Path("outside").mkdir()
+    Path("victim").write_text("mine")
+    name, _, what = spoil.partition(" a ")
+    place = folder if name == "itself" else folder / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    if what == "link":
+        place.symlink_to(Path("outside" if name in ("itself", ".hydra") else "victim").resolve())
+    elif what == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    capsys.readouterr()
+    assert main(["resume=true", "hydra.sweep.dir=s"]) == 1
+    assert f"{folder} is left out: " in capsys.readouterr().err
+    assert evaluated == {0: 2, 16: 1, 32: 2}
+    assert list(Path("outside").iterdir()) == [] and Path("victim").read_text() == "mine"
+
+
+def test_a_run_that_a_manifest_puts_elsewhere_is_refused(
+    evaluated: Counter[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(SWEEP) == 0
+    next(Path("s").glob("*_bs16_*/result.json")).unlink()
+    content = json.loads(Path("s/sweep.json").read_text())
+    for folder in ("../outside", str(Path("outside").absolute()), "a/../../outside", ".ssh", ""):
+        content["runs"][1]["folder"] = folder
+        Path("s/sweep.json").write_text(json.dumps(content))
+        assert main(["resume=true", "hydra.sweep.dir=s"]) == 2
+        assert f"{folder!r} is no folder below the sweep's" in capsys.readouterr().err
+    assert not Path("outside").exists()
+
+
+def test_links_in_the_place_of_what_is_written_are_replaced(evaluated: Counter[int]) -> None:
+    assert main(SWEEP) == 0
+    Path("victim").write_text("mine")
+    for name in ("results.csv", "results.md", "report.html", "accuracy_vs_block_size.png", "sweep.json"):
+        content = Path("s", name).read_bytes()
+        Path("s", name).unlink()
+        if name == "sweep.json":
+            Path("victim").write_bytes(content)
+        Path("s", name).symlink_to(Path("victim").resolve())
+    before = Path("victim").read_bytes()
+    assert collect(["s"]) == 0
+    assert main(["-m", "resume=true", "block_size=64", "hydra.sweep.dir=s"]) == 0
+    assert Path("victim").read_bytes() == before
+    assert not any(path.is_symlink() for path in Path("s").iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_on_resuming(evaluated: Counter[int]) -> None:
+    assert main(SWEEP) == 0
+    (folder,) = Path("s").glob("*_bs16_*")
+    (folder / "result.json").unlink()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = [
+        folder / f".samples.parquet.{dead.stdout.strip()}.1.tmp",
+        Path("s") / f".report.html.{dead.stdout.strip()}.1.tmp",
+    ]
+    others = [Path("s") / f".report.html.{os.getppid()}.1.tmp", folder / ".notes.tmp"]
+    for path in (*left, *others):
+        path.write_text("half")
+    assert main(["resume=true", "hydra.sweep.dir=s"]) == 0
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)

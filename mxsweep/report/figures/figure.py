@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.files.digests import json_digest
 from mxsweep.report.figures.look import FILE_INK, INK, Look, config
 
 VEGA_LITE = "6.4"  # of the versions that vl-convert has, the one whose schema the tests check charts against
@@ -23,6 +24,7 @@ Spec = dict[str, Any]
 WIDTH, HEIGHT = 460, 300  # pixels, of the axes in a file
 TITLE_CHARACTERS = 90
 LEGEND_ROW = 19  # pixels
+MOST_BYTES = 200  # of a file's name, which has 255 at most with what is put around it
 CHARACTER = 6.6  # pixels, at most, of a letter in the legend
 
 
@@ -96,10 +98,22 @@ def write_chart(spec: Spec, folder: Path, stem: str) -> list[Path]:
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    name = file_name(stem)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     write_atomically(paths[0], vl_convert.svg_to_png(svg, scale=2), durable=False)
     write_atomically(paths[1], svg, durable=False)
     return paths
+
+
+def file_name(text: str) -> str:
+    """Return a text as part of a file's name: itself, where it can be one; else what can be, and a digest of it.
+
+    It comes of a record, so that it may be a path that leads elsewhere, a line, or too long for a name.
+    """
+    kept = "".join(c if c.isalnum() or c in "._-,+=" else "-" for c in text)
+    if kept == text and not text.startswith(".") and len(text.encode()) <= MOST_BYTES:
+        return text
+    return f"{kept[: MOST_BYTES // 4].lstrip('.')}-{json_digest(text)[:8]}"
 
 
 def channel(field_name: str, kind: str = "nominal", **more: Any) -> Spec:
