@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.checkpoint_problems import folder_problem
-from mxsweep.files.checkpoints import EMBEDDED, is_file
+from mxsweep.files.checkpoints import EMBEDDED, is_file, packed_gguf
 from mxsweep.files.digests import file_digests
 from mxsweep.files.gguf_header import SUFFIX, GGUFError, read_header
 from mxsweep.files.text_files import UNREADABLE, open_text
@@ -80,6 +80,8 @@ def check_model_path(field: str, path: Any) -> None:
         return
     folder = expanded(field, path)
     if is_folder(folder):
+        if packed := packed_gguf(folder):
+            return _check_gguf(field, str(packed), packed)
         if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS) and (
             there := sorted(folder.glob(f"*{SUFFIX}"))
         ):

@@ -18,6 +18,7 @@ import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
 import tqdm
+import transformers.modeling_gguf_pytorch_utils
 import transformers.utils.logging as transformers_logging
 
 KNOWN = (
@@ -40,8 +41,13 @@ SWITCHES: tuple[tuple[Callable[[], bool], Callable[[], Any], Callable[[], Any]],
     (lambda: not hub.are_progress_bars_disabled(), hub.disable_progress_bars, hub.enable_progress_bars),
     (datasets.is_progress_bar_enabled, datasets.disable_progress_bars, datasets.enable_progress_bars),
 )
-# lm-eval has no switch: these modules hold tqdm by name.
-HOLDERS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+# These have no switch, and hold tqdm by name: lm-eval, and transformers where it reads GGUF files.
+HOLDERS = (
+    lm_eval.api.model,
+    lm_eval.api.task,
+    lm_eval.models.huggingface,
+    transformers.modeling_gguf_pytorch_utils,
+)
 
 
 class _NoBar(tqdm.tqdm):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mxsweep.formats.exported_recipe import FOLDER_TARGETS
+from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.terminal.command import run_command
 
 PROGRAM = "mxsweep.export"
@@ -15,6 +15,7 @@ EPILOG = """\
 examples
   python -m mxsweep.export RUN_FOLDER                   into RUN_FOLDER/export, for the first target that holds it
   python -m mxsweep.export RUN_FOLDER --to compressed-tensors --out /data/my-model-mxfp4
+  python -m mxsweep.export RUN_FOLDER --to gguf --out /data/my-model-gguf     a folder that holds model.gguf
 """
 
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN_FOLDER", type=Path, help="a finished run's folder, with its result.json")
-    parser.add_argument("--to", metavar="TARGET", default="auto", help=f"auto (default), {', '.join(FOLDER_TARGETS)}")
+    parser.add_argument("--to", metavar="TARGET", default="auto", help=f"auto (default), {', '.join(TARGET_NAMES)}")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to write, a new folder (default: RUN_FOLDER/export)"
     )

@@ -18,6 +18,18 @@ _LOADING = {
     "quark": "vLLM: `vllm serve THIS_FOLDER`; transformers with the package `amd-quark`.",
     "modelopt": "vLLM: `vllm serve THIS_FOLDER --quantization modelopt_fp4`; TensorRT-LLM.",
     "auto-round": "transformers with the package `auto-round`, once `import auto_round` is done.",
+    "gguf": (
+        "`model.gguf` holds all weights and no vocabulary: llama.cpp reads it for token ids alone.\n\n"
+        "```python\n"
+        "# pip install transformers gguf\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf", dtype="bfloat16",\n'
+        "    quantization_config=GgufConfig(dequantize=True))\n"
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n'
+        "```\n\n"
+        "transformers leaves out the scales of whole tensors (`*.scale`, of NVFP4) without a word: where the file has "
+        "some, it makes other weights of it."
+    ),
 }
 _ON_GPUS = {
     "compressed-tensors": (
@@ -27,6 +39,11 @@ _ON_GPUS = {
     ),
     "quark": "vLLM multiplies in the format on AMD MI350 and newer, and simulates it elsewhere.",
     "modelopt": "NVFP4 products need a Blackwell GPU; before it, vLLM runs NVFP4 weights with 16-bit activations.",
+    "gguf": (
+        "llama.cpp reads the weights that were measured, and quantizes inputs, which the run left as they are: on a "
+        "CPU to Q8_0 (8-bit integers in blocks of 32), on a GPU to Q8_1 or, on Blackwell, to 4 bits. What that changes "
+        "was not measured."
+    ),
     "auto-round": "Blocks of 16 with e5m3 scales are experimental: no GPU multiplies by them, they are simulated.",
 }
 

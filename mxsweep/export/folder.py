@@ -17,8 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mxsweep.export.targets.gguf_file import read_file, write_file
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.checkpoints import EXPORT_MANIFEST as MANIFEST
+from mxsweep.files.checkpoints import EXPORTED_GGUF as GGUF_FILE
+from mxsweep.formats.export_targets import GGUF
 from mxsweep.numerics import Encoded
 
 SHARD_SIZE = "5GB"
@@ -50,6 +53,24 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_size: str =
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
+
+
+def write_gguf(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> int:
+    """Write tensors as one GGUF file.
+
+    Args:
+        config: what config.json holds.
+        settings: what `quantization_config` of the target returned.
+
+    Returns:
+        The bytes of all tensors.
+
+    Raises:
+        ValueError: the model has no place in such a file.
+    """
+    return write_file(folder / GGUF_FILE, config, tensors, settings["types"])
 
 
 def _umask() -> int:
@@ -92,12 +113,16 @@ def read_weights(folder: Path) -> tuple[dict[str, Encoded], dict[str, Tensor]]:
     """Return (weights by name of their layer, all other tensors by name) of a packed checkpoint.
 
     Raises:
-        OSError, ValueError: a file is missing, or does not hold what ``export.json`` and ``config.json`` say.
+        OSError, ValueError: a file is missing, or does not hold what ``export.json`` and ``config.json`` say, or a
+            package is missing that reads it.
     """
     manifest = read_manifest(folder)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    tensors, target = read_tensors(folder), target_module(manifest["target"])
-    dtype = getattr(torch, manifest["dtype"])
+    config, dtype = json.loads((folder / "config.json").read_text(encoding="utf-8")), getattr(torch, manifest["dtype"])
+    target = target_module(manifest["target"])
+    if manifest["target"] == GGUF:
+        tensors, settings = read_file(folder / GGUF_FILE, config, dtype)
+    else:
+        tensors, settings = read_tensors(folder), config["quantization_config"]
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     plain = {}
     for key, tensor in tensors.items():

@@ -16,6 +16,7 @@ from mxsweep.files.safetensors_header import stored_tensors
 from mxsweep.terminal.errors import ConfigError
 
 EXPORT_MANIFEST = "export.json"  # in the folder of a checkpoint that mxsweep packed: what is stored in it
+EXPORTED_GGUF = f"model{SUFFIX}"  # and its weights, where they are in one such file
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 
 # Of a model folder, what transformers reads beside the weights: the tokenizers' files under every name that they have
@@ -32,21 +33,32 @@ _PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapt
 
 
 def model_folder(path: str) -> Path | None:
-    """Return the folder that a ``model.path`` names; None for a file, and for a name on the hub."""
+    """Return the folder that a ``model.path`` names; None for a file, and for a name on the hub.
+
+    A GGUF file that mxsweep packed names the folder that it was written with: it holds no tokenizer itself.
+    """
     folder = Path(__file__).resolve().parent.parent / "assets" / "tiny" if path == EMBEDDED else Path(path).expanduser()
+    if folder.name == EXPORTED_GGUF and packed_gguf(folder.parent):
+        return folder.parent
     return folder if folder.is_dir() else None
 
 
 def gguf_file(path: str) -> Path | None:
     """Return the GGUF file that a ``model.path`` names; None for a folder, and for a name on the hub."""
     file = Path(path).expanduser()
-    return file if file.suffix.lower() == SUFFIX and is_file(file) else None
+    return file if file.suffix.lower() == SUFFIX and is_file(file) and model_folder(path) is None else None
 
 
 def exported_folder(path: str) -> Path | None:
     """Return the folder of a ``model.path`` that holds a checkpoint which mxsweep packed; None for all else."""
     folder = model_folder(path)
     return folder if folder is not None and (folder / EXPORT_MANIFEST).is_file() else None
+
+
+def packed_gguf(folder: Path) -> Path | None:
+    """Return the GGUF file that holds the weights of a folder which mxsweep packed; None for any other folder."""
+    file = folder / EXPORTED_GGUF
+    return file if is_file(file) and is_file(folder / EXPORT_MANIFEST) else None
 
 
 def is_here(path: str) -> bool:
@@ -134,6 +146,8 @@ def model_files(folder: Path, code: bool) -> dict[str, Path]:
     by_name |= {Path(name).as_posix(): folder / name for name in named}
     if code:
         by_name |= _code_elsewhere(folder)
+    if packed := packed_gguf(folder):
+        by_name[EXPORTED_GGUF] = packed
     return {name: file for name, file in sorted(by_name.items()) if is_file(file)}
 
 

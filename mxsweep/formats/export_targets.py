@@ -64,6 +64,8 @@ _MX = {element: MXFormat(element) for element in ("fp4_e2m1", "fp6_e2m3", "fp6_e
 _MXFP4, _MXFP6, _MXFP8 = _MX["fp4_e2m1"], _MX["fp6_e2m3"], _MX["fp8_e4m3"]
 _NVFP4, _E5M3 = MXFormat("fp4_e2m1", 16, "e4m3"), MXFormat("fp4_e2m1", 16, "e5m3")
 
+GGUF = "gguf"  # whose checkpoint is one file
+
 PACKINGS: Mapping[str, tuple[Packing, ...]] = {
     "compressed-tensors": (
         Packing("mxfp4-pack-quantized", ("fp4_e2m1",), inputs=(_MXFP4,)),
@@ -77,7 +79,7 @@ PACKINGS: Mapping[str, tuple[Packing, ...]] = {
         Packing(element, (element,), inputs=tuple(_MX.values())) for element in _MX if element != "fp8_e4m3"
     ),
     "modelopt": (Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, inputs=(_NVFP4,)),),
-    "gguf": (
+    GGUF: (
         Packing("MXFP4", ("fp4_e2m1",)),
         Packing("NVFP4", ("fp4_e2m1",), "e4m3", 16, tensor_scale=True, columns=64),
     ),

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from mxsweep.formats.export_targets import TARGET_NAMES, why_not
+from mxsweep.formats.export_targets import GGUF, TARGET_NAMES, why_not
 from mxsweep.formats.recipe import DYNAMIC, LINEAR_MATMULS, LinearFormats, Recipe
 
-FOLDER_TARGETS = tuple(name for name in TARGET_NAMES if name != "gguf")  # whose checkpoints are folders
-FUSING_TARGETS = FOLDER_TARGETS  # which vLLM loads, where q, k and v are one layer, and gate and up another
+# Which vLLM loads, where q, k and v are one layer, and gate and up another.
+FUSING_TARGETS = tuple(name for name in TARGET_NAMES if name != GGUF)
 ROTATING_TARGETS = ("compressed-tensors",)  # whose loaders rotate inputs as the model runs
 NO_EXPORT, AUTO = "none", "auto"
-EXPORTS = (NO_EXPORT, AUTO, *FOLDER_TARGETS)  # values of the knob ``export``
+EXPORTS = (NO_EXPORT, AUTO, *TARGET_NAMES)  # values of the knob ``export``
+
+
+def why_not_cached(recipe: Recipe) -> str | None:
+    """Return that no checkpoint holds how a recipe caches keys and values; None where it leaves them as they are."""
+    if recipe.key is None and recipe.value is None:
+        return None
+    return "keys and values in blocks have no place in a packed checkpoint; allowed: kv_quant=none"
 
 
 def why_not_recipe(recipe: Recipe, target: str) -> str | None:
-    """Return why a target, or of AUTO every one, has no place for a recipe's formats; None where it has."""
-    if recipe.key is not None or recipe.value is not None:
-        return "keys and values in blocks have no place in a checkpoint; allowed: kv_quant=none"
-    targets = FOLDER_TARGETS if target == AUTO else (target,)
-    problems = [_problem(recipe, one) for one in targets]
-    return None if None in problems else "; ".join(problem for problem in problems if problem)
-
-
-def target_of(recipe: Recipe) -> str | None:
-    """Return the first target that has a place for a recipe's formats; None where none has."""
-    return next((target for target in FOLDER_TARGETS if why_not_recipe(recipe, target) is None), None)
-
-
-def _problem(recipe: Recipe, target: str) -> str | None:
+    """Return why a target has no place for a recipe's formats, in whatever model; None where it has."""
+    if problem := why_not_cached(recipe):
+        return problem
     weight, rotation = recipe.linear.weight, recipe.rotation
     if rotation is not None and set(rotation.matmuls) & set(LINEAR_MATMULS) and target not in ROTATING_TARGETS:
         return why_not_rotated(target)

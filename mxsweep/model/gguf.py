@@ -51,13 +51,11 @@ def load_gguf(path: str, file: Path, **arguments: Any) -> Loaded:
         raise ConfigError(gguf_missing(path))
     header = read_header(file)
     dtype = arguments.pop("dtype")
-    # transformers 5.23 and later would leave some weights in their blocks.
-    plain = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _keeps_blocks() else {}
     try:
         with _alone(file) as folder:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_NAME)
-            arguments |= {"config": gguf_config(file), "gguf_file": _NAME, "dtype": torch.float32}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **plain)
+            arguments |= {"config": gguf_config(file), "gguf_file": _NAME, "dtype": torch.float32, **dequantizing()}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
     except MemoryError:
         raise
     except Exception as error:
@@ -127,8 +125,13 @@ def describe_blocks(path: str, header: GGUFHeader, model: PreTrainedModel) -> li
     return warnings
 
 
-def _keeps_blocks() -> bool:
-    return hasattr(transformers, "GgufConfig")
+def dequantizing() -> dict[str, Any]:
+    """Return what ``from_pretrained`` takes to make plain weights of a file's blocks.
+
+    transformers 5.23 and later would leave some in their blocks.
+    """
+    settings: Any = getattr(transformers, "GgufConfig", None)
+    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from mxsweep.runs.evaluator import load_evaluator
 from mxsweep.runs.packed_model import collect
 from mxsweep.runs.trained_run import evaluated_checkpoint
 from mxsweep.runs.verify_export import Reference, reference_of, verify_export
-from mxsweep.runs.write_export import choose_target, write_export
+from mxsweep.runs.write_export import write_export
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -158,9 +158,8 @@ def _write(
             if isinstance(account, dict) and account.get("cached") is False:
                 say(f"{name} was not kept, and is worked out again")
         packed = collect(model, preparation.recipe, preparation.prepared)
-        chosen = choose_target(packed, target)
         reference = reference_of(model, preparation, packed)
-        manifest = write_export(out, model, tokenizer, packed, chosen, _origin(record))
+        manifest = write_export(out, model, tokenizer, packed, target, _origin(record))
     notes = list(preparation.warnings)
     layers = manifest["weights"].values()
     if any(layer["activation"] and layer["activation_as_served"] != layer["activation"] for layer in layers):

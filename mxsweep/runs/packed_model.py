@@ -7,25 +7,27 @@ that was dequantized is never quantized again, which would give other codes wher
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mxsweep.export.targets.expert_names import stored_name
+from mxsweep.formats.exported_recipe import why_not_cached
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.linear import stochastic_key
-from mxsweep.model.linear_layers import is_transposed
 from mxsweep.model.matrices import Matrix
-from mxsweep.model.operands import find_operands
+from mxsweep.model.operands import Operand
 from mxsweep.model.prepared import Prepared
-from mxsweep.model.shared_scales import fused_with, shared_maxima
+from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, encode
 from mxsweep.numerics.reference.scales import tensor_scale_of
+from mxsweep.runs.export_place import fused_layers, why_not_site
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -39,12 +41,14 @@ class PackedWeight:
         rotation_block: the order of the rotation that its input gets as the model runs; None for none.
         input_scale: by what the scales of its input's blocks are divided, where that is one number for all tokens: g
             of a per-tensor scale that is fixed, and 1 of e4m3 scales under none.
+        is_expert: whether it is an expert's.
     """
 
     encoded: Encoded
     formats: LinearFormats
     rotation_block: int | None
     input_scale: float | None = None
+    is_expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ class PackedModel:
     """Hold a run's model.
 
     Attributes:
-        weights: by name of the linear layer, or of the expert's matrix.
+        weights: by name of the linear layer; an expert's matrix is one in a checkpoint (:func:`stored_layer`).
         plain: all other tensors of the model, by name, in host memory; of tensors that are tied, one.
-        kept: names of the linear layers that stay as they are.
+        kept: names of the linear layers that stay as they are, and of what loaders may take for one.
         fused: names of layers that read one tensor, together those that runtimes multiply by at once.
         tied: whether the output layer's weight is the embedding's.
     """
@@ -77,55 +81,88 @@ def collect(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> Packe
     Raises:
         ConfigError: something is quantized that no packed checkpoint has a place for, whatever its format.
     """
-    if recipe.key is not None or recipe.value is not None:
-        raise ConfigError(
-            "export: keys and values in blocks have no place in a packed checkpoint; allowed: kv_quant=none"
-        )
+    if problem := why_not_cached(recipe):
+        raise ConfigError(f"export: {problem}")
     parts: dict[str, list[tuple[Site, Encoded]]] = defaultdict(list)
     sites = find_sites(model, recipe)
     maxima, input_maxima = shared_maxima(sites, recipe), fixed_maxima(sites, recipe, prepared)
     for site in sites:
-        if problem := _why_not(site):
+        if problem := why_not_site(site):
             raise ConfigError(f"export: {site.name} {problem}")
         encoded = _encoded(site, recipe, prepared, maxima.get(site.name))
-        parts[site.operand.module_name].append((site, encoded))
+        parts[stored_layer(site.operand, model)].append((site, encoded))
     weights = {
-        name: replace(_joined(name, of_module), input_scale=_input_scale(of_module[0][0], input_maxima))
-        for name, of_module in parts.items()
+        name: replace(_joined(name, of_layer), input_scale=_input_scale(of_layer[0][0], input_maxima))
+        for name, of_layer in parts.items()
     }
-    state = model.state_dict()
-    taken: dict[int, str] = {}
-    for name, tensor in state.items():
-        if name.removesuffix(".weight") not in weights:
-            taken.setdefault(tensor.data_ptr() if tensor.numel() else -len(taken), name)
-    plain = {name: state[name].detach().to("cpu", copy=True).contiguous() for name in taken.values()}
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    plain = _plain(model, weights)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return PackedModel(
         weights,
         plain,
-        [name for name in linear if name not in weights],
-        _fused(model),
+        _kept(model, weights, plain),
+        fused_layers(model),
         # A quantized output layer has values of its own.
         head is not None
         and getattr(head, "weight", None) is getattr(embedding, "weight", None)
-        and not any(model.get_submodule(name) is head for name in weights),
+        and not any(model.get_submodule(name) is head for name in weights if not weights[name].is_expert),
     )
 
 
-def _why_not(site: Site) -> str | None:
-    operand = site.operand
-    if not operand.is_linear:
-        return "is an embedding, which no target holds in codes; allowed: none for it in modules"
-    if site.formats.weight is None:
-        return (
-            "gets a format for its input alone, which no target holds; allowed: a format of its weight as well, or none"
+def stored_layer(operand: Operand, model: PreTrainedModel) -> str:
+    """Return the name of the linear layer that a checkpoint holds an operand in.
+
+    Raises:
+        ConfigError: an expert of a model whose checkpoints hold no linear layer for each.
+    """
+    if operand.expert is None:
+        return operand.module_name
+    try:
+        return stored_name(operand.name, model.config.model_type)
+    except ValueError as error:
+        raise ConfigError(f"export: {error}; experts that stay as they are have a place") from None
+
+
+def _plain(model: PreTrainedModel, weights: Mapping[str, PackedWeight]) -> dict[str, Tensor]:
+    """Return the tensors of a model that are not quantized, on the CPU, by the names that they are read by.
+
+    Where experts are quantized, these are the names that checkpoints have, some of them not the model's. Where they are
+    not, they stay in one parameter: of a checkpoint that holds packed weights, transformers reads no other plain ones.
+
+    Raises:
+        ConfigError: some experts are quantized and some are not, or checkpoints call a quantized layer otherwise.
+    """
+    state = model.state_dict()
+    if any(weight.is_expert for weight in weights.values()):
+        from transformers.core_model_loading import revert_weight_conversion
+
+        state = revert_weight_conversion(model, state)
+    if lost := next((name for name in weights if f"{name}.weight" not in state), None):
+        raise ConfigError(f"export: checkpoints of a {type(model).__name__} hold no {lost}; allowed: none for it")
+    taken: dict[tuple[int, int] | str, str] = {}
+    for name, tensor in state.items():
+        if name.removesuffix(".weight") not in weights:
+            # Experts are views of one parameter.
+            taken.setdefault((tensor.data_ptr(), tensor.numel()) if tensor.numel() else name, name)
+    experts = [name for name in taken.values() if ".experts." in name and name.endswith(".weight")]
+    if experts and any(weight.is_expert for weight in weights.values()):
+        raise ConfigError(
+            f"export: {experts[0].removesuffix('.weight')} stays as it is while other experts are quantized, and "
+            "loaders read them alike; allowed: one format for all experts, or none"
         )
-    if operand.expert is not None:
-        return "is an expert's, and experts have no place yet; allowed: modules={*.experts.*: none}"
-    if is_transposed(operand.module) or not isinstance(operand.module, nn.Linear):
-        return f"is of a {type(operand.module).__name__}, and loaders know linear layers only"
-    return None
+    return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in taken.values()}
+
+
+def _kept(model: PreTrainedModel, weights: Mapping[str, PackedWeight], plain: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of linear layers that are not quantized, of a mixture with its routers and experts."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    matrices = [
+        name.removesuffix(".weight")
+        for name, tensor in plain.items()
+        if name.endswith(".weight") and tensor.ndim == 2 and name.removesuffix(".weight") not in tables
+    ]
+    return [name for name in dict.fromkeys((*linear, *matrices)) if name not in weights]
 
 
 def _input_scale(site: Site, maxima: Mapping[str, Tensor]) -> float | None:
@@ -175,8 +212,9 @@ def _joined(name: str, parts: Sequence[tuple[Site, Encoded]]) -> PackedWeight:
         ConfigError: these do not have one format, or scales of their own that one weight has no place for.
     """
     first, encoded = parts[0]
-    if first.operand.is_alone:
-        return PackedWeight(encoded, first.formats, first.rotation_block)
+    if first.operand.is_alone or first.operand.expert is not None:
+        is_expert = first.operand.expert is not None
+        return PackedWeight(encoded, first.formats, first.rotation_block, is_expert=is_expert)
     kinds = {(site.formats, site.rotation_block) for site, _ in parts}
     if len(parts) != len(first.operand.of_module) or len(kinds) > 1:
         raise ConfigError(f"export: the matrices in {name} do not have one format; allowed: one format for all of them")
@@ -214,12 +252,3 @@ def _put(matrix: Matrix, whole: Tensor, part: Tensor) -> None:
     """Write rows of one matrix to their place among those of a fused weight."""
     place = matrix.view(whole)
     place.copy_(part.view(place.shape))
-
-
-def _fused(model: PreTrainedModel) -> list[tuple[str, ...]]:
-    """Return the names of the layers, of several modules, that runtimes multiply by at once."""
-    groups: dict[Hashable, list[str]] = defaultdict(list)
-    for operand in find_operands(model).values():
-        if operand.expert is None and operand.is_alone:
-            groups[fused_with(operand)].append(operand.name)
-    return [tuple(names) for names in groups.values() if len(names) > 1]

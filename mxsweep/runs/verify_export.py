@@ -21,12 +21,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
 from mxsweep.export.folder import read_tensors, read_weights, target_module
+from mxsweep.formats.export_targets import GGUF
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_choice import transformers_name
 from mxsweep.model.exported import load_state, state_of
 from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.load import LoadedModel, resolve_device
-from mxsweep.model.matrices import Matrix
+from mxsweep.model.operands import Operand
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.quantized_weights import quantize_weight
@@ -36,7 +37,8 @@ from mxsweep.model.special_tokens import with_special_tokens
 from mxsweep.numerics import Encoded, decode
 from mxsweep.runs.evaluator import evaluator_of, load_configured_tasks
 from mxsweep.runs.foreign_loader import compare_with_loader
-from mxsweep.runs.packed_model import PackedModel
+from mxsweep.runs.gguf_loader import compare_with_packages
+from mxsweep.runs.packed_model import PackedModel, stored_layer
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 
@@ -74,8 +76,8 @@ def reference_of(model: PreTrainedModel, preparation: Preparation, packed: Packe
     for site in sites:
         chosen = prepared.weights.get(site.name)
         weight = quantize_weight(site, recipe, False, chosen, maxima.get(site.name))[0].cpu()
-        whole = decode(packed.weights[site.operand.module_name].encoded)
-        if not same_values(site.operand.matrix.of(whole), weight):
+        whole = decode(packed.weights[stored_layer(site.operand, model)].encoded)
+        if not same_values(_rows(site.operand, whole), weight):
             raise RuntimeError(f"the codes of {site.name} do not stand for the run's weight")
     ids = sample_ids(model)
     with quantize_model(model, recipe, prepared=prepared):
@@ -116,7 +118,7 @@ def verify_export(
     prepared = replace(reference.prepared, weights=by_operand)
     sites = find_sites(loaded.model, reference.recipe)
     maxima = fixed_maxima(sites, reference.recipe, prepared)
-    by_layer = {site.operand.module_name: maxima[site.name] for site in sites if site.name in maxima}
+    by_layer = {stored_layer(site.operand, loaded.model): maxima[site.name] for site in sites if site.name in maxima}
     if scales := _check_input_scales(folder, target, reference.packed, by_layer):
         found["input_scales"] = scales
     with quantize_model(loaded.model, reference.recipe, prepared=prepared):
@@ -132,9 +134,11 @@ def verify_export(
     # Loaded anew: a model that is cast to bfloat16 has its rotary frequencies cast, too.
     arguments = {"dtype": torch.bfloat16, **_attention(config)}
     ours = load_state(folder, state_of(weights, plain), arguments, _code(config))[0].eval()
-    found["loader"] = compare_with_loader(
-        folder, target, ours, reference.recipe, prepared, reference.ids, {**_attention(config), **_code(config)}
-    )
+    options = {**_attention(config), **_code(config)}
+    if target == GGUF:
+        found["loader"] = compare_with_packages(folder, ours, weights, reference.ids, options)
+    else:
+        found["loader"] = compare_with_loader(folder, target, ours, reference.recipe, prepared, reference.ids, options)
     return found
 
 
@@ -211,15 +215,18 @@ def _code(config: RunConfig) -> dict[str, Any]:
 def _by_operand(model: PreTrainedModel, recipe: Recipe, weights: Mapping[str, Encoded]) -> dict[str, Encoded]:
     """Return codes and scales by operand; those of a matrix in a fused weight are cut out of it."""
     return {
-        site.name: _cut(site.operand.matrix, weights[site.operand.module_name]) for site in find_sites(model, recipe)
+        site.name: _cut(site.operand, weights[stored_layer(site.operand, model)]) for site in find_sites(model, recipe)
     }
 
 
-def _cut(matrix: Matrix, encoded: Encoded) -> Encoded:
+def _cut(operand: Operand, encoded: Encoded) -> Encoded:
     """Return the rows of one matrix; a scale of the whole tensor is that of all."""
-    if not matrix.name:
-        return encoded
     rows: dict[str, Any] = {
-        name: matrix.of(tensor) for name, tensor in encoded.tensors().items() if name != "tensor_scale"
+        name: _rows(operand, tensor) for name, tensor in encoded.tensors().items() if name != "tensor_scale"
     }
     return replace(encoded, **rows)
+
+
+def _rows(operand: Operand, stored: Tensor) -> Tensor:
+    """Return the rows of an operand's matrix in what a checkpoint stores of its layer; of an expert's that is all."""
+    return stored if operand.is_alone or operand.expert is not None else operand.matrix.of(stored)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
-from mxsweep.formats.exported_recipe import AUTO, NO_EXPORT, target_of, why_not_recipe
+from mxsweep.formats.export_targets import TARGET_NAMES
+from mxsweep.formats.exported_recipe import NO_EXPORT, why_not_recipe
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
@@ -83,14 +84,32 @@ def _exports(config: RunConfig) -> list[str]:
     if config.is_baseline:
         return []
     asked = config.further["export"]
+    problems = _why_not_exported(config)
+    if asked in problems:
+        problems = {asked: problems[asked]}
+    said = "; ".join(dict.fromkeys(problem for problem in problems.values() if problem))
+    target = next((target for target, problem in problems.items() if problem is None), None)
     if asked == NO_EXPORT:
-        target = target_of(config.recipe)
         if target is not None:
             return [f"mxsweep.export can write it for {target}, as far as formats tell"]
-        return [f"mxsweep.export has no target for it: {why_not_recipe(config.recipe, AUTO)}"]
-    if (problem := why_not_recipe(config.recipe, asked)) is not None:
-        return [f"export: its model will not be written: {problem}"]
-    return [f"its model will be written for {asked}, as far as formats tell"]
+        return [f"mxsweep.export has no target for it: {said}"]
+    if target is None:
+        return [f"export: its model will not be written: {said}"]
+    return [f"its model will be written for {target}, as far as formats tell"]
+
+
+def _why_not_exported(config: RunConfig) -> Mapping[str, str | None]:
+    """Return for each target why it has no place for a run's model; None where it has, as far as formats tell."""
+    if config.ptq.budget is None:  # which chooses formats as the run goes
+        try:
+            model = model_without_values(config)
+            if model is not None:
+                from mxsweep.runs.export_place import why_not_model  # with torch, which the model took
+
+                return why_not_model(model, config.recipe)
+        except ConfigError:
+            pass  # a line below the table says why
+    return {target: why_not_recipe(config.recipe, target) for target in TARGET_NAMES}
 
 
 def _numbers_of(said: Sequence[Sequence[str]]) -> dict[str, list[int]]:

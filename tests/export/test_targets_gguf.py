@@ -12,7 +12,13 @@ from helpers.packed_folder import formats_by_layer, tiny_llama
 from helpers.packed_weights import DTYPES, encoded_weight, mismatches, peer, with_nan_block
 
 from mxsweep.export.targets import gguf as target
-from mxsweep.export.targets.gguf_file import why_not_architecture, write_file
+from mxsweep.export.targets.gguf_file import (
+    model_name,
+    read_file,
+    stored_name,
+    why_not_architecture,
+    write_file,
+)
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import MXFormat, decode, encode
 
@@ -62,17 +68,40 @@ def test_what_has_no_place_is_refused_by_name() -> None:
         target.tensors(NAME, encode(torch.randn(4, 48), PLAIN))
     with pytest.raises(ValueError, match=f"^{NAME}: gguf: activations .* have no place"):
         target.quantization_config({NAME: LinearFormats(MXFP4, MXFP4)})
-    for change in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "llama3"}}):
+    for change in (
+        {"model_type": "gemma3_text"},
+        {"attention_bias": True},
+        {"hidden_act": "gelu"},
+        {"sliding_window": 4096},
+        {"rope_parameters": {"rope_type": "llama3"}},
+    ):
         config = tiny_llama(torch.float32, 1).config.to_dict() | change
         assert "allowed" in (why_not_architecture(config) or "")
 
 
+@pytest.mark.parametrize("kind", ("llama", "qwen2", "qwen3"))
+def test_names_are_those_of_the_package(kind: str) -> None:
+    gguf = peer("gguf")
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    known = gguf.get_tensor_name_map(numbers[kind], 4)
+    for name in model_of(kind, torch.float32).state_dict():
+        assert stored_name(name) == known.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert model_name(stored_name(name)) == name
+    for foreign in ("model.layers.x.mlp.up_proj.weight", "model.rotary.weight", "layers.0.mlp.up_proj.weight"):
+        with pytest.raises(ValueError, match="has no name in a file"):
+            stored_name(foreign)
+    for foreign in ("blk.0.ffn_gate_exps.weight", "blk.0.attn_q_extra.weight", "token_types.weight"):
+        with pytest.raises(ValueError, match="is no tensor of such a model"):
+            model_name(foreign)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_transformers_reads_the_same_model_from_a_file(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ("llama", "qwen2", "qwen3"))
+def test_transformers_reads_the_same_model_from_a_file(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
     peer("gguf")
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    model = tiny_llama(dtype)
+    model = model_of(kind, dtype)
     layers = formats_by_layer(model, [LinearFormats(MXFP4), LinearFormats(PLAIN)])
     config = target.quantization_config(layers)
     stored = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -85,6 +114,9 @@ def test_transformers_reads_the_same_model_from_a_file(tmp_path: Path, dtype: to
         stored |= target.tensors(name, encoded)
     size = write_file(tmp_path / "model.gguf", model.config.to_dict(), stored, config["types"])
     assert 0 < size <= (tmp_path / "model.gguf").stat().st_size
+    read, types = read_file(tmp_path / "model.gguf", model.config.to_dict(), dtype)
+    assert types == {"types": config["types"]} and read.keys() == stored.keys()
+    assert all(read[name].dtype == of.dtype and torch.equal(read[name], of) for name, of in stored.items())
     plain = {"quantization_config": GgufConfig(dequantize=True)}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=dtype, **plain).eval()
     different = [
@@ -94,3 +126,23 @@ def test_transformers_reads_the_same_model_from_a_file(tmp_path: Path, dtype: to
     tokens = torch.arange(12).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def model_of(kind: str, dtype: torch.dtype) -> Any:
+    """Return a model of a type with random weights, norms and biases among them."""
+    if kind == "llama":
+        return tiny_llama(dtype)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    llama = tiny_llama(dtype, 1).config
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "head_dim")
+    sizes = {name: getattr(llama, name) for name in names}
+    if kind == "qwen3":
+        sizes["head_dim"] = 128  # which transformers does not read from the file
+    config = AutoConfig.for_model(kind, **sizes, num_hidden_layers=4, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5 if "norm" in name else -1.0, 1.5)
+    return model

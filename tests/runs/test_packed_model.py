@@ -11,12 +11,11 @@ import torch
 from helpers.done_runs import done
 from safetensors.torch import load_file, save_file
 
-from mxsweep.formats.recipe import LinearFormats
-from mxsweep.numerics import MXFormat, encode
+from mxsweep.numerics import MXFormat
 from mxsweep.runs import export_run as module
 from mxsweep.runs.export_run import export_run
-from mxsweep.runs.packed_model import PackedModel, PackedWeight, input_divisor
-from mxsweep.runs.write_export import _check_fused
+from mxsweep.runs.lay_out_export import why_not_fused_stored
+from mxsweep.runs.packed_model import input_divisor
 from mxsweep.terminal.errors import ConfigError
 
 FEW = ["limit=8", "model.device=cpu"]
@@ -79,17 +78,12 @@ def test_inputs_without_a_scale_of_the_tensor_have_one_of_1(target: str, part: s
 
 
 def test_fused_layers_stored_with_several_numbers_are_refused() -> None:
-    fmt = MXFormat("fp4_e2m1", 16)  # powers of two, which each weight moves by what it needs
-    small = encode(torch.linspace(-1, 1, 64).view(2, 32), fmt)
-    weights = {
-        name: PackedWeight(encoded, LinearFormats(fmt), None)
-        for name, encoded in {"q": small, "k": encode(8 * torch.linspace(-1, 1, 64).view(2, 32), fmt)}.items()
-    }
-    packed = PackedModel(weights, {}, [], [("q", "k")], False)
     stored = {"q.weight_global_scale": torch.tensor([512.0]), "k.weight_global_scale": torch.tensor([64.0])}
-    with pytest.raises(ConfigError, match=r"q, k are one layer .* its one weight_global_scale \(64, 512\)"):
-        _check_fused(packed, "compressed-tensors", stored)
-    _check_fused(packed, "compressed-tensors", dict.fromkeys(stored, torch.tensor([64.0])))
+    said = why_not_fused_stored([("q", "k")], "compressed-tensors", stored)
+    assert said and "q, k are one layer" in said and "its one weight_global_scale (64, 512)" in said
+    assert why_not_fused_stored([("q",), ("k",)], "compressed-tensors", stored) is None
+    equal = dict.fromkeys(stored, torch.tensor([64.0]))
+    assert why_not_fused_stored([("q", "k")], "compressed-tensors", equal) is None
 
 
 def test_powers_of_two_in_blocks_of_16_are_refused_where_they_move_apart(tmp_path: Path) -> None:

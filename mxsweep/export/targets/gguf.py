@@ -21,12 +21,12 @@ from torch import Tensor
 
 from mxsweep.export.targets.bits import checked_packing, group_scales, read_back, refuse_input_scale, stored_shape
 from mxsweep.export.targets.global_scale import e4m3_scales, read_by_product, scales_last
-from mxsweep.formats.export_targets import packing_of, why_not
+from mxsweep.formats.export_targets import GGUF, packing_of, why_not
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import Encoded
 
-NAME = "gguf"
+NAME = GGUF
 _MX, _NV = "MXFP4", "NVFP4"
 _GROUPS = {_MX: 1, _NV: 4}  # that a block holds
 _SIZES = {_MX: 32, _NV: 16}  # elements of a group
