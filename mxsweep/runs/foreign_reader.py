@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mxsweep.export.folder import read_tensors, read_weights
+from mxsweep.export.targets.expert_names import stored_name
+from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.numerics import decode
 
 REQUEST, ANSWER, LOGITS = "request.json", "answer.json", "logits.safetensors"
@@ -83,8 +85,25 @@ def read(folder: Path, target: str, ids: Tensor, options: Mapping[str, Any]) -> 
         if found[problem]:
             raise RuntimeError(f"{problem.replace('_', ' ')}: {', '.join(sorted(map(str, found[problem])))[:200]}")
     logits = model.eval()(input_ids=ids, use_cache=False).logits  # which decompresses weights, too
-    weight = library.weight
-    return _first_other(folder, lambda name: weight(model.get_submodule(name))), logits
+    weight, experts = library.weight, _experts(model)
+
+    def of_layer(name: str) -> Tensor:
+        return experts[name] if name in experts else weight(model.get_submodule(name))
+
+    return _first_other(folder, of_layer), logits
+
+
+def _experts(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the matrices of experts, which transformers keeps in one parameter, by the names that checkpoints have."""
+    kind, found = model.config.model_type, {}
+    for name, module in model.named_modules():
+        for matrix in expert_matrices(module):
+            try:
+                stored = stored_name(f"{name}.{matrix.name}", kind)
+            except ValueError:
+                return {}  # of a type whose checkpoints hold no layer for each, so that none is stored so
+            found[stored] = matrix.of(module.get_parameter(matrix.parameter))
+    return found
 
 
 def _by_modelopt(folder: Path, module: Any) -> Callable[[str], Tensor]:
