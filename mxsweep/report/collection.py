@@ -49,9 +49,11 @@ def collect(
     `output` is by default the folder collected or, if there are several, ./collected. `reference` is published
     numbers to put beside: a name in conf/reference, or a YAML file. `terms` say at which context memory is counted,
     and how much worse than the baseline a run may be. Raises CollectError where there is no run, or no such reference;
-    failed, running, missing and unreadable runs are no error but are listed.
+    failed, running, missing and unreadable runs are no error but are listed. Where runs have no baseline among them,
+    one that lies beside them is taken.
     """
     from mxsweep.report.result_texts import memory_text, summary, terminal_text
+    from mxsweep.results.baselines import find_baselines
     from mxsweep.results.groups import read_results
     from mxsweep.study.group_study import study_groups
     from mxsweep.study.memory_front import DEFAULT_TERMS
@@ -61,6 +63,8 @@ def collect(
     try:
         published = load_reference(reference) if reference is not None else None
         results = read_results(dirs)
+        if seen := find_baselines(results):
+            results = read_results([*dirs, *seen])
     except (FileNotFoundError, BadReferenceError) as error:
         raise CollectError(str(error)) from error
     named = ", ".join(map(str, dirs))
@@ -69,7 +73,10 @@ def collect(
     folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
     counts = {status: len(results.with_status(status)) for status in STATUSES}
     studied, terms = study_groups(results), terms or DEFAULT_TERMS
-    text = f"{named}: {summary(results)}\n\n{terminal_text(results, published, studied)}"
+    text = f"{named}: {summary(results)}\n\n"
+    if seen:
+        text += f"Baseline{'s' * (len(seen) > 1)} from {', '.join(map(str, seen))}\n\n"
+    text += terminal_text(results, published, studied)
     if memory := memory_text(studied, terms):
         text += f"\n\n{memory}"
     files: list[Path] = []

@@ -17,6 +17,7 @@ from mxsweep.report.attribution_tables import (
 )
 from mxsweep.report.columns import Output
 from mxsweep.report.memory_tables import MEMORY_TITLE, memory_front
+from mxsweep.report.plain_table import TERMINAL_WIDTH, plain
 from mxsweep.report.run_table import run_table
 from mxsweep.report.run_warnings import list_warnings
 from mxsweep.report.study_title import about_group
@@ -26,9 +27,10 @@ from mxsweep.report.summary_tables import (
     remedy_outcomes,
     won_back_table,
 )
-from mxsweep.report.table import Table, escape_markdown, markdown, plain
+from mxsweep.report.table import Table, escape_markdown, markdown
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table, verdict_table
 from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
+from mxsweep.results.baselines import baseline_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
 from mxsweep.study.attribution import Attribution
@@ -55,7 +57,6 @@ WON_BACK_NOTE = (
     "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
     "share closed is that of a ratio of paired sums, linearized (the delta method)."
 )
-TERMINAL_WIDTH = 100
 MOST_STEPS = 24  # of remedies, in a terminal
 SPEED_NOTE = (
     "examples/sec is the speed of simulating a format on this computer, not of hardware that has the format; single "
@@ -87,10 +88,11 @@ def constants_line(results: Results) -> str:
 
 def terminal_text(results: Results, reference: Reference | None = None, studied: Sequence[Study] | None = None) -> str:
     """Return what `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
-    parts = [constants_line(results)] if results.constants else []
+    studied = study_groups(results) if studied is None else studied
+    parts = [_filled(constants_line(results))] if results.constants else []
     if why := explain_groups(results):
-        parts.append(textwrap.fill(why, TERMINAL_WIDTH))
-    for study in study_groups(results) if studied is None else studied:
+        parts.append(_filled(why))
+    for study in studied:
         group = study.group
         table = run_table(results, group, Output.TERMINAL, study.comparisons)
         parts.append(f"{heading(group)}\n\n{plain(table)}")
@@ -98,7 +100,7 @@ def terminal_text(results: Results, reference: Reference | None = None, studied:
             parts.append(f"{SIGNIFICANT_MARK} p < 0.05, paired, after Holm's correction over the runs of the table")
         parts += [_wrapped(line) for line in study.verdict.lines]
         if not study.has_baseline:
-            parts.append(NO_BASELINE.replace("`", ""))
+            parts.append(_no_baseline(study, "\n  ").replace("`", ""))
         if (training := study.training) is not None:
             parts += ["What training in these formats costs", plain(ranking_table(training)), *training.notes]
         if study.attributions:
@@ -109,8 +111,8 @@ def terminal_text(results: Results, reference: Reference | None = None, studied:
     if reference is not None:
         parts.append(f"Published: {reference.source}")
         for table, said in published_tables(results, reference):
-            parts += [plain(table), said]
-    if warned := warnings(results):
+            parts += [plain(table.without("run_id")), said]
+    if warned := _named_warnings(studied):
         parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
@@ -120,6 +122,17 @@ def terminal_text(results: Results, reference: Reference | None = None, studied:
                 lines.append(f"      {one_line(run.reason, 300)}")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _no_baseline(study: Study, space: str) -> str:
+    """Return that there is no baseline and, behind a space, the command that makes it where a run says enough."""
+    command = next(filter(None, map(baseline_command, study.rows)), None)
+    text = _filled(NO_BASELINE) if "\n" in space else NO_BASELINE
+    return f"{text}{space}`{command}`" if command else text
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, TERMINAL_WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 def _wrapped(line: VerdictLine) -> str:
@@ -149,7 +162,7 @@ def markdown_text(
             lines = (f"- **{line.title}:** {escape_markdown(line.text)}" for line in study.verdict.lines)
             parts += [f"### {escape_markdown(about_group(group))}", "\n".join(lines)]
         if not study.has_baseline:
-            parts.append(NO_BASELINE)
+            parts.append(_no_baseline(study, " "))
         if study.findings:
             parts += [
                 "### What the numbers say",
@@ -235,6 +248,17 @@ def warnings(results: Results) -> list[str]:
     """List what finished runs warn of, each warning once with the runs that give it: all of them, or their ids."""
     done = [row for row in results.rows if row.run.status == "done"]
     return list_warnings(done, lambda row: row.run.run_id)
+
+
+def _named_warnings(studied: Sequence[Study]) -> list[str]:
+    """List the same for a terminal, runs named by what tells them apart, and groups where not all have a warning."""
+    of_lines: dict[str, list[str]] = {}
+    for study in studied:
+        for line in list_warnings(study.rows, study.config_text):
+            of_lines.setdefault(line, []).append(study.group.title)
+    return [
+        line if len(titles) == len(studied) else f"{'; '.join(titles)}: {line}" for line, titles in of_lines.items()
+    ]
 
 
 def heading(group: Group) -> str:

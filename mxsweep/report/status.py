@@ -1,8 +1,10 @@
 """Say how far a sweep is: every planned run, and what became of it so far."""
 
+import sys
 from collections.abc import Sequence
 
-from mxsweep.report.table import Table, plain, text_cells
+from mxsweep.report.plain_table import plain
+from mxsweep.report.table import Table, text_cells
 from mxsweep.report.wording import one_line
 from mxsweep.results.record import STATUSES, RunFolder
 
@@ -20,6 +22,6 @@ def status_text(runs: Sequence[RunFolder]) -> str:
         f"{sum(run.status == status for run in runs)} {status}" for status in ("done", "running", "failed", "missing")
     ]
     unreadable = sum(run.status == "unreadable" for run in runs)
-    return f"{plain(table)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
+    return f"{plain(table, sys.maxsize)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
         f", {unreadable} unreadable" if unreadable else ""
     )

@@ -1,4 +1,4 @@
-"""Write a table of texts for a terminal, in Markdown and in LaTeX; the page writes its own in HTML."""
+"""Write a table of texts in Markdown and in LaTeX; a terminal has plain_table.py, and the page its own HTML."""
 
 from __future__ import annotations
 
@@ -90,11 +90,6 @@ def number_cell(value: Any, form: str) -> Cell:
 def share_cell(count: float | None, total: float | None) -> Cell:
     """Return a count as a share of the total; an absent cell where either is not known."""
     return Cell(f"{count / total:.3%}", count / total) if count is not None and total else Cell(ABSENT)
-
-
-def plain(table: Table) -> str:
-    """Return the table as a terminal shows it."""
-    return tabulate(table.texts, headers=table.columns, tablefmt="simple", disable_numparse=True)
 
 
 def markdown(table: Table) -> str:

@@ -53,6 +53,12 @@ def is_own_baseline(baseline: Row, row: Row) -> bool:
     return identity is not None and _baseline_hash(identity, _noise(baseline.run)) == record.get("config_hash")
 
 
+def baseline_hashes(run: RunFolder) -> set[str]:
+    """Return the config_hash of the run's baseline, with its repeats under noise and without; none where unknown."""
+    identity = _identity(run)
+    return set() if identity is None else {_baseline_hash(identity, noise) for noise in (0, _noise(run))}
+
+
 def comparable(row: Row, names: Iterable[str]) -> tuple[str, ...]:
     """Return what two rows have the same of that may be compared: the values of knobs, content in place of names."""
     known = {digest for digest in NAMES if row.knobs.get(digest, NOT_RECORDED) != NOT_RECORDED}

@@ -71,6 +71,12 @@ def environment(row: Row) -> dict[str, str]:
     return flat_environment(recorded) if isinstance(recorded, dict) else {}
 
 
+def has_environment_of(row: Row, record: Mapping[str, Any]) -> bool:
+    """Return whether a record is of a run that was made in the row's environment, as far as that may change numbers."""
+    recorded = record.get("environment")
+    return _deciding(flat_environment(recorded) if isinstance(recorded, dict) else {}) == _deciding(environment(row))
+
+
 def flat_environment(recorded: Mapping[str, Any]) -> dict[str, str]:
     """Return a record's environment as names and texts, the versions of packages among them."""
     flat: dict[str, str] = {}

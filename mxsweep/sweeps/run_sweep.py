@@ -166,6 +166,10 @@ def run_single(plan: Plan) -> int:
     if record is None:
         print(f"mxsweep: {str(folder)!r} is being written by another process", file=sys.stderr)
         return EXIT_FAILED
+    if record["status"] == "done" and not (run.config is None or run.config.is_baseline or run.config.trains):
+        from mxsweep.report.single_run import cost_text  # here: what compares takes a while to import
+
+        print(cost_text(folder))
     print(f"{folder}")
     return 0 if record["status"] == "done" else EXIT_FAILED
 
