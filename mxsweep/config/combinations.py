@@ -48,11 +48,16 @@ def _check_runtime(config: RunParts) -> None:
 
 
 def _check_tensor_scales(config: RunParts) -> None:
-    """Refuse words on per-tensor scales where there are none, or where tensors are those of a training."""
+    """Refuse words on per-tensor scales where there are none, or where tensors are those of a training.
+
+    A format with such scales, of which a run has the other kind of tensor alone or none, is one part of a study of
+    what costs what, to whose runs the words are given together: there they have no effect.
+    """
     asked = (("share_tensor_scale", "weight", OF_A_MATRIX), ("activation_scale", "activation", DYNAMIC))
     for leaf, kind, usual in asked:
         value = config.further[f"format.{leaf}"]
-        without = config.trains or not config.has_tensor_scale(kind)
+        is_part = config.format.tensor_scale and getattr(config.format, kind) == "none"
+        without = config.trains or not (config.has_tensor_scale(kind) or is_part)
         if value != usual and not config.is_baseline and without:
             raise ConfigError(
                 f"format.{leaf}: {value!r} is of {kind}s with a per-tensor scale that are evaluated, and this run has "

@@ -83,11 +83,22 @@ def has_tensor_scale(values: Values) -> bool:
     return quantizes(values) and (values.get("tensor_scale") is True or own or has_budget(values))
 
 
+def scales_weights(values: Values) -> bool:
+    """Return whether some weight has a second scale a tensor, or may be given one."""
+    return has_tensor_scale(values) and quantizes_weights(values)
+
+
+def scales_inputs(values: Values) -> bool:
+    """Return whether some input has a second scale a tensor, or may be given one."""
+    quantized = values.get("format.activation") != "none" or any(_of_modules(values, "activation"))
+    return has_tensor_scale(values) and (quantized or has_budget(values))
+
+
 def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
     searches = rotates(values) and values.get("rotation.method") == "search"
-    inputs = has_tensor_scale(values) and values.get("format.activation_scale") == "static"
+    inputs = scales_inputs(values) and values.get("format.activation_scale") == "static"
     return _solves_by_output(values) or has_budget(values) or smooths or searches or inputs
 
 

@@ -59,7 +59,8 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.rotates: "something is rotated",
     effects.calibrates: "something is calibrated",
     effects.trains: "the run trains",
-    effects.has_tensor_scale: "a format has a per-tensor scale",
+    effects.scales_weights: "weights have a per-tensor scale",
+    effects.scales_inputs: "activations have a per-tensor scale",
 }
 
 

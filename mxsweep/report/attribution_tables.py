@@ -9,19 +9,22 @@ from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.rows import Row
 from mxsweep.results.tensor_errors import tensor_figures
-from mxsweep.study.attribution import Attribution, Kinds, Sum, format_nats, kinds_text
-from mxsweep.study.comparison import Comparison
+from mxsweep.study.attribution import Attribution, Cost, Sum, format_nats, kinds_text
 from mxsweep.study.finding import format_range
 from mxsweep.study.paired_tests import t_quantile
+from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
+from mxsweep.study.tensor_kinds import Kinds
 
 ATTRIBUTION_TITLE = "What costs what"
+COST_TITLES = {LOG_PERPLEXITY: "Δ log-perplexity", MARGIN: "mean margin lost", ACCURACY: "accuracy lost"}
 COST_NOTE = (
     "Each line quantizes these tensors and no others, in the formats of the run that quantizes all. The cost is the "
-    "change of log-perplexity from the baseline in nats, with its 95 % interval, paired over the same examples; p is "
-    "adjusted by Holm's method over the runs of a group. KL is the mean divergence of the unquantized model's "
-    "next-token distribution from the run's over the sampled positions, nats a position, with a 95 % interval over "
-    "examples. Signal over error, and the shares of elements that were cut to the largest value and that became zero, "
-    "are of tensors of one kind, and measured with diagnostics=true (of weights, the shares always)."
+    "change of log-perplexity from the baseline in nats or, of a task without a perplexity, the mean margin (nats) or "
+    "the accuracy that is lost, with its 95 % interval, paired over the same examples; p is adjusted by Holm's method "
+    "over the runs of a group. KL is the mean divergence of the unquantized model's next-token distribution from the "
+    "run's over the sampled positions, nats a position, with a 95 % interval over examples. Signal over "
+    "error, and the shares of elements that were cut to the largest value and that became zero, are of tensors of one "
+    "kind, and measured with diagnostics=true (of weights, the shares always)."
 )
 SUM_NOTE = (
     "The excess is the cost of tensors quantized together minus the sum of the costs of the parts, with its 95 % "
@@ -32,7 +35,15 @@ SUM_NOTE = (
 
 def cost_table(found: Sequence[Attribution]) -> Table:
     """Return of each attribution what its runs cost, from single kinds to all, beside what became of the tensors."""
-    titles = ["quantized", "Δ log-perplexity", "p", "KL, nats", "SQNR, dB", "saturated", "became zero"]
+    titles = [
+        "quantized",
+        " or ".join(dict.fromkeys(COST_TITLES[one.quantity] for one in found)),
+        "p",
+        "KL, nats",
+        "SQNR, dB",
+        "saturated",
+        "became zero",
+    ]
     rows = [
         [Cell(one.config), Cell(kinds_text(kinds)), *_cost_cells(one.costs.get(kinds)), *_why_cells(kinds, row)]
         for one in found
@@ -56,13 +67,10 @@ def brief_tables(found: Sequence[Attribution]) -> list[Table]:
     return [cost_table(found).without("KL, nats"), *([sums] if sums.rows else [])]
 
 
-def _cost_cells(cost: Comparison | None) -> list[Cell]:
-    if cost is None or cost.perplexity is None:
+def _cost_cells(cost: Cost | None) -> list[Cell]:
+    if cost is None:
         return [Cell(ABSENT), Cell(ABSENT)]
-    return [
-        Cell(format_nats(cost.perplexity), cost.perplexity.difference),
-        Cell(p_value(cost.perplexity_p), cost.perplexity_p),
-    ]
+    return [Cell(format_nats(cost), cost.difference), Cell(p_value(cost.p), cost.p)]
 
 
 def _why_cells(kinds: Kinds, row: Row) -> list[Cell]:

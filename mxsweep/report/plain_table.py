@@ -20,7 +20,9 @@ NUMBER = "#"
 
 
 def plain(table: Table, width: int = TERMINAL_WIDTH) -> str:
-    """Return the table with no line longer than `width`, left-aligned."""
+    """Return the table with no line longer than `width`, left-aligned; nothing of one without columns."""
+    if not table.columns:
+        return ""
     columns = [[title, *texts] for title, *texts in zip(table.columns, *table.texts, strict=True)]
     widths = _narrowed(columns, width)
     if _total(widths) <= width:

@@ -89,7 +89,7 @@ def constants_line(results: Results) -> str:
 def terminal_text(results: Results, reference: Reference | None = None, studied: Sequence[Study] | None = None) -> str:
     """Return what `python -m mxsweep.collect` prints: a table for each group, then what is not done and why."""
     studied = study_groups(results) if studied is None else studied
-    parts = [_filled(constants_line(results))] if results.constants else []
+    parts = [constants_line(results)] if results.constants else []
     if why := explain_groups(results):
         parts.append(_filled(why))
     for study in studied:

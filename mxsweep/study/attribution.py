@@ -4,31 +4,28 @@ A run quantizes some kinds of tensor: weights, activations, keys, values. Where 
 in the same formats, and nothing else is different, its cost is a part of the first one's. The cost is the change of
 log-perplexity from the baseline, in nats. Costs add up where a run's is the sum of those of runs that quantize its
 kinds between them, each kind once; the excess over that sum is a mean over examples as each cost is, so that its
-interval is paired, too.
+interval is paired, too. Of a task without a perplexity the cost is the mean margin that is lost or, without margins,
+the accuracy.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mxsweep.formats.recipe import TENSOR_KINDS, KVOptions
+from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
+from mxsweep.results.studies import STUDY
 from mxsweep.results.tensor_errors import KIND_TITLES
-from mxsweep.study.comparison import ALPHA, Comparison, paired_loglikelihoods
+from mxsweep.study.comparison import ALPHA, Comparison
 from mxsweep.study.finding import Finding, join_with_and, run_ids
-from mxsweep.study.paired_tests import LogPerplexityDifference, compare_log_perplexity, holm
+from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference, compare_log_perplexity, holm
+from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN, paired_values
+from mxsweep.study.tensor_kinds import LINEAR, Kinds, is_calibrated_so, kinds_of, signature
 
-Kinds = frozenset[str]
-LINEAR, CACHED = ("weight", "activation"), ("key", "value")
-VALUE_OPTIONS = ("first", "recent", "scales", "latent")  # of keys and values, those that values by themselves have
-# Entries of a run's identity that are of some kinds of tensor only, and those that may differ between run and part.
-OF_KINDS = ("layers", "kv", "computed", "kv_options", "ptq", "calibration", "remedies")
-MAY_DIFFER = ("quantized", "diagnostics")
+UNITS = {LOG_PERPLEXITY: "in nats", MARGIN: "in nats", ACCURACY: "in shares of the examples"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,14 @@ class Sum:
     Attributes:
         whole: the kinds that the run quantizes.
         parts: those of each part.
-        excess: the run's log-perplexity minus what it would be if costs added up, nats.
-        total: the sum of the parts' costs, nats.
+        excess: the run's cost minus what it would be if costs added up.
+        total: the sum of the parts' costs.
         p: of the excess, adjusted by Holm's method over the sums of the group.
     """
 
     whole: Kinds
     parts: tuple[Kinds, ...]
-    excess: LogPerplexityDifference
+    excess: MeanDifference
     total: float
     p: float
 
@@ -56,19 +53,31 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Hold what a run costs, above 0 where it is worse than its baseline, with its 95 % interval and adjusted p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Hold what costs what under the formats of one run.
 
     Attributes:
         config: the knobs that tell the run from other quantized ones of its group; "" where none does.
         runs: of each set of kinds the run that quantizes them alone, from single kinds to all of them.
-        costs: the same runs compared with their baselines, where they could be.
+        quantity: what a cost is the change of for the worse: LOG_PERPLEXITY, MARGIN or ACCURACY.
+        costs: of the same runs, where they could be compared with their baselines.
         sums: of runs of several kinds, by the fewest and by the most parts.
     """
 
     config: str
     runs: dict[Kinds, Row]
-    costs: dict[Kinds, Comparison]
+    quantity: str
+    costs: dict[Kinds, Cost]
     sums: list[Sum]
 
     @property
@@ -83,61 +92,71 @@ def find_attributions(results: Results, group: Group, comparisons: Mapping[Path,
     Runs that trained, and those that choose formats under a budget of bits, which are other ones with other kinds, are
     left out. `comparisons` are the runs' comparisons with their baselines, by folder.
     """
+    apart = [STUDY] if STUDY in results.shown else []  # whose same runs came out differently
     known = [(row, kinds) for row in group.rows if (kinds := kinds_of(row))]
     by_signature: dict[str, Row] = {}
     for row, kinds in known:
-        by_signature.setdefault(_signature(row, kinds), row)
+        by_signature.setdefault(signature(row, kinds, apart), row)
     sets = {kinds for _, kinds in known}
     families = []
     for row, kinds in known:
-        of_parts = {part: by_signature.get(_signature(row, part)) for part in sets if part < kinds}
+        of_parts = {part: by_signature.get(signature(row, part, apart)) for part in sets if part < kinds}
         members = {
-            part: other for part, other in of_parts.items() if other is not None and _is_calibrated_so(other, row)
+            part: other for part, other in of_parts.items() if other is not None and is_calibrated_so(other, row)
         }
         members[kinds] = row
-        if by_signature[_signature(row, kinds)] is row and any(_partitions(kinds, members)):
+        if by_signature[signature(row, kinds, apart)] is row and any(_partitions(kinds, members)):
             families.append(dict(sorted(members.items(), key=lambda item: _order(item[0]))))
     inner = {each.run.path for one in families for kinds, each in one.items() if kinds != max(one, key=len)}
     families = [one for one in families if one[max(one, key=len)].run.path not in inner]
     found = []
     for runs in families:
-        costs = {kinds: cost for kinds, row in runs.items() if (cost := comparisons.get(row.run.path)) is not None}
-        found.append(Attribution("", runs, costs, list(_sums(group, runs))))
+        compared = {kinds: each for kinds, row in runs.items() if (each := comparisons.get(row.run.path)) is not None}
+        quantity = _quantity(list(compared.values()))
+        costs = {kinds: cost for kinds, each in compared.items() if (cost := _cost(each, quantity)) is not None}
+        found.append(Attribution("", runs, quantity, costs, list(_sums(group, runs, quantity))))
     return _named(results, _adjusted(found))
 
 
-def kinds_of(row: Row) -> Kinds:
-    """Return the kinds of tensor that a run quantizes; none of a run of which that is not known, or not so plain."""
-    quantized = row.recorded("identity", "quantized")
-    if not isinstance(quantized, dict) or "training" in quantized or "formats" in (quantized.get("ptq") or {}):
-        return frozenset()
-    try:
-        layers = [formats for _, *formats in quantized["layers"]]
-        formats = {kind: [each[i] for each in layers] for i, kind in enumerate(LINEAR)}
-        formats |= {kind: [fmt] for kind, fmt in zip(CACHED, quantized["kv"], strict=True)}
-    except (KeyError, TypeError, ValueError, IndexError):  # of another version
-        return frozenset()
-    return frozenset(kind for kind, each in formats.items() if any(each))
+def _quantity(compared: Sequence[Comparison]) -> str:
+    """Return what costs are of: the quantity that tells most apart of those that some run has."""
+    known = {LOG_PERPLEXITY: "perplexity", MARGIN: "margin", ACCURACY: "accuracy"}
+    there = (name for name, field in known.items() if any(getattr(each, field) is not None for each in compared))
+    return next(there, LOG_PERPLEXITY)
+
+
+def _cost(compared: Comparison, quantity: str) -> Cost | None:
+    if quantity == LOG_PERPLEXITY:
+        change = compared.perplexity
+        return None if change is None else Cost(change.difference, change.low, change.high, compared.perplexity_p)
+    is_margin = quantity == MARGIN
+    lost: AccuracyDifference | MeanDifference | None = compared.margin if is_margin else compared.accuracy
+    p = compared.margin_p if is_margin else compared.accuracy_p
+    return None if lost is None else Cost(-lost.difference, -lost.high, -lost.low, p)
 
 
 def describe_attributions(found: Sequence[Attribution]) -> Iterable[Finding]:
     """Say of each what its single kinds cost, from the most to the least, and whether that is what all of them cost."""
     for one in found:
         single = [(kinds, one.costs.get(kinds)) for kinds in one.runs if len(kinds) == 1 and kinds != one.whole]
-        known = [(kinds, cost.perplexity) for kinds, cost in single if cost is not None and cost.perplexity]
+        known = [(kinds, cost) for kinds, cost in single if cost is not None]
         known.sort(key=lambda item: -item[1].difference)
         parts = [f"{format_nats(cost)} ({kinds_text(kinds)})" for kinds, cost in known]
         if not parts:
             continue
         where = f"With {one.config}, q" if one.config else "Q"
         text = (
-            f"{where}uantizing one kind of tensor alone changes log-perplexity by {join_with_and(parts)}, in nats with "
-            "95 % intervals."
+            f"{where}uantizing one kind of tensor alone {_changes(one.quantity)} {join_with_and(parts)}, "
+            f"{UNITS[one.quantity]} with 95 % intervals."
         )
         of_all = [each for each in one.sums if each.whole == one.whole]
         if of_all:
             text += f" {_sum_text(max(of_all, key=lambda each: len(each.parts)))}"
         yield Finding("attribution", text, run_ids(one.runs.values()))
+
+
+def _changes(quantity: str) -> str:
+    return "changes log-perplexity by" if quantity == LOG_PERPLEXITY else f"costs this much {quantity}:"
 
 
 def _sum_text(each: Sum) -> str:
@@ -155,8 +174,8 @@ def _sum_text(each: Sum) -> str:
     )
 
 
-def format_nats(difference: LogPerplexityDifference) -> str:
-    """Return a difference and its 95 % interval, nats, as text."""
+def format_nats(difference: Cost | MeanDifference) -> str:
+    """Return a difference and its 95 % interval as text."""
     low, high = difference.low, difference.high
     return f"{difference.difference:+.3g} [{low:+.3g}, {high:+.3g}]".replace("-", "−")
 
@@ -174,41 +193,6 @@ def _order(kinds: Kinds) -> tuple[int, list[int]]:
     return len(kinds), [TENSOR_KINDS.index(kind) for kind in TENSOR_KINDS if kind in kinds]
 
 
-def _signature(row: Row, kinds: Kinds) -> str:
-    """Return what decides the result of a run that quantizes these of its kinds and is the same in all else.
-
-    Two runs of one signature are one, whatever else is quantized in the run that it was taken of. What calibration
-    both have is left to `_is_calibrated_so`, since a run may need none where one of more kinds does.
-    """
-    identity = row.recorded("identity")
-    quantized = identity["quantized"]
-    layers = [
-        [name, *(fmt if kind in kinds else None for kind, fmt in zip(LINEAR, formats, strict=True))]
-        for name, *formats in quantized["layers"]
-    ]
-    options = KVOptions().as_dict() | (quantized.get("kv_options") or {})
-    said = options if "key" in kinds else VALUE_OPTIONS if "value" in kinds else ()
-    parts = [
-        _without(identity, MAY_DIFFER),
-        _without(quantized, OF_KINDS),
-        quantized["computed"][:2],
-        layers if kinds & set(LINEAR) else None,
-        quantized.get("ptq") if "weight" in kinds else None,
-        [fmt if kind in kinds else None for kind, fmt in zip(CACHED, quantized["kv"], strict=True)],
-        {name: options.get(name) for name in said},
-    ]
-    return json.dumps(parts, sort_keys=True)
-
-
-def _is_calibrated_so(row: Row, whole: Row) -> bool:
-    ours, theirs = (each.recorded("identity", "quantized") for each in (row, whole))
-    return all(ours[name] == theirs.get(name) for name in ("calibration", "remedies") if name in ours)
-
-
-def _without(entries: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in entries.items() if name not in names}
-
-
 def _partitions(kinds: Kinds, members: Mapping[Kinds, Row]) -> Iterator[tuple[Kinds, ...]]:
     """Yield the ways to make kinds of two or more sets that have a run each and no kind in common."""
     for part in members:
@@ -219,14 +203,14 @@ def _partitions(kinds: Kinds, members: Mapping[Kinds, Row]) -> Iterator[tuple[Ki
             yield from ((part, *others) for others in _partitions(rest, members))
 
 
-def _sums(group: Group, runs: Mapping[Kinds, Row]) -> Iterator[Sum]:
+def _sums(group: Group, runs: Mapping[Kinds, Row], quantity: str) -> Iterator[Sum]:
     for kinds, row in runs.items():
         ways = sorted(_partitions(kinds, runs), key=len)
         baseline = group.baseline_for(row)
         for parts in {tuple(way): None for way in (ways[:1] + ways[-1:])}:
             if baseline is None:
                 continue
-            paired = paired_loglikelihoods([baseline, row, *(runs[part] for part in parts)])
+            paired = paired_values([baseline, row, *(runs[part] for part in parts)], quantity)
             if paired is None:
                 continue
             base, together, *alone = paired.values
@@ -243,6 +227,7 @@ def _adjusted(found: Sequence[Attribution]) -> list[Attribution]:
         Attribution(
             one.config,
             one.runs,
+            one.quantity,
             one.costs,
             [Sum(each.whole, each.parts, each.excess, each.total, next(adjusted)) for each in one.sums],
         )
@@ -256,4 +241,4 @@ def _named(results: Results, found: Sequence[Attribution]) -> list[Attribution]:
     telling = [name for name in results.shown if len({label(row.knobs.get(name, "")) for row in wholes}) > 1]
     names = telling or [name for name in ("format", "kv_quant") if name in results.shown]
     configs = [" ".join(f"{name}={label(row.knobs[name])}" for name in names if name in row.knobs) for row in wholes]
-    return [Attribution(name, one.runs, one.costs, one.sums) for name, one in zip(configs, found, strict=True)]
+    return [replace(one, config=name) for name, one in zip(configs, found, strict=True)]

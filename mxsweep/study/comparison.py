@@ -26,11 +26,9 @@ from mxsweep.study.paired_tests import (
     AccuracyDifference,
     LogPerplexityDifference,
     MeanDifference,
-    ShareClosed,
     compare_accuracy,
     compare_log_perplexity,
     compare_means,
-    estimate_share_closed,
     holm,
 )
 
@@ -135,47 +133,6 @@ def compare_pairs(group: Group, pairs: Iterable[tuple[Row, Row]]) -> list[Compar
     """Compare each of these runs of a group with the other one; the p values are adjusted over all of them."""
     noise = Noise.from_group(group)
     return _adjusted([_compare(row, other, noise) for row, other in pairs])
-
-
-def compare_share_closed(row: Row, plain: Row, baseline: Row) -> ShareClosed | None:
-    """Estimate which share of the gap in log-perplexity from `plain` to its baseline `row` closes; None if unknown."""
-    paired = paired_loglikelihoods([baseline, plain, row])
-    if paired is None:
-        return None
-    base, rounded, remedied = paired.values
-    return estimate_share_closed(base, rounded, remedied, paired.weights)
-
-
-@dataclass(frozen=True, eq=False)
-class PairedValues:
-    """Hold what several runs answered to the same examples, which differ from one another.
-
-    Attributes:
-        values: of each run, (n,) float64, finite.
-        weights: (n,) of the examples; None for 1 each.
-    """
-
-    values: list[np.ndarray]
-    weights: np.ndarray | None
-
-
-def paired_loglikelihoods(rows: Sequence[Row]) -> PairedValues | None:
-    """Return the runs' log-likelihoods of the same examples, nats; None unless all are known, and finite."""
-    outcomes = [read_outcomes(each.run, each.task or "") for each in rows]
-    base = outcomes[0]
-    if base is None or base.loglikelihood is None:
-        return None
-    loglikelihoods: list[np.ndarray] = []
-    for each in outcomes:
-        aligned = _aligned(base, each) if each is not None else None
-        if aligned is None or _why_no_perplexity(rows[0], rows[0], base, aligned) is not None:
-            return None
-        if aligned.loglikelihood is None or not np.isfinite(aligned.loglikelihood).all():
-            return None
-        loglikelihoods.append(aligned.loglikelihood)
-    if base.firsts is not None:
-        loglikelihoods = [each[base.firsts] for each in loglikelihoods]
-    return PairedValues(loglikelihoods, _distinct(base, base.firsts).weights)
 
 
 def explain_groups(results: Results) -> str | None:

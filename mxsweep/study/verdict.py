@@ -17,12 +17,12 @@ from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.metrics import betterness, is_perplexity
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
-from mxsweep.study.attribution import kinds_of
 from mxsweep.study.change_words import format_measured, format_size, metric_noun
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids
 from mxsweep.study.headline import loss, loss_metric
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
+from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values
 

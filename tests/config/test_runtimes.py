@@ -190,6 +190,24 @@ def test_per_tensor_scales_are_shared_and_calibrated_as_the_runtime_has_them(
     assert config.as_dict()["format"].get("activation_scale", "dynamic") == scale
 
 
+@pytest.mark.parametrize(
+    ("kinds", "word"),
+    [
+        ("format.activation=none", "format.activation_scale=static"),
+        ("format.weight=none", "format.share_tensor_scale=fused"),
+        ("format.weight=none format.activation=none kv_quant=fp4_e2m1", "format.activation_scale=static"),
+    ],
+)
+def test_a_part_of_a_format_has_no_use_for_words_on_the_other_kinds_scales(kinds: str, word: str) -> None:
+    part, plain = compose(["format=nvfp4", *kinds.split(), word]), compose(["format=nvfp4", *kinds.split()])
+    assert part.config_hash == plain.config_hash
+    assert not part.needs_calibration
+    whole = [compose(["format=nvfp4", *words]) for words in ([], [word])]
+    assert whole[0].config_hash != whole[1].config_hash
+    with pytest.raises(ConfigError, match=word.partition("=")[0]):
+        compose(["format=mxfp4", *kinds.split(), word])
+
+
 def test_a_name_stands_for_one_runtime() -> None:
     with pytest.raises(ValueError, match="'quark' stands for another runtime"):
         register_runtime(Runtime("quark", "another"))

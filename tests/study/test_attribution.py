@@ -1,10 +1,12 @@
 """What costs what: runs that quantize kinds of tensor alone, sums of their costs, and where it is said."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.made_runs import config, outcomes, put
 
@@ -85,8 +87,7 @@ def test_each_kind_alone_and_the_sums(tmp_path: Path) -> None:
         "all 2": ("linear layers", "keys and values"),
         "all 4": ("weights", "activations", "keys", "values"),
     }
-    cost = one.costs[kinds("w")].perplexity
-    assert cost is not None and cost.difference == pytest.approx(COSTS["w"].mean())
+    assert one.costs[kinds("w")].difference == pytest.approx(COSTS["w"].mean())
     for each in one.sums:
         assert each.excess.difference == pytest.approx(0, abs=1e-12) and not each.is_significant
     total = sum(lost.mean() for lost in COSTS.values())
@@ -189,6 +190,68 @@ def test_what_stands_beside_a_cost(tmp_path: Path) -> None:
     assert [weights[name].text for name in ("SQNR, dB", "saturated", "became zero")] == ["18.7", "2.50%", "10.00%"]
     assert math.isclose(weights["Δ log-perplexity"].sort or 0, COSTS["w"].mean())
     assert {cells["linear layers"][name].text for name in ("KL, nats", "SQNR, dB", "saturated")} == {"–"}
+
+
+@pytest.mark.parametrize("quantity", ["margin", "accuracy"])
+def test_without_a_perplexity_margins_or_right_answers_are_lost(quantity: str, tmp_path: Path) -> None:
+    put_all(tmp_path)
+    margins = {}
+    for each in ("", *ALL):
+        folder = tmp_path / (each or "base")
+        frame = pd.read_parquet(folder / "samples.parquet")
+        frame["margin"] = margins[each] = 3 * frame.pop("loglikelihood") + 5
+        frame["acc"] = (frame["margin"] > 0).astype(int)
+        named = {"acc": float(frame["acc"].mean()), "margin": float(frame["margin"].mean())}
+        if quantity == "accuracy":
+            del frame["margin"], named["margin"]
+        frame.to_parquet(folder / "samples.parquet", index=False)
+        record = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(record | {"metrics": {"story": named}}))
+    lost = {
+        each: margins[""] - values if quantity == "margin" else (margins[""] > 0) * 1.0 - (values > 0)
+        for each, values in margins.items()
+    }
+    (one,) = found(tmp_path)
+    assert one.quantity == quantity
+    for each in ALL:
+        cost = one.costs[kinds(each)]
+        assert cost.difference == pytest.approx(lost[each].mean()) and cost.low <= cost.difference <= cost.high
+    for each in one.sums:
+        parts = [lost["".join(k for k in "wakv" if NAMES[k] in part)] for part in each.parts]
+        whole = lost["".join(k for k in "wakv" if NAMES[k] in each.whole)]
+        known = compare_log_perplexity(sum(parts), whole)
+        assert each.total == pytest.approx(sum(part.mean() for part in parts))
+        assert each.excess.difference == pytest.approx(-known.difference, abs=1e-12)
+        assert each.excess.high - each.excess.low == pytest.approx(known.high - known.low)
+    assert cost_table([one]).columns[1] == {"margin": "mean margin lost", "accuracy": "accuracy lost"}[quantity]
+    (text,) = (finding.text for finding in describe_attributions([one]))
+    assert f"costs this much {quantity}:" in text
+
+
+def test_a_format_without_native_arithmetic_is_the_same_beside_one_that_has_it(tmp_path: Path) -> None:
+    exact = "fp4_e2m1-b32-e8m0-scale_even"
+    put_run(tmp_path, "")
+    put_run(tmp_path, "w", layers=[["", exact, None]], computed=["torch", "exact", 1])
+    put_run(tmp_path, "a")
+    put_run(tmp_path, "wa", layers=[["", exact, TEXTS["a"]]])
+    (one,) = found(tmp_path)
+    assert sums(one) == {"linear layers 2": ("weights", "activations")}
+
+
+def test_words_on_scales_of_one_kind_are_no_difference_to_parts_of_the_other(tmp_path: Path) -> None:
+    put_run(tmp_path, "")
+    of_weights, of_inputs = {"format.share_tensor_scale": "fused"}, {"format.activation_scale": "static"}
+    calibrated = {"calibration": {"source": "stories"}}
+    put_run(tmp_path, "w", **of_weights)
+    put_run(tmp_path, "a", **of_inputs, **calibrated)
+    put_run(tmp_path, "k")
+    put_run(tmp_path, "wak", **of_weights, **of_inputs, **calibrated)
+    (one,) = found(tmp_path)
+    assert list(sums(one).values()) == [("weights", "activations", "keys")]
+    put_run(tmp_path / "b", "a", of_run={"seed": 2})
+    put_run(tmp_path / "b", "w", of_run={"seed": 2}, **of_weights)
+    put_run(tmp_path / "b", "wa", of_run={"seed": 2}, **of_weights, **of_inputs, **calibrated)
+    assert len(found(tmp_path)) == 1  # inputs under another scale are no part
 
 
 def test_where_it_is_shown(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from scipy import stats
 from mxsweep.report.data_files import load
 from mxsweep.results.groups import Group, Results, read_results
 from mxsweep.results.rows import Row
-from mxsweep.study.comparison import Comparison, compare_share_closed, compare_with_baselines, explain_groups
+from mxsweep.study.comparison import Comparison, compare_with_baselines, explain_groups
 from mxsweep.study.group_study import study_group
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import find_knob_effects
 from mxsweep.study.noise_floor import Noise
+from mxsweep.study.paired_values import compare_share_closed
 
 N = 200
 BASE = -np.random.default_rng(0).gamma(0.7, 2, N)
