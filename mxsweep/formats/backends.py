@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from mxsweep.formats.mxformat import INF_IS_NAN, MXFormat
@@ -41,6 +42,7 @@ def check_backend(backend: str, arithmetic: str) -> None:
             raise ValueError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
 
 
+@functools.cache
 def cuda_problem(fmt: MXFormat) -> str | None:
     """Return what of `fmt` the CUDA kernels do not compute, in one sentence; None if they do. Needs no GPU."""
     refusals = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from mxsweep.formats.mxformat import MXFormat
 
@@ -17,6 +18,8 @@ PRODUCTS = {"fprop": ("input", "weight"), "dgrad": ("grad", "weight"), "wgrad": 
 OPERANDS = tuple(f"{product}.{operand}" for product, operands in PRODUCTS.items() for operand in operands)
 HIGH_PRECISION, REQUANTIZED = BACKWARDS = ("high_precision", "requantized")  # what backward operands are made from
 FIXED, BY_STEP = SIGNS = ("fixed", "step")  # whether the signs of random Hadamard matrices are drawn once, or each step
+
+_SEEN: dict[MXFormat, MXFormat] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class OperandFormat:
 
     fmt: MXFormat
     prescale: float = 1.0
+
+    def __post_init__(self) -> None:
+        # Equal formats are one object: what is kept for a format is then found without comparing its fields.
+        object.__setattr__(self, "fmt", _SEEN.setdefault(self.fmt, self.fmt))
 
     def __str__(self) -> str:
         """Return the format's text with what goes beside it: ``fp4_e2m1-b32-e8m0 x0.75``.
@@ -76,6 +83,23 @@ class LayerFormats:
     def is_plain(self) -> bool:
         """Return whether nothing is quantized, so that the layer may stay as it is."""
         return self.fprop.is_plain and self.dgrad.is_plain and self.wgrad.is_plain
+
+    @cached_property
+    def by_operand(self) -> dict[str, OperandFormat | None]:
+        """Return the format of each operand by its name, as ``dgrad.grad``."""
+        return dict(self.operands())
+
+    @cached_property
+    def by_format_alone(self) -> frozenset[str]:
+        """Return the operands that become what their format makes of a tensor, without rotation or a chosen scale."""
+        return frozenset(
+            name
+            for name, operand in self.operands()
+            if operand is not None
+            and operand.prescale == 1
+            and not operand.fmt.four_over_six
+            and not getattr(self, name.partition(".")[0]).hadamard
+        )
 
     def operands(self) -> Iterator[tuple[str, OperandFormat | None]]:
         """Yield each operand by its name, as ``dgrad.grad``, with its format."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.dispatch import check_arguments, quantize, works_on
+from mxsweep.numerics.dispatch import check_arguments, problem_of, quantize
 from mxsweep.numerics.philox import draws_of
 
-ALONG_ROWS, ALONG_COLUMNS = AXES = (-1, -2)
+ALONG_ROWS, ALONG_COLUMNS = -1, -2
 
 
 def quantize_both(
@@ -42,28 +42,26 @@ def quantize_both(
     """
     if isinstance(x, Tensor) and x.ndim < 2:
         raise ValueError(f"x: {x.ndim} dimensions are not allowed; allowed: at least two")
-    formats = (row_format, column_format)
-    for fmt, axis, generator, dims in zip(formats, AXES, generators, tensor_dims, strict=True):
-        check_arguments(x, fmt, axis, generator, dims, example_dims, first_example)
+    (by_rows, by_columns), (over_rows, over_columns) = generators, tensor_dims
+    check_arguments(x, row_format, ALONG_ROWS, by_rows, over_rows, example_dims, first_example)
+    check_arguments(x, column_format, ALONG_COLUMNS, by_columns, over_columns, example_dims, first_example)
     check_backend(backend, arithmetic or "exact")
     x = x.detach()
-    if (
-        x.is_cuda
-        and backend == "cuda"
-        and arithmetic != "native"
-        and (works_on(x, backend) or not backend_problem(backend))
-    ):
+    if x.is_cuda and backend == "cuda" and arithmetic != "native" and not problem_of(x, backend):
         from mxsweep.numerics.kernels.both_cuda import fits_draws, quantize_both_cuda, takes
 
-        draws = [draws_of(*one, example_dims, first_example) for one in zip(formats, generators, strict=True)]
-        fits = all(fits_draws(one, column_format, x.shape, x.ndim - 2) for one in draws)
+        row_draws = draws_of(row_format, by_rows, example_dims, first_example)
+        column_draws = draws_of(column_format, by_columns, example_dims, first_example)
+        fits = fits_draws(row_draws or column_draws, column_format, x.shape, x.ndim - 2)
         if fits and takes(row_format, column_format, x.shape, x.dtype, x.ndim - 2):
-            return quantize_both_cuda(x, row_format, column_format, *draws)
-    by_row, by_column = (
-        quantize(
-            x, fmt, axis, backend=backend, arithmetic=arithmetic, generator=generator, tensor_dims=dims,
-            example_dims=example_dims, first_example=first_example,
-        )
-        for fmt, axis, generator, dims in zip(formats, AXES, generators, tensor_dims, strict=True)
-    )  # fmt: skip
-    return by_row, by_column
+            return quantize_both_cuda(x, row_format, column_format, row_draws, column_draws)
+    beside: dict[str, Any] = {
+        "backend": backend,
+        "arithmetic": arithmetic,
+        "example_dims": example_dims,
+        "first_example": first_example,
+    }
+    return (
+        quantize(x, row_format, ALONG_ROWS, generator=by_rows, tensor_dims=over_rows, **beside),
+        quantize(x, column_format, ALONG_COLUMNS, generator=by_columns, tensor_dims=over_columns, **beside),
+    )

@@ -5,6 +5,7 @@ The torch backend (definition.py) says what the answer is; the others give the s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,27 +87,42 @@ def check_arguments(
     tensor_amax: Tensor | None = None,
 ) -> None:
     """Raise what `quantize` promises to raise for arguments that do not fit each other."""
-    for name, value, wanted in (("x", x, Tensor), ("fmt", fmt, MXFormat)):
-        if not isinstance(value, wanted):
-            raise TypeError(f"{name}: {value!r:.60} is a {type(value).__name__}; allowed: {wanted.__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x: dtype {x.dtype} cannot be quantized; allowed: {', '.join(map(str, DTYPES))}")
-    blocked = block_axes(x.ndim, fmt.block_size, axis)
-    if fmt.rounding == "stochastic" and generator is None:
-        raise ValueError("generator: None does not go with stochastic rounding; allowed: a torch.Generator or a key")
-    if not 0 <= example_dims < x.ndim:
-        raise ValueError(f"example_dims: {example_dims!r} is not allowed; allowed here: 0 to {x.ndim - 1}")
+    if not (isinstance(x, Tensor) and isinstance(fmt, MXFormat)):
+        name, value, wanted = ("fmt", fmt, MXFormat) if isinstance(x, Tensor) else ("x", x, Tensor)
+        raise TypeError(f"{name}: {value!r:.60} is a {type(value).__name__}; allowed: {wanted.__name__}")
     if first_example is not None and (type(first_example) is not int or not 0 <= first_example <= LAST_EXAMPLE):
         raise ValueError(f"first_example: {first_example!r} is not allowed; allowed: None, or 0 to 2^62")
-    if fmt.tensor_scale and tensor_dims is not None:
-        wrong = [dim for dim in tensor_dims if not -x.ndim <= dim < x.ndim]
-        if wrong or not set(blocked) <= {dim % x.ndim for dim in tensor_dims}:
-            raise ValueError(
-                f"tensor_dims: {tuple(tensor_dims)} is not allowed; allowed: dimensions of x, which has "
-                f"{x.ndim}, among them those that blocks extend along: {', '.join(map(str, blocked))}"
-            )
+    over = None if tensor_dims is None else tuple(tensor_dims)
+    _check_fit(x.dtype, x.ndim, fmt, axis, generator is not None, over, example_dims)
     if tensor_amax is not None:
         _check_tensor_amax(tensor_amax, x, fmt, tensor_dims)
+
+
+@functools.lru_cache(maxsize=4096)  # as of a step of training, which asks the same a hundred times
+def _check_fit(
+    dtype: torch.dtype,
+    ndim: int,
+    fmt: MXFormat,
+    axis: int,
+    has_generator: bool,
+    tensor_dims: tuple[int, ...] | None,
+    example_dims: int,
+) -> None:
+    """Raise what `check_arguments` does for arguments that say the same of every tensor of a dtype and so many axes."""
+    if dtype not in DTYPES:
+        raise TypeError(f"x: dtype {dtype} cannot be quantized; allowed: {', '.join(map(str, DTYPES))}")
+    blocked = block_axes(ndim, fmt.block_size, axis)
+    if fmt.rounding == "stochastic" and not has_generator:
+        raise ValueError("generator: None does not go with stochastic rounding; allowed: a torch.Generator or a key")
+    if not 0 <= example_dims < ndim:
+        raise ValueError(f"example_dims: {example_dims!r} is not allowed; allowed here: 0 to {ndim - 1}")
+    if fmt.tensor_scale and tensor_dims is not None:
+        wrong = [dim for dim in tensor_dims if not -ndim <= dim < ndim]
+        if wrong or not set(blocked) <= {dim % ndim for dim in tensor_dims}:
+            raise ValueError(
+                f"tensor_dims: {tensor_dims} is not allowed; allowed: dimensions of x, which has {ndim}, among them "
+                f"those that blocks extend along: {', '.join(map(str, blocked))}"
+            )
 
 
 def _check_tensor_amax(tensor_amax: Tensor, x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None) -> None:
@@ -124,13 +140,17 @@ def _check_tensor_amax(tensor_amax: Tensor, x: Tensor, fmt: MXFormat, tensor_dim
         ) from None
 
 
-def works_on(x: Tensor, backend: str) -> bool:
-    """Return whether the backend is known to work on x's device, without asking, which takes a while."""
-    if backend != "cuda" or not x.is_cuda:
-        return False
-    from mxsweep.numerics.kernels.compile import launch_count
+_working: set[str] = set()
 
-    return launch_count() > 0
+
+def problem_of(x: Tensor, backend: str) -> str | None:
+    """Return what `backend_problem` does; of tensors on a GPU it is asked, which takes a while, until none is found."""
+    if backend in _working and x.is_cuda:
+        return None
+    problem = backend_problem(backend)
+    if problem is None and backend == "cuda" and x.is_cuda:
+        _working.add(backend)
+    return problem
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -158,7 +178,7 @@ def _dispatch(
 ) -> Tensor:
     if backend == "torch":
         return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)
-    if not works_on(x, backend) and (problem := backend_problem(backend)):
+    if problem := problem_of(x, backend):
         raise BackendUnavailable(problem)
     if backend == "cuda":
         if arithmetic == "native" and fmt.has_native_arithmetic:

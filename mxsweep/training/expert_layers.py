@@ -10,7 +10,6 @@ places that each expert has for the tokens of a sequence; N outputs and C inputs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from mxsweep.formats.training import LayerFormats
 from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, layout_of
 from mxsweep.training.choice import Trained
 from mxsweep.training.products import linear
-from mxsweep.training.training_pass import TrainingPass, check_examples_are_known, check_length, is_joined
+from mxsweep.training.training_pass import TrainingPass, check_examples_are_known, check_length, is_joined, whole_tokens
 
 
 @dataclass
@@ -79,7 +78,7 @@ class TrainingExperts:
         experts = len(self.module.down_proj)
         groups = torch.arange(tokens, device=top_k_index.device).div(tokens // batch, rounding_mode="floor")
         groups = torch.where(top_k_index < experts, groups.unsqueeze(1) * experts + top_k_index, batch * experts)
-        places, length = _places(groups.flatten(), batch * experts, self._whole)
+        places, length = _places(groups.flatten(), batch * experts, whole_tokens(self._formats))
         # What no expert takes goes to a place behind all others.
         rows = hidden_states.repeat_interleave(chosen, 0)
         x = rows.new_zeros(batch * experts * length + 1, rows.shape[1]).index_put((places,), rows)[:-1]
@@ -111,11 +110,6 @@ class TrainingExperts:
         for formats in self._formats:
             check_examples_are_known(formats, self.name, x)
         return 1
-
-    @property
-    def _whole(self) -> int:
-        """Return what the places of an expert are a multiple of, so that blocks along tokens are whole."""
-        return math.lcm(*(size for formats in self._formats for _, size in formats.along_tokens()))
 
     def _answers(self, x: Tensor, taken: Tensor) -> Tensor:
         """Return what experts answer (B, E, L, H) to x (B, E, L, H), at the places that are ``taken`` (B, E, L, 1)."""

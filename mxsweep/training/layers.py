@@ -24,7 +24,7 @@ from mxsweep.training.choice import Trained, find_trained
 from mxsweep.training.expert_layers import TrainingExperts
 from mxsweep.training.products import linear
 from mxsweep.training.step import Step
-from mxsweep.training.training_pass import TrainingPass, check_examples_are_known, check_length, is_joined
+from mxsweep.training.training_pass import TrainingPass, check_examples_are_known, check_length, is_joined, whole_tokens
 
 
 @contextmanager
@@ -97,12 +97,14 @@ class TrainingLinear:
     def __init__(self, module: nn.Module, trained: Sequence[Trained], passes: TrainingPass) -> None:
         self.module, self.passes = module, passes
         self.parts = _parts(trained)
+        self._is_transposed = is_transposed(module)
+        self._whole = whole_tokens(part.formats for part in self.parts)
 
     @torch.compiler.disable  # what surrounds it is compiled; where a step draws its numbers, no two are alike
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's answer (..., N) to x (..., C)."""
         weight, bias = cast(Tensor, self.module.weight), cast(Tensor | None, self.module.bias)
-        if is_transposed(self.module):
+        if self._is_transposed:
             weight = weight.T
         read = self._by_example(x)
         outputs = []
@@ -114,7 +116,7 @@ class TrainingLinear:
             y = linear(read, of_part, of_bias, self.passes.quantizer(part.formats, part.name, part.reads))
             outputs.append(y if part.rows is None else y.unflatten(-1, (part.rows.groups, -1)))
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        return y.reshape(*x.shape[:-1], len(weight))
+        return y if read is x and y.ndim == x.ndim else y.reshape(*x.shape[:-1], weight.shape[0])
 
     def _by_example(self, x: Tensor) -> Tensor:
         """Return x (..., C) as (B, T, C); as (T, C) where nothing depends on which example a token is of."""
@@ -123,8 +125,9 @@ class TrainingLinear:
             for part in self.parts:
                 check_examples_are_known(part.formats, part.name, x)
             return x.reshape(-1, x.shape[-1])
-        by_example = by_example.reshape(len(by_example), -1, x.shape[-1])
-        if torch.is_grad_enabled():
+        if by_example.ndim != 3:
+            by_example = by_example.reshape(len(by_example), -1, x.shape[-1])
+        if by_example.shape[1] % self._whole and torch.is_grad_enabled():
             for part in self.parts:
                 check_length(part.formats, part.name, by_example.shape[1])
         return by_example

@@ -37,20 +37,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer)
     Raises:
         TypeError: x and W have two dtypes and there is no autocast, or a dtype that cannot be quantized.
     """
-    read = x
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    read, device = x, x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
     elif x.dtype != weight.dtype:
         raise TypeError(f"x: {x.dtype} does not go with a weight of {weight.dtype}; allowed: one dtype, or autocast")
-    with _without_autocast(x):
+    with _without_autocast(device):
         made = _made_ahead(x, read, weight, quantizer, torch.is_grad_enabled())
-        y: Tensor = _Linear.call(x, weight, bias, *made, quantizer)
+        y: Tensor = _Linear.call(x, weight, bias, made, quantizer)
     return y
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+class _Switched(AbstractContextManager[None]):
+    """Turn autocast off on a device where it is on. Made each time, ``torch.autocast`` takes several times as long."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        torch.set_autocast_enabled(self._device, False)
+
+    def __exit__(self, *raised: object) -> None:
+        torch.set_autocast_enabled(self._device, True)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    return _Switched(device) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _is_transformed() -> bool:
@@ -67,10 +79,10 @@ class _Made(NamedTuple):
 
 
 @torch.no_grad()
-def _made_ahead(x: Tensor, read: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made:
+def _made_ahead(x: Tensor, read: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made | None:
     """Make what layers share that read one input, and what one reading makes for the backward pass, too."""
     if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
-        return _Made()  # under a transform x may stand for many tensors
+        return None  # under a transform x may stand for many tensors
     both = with_gradients and quantizer.makes_both
     inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x, read)
     weights: tuple[Tensor, ...] = ()
@@ -89,10 +101,8 @@ class _Linear(torch.autograd.Function):
         return of_autograd.apply(*arguments)
 
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, x_row: Tensor | None, x_column: Tensor | None,
-        weight_row: Tensor | None, weight_column: Tensor | None, quantizer: Quantizer,
-    ) -> Tensor:  # fmt: skip
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, made: _Made, quantizer: Quantizer) -> Tensor:
+        x_row, _, weight_row, _ = made or _Made()
         bias = None if bias is None else bias.to(x.dtype)
         if quantizer.formats.fprop.is_plain and weight.ndim == 2:
             return F.linear(x, weight.to(x.dtype), bias)
@@ -104,12 +114,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, _, x_column, _, weight_column, ctx.quantizer = inputs
+        x, weight, bias, made, ctx.quantizer = inputs
+        _, x_column, _, weight_column = made or _Made()
         by_x, by_weight, *_ = ctx.needs_input_grad
         of_x, of_weight = (x if x_column is None else x_column), (weight if weight_column is None else weight_column)
         ctx.save_for_backward(of_x if by_weight else None, of_weight if by_x else None)
         ctx.made = x_column is not None, weight_column is not None
-        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -125,9 +136,10 @@ class _Linear(torch.autograd.Function):
             gradients_of: Any = _Gradients.apply if alone else _Gradients.forward
             found = iter(gradients_of(g, x, weight, *ctx.made, ctx.quantizer))
             dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
-        dw = None if dw is None else dw.to(ctx.weight_dtype)
-        db = _sum_over_tokens(g).to(ctx.bias_dtype) if by_bias else None
-        return dx, dw, db, *[None] * 5
+        of_weight, of_bias = ctx.dtypes
+        dw = None if dw is None else dw.to(of_weight)
+        db = _sum_over_tokens(g).to(of_bias) if by_bias else None
+        return dx, dw, db, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -146,7 +158,7 @@ class _Gradients(torch.autograd.Function):
         g: Tensor, x: Tensor | None, weight: Tensor | None, x_is_made: bool, weight_is_made: bool, quantizer: Quantizer
     ) -> tuple[Tensor, ...]:
         found = []
-        with _without_autocast(g):
+        with _without_autocast(g.device.type):
             names = _GRADIENT[:1] if x is None else _GRADIENT[1:] if weight is None else _GRADIENT
             quantized = quantizer.make_both(names, g)
             if weight is not None:

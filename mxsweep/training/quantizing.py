@@ -21,13 +21,13 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.formats.training import BY_STEP, PRODUCTS, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
+from mxsweep.formats.training import BY_STEP, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
 from mxsweep.numerics import quantize, quantize_both
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.numerics.philox import uniform
@@ -39,6 +39,20 @@ ALONG_TOKENS, ALONG_CHANNELS = -2, -1
 _AXES = {
     "fprop.input": -1, "fprop.weight": -1, "dgrad.grad": -1, "dgrad.weight": -2, "wgrad.grad": -2, "wgrad.input": -2,
 }  # fmt: skip
+_PRODUCTS = {operand: operand.partition(".")[0] for operand in _AXES}
+_WEIGHTS = ("fprop.weight", "dgrad.weight")
+_INPUTS = ("fprop.input", "wgrad.input")
+_REMADE = ("dgrad.weight", "wgrad.input")  # what backward products read of which fprop has quantized the same
+
+
+class _Arguments(NamedTuple):
+    """Hold what :func:`mxsweep.numerics.quantize` is told beside a tensor and an axis."""
+
+    fmt: MXFormat
+    generator: int | None
+    tensor_dims: tuple[int, ...] | None
+    example_dims: int
+    first_example: int | None
 
 
 class Remembered:
@@ -111,25 +125,24 @@ class Quantizer:
         formats: ProductFormats = getattr(self.formats, product)
         return formats
 
-    def operand_format(self, operand: str) -> OperandFormat | None:
-        """Return the format of an operand, as ``dgrad.grad``; None where it is left as it is."""
-        product, _, name = operand.partition(".")
-        formats = self.product(product)
-        return formats.first if PRODUCTS[product][0] == name else formats.second
-
     def make(self, operand: str, x: Tensor) -> Tensor:
         """Return what a product multiplies in the place of x: rotated and quantized, still times its prescale."""
         x = self._rotated(operand, x)
-        of_operand = self.operand_format(operand)
-        if of_operand is None:
+        if self.formats.by_operand[operand] is None:
             return x
-        quantized = self._quantized(operand, x, of_operand)
-        self._tell(operand, x, quantized, of_operand)
+        quantized = self._quantized(operand, x)
+        if self.observer is not None:
+            self._tell(operand, x, quantized)
         return quantized
 
-    def _tell(self, operand: str, x: Tensor, quantized: Tensor, of_operand: OperandFormat) -> None:
-        if self.observer is None:
-            return
+    def _format(self, operand: str) -> OperandFormat:
+        of_operand = self.formats.by_operand[operand]
+        assert of_operand is not None
+        return of_operand
+
+    def _tell(self, operand: str, x: Tensor, quantized: Tensor) -> None:
+        assert self.observer is not None
+        of_operand = self._format(operand)
         scale = of_operand.prescale
         before, after = x, quantized if scale == 1 else quantized / scale
         if _AXES[operand] == ALONG_TOKENS:
@@ -162,34 +175,25 @@ class Quantizer:
 
         Two that are made of x itself are made at once, which a kernel does in one reading.
         """
-        formats = [self.operand_format(operand) for operand in operands]
-        if len(operands) < 2 or not all(map(self._is_made_of_itself, operands, formats)):
+        remade = self.backward == REQUANTIZED and operands[-1] in _REMADE
+        if len(operands) < 2 or remade or not self.formats.by_format_alone.issuperset(operands):
             return tuple(self.make(operand, self.backward_source(operand, x)) for operand in operands)
-        of_row, of_column = (of_operand for of_operand in formats if of_operand is not None)
-        row, column = self._arguments(operands[0], x, of_row), self._arguments(operands[1], x, of_column)
+        row, column = self._arguments(operands[0], x), self._arguments(operands[1], x)
         quantized = quantize_both(
             x,
-            row.pop("fmt"),
-            column.pop("fmt"),
+            row.fmt,
+            column.fmt,
             backend=self.backend,
             arithmetic=self.arithmetic,
-            generators=(row.pop("generator"), column.pop("generator")),
-            tensor_dims=(row.pop("tensor_dims"), column.pop("tensor_dims")),
-            **row,
+            generators=(row.generator, column.generator),
+            tensor_dims=(row.tensor_dims, column.tensor_dims),
+            example_dims=row.example_dims,
+            first_example=row.first_example,
         )
-        for operand, y, of_operand in zip(operands, quantized, (of_row, of_column), strict=True):
-            self._tell(operand, x, y, of_operand)
+        if self.observer is not None:
+            for operand, y in zip(operands, quantized, strict=True):
+                self._tell(operand, x, y)
         return quantized
-
-    def _is_made_of_itself(self, operand: str, of_operand: OperandFormat | None) -> bool:
-        product, _, name = operand.partition(".")
-        return (
-            of_operand is not None
-            and of_operand.prescale == 1
-            and not of_operand.fmt.four_over_six
-            and not self.product(product).hadamard
-            and (self.backward != REQUANTIZED or product == "fprop" or name == "grad")
-        )
 
     def unscaled(self, product: str, y: Tensor) -> Tensor:
         """Return a product's answer without the prescales of its operands; y is changed."""
@@ -199,11 +203,10 @@ class Quantizer:
 
     def backward_source(self, operand: str, x: Tensor) -> Tensor:
         """Return what an operand is made from, given the weight, the input or the gradient as it was."""
-        product, _, name = operand.partition(".")
-        if self.backward != REQUANTIZED or product == "fprop" or name == "grad":
+        if self.backward != REQUANTIZED or operand not in _REMADE:
             return x
-        of_fprop = f"fprop.{name}"
-        fmt = self.operand_format(of_fprop)
+        of_fprop = "fprop.weight" if operand in _WEIGHTS else "fprop.input"
+        fmt = self.formats.by_operand[of_fprop]
         if fmt is None:
             return x
         quantized = replace(self, observer=None).make(of_fprop, x)
@@ -212,7 +215,7 @@ class Quantizer:
         return self._rotated(of_fprop, quantized, inverse=True)
 
     def _rotated(self, operand: str, x: Tensor, inverse: bool = False) -> Tensor:
-        product = operand.partition(".")[0]
+        product = _PRODUCTS[operand]
         formats = self.product(product)
         if not formats.hadamard or formats.is_plain:
             return x
@@ -223,37 +226,31 @@ class Quantizer:
         x = hadamard(x, formats.hadamard, inverse=True) * signs if inverse else hadamard(x * signs, formats.hadamard)
         return x.transpose(_AXES[operand], -1)
 
-    def _arguments(self, operand: str, x: Tensor, of_operand: OperandFormat) -> dict[str, Any]:
-        axis, fmt = _AXES[operand], of_operand.fmt
-        if axis == ALONG_TOKENS and not isinstance(fmt.block_size, int):
+    def _arguments(self, operand: str, x: Tensor) -> _Arguments:
+        fmt = self._format(operand).fmt
+        if _AXES[operand] == ALONG_TOKENS and not isinstance(fmt.block_size, int):
             fmt = replace(fmt, block_size=fmt.block_size[::-1])  # of a tile, the columns lie along the sum
         key, example_dims, first_example = None, 0, None
         if fmt.rounding == "stochastic":
-            reader = self.reads if operand in ("fprop.input", "wgrad.input") else ""
+            reader = self.reads if operand in _INPUTS else ""
             key = random_key(self.seed, self.step, reader or self.name, operand)
-        if not operand.endswith(".weight"):
+        if operand not in _WEIGHTS:
             example_dims = x.ndim - 2
             first_example = self.first_example * (x.shape[1] if x.ndim > 3 else 1) if example_dims else None
-        return {
-            "fmt": fmt,
-            "generator": key,
-            "tensor_dims": self._tensor_dims(operand, fmt),
-            "example_dims": example_dims,
-            "first_example": first_example,
-        }
+        return _Arguments(fmt, key, self._tensor_dims(operand, fmt), example_dims, first_example)
 
-    def _quantized(self, operand: str, x: Tensor, of_operand: OperandFormat) -> Tensor:
-        beside = self._arguments(operand, x, of_operand)
+    def _quantized(self, operand: str, x: Tensor) -> Tensor:
+        beside, prescale = self._arguments(operand, x)._asdict(), self._format(operand).prescale
         axis, fmt = _AXES[operand], beside.pop("fmt")
-        if of_operand.prescale == 1 and not fmt.four_over_six:
+        if prescale == 1 and not fmt.four_over_six:
             return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
-        return quantize_rescaled(x, fmt, axis, prescale=of_operand.prescale, **beside)
+        return quantize_rescaled(x, fmt, axis, prescale=prescale, **beside)
 
     def _tensor_dims(self, operand: str, fmt: MXFormat) -> tuple[int, ...] | None:
         if self.whole_tensors:
             return None
         by_token = _AXES[operand] == ALONG_CHANNELS and isinstance(fmt.block_size, int)
-        return (-1,) if by_token and not operand.endswith(".weight") else (-2, -1)
+        return (-1,) if by_token and operand not in _WEIGHTS else (-2, -1)
 
 
 def random_key(seed: int, step: int | str, module: str, operand: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -71,6 +73,11 @@ def check_length(formats: LayerFormats, name: str, tokens: int) -> None:
             f"train.length: sequences of {tokens} tokens do not go with matmuls.{what} of {name}, which takes {size} "
             f"tokens of one sequence together; allowed: multiples of {size}"
         )
+
+
+def whole_tokens(formats: Iterable[LayerFormats]) -> int:
+    """Return what the tokens of a sequence are a multiple of, where blocks along them are whole."""
+    return math.lcm(*(size for of_layer in formats for _, size in of_layer.along_tokens()))
 
 
 def is_joined(formats: LayerFormats) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mxsweep.formats.backends import cuda_problem
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels
+from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels, on
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 
@@ -26,6 +26,7 @@ _RESIDENT = 2
 NO_DRAWS = Draws(0, 0, None)
 
 
+@functools.lru_cache(maxsize=4096)
 def takes(
     row_format: MXFormat | None, column_format: MXFormat, shape: torch.Size, dtype: torch.dtype, axis: int
 ) -> bool:
@@ -92,15 +93,24 @@ def launch_both(
     axis: int, row_key: int, column_key: int, draws: Draws,
 ) -> None:  # fmt: skip
     """Launch the kernel for a contiguous x and what it writes; `draws` says which examples they are of."""
-    kernels = _kernels(row_format, column_format, x.dtype, x.device.index)
-    width = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize // VECTOR_BYTES
-    rows = x.nbytes // (width * VECTOR_BYTES)
-    tiles = rows // block_length(column_format) * -(-width // _lanes_across(row_format, column_format, x.dtype))
+    kernels, rows, width, tiles = _launch(row_format, column_format, x.dtype, x.device.index, x.shape, axis)
     first_example = -1 if draws.first_example is None else draws.first_example
     kernels.launch(
         "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
         rows, width, row_key, column_key, draws.example_size(x.shape), first_example,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _launch(
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int
+) -> tuple[Kernels, int, int, int]:
+    """Return the kernels, and of the matrix that they see its rows, the vectors of a row, and how many tiles it is."""
+    width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
+    rows = math.prod(shape[: axis + 1])
+    across = -(-width // _lanes_across(row_format, column_format, dtype))
+    kernels = _kernels(row_format, column_format, dtype, device)
+    return kernels, rows, width, rows // block_length(column_format) * across
 
 
 def both_source(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> str:
@@ -144,7 +154,7 @@ def _quantize(
 ) -> tuple[Tensor, Tensor]:
     x = as_vectors(x)
     by_row, by_column = torch.empty_like(x), torch.empty_like(x)
-    with torch.cuda.device(x.device):
+    with on(x.device):
         launch_both(x, by_row, by_column, row_format, column_format, x.ndim - 2, row_key, column_key, draws)
     return by_row, by_column
 

@@ -10,6 +10,8 @@ import ctypes
 import functools
 import logging
 import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,16 +51,42 @@ class Kernels:
             kernel = self._module.get_kernel(name)
             self._kernels[name] = kernel, int(kernel.handle)
         _, handle = self._kernels[name]
-        count = len(arguments)
-        values = (ctypes.c_int64 * count)(*arguments)  # which wraps numbers from 2^63 on, as it is wanted here
-        first = ctypes.addressof(values)
-        pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        pointers = _parameters.of(arguments)
         stream = torch._C._cuda_getCurrentRawStream(self._device)
         grid = -(-threads // self._block)
         status = _driver().cuLaunchKernel(handle, grid, 1, 1, self._block, 1, 1, 0, stream, pointers, None)
         if status:
             raise RuntimeError(f"CUDA's driver could not launch {name}: error {status}")
         _launches += 1
+
+
+class _Parameters(threading.local):
+    """Hold what the driver reads a kernel's arguments from, for each number of them, since to make it takes a while.
+
+    A thread has its own: the driver is called without Python's lock.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, arguments: tuple[int, ...]) -> Any:
+        """Return an array of the addresses at which the arguments stand until the next call."""
+        count = len(arguments)
+        if count not in self._kept:
+            values = (ctypes.c_int64 * count)()
+            first = ctypes.addressof(values)
+            self._kept[count] = values, (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        values, pointers = self._kept[count]
+        values[:] = arguments  # which wraps numbers from 2^63 on, as it is wanted here
+        return pointers
+
+
+_parameters = _Parameters()
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a GPU is the current one, with less ado than torch's where it is already."""
+    return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 def is_plain(x: Tensor) -> bool:

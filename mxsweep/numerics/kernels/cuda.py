@@ -24,7 +24,7 @@ from mxsweep.formats.backends import BackendUnavailable, cuda_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_draws, launch_both, takes
-from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, is_plain, load_kernels
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, is_plain, load_kernels, on
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
@@ -90,7 +90,7 @@ def _quantize(
     x = as_vectors(x)
     y = torch.empty_like(x)
     if x.numel():
-        with torch.cuda.device(x.device):
+        with on(x.device):
             _launch(x, y, fmt, axis, tensor_dims, draws, tensor_amax)
     return y
 
