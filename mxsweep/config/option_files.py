@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ def read_option(group: str, name: str, folders: Sequence[Path] | None = None) ->
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: an option file holds a mapping, not {type(content).__name__}")
     return content
+
+
+def set_leaves(content: Mapping[str, Any]) -> set[str]:
+    """Return the knobs of groups that an option file sets, as ``train.tokens``."""
+    return {f"{group}.{leaf}" for group, below in content.items() if isinstance(below, dict) for leaf in below}
 
 
 def check_one_option(group: str, name: str, folders: Sequence[Path]) -> None:

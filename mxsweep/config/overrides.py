@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ from mxsweep.config.option_files import (
     group_names,
     option_names,
     read_option,
+    set_leaves,
 )
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.terminal.errors import ConfigError
 
-ONE_OF_TWO = (("train.tokens", "train.steps"), ("train.steps", "train.tokens"))
+ONE_OF_TWO = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
 _typed: dict[str, str] = {}  # options made for `model=` and `task=`, name to what was typed
 
 
@@ -73,9 +74,12 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
     words = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
     words = [_quote_what_is_meant(word) for word in words]
     words = [word for word in words if word not in ("experiment=null", "experiment=")]
-    grids = _experiment_grids(words, folders)
+    name, content = _experiment(words, folders)
+    grids = _grids(name, content)
     typed = {_key(word) for word in words}
-    overrides = [_choose(word, folders) for word in [*words, *_without_the_other(typed)]]
+    swept_keys = {key for grid in grids for key in grid}
+    written = [key for key in set_leaves(content) if swept_keys.isdisjoint((key, ONE_OF_TWO.get(key)))]
+    overrides = [_choose(word, folders) for word in [*words, *_without_the_other(typed, written)]]
     swept = [
         [
             _choose(_quote_what_is_meant(f"{key}={_render_sweep(key, values)}"), folders)
@@ -88,9 +92,16 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
     return [overrides + further for further in swept or [[]]], bool(grids)
 
 
-def _without_the_other(keys: Collection[str]) -> list[str]:
-    """Return words that take the default away from a knob where the one was set that stands in its place."""
-    return [f"{other}=null" for one, other in ONE_OF_TWO if one in keys and other not in keys]
+def _without_the_other(typed: Collection[str], written: Collection[str] = ()) -> list[str]:
+    """Return words that take the default away from a knob where the one was set that stands in its place.
+
+    What is typed comes before what an experiment's file has written.
+    """
+    return [
+        f"{other}=null"
+        for one, other in ONE_OF_TWO.items()
+        if other not in typed and (one in typed or (one in written and other not in written))
+    ]
 
 
 def as_typed(override: str) -> str:
@@ -165,18 +176,23 @@ def _quote_mapping(key: str, value: str) -> str:
         return f"{key}={value}"
 
 
-def _experiment_grids(words: Sequence[str], folders: Sequence[Path]) -> list[dict[str, list[Any]]]:
-    """Return what the chosen experiment sweeps, grid by grid; none without one, or where it is a single run."""
+def _experiment(words: Sequence[str], folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """Return the chosen experiment's name and what its file holds; both empty without one."""
     chosen = [word.partition("=")[2] for word in words if re.match(r"\+?experiment=", word)]
     if not chosen:
-        return []
+        return "", {}
     name = chosen[-1].strip("'\"[]")
     if "," in name:
         raise ConfigError(
             f"experiment: {excerpt(name)!r} names several; choose one of "
             f"{', '.join(option_names('experiment', folders))}"
         )
-    sweep = (read_option("experiment", name, folders) or {}).get("sweep") or []
+    return name, read_option("experiment", name, folders) or {}
+
+
+def _grids(name: str, content: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
+    """Return what an experiment sweeps, grid by grid; none where it is a single run."""
+    sweep = content.get("sweep") or []
     grids = sweep if isinstance(sweep, list) else [sweep]
     for grid in grids:
         if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):

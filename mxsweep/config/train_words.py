@@ -8,7 +8,7 @@ from typing import Any
 
 from mxsweep.config.checks import is_folder
 from mxsweep.config.knobs import decides_no_result
-from mxsweep.config.option_files import config_folders, read_option
+from mxsweep.config.option_files import config_folders, read_option, set_leaves
 from mxsweep.terminal.errors import ConfigError
 
 TRAINING, RECIPE = "train=from_scratch", "recipe=mxfp4"
@@ -49,5 +49,4 @@ def _of_experiment(words: Sequence[str], config_dir: Path | None) -> Iterable[st
     grids = [grid for grid in (sweep if isinstance(sweep, list) else [sweep]) if isinstance(grid, dict)]
     defaults = [entry for entry in content.get("defaults") or [] if isinstance(entry, dict)]
     groups = [str(key).removeprefix("override ").strip().lstrip("/") for entry in defaults for key in entry]
-    leaves = [f"{key}.{leaf}" for key, below in content.items() if isinstance(below, dict) for leaf in below]
-    return [*leaves, *groups, *(str(key) for grid in grids for key in grid)]
+    return [*set_leaves(content), *groups, *(str(key) for grid in grids for key in grid)]

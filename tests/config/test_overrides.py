@@ -158,6 +158,26 @@ def test_experiment_of_several_grids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "typed", "emptied"),
+    [
+        ("train: {tokens: 900}", [], ["train.steps=null"]),
+        ("train: {steps: 9}", [], ["train.tokens=null"]),
+        ("train: {tokens: 900, steps: null}", [], []),
+        ("train: {tokens: 900}", ["train.steps=7"], ["train.tokens=null"]),
+        ("train: {tokens: 900}", ["train.tokens=70"], ["train.steps=null"]),
+        ("train: {steps: 9}\nsweep: {train.tokens: [900]}", [], ["train.tokens=900", "train.steps=null"]),
+    ],
+)
+def test_the_length_of_an_experiments_training_takes_the_place_of_the_default(
+    tmp_path: Path, content: str, typed: list[str], emptied: list[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    (overrides,), _ = prepare(["experiment=mine", *typed], tmp_path)
+    assert overrides == ["experiment='mine'", *typed, *emptied]
+
+
+@pytest.mark.parametrize(
     "content",
     [
         *("sweep: [1]", "sweep: {block_size: 3}", "sweep: {block_size: []}", "- 1"),
