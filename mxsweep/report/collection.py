@@ -111,7 +111,7 @@ def _write(
     data = run_data(results, studied)
     write_run_csv(files[0], data)
     write_run_parquet(files[1], data)
-    drawn = draw_figures(studied, folder)
+    drawn = draw_figures(studied, folder, terms)
     named = written_files(drawn)
     texts = {
         "results.md": markdown_text(results, named, studied, reference, terms),

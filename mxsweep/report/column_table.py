@@ -214,7 +214,7 @@ MEASURED: list[Column] = [
         lambda row: row.eval_time_s,
         speed,
         keeps_empty=True,
-        outputs=TABLES - {Output.LATEX, Output.TERMINAL},
+        outputs=TABLES - {Output.LATEX, Output.TERMINAL, Output.PAGE},
     ),
     recorded_column("total_s", "seconds that the run took", "timing", "total_s"),
     measured_column(
@@ -223,7 +223,7 @@ MEASURED: list[Column] = [
         _rate,
         speed,
         keeps_empty=True,
-        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS, Output.TERMINAL},
+        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS, Output.TERMINAL, Output.PAGE},
         more=(ratio_field("examples/sec", _rate),),
     ),
     recorded_column(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, size
+from mxsweep.results.knob_words import name_rows
 from mxsweep.study.attribution import format_nats
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import MemoryFront, Placed, Terms, find_memory_front
@@ -21,7 +22,7 @@ def memory_front(study: Study, terms: Terms) -> tuple[Table, str] | None:
     rows = [_cells("baseline", *found.baseline, Cell(ABSENT), ABSENT)] if found.baseline is not None else []
     for one in found.front:
         cost = Cell(format_nats(one.cost), one.cost.difference)
-        rows.append(_cells(study.config_text(one.row), one.parameter_bytes, one.kv_bytes, cost, _verdict(one, terms)))
+        rows.append(_cells(_name(study, one), one.parameter_bytes, one.kv_bytes, cost, _verdict(one, terms)))
     rules = frozenset({1} if found.baseline is not None else ())
     return Table("", titles, rows, frozenset({0, 5}), rules), _said(study, found)
 
@@ -29,6 +30,10 @@ def memory_front(study: Study, terms: Terms) -> tuple[Table, str] | None:
 def _cells(config: str, parameters: float, cache: float, cost: Cell, verdict: str) -> list[Cell]:
     sizes = [Cell(size(each), each) for each in (parameters, cache, parameters + cache)]
     return [Cell(config), *sizes, cost, Cell(verdict)]
+
+
+def _name(study: Study, one: Placed) -> str:
+    return name_rows([one.row], study.naming)
 
 
 def _verdict(one: Placed, terms: Terms) -> str:
@@ -46,13 +51,11 @@ def _said(study: Study, found: MemoryFront) -> str:
     )
     if found.by_estimate is None:
         return f"{text}no run is, by its estimate."
-    text += f"{study.config_text(found.by_estimate.row)} by the estimate"
+    text += f"{_name(study, found.by_estimate)} by the estimate"
     if found.by_interval is None:
         return f"{text}; of no run is the whole interval within it."
     same = found.by_interval is found.by_estimate
-    return text + (
-        ", and by the whole interval." if same else f", {study.config_text(found.by_interval.row)} by the interval."
-    )
+    return text + (", and by the whole interval." if same else f", {_name(study, found.by_interval)} by the interval.")
 
 
 def _percent(terms: Terms) -> str:

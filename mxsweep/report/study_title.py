@@ -26,7 +26,12 @@ def _is_swept(results: Results, name: str) -> bool:
 
 
 def about_group(group: Group) -> str:
-    """Return a group's conditions as a person says them: "What quantizing costs: model tiny, task story, ..."."""
+    """Return what a group's runs answer and measured, as a person says it."""
+    return f"What quantizing costs: {measured_text(group)}"
+
+
+def measured_text(group: Group) -> str:
+    """Return a group's conditions as a person says them: "model tiny, task story, 1,000 examples"."""
     known = dict(group.conditions)
     model, task, limit = (known.pop(name, "") for name in ("model", "task", "limit"))
     counts = {row.n for row in group.rows}
@@ -37,7 +42,7 @@ def about_group(group: Group) -> str:
     parts = [examples, *(f"{knob_title(name)} {value}" for name, value in known.items())]
     detail = ", ".join(filter(None, parts))
     named = ", ".join(f"{name} {value}" for name, value in (("model", model), ("task", task)) if value)
-    return f"What quantizing costs: {', '.join(filter(None, (named, detail)))}"
+    return ", ".join(filter(None, (named, detail)))
 
 
 def _listed(names: list[str]) -> str:

@@ -18,6 +18,7 @@ NOTHING = "None."  # what a Markdown table without rows says
 SYMBOLS = {
     "±": r"$\pm$",
     "×": r"$\times$",
+    "÷": r"$\div$",
     "−": r"$-$",
     "Δ": r"$\Delta$",
     "–": "--",

@@ -8,6 +8,7 @@ from mxsweep.results.groups import value_order
 from mxsweep.results.rows import Row, label
 
 TITLES = {"kv_quant": "KV", "ptq": "weight method", "custom_cuda": "custom CUDA"}
+FORMAT_PARTS = ("block_size", "scale", "scale_bits")
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
 
 
@@ -20,6 +21,17 @@ def value_text(name: str, values: Iterable[str]) -> str:
     """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 = 8"."""
     text = " = ".join(values)
     return text if name in SPEAKING else f"{knob_title(name)} {text}"
+
+
+def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Return the knobs that are parts of a format and have one value in each format, where rows have several."""
+    found = []
+    for name in names:
+        values = {(label(row.knobs.get("format")), label(row.knobs.get(name, ""))) for row in rows}
+        is_part = name in FORMAT_PARTS or name.startswith("format.")
+        if is_part and len(values) == len({fmt for fmt, _ in values}) > 1:
+            found.append(name)
+    return found
 
 
 def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:

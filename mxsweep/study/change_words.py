@@ -13,14 +13,19 @@ if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does wit
 
     Paired = AccuracyDifference | MeanDifference
 
+MOST_PERCENT = 20  # a change of +1,900 % or −95 %
+
 
 def percent(log_ratio: float) -> str:
-    """Return a difference of logarithms as a change in %."""
+    """Return a difference of logarithms as a change in %; of a factor of MOST_PERCENT or more that: "×45", "÷45"."""
+    if abs(log_ratio) < math.log(MOST_PERCENT) or math.isnan(log_ratio):
+        return f"{math.expm1(log_ratio):+.1%}"
     try:
-        change = math.expm1(log_ratio)
+        factor = math.exp(abs(log_ratio))
     except OverflowError:
-        return "> 10^300 %"
-    return f"{change:+.1%}" if abs(change) < 100 else f"×{change + 1:.3g}"
+        factor = math.inf
+    size = "> 10^300" if math.isinf(factor) else f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
+    return f"{'×' if log_ratio > 0 else '÷'}{size}"
 
 
 def format_change(metric: str, difference: float) -> str:

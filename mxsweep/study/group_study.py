@@ -6,17 +6,18 @@ from functools import cached_property
 from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
+from mxsweep.results.knob_words import goes_with_format
 from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
 from mxsweep.study.block_directions import describe_block_sizes
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
-from mxsweep.study.headline import loss_metric, pareto_front
+from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
-from mxsweep.study.value_pairs import KnobValues, study_values
+from mxsweep.study.value_pairs import Examples, KnobValues, study_values
 from mxsweep.study.verdict import Verdict, VerdictLine, give_verdict
 
 MOST_SAID = 4  # of trainings, in the verdict
@@ -34,7 +35,6 @@ class Study:
     verdict: Verdict
     remedy_steps: list[RemedySteps]
     findings: list[Finding]
-    front: list[Row]  # of effective bits per weight and loss
     loss_metric: str | None
     attributions: list[Attribution]
     training: TrainingStudy | None = None  # of a group of the held-out losses of trained models
@@ -55,9 +55,20 @@ class Study:
         return {row.run.path: self.group.baseline_for(row) for row in self.rows}
 
     @cached_property
+    def examples(self) -> Examples:
+        """Return what the runs answered to the same examples."""
+        return Examples(self.group)
+
+    @cached_property
     def swept(self) -> list[str]:
         """Return the knobs that have more than one value among the quantized runs."""
         return self._varying([row for row in self.rows if not row.is_baseline])
+
+    @cached_property
+    def naming(self) -> list[str]:
+        """Return the swept knobs that name a config in words: those that go with the format do not."""
+        bound = goes_with_format(self.swept, [row for row in self.rows if not row.is_baseline])
+        return [name for name in self.swept if name not in bound]
 
     @cached_property
     def _swept_baselines(self) -> list[str]:
@@ -98,7 +109,6 @@ def study_group(results: Results, group: Group) -> Study:
             *describe_block_sizes(results.shown, group),
             *list_findings(group, comparisons, effects, results.shown),
         ],
-        pareto_front(group),
         loss_metric(group),
         attributions,
         training,

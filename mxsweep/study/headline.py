@@ -1,4 +1,4 @@
-"""Say by which metric runs are ranked, and which of them no other beats in bits and in loss."""
+"""Say by which metric runs are ranked."""
 
 import math
 
@@ -27,22 +27,3 @@ def loss(row: Row, metric: str) -> float:
     if betterness(metric) > 0:
         return 1 - value
     return math.log(value) if 0 < value < math.inf else math.nan
-
-
-def pareto_front(group: Group) -> list[Row]:
-    """List the quantized runs that no other beats in effective bits per weight and in loss, from few bits to many.
-
-    Of runs that are equal in both, the first stands for all.
-    """
-    metric = loss_metric(group)
-    if metric is None:
-        return []
-    front: list[Row] = []
-    candidates = [(row.bits_per_weight, loss(row, metric), row) for row in group.rows if not row.is_baseline]
-    for _bits, cost, row in sorted(
-        ((bits, cost, row) for bits, cost, row in candidates if bits is not None and math.isfinite(cost)),
-        key=lambda point: point[:2],
-    ):
-        if not front or cost < loss(front[-1], metric):
-            front.append(row)
-    return front

@@ -9,9 +9,10 @@ too wide for most runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mxsweep.results.groups import Group
 from mxsweep.results.memory_taken import kv_bytes
@@ -19,6 +20,7 @@ from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.paired_tests import LogPerplexityDifference
 
+T = TypeVar("T")
 CONTEXT = 8192
 WITHIN = 0.01
 
@@ -79,17 +81,14 @@ def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], term
     """
     placed = []
     for row in group.rows:
-        compared, sizes = comparisons.get(row.run.path), _sizes(row, terms.context)
+        compared, sizes = comparisons.get(row.run.path), memory_of(row, terms.context)
         if not row.is_baseline and sizes is not None and compared is not None and compared.perplexity is not None:
             placed.append(Placed(row, *sizes, compared.perplexity))
     if not placed:
         return None
     placed.sort(key=lambda one: (one.total, one.cost.difference))
-    front: list[Placed] = []
-    for one in placed:
-        if math.isfinite(one.cost.difference) and (not front or one.cost.difference < front[-1].cost.difference):
-            front.append(one)
-    baselines = {_sizes(row, terms.context) for row in group.rows if row.is_baseline}
+    front = unbeaten(placed, lambda one: (one.total, one.cost.difference))
+    baselines = {memory_of(row, terms.context) for row in group.rows if row.is_baseline}
     return MemoryFront(
         terms,
         baselines.pop() if len(baselines) == 1 else None,
@@ -99,6 +98,19 @@ def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], term
     )
 
 
-def _sizes(row: Row, context: int) -> tuple[float, float] | None:
+def unbeaten(points: Iterable[T], at: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Return the points that no other beats in both of the numbers that `at` says, from the least of the first.
+
+    Of points that are equal in both the first stands for all; one whose second number is not finite is on no front.
+    """
+    front: list[T] = []
+    for one in sorted(points, key=at):
+        if math.isfinite(at(one)[1]) and (not front or at(one)[1] < at(front[-1])[1]):
+            front.append(one)
+    return front
+
+
+def memory_of(row: Row, context: int) -> tuple[float, float] | None:
+    """Return the bytes of a run's parameters, and of keys and values at a context; None where one is not known."""
     cache = kv_bytes(row, context)
     return None if row.parameter_bytes is None or cache is None else (row.parameter_bytes, cache)

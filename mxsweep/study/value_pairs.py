@@ -106,7 +106,7 @@ def study_values(results: Results, group: Group) -> list[KnobValues]:
     if SEED in results.shown and has_trainings(group):
         return []
     metrics = list(dict.fromkeys(name for name in (loss_metric(group), group.main_metric()) if name))
-    examples = _Examples(group)
+    examples = Examples(group)
     rows = [row for row in group.rows if not row.is_baseline]
     studied = []
     for knob in results.shown:
@@ -124,7 +124,7 @@ def _without_mirrored(studied: KnobValues, before: Sequence[KnobValues]) -> Knob
 
 
 def _study_knob(
-    knob: str, others: Sequence[str], contexts: Sequence[Sequence[Row]], metrics: Sequence[str], examples: "_Examples"
+    knob: str, others: Sequence[str], contexts: Sequence[Sequence[Row]], metrics: Sequence[str], examples: "Examples"
 ) -> KnobValues:
     values = {label(row.knobs[knob]): row.knobs[knob] for rows in contexts for row in rows}
     ordered = sorted(values, key=lambda text: value_order(knob, values[text]))
@@ -157,7 +157,7 @@ def _adjusted(pairs: Sequence[ValuePair], metrics: Sequence[str]) -> list[ValueP
 
 
 def _interactions(
-    pairs: Sequence[ValuePair], others: Sequence[str], metric: str, examples: "_Examples"
+    pairs: Sequence[ValuePair], others: Sequence[str], metric: str, examples: "Examples"
 ) -> list[Interaction]:
     """Return, of the pair that differs most, the other knobs whose values change the difference, significantly.
 
@@ -186,7 +186,7 @@ def _interactions(
     return list(best.values())
 
 
-class _Examples:
+class Examples:
     """Hold what a group's runs answered to the same examples, and average and test it."""
 
     def __init__(self, group: Group) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import name_rows
+from mxsweep.results.knob_words import goes_with_format, name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.metrics import betterness, is_perplexity
 from mxsweep.results.remedies import applied
@@ -54,11 +54,12 @@ class Config:
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """Hold a line of the answer: what it is about, and a run that it names."""
+    """Hold a line of the answer: what it is about, a run that it names, and the start of the text that matters most."""
 
     title: str
     text: str
     runs: list[str]
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,24 @@ def _metric(group: Group, against: Mapping[Path, Comparison]) -> str | None:
 
 def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]) -> list[Config]:
     names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
+    names = [n for n in names if n not in goes_with_format(names, rows)]
     alike: dict[Hashable, list[Row]] = {}
     for row in rows:
-        comparison = against.get(row.run.path)
-        compared = comparison is not None and comparison.n > 0
-        key: Hashable = (comparison.other.run.path, comparison.test) if comparison and compared else row.run.path
         if math.isfinite(loss(row, metric)):
-            alike.setdefault(key, []).append(row)
+            alike.setdefault(outcome_of(row, against.get(row.run.path)), []).append(row)
     configs = []
     for same in alike.values():
         ordered = sorted(same, key=lambda row: _price(row, metric))
         test = metric_test(against.get(ordered[0].run.path), metric)
         configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], names), test))
     return sorted(configs, key=lambda one: _cost(one, metric))
+
+
+def outcome_of(row: Row, comparison: Comparison | None) -> Hashable:
+    """Return an equal value for runs that came out the same against the same other run; their own for all else."""
+    if comparison is None or comparison.n == 0:
+        return row.run.path
+    return comparison.other.run.path, comparison.test
 
 
 def _cost(config: Config, metric: str) -> float:
@@ -229,7 +235,7 @@ def _say_use(
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
     if weights and not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
         text += ". No remedy was tried: ptq=gptq may win some of this back"
-    return VerdictLine("Use", f"{text}.", run_ids([use.row]))
+    return VerdictLine("Use", f"{text}.", run_ids([use.row]), use.one_name)
 
 
 def _bits(config: Config) -> str:
@@ -250,7 +256,8 @@ def _say_smallest(group: Group, configs: Sequence[Config], use: Config, metric: 
     cost = (
         "" if chosen.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, chosen.test.paired)}"
     )
-    return VerdictLine("Smallest", f"{chosen.one_name}{_bits(chosen)}{cost}.", run_ids([chosen.row]))
+    text = f"{chosen.one_name}{_bits(chosen)}{cost}."
+    return VerdictLine("Smallest", text, run_ids([chosen.row]), chosen.one_name)
 
 
 def _say_sure(

@@ -253,6 +253,6 @@ def _collect(folder: Path) -> None:
     if result.write_error:
         print(f"mxsweep: {result.write_error}", file=sys.stderr)
     else:
-        figures = [path for path in result.files if path.suffix in (".png", ".svg")]
+        figures = [path for path in result.files if path.suffix in (".png", ".svg", ".pdf")]
         others = ", ".join(path.name for path in result.files if path not in figures)
         print(f"\nWritten to {shorten_folder(folder)}: {others}" + (f" and {len(figures)} figures" if figures else ""))

@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PHONE = {"width": 390, "height": 844}
-LINE = "scale_bits=6, kv_quant=none"
+LINE = "KV none"
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
@@ -103,7 +103,7 @@ def test_every_figure_is_drawn(visit: Callable[..., Page]) -> None:
     page = visit()
     figures = page.locator(".plot").count()
     assert figures == page.locator(".plot svg").count() >= 10
-    assert marks(page, "accuracy_vs_block_size_limit-none") == 12
+    assert marks(page, "accuracy_vs_block_size_limit-none") == 6
     labels = page.locator('.plot[data-figure="accuracy_vs_block_size_limit-none"] .role-axis-label text')
     assert {"16", "32", "64"} <= set(labels.all_text_contents())
     # No label reaches out of its figure.
@@ -131,7 +131,7 @@ def test_the_first_screen_says_what_to_use(visit: Callable[..., Page], size: dic
     box = use.bounding_box()
     assert box is not None and box["y"] + box["height"] <= size["height"]
     tops = page.evaluate(
-        """() => ["#group-1-verdict", "nav", "#group-1-knobs", "#group-1-figures", "#environments"]
+        """() => ["#group-1-verdict", "nav", "#group-1-knobs", "#group-1-memory", "#environments"]
             .map(each => document.querySelector(each).getBoundingClientRect().top)"""
     )
     assert tops == sorted(tops)
@@ -152,7 +152,7 @@ def test_sorting_by_a_column(visit: Callable[..., Page]) -> None:
     page.keyboard.press("Enter")
     assert column(page, "block_size") == [*reversed(blocks[1:]), "–"]
     expect(head).to_have_attribute("aria-sort", "descending")
-    effects = page.locator("#group-1-knobs table").first
+    effects = page.get_by_role("region", name="Table: All pairs of block size").first
     effects.get_by_role("button", name="p, acc").click()
     expect(effects.locator("th", has_text="p, acc")).to_have_attribute("aria-sort", "ascending")
 
@@ -206,13 +206,13 @@ def test_the_legend_hides_a_line_and_shows_it_again(visit: Callable[..., Page]) 
     page = visit()
     name = "perplexity_vs_block_size_limit-none"
     key = page.locator(f'button.key[data-for="{name}"]', has_text=LINE)
-    assert marks(page, name) == 12
+    assert marks(page, name) == 6
     key.focus()
     page.keyboard.press("Space")
     expect(key).to_have_attribute("aria-pressed", "false")
-    expect(page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path')).to_have_count(9)
+    expect(page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path')).to_have_count(3)
     key.click()
-    expect(page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path')).to_have_count(12)
+    expect(page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path')).to_have_count(6)
 
 
 def test_a_point_says_which_run_it_is(visit: Callable[..., Page]) -> None:
@@ -221,7 +221,7 @@ def test_a_point_says_which_run_it_is(visit: Callable[..., Page]) -> None:
     page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path').first.hover(force=True)
     tip = page.locator("#vg-tooltip-element")
     expect(tip).to_be_visible()
-    for words in ("id_block_size", "against the baseline", "significant", "same place", "scale_bits=8"):
+    for words in ("id_block_size", "change", "[-", "significant", "scale bits 6 = 8"):
         expect(tip).to_contain_text(words)
 
 
@@ -251,7 +251,7 @@ def test_a_narrow_window_scrolls_no_page(visit: Callable[..., Page], width: int)
             summary.click()
     page.locator("button.open").first.click()
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-    table = page.locator("#group-1-runs .scroll")
+    table = page.get_by_role("region", name="All runs of").first
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it is the table that scrolls, in its box
 
 

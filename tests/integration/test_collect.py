@@ -311,12 +311,12 @@ def test_files_of_a_grid(tmp_path: Path) -> None:
         f"{y}_vs_{x}.{ext}"
         for y in ("accuracy", "perplexity")
         for x in ("block_size", "scale_bits")
-        for ext in ("png", "svg")
+        for ext in ("png", "svg", "pdf")
     ]
     assert [path.name for path in result.files] == names
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     svg = (tmp_path / "out" / "accuracy_vs_block_size.svg").read_text()
-    for text in ("scale_bits=6", "scale_bits=8", "baseline", ">16<", ">128<", "accuracy", "block_size"):
+    for text in ("scale bits 6 = 8", "baseline", ">16<", ">128<", "accuracy", ">block size<"):
         assert text in svg
     assert (tmp_path / "out" / "perplexity_vs_block_size.png").read_bytes().startswith(PNG_START)
     report = (tmp_path / "out" / "results.md").read_text()
@@ -329,14 +329,14 @@ def test_figures_of_one_block_size_tiles_and_the_whole_axis(tmp_path: Path) -> N
     for i, block_size in enumerate((0, [16, 16], 48)):
         put(tmp_path / f"tile{i}", acc(0.5 + i / 10), block_size=block_size)
     for fmt in ("w4a6", "mxfp8_e4m3"):
-        put(tmp_path / fmt, {"wikitext": {"word_perplexity": 9.0}}, format=fmt)
+        put(tmp_path / fmt, {"wikitext": {"word_perplexity": 9.0 + len(fmt)}}, format=fmt)
     results = read_results(tmp_path)
     files = written_files(draw_figures(study_groups(results), tmp_path))
     assert set(files) == {"story", "wikitext"}
     svg = (tmp_path / "accuracy_vs_block_size_story.svg").read_text()
     assert all(text in svg for text in ("whole axis", "16x16", ">48<"))
     svg = (tmp_path / "word_perplexity_vs_block_size_wikitext.svg").read_text()
-    assert all(text in svg for text in ("format=w4a6", "format=mxfp8_e4m3", ">32<"))
+    assert all(text in svg for text in (">w4a6<", ">mxfp8_e4m3<", ">32<"))
     assert list(load(tmp_path)["block_size"].unique()) == ["0", "48", "16x16", "32"]
 
 

@@ -1,14 +1,16 @@
 """Figures: what is drawn of which runs, under which names, as valid Vega-Lite."""
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import altair
+import numpy as np
 import pytest
 from helpers.made_report import put_study
-from helpers.made_runs import put
+from helpers.made_runs import config, outcomes, put
 
 from mxsweep.report.figures.costs import MOST_DRAWN
 from mxsweep.report.figures.error_heat_map import heat_map
@@ -20,7 +22,8 @@ from mxsweep.report.figures.panels import Panel, both_ways
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.headline import pareto_front
+from mxsweep.study.memory_front import Terms, unbeaten
+from mxsweep.study.paired_tests import compare_log_perplexity
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 
@@ -46,8 +49,9 @@ def test_each_swept_knob_has_its_figures(tmp_path: Path) -> None:
     (figures, heat) = draw_figures([study], tmp_path / "..")[""]
     assert heat is not None and heat.figure.stem == "sqnr"
     for drawn in [*figures, heat.figure]:
-        png, svg = drawn.files
+        png, svg, pdf = drawn.files
         assert png.read_bytes().startswith(b"\x89PNG\r\n") and svg.read_text().startswith("<svg")
+        assert pdf.read_bytes().startswith(b"%PDF")
 
 
 def test_charts_are_valid_vega_lite(tmp_path: Path) -> None:
@@ -61,33 +65,93 @@ def test_charts_are_valid_vega_lite(tmp_path: Path) -> None:
             assert spec["$schema"] == "https://vega.github.io/schema/vega-lite/v6.json"
 
 
-def test_a_line_for_each_combination_of_the_other_knobs(tmp_path: Path) -> None:
+def test_a_line_for_each_combination_of_the_other_knobs_and_equal_ones_are_one(tmp_path: Path) -> None:
     put_study(tmp_path)
-    drawn = figure(only_study(tmp_path), "perplexity_vs_block_size")
-    names = [f"scale_bits={bits}, kv_quant={kv}" for bits, kv in itertools.product((6, 8), ("none", "fp4_e2m1"))]
-    assert [entry.name for entry in drawn.entries] == [*names, "baseline"]
+    study = only_study(tmp_path)
+    drawn = figure(study, "perplexity_vs_block_size")
+    # Scale bits 6 and 8 came out the same in both lines, so that they tell nothing apart.
+    assert [entry.name for entry in drawn.entries] == ["KV none", "KV fp4_e2m1", "baseline"]
     points = data(drawn.page_spec())
-    assert len(points) == 12 and {point["series"] for point in points} == set(names)
-    assert all(point["low"] < point["y"] < point["high"] for point in points)
-    (base,) = data(drawn.page_spec(), "baselines")
-    assert base["series"] == "baseline" and base["low"] < base["y"] < base["high"]
-    assert drawn.columns == ["block_size", "line", "perplexity", "run"] and len(drawn.cells) == 12
+    assert len(points) == 6 and all(point["low"] < point["y"] < point["high"] for point in points)
+    assert [point["y"] for point in data(drawn.page_spec(), "baselines")] == [1.0]
+    assert drawn.columns == ["block size", "line", "perplexity, ratio to the baseline", "runs"]
+    assert len(drawn.cells) == 6 and {cells[-1] for cells in drawn.cells} == {"2"}
+    spec = drawn.page_spec()["layer"][1]["layer"][0]["encoding"]
+    assert (spec["x"]["title"], spec["y"]["scale"]["type"]) == ("block size", "log")
+    assert points[0]["run"] == "id_block_size16_scale_bits6_kv_quantnone, id_block_size16_scale_bits8_kv_quantnone"
 
 
-def test_equal_lines_stand_apart_and_say_so(tmp_path: Path) -> None:
-    put_study(tmp_path, kv=("none",))
-    points = data(figure(only_study(tmp_path), "accuracy_vs_block_size").page_spec())
-    six, eight = ([p for p in points if p["series"] == f"scale_bits={bits}"] for bits in (6, 8))
-    for a, b in zip(six, eight, strict=True):
-        assert a["y"] == b["y"] and 0 < b["x"] - a["x"] < 0.2
-        assert (a["also"], b["also"]) == ("scale_bits=8", "scale_bits=6")
-        assert (a["size"], a["filled"]) != (b["size"], b["filled"])
-
-
-def test_a_point_says_its_difference_and_whether_it_is_significant(tmp_path: Path) -> None:
+def test_what_is_drawn_is_the_paired_change_from_the_baseline(tmp_path: Path) -> None:
     put_study(tmp_path)
-    points = data(figure(only_study(tmp_path), "perplexity_vs_block_size").page_spec())
-    assert all(point["difference"].endswith("significant") and "[+" in point["difference"] for point in points)
+    study = only_study(tmp_path)
+    for stem, nothing in (("perplexity_vs_block_size", 1.0), ("accuracy_vs_block_size", 0.0)):
+        for point in data(figure(study, stem).page_spec()):
+            row = next(row for row in study.rows if row.run.run_id == point["run"].split(", ")[0])
+            compared = study.comparisons[row.run.path]
+            measured = compared.perplexity if nothing else compared.accuracy
+            assert measured is not None
+            form = math.exp if nothing else float
+            assert (point["y"], point["low"], point["high"]) == pytest.approx(
+                (form(measured.difference), form(measured.low), form(measured.high))
+            )
+            assert point["said"] == "significant" and "[" in point["change"]
+
+
+def test_a_line_that_came_out_the_same_only_in_part_stays_one_of_its_own(tmp_path: Path) -> None:
+    put_study(tmp_path, kv=("none",), noise=False, diagnostics=False)
+    study = only_study(tmp_path)
+    assert [entry.name for entry in figure(study, "accuracy_vs_block_size").entries] == [
+        "scale bits 6 = 8",
+        "baseline",
+    ]
+    likelihood = -np.random.default_rng(5).gamma(1, 1, 200)
+    put(tmp_path / "odd", outcomes(list(likelihood)), block_size=16, scale_bits=7)
+    put(tmp_path / "odd2", outcomes(list(likelihood - 0.1)), block_size=32, scale_bits=7)
+    names = [entry.name for entry in figure(only_study(tmp_path), "accuracy_vs_block_size").entries]
+    assert names == ["scale bits 6 = 8", "scale bits 7", "baseline"]
+
+
+def test_a_combination_of_one_value_is_left_out_where_others_have_several(tmp_path: Path) -> None:
+    put_study(tmp_path, noise=False, diagnostics=False)
+    put(tmp_path / "odd", outcomes(list(-np.random.default_rng(5).gamma(1, 1, 200))), block_size=128, scale_bits=7)
+    drawn = figure(only_study(tmp_path), "accuracy_vs_block_size")
+    assert [entry.name for entry in drawn.entries] == ["KV none", "KV fp4_e2m1", "baseline"]
+    assert "Not drawn: 1 combinations" in drawn.caption
+    assert "128" not in str(drawn.page_spec()["layer"][1]["layer"][0]["encoding"]["x"]["axis"])
+
+
+def test_without_a_baseline_the_change_is_that_from_the_first_value(tmp_path: Path) -> None:
+    put_study(tmp_path, baseline=False, scale_bits=(8,))
+    study = only_study(tmp_path)
+    drawn = figure(study, "perplexity_vs_block_size")
+    points = [point for point in data(drawn.page_spec()) if point["series"] == "KV none"]
+    assert "ratio to block size 16" in drawn.columns[2] and points[0]["y"] == 1.0
+    assert "low" not in points[0] and 1 < points[1]["low"] < points[1]["y"] < points[2]["y"]
+    rows = {row.knobs["block_size"]: row for row in study.rows if row.knobs["kv_quant"] == "none"}
+    ratio = rows[64].metrics["perplexity"] / rows[16].metrics["perplexity"]
+    assert points[2]["y"] == pytest.approx(ratio)
+
+
+def test_of_unknown_examples_the_metric_itself_is_drawn_and_the_caption_says_so(tmp_path: Path) -> None:
+    put_study(tmp_path, samples=False)
+    drawn = figure(only_study(tmp_path), "accuracy_vs_block_size")
+    assert "unpaired: nothing is known of single examples" in drawn.caption
+    points = data(drawn.page_spec())
+    assert all(point["high"] - point["y"] == pytest.approx(0.02) for point in points)
+    (base,) = data(drawn.page_spec(), "baselines")
+    assert base["low"] < base["y"] < base["high"] and base["y"] > max(point["y"] for point in points)
+
+
+def test_a_knob_s_words_and_its_knobs_names_go_with_the_format(tmp_path: Path) -> None:
+    base = -np.random.default_rng(0).gamma(0.7, 2, 50)
+    put(tmp_path / "base", outcomes(list(base)), format="none")
+    for index, (fmt, block) in enumerate((("mxfp4", 32), ("w4a6", 16))):
+        for bits in (6, 8):
+            likelihood = base - 0.1 * (index + 1) - bits / 100
+            put(tmp_path / f"{fmt}{bits}", outcomes(list(likelihood)), format=fmt, block_size=block, scale_bits=bits)
+    drawn = figure(only_study(tmp_path), "perplexity_vs_format")
+    assert [entry.name for entry in drawn.entries] == ["scale bits 6", "scale bits 8", "baseline"]
+    assert "block size goes with the format" in drawn.caption
 
 
 def test_too_many_lines_become_medians_of_the_knob_that_tells_most(tmp_path: Path) -> None:
@@ -96,12 +160,39 @@ def test_too_many_lines_become_medians_of_the_knob_that_tells_most(tmp_path: Pat
         value = 0.5 + bits / 100 - block / 1000 + seed / 1e5
         put(tmp_path / str(index), metrics={"story": {"acc": value}}, seed=seed, scale_bits=bits, block_size=block)
     drawn = figure(only_study(tmp_path), "accuracy_vs_block_size")
-    assert [entry.name for entry in drawn.entries] == ["scale_bits=6", "scale_bits=8", "baseline"]
-    assert f"of {2 * MOST_LINES} combinations" in drawn.caption
+    assert [entry.name for entry in drawn.entries] == ["scale bits 6", "scale bits 8", "baseline"]
+    assert f"of {2 * MOST_LINES} combinations of the other knobs the median and the range" in drawn.caption
     points = data(drawn.page_spec())
     assert len(points) == 4
     assert points[0]["y"] == pytest.approx(0.5 + 0.06 - 0.016 + (MOST_LINES - 1) / 2e5)
     assert (points[0]["low"], points[0]["high"]) == pytest.approx((0.544, 0.544 + (MOST_LINES - 1) / 1e5))
+
+
+def test_too_many_lines_are_averaged_example_by_example(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(3)
+    base = -drawn.gamma(0.7, 2, 40)
+    put(tmp_path / "base", outcomes(list(base)), format="none")
+    runs: dict[tuple[int, int], list[np.ndarray]] = {}
+    for seed, bits, block in itertools.product(range(MOST_LINES), (6, 8), (16, 32)):
+        if (seed, bits, block) == (0, 6, 32):
+            continue  # what is averaged at one value of a line is averaged at all
+        likelihood = base - 0.1 * bits - block / 100 + drawn.normal(0, 0.05, 40)
+        if (seed, bits) != (0, 6):
+            runs.setdefault((bits, block), []).append(likelihood)
+        name = f"{seed}_{bits}_{block}"
+        put(tmp_path / name, outcomes(list(likelihood)), seed=seed, scale_bits=bits, block_size=block)
+    averaged = figure(only_study(tmp_path), "perplexity_vs_block_size")
+    assert "averaged over all but scale bits" in averaged.caption
+    points = data(averaged.page_spec())
+    assert [(point["series"], point["run"]) for point in points] == [
+        *[("scale bits 6", f"{MOST_LINES - 1} runs")] * 2,
+        *[("scale bits 8", f"{MOST_LINES} runs")] * 2,
+    ]
+    for point, (bits, block) in zip(points, itertools.product((6, 8), (16, 32)), strict=True):
+        expected = compare_log_perplexity(base, np.mean(runs[bits, block], axis=0))
+        assert (point["y"], point["low"], point["high"]) == pytest.approx(
+            tuple(map(math.exp, (expected.difference, expected.low, expected.high)))
+        )
 
 
 def test_places_keep_the_order_of_values(tmp_path: Path) -> None:
@@ -144,7 +235,7 @@ def test_looks_differ() -> None:
     looks = [look(index) for index in range(2 * MOST_LINES)]
     assert len({(one.colour, one.shape, one.dash) for one in looks}) == len(looks)
     for a, b in itertools.pairwise(looks):
-        assert a.colour != b.colour and a.shape != b.shape and a.dash != b.dash and a.size != b.size
+        assert a.colour != b.colour and a.shape != b.shape and a.dash != b.dash
 
 
 def test_panels_are_valid_vega_lite() -> None:
@@ -165,15 +256,42 @@ def put_sized(folder: Path, bits: float, ppl: float, **knobs: Any) -> None:
 
 def test_pareto_front(tmp_path: Path) -> None:
     points = {"a": (4.0, 9.0), "b": (4.5, 3.0), "c": (5.0, 4.0), "d": (8.0, 2.5), "e": (8.0, 2.5), "f": (4.0, 10.0)}
+    assert unbeaten(points, lambda name: points[name]) == ["a", "b", "d"]
+    assert unbeaten([(1.0, math.inf), (2.0, 1.0), (1.0, math.nan)], lambda point: point) == [(2.0, 1.0)]
     for seed, (name, (bits, ppl)) in enumerate(points.items()):
         put_sized(tmp_path / name, bits, ppl, seed=seed)
-    (group,) = read_results(tmp_path).groups
-    front = pareto_front(group)
-    assert [row.run.path.name for row in front] == ["a", "b", "d"]
     drawn = figure(only_study(tmp_path), "tradeoff")
     assert [point["number"] for point in data(drawn.page_spec(), "front")] == ["1", "2", "3"]
     assert [note[0] for note in drawn.notes] == ["1", "2", "3"]
-    assert next(row for row in drawn.cells if row[0] == "id_e")[-1] == "no"  # as good as d, but not the first
+    assert [row[-2:] for row in drawn.cells if row[-2] != "no"] == [["1", "id_a"], ["2", "id_b"], ["3", "id_d, id_e"]]
+    assert drawn.columns[1] == "bits per weight" and "keys and values do not count" in drawn.caption
+
+
+def test_memory_counts_keys_and_values_at_the_context_and_the_rule_is_drawn(tmp_path: Path) -> None:
+    layers = [{"heads": 2, "key_size": 32, "value_size": 32, "window": None, "bits": 16, "layers": 4}]
+    base = -np.random.default_rng(0).gamma(0.7, 2, 50)
+    runs = {"base": (8e6, None, 0.0), "big": (2e6, None, 0.01), "small": (1e6, "fp4_e2m1-b32-e8m0", 0.5)}
+    for name, (size, kv, cost) in runs.items():
+        is_base = name == "base"
+        quantized = None if is_base else {"layers": [["", name, None]], "kv": [kv, kv], "computed": ["torch", "native"]}
+        record = {
+            "identity": {"model": "m", "quantized": quantized},
+            "diagnostics": {"parameter_bytes": size, "bits_per_weight": 4.25, "cache_layers": layers},
+            "config": config(format="none" if is_base else "w4a6", kv_quant="fp4_e2m1" if kv else "none"),
+        }
+        put(tmp_path / name, outcomes(list(base - cost)), record=record)
+    study = only_study(tmp_path)
+    for context in (1000, 8192):
+        drawn = next(one for one in group_figures(study, Terms(context, 0.02)) if one.stem == "tradeoff")
+        token = 4 * 2 * 64 * 2  # bytes
+        at = {point["run"]: point["x"] for point in data(drawn.page_spec())}
+        assert at == pytest.approx(
+            {"id_big": 2 + context * token / 1e6, "id_small": 1 + context * token * 4.25 / 16 / 1e6}
+        )
+        assert f"keys and values of {context:,} tokens" in drawn.columns[1]
+    rules = {base["series"]: base["y"] for base in data(drawn.page_spec(), "baselines")}
+    assert rules == {"baseline": 1.0, "2 % above the baseline": 1.02}
+    assert [cells[-2] for cells in drawn.cells] in (["1", "2"], ["2", "1"])
 
 
 def test_the_cost_of_every_config_is_drawn_once_the_least_first(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ STEMS = [
     "training_curves",
     "training_change",
     "training_ranking",
-    "training_speed",
     "training_roles",
     "training_operands",
 ]

@@ -105,7 +105,7 @@ def test_where_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     markdown, page = ((tmp_path / name).read_text() for name in ("results.md", "report.html"))
     for text in (" ".join(printed.split()), markdown, page):  # a terminal's lines end where they are full
         assert "What memory buys" in text and "one sequence of 100 tokens" in text and "within 2 %" in text
-        assert "rounding=keys by the estimate, " in text and "rounding=weights by the interval." in text
+        assert "rounding keys by the estimate, " in text and "rounding weights by the interval." in text
         assert "by the estimate alone" in text and "beaten" not in text[text.index("What memory buys") :][:600]
     bits = load(tmp_path).set_index("run_id")["kv_bits_per_token"]
     assert bits["id_base"] == PLAIN * 8 and bits["id_small"] == PLAIN * 8 * 4.25 / 16

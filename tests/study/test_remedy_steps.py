@@ -14,6 +14,7 @@ from mxsweep.report.result_texts import terminal_text
 from mxsweep.report.summary_tables import won_back_table
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import study_groups
+from mxsweep.study.memory_front import DEFAULT_TERMS
 from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, arrange_remedy_steps
 
 N = 200
@@ -193,13 +194,15 @@ def test_how_long_it_took(tmp_path: Path) -> None:
 def test_a_trade_off_of_many_runs_is_told_apart_by_remedies(tmp_path: Path) -> None:
     put_sweep(tmp_path)
     (study,) = study_groups(read_results(tmp_path))
-    figure = trade_off_figure(study)
+    figure = trade_off_figure(study, DEFAULT_TERMS)
     assert figure is not None
-    assert [entry.name for entry in figure.entries][:2] == ["ptq=rtn, rotation=none", "ptq=clip, rotation=none"]
-    for fmt in ("mxfp4", "mint4"):
-        put_sweep(tmp_path, fmt, baseline=False)
+    assert [entry.name for entry in figure.entries][:2] == ["rtn, rotation none", "clip, rotation none"]
+    for index, fmt in enumerate(("mxfp4", "mint4"), 1):  # formats that came out the same would be one point
+        costs = {name: cost + index / 100 for name, cost in COSTS.items()}
+        put_sweep(tmp_path, fmt, costs, baseline=False)
     (study,) = study_groups(read_results(tmp_path))
-    figure = trade_off_figure(study)
+    figure = trade_off_figure(study, DEFAULT_TERMS)
     assert figure is not None
     assert [entry.name for entry in figure.entries][:4] == ["rtn", "clip", "gptq", "gptq + rotation search"]
-    assert all("ptq=" in cells[1] and "format=" in cells[1] for cells in figure.cells)  # in the table, and in tooltips
+    formats = {cells[0].split(", ")[0] for cells in figure.cells}  # in the table, and in tooltips
+    assert formats == {"w4a6", "mxfp4", "mint4"}

@@ -6,6 +6,8 @@ from typing import Any
 
 from mxsweep.report.figures.figure import HIDDEN, Figure, Spec, channel, tooltip
 from mxsweep.report.figures.look import COLOURS
+from mxsweep.report.figures.quantity import log_axis, widened
+from mxsweep.report.study_title import measured_text
 from mxsweep.report.wording import p_value
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.study.change_words import format_change, format_interval, metric_noun
@@ -16,7 +18,8 @@ ABOUT = "verdict"
 MOST_DRAWN = 16  # configs; of more, those at the ends
 ROW_HEIGHT = 34  # pixels: a line of text, and the interval below it
 TOLD, NOT_TOLD = COLOURS[2], COLOURS[0]
-NUMBERS = 132  # pixels that a change and its interval take, right of the name
+NARROW = 420  # pixels
+CHARACTER = 6.2  # pixels, at most, of a character of a change and its interval, which stand right of the name
 
 
 def cost_figure(study: Study) -> Figure | None:
@@ -37,7 +40,7 @@ def cost_figure(study: Study) -> Figure | None:
     return Figure(
         stem="_".join(part for part in ("cost", study.group.slug) if part),
         title=f"What every config costs in {noun}",
-        subtitle=study.group.title,
+        subtitle=measured_text(study.group),
         caption=caption,
         build=lambda ink: _chart(ink, metric, drawn, use),
         columns=["config", f"change of {noun}", "95 % interval", "p", "runs"],
@@ -60,9 +63,10 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
     title = f"{metric_noun(metric)}: run / baseline" if is_perplexity(metric) else f"change of {metric_noun(metric)}"
     nothing = 1.0 if is_perplexity(metric) else 0.0
     ends = [nothing, *(datum["low"] for datum in data), *(datum["high"] for datum in data)]
-    low, high = _widened(min(ends), max(ends), is_perplexity(metric))
+    low, high = widened(min(ends), max(ends), is_perplexity(metric))
     scale = {"type": "log" if is_perplexity(metric) else "linear", "domain": [low, high], "nice": False}
-    x = channel("x", "quantitative", title=title, scale=scale, axis={"format": "~g", "tickCount": 5})
+    axis = log_axis(low, high) if is_perplexity(metric) else {"format": "~g", "tickCount": 5}
+    x = channel("x", "quantitative", title=title, scale=scale, axis=axis)
     y = channel(
         "row",
         "quantitative",
@@ -72,7 +76,10 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
     colour = channel("told", scale={"domain": [True, False], "range": [TOLD, NOT_TOLD]}, legend=None)
     tips = tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"})
     above = {"type": "text", "color": ink, "dy": -9, "fontSize": 12, "baseline": "middle"}
-    left = {**above, "align": "left", "limit": {"expr": f"width - {NUMBERS}"}}
+    numbers = CHARACTER * max(len(datum["numbers"]) for datum in data) + 8
+    # In a narrow figure names have all the room; the numbers stand in the table below.
+    left = {**above, "align": "left", "limit": {"expr": f"width < {NARROW} ? width : width - {numbers:.0f}"}}
+    wide = {"condition": {"test": f"width < {NARROW}", "value": 0}, "value": 1}
     name = {"x": {"value": 0}, "y": y, "text": channel("name")}
     return {
         "datasets": {"configs": data},
@@ -106,21 +113,12 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
             {"transform": [{"filter": "datum.use"}], "mark": {**left, "fontWeight": "bold"}, "encoding": name},
             {
                 "mark": {**above, "align": "right", "fontSize": 11},
-                "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers")},
+                "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers"), "opacity": wide},
             },
         ],
         # A colour and a fill of one field have scales of their own.
         "resolve": {"scale": {"color": "independent", "fill": "independent", "stroke": "independent"}},
     }
-
-
-def _widened(low: float, high: float, is_log: bool) -> tuple[float, float]:
-    """Return the ends of the axis, a little room outside the intervals."""
-    if is_log:
-        room = (high / low) ** 0.04
-        return low / max(room, 1.001), high * max(room, 1.001)
-    room = 0.04 * (high - low) or 0.001
-    return low - room, high + room
 
 
 def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, Any]:

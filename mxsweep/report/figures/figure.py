@@ -89,19 +89,20 @@ class Figure:
         return top | {"hconcat": [chart, _legend(self.entries)], "spacing": 10}
 
     def write(self, folder: Path) -> None:
-        """Draw the figure into `folder` as PNG and SVG, and note the files. Raises OSError."""
+        """Draw the figure into `folder` as PNG, SVG and PDF, and note the files. Raises OSError."""
         self.files.extend(write_chart(self.file_spec(), folder, self.stem))
 
 
 def write_chart(spec: Spec, folder: Path, stem: str) -> list[Path]:
-    """Draw a chart into `folder` as PNG and SVG, and return the files. Raises OSError."""
+    """Draw a chart into `folder` as PNG, SVG and PDF, and return the files. Raises OSError."""
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
     name = file_name(stem)
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    write_atomically(paths[0], vl_convert.svg_to_png(svg, scale=2), durable=False)
-    write_atomically(paths[1], svg, durable=False)
+    paths = [folder / f"{name}.{end}" for end in ("png", "svg", "pdf")]
+    contents: list[str | bytes] = [vl_convert.svg_to_png(svg, scale=2), svg, vl_convert.svg_to_pdf(svg)]
+    for path, content in zip(paths, contents, strict=True):
+        write_atomically(path, content, durable=False)
     return paths
 
 

@@ -1,11 +1,10 @@
-"""Draw a metric against a knob: a line for each combination of the other knobs, and the baseline as a rule.
+"""Draw a metric's change against a knob: a line for each combination of the other knobs, and the baseline as a rule.
 
-Which lines there are is decided in line_points.py. Each point says which others share its place.
+What is drawn of a run is decided in quantity.py, which lines there are in line_points.py.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mxsweep.report.figures.figure import (
@@ -20,105 +19,101 @@ from mxsweep.report.figures.figure import (
     numbers_of,
     points,
 )
-from mxsweep.report.figures.line_points import (
-    MOST_LINES,
-    Line,
-    combinations,
-    lines_of_runs,
-    median_lines,
-    place_name,
-    places_of,
-)
+from mxsweep.report.figures.line_points import Lines, Point, lines_against, place_name
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
     Quantity,
     baseline_data,
     baseline_layers,
-    describe_difference,
-    is_log,
+    change_quantity,
+    ends_of,
     varying,
     y_axis,
 )
-from mxsweep.report.wording import format_value
+from mxsweep.report.study_title import measured_text
+from mxsweep.report.wording import metric_cell, significance
+from mxsweep.results.knob_words import goes_with_format, knob_title, name_rows
 from mxsweep.results.rows import label
+from mxsweep.study.finding import join_with_and
 from mxsweep.study.group_study import Study
 
 SLANT_FROM = 26  # characters of all labels along x, from which they are slanted
+KNOB = "knob: "  # what a figure is about, before the knob's name
+TIPS = {"run": "run", "config": "config", "change": "change", "said": "verdict", "value": "value"}
 
 
-def line_figure(study: Study, quantity: Quantity, knob: str, in_page: bool = True) -> Figure:
-    """Return the figure of `quantity` against `knob`, of the group's quantized rows that have the knob."""
-    group = study.group
-    rows = [row for row in group.rows if knob in row.knobs and not row.is_baseline]
-    places = places_of(knob, rows)
+def line_figure(study: Study, metric: str, knob: str) -> Figure:
+    """Return the figure of `metric` against `knob`, of the group's quantized rows that have the knob.
+
+    It is in the page where a line has more than one value of the knob.
+    """
+    quantity = change_quantity(study, metric, knob)
+    rows = [row for row in study.rows if knob in row.knobs and not row.is_baseline]
     others = varying([name for name in study.results.shown if name != knob], rows)
-    members = combinations(rows, others, knob)
-    by_median = len(members) > MOST_LINES
-    caption = f"{quantity.title.capitalize()} against {knob}"
-    if by_median:
-        quantity = replace(quantity, axis=f"{quantity.title} (median and range)")
-        lines, explaining = median_lines(rows, others, knob, places, quantity)
-        caption += (
-            f": of {len(members)} combinations of the other knobs the median and the range from lowest to highest run, "
-            f"by {explaining}, which explains most of the difference. The table below has every run"
-        )
-    else:
-        lines, explaining = lines_of_runs(members, knob, places, quantity), "line" if len(members) > 1 else ""
+    bound = goes_with_format(others, rows) if knob == "format" or "format" in others else []
+    drawn = lines_against(knob, rows, [name for name in others if name not in bound], quantity)
     baselines = baseline_data(study, quantity)
     entries = [
-        LegendEntry(line.name, look(i), note="" if line.points else ": no value") for i, line in enumerate(lines)
+        LegendEntry(line.name, look(i), note="" if line.points else ": no value") for i, line in enumerate(drawn.lines)
     ] + [LegendEntry(base["series"], dash=tuple(base["dash"])) for base in baselines]
-    if not by_median and len(lines) > 1:
-        caption += ". Lines stand a little apart along x so that equal ones can be told apart"
     return Figure(
-        stem="_".join(part for part in (f"{quantity.stem}_vs_{_stem(knob)}", group.slug) if part),
-        title=f"{quantity.title.capitalize()} vs {knob.replace('_', ' ')}",
-        subtitle=group.title,
-        caption=caption + ".",
-        build=lambda ink: _chart(ink, quantity, knob, places, lines, baselines, study),
+        stem="_".join(part for part in (f"{quantity.stem}_vs_{_stem(knob)}", study.group.slug) if part),
+        title=f"{quantity.noun[0].upper()}{quantity.noun[1:]} against {knob_title(knob)}",
+        subtitle=measured_text(study.group),
+        caption=_caption(drawn, quantity, bound if knob == "format" else []),
+        build=lambda ink: _chart(ink, quantity, knob, drawn, baselines, study),
         entries=entries,
-        columns=[knob, *([explaining] if explaining else []), quantity.title, *(["runs"] if by_median else ["run"])],
-        cells=_cells(lines, places, knob, quantity, bool(explaining)),
-        about=quantity.title,
-        in_page=in_page,
+        columns=[knob_title(knob), "line", quantity.axis, "runs"],
+        cells=_cells(drawn, knob),
+        about=f"{KNOB}{knob}",
+        in_page=any(len({label(point.rows[0].knobs[knob]) for point in line.points}) > 1 for line in drawn.lines),
     )
 
 
-def _cells(
-    lines: Sequence[Line], places: Mapping[Any, float], knob: str, quantity: Quantity, named: bool
-) -> list[list[str]]:
-    cells = []
-    for line in lines:
-        for point in line.points:
-            value = place_name(knob, label(point.rows[0].knobs[knob]))
-            error = quantity.error(point.rows[0]) if len(point.rows) == 1 else None
-            text = format_value(point.value, error, quantity.digits)
-            if len(point.rows) > 1 and point.low is not None and point.high is not None:
-                ends = (
-                    format_value(point.low, digits=quantity.digits),
-                    format_value(point.high, digits=quantity.digits),
-                )
-                text += f" ({ends[0]} to {ends[1]})"
-            run = point.rows[0].run.run_id if len(point.rows) == 1 else str(len(point.rows))
-            cells.append([value, *([line.name] if named else []), text, run])
-    return cells
+def _caption(drawn: Lines, quantity: Quantity, bound: Sequence[str]) -> str:
+    caption = quantity.said
+    if bound:
+        verb = "goes" if len(bound) == 1 else "go"
+        caption += f"; {join_with_and([knob_title(name) for name in bound])} {verb} with the format"
+    if drawn.is_averaged:
+        over = "the others" if drawn.explaining is None else f"all but {knob_title(drawn.explaining)}"
+        how = "averaged over" if quantity.nothing is not None else "the median and the range over"
+        caption += f": of {drawn.combinations} combinations of the other knobs {how} {over}"
+        if not drawn.is_balanced:
+            caption += ", which are not the same at all values"
+    if quantity.nothing is not None and len(drawn.lines) > 0:
+        caption += ". Whether two values differ stands in the table below"
+    if drawn.left_out:
+        caption += f". Not drawn: {drawn.left_out} combinations that were run at one value only"
+    return f"{caption}."
+
+
+def _cells(drawn: Lines, knob: str) -> list[list[str]]:
+    return [
+        [
+            place_name(knob, label(point.rows[0].knobs[knob])),
+            line.name,
+            point.estimate.text,
+            point.rows[0].run.run_id if len(point.rows) == 1 else str(len(point.rows)),
+        ]
+        for line in drawn.lines
+        for point in line.points
+    ]
 
 
 def _chart(
     ink: str,
     quantity: Quantity,
     knob: str,
-    places: Mapping[Any, float],
-    lines: Sequence[Line],
+    drawn: Lines,
     baselines: Sequence[dict[str, Any]],
     study: Study,
 ) -> Spec:
-    names = [line.name for line in lines]
+    names = [line.name for line in drawn.lines]
     looks = [look(index) for index in range(len(names))]
-    log = is_log(quantity, [point.value for line in lines for point in line.points] + [base["y"] for base in baselines])
-    x = channel("x", "quantitative", **_x_axis(knob, places))
-    y = channel("y", "quantitative", **y_axis(quantity, log))
-    data = _data(lines, quantity, knob, study, log)
+    x = channel("x", "quantitative", **_x_axis(knob, drawn.places))
+    data = _data(drawn, quantity, knob, study)
+    y = channel("y", "quantitative", **y_axis(quantity, [*data, *baselines]))
     line = {
         "mark": "line",
         "encoding": {
@@ -131,7 +126,7 @@ def _chart(
         },
     }
     tips = {name: title for name, title in TIPS.items() if any(name in datum for datum in data)}
-    tips["value"] = quantity.title
+    tips |= {"value": quantity.noun} if "value" in tips else {}
     bars = [error_bars(x, y, names, looks)] if any("low" in datum for datum in data) else []
     series: Spec = {
         "data": {"name": "points"},
@@ -141,47 +136,44 @@ def _chart(
     return {
         "datasets": {"points": data, "baselines": list(baselines)},
         "params": HIDDEN,
-        "layer": [*baseline_layers(ink, baselines, y, quantity), series],
+        "layer": [*baseline_layers(ink, baselines, y), series],
     }
 
 
-TIPS = {"run": "run", "config": "config", "difference": "against the baseline", "also": "same place"}
+def _data(drawn: Lines, quantity: Quantity, knob: str, study: Study) -> list[dict[str, Any]]:
+    values = [point.estimate.value for line in drawn.lines for point in line.points]
+    least = min((value for value in values if value > 0), default=1.0)
+    return [
+        {"x": point.place, "y": point.estimate.value, "series": line.name, "segment": point.segment}
+        | numbers_of(look(index))
+        | ends_of(point.estimate, quantity.is_log, least)
+        | _tips(point, quantity, knob, drawn, study)
+        for index, line in enumerate(drawn.lines)
+        for point in line.points
+    ]
 
 
-def _data(lines: Sequence[Line], quantity: Quantity, knob: str, study: Study, log: bool) -> list[dict[str, Any]]:
-    at: dict[tuple[str, float], list[str]] = {}
-    for line in lines:
-        for point in line.points:
-            at.setdefault((label(point.rows[0].knobs[knob]), point.value), []).append(line.name)
-    least = min((point.value for line in lines for point in line.points if point.value > 0), default=1.0)
-    data = []
-    for index, line in enumerate(lines):
-        for point in line.points:
-            row, alone = point.rows[0], len(point.rows) == 1
-            value = label(row.knobs[knob])
-            datum: dict[str, Any] = {"x": point.place, "y": point.value, "series": line.name, "segment": point.segment}
-            datum |= numbers_of(look(index))
-            if point.low is not None:
-                # A bar that reaches zero ends below the axis of logarithms.
-                datum["low"] = max(point.low, least / 2) if log else point.low
-                datum["high"] = point.high
-            datum["run"] = row.run.run_id if alone else f"median of {len(point.rows)}"
-            datum["config"] = study.config_text(row) if alone else f"{knob}={value}"
-            if alone and quantity.metric and (text := describe_difference(study, row, quantity.metric)):
-                datum["difference"] = text
-            error = quantity.error(row) if alone else None
-            datum["value"] = format_value(point.value, error, quantity.digits)
-            others = [name for name in at[value, point.value] if name != line.name]
-            if others:
-                datum["also"] = "; ".join(others)
-            data.append(datum)
-    if any("also" in datum for datum in data):
-        for datum in data:
-            datum.setdefault("also", "none")
-    return data
+def _tips(point: Point, quantity: Quantity, knob: str, drawn: Lines, study: Study) -> dict[str, str]:
+    row = point.rows[0]
+    if drawn.is_averaged:
+        return {
+            "run": f"{len(point.rows)} runs",
+            "config": name_rows([row], [knob]),
+            "change" if quantity.nothing is not None else "value": point.estimate.text,
+            "said": "",
+        }
+    tips = {
+        "run": ", ".join(each.run.run_id for each in point.rows),
+        "config": name_rows(point.rows, study.swept),
+        "value": metric_cell(row, quantity.metric),
+    }
+    if quantity.nothing is not None:
+        said = significance(study.comparisons.get(row.run.path), quantity.metric)
+        tips |= {"change": point.estimate.text, "said": said}
+    return tips
 
 
-def _x_axis(knob: str, places: Mapping[Any, float]) -> Spec:
+def _x_axis(knob: str, places: Mapping[str, float]) -> Spec:
     """Return ticks at the places, labelled with the values: by an expression, since the scale is of positions."""
     where = list(places.values())
     names = [place_name(knob, text) for text in places]
@@ -195,7 +187,7 @@ def _x_axis(knob: str, places: Mapping[Any, float]) -> Spec:
         "grid": True,
     }
     ends = [min(where, default=0.0) - 0.5, max(where, default=0.0) + 0.5]
-    return {"title": knob, "axis": axis, "scale": {"domain": ends, "nice": False, "zero": False}}
+    return {"title": knob_title(knob), "axis": axis, "scale": {"domain": ends, "nice": False, "zero": False}}
 
 
 def _stem(knob: str) -> str:

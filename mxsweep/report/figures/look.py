@@ -1,7 +1,7 @@
 """Give figures their look: Okabe and Ito's colours, which colour-blind readers can tell apart, shapes and dashes.
 
-Knobs that change nothing make lines that lie on top of each other. So neighbouring lines differ in width and marker
-size, the widest at the bottom, every second marker is hollow, and lines stand a little apart (see lines.py).
+Lines differ in colour, marker and dash at once, and every second marker is hollow, so that they can be told apart in
+grey, too.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHAPES = (
     "M0,-1.2L0.3,-0.4L1.15,-0.37L0.48,0.15L0.7,0.97L0,0.5L-0.7,0.97L-0.48,0.15L-1.15,-0.37L-0.3,-0.4Z",  # star
 )
 DASHES: tuple[tuple[float, ...], ...] = ((1, 0), (8, 3), (2, 2), (8, 3, 2, 3), (4, 3))
-SIZES = ((12.0, 3.8), (9.5, 2.8), (7.5, 2.1), (6.0, 1.5))  # pixels: marker and line width, the widest at the bottom
+SIZE, LINE_WIDTH = 8.5, 1.9  # pixels, of a marker and a line
 BASELINE_DASHES: tuple[tuple[float, ...], ...] = ((5, 3), (9, 3), (3, 3), (9, 3, 3, 3))
 
 INK = "currentColor"  # in the page, where the theme says which
@@ -44,14 +44,13 @@ class Look:
 
 def look(index: int) -> Look:
     """Return the look of the line with this number; 280 are different."""
-    size, width = SIZES[index % len(SIZES)]
     return Look(
         COLOURS[index % len(COLOURS)],
         SHAPES[index % len(SHAPES)],
         DASHES[index % len(DASHES)],
-        size,
-        width,
-        index % 2 == 1,
+        SIZE,
+        LINE_WIDTH,
+        index % 2 == 0,
     )
 
 

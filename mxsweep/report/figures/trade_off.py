@@ -1,7 +1,13 @@
-"""Draw what bits buy: effective bits per weight against perplexity, and the runs that no other beats in both."""
+"""Draw what memory buys: all the memory that a run takes against its cost, and the runs that no other beats in both.
 
-import math
-from collections.abc import Sequence
+Memory is that of the parameters and of the keys and values of one sequence, as in the table beside it. Where no run
+says what its model caches, it is bits per weight instead, and the figure says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.report.figures.figure import (
@@ -12,95 +18,143 @@ from mxsweep.report.figures.figure import (
     Spec,
     channel,
     error_bars,
+    finite,
     numbers_of,
     points,
 )
 from mxsweep.report.figures.line_points import MOST_LINES
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.quantity import (
+    Estimate,
+    Quantity,
     baseline_data,
     baseline_layers,
-    describe_difference,
-    is_log,
-    metric_quantity,
+    change_quantity,
+    ends_of,
     y_axis,
 )
-from mxsweep.report.wording import format_value, metric_cell, size
-from mxsweep.results.metrics import betterness
+from mxsweep.report.study_title import measured_text
+from mxsweep.report.wording import MEGA, format_value, metric_cell, size
+from mxsweep.results.knob_words import name_rows
+from mxsweep.results.metrics import is_perplexity
 from mxsweep.results.remedies import is_remedy, remedy_text
-from mxsweep.results.rows import Row, label
+from mxsweep.results.rows import Row
 from mxsweep.study.group_study import Study
+from mxsweep.study.memory_front import Terms, memory_of, unbeaten
+from mxsweep.study.metric_test import as_cost
 
-# Knobs that move a point along one curve; the others tell curves apart.
-MARGIN = 0.06  # of the range of bits, left and right of it
+ABOUT = "trade-off"
+ROOM = 0.06  # of the range of memory, left and right of it
 MOST_NUMBERED = 12  # runs of the front that are told apart by numbers in the figure
-ALONG = ("block_size", "scale_bits")
-TIPS = {
-    "run": "run",
-    "config": "config",
-    "bits_text": "bits per weight",
-    "difference": "against the baseline",
-    "also": "same place",
-}
+ALONG = ("block_size", "scale_bits")  # knobs that move a point along one curve; the others tell curves apart
 FEW_LINES = 8  # combinations of knobs, remedies among them, that are told apart one by one
-FRONT_DASH = (1.0, 0.0)
+FRONT_DASH, WITHIN_DASH = (1.0, 0.0), (2.0, 3.0)
+TIPS = {"run": "run", "config": "config", "change": "change", "value": "value", "memory": "memory"}
 
 
-def trade_off_figure(study: Study) -> Figure | None:
-    """Return the figure; None where no quantized run says how many bits its weights take, or has a known metric."""
-    metric = study.loss_metric
-    rows = [
-        row
-        for row in study.rows
-        if not row.is_baseline
-        and row.bits_per_weight is not None
-        and math.isfinite(row.metrics.get(metric or "", math.nan))
-    ]
-    if metric is None or not rows:
+@dataclass(frozen=True)
+class _Point:
+    """Hold runs that came out the same and take the same memory, and the name of their curve."""
+
+    rows: list[Row]
+    at: float
+    estimate: Estimate
+    series: str
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Describe the memory: its title, what is said of it, and a run's place on it, None where it is not known."""
+
+    title: str
+    said: str
+    place: Callable[[Row], float | None]
+    text: Callable[[float], str]
+
+
+def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
+    """Return the figure; None where no quantized run says how much memory it takes, or has a known metric."""
+    if study.loss_metric is None:
         return None
-    quantity = metric_quantity(metric, study.rows)
-    series = _series(study, rows)
-    names = list(dict.fromkeys(series))
-    baselines = baseline_data(study, quantity)
-    better = "low" if betterness(metric) < 0 else "high"
+    quantity = change_quantity(study, study.loss_metric)
+    rows = [row for row in study.rows if not row.is_baseline]
+    axis = _axis(rows, terms)
+    drawn = _points(study, quantity, rows, axis)
+    if not drawn:
+        return None
+    front = unbeaten(drawn, lambda one: (one.at, as_cost(quantity.metric, one.estimate.value)))
+    names = list(dict.fromkeys(one.series for one in drawn))
+    baselines = baseline_data(study, quantity) + _within(quantity, terms)
     entries = [LegendEntry(name, look(index), joined=False) for index, name in enumerate(names)]
-    if len(study.front) > 1:
+    if len(front) > 1:
         entries.append(LegendEntry("Pareto front", dash=FRONT_DASH))
     entries += [LegendEntry(base["series"], dash=tuple(base["dash"])) for base in baselines]
-    front = [row.run.path for row in study.front]
-    notes = [
-        f"{index}: {study.config_text(row)}: {format_value(row.bits_per_weight)} bits, "
-        f"{quantity.title} {metric_cell(row, metric)}"
-        for index, row in enumerate(study.front, 1)
-    ]
+    better = "low" if as_cost(quantity.metric, 1.0) > 0 else "high"
+    missing = len(rows) - sum(len(one.rows) for one in drawn)
+    less = f" {missing} runs are not drawn, of which one of the two is not known." if missing else ""
     return Figure(
         stem="_".join(part for part in ("tradeoff", study.group.slug) if part),
-        title=f"Effective bits per weight vs {quantity.title}",
-        subtitle=study.group.title,
-        caption=(
-            f"Effective bits per weight, scales included, keys and values not counted, against {quantity.title}: "
-            f"{better} and left is better. No run beats one of the Pareto front in both; its runs, from few bits to "
-            "many, are listed below."
-            f"{_baseline_bits(study)}"
-        ),
-        build=lambda ink: _chart(ink, study, metric, rows, series, names, baselines),
+        title=f"What memory buys in {quantity.noun}",
+        subtitle=measured_text(study.group),
+        caption=f"{quantity.said}, against {axis.said}: {better} and left is better. No run beats one of the Pareto "
+        f"front in both; its runs, from the least memory on, are listed below.{less}",
+        build=lambda ink: _chart(ink, study, quantity, axis, drawn, front, baselines),
         entries=entries,
-        columns=["run", "config", "bits per weight", "parameters, MB", quantity.title, "on the front"],
+        columns=["config", axis.title, quantity.axis, "on the front", "runs"],
         cells=[
             [
-                row.run.run_id,
-                study.config_text(row),
-                format_value(row.bits_per_weight),
-                size(row.parameter_bytes),
-                metric_cell(row, metric),
-                str(front.index(row.run.path) + 1) if row.run.path in front else "no",
+                name_rows(one.rows, study.naming),
+                axis.text(one.at),
+                one.estimate.text,
+                str(front.index(one) + 1) if one in front else "no",
+                ", ".join(row.run.run_id for row in one.rows),
             ]
-            for row in rows
+            for one in drawn
         ],
-        about="trade-off",
-        notes=notes,
+        about=ABOUT,
+        notes=[
+            f"{index}: {name_rows(one.rows, study.naming)}: {axis.text(one.at)}, {quantity.noun} {one.estimate.text}"
+            for index, one in enumerate(front, 1)
+        ],
         wide=True,
     )
+
+
+def _axis(rows: Sequence[Row], terms: Terms) -> _Axis:
+    """Return total memory where any run says what it takes, else bits per weight."""
+
+    def total(row: Row) -> float | None:
+        sizes = memory_of(row, terms.context)
+        return None if sizes is None else sum(sizes) / MEGA
+
+    if any(total(row) is not None for row in rows):
+        tokens = f"keys and values of {terms.context:,} tokens"
+        return _Axis(
+            f"memory, MB: parameters, and {tokens}",
+            f"the memory of all parameters and of the {tokens}, scales included",
+            total,
+            lambda value: f"{size(value * MEGA)} MB",
+        )
+    return _Axis(
+        "bits per weight",
+        "bits per weight, scales included (what these models cache is not known, so keys and values do not count)",
+        lambda row: row.bits_per_weight,
+        lambda value: f"{format_value(value)} bits a weight",
+    )
+
+
+def _points(study: Study, quantity: Quantity, rows: Sequence[Row], axis: _Axis) -> list[_Point]:
+    alike: dict[tuple[float, Hashable], list[Row]] = {}
+    for row in rows:
+        at = finite(axis.place(row))
+        if at is not None and quantity.estimate([row]) is not None:
+            alike.setdefault((at, quantity.outcome(row)), []).append(row)
+    series = _series(study, [some[0] for some in alike.values()])
+    return [
+        _Point(some, at, estimate, name)
+        for ((at, _), some), name in zip(alike.items(), series, strict=True)
+        if (estimate := quantity.estimate(some[:1])) is not None
+    ]
 
 
 def _series(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -108,89 +162,78 @@ def _series(study: Study, rows: Sequence[Row]) -> list[str]:
 
     Where remedies were swept, they are what the figure is about, and few combinations are many.
     """
-    names = [name for name in study.swept if name not in ALONG]
-    most = FEW_LINES if any(map(is_remedy, names)) else MOST_LINES
+    names = [name for name in study.naming if name not in ALONG]
+    has_remedies = any(map(is_remedy, names))
 
     def texts(choice: Sequence[str]) -> list[str]:
-        return [", ".join(f"{name}={label(row.knobs[name])}" for name in choice if name in row.knobs) for row in rows]
+        known = [[name for name in choice if name in row.knobs] for row in rows]
+        return [name_rows([row], some) if some else "" for row, some in zip(rows, known, strict=True)]
 
-    choices = [(texts(names), most)]
-    if any(map(is_remedy, names)):
+    choices = [(texts(names), FEW_LINES if has_remedies else MOST_LINES)]
+    if has_remedies:
         choices.append(([remedy_text(row.knobs) for row in rows], MOST_LINES))
     choices += [(texts(["format", "kv_quant"]), MOST_LINES), (texts(["format"]), MOST_LINES)]
     chosen = next((series for series, most in choices if len(set(series)) <= most), [""] * len(rows))
     return [text or "quantized" for text in chosen]
 
 
-def _baseline_bits(study: Study) -> str:
-    bits = {format_value(row.bits_per_weight) for row in study.rows if row.is_baseline and row.bits_per_weight}
-    return f" The baseline, whose weights take {' or '.join(sorted(bits))} bits, is a rule." if bits else ""
+def _within(quantity: Quantity, terms: Terms) -> list[dict[str, Any]]:
+    """Return the rule that says how much worse than the baseline a run may be, where perplexities are compared."""
+    if quantity.nothing is None or not is_perplexity(quantity.metric):
+        return []
+    text = f"{terms.within * 100:g} % above the baseline"
+    return [{"series": text, "y": 1 + terms.within, "dash": list(WITHIN_DASH), "value": text}]
 
 
 def _chart(
     ink: str,
     study: Study,
-    metric: str,
-    rows: Sequence[Row],
-    series: Sequence[str],
-    names: Sequence[str],
+    quantity: Quantity,
+    axis: _Axis,
+    drawn: Sequence[_Point],
+    front: Sequence[_Point],
     baselines: Sequence[dict[str, Any]],
 ) -> Spec:
-    quantity = metric_quantity(metric, study.rows)
-    log = is_log(quantity, [row.metrics[metric] for row in rows] + [base["y"] for base in baselines])
-    bits = [row.bits_per_weight or 0.0 for row in rows]
-    room = MARGIN * (max(bits) - min(bits)) or MARGIN
-    scale = {"domain": [min(bits) - room, max(bits) + room], "zero": False, "nice": False}
-    x = channel("bits", "quantitative", scale=scale, axis={"tickCount": 10}, title="effective bits per weight")
-    y = channel("y", "quantitative", **y_axis(quantity, log))
+    names = list(dict.fromkeys(one.series for one in drawn))
+    ends = [one.at for one in drawn]
+    room = ROOM * (max(ends) - min(ends)) or ROOM * max(ends)
+    scale = {"domain": [min(ends) - room, max(ends) + room], "zero": False, "nice": False}
+    x = channel("x", "quantitative", scale=scale, axis={"tickCount": 8, "format": "~g"}, title=axis.title)
     looks = [look(index) for index in range(len(names))]
-    data = _data(study, metric, rows, series, names, log)
-    front = [
-        {"bits": row.bits_per_weight, "y": row.metrics[metric], "number": str(index)}
-        for index, row in enumerate(study.front, 1)
+    least = min((one.estimate.value for one in drawn if one.estimate.value > 0), default=1.0)
+    data = [
+        {"x": one.at, "y": one.estimate.value, "series": one.series}
+        | numbers_of(look(names.index(one.series)))
+        | ends_of(one.estimate, quantity.is_log, least)
+        | _tips(one, study, quantity, axis)
+        for one in drawn
     ]
-    numbered = len(front) <= MOST_NUMBERED
+    y = channel("y", "quantitative", **y_axis(quantity, [*data, *baselines]))
+    on_front = [{"x": one.at, "y": one.estimate.value, "number": str(index)} for index, one in enumerate(front, 1)]
     step = {"type": "line", "color": ink, "strokeWidth": 1.2, "interpolate": "step-after"}
     # Below a point and left of it nothing else can be: the front's other runs are above, or right.
     number = {"type": "text", "color": ink, "align": "right", "baseline": "top", "dx": -7, "dy": 6, "fontSize": 11}
     text = {"x": x, "y": y, "text": channel("number")}
     bars = [error_bars(x, y, names, looks)] if any("low" in datum for datum in data) else []
-    marks = points(x, y, names, looks, TIPS | {"value": quantity.title})
+    tips = {name: title for name, title in TIPS.items() if name in data[0]} | {"value": quantity.noun}
+    numbered = [{"data": {"name": "front"}, "mark": number, "encoding": text}] if len(front) <= MOST_NUMBERED else []
     return {
-        "datasets": {"points": data, "baselines": list(baselines), "front": front},
+        "datasets": {"points": data, "baselines": list(baselines), "front": on_front},
         "params": HIDDEN,
         "layer": [
-            *baseline_layers(ink, baselines, y, quantity),
+            *baseline_layers(ink, baselines, y),
             {"data": {"name": "front"}, "mark": step, "encoding": {"x": x, "y": y}},
-            {"data": {"name": "points"}, "transform": SHOWN, "layer": [*bars, marks]},
-            *([{"data": {"name": "front"}, "mark": number, "encoding": text}] if numbered else []),
+            {"data": {"name": "points"}, "transform": SHOWN, "layer": [*bars, points(x, y, names, looks, tips)]},
+            *numbered,
         ],
     }
 
 
-def _data(
-    study: Study, metric: str, rows: Sequence[Row], series: Sequence[str], names: Sequence[str], log: bool
-) -> list[dict[str, Any]]:
-    at: dict[tuple[Any, float], list[Row]] = {}
-    for row in rows:
-        at.setdefault((row.bits_per_weight, row.metrics[metric]), []).append(row)
-    least = min((row.metrics[metric] for row in rows if row.metrics[metric] > 0), default=1.0)
-    data = []
-    for row, name in zip(rows, series, strict=True):
-        value, error = row.metrics[metric], row.metrics.get(f"{metric}_stderr", math.nan)
-        others = [study.config_text(other) for other in at[row.bits_per_weight, value] if other is not row]
-        datum: dict[str, Any] = {
-            "bits": row.bits_per_weight,
-            "y": value,
-            "series": name,
-            "run": row.run.run_id,
-            "config": study.config_text(row),
-            "bits_text": format_value(row.bits_per_weight),
-            "value": metric_cell(row, metric),
-            "difference": describe_difference(study, row, metric) or "unknown",
-            "also": "; ".join(others) or "none",
-        } | numbers_of(look(names.index(name)))
-        if math.isfinite(error) and error > 0:
-            datum |= {"low": max(value - error, least / 2) if log else value - error, "high": value + error}
-        data.append(datum)
-    return data
+def _tips(one: _Point, study: Study, quantity: Quantity, axis: _Axis) -> dict[str, str]:
+    tips = {
+        "run": ", ".join(row.run.run_id for row in one.rows),
+        "config": name_rows(one.rows, study.naming),
+        "value": metric_cell(one.rows[0], quantity.metric),
+        "memory": axis.text(one.at),
+    }
+    return tips | ({"change": one.estimate.text} if quantity.nothing is not None else {})

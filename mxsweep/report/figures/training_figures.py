@@ -1,4 +1,4 @@
-"""Draw what a group's trainings say: curves, the ranking, speeds, and heat maps of what each operand loses."""
+"""Draw what a group's trainings say: curves, the ranking, and heat maps of what each operand loses."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def training_figures(study: Study) -> list[Figure]:
     slug = study.group.slug if sum(map(has_trainings, study.results.groups)) > 1 else ""
     title = study.group.title
     figures = curve_figures(study.training, title, slug)
-    made = (_ranking(study.training, title, slug), _speeds(study.training, title, slug))
-    figures += [figure for figure in made if figure is not None]
+    ranking = _ranking(study.training, title, slug)
+    figures += [ranking] if ranking is not None else []
     return figures + role_figures(study.training, title, slug)
 
 
@@ -46,21 +46,6 @@ def _ranking(study: TrainingStudy, title: str, slug: str) -> Figure | None:
         )
     return _dots(
         "training_ranking", "Ranking of configs", caption, "loss minus the baseline's, nats a token", data, title, slug
-    )
-
-
-def _speeds(study: TrainingStudy, title: str, slug: str) -> Figure | None:
-    data = [
-        {"config": each.config.name, "value": each.speed, "text": f"{each.speed:.2f}"}
-        for each in study.ranked
-        if each.speed is not None
-    ]
-    caption = (
-        "Tokens trained a second, divided by the baseline's, mean over seeds: the speed of simulating formats on this "
-        "computer, not of hardware that has them."
-    )
-    return _dots(
-        "training_speed", "Speed of training", caption, "tokens/sec, divided by the baseline's", data, title, slug, 1.0
     )
 
 

@@ -12,6 +12,7 @@ from mxsweep.report.wording import (
     p_value,
     paired,
     significance,
+    speed,
 )
 from mxsweep.results.metrics import LOSS, MARGIN, is_perplexity, short_title
 from mxsweep.results.rows import Row, label
@@ -146,6 +147,20 @@ def sample_descriptions(study: Study) -> list[str]:
     """Say how the diagnostics' samples were taken, each way once."""
     texts = [row.diagnostics.get("sample") for row in study.rows]
     return list(dict.fromkeys(str(text) for text in texts if text))
+
+
+def speed_table(study: Study) -> Table:
+    """Return how long each run's evaluation took: the speed of simulating formats, of which nothing is concluded."""
+    rows = [
+        [
+            Cell("baseline" if row.is_baseline else study.config_text(row)),
+            Cell(speed(row.eval_time_s), row.eval_time_s),
+            Cell(speed(row.examples_per_sec), row.examples_per_sec),
+            Cell(row.run.run_id),
+        ]
+        for row in study.rows
+    ]
+    return Table("", ["config", "eval_time_s", "examples/sec", "run_id"], rows)
 
 
 def noise_table(study: Study) -> Table | None:

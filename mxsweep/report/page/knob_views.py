@@ -1,8 +1,10 @@
 """Make what the page shows of each knob: sentences, and a table of all pairs of its values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.lines import KNOB
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.knob_words import knob_title
@@ -26,13 +28,24 @@ class KnobView:
 
     title: str
     lines: list[str]
-    table: Table
-    figure: Figure | None = None
+    table: Table | None
+    figures: list[Figure]
 
 
-def knob_views(study: Study) -> list[KnobView]:
-    """Return what every knob of the group does."""
-    return [KnobView(knob_title(each.knob), describe_values(each), value_table(each)) for each in study.values]
+def knob_views(study: Study, figures: Sequence[Figure]) -> list[KnobView]:
+    """Return what every knob of the group does, each with its figures of these; none where nothing is to be seen."""
+    studied = {each.knob: each for each in study.values}
+    drawn: dict[str, list[Figure]] = {}
+    for figure in figures:
+        if figure.about.startswith(KNOB) and figure.in_page:
+            drawn.setdefault(figure.about.removeprefix(KNOB), []).append(figure)
+    views = []
+    for knob in dict.fromkeys([*studied, *drawn]):
+        each = studied.get(knob)
+        changes = each is None or not all(pair.identical for pair in each.pairs)
+        lines, table = ([], None) if each is None else (describe_values(each), value_table(each))
+        views.append(KnobView(knob_title(knob), lines, table, drawn.get(knob, []) if changes else []))
+    return views
 
 
 def value_table(studied: KnobValues) -> Table:

@@ -13,6 +13,7 @@ from mxsweep.report.run_table import run_table
 from mxsweep.report.table import Cell
 from mxsweep.report.wording import ABSENT
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
+from mxsweep.results.metrics import short_title
 from mxsweep.results.record import (
     CURVES_NAME,
     DIAGNOSTICS_NAME,
@@ -59,12 +60,13 @@ class RunView:
 
 @dataclass(frozen=True)
 class RunTable:
-    """Hold the full table of a group."""
+    """Hold the full table of a group; `key` is the column that stays in view, of the change that runs are ranked by."""
 
     columns: list[str]
     numeric: set[int]
     knobs: dict[str, list[str]]  # those worth filtering by, with their values
     runs: list[RunView] = field(default_factory=list)
+    key: int | None = None
 
 
 def run_views(study: Study, page: Path) -> RunTable:
@@ -79,7 +81,10 @@ def run_views(study: Study, page: Path) -> RunTable:
             folders.view(number, row, cells, {name: label(row.knobs.get(name, ABSENT)) for name in knobs}, study)
         )
     filters = {name: _in_order(runs, name) for name in knobs if count_values(group.rows, name) > 1}
-    return RunTable(table.columns, table.numeric, filters, runs)
+    metric = study.verdict.metric or group.main_metric()
+    titles = [f"Δ {short_title(metric)}", short_title(metric)] if metric else []
+    key = next((table.columns.index(title) for title in titles if title in table.columns), None)
+    return RunTable(table.columns, table.numeric, filters, runs, key)
 
 
 def _in_order(runs: Iterable[RunView], name: str) -> list[str]:

@@ -26,6 +26,7 @@ from mxsweep.report.figures.costs import ABOUT as VERDICT
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.figure_files import Drawn
+from mxsweep.report.figures.trade_off import ABOUT as TRADE_OFF
 from mxsweep.report.figures.training_figures import ABOUT as TRAINING
 from mxsweep.report.memory_tables import MEMORY_TITLE, memory_front
 from mxsweep.report.page import evidence
@@ -41,12 +42,11 @@ from mxsweep.report.result_texts import (
     STATUS_TITLES,
     WON_BACK_NOTE,
     has_several_tasks,
-    heading,
     published_tables,
     summary,
     warnings,
 )
-from mxsweep.report.study_title import about_group, study_title
+from mxsweep.report.study_title import about_group, measured_text, study_title
 from mxsweep.report.summary_tables import page_failure_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
@@ -93,13 +93,14 @@ class GroupView:
     values: list[KnobView]
     findings: list[Finding]
     more_findings: list[Finding]  # of a kind that has MOST_FINDINGS already
-    figures: dict[str, list[Figure]]  # by quantity
+    trade_off: Figure | None
     heat: HeatMap | None
     training: TrainingView | None
     costs: Table | None  # of each kind of tensor by itself
     sums: Table | None  # of such costs beside that of all together
     memory: tuple[Table, str] | None  # what memory buys
     table: RunTable
+    speeds: Table
     effects: list[tuple[str, Table]]
     won_back: Table | None
     remedy_outcomes: list[tuple[str, str]]  # of searches and budgets: a run's config, and a sentence
@@ -126,7 +127,8 @@ def write_page(
 ) -> list[Path]:
     """Write report.html to `folder`, and return its path in a list. Raises OSError."""
     groups = [_group(index, study, drawn, folder, terms) for index, study in enumerate(studied, 1)]
-    figures = [figure for group in groups for shown in group.figures.values() for figure in shown]
+    figures = [figure for group in groups for knob in group.values for figure in knob.figures]
+    figures += [group.trade_off for group in groups if group.trade_off]
     figures += [figure for group in groups if group.training for figure in group.training.figures]
     figures += [group.heat.figure for group in groups if group.heat]
     figures += [group.costs_figure for group in groups if group.costs_figure]
@@ -195,30 +197,27 @@ def _environment() -> Environment:
 
 def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms) -> GroupView:
     figures, heat = drawn.get(study.group.slug, ([], None))
-    by_quantity: dict[str, list[Figure]] = {}
-    for figure in figures:
-        if figure.in_page and figure.about not in (TRAINING, VERDICT):
-            by_quantity.setdefault(figure.about, []).append(figure)
     shown = [finding for kind in _by_kind(study.findings) for finding in kind[:MOST_FINDINGS]]
     reasons = [c.why_not or c.note for c in study.comparisons.values()]
     return GroupView(
         id=f"group-{index}",
         study=study,
-        heading=heading(study.group),
+        heading=_sentence(measured_text(study.group)),
         about=about_group(study.group),
         verdict=study.verdict,
         no_verdict=_no_verdict(study),
         costs_figure=next((figure for figure in figures if figure.about == VERDICT), None),
-        values=knob_views(study),
+        values=knob_views(study, figures),
         findings=[finding for finding in study.findings if finding in shown],
         more_findings=[finding for finding in study.findings if finding not in shown],
-        figures=by_quantity,
+        trade_off=next((figure for figure in figures if figure.about == TRADE_OFF), None),
         heat=heat,
         training=_training(study.training, [figure for figure in figures if figure.about == TRAINING]),
         costs=cost_table(study.attributions) if study.attributions else None,
         sums=sum_table(study.attributions) if any(one.sums for one in study.attributions) else None,
         memory=memory_front(study, terms),
         table=run_views(study, folder),
+        speeds=evidence.speed_table(study),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         remedy_outcomes=remedy_outcomes(study),
         effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
@@ -229,6 +228,10 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms) -
         floors=evidence.floor_table(study),
         not_compared=list(dict.fromkeys(reason for reason in reasons if reason))[:5],
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _no_verdict(study: Study) -> str:
