@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mxsweep.files.digests import json_digest
 from mxsweep.results.record import write_record
 
 FORMATS = {
@@ -85,7 +86,7 @@ def put(
             "status": "done",
             "run_id": f"id_{folder.name}",
             "config": config(**knobs),
-            "config_hash": folder.name,
+            "config_hash": f"{folder.name} {json_digest(config(**knobs))}",
             "metrics": metrics,
             "n_effective": dict.fromkeys(metrics, 0 if samples is None else len(samples)),
             "timing": {"eval_s": 1.0},
