@@ -10,6 +10,7 @@ from pathlib import Path
 from mxsweep.files.atomic import write_csv
 from mxsweep.sweeps.configs_to_measure import add_knob_arguments, output_folder, print_warnings, weight_configs
 from mxsweep.terminal.command import run_command, write_output
+from mxsweep.terminal.escapes import printable
 
 PROGRAM = "mxsweep.inspect"
 EPILOG = """\
@@ -36,7 +37,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     transformers_logging.disable_progress_bar()
     inspected = [inspect_weights(label, config) for label, config in configs]
-    print(one_text(inspected[0]) if len(inspected) == 1 else side_by_side_text(inspected))
+    print(printable(one_text(inspected[0]) if len(inspected) == 1 else side_by_side_text(inspected)))
     print_warnings(warning for one in inspected for warning in one.warnings)
 
     def write(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mxsweep.files.atomic import write_csv
 from mxsweep.sweeps.configs_to_measure import add_knob_arguments, loss_config, output_folder, print_warnings
 from mxsweep.terminal.command import run_command, write_output
+from mxsweep.terminal.escapes import printable
 from mxsweep.terminal.progress_bars import progress_bars
 
 PROGRAM = "mxsweep.sensitivity"
@@ -40,7 +41,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         measured, calibration, warnings = measure_config(config, arguments.by, progress)
     keys_and_values = "" if config.kv_quant.name == "none" else f", keys and values {config.kv_quant.name}"
     formats = f"{config.format.name}{keys_and_values}"
-    print(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(measured)}")
+    print(printable(f"{config.model.label}, {formats}\nCalibration: {calibration}\n\n{text(measured)}"))
     print_warnings(warnings)
 
     def write(folder: Path) -> list[Path]:

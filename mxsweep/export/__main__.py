@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.terminal.command import run_command
+from mxsweep.terminal.escapes import printable
 
 PROGRAM = "mxsweep.export"
 EPILOG = """\
@@ -34,7 +35,13 @@ def _export(arguments: argparse.Namespace) -> int:
     config, record = read_finished(arguments.run)
     out = arguments.out or arguments.run / EXPORT_FOLDER
     export = export_run(
-        config, record, arguments.run, arguments.to, out, verify=not arguments.no_verify, say=lambda text: print(text)
+        config,
+        record,
+        arguments.run,
+        arguments.to,
+        out,
+        verify=not arguments.no_verify,
+        say=lambda text: print(printable(text)),
     )
     manifest = export.manifest
     bits = manifest["bits_per_quantized_weight"]
@@ -43,9 +50,9 @@ def _export(arguments: argparse.Namespace) -> int:
         f"{bits['predicted']:.3f} predicted, {manifest['bytes']['tensors']:,} bytes -> {export.folder}"
     )
     for name, found in manifest.get("verified", {}).items():
-        print(f"  {name}: {found}")
+        print(printable(f"  {name}: {found}"))
     for note in export.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     return 0
 
 

@@ -17,6 +17,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mxsweep.terminal.escapes import for_csv
+
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = True) -> None:
     """Write a file in the place of what was there; folders that are not there are made.
@@ -98,11 +100,11 @@ def remove_unfinished(folder: Path, of_the_dead: bool = False) -> None:
 
 
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows as a CSV file under the columns' names. Raises OSError."""
+    """Write rows as a CSV file under the columns' names, no text of which is a formula. Raises OSError."""
     text = StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(names)
-    writer.writerows(rows)
+    writer.writerow(map(for_csv, names))
+    writer.writerows(map(for_csv, row) for row in rows)
     write_atomically(path, text.getvalue(), durable=False)
 
 

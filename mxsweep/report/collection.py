@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mxsweep.files.atomic import write_atomically
 from mxsweep.results.record import STATUSES, Folders
 from mxsweep.terminal.errors import CommandError
+from mxsweep.terminal.escapes import printable
 
 # What compares, draws and writes is imported where it is used: a wrong folder is answered without it.
 
@@ -88,7 +89,7 @@ def collect(
         files = []
         reason = error.strerror or str(error)
         write_error = f"cannot write to {folder}: {reason}; name another folder with --output"
-    return CollectResult(text, files, write_error=write_error, **counts)
+    return CollectResult(printable(text), files, write_error=write_error, **counts)
 
 
 def _write(

@@ -27,7 +27,7 @@ from mxsweep.report.summary_tables import (
     remedy_outcomes,
     won_back_table,
 )
-from mxsweep.report.table import Table, escape_markdown, markdown
+from mxsweep.report.table import Table, markdown
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table, verdict_table
 from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
 from mxsweep.results.baselines import baseline_command
@@ -40,6 +40,7 @@ from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
 from mxsweep.study.verdict import VerdictLine
+from mxsweep.terminal.escapes import for_markdown
 
 NO_BASELINE = (
     "No baseline among these runs, so no differences are given. A baseline is the same model, task and limit "
@@ -128,7 +129,11 @@ def _no_baseline(study: Study, space: str) -> str:
     """Return that there is no baseline and, behind a space, the command that makes it where a run says enough."""
     command = next(filter(None, map(baseline_command, study.rows)), None)
     text = _filled(NO_BASELINE) if "\n" in space else NO_BASELINE
-    return f"{text}{space}`{command}`" if command else text
+    if not command:
+        return text
+    # What is quoted as code ends with the first backtick.
+    is_code = "`" not in command and "\n" not in command
+    return f"{text}{space}`{command}`" if is_code else f"{text}{space}{for_markdown(command)}"
 
 
 def _filled(text: str) -> str:
@@ -150,17 +155,17 @@ def markdown_text(
     """Return results.md: of each group the answer, findings, table and `figures` (by slug); then the runs not done."""
     parts = ["# Results", f"Runs: {summary(results)}."]
     if results.constants:
-        parts.append(escape_markdown(constants_line(results)) + ".")
+        parts.append(for_markdown(constants_line(results)) + ".")
     if why := explain_groups(results):
-        parts.append(escape_markdown(why))
+        parts.append(for_markdown(why))
     if warned := warnings(results):
         parts += ["## Warnings", _list(warned)]
     for study in study_groups(results) if studied is None else studied:
         group = study.group
-        parts.append(f"## {escape_markdown(heading(group))}")
+        parts.append(f"## {for_markdown(heading(group))}")
         if study.verdict.lines:
-            lines = (f"- **{line.title}:** {escape_markdown(line.text)}" for line in study.verdict.lines)
-            parts += [f"### {escape_markdown(about_group(group))}", "\n".join(lines)]
+            lines = (f"- **{for_markdown(line.title)}:** {for_markdown(line.text)}" for line in study.verdict.lines)
+            parts += [f"### {for_markdown(about_group(group))}", "\n".join(lines)]
         if not study.has_baseline:
             parts.append(_no_baseline(study, " "))
         if study.findings:
@@ -171,7 +176,7 @@ def markdown_text(
         parts += _training_parts(study.training)
         parts += _attribution_parts(study.attributions)
         if (memory := memory_front(study, terms)) is not None:
-            parts += [f"### {MEMORY_TITLE}", escape_markdown(memory[1]), markdown(memory[0])]
+            parts += [f"### {MEMORY_TITLE}", for_markdown(memory[1]), markdown(memory[0])]
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
         if any(comparison.n for comparison in study.comparisons.values()):
@@ -185,9 +190,9 @@ def markdown_text(
             if path.suffix == ".png"
         ]
     if reference is not None:
-        parts += ["## Against published numbers", escape_markdown(reference.source)]
+        parts += ["## Against published numbers", for_markdown(reference.source)]
         for table, said in published_tables(results, reference):
-            parts += [markdown(table), escape_markdown(said)]
+            parts += [markdown(table), for_markdown(said)]
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
@@ -212,7 +217,7 @@ def published_tables(results: Results, reference: Reference) -> list[tuple[Table
 
 
 def _list(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {escape_markdown(text)}" for text in texts)
+    return "\n".join(f"- {for_markdown(text)}" for text in texts)
 
 
 def _training_parts(study: TrainingStudy | None) -> list[str]:
@@ -220,7 +225,7 @@ def _training_parts(study: TrainingStudy | None) -> list[str]:
         return []
     pairs, said = pair_table(study)
     parts = ["### What training in these formats costs", markdown(ranking_table(study)), RANKING_NOTE]
-    parts += [escape_markdown(said), markdown(pairs), PAIRS_NOTE] if study.pairs else []
+    parts += [for_markdown(said), markdown(pairs), PAIRS_NOTE] if study.pairs else []
     parts += [_list([*study.notes, *(f"Not read: {why}" for why in study.unread)])]
     return [part for part in parts if part]
 
@@ -233,7 +238,7 @@ def _attribution_parts(found: Sequence[Attribution]) -> list[str]:
 
 
 def _won_back_parts(study: Study) -> list[str]:
-    outcomes = [f"- {escape_markdown(config)}: {escape_markdown(text)}" for config, text in remedy_outcomes(study)]
+    outcomes = [f"- {for_markdown(f'{config}: {text}')}" for config, text in remedy_outcomes(study)]
     parts = [markdown(won_back_table(study.group, study.remedy_steps)), WON_BACK_NOTE] if study.remedy_steps else []
     parts += ["\n".join(outcomes)] if outcomes else []
     return ["### What the remedies win back", *parts] if parts else []

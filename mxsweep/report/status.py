@@ -7,6 +7,7 @@ from mxsweep.report.plain_table import plain
 from mxsweep.report.table import Table, text_cells
 from mxsweep.report.wording import one_line
 from mxsweep.results.record import STATUSES, RunFolder
+from mxsweep.terminal.escapes import printable
 
 REASON_WIDTH = 200  # characters of a line; the whole of it is in the run's result.json
 
@@ -22,6 +23,5 @@ def status_text(runs: Sequence[RunFolder]) -> str:
         f"{sum(run.status == status for run in runs)} {status}" for status in ("done", "running", "failed", "missing")
     ]
     unreadable = sum(run.status == "unreadable" for run in runs)
-    return f"{plain(table, sys.maxsize)}\n\n{len(runs)} runs: {', '.join(counts)}" + (
-        f", {unreadable} unreadable" if unreadable else ""
-    )
+    said = f"{len(runs)} runs: {', '.join(counts)}" + (f", {unreadable} unreadable" if unreadable else "")
+    return printable(f"{plain(table, sys.maxsize)}\n\n{said}")

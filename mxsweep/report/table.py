@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, tabulate
 
 from mxsweep.report.wording import ABSENT, NOISE_MARK, SIGNIFICANT_MARK
+from mxsweep.terminal.escapes import for_markdown, printable
 
 NOTHING = "None."  # what a Markdown table without rows says
 # What tabulate leaves as it is: symbols that LaTeX wants as commands, and two that the OT1 encoding prints as others.
@@ -97,14 +97,9 @@ def markdown(table: Table) -> str:
     """Return the table in GitHub's Markdown; a sentence where it has no rows."""
     if not table.rows:
         return NOTHING
-    texts = [[escape_markdown(text) for text in row] for row in table.texts]
-    headers = [escape_markdown(name) for name in table.columns]
+    texts = [[for_markdown(text) for text in row] for row in table.texts]
+    headers = [for_markdown(name) for name in table.columns]
     return tabulate(texts, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def escape_markdown(text: str) -> str:
-    """Return a text that Markdown shows as it stands."""
-    return re.sub(r"([|*<`\\])", r"\\\1", text)
 
 
 def latex(table: Table) -> str:
@@ -112,7 +107,7 @@ def latex(table: Table) -> str:
     rows: list[Sequence[str] | str] = []
     for index, texts in enumerate(table.texts):
         rows += [SEPARATING_LINE] if index in table.rule_before else []
-        rows.append([" ".join(text.split()) for text in texts])
+        rows.append([" ".join(printable(text).split()) for text in texts])
     align = ["left" if index in table.text_columns else "right" for index in range(len(table.columns))]
     text = tabulate(rows, table.columns, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
     return "\n".join(_with_symbols(" ".join(line.split())) for line in text.splitlines())
@@ -120,7 +115,7 @@ def latex(table: Table) -> str:
 
 def escape_latex(text: str) -> str:
     """Return a text that LaTeX prints as it stands."""
-    return _with_symbols("".join(LATEX_ESCAPE_RULES.get(c, c) for c in " ".join(text.split())))
+    return _with_symbols("".join(LATEX_ESCAPE_RULES.get(c, c) for c in " ".join(printable(text).split())))
 
 
 def _with_symbols(text: str) -> str:

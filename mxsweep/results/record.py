@@ -77,9 +77,11 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> Path:
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read the record in `path`, a result.json. Raises RecordError if it is not one."""
     try:
-        record = _decode(json.loads(read_regular(Path(path), MOST_BYTES)))
+        record = _decode(json.loads(read_regular(Path(path), MOST_BYTES), parse_int=_whole))
     except OSError as error:
         raise RecordError(f"cannot be read: {error.strerror}") from error
+    except RecordError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not valid JSON: {error}") from error
     _check(record)
@@ -158,6 +160,13 @@ def _decode(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
+def _whole(text: str) -> int:
+    """Return a whole number that every reader of results holds. Raises RecordError for one beyond an int64."""
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**63:
+        raise RecordError(f"holds a whole number of {len(text.lstrip('-'))} digits, more than an int64 has room for")
+    return number
+
+
 def _check(record: Any) -> None:
     """Raise RecordError unless `record` has the fields, of the types, that its readers count on."""
     if not isinstance(record, dict) or "schema" not in record:
@@ -215,10 +224,17 @@ def _open_run(path: Path, planned: list[str]) -> RunFolder:
 def _who_works(notes: dict[str, Any]) -> str:
     who = f"process {notes.get('pid', '?')} on {notes.get('host', '?')}"
     if phase := notes.get("phase"):
-        done, total = notes.get("done"), notes.get("total")
-        return f"{who}, {done / total:.0%} of {phase}" if done and total else f"{who}, {phase}"
-    answered, requests = notes.get("answered"), notes.get("requests")
-    return f"{who}, {answered / requests:.0%} answered" if answered and requests else who
+        share = _share(notes.get("done"), notes.get("total"))
+        return f"{who}, {share} of {phase}" if share else f"{who}, {phase}"
+    share = _share(notes.get("answered"), notes.get("requests"))
+    return f"{who}, {share} answered" if share else who
+
+
+def _share(done: Any, total: Any) -> str:
+    """Return what a claim says of how much is done; nothing where it makes no sense."""
+    if not all(isinstance(number, int | float) and 0 < number < 2**63 for number in (done, total)):
+        return ""
+    return f"{min(done / total, 1):.0%}"
 
 
 def _failure_reason(record: dict[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from mxsweep.sweeps.plan import Plan, PlannedRun, plan
 from mxsweep.sweeps.run_sweep import run_single, run_sweep
 from mxsweep.terminal.command import EXIT_USAGE
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.escapes import printable
 
 
 def plan_command(command: Command, multirun: bool, paths_from: Path | None = None) -> tuple[Plan, bool]:
@@ -50,7 +51,7 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
     """
     if planned.settings.dry_run:
         shown = preview(planned.runs)
-        print(shown.text)
+        print(printable(shown.text))
         return EXIT_USAGE if shown.is_refused else 0
     refuse_impossible(planned)
     if not multirun and planned.settings.launcher is not None:

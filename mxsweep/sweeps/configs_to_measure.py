@@ -15,6 +15,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.plan import PlannedRun, plan
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.escapes import printable
 
 
 def add_knob_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -35,7 +36,7 @@ def output_folder(arguments: argparse.Namespace, name: str) -> Path:
 def print_warnings(warnings: Iterable[str]) -> None:
     """Print warnings below what was measured, each once."""
     for warning in dict.fromkeys(warnings):
-        print(f"\nwarning: {warning}")
+        print(printable(f"\nwarning: {warning}"))
 
 
 def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[str, RunConfig]]:

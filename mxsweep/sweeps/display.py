@@ -16,6 +16,7 @@ from mxsweep.runs.new_record import summarize_record
 from mxsweep.sweeps.best_run import BestRun
 from mxsweep.sweeps.execute import LOG_FORMAT
 from mxsweep.sweeps.time_left import RunningRun, format_duration, seconds_left
+from mxsweep.terminal.escapes import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -84,6 +85,7 @@ class SweepDisplay:
 
     def say(self, line: str) -> None:
         """Print a line, above the display if there is one."""
+        line = printable(line)
         with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more: no reason to stop a sweep
             if self._console is None:
                 print(line, file=self._stream, flush=True)
@@ -192,7 +194,7 @@ class SweepDisplay:
         from rich.text import Text
 
         def cut(text: str) -> Text:
-            return Text(text, no_wrap=True, overflow="ellipsis")
+            return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
         running = list(self._running.values())
         done = self._skipped + self._ended + sum(run.progress for run in running)

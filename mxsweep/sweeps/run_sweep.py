@@ -26,6 +26,7 @@ from mxsweep.sweeps.plan import Plan, PlannedRun
 from mxsweep.sweeps.sweep_folder import how_to_go_on, make_writable, open_sweep_folder, quote_folder, shorten_folder
 from mxsweep.terminal.command import EXIT_FAILED, EXIT_INTERRUPTED
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.escapes import printable
 
 log = logging.getLogger("mxsweep")
 
@@ -127,7 +128,8 @@ def _without_blocked(runs: Sequence[SweepRun], folder: Path) -> list[SweepRun]:
         if problem is None:
             free.append(run)
         else:
-            print(f"mxsweep: {run.folder} is left out: {problem}; remove it and resume the sweep", file=sys.stderr)
+            said = f"mxsweep: {run.folder} is left out: {problem}; remove it and resume the sweep"
+            print(printable(said), file=sys.stderr)
     return free
 
 
@@ -234,7 +236,8 @@ def _say_what_is_left(folder: Path, runs: Sequence[SweepRun], todo: Sequence[Swe
     """Print which runs are the same as others and, when a sweep is resumed, how many are done, failed and missing."""
     for run in plan.runs:
         for words in run.same:
-            print(f"mxsweep: {' '.join(words)}: is the same run as {' '.join(run.overrides)}; it is run once")
+            said = f"mxsweep: {' '.join(words)}: is the same run as {' '.join(run.overrides)}; it is run once"
+            print(printable(said))
     if plan.settings.resume:
         failed = sum(run.old_failure is not None for run in todo)
         again = f", {failed} failed and are run again" if failed else ""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mxsweep.terminal.errors import CommandError
+from mxsweep.terminal.escapes import printable
 from mxsweep.terminal.streams import with_safe_streams
 
 EXIT_FAILED = 1  # a run failed, or a file could not be written
@@ -42,7 +43,7 @@ def run_command(program: str, command: Callable[[], int], interrupted: str | Non
             if interrupted:
                 print(f"{program}: {interrupted}", file=sys.stderr)
             return EXIT_INTERRUPTED
-        print(f"{program}: {_shortened(message)}", file=sys.stderr)
+        print(f"{program}: {printable(_shortened(message))}", file=sys.stderr)
         return EXIT_USAGE
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded, which no command has done yet
@@ -64,7 +65,7 @@ def write_output(program: str, output: Path, write: Callable[[Path], list[Path]]
 
 def print_written(files: list[Path]) -> None:
     """Print the names of the files that a command wrote."""
-    print("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
+    print(printable("\nWritten:\n" + "\n".join(f"  {path}" for path in files)))
 
 
 def _shortened(message: str) -> str:
