@@ -160,7 +160,12 @@ def _take_further(data: dict[str, Any]) -> dict[str, Any]:
     further = {key: data.pop(key) for key in set(data) - typed}
     for group, names in fields.items():
         further |= {f"{group}.{leaf}": data[group].pop(leaf) for leaf in set(data[group]) - names}
-    return dict(sorted(further.items()))
+    return {path: _as_whole(value) if path == ACTIVATION else value for path, value in sorted(further.items())}
+
+
+def _as_whole(value: Any) -> Any:
+    """Return a number without digits behind the point as a whole one: 2688.0 is 2688, and one run."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value < 2**53 else value
 
 
 def _recipe_name(name: str, cfg: DictConfig) -> str:

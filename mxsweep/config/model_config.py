@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from mxsweep.config.checks import (
     EMBEDDED,
 )
-from mxsweep.config.refusals import quantized_already
-from mxsweep.files.checkpoints import exported_folder, loading_dtype, model_identity, stored_quantization
+from mxsweep.config.refusals import quantized_already, stored_rotated
+from mxsweep.files.checkpoints import (
+    exported_folder,
+    loading_dtype,
+    model_identity,
+    rotated_layer,
+    stored_quantization,
+)
 from mxsweep.terminal.errors import ConfigError
 
 LISTENED_TO = ("auto", "sdpa", "eager")  # the attention whose keys and values can be quantized
@@ -35,8 +41,11 @@ class ModelConfig:
             raise ConfigError(f"model.path: {self.path!r} goes with model=hf; model=tiny is the embedded model")
         if self.device_map and self.device != "auto":
             raise ConfigError(f"model.device: {self.device!r} has no say with model.device_map=auto; allowed: auto")
+        packed = exported_folder(self.path)
+        if packed is not None and (layer := rotated_layer(packed)):
+            raise ConfigError(stored_rotated(self.path, layer))
         method = stored_quantization(self.path)
-        if method and not self.dequantize and exported_folder(self.path) is None:
+        if method and not self.dequantize and packed is None:
             raise ConfigError(quantized_already(self.path, method))
 
     def identity(self) -> dict[str, str]:

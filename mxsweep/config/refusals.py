@@ -18,6 +18,14 @@ def quantized_already(path: str, method: str) -> str:
     )
 
 
+def stored_rotated(path: str, layer: str) -> str:
+    """Return what to say of a ``model.path`` of a packed checkpoint that has ``layer`` stored rotated."""
+    return (
+        f"model.path: {path!r} has weights that are stored rotated, as {layer}, and inputs that its loader rotates as "
+        "it runs, which a plain model does not; allowed: exports of runs whose inputs are not rotated (rotation=none)"
+    )
+
+
 def gguf_missing(path: str) -> str:
     """Return what to say of a ``model.path`` that is a GGUF file where the package that reads its blocks is missing."""
     return f"model.path: {path!r} is a GGUF file, which takes the package gguf: pip install 'mxsweep[gguf]'"

@@ -110,7 +110,25 @@ def _metrics(manifest: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     head = "| task | metric | this run | 95 % interval |\n| --- | --- | --- | --- |\n"
-    return "## Metrics\n\n" + head + "\n".join(rows) + "\n\nAs mxsweep computed them."
+    return "## Metrics\n\n" + head + "\n".join(rows) + "\n\nAs mxsweep computed them." + _against(manifest)
+
+
+def _against(manifest: Mapping[str, Any]) -> str:
+    """Return how the metrics differ from those of the unquantized model, or what would say it."""
+    baseline = manifest.get("baseline", {})
+    if "missing" in baseline:
+        return f"\n\n{baseline['missing']}"
+    if not baseline.get("differences"):
+        return ""
+    rows = [
+        f"| {each['task']} | {each['metric']} | {each['change']} | {each['p']:.2g} | {each['n']:,} |"
+        for each in baseline["differences"]
+    ]
+    return (
+        f"\n\nAgainst the unquantized model (run `{baseline['run_id']}`), on the same examples; p is two-sided and "
+        "adjusted for nothing:\n\n| task | metric | change, 95 % interval | p | examples |\n"
+        "| --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+    )
 
 
 def _roundings(manifest: Mapping[str, Any]) -> str:

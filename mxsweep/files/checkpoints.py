@@ -55,6 +55,15 @@ def exported_folder(path: str) -> Path | None:
     return folder if folder is not None and (folder / EXPORT_MANIFEST).is_file() else None
 
 
+def rotated_layer(folder: Path) -> str | None:
+    """Return the first layer that a folder which mxsweep packed has stored rotated, its input to be rotated by the
+    loader; None where there is none.
+    """
+    layers = _read_mapping(folder / EXPORT_MANIFEST).get("weights")
+    known = layers.items() if isinstance(layers, dict) else ()
+    return next((name for name, layer in known if "input_rotated_in_blocks_of" in layer), None)
+
+
 def packed_gguf(folder: Path) -> Path | None:
     """Return the GGUF file that holds the weights of a folder which mxsweep packed; None for any other folder."""
     file = folder / EXPORTED_GGUF

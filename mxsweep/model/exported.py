@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from mxsweep.config.refusals import stored_rotated
 from mxsweep.export.folder import read_manifest, read_weights
+from mxsweep.files.checkpoints import rotated_layer
 from mxsweep.model.dequantize import forget_quantization
 from mxsweep.numerics import Encoded, decode
 from mxsweep.terminal.errors import ConfigError
@@ -32,17 +34,12 @@ def load_exported(
     Raises:
         ConfigError: files are missing or do not hold what they say, or inputs are to be rotated as the model runs.
     """
+    if layer := rotated_layer(folder):
+        raise ConfigError(stored_rotated(path, layer))
     try:
-        manifest = read_manifest(folder)
         weights, plain = read_weights(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path: {path!r} cannot be read as what mxsweep.export wrote: {error}") from None
-    rotated = [name for name, layer in manifest["weights"].items() if "input_rotated_in_blocks_of" in layer]
-    if rotated:
-        raise ConfigError(
-            f"model.path: {path!r} has weights that are stored rotated, as {rotated[0]}, and inputs that its loader "
-            "rotates as it runs, which a plain model does not; allowed: exports of rotation=none or rotation.residual"
-        )
     return load_state(folder, state_of(weights, plain), arguments, shared)
 
 

@@ -32,6 +32,7 @@ from mxsweep.machine.versions import record_environment
 from mxsweep.model.load import forget_models
 from mxsweep.model.residual import rotated_residual
 from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record
+from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.evaluator import load_evaluator
 from mxsweep.runs.packed_model import collect
 from mxsweep.runs.trained_run import evaluated_checkpoint
@@ -122,6 +123,7 @@ def export_run(
 
     def write(folder: Path) -> None:
         manifest, notes, reference = _write(config, record, target, folder, progress, say)
+        manifest["baseline"] = against_baseline(record, run_folder, record["overrides"])
         manifest["seconds"] = {"write": time.perf_counter() - began}
         if verify:
             forget_models()

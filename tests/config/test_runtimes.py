@@ -160,6 +160,14 @@ def test_a_run_without_a_preset_is_the_run_that_it_was() -> None:
     assert compose(["format=none", "runtime=quark"]).config_hash == compose(["format=none"]).config_hash
 
 
+def test_a_number_is_one_run_however_it_is_typed() -> None:
+    whole, point, other = (
+        compose(["format=nvfp4", f"format.activation_scale={value}"]) for value in ("2688", "2688.0", "2688.5")
+    )
+    assert whole.config_hash == point.config_hash != other.config_hash
+    assert whole.as_dict() == point.as_dict() and other.recipe.activation_scale == 2688.5
+
+
 def test_the_record_says_what_all_formats_have_and_nothing_that_is_not_so() -> None:
     config = compose(["runtime=quark", "format=mxfp4"]).as_dict()
     assert [config[name] for name in ("runtime", "rounding", "scale_rounding")] == ["quark", "even", "even"]

@@ -125,6 +125,8 @@ def test_a_rotated_residual_stream_unties_the_output_layer(tmp_path: Path) -> No
     assert rotated and "transform_config" in settings
     with pytest.raises(ConfigError, match=r"^model\.path: .* stored rotated"):
         load_model(str(out), device="cpu")
+    with pytest.raises(ConfigError, match=r"^model\.path: .* stored rotated"):  # so that a dry run says it
+        compose(["model=hf", f"model.path={out}", "format=none"])
 
 
 def test_a_damaged_checkpoint_is_found_out_and_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,72 @@
+"""A run against the baseline beside it: the paired differences of the report, or the command that makes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxsweep import compare, compose, run
+from mxsweep.export.card import card
+from mxsweep.runs.against_baseline import against_baseline
+from mxsweep.runs.export_run import export_run
+
+FEW = ["limit=48", "model.device=cpu"]
+WORDS = [*FEW, "format=mxfp4", "format.activation=none"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def done(folder: Path, words: list[str]) -> dict[str, Any]:
+    record = run(compose(words), folder, overrides=words)
+    assert record["status"] == "done", record["error"]
+    return record
+
+
+def test_differences_are_those_of_a_comparison(tmp_path: Path) -> None:
+    baseline = done(tmp_path / "none", [*FEW, "format=none"])
+    done(tmp_path / "other", ["limit=24", "model.device=cpu", "format=none"])
+    record = done(tmp_path / "mine", WORDS)
+    found = against_baseline(record, tmp_path / "mine", WORDS)
+    assert found["run_id"] == baseline["run_id"]
+    expected = compare(tmp_path / "none", tmp_path / "mine").set_index("metric")
+    assert [each["metric"] for each in found["differences"]] == ["acc", "perplexity"]
+    for each, metric in zip(found["differences"], ("acc", "log-perplexity"), strict=True):
+        assert (each["p"], each["n"]) == (expected.p[metric], expected.n[metric]) and each["n"] == 48
+    assert found["differences"][1]["change"].startswith("+") and "%" in found["differences"][1]["change"]
+    export = export_run(compose(WORDS), record, tmp_path / "mine", "auto", tmp_path / "out", verify=False)
+    said = (export.folder / "README.md").read_text()
+    assert f"Against the unquantized model (run `{baseline['run_id']}`)" in said
+    assert found["differences"][1]["change"] in said
+
+
+def test_a_run_alone_says_what_to_evaluate(tmp_path: Path) -> None:
+    record = done(tmp_path / "mine", WORDS)
+    done(tmp_path / "other", ["limit=24", "model.device=cpu", "format=none"])
+    found = against_baseline(record, tmp_path / "mine", WORDS)
+    assert list(found) == ["missing"]
+    assert "`python -m mxsweep -m limit=48 model.device=cpu format=mxfp4 format.activation=none`" in found["missing"]
+
+
+def test_a_card_without_either_says_neither() -> None:
+    config: dict[str, Any] = {
+        "model": {"name": "tiny"},
+        "format": {"name": "mxfp4"},
+        "ptq": {"method": "rtn"},
+        "rotation": {"method": "none"},
+    }
+    manifest = {
+        "config": config,
+        "target": "quark",
+        "run_id": "r",
+        "weights": {},
+        "kept": [],
+        "bytes": {"tensors": 1},
+        "bits_per_quantized_weight": {"stored": 4.25, "predicted": 4.25},
+        "metrics": {"story": {"acc": 1.0}},
+    }
+    assert "Against" not in card(manifest) and "baseline" not in card(manifest)
