@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mxsweep.config.model_config import LISTENED_TO
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.training_combinations import check_training
-from mxsweep.formats import cuda_problem, microxcaling_problem
+from mxsweep.formats import microxcaling_problem
 from mxsweep.formats.recipe import DYNAMIC, OF_A_MATRIX
 from mxsweep.terminal.errors import ConfigError
 
@@ -94,11 +92,7 @@ def check_combination(config: RunParts) -> None:
     if problem := config.recipe.kv.problem_with(config.recipe.key):
         raise ConfigError(problem)
     for fmt in config.formats():
-        problem = None
-        if config.backend == "microxcaling":
-            problem = microxcaling_problem(fmt, config.arithmetic)
-        elif config.backend == "cuda":  # while training, torch computes four over six
-            problem = cuda_problem(replace(fmt, four_over_six=False) if config.trains else fmt)
+        problem = microxcaling_problem(fmt, config.arithmetic) if config.backend == "microxcaling" else None
         if problem is not None:
             raise ConfigError(f"{problem.replace('backend ', 'backend: ', 1)} (asked for {fmt})")
     if config.backend == "cuda" and config.model.device in ("cpu", "mps") and not config.is_baseline:

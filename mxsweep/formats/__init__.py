@@ -6,7 +6,6 @@ from mxsweep.formats.backends import (
     NUMERICS_VERSION,
     STOCHASTIC_VERSION,
     BackendUnavailable,
-    cuda_problem,
     microxcaling_problem,
     numerics_versions,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "ElementFormat",
     "MXFormat",
     "ScaleFormat",
-    "cuda_problem",
     "microxcaling_problem",
     "numerics_versions",
     "parse_element",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 
 from mxsweep.formats.mxformat import INF_IS_NAN, MXFormat
-from mxsweep.formats.scale import SCALE_ROUNDINGS
-from mxsweep.formats.scale_rules import OWN_RULE
 
 BACKENDS = ("torch", "cuda", "microxcaling")
 ARITHMETICS = ("native", "exact")
@@ -40,21 +37,6 @@ def check_backend(backend: str, arithmetic: str) -> None:
     for field, value, allowed in (("backend", backend, BACKENDS), ("arithmetic", arithmetic, ARITHMETICS)):
         if value not in allowed:
             raise ValueError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
-
-
-@functools.cache
-def cuda_problem(fmt: MXFormat) -> str | None:
-    """Return what of `fmt` the CUDA kernels do not compute, in one sentence; None if they do. Needs no GPU."""
-    refusals = (
-        (fmt.rounding == "ties_to_zero", "rounding ties_to_zero"),
-        (fmt.scale_rounding not in SCALE_ROUNDINGS, f"scale_rounding {fmt.scale_rounding}"),
-        (fmt.scale_rule != OWN_RULE, f"scale_rule {fmt.scale_rule}"),
-        (fmt.least_scale == 0, f"scale_floor {fmt.scale_floor}"),
-        (fmt.inf != INF_IS_NAN, f"inf {fmt.inf}"),
-        (fmt.four_over_six, "four_over_six"),
-    )
-    what = next((what for refused, what in refusals if refused), None)
-    return None if what is None else f"backend 'cuda' has no {what}; use backend 'torch'"
 
 
 def microxcaling_problem(fmt: MXFormat, arithmetic: str) -> str | None:

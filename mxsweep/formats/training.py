@@ -91,14 +91,11 @@ class LayerFormats:
 
     @cached_property
     def by_format_alone(self) -> frozenset[str]:
-        """Return the operands that become what their format makes of a tensor, without rotation or a chosen scale."""
+        """Return the operands that become what their format makes of a tensor, without rotation or prescale."""
         return frozenset(
             name
             for name, operand in self.operands()
-            if operand is not None
-            and operand.prescale == 1
-            and not operand.fmt.four_over_six
-            and not getattr(self, name.partition(".")[0]).hadamard
+            if operand is not None and operand.prescale == 1 and not getattr(self, name.partition(".")[0]).hadamard
         )
 
     def operands(self) -> Iterator[tuple[str, OperandFormat | None]]:

@@ -41,7 +41,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import cuda_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.encoding import Encoded
@@ -191,7 +190,7 @@ def _sweep(values: Tensor, before: Tensor, ratios: Tensor, grid: _Grid) -> Tenso
         (C, N) float32.
     """
     values, q = values.clone(), torch.empty_like(values)
-    round_group = _round_group_by_kernel if _has_kernel(values.device) and not cuda_problem(grid.fmt) else _round_group
+    round_group = _round_group_by_kernel if _has_kernel(values.device) else _round_group
     for start in range(0, len(values), GROUP):
         group = slice(start, min(start + GROUP, len(values)))
         change = round_group(values, before, ratios, grid, q, group)
@@ -221,8 +220,8 @@ def _round_group_by_kernel(
 
     change = torch.empty_like(values[group])
     midpoint = None if grid.midpoint is None else grid.midpoint[group]
-    parts = (values[group], before[group], ratios[group, group], grid.scale.by[group], midpoint, q[group], change)
-    round_columns(grid.fmt, *parts)
+    by, read = grid.scale.by[group], grid.scale.read[group]
+    round_columns(grid.fmt, values[group], before[group], ratios[group, group], by, read, midpoint, q[group], change)
     return change
 
 

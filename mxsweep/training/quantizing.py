@@ -242,7 +242,7 @@ class Quantizer:
     def _quantized(self, operand: str, x: Tensor) -> Tensor:
         beside, prescale = self._arguments(operand, x)._asdict(), self._format(operand).prescale
         axis, fmt = _AXES[operand], beside.pop("fmt")
-        if prescale == 1 and not fmt.four_over_six:
+        if prescale == 1:
             return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
         return quantize_rescaled(x, fmt, axis, prescale=prescale, **beside)
 

@@ -78,10 +78,6 @@ def test_a_training_has_the_rules_of_its_formats() -> None:
             ["format=mxfp4", "format.scale_emax=false", "scale_rounding=rceil"],
             "format.scale_emax: False does not go with scale_rounding rceil",
         ),
-        (
-            ["format=nvfp4", "format.scale_rule=vllm", "custom_cuda=true"],
-            "backend: 'cuda' has no scale_rule vllm; use backend 'torch' (asked for fp4_e2m1-b16-e4m3-tensor-rule_vl",
-        ),
         (["ptq=gptq", "format.rounding={weight:stochastic,activation:even}"], "rounding: 'stochastic' does not go"),
     ],
 )  # fmt: skip

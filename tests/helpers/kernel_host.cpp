@@ -23,15 +23,15 @@ static const Index blockDim = {256};
 static Index gridDim;
 static thread_local Index blockIdx, threadIdx;
 static std::barrier<> warp(32);
-static unsigned exchanged[32];
+static unsigned long long exchanged[32];
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
     const int lane = threadIdx.x % 32;
-    memcpy(&exchanged[lane], &value, 4);
+    memcpy(&exchanged[lane], &value, sizeof(T));
     warp.arrive_and_wait();
     T other;
-    memcpy(&other, &exchanged[lane ^ distance], 4);
+    memcpy(&other, &exchanged[lane ^ distance], sizeof(T));
     warp.arrive_and_wait();
     return other;
 }
@@ -75,10 +75,21 @@ extern "C" void both_on_host(long threads, const void* x, void* by_row, void* by
     });
 }
 #endif
-#ifdef MX_ROWS_ON_HOST
-extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, u64 key, i64 example, i64 first_example) {
+#ifdef MX_BLOCKS_ON_HOST
+extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, BESIDE_ARGUMENTS) {
     launch(threads, [=] {
-        mx_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), vectors, nullptr, 1, key, example, first_example);
+        mx_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), vectors, tensor_scales, group, key, example,
+                first_example);
+    });
+}
+extern "C" void tiles_by_warp_on_host(long threads, const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+    launch(threads, [=] {
+        mx_tiles_by_warp(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);
+    });
+}
+extern "C" void tiles_by_thread_on_host(long threads, const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+    launch(threads, [=] {
+        mx_tiles_by_thread(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);
     });
 }
 #endif

@@ -26,27 +26,34 @@ extern "C" long quantize_blocks(int format_index, const float* x, float* y, long
         const float g = format.tensor_scale ? tensor_scale_of(tensor_amax[block], format) : 1.0f;
         float midpoint;
         const float largest = amax_of_block(format, amax, low, high, midpoint);
-        BlockScale scale = quick_scale_of_block(format, largest, midpoint, g);
-        quick += scale.quick;
-        if (!scale.quick) scale = scale_of_block(format, largest, midpoint, g);
-        for (long i = 0; i < length; ++i) {
+        const auto random = [=](long i) {
             const long place = block * length + i;
             const unsigned long long at = index ? (unsigned long long)index[place] : 0;
-            const float random =
-                index ? random_of(random_bits(key, at / 8, (unsigned long long)example[place]), int(at % 8)) : 0.0f;
-            y[i] = quantized(x[i], scale, format, random);
+            return index ? random_of(random_bits(key, at / 8, (unsigned long long)example[place]), int(at % 8)) : 0.0f;
+        };
+        long long loss = 0;
+        if (format.four_over_six) {
+            const Candidates candidates = candidates_of_block(format, largest, midpoint, g);
+            for (long i = 0; i < length; ++i) loss += loss_of_second(x[i], candidates, format, random(i));
         }
+        const float chosen = loss < 0 ? largest * SECOND : largest;
+        const BlockScale scale = quickest_scale_of_block(format, chosen, midpoint, g);
+        quick += scale.quick;
+        for (long i = 0; i < length; ++i) y[i] = quantized(x[i], scale, format, random(i));
     }
     return quick;
 }
 
 // gptq.cu's kernel, all rows.
-extern "C" void gptq_columns(int format_index, const float* values, const float* before, const float* ratios, long long stride,
-                             const float* scales, const float* midpoints, float* q, float* changes, long long rows,
-                             int columns) {
+extern "C" void gptq_columns(int format_index, const float* values, const float* before, const float* ratios,
+                             long long stride, const float* bys, const float* reads, const float* midpoints, float* q, float* changes,
+                             long long rows, int columns) {
     for (long long row = 0; row < rows; ++row) {
-        round_columns(formats[format_index], values, before, ratios, stride, scales, midpoints, q, changes, rows, columns, row);
+        round_columns(formats[format_index], values, before, ratios, stride, bys, reads, midpoints, q, changes, rows,
+                      columns, row);
     }
 }
 
-extern "C" float nearest_bfloat16_of(float value) { return nearest_bfloat16(value); }
+extern "C" void rounded_to_storage(int storage, const float* x, float* y, long count) {
+    for (long i = 0; i < count; ++i) y[i] = rounded_to(storage, x[i]);
+}

@@ -21,7 +21,7 @@ def host_library(folder: Path, formats: Sequence[MXFormat]) -> ctypes.CDLL:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++ or c++) on this machine")
-    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt)},\n" for fmt in formats))
+    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt, torch.float32)},\n" for fmt in formats))
     with resources.as_file(resources.files("mxsweep.numerics.kernels")) as sources:
         subprocess.run(
             [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",

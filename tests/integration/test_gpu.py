@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mxsweep import LinearFormats, Recipe, compose, quantize_model, run
+from mxsweep.formats.scale_rules import SCALE_RULE_NAMES
 from mxsweep.model import offload
 from mxsweep.model.operands import find_operands
 from mxsweep.model.quantize import left_out
@@ -42,6 +44,8 @@ FORMATS = [
     MXFormat("fp4_e2m1", block_size=16, scale="e4m3", tensor_scale=True),
     MXFormat("int4", scale="fp32", symmetric=False),
     MXFormat("fp4_e2m1", rounding="stochastic"),
+    MXFormat("fp4_e2m1", 16, "e4m3", four_over_six=True),
+    MXFormat("fp4_e2m1", 16, "e5m3", tensor_scale=True, scale_rule="quark", four_over_six=True, inf="saturate"),
 ]
 
 
@@ -119,12 +123,18 @@ def test_the_kernels_are_the_definition_under_ordinary_tensor_scales(fmt: MXForm
 @pytest.mark.parametrize("dims", [None, (-1,), (1, 2)], ids=str)
 def test_a_maximum_that_is_given_takes_the_place_of_the_measured_one(dims: tuple[int, ...] | None) -> None:
     x = torch.randn(8, 32, 64, generator=torch.Generator("cuda").manual_seed(0), device="cuda")
-    fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
-    for amax in (torch.tensor(7.0), torch.rand(8, 1, 1).add_(1)):
+    x[0, 1, 5], x[2, 3, 20] = torch.nan, torch.inf
+    nvfp4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    maxima = (7.0, 0.0, torch.inf, torch.nan, 1e-44, torch.rand(8, 1, 1).add_(1))
+    for amax, rule, better in itertools.product(maxima, SCALE_RULE_NAMES, (False, True)):
+        amax = torch.as_tensor(amax)
         if amax.ndim and dims is None:
             continue
+        fmt = replace(nvfp4, scale_rule=rule, four_over_six=better, inf="saturate" if better else "nan_block")
         more = {"tensor_dims": dims, "tensor_amax": amax.cuda()}
-        assert_same_bits(quantize(x, fmt, backend="cuda", **more), quantize(x, fmt, **more))
+        expected = quantize(x, fmt, **more)
+        assert_same_bits(quantize(x, fmt, backend="cuda", **more), expected)
+        assert_same_bits(expected.cpu(), quantize(x.cpu(), fmt, tensor_dims=dims, tensor_amax=amax))
 
 
 @pytest.mark.slow
@@ -180,6 +190,7 @@ def test_the_kernels_take_any_shape_axis_and_stride(block_size: int | tuple[int,
                 MXFormat("fp6_e2m3", block_size),
                 MXFormat("fp4_e2m1", block_size, "e5m3", symmetric=False),
                 MXFormat("fp8_e4m3", block_size, rounding="stochastic"),
+                MXFormat("fp4_e2m1", block_size, "e4m3", rounding="stochastic", four_over_six=True, inf="saturate"),
             ):
                 for example_dims, first in itertools.product(range(x.ndim), (None, 3)):
                     arguments = {"generator": 11, "example_dims": example_dims, "first_example": first}
@@ -191,8 +202,13 @@ def test_the_kernels_take_any_shape_axis_and_stride(block_size: int | tuple[int,
 @pytest.mark.parametrize("dims", [None, (-1,), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5, 48), (2, 70, 2064), (1, 3, 100_000), (3, 2, 20_001), (2, 3, 33)], ids=str)
 def test_the_kernels_per_tensor_scale(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> None:
-    fmt = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
-    for dtype in KERNEL_DTYPES:
+    nvfp4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    others = [
+        replace(nvfp4, inf="saturate", four_over_six=True),
+        replace(nvfp4, scale_rule="compressed_tensors"),
+        replace(nvfp4, scale_rule="quark", scale="e5m3", four_over_six=True),
+    ]
+    for dtype, fmt in itertools.product(KERNEL_DTYPES, (*others, nvfp4)):
         x = torch.randn(shape, device="cuda").to(dtype)
         x[0, 0] = 0
         ours = quantize(x, fmt, backend="cuda", tensor_dims=dims)
@@ -259,7 +275,9 @@ BOTH = [
     (MXFormat("fp4_e3m0", 64, scale_rounding="ceil"), MXFormat("fp4_e2m1", 16, "e5m3")),
     (MXFormat("int4", 32, "fp32", symmetric=False), MXFormat("fp6_e2m3", 32, symmetric=False)),
     (MXFormat("int8", 16, rounding="stochastic"), MXFormat("mint4", 32, rounding="stochastic")),
+    (MXFormat("fp4_e2m1", 16, "e4m3", scale_rule="quark", inf="saturate"), MXFormat("fp8_e4m3", 32, inf="saturate")),
     (MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), MXFormat("fp4_e2m1", (16, 16))),  # by two calls
+    (MXFormat("fp4_e2m1", 16, "e4m3", four_over_six=True), MXFormat("fp4_e2m1", 16, "e4m3", four_over_six=True)),
 ]
 
 

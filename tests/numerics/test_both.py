@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
+from helpers.kernel_host import HostKernels
 
 from mxsweep.numerics import BackendUnavailable, MXFormat, quantize, quantize_both
 from mxsweep.numerics.kernels import both_cuda
 from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_formats
 from mxsweep.numerics.kernels.compile import compile_source
-from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.philox import Draws
 
 FP4, FP8 = MXFormat("fp4_e2m1"), MXFormat("fp8_e4m3", 16, rounding="even", scale_rounding="rceil")
 STOCHASTIC = MXFormat("fp4_e2m1", 32, rounding="stochastic")
 NV = MXFormat("fp4_e2m1", 16, "e4m3", rounding="stochastic")
 WIDE = MXFormat("int8", 64, "fp32", rounding="stochastic", symmetric=False)
+SATURATING = MXFormat("fp4_e2m1", 16, "e5m3", rounding="ties_to_zero", scale_rule="vllm", inf="saturate")
 KEYS = (2**63 + 11, 5)
-HOST = Path(__file__).parent.parent / "helpers" / "kernel_host.cpp"
-
-
-class HostKernels:
-    """Stand in for `Kernels`: the kernel compiled for the host."""
-
-    def __init__(self, source: str, folder: Path, *macros: str) -> None:
-        compiler = shutil.which("g++")
-        if compiler is None:
-            pytest.skip("no g++ on this machine")
-        written, built = folder / "kernel.cu", folder / "kernel.so"
-        written.write_text(source, encoding="utf-8")
-        subprocess.run(
-            [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-w", "-pthread", "-shared", "-fPIC",
-             f'-DKERNEL_SOURCE="{written}"', *macros, "-o", built, HOST],
-            check=True,
-        )  # fmt: skip
-        self._library = ctypes.CDLL(str(built))
-
-    def launch(self, name: str, threads: int, *arguments: int) -> None:
-        function = getattr(self._library, {"mx_both": "both_on_host", "mx_rows": "rows_on_host"}[name])
-        function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +34,8 @@ class HostKernels:
         (MXFormat("fp6_e2m3", 64), FP8, torch.float32, (16, 64), 0),  # a row's block is 16 lanes
         (None, WIDE, torch.bfloat16, (2, 64, 40), 1),
         (None, STOCHASTIC, torch.float32, (32, 3, 20), 0),
+        (SATURATING, SATURATING, torch.bfloat16, (32, 64), 0),
+        (None, SATURATING, torch.float32, (48, 32), 0),
     ],
     ids=str,
 )
@@ -86,16 +64,6 @@ def test_the_kernel_is_two_calls(
             assert_same_bits(by_row, quantize(x, row_format, generator=KEYS[0], **beside))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_the_kernel_of_rows_is_the_definition(dtype: torch.dtype, tmp_path: Path) -> None:
-    kernels = HostKernels(kernel_source(STOCHASTIC, dtype, "blocks.cu"), tmp_path, "-DMX_ROWS_ON_HOST")
-    x = adversarial(6 * 5 * 64, 2).view(6, 5, 64).to(dtype)
-    y = torch.full_like(x, 7.0)
-    vectors = x.nbytes // 16
-    kernels.launch("mx_rows", vectors, x.data_ptr(), y.data_ptr(), vectors, KEYS[0], 5 * 64, 3)
-    assert_same_bits(y, quantize(x, STOCHASTIC, generator=KEYS[0], example_dims=1, first_example=3))
-
-
 def test_which_tensors_and_formats_the_kernel_takes() -> None:
     def taken(row: MXFormat | None, column: MXFormat, *shape: int, axis: int = -2) -> bool:
         return takes(row, column, torch.Size(shape), torch.bfloat16, axis % len(shape))
@@ -109,6 +77,8 @@ def test_which_tensors_and_formats_the_kernel_takes() -> None:
         assert not takes_formats(FP4, other, torch.bfloat16)
         assert not takes_formats(other, FP4, torch.bfloat16)
     assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), torch.bfloat16)
+    assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", four_over_six=True), torch.bfloat16)
+    assert not takes_formats(FP4, SATURATING, torch.bfloat16)  # one reads an Inf, the other none
     sixty_four = MXFormat("int8", 64)
     assert takes_formats(FP4, sixty_four, torch.bfloat16) and takes_formats(sixty_four, FP4, torch.bfloat16)
     assert not takes_formats(sixty_four, sixty_four, torch.bfloat16)  # more than a thread holds

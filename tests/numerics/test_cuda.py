@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.adversarial import adversarial, assert_same_bits
+from helpers.adversarial import adversarial, assert_same_bits, beside
 from helpers.kernel_formats import FORMATS
 from helpers.mx_host import host_library, pointer
 from safetensors import safe_open
@@ -27,6 +27,7 @@ from mxsweep.numerics import (
 from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.kernels.cuda import compile_kernels, quantize_cuda
 from mxsweep.numerics.kernels.source import lanes_of
+from mxsweep.numerics.reference.definition import without_inf
 
 
 @pytest.fixture(scope="session")
@@ -37,14 +38,16 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Ten
     library.quantize_blocks.restype = ctypes.c_long
 
     def answer(
-        x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0, first_example: int = 0
-    ) -> torch.Tensor:
+        x: torch.Tensor, fmt: MXFormat, axis: int = -1, key: int = 0, example_dims: int = 0, first_example: int = 0,
+        tensor_amax: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        x = without_inf(x, fmt)  # as the kernels read it
         y, answer.quick_blocks = torch.empty_like(x), 0  # type: ignore[attr-defined]
         within = torch.Size(x.shape[example_dims:])
         index = torch.arange(within.numel()).view(within).expand(x.shape)
         batch = torch.Size(x.shape[:example_dims])
         example = (torch.arange(batch.numel()) + first_example).view(*batch, *[1] * len(within)).expand(x.shape)
-        tensor_amax = x.abs().amax().expand(x.shape)
+        tensor_amax = (x.abs().amax() if tensor_amax is None else tensor_amax).expand(x.shape)
         for region in block_regions(x.shape, fmt.block_size, axis):
             inside = region.block_dims
             views = [region.view(tensor) for tensor in (x, y, index, example, tensor_amax)]
@@ -119,7 +122,9 @@ def test_blocks_are_divided_quickly_where_they_may_be(fmt: MXFormat, on_host: Ca
     for exponent in (0, -12, 20, -60, 60, -110, 110):
         scaled = x * 2.0**exponent
         assert_same_bits(on_host(scaled, fmt, key=3), quantize(scaled, fmt, arithmetic="exact", generator=3))
-        if abs(exponent) <= 20:
+        if fmt.rule.multiplies:  # and divides nothing
+            assert on_host.quick_blocks == x.numel() // 16  # type: ignore[attr-defined]
+        elif exponent == 0 or (abs(exponent) <= 20 and fmt.least_scale > 0):
             assert on_host.quick_blocks == (x.numel() // 16 if may else 0)  # type: ignore[attr-defined]
         elif exponent >= 60:
             assert on_host.quick_blocks == 0  # type: ignore[attr-defined]
@@ -131,6 +136,27 @@ def test_a_nan_or_inf_under_a_tensor_scale_is_the_definitions(on_host: Callable[
         x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
         x[1, 7] = special
         assert_same_bits(on_host(x, fmt), quantize(x, fmt, arithmetic="exact"))
+
+
+@pytest.mark.parametrize("amax", [1.1, 3.7, 5.3e4, 7.9e-5])
+def test_scales_beside_ties_are_the_definitions(amax: float, on_host: Callable[..., torch.Tensor]) -> None:
+    """Of the formulas of rules the last bit decides there."""
+    scales = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    ties = (scales[1:] + scales[:-1]) / 2 * (6 * amax / 2688)
+    steps = torch.arange(-2, 3).repeat_interleave(len(ties))
+    maxima = beside(ties.float().repeat(5), steps)[:, None]
+    x = maxima * torch.linspace(1, -0.9, 16)
+    given = {"tensor_amax": torch.tensor(amax)}
+    for fmt in (fmt for fmt in FORMATS if fmt.scale == "e4m3" and fmt.tensor_scale and fmt.element == "fp4_e2m1"):
+        assert_same_bits(on_host(x, fmt, key=3, **given), quantize(x, fmt, arithmetic="exact", generator=3, **given))
+
+
+@pytest.mark.parametrize("amax", [0.0, 1e-44, 1e-30, 0.3, 7.0, 3e38, torch.inf, torch.nan])
+def test_a_maximum_that_is_given_is_the_definitions(amax: float, on_host: Callable[..., torch.Tensor]) -> None:
+    for fmt in (fmt for fmt in FORMATS if fmt.tensor_scale and fmt.inf == "nan_block"):
+        x = adversarial(6 * 64, 1).view(6, 64)
+        given = {"tensor_amax": torch.tensor(amax)}
+        assert_same_bits(on_host(x, fmt, key=3, **given), quantize(x, fmt, arithmetic="exact", generator=3, **given))
 
 
 def test_midpoints_of_huge_values_do_not_overflow(on_host: Callable[..., torch.Tensor]) -> None:
@@ -149,6 +175,8 @@ def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -
         MXFormat("fp4_e2m1", 16, "e5m3"),
         MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True),
         MXFormat("int4", (8, 8), "fp32", rounding="stochastic", symmetric=False),
+        MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True, scale_rule="compressed_tensors", inf="saturate"),
+        MXFormat("fp4_e2m1", 16, "e5m3", rounding="stochastic", scale_rule="torchao", four_over_six=True),
     ):
         code = compile_kernels(fmt, dtype, arch).code
         assert code[:4] == b"\x7fELF"

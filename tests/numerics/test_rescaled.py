@@ -72,6 +72,18 @@ def test_each_block_takes_the_better_scale(tensor_scale: bool) -> None:
     assert found.sum() < 0.95 * (quantize(x, fmt).double().view(-1, 16) - blocks).square().sum()
 
 
+@pytest.mark.parametrize("rounding", ["even", "stochastic"])
+def test_the_better_scale_depends_neither_on_order_nor_on_size(rounding: str) -> None:
+    fmt = MXFormat("fp4_e2m1", 16, scale="fp32", rounding=rounding, four_over_six=True)
+    x = torch.randint(-24, 25, (4096, 16), generator=torch.Generator().manual_seed(0)) / 4.0  # errors often tie
+    expected = quantize(x, fmt, generator=1)
+    for exponent in (100, 1, -1, -100):
+        assert torch.equal(quantize(x * 2.0**exponent, fmt, generator=1), expected * 2.0**exponent)
+    if rounding == "even":
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(quantize(x[:, order], fmt), expected[:, order])
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match=r"^four_over_six: True does not go with scale 'e8m0'; allowed: scale e5m3, "):
         replace(FP4, four_over_six=True)

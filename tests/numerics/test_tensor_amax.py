@@ -1,9 +1,11 @@
 """Tests that a maximum which is given takes the place of the one that a per-tensor scale is measured by."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mxsweep.numerics import MXFormat, block_statistics, decode, encode, quantize
+from mxsweep.numerics import ROUNDINGS, MXFormat, block_statistics, decode, encode, quantize
 from tests.helpers.adversarial import assert_same_bits
 
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
@@ -50,6 +52,15 @@ def test_what_lies_beyond_saturates_and_nan_stays_in_its_block() -> None:
     assert y[0, 0] == 1.0
     assert y[0, 16:32].isnan().all() and y.isnan().sum() == 16
     assert quantize(x, NVFP4).isnan().all()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_what_lies_immeasurably_far_beyond_saturates_too(rounding: str) -> None:
+    """The quotient is Inf."""
+    fmt = replace(NVFP4, rounding=rounding)
+    y = quantize(torch.full((1, 16), -2e38), fmt, tensor_amax=torch.tensor(1e-30), generator=1)
+    assert torch.equal(y, quantize(torch.full((1, 16), -1.0), fmt, tensor_amax=torch.tensor(1e-30), generator=1))
+    assert y.isfinite().all()
 
 
 def test_gradients_go_through() -> None:

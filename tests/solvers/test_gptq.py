@@ -29,6 +29,12 @@ FORMATS = [
     MXFormat("fp6_e2m3", 24, rounding="floor"),
 ]
 LAZY_FORMATS = [FORMATS[6], *FORMATS[11:]]
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
+RULES = [
+    replace(NVFP4, scale_rule="torchao"),
+    replace(NVFP4, scale_rule="auto_round", rounding="ties_to_zero"),
+    replace(NVFP4, scale_rule="quark", tensor_scale=False, four_over_six=True),
+]
 
 
 def problem(rows: int = 12, columns: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -338,25 +344,26 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_kernel_on_the_host_is_the_torch_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = host_library(tmp_path, LAZY_FORMATS)
+    formats = [*LAZY_FORMATS, *RULES]
+    library = host_library(tmp_path, formats)
     calls = 0
 
     def columns(values: Tensor, before: Tensor, ratios: Tensor, grid: module._Grid, q: Tensor, group: slice) -> Tensor:
         nonlocal calls
         calls += 1
         change = torch.empty_like(values[group])
-        parts = (values[group], before[group], grid.scale.by[group], q[group], change)
+        parts = (values[group], before[group], grid.scale.by[group], grid.scale.read[group], q[group], change)
         midpoint = None if grid.midpoint is None else grid.midpoint[group]
         assert all(part.is_contiguous() for part in parts)
-        own, earlier, scale, answer, changed = map(pointer, parts)
+        own, earlier, by, read, answer, changed = map(pointer, parts)
         library.gptq_columns(
-            LAZY_FORMATS.index(grid.fmt), own, earlier, pointer(ratios[group, group]),
-            ctypes.c_longlong(ratios.stride(0)), scale, pointer(midpoint), answer, changed,
+            formats.index(grid.fmt), own, earlier, pointer(ratios[group, group]),
+            ctypes.c_longlong(ratios.stride(0)), by, read, pointer(midpoint), answer, changed,
             ctypes.c_longlong(values.shape[1]), len(change),
         )  # fmt: skip
         return change
 
-    for fmt in LAZY_FORMATS:
+    for fmt in formats:
         w, hessian = problem(24, 300)
         scales = search_scales(w, fmt, hessian.diagonal())
         expected = gptq(w, hessian, fmt, scales)

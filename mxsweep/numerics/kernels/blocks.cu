@@ -1,4 +1,4 @@
-// The kernels that quantize a tensor to one format. Compiled behind mx.cu, whose arithmetic and macros they use.
+// The kernels that quantize a tensor to one format. Compiled behind vectors.cu, whose macros they use.
 
 // Blocks that cut a contiguous tensor evenly into runs of MX_LANES * PER_VECTOR elements: one thread for 16 bytes, the
 // block's maximum by shuffles, nothing read twice. `vectors` counts the 16-byte pieces.
@@ -11,13 +11,14 @@ extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4*
     const i64 first = vector * PER_VECTOR;
     const uint4 read = inside ? x[vector] : uint4{0, 0, 0, 0};
     const float g = inside ? tensor_scale_at(beside, first) : 1.0f;
-    const unsigned words[4] = {read.x, read.y, read.z, read.w};
+    const unsigned words[4] = {without_inf(read.x, FORMAT), without_inf(read.y, FORMAT), without_inf(read.z, FORMAT),
+                               without_inf(read.w, FORMAT)};
 
     const Extremes of = extremes_of_row(extremes_of_vector(words, FORMAT), FORMAT);
+    const bool second = FORMAT.four_over_six && second_is_better(words, of, g, beside, first);  // which all lanes find
     if (!inside) return;
-    // A row, and so these elements, lie within one example.
-    const Place place = FORMAT.rounding == STOCHASTIC ? place_of(beside, first) : Place{0, 0};
-    y[vector] = quantized_vector(words, of, FORMAT, g, beside.key, place);
+    const Place place = place_of_vector(beside, first);
+    y[vector] = quantized_vector(words, of, FORMAT, g, beside.key, place, second);
 }
 
 // A tensor as `outer` matrices of height x width, cut into tiles of `rows` x `columns`; those at the edges are smaller.
@@ -62,8 +63,19 @@ MX_FUNCTION void tiles(const void* x, void* y, Tiling tiling, Beside beside) {
         high = fmaxf(high, __shfl_xor_sync(ALL, high, distance));
     }
     float midpoint;
-    const float amax = amax_of_block(FORMAT, largest, low, high, midpoint);
-    const BlockScale block = scale_of_block(FORMAT, amax, midpoint, tensor_scale_at(beside, corner));
+    float amax = amax_of_block(FORMAT, largest, low, high, midpoint);
+    const float g = tensor_scale_at(beside, corner);
+    if (FORMAT.four_over_six) {
+        const Candidates candidates = candidates_of_block(FORMAT, amax, midpoint, g);
+        i64 loss = 0;
+#pragma unroll 1
+        for (i64 row = first_row, column = first_column; row < rows; advance(row, column)) {
+            const i64 i = corner + row * tiling.width + column;
+            loss += loss_of_second(read_at(x, i), candidates, FORMAT, random_at(beside, i));
+        }
+        if (sum_of_lanes(loss, LANES) < 0) amax *= SECOND;
+    }
+    const BlockScale block = scale_of_block(FORMAT, amax, midpoint, g);
 #pragma unroll 1
     for (i64 row = first_row, column = first_column; row < rows; advance(row, column)) {
         const i64 i = corner + row * tiling.width + column;
@@ -118,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(256)
             word = larger(word, larger(larger(magnitudes(read.x), magnitudes(read.y)),
                                        larger(magnitudes(read.z), magnitudes(read.w))));
         }
-        largest = magnitude_bits(word);
+        largest = magnitude_bits(without_inf(word, FORMAT));
     } else {
         for (i64 i = first; i < group; i += step) {
             const unsigned magnitude = bits_of(read_at(x, index * group + i)) & ~SIGN;

@@ -1,5 +1,5 @@
-// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind mx.cu, whose
-// format is that of the rows.
+// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind vectors.cu,
+// whose format is that of the rows.
 //
 // MX_COLUMN_FORMAT  the initializer of the columns' Format
 // MX_COLUMN_BLOCK   how many elements of a column are a block
@@ -77,7 +77,7 @@ MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale
     if (COLUMN_FORMAT.rounding == STOCHASTIC) draw_vector(random, key, place);
 #pragma unroll
     for (int i = 0; i < PER_VECTOR; ++i) {
-        const BlockScale block = {blocks[i].scale, blocks[i].reciprocal, blocks[i].midpoint, quick};
+        const BlockScale block = {blocks[i].by, blocks[i].read, blocks[i].reciprocal, blocks[i].midpoint, quick};
         result[i] = quantized(element_of(words, i), block, COLUMN_FORMAT, random[i]);
     }
     return packed_vector(result);
@@ -100,7 +100,9 @@ extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
 #pragma unroll
     for (int held = 0; held < HELD; ++held) {
         const uint4 read = inside ? x[first + held * step] : uint4{0, 0, 0, 0};
-        words[held][0] = read.x, words[held][1] = read.y, words[held][2] = read.z, words[held][3] = read.w;
+        const unsigned own[4] = {read.x, read.y, read.z, read.w};
+#pragma unroll
+        for (int word = 0; word < 4; ++word) words[held][word] = without_inf(own[word], COLUMN_FORMAT);
     }
     Place place = {0, 0};
     if (DRAWS) place = place_of({nullptr, 1, 0, example, first_example}, first * PER_VECTOR);

@@ -1,7 +1,7 @@
 """Quantize a matrix along its rows and along its columns on a GPU in one reading, or along its columns alone: both.cu.
 
-The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a per-tensor scale. It is the torch operator
-`mxsweep::quantize_both`, whose arguments are the formats' texts.
+The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a per-tensor scale or a choice of two. It is
+the torch operator `mxsweep::quantize_both`, whose arguments are the formats' texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import cuda_problem
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels, on
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
@@ -52,7 +51,9 @@ def takes(
 def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
     """Return whether there is a kernel for these formats."""
     formats = (column_format,) if row_format is None else (row_format, column_format)
-    if any(fmt.tensor_scale or cuda_problem(fmt) or block_length(fmt) not in BLOCKS for fmt in formats):
+    if any(fmt.tensor_scale or fmt.four_over_six or block_length(fmt) not in BLOCKS for fmt in formats):
+        return False
+    if len({fmt.inf for fmt in formats}) > 1:  # what was read is changed once for both
         return False
     return block_length(column_format) * _lanes_across(row_format, column_format, dtype) <= WARP * _MOST_HELD
 
@@ -116,7 +117,7 @@ def _launch(
 def both_source(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> str:
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
     lines = (
-        f"#define MX_COLUMN_FORMAT {format_initializer(column_format)}",
+        f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype)}",
         f"#define MX_COLUMN_BLOCK {block_length(column_format)}",
         f"#define MX_WITH_ROWS {int(row_format is not None)}",
         f"#define MX_RESIDENT {_RESIDENT}",

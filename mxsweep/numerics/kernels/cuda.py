@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.formats.backends import BackendUnavailable, cuda_problem
+from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_draws, launch_both, takes
@@ -49,13 +49,11 @@ def quantize_cuda(
         A contiguous tensor of x's shape and dtype.
 
     Raises:
-        BackendUnavailable: x is not on a CUDA GPU, the kernel does not compute this format or cannot be compiled, or a
-            per-tensor scale is wanted over dimensions that are not the last ones.
+        BackendUnavailable: x is not on a CUDA GPU, the kernel cannot be compiled, or a per-tensor scale is wanted over
+            dimensions that are not the last ones.
     """
     if not x.is_cuda:
         raise BackendUnavailable(f"backend 'cuda' needs a tensor on a CUDA GPU, and this one is on {x.device.type}")
-    if problem := cuda_problem(fmt):
-        raise BackendUnavailable(problem)
     if fmt.tensor_scale:
         _group_size(x, tensor_dims)
     draws = draws or NO_DRAWS

@@ -20,7 +20,8 @@ def round_columns(
     values: Tensor,
     before: Tensor,
     ratios: Tensor,
-    scale: Tensor,
+    by: Tensor,
+    read: Tensor,
     midpoint: Tensor | None,
     q: Tensor,
     change: Tensor,
@@ -32,6 +33,7 @@ def round_columns(
     Args:
         values: on a GPU, as everything here, and contiguous, as everything but ratios.
         ratios: (c, c), its rows any step apart.
+        by, read: of each element's scale, `AppliedScale`'s.
 
     Raises:
         BackendUnavailable: the kernel cannot be compiled.
@@ -42,7 +44,7 @@ def round_columns(
         kernels = _kernels(replace(fmt, block_size=0), values.device.index)
         kernels.launch(
             "gptq_columns", rows,
-            values.data_ptr(), before.data_ptr(), ratios.data_ptr(), ratios.stride(0), scale.data_ptr(),
+            values.data_ptr(), before.data_ptr(), ratios.data_ptr(), ratios.stride(0), by.data_ptr(), read.data_ptr(),
             0 if midpoint is None else midpoint.data_ptr(), q.data_ptr(), change.data_ptr(), rows, columns,
         )  # fmt: skip
 

@@ -1,10 +1,10 @@
-// Fake quantization to a microscaling format: the exact arithmetic of definition.py, bit for bit, and what kernels on a
-// GPU need beside it. The kernels themselves stand in other files, which are compiled behind this one.
+// Fake quantization to a microscaling format: the exact arithmetic of definition.py, bit for bit. What kernels on a GPU
+// need beside it stands in vectors.cu, and the kernels themselves in other files, all compiled behind this one.
 //
 // Compiled at first use by NVRTC (source.py), which prepends the format and the storage type as macros, so that every
-// choice below that depends on them is made by the compiler. No header is needed, CUDA's included. The arithmetic, up
-// to "Vectors", is plain C++ that a host compiler accepts as well: there a Format is an ordinary argument, and the
-// tests compare what it computes with the torch definition on machines without a GPU.
+// choice below that depends on them is made by the compiler. No header is needed, CUDA's included. This file is plain
+// C++ that a host compiler accepts as well: there a Format is an ordinary argument, and the tests compare what it
+// computes with the torch definition on machines without a GPU.
 //
 // Every operation is one IEEE 754 float32 operation, rounded to nearest even, subnormals kept. A compiler must not
 // contract a product and a sum into one (NVRTC: -fmad=false, g++: -ffp-contract=off). Where fused operations are
@@ -17,12 +17,23 @@
 #define MX_FUNCTION static inline
 #endif
 
-// ---------------------------------------------------------------------------------------------- The arithmetic
-
 // Roundings in the order of the names in formats/.
-enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC };
+enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC, TIES_TO_ZERO };
 enum Scale { E8M0, MINIFLOAT, FP32 };
 enum ScaleRounding { SCALE_FLOOR, SCALE_EVEN, SCALE_CEIL, SCALE_RCEIL };
+enum Storage { FLOAT32, BFLOAT16, FLOAT16 };
+
+// The formulas of formats/scale_rules.py: a block's largest magnitude is a, the element format's largest value E, and t the
+// tensor's scale, as a divisor g or a factor d, 1 where there is none. 1 / y is INVERSE_y.
+enum TensorScale { DIVISOR, DIVISOR_BY_RECIPROCAL, FACTOR };
+enum Wanted { AG_OVER_E, A_OVER_E_OVER_D, A_OVER_ED, G_A_OVER_E, G_A_INVERSE_E };
+enum Quotient { OVER_READ, TIMES_INVERSE_D_OVER_S, TIMES_INVERSE_S_INVERSE_G };  // the first: by what is read back with
+enum Read { S_OVER_G, SD, INVERSE_INVERSE_S_INVERSE_G };
+struct Rule {
+    int tensor_scale, wanted, quotient, read;
+    int within;        // of Storage: what g and a / E are rounded to
+    float zero_scale;  // what a scale becomes that is 0
+};
 
 // The values of a small float: u = 2^(max(exponent, min_exponent) - mantissa_bits) apart, from `lowest` to `largest`.
 struct Grid {
@@ -35,15 +46,18 @@ struct Format {
     Grid element;
     int max_exponent;  // of the element format's largest value
     int rounding, scale, scale_rounding, max_scale_exponent;
+    int even_bits;  // of the maximum, that SCALE_EVEN rounds to
     Grid scale_grid;
     float smallest_scale;  // but of an e8m0 scale
-    bool symmetric, tensor_scale;
+    Rule rule;             // likewise
+    bool symmetric, tensor_scale, saturates, four_over_six;
 };
 
-// What the elements of one block are divided and multiplied by, and first lessened by.
+// What the elements of one block are divided by, or multiplied by where the rule `multiplies`; what they are read back
+// with; and what they are first lessened by.
 struct BlockScale {
-    float scale, reciprocal, midpoint;
-    bool quick;  // whether `quick_quotient` may divide by `scale`
+    float by, read, reciprocal, midpoint;
+    bool quick;  // whether `quick_quotient` may divide by `by`
 };
 
 constexpr unsigned SIGN = 0x80000000u;
@@ -51,6 +65,8 @@ constexpr unsigned INFINITY_BITS = 0x7f800000u;  // a magnitude's bits from here
 constexpr int MANTISSA_BITS = 23, BIAS = 127;
 constexpr unsigned IMPLICIT_ONE = 1u << MANTISSA_BITS;  // also the bits of 2^-126, the smallest normal float32
 constexpr unsigned HALF_ONE = IMPLICIT_ONE / 2;         // also the bits of 2^-127
+constexpr float SECOND = 1.5f;                          // definition.py's, as the two that follow
+constexpr float MOST_ERROR = 4.0f, ERROR_UNITS = 0x1p40f;
 
 MX_FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, value); }
 MX_FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
@@ -59,6 +75,7 @@ MX_FUNCTION float not_a_number() { return from_bits(0x7fc00000u); }
 MX_FUNCTION float power_of_two(int exponent) {
     return from_bits(exponent == -BIAS ? HALF_ONE : unsigned(exponent + BIAS) << MANTISSA_BITS);
 }
+MX_FUNCTION float largest_float32() { return from_bits(INFINITY_BITS - 1); }
 
 // The sum, rounded toward zero, of numbers that are not negative, `large` a normal one that is at least twice the other.
 MX_FUNCTION float sum_toward_zero(float small, float large) {
@@ -76,6 +93,7 @@ MX_FUNCTION float sum_toward_zero(float small, float large) {
 // nearest even. The other roundings are made from that one:
 //   NEAREST     Ties go away from zero: setting the lowest bit of |a| lifts a tie, whose low bits are all zero, above
 //               itself, and moves nothing else across a tie (the float just below a tie has that bit set already).
+//   TIES_TO_ZERO  The same on the float just below |a|.
 //   FLOOR       Toward zero, and so does the addition.
 //   STOCHASTIC  Up from there iff the random number v < (|a| - down) / u. Both sides are taken times u, which is exact;
 //               `random` is 1 + v, so that v * u is one operation.
@@ -95,7 +113,8 @@ MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float rand
         const float u = from_bits(shift_bits - to_shift - (unsigned(grid.mantissa_bits) << MANTISSA_BITS));
         return fmaf(random, u, -u) < magnitude - down ? down + u : down;
     }
-    if (rounding == NEAREST) magnitude = from_bits(bits_of(magnitude) | 1u);
+    if (rounding == TIES_TO_ZERO && magnitude > 0.0f) magnitude = from_bits(bits_of(magnitude) - 1u);
+    if (rounding == NEAREST || rounding == TIES_TO_ZERO) magnitude = from_bits(bits_of(magnitude) | 1u);
     float rounded = (magnitude + shift) - shift;
     if (rounding == EVEN && grid.mantissa_bits == 0) {
         // Midway between two powers of two the sum takes the upper; wanted is the one with the even code.
@@ -115,7 +134,7 @@ MX_FUNCTION int scale_exponent(float amax, Format format) {
         bits = 2 * bits - int(IMPLICIT_ONE);
         if (bits < 0) bits = 0;
     }
-    if (format.scale_rounding == SCALE_EVEN) bits += 1 << (MANTISSA_BITS - 1 - format.element.mantissa_bits);
+    if (format.scale_rounding == SCALE_EVEN) bits += 1 << (MANTISSA_BITS - 1 - format.even_bits);
     if (format.scale_rounding == SCALE_CEIL || by_quotient) bits += int(IMPLICIT_ONE) - 1;
     const int exponent = (bits >> MANTISSA_BITS) - BIAS - (by_quotient ? 0 : format.max_exponent);
     return exponent < -format.max_scale_exponent ? -format.max_scale_exponent : exponent;
@@ -132,16 +151,36 @@ MX_FUNCTION float reciprocal_of(float x) {
 #endif
 }
 
-// g of a per-tensor scale; scales.py's `tensor_scale_of`.
-MX_FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
-    if (tensor_amax == 0.0f) return 1.0f;
-    const float g = (format.scale_grid.largest * format.element.largest) / tensor_amax;
-    return g > from_bits(INFINITY_BITS - 1) ? from_bits(INFINITY_BITS - 1) : g;  // a NaN stays one
-}
-
 MX_FUNCTION float nearest_bfloat16(float value) {
     const unsigned bits = bits_of(value);
     return from_bits((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
+// A number that is not negative, rounded to a storage type; a NaN stays one.
+MX_FUNCTION float rounded_to(int storage, float value) {
+    if (storage == FLOAT32 || bits_of(value) >= INFINITY_BITS) return value;
+    if (storage == BFLOAT16) return nearest_bfloat16(value);
+    const Grid float16 = {10, -14, 65504.0f, -65504.0f};
+    return value < 65520.0f ? magnitude_on_grid(value, float16, EVEN, 0.0f) : from_bits(INFINITY_BITS);
+}
+
+// The tensor's scale, g or d; scales.py's `tensor_scale_of`. A NaN stays one.
+MX_FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
+    if (tensor_amax == 0.0f) return 1.0f;
+    const float bounds = format.scale_grid.largest * format.element.largest;
+    // Under `room` times it the second scale of the largest block is one, too.
+    const float top = from_bits(bits_of(format.scale_grid.largest) & INFINITY_BITS);
+    const float room = format.four_over_six ? top / format.scale_grid.largest : 1.0f;
+    if (format.rule.tensor_scale == FACTOR) {
+        const float d = tensor_amax / bounds;
+        return (d < from_bits(1) ? from_bits(1) : d) / room;
+    }
+    const int within = format.rule.within;
+    const float most = within == FLOAT16 ? 65504.0f : within == BFLOAT16 ? from_bits(0x7f7f0000u) : largest_float32();
+    const float g = format.rule.tensor_scale == DIVISOR
+                        ? bounds / tensor_amax
+                        : rounded_to(within, bounds * rounded_to(within, 1.0f / tensor_amax));
+    return (g > most ? most : g) * room;
 }
 
 // The IEEE quotient of numbers whose quotient and whose every intermediate here are normal: a first quotient corrected by
@@ -165,56 +204,145 @@ MX_FUNCTION float amax_of_block(Format format, unsigned amax_bits, float low, fl
     return fmaxf(high - midpoint, midpoint - low);
 }
 
-// A stored scale for the value `wanted`, which is not NaN.
+// A stored scale for the value `wanted`, which is not NaN but where the tensor's scale is.
 MX_FUNCTION float stored_scale(float wanted, Format format) {
     const float held = fminf(fmaxf(wanted, format.smallest_scale), format.scale_grid.largest);
-    return format.scale == FP32 ? held : magnitude_on_grid(held, format.scale_grid, EVEN, 0.0f);
+    const float stored = format.scale == FP32 ? held : magnitude_on_grid(held, format.scale_grid, EVEN, 0.0f);
+    return format.smallest_scale > 0.0f || stored > 0.0f ? stored : format.rule.zero_scale;
 }
 
-// scales.py's `exact_scale`. g is read for formats with a per-tensor scale.
-MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint, float g) {
+// What a block's scale is rounded from; scales.py's `wanted_scale`. Here and below, t is g or d.
+MX_FUNCTION float wanted_scale(float a, float t, Format format) {
+    const float largest = format.element.largest;
+    if (!format.tensor_scale) t = 1.0f;
+    switch (format.rule.wanted) {
+        case A_OVER_E_OVER_D: return a / largest / t;
+        case A_OVER_ED: return a / (largest * t);
+        case G_A_OVER_E: return rounded_to(format.rule.within, a / largest) * t;
+        case G_A_INVERSE_E: return a * (1.0f / largest) * t;
+        default: return a * t / largest;  // AG_OVER_E
+    }
+}
+
+// What elements are read back with, given the stored scale. It is NaN where t is.
+MX_FUNCTION float read_scale(float stored, float t, Format format) {
+    if (!format.tensor_scale) t = 1.0f;
+    switch (format.rule.read) {
+        case SD: return stored * t;
+        case INVERSE_INVERSE_S_INVERSE_G: return 1.0f / (1.0f / (stored * (1.0f / t)));
+        default: return format.tensor_scale ? stored / t : stored;  // S_OVER_G
+    }
+}
+
+// Whether elements are multiplied by a reciprocal, and not divided.
+MX_FUNCTION bool multiplies(Format format) { return format.rule.quotient != OVER_READ; }
+
+// Whether a block's scale is computed and applied as mxsweep's own rule has it.
+MX_FUNCTION bool is_own(Format format) {
+    const Rule rule = format.rule;
+    const bool is_rule = rule.wanted == AG_OVER_E && rule.quotient == OVER_READ && rule.read == S_OVER_G;
+    return is_rule && format.smallest_scale > 0.0f;
+}
+
+// What elements are divided by, or multiplied by; scales.py's `applied_scale`. `read` is as `read_scale` returns it: what is
+// read back with 0 or NaN becomes that, whatever it was rounded to.
+MX_FUNCTION float applied_scale(float stored, float t, float read, Format format) {
+    if (!multiplies(format)) return read;
+    if (!format.tensor_scale) t = 1.0f;
+    const bool by_d = format.rule.quotient == TIMES_INVERSE_D_OVER_S;
+    return fminf(by_d ? 1.0f / t / stored : 1.0f / (stored * (1.0f / t)), largest_float32());
+}
+
+// The scale of a block; t is read for formats with a per-tensor scale.
+MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint, float t) {
     const bool finite = bits_of(amax) < INFINITY_BITS;
     if (format.scale == E8M0) {
         const int exponent = scale_exponent(amax, format);
         const bool held = finite && exponent <= format.max_scale_exponent;
-        return {held ? power_of_two(exponent) : not_a_number(), power_of_two(held ? -exponent : 0), midpoint, true};
+        const float scale = held ? power_of_two(exponent) : not_a_number();
+        return {scale, scale, power_of_two(held ? -exponent : 0), midpoint, true};
     }
-    if (!finite) return {not_a_number(), 1.0f, midpoint, false};
-    float scale = stored_scale((format.tensor_scale ? amax * g : amax) / format.element.largest, format);
-    if (format.tensor_scale) scale = scale / g;  // NaN where g is
-    return {scale, 1.0f, midpoint, false};
+    if (!finite) return {not_a_number(), not_a_number(), 1.0f, midpoint, false};
+    const float stored = stored_scale(wanted_scale(amax, t, format), format);
+    const float read = read_scale(stored, t, format);
+    return {applied_scale(stored, t, read, format), read, 1.0f, midpoint, false};
+}
+
+MX_FUNCTION bool may_be_quick(Format format, float amax) {
+    return format.element.min_exponent > -16 && amax < power_of_two(40);
 }
 
 // The same with quick quotients, where `quick` says that they were allowed: in ordinary ranges of values every
 // intermediate is normal, except in quotients so small that a stored scale, or rounding, makes nothing of them (also the
-// stochastic, whose random numbers are not below 2^-17). The comparisons are false for NaN.
-MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float g) {
-    if (format.scale == E8M0) return scale_of_block(format, amax, midpoint, g);
-    const float wanted = format.tensor_scale ? amax * g : amax, largest = format.element.largest;
+// stochastic, whose random numbers are not below 2^-17). The comparisons are false for NaN. Under another's rule the scale
+// itself is not computed quickly.
+MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float t) {
+    if (format.scale == E8M0) return scale_of_block(format, amax, midpoint, t);
+    if (!is_own(format)) {
+        BlockScale block = scale_of_block(format, amax, midpoint, t);
+        block.reciprocal = reciprocal_of(block.by);
+        block.quick = multiplies(format) || (may_be_quick(format, amax) && is_ordinary(block.by));
+        return block;
+    }
+    const float wanted = format.tensor_scale ? amax * t : amax, largest = format.element.largest;
     float scale = stored_scale(quick_quotient(wanted, largest, 1.0f / largest), format);
-    bool quick = format.element.min_exponent > -16 && amax < power_of_two(40);
+    bool quick = may_be_quick(format, amax);
     if (format.tensor_scale) {
-        scale = quick_quotient(scale, g, reciprocal_of(g));
-        quick = quick && is_ordinary(g);
+        scale = quick_quotient(scale, t, reciprocal_of(t));
+        quick = quick && is_ordinary(t);
     }
     if (format.scale == FP32) quick = quick && is_ordinary(scale);
-    return {scale, reciprocal_of(scale), midpoint, quick};
+    return {scale, scale, reciprocal_of(scale), midpoint, quick};
 }
 
-// The IEEE quotient x / scale. By a power of two it is the product with the reciprocal, which is exact.
+// What x is rounded from: the IEEE quotient, or product. By a power of two a quotient is the product with the reciprocal,
+// which is exact.
 MX_FUNCTION float quotient(float x, BlockScale block, Format format) {
     if (format.scale == E8M0) return x * block.reciprocal;
-    if (block.quick) return quick_quotient(x, block.scale, block.reciprocal);
-    return x / block.scale;
+    if (multiplies(format)) return x * block.by;
+    if (block.quick) return quick_quotient(x, block.by, block.reciprocal);
+    return x / block.by;
 }
 
-// What the element x of a block becomes. The sign is that of what was rounded, a zero's too.
-MX_FUNCTION float quantized(float x, BlockScale block, Format format, float random) {
-    const float centered = format.symmetric ? x : x - block.midpoint;
+// What x, lessened by its block's midpoint, becomes without it. The sign is that of what was rounded, a zero's too.
+MX_FUNCTION float without_midpoint(float centered, BlockScale block, Format format, float random) {
     const float a = quotient(centered, block, format);
     const float magnitude = magnitude_on_grid(a, format.element, format.rounding, random);
-    const float y = from_bits(bits_of(magnitude) | (bits_of(centered) & SIGN)) * block.scale;
+    return from_bits(bits_of(magnitude) | (bits_of(centered) & SIGN)) * block.read;
+}
+
+// What the element x of a block becomes.
+MX_FUNCTION float quantized(float x, BlockScale block, Format format, float random) {
+    const float y = without_midpoint(format.symmetric ? x : x - block.midpoint, block, format, random);
     return format.symmetric ? y : y + block.midpoint;
+}
+
+// Four over six: the two scales of a block, and the inverse of the power of two that its errors are relative to.
+struct Candidates {
+    BlockScale first, second;
+    float inverse;
+};
+MX_FUNCTION BlockScale quickest_scale_of_block(Format format, float amax, float midpoint, float t) {
+    const BlockScale block = quick_scale_of_block(format, amax, midpoint, t);
+    return block.quick ? block : scale_of_block(format, amax, midpoint, t);
+}
+MX_FUNCTION Candidates candidates_of_block(Format format, float amax, float midpoint, float t) {
+    const int exponent = int(bits_of(amax) >> MANTISSA_BITS) - BIAS;
+    return {quickest_scale_of_block(format, amax, midpoint, t), quickest_scale_of_block(format, amax * SECOND, midpoint, t),
+            power_of_two(exponent < 1 - BIAS ? BIAS - 1 : exponent > BIAS ? -BIAS : -exponent)};
+}
+
+// The squared error of an element under one of these, in fixed point; that of NaN is the most.
+MX_FUNCTION long long squared_error(float centered, BlockScale block, float inverse, Format format, float random) {
+    const float error = (without_midpoint(centered, block, format, random) - centered) * inverse;
+    return (long long)(fminf(error * error, MOST_ERROR) * ERROR_UNITS);
+}
+
+// How much larger the second one's squared error is. Sums of these over a block say which is better.
+MX_FUNCTION long long loss_of_second(float x, Candidates of, Format format, float random) {
+    const float centered = format.symmetric ? x : x - of.first.midpoint;
+    return squared_error(centered, of.second, of.inverse, format, random) -
+           squared_error(centered, of.first, of.inverse, format, random);
 }
 
 // The random bits of eight elements, the n-th eight of an example: Philox4x32-7; philox.py has its source. An element takes
@@ -242,183 +370,3 @@ MX_FUNCTION float random_of(Bits bits, int i) {
     const unsigned word = i & 4 ? (i & 2 ? bits.words[3] : bits.words[2]) : (i & 2 ? bits.words[1] : bits.words[0]);
     return from_bits(((i & 1 ? word >> 9 : word << 7) & 0x7fff80u) | (unsigned(BIAS) << MANTISSA_BITS) | 0x40u);
 }
-
-#ifdef __CUDACC__
-// ---------------------------------------------------------------------------------------------------- Vectors
-//
-// MX_FORMAT   the initializer of a Format
-// MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
-// MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
-
-constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
-constexpr Format FORMAT = MX_FORMAT;
-constexpr int STORAGE = MX_STORAGE;
-constexpr bool WIDE = STORAGE == FLOAT32;
-constexpr int PER_WORD = WIDE ? 1 : 2;     // elements in 32 bits
-constexpr int PER_VECTOR = 4 * PER_WORD;  // elements in the 16 bytes that a thread reads at once
-constexpr unsigned ALL = 0xffffffffu;
-
-typedef unsigned long long u64;
-typedef long long i64;
-
-// Where the per-tensor scales g are (`group` elements share one), and what stochastic rounding draws from: `example`
-// elements are an example, of which the first has the number `first_example`; -1 where all draw as number 0.
-struct Beside {
-    const float* tensor_scales;
-    i64 group;
-    u64 key;
-    i64 example, first_example;
-};
-#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example, i64 first_example
-#define BESIDE {tensor_scales, group, key, example, first_example}
-
-// a / b for numbers that are not negative. A GPU divides 64 bits several times more slowly than 32, and those slowly.
-MX_FUNCTION i64 divided(i64 a, i64 b) {
-    if (a < b) return 0;
-    return (a | b) >> 32 ? a / b : i64(unsigned(a) / unsigned(b));
-}
-
-MX_FUNCTION float widened(unsigned short code) {
-    if (STORAGE == BFLOAT16) return from_bits(unsigned(code) << 16);
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
-    return value;
-}
-
-MX_FUNCTION unsigned short narrowed(float value) {
-    unsigned short code;
-    if (STORAGE == FLOAT16) {
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(value));
-        return code;
-    }
-    const unsigned magnitude = bits_of(value) & ~SIGN;
-    return magnitude > INFINITY_BITS ? 0x7fc0 : (unsigned short)(bits_of(nearest_bfloat16(value)) >> 16);
-}
-
-MX_FUNCTION unsigned packed(float low, float high) {
-#if __CUDA_ARCH__ >= 800
-    unsigned word;
-    if (STORAGE == BFLOAT16) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-        return word;
-    }
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-#else
-    return narrowed(low) | (unsigned(narrowed(high)) << 16);
-#endif
-}
-
-MX_FUNCTION float element_of(const unsigned (&words)[4], int i) {
-    if (WIDE) return from_bits(words[i]);
-    const unsigned word = words[i / 2];
-    if (STORAGE == BFLOAT16) return from_bits(i % 2 ? word & 0xffff0000u : word << 16);
-    return widened((unsigned short)(i % 2 ? word >> 16 : word));
-}
-
-// Bits of a magnitude as stored, both halves of a word at once, ordered as the magnitudes are (NaN above Inf).
-MX_FUNCTION unsigned magnitudes(unsigned word) { return word & (WIDE ? 0x7fffffffu : 0x7fff7fffu); }
-MX_FUNCTION unsigned larger(unsigned a, unsigned b) { return WIDE ? (a > b ? a : b) : __vmaxu2(a, b); }
-
-// The float32 bits of the larger magnitude in a word.
-MX_FUNCTION unsigned magnitude_bits(unsigned word) {
-    if (WIDE) return word;
-    const unsigned low = word & 0xffffu, high = word >> 16;
-    return bits_of(widened((unsigned short)(low > high ? low : high)));
-}
-
-MX_FUNCTION float tensor_scale_at(Beside beside, i64 i) {
-    return FORMAT.tensor_scale ? beside.tensor_scales[divided(i, beside.group)] : 1.0f;
-}
-
-// The number of element i's example, and i's place in it.
-struct Place {
-    u64 example, i;
-};
-MX_FUNCTION Place place_of(Beside beside, i64 i) {
-    const i64 before = divided(i, beside.example);
-    return {beside.first_example < 0 ? 0 : u64(beside.first_example + before), u64(i - before * beside.example)};
-}
-
-MX_FUNCTION float random_at(Beside beside, i64 i) {
-    if (FORMAT.rounding != STOCHASTIC) return 0.0f;
-    const Place place = place_of(beside, i);
-    return random_of(random_bits(beside.key, place.i / 8, place.example), int(place.i % 8));
-}
-
-// The 1 + v of the elements of a vector that begins at `place`.
-MX_FUNCTION void draw_vector(float (&random)[PER_VECTOR], u64 key, Place place) {
-    const Bits bits = random_bits(key, place.i / 8, place.example);
-#pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) random[i] = random_of(bits, WIDE && place.i % 8 ? i + 4 : i);
-}
-
-MX_FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
-    unsigned words[4];
-#pragma unroll
-    for (int word = 0; word < 4; ++word)
-        words[word] = WIDE ? bits_of(values[word]) : packed(values[word * PER_WORD], values[word * PER_WORD + PER_WORD - 1]);
-    return uint4{words[0], words[1], words[2], words[3]};
-}
-
-MX_FUNCTION float read_at(const void* x, i64 i) {
-    return WIDE ? static_cast<const float*>(x)[i] : widened(static_cast<const unsigned short*>(x)[i]);
-}
-
-MX_FUNCTION void write_at(void* y, i64 i, float value) {
-    if (WIDE)
-        static_cast<float*>(y)[i] = value;
-    else
-        static_cast<unsigned short*>(y)[i] = narrowed(value);
-}
-
-// The largest magnitude of a vector, and its smallest and largest element where `format` asks for them; then those of a
-// block, which MX_LANES neighbouring threads hold.
-struct Extremes {
-    unsigned magnitude;  // as stored
-    float low, high;
-};
-MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format format) {
-    Extremes of = {larger(larger(magnitudes(words[0]), magnitudes(words[1])),
-                          larger(magnitudes(words[2]), magnitudes(words[3]))), 0.0f, 0.0f};
-    if (format.symmetric) return of;
-    of.low = of.high = element_of(words, 0);
-#pragma unroll
-    for (int i = 1; i < PER_VECTOR; ++i) {
-        of.low = fminf(of.low, element_of(words, i));
-        of.high = fmaxf(of.high, element_of(words, i));
-    }
-    return of;
-}
-MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
-#pragma unroll
-    for (int distance = MX_LANES / 2; distance; distance /= 2) {
-        of.magnitude = larger(of.magnitude, __shfl_xor_sync(ALL, of.magnitude, distance));
-        if (format.symmetric) continue;
-        of.low = fminf(of.low, __shfl_xor_sync(ALL, of.low, distance));
-        of.high = fmaxf(of.high, __shfl_xor_sync(ALL, of.high, distance));
-    }
-    return of;
-}
-
-// What the elements of a vector, all of one block, become. `place` is read for stochastic rounding only.
-MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place) {
-    float random[PER_VECTOR] = {}, result[PER_VECTOR];
-    if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
-    float midpoint;
-    const float amax = amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
-    // Two loops, since a choice inside one would be made for each element.
-    BlockScale block = quick_scale_of_block(format, amax, midpoint, g);
-    if (block.quick) {
-        block.quick = true;
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
-    } else {
-        block = scale_of_block(format, amax, midpoint, g);
-        block.quick = false;
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
-    }
-    return packed_vector(result);
-}
-#endif

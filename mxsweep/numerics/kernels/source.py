@@ -1,4 +1,4 @@
-"""Write the source of kernels for a format: mx.cu with macros in front, and the kernels' file behind it."""
+"""Write the source of kernels for a format: macros, mx.cu and vectors.cu, and the kernels' file behind them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,36 @@ from importlib import resources
 import torch
 
 from mxsweep.formats.element import ROUNDINGS
-from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
+from mxsweep.formats.scale_rules import DIVISOR, DIVISOR_BY_RECIPROCAL, FACTOR
 
 VECTOR_BYTES = 16  # read by a thread at once
 _STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+# mx.cu's words for what a rule says (formats/scale_rules.py).
+_TENSOR_SCALE = {DIVISOR: "DIVISOR", DIVISOR_BY_RECIPROCAL: "DIVISOR_BY_RECIPROCAL", FACTOR: "FACTOR"}
+_WANTED = {
+    "(a g) / E": "AG_OVER_E",
+    "(a / E) / d": "A_OVER_E_OVER_D",
+    "a / (E d)": "A_OVER_ED",
+    "g (a / E)": "G_A_OVER_E",
+    "g (a (1 / E))": "G_A_INVERSE_E",
+}
+_PRODUCT = {"x ((1 / d) / s)": "TIMES_INVERSE_D_OVER_S", "x (1 / (s (1 / g)))": "TIMES_INVERSE_S_INVERSE_G"}
+_READ = {"s / g": "S_OVER_G", "s d": "SD", "1 / (1 / (s (1 / g)))": "INVERSE_INVERSE_S_INVERSE_G"}
 
 
 def kernel_source(fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = ()) -> str:
-    """Return mx.cu with the macros in front that make it a format's, `more` lines among them, and `files` behind it."""
+    """Return mx.cu and vectors.cu with the macros in front that make them a format's, `more` lines among them, and
+    `files` behind them.
+    """
     lines = (
-        f"#define MX_FORMAT {format_initializer(fmt)}",
+        f"#define MX_FORMAT {format_initializer(fmt, dtype)}",
         f"#define MX_STORAGE {_STORAGE[dtype]}",
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
         *more,
     )
-    return "\n".join((*lines, *(f'#line 1 "{name}"\n{_text(name)}' for name in ("mx.cu", *files))))
+    return "\n".join((*lines, *(f'#line 1 "{name}"\n{_text(name)}' for name in ("mx.cu", "vectors.cu", *files))))
 
 
 @functools.cache
@@ -43,8 +57,8 @@ def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
     return lanes if not rest and lanes in (1, 2, 4, 8, 16, 32) else 0
 
 
-def format_initializer(fmt: MXFormat) -> str:
-    """Return mx.cu's `Format` of a format, as C++ source. Numbers are written in hexadecimal and so exactly."""
+def format_initializer(fmt: MXFormat, dtype: torch.dtype) -> str:
+    """Return mx.cu's `Format` of a format for a dtype, as C++ source. Numbers are in hexadecimal, and so exact."""
     element, scale = fmt.element_format, fmt.scale_format
     kind = _scale_kind(scale)
     scale_grid = (
@@ -59,14 +73,29 @@ def format_initializer(fmt: MXFormat) -> str:
         element.max_exponent if fmt.scale_emax else 0,
         ROUNDINGS.index(fmt.rounding),
         kind,
-        SCALE_ROUNDINGS.index(fmt.scale_rounding),
+        SCALE_ROUNDINGS.index("even" if fmt.even_bits is not None else fmt.scale_rounding),
         fmt.max_scale_exponent,
+        fmt.even_bits or 0,
         grid(*scale_grid),
         f"{fmt.least_scale.hex()}f",
-        str(fmt.symmetric).lower(),
-        str(fmt.tensor_scale).lower(),
+        _rule(fmt, dtype),
+        *(str(flag).lower() for flag in (fmt.symmetric, fmt.tensor_scale, fmt.inf == INF_SATURATES, fmt.four_over_six)),
     )
     return "{" + ", ".join(map(str, fields)) + "}"
+
+
+def _rule(fmt: MXFormat, dtype: torch.dtype) -> str:
+    """Return mx.cu's `Rule` of a format."""
+    rule = fmt.rule
+    words = (
+        _TENSOR_SCALE[rule.tensor_scale],
+        _WANTED[rule.wanted],
+        "OVER_READ" if rule.quotient == f"x / ({rule.read})" else _PRODUCT[rule.quotient],
+        _READ[rule.read],
+        _STORAGE[dtype if rule.in_dtype else torch.float32],
+        f"{(2.0**-fmt.scale_format.mantissa_bits if rule.zero_becomes_epsilon else 0.0).hex()}f",
+    )
+    return "{" + ", ".join(words) + "}"
 
 
 def _scale_kind(scale: ScaleFormat) -> str:

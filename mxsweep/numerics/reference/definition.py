@@ -28,7 +28,8 @@ Options beyond the library's:
   the maximum at the largest value, 6 for fp4_e2m1, and one that puts it at two thirds of that, 4, below which the grid
   is finer for what is near the maximum (Cook et al., arXiv 2512.02010). Where both are equally good, the first. A
   per-tensor scale leaves room for the second: it brings the largest block scale of e4m3 to 256 instead of 448, as
-  1.5 * 256 = 384 is a value of e4m3.
+  1.5 * 256 = 384 is a value of e4m3. Errors are relative to the power of two of the block's maximum, in fixed point,
+  so that their sum does not depend on the order of its terms and devices agree on the better scale.
 * Stochastic rounding: |x / s| is rounded up to the next grid value iff u < f, f being its exact distance from
   the value below in units of the spacing there, u the random number of the element; see philox.py.
 
@@ -52,9 +53,17 @@ from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.philox import Draws, random_numbers
 from mxsweep.numerics.reference.rounding import round_exact, round_native
-from mxsweep.numerics.reference.scales import applied_scale, native_scale, stored_scale, tensor_scale_of
+from mxsweep.numerics.reference.scales import (
+    applied_scale,
+    exponent_of,
+    native_scale,
+    power_of_two,
+    stored_scale,
+    tensor_scale_of,
+)
 
 SECOND = 1.5  # how much larger the second scale of four over six is
+_ERROR_BITS, _MOST_ERROR = 40, 4.0  # of a squared error relative to the maximum's: bits behind the point, and the most
 _BFLOAT16_LARGEST = torch.finfo(torch.bfloat16).max
 
 
@@ -195,13 +204,27 @@ def round_blocks(
 
     if not fmt.four_over_six:
         return under(amax)
-    return _better(under(amax), under(amax * SECOND), centered, block_dims)
+    return _better(under(amax), under(amax * SECOND), centered, amax, block_dims)
 
 
-def _better(first: RoundedBlocks, second: RoundedBlocks, x: Tensor, block_dims: tuple[int, ...]) -> RoundedBlocks:
-    """Return for each block the one with the smaller sum of squared errors, of equal ones the first."""
-    errors = [(of.q * of.scale).sub_(x).square_().sum(block_dims, keepdim=True) for of in (first, second)]
-    is_second = errors[1] < errors[0]
+def _better(
+    first: RoundedBlocks, second: RoundedBlocks, x: Tensor, amax: Tensor, block_dims: tuple[int, ...]
+) -> RoundedBlocks:
+    """Return for each block the one with the smaller sum of squared errors, of equal ones the first.
+
+    Args:
+        x: what was rounded, [..., k, b, ...] float32.
+        amax: the blocks' largest magnitudes, [..., k, 1, ...] float32.
+    """
+    inverse = power_of_two(-exponent_of(amax))
+
+    def error(of: RoundedBlocks) -> Tensor:
+        """Return the sums, whole numbers of 2^-_ERROR_BITS: adding these is exact in any order."""
+        squared = (of.q * of.scale).sub_(x).mul_(inverse).square_()
+        squared = torch.fmin(squared, squared.new_tensor(_MOST_ERROR)).mul_(2.0**_ERROR_BITS)  # which NaN counts as
+        return squared.to(torch.int64).sum(block_dims, keepdim=True)
+
+    is_second = error(second) < error(first)
     q, stored, scale = (torch.where(is_second, new, old) for new, old in zip(second[:3], first[:3], strict=True))
     return RoundedBlocks(q, stored, scale, first.midpoint)
 

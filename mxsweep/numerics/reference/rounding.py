@@ -43,6 +43,7 @@ from mxsweep.formats.scale import ScaleFormat
 
 _SIGN, _MAGNITUDE = -0x80000000, 0x7FFFFFFF  # bits of a float32
 _EXPONENT_MASK = 0x7F800000  # of a float32
+_LARGEST = torch.finfo(torch.float32).max
 MANTISSA_BITS = 23
 EXPONENT_BIAS = 127
 _HALF_BELOW = 0.5 - 2.0**-25  # the largest float32 below one half
@@ -58,7 +59,8 @@ def round_exact(a: Tensor, grid: ElementFormat | ScaleFormat, rounding: str, ran
         random: float32 in [0, 1), broadcastable to `a`; for "stochastic".
     """
     if rounding == "nearest":
-        return _ties_away(a.view(torch.int32) | 1, grid)
+        finite = a.clamp(-_LARGEST, _LARGEST)  # a bit more would make NaN of Inf
+        return _ties_away(finite.view(torch.int32).bitwise_or_(1), grid)
     if rounding == "even":
         return _round_even(a, grid)
     if rounding == "ties_to_zero":

@@ -118,8 +118,8 @@ def applied_scale(stored: Tensor, fmt: MXFormat, tensor_scale: Tensor | None = N
     """
     rule = fmt.rule
     read = _READ[rule.read](stored, tensor_scale)
-    if rule.quotient == f"x / ({rule.read})" and fmt.least_scale > 0:
-        return AppliedScale(read, read, False)
+    if rule.quotient == f"x / ({rule.read})" and fmt.least_scale > 0 and rule.divides_by_tensor_scale:
+        return AppliedScale(read, read, False)  # which is not 0, as a product with a small d can be
     by = _BY[rule.quotient](stored, tensor_scale)
     if rule.multiplies:  # with 0, an infinite reciprocal would be no number
         by = by.clamp(max=_FLOAT32_LARGEST).masked_fill_(read == 0, 0.0)
@@ -232,7 +232,7 @@ def _with_room_for_a_second(scale: Tensor, fmt: MXFormat) -> Tensor:
     """
     largest = fmt.scale_format.largest
     room = 2.0 ** (math.frexp(largest)[1] - 1) / largest
-    return scale * room if fmt.rule.divides_by_tensor_scale else scale / room
+    return scale * room if fmt.rule.divides_by_tensor_scale else _quotient(scale, room)
 
 
 def _quotient(dividend: Tensor, divisor: float) -> Tensor:
@@ -240,6 +240,12 @@ def _quotient(dividend: Tensor, divisor: float) -> Tensor:
     everywhere, tensor / number on a GPU.
     """
     return dividend / torch.full_like(dividend, divisor)
+
+
+def exponent_of(magnitude: Tensor) -> Tensor:
+    """Return the exponent of the power of two not above each float32, as whole float32; -126 for subnormals and 0."""
+    biased = (magnitude.view(torch.int32) >> MANTISSA_BITS).clamp_(1, 2 * EXPONENT_BIAS)
+    return biased.to(torch.float32) - EXPONENT_BIAS
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -1,0 +1,213 @@
+// What kernels on a GPU need beside the arithmetic: elements in memory, 16 bytes at a time. Compiled behind mx.cu.
+//
+// MX_FORMAT   the initializer of a Format
+// MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
+// MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
+
+constexpr Format FORMAT = MX_FORMAT;
+constexpr int STORAGE = MX_STORAGE;
+constexpr bool WIDE = STORAGE == FLOAT32;
+constexpr int PER_WORD = WIDE ? 1 : 2;     // elements in 32 bits
+constexpr int PER_VECTOR = 4 * PER_WORD;  // elements in the 16 bytes that a thread reads at once
+constexpr unsigned ALL = 0xffffffffu;
+
+typedef unsigned long long u64;
+typedef long long i64;
+
+// Where the per-tensor scales g are (`group` elements share one), and what stochastic rounding draws from: `example`
+// elements are an example, of which the first has the number `first_example`; -1 where all draw as number 0.
+struct Beside {
+    const float* tensor_scales;
+    i64 group;
+    u64 key;
+    i64 example, first_example;
+};
+#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example, i64 first_example
+#define BESIDE {tensor_scales, group, key, example, first_example}
+
+// a / b for numbers that are not negative. A GPU divides 64 bits several times more slowly than 32, and those slowly.
+MX_FUNCTION i64 divided(i64 a, i64 b) {
+    if (a < b) return 0;
+    return (a | b) >> 32 ? a / b : i64(unsigned(a) / unsigned(b));
+}
+
+MX_FUNCTION float widened(unsigned short code) {
+    if (STORAGE == BFLOAT16) return from_bits(unsigned(code) << 16);
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
+    return value;
+}
+
+MX_FUNCTION unsigned short narrowed(float value) {
+    unsigned short code;
+    if (STORAGE == FLOAT16) {
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(value));
+        return code;
+    }
+    const unsigned magnitude = bits_of(value) & ~SIGN;
+    return magnitude > INFINITY_BITS ? 0x7fc0 : (unsigned short)(bits_of(nearest_bfloat16(value)) >> 16);
+}
+
+MX_FUNCTION unsigned packed(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned word;
+    if (STORAGE == BFLOAT16) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+        return word;
+    }
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return narrowed(low) | (unsigned(narrowed(high)) << 16);
+#endif
+}
+
+MX_FUNCTION float element_of(const unsigned (&words)[4], int i) {
+    if (WIDE) return from_bits(words[i]);
+    const unsigned word = words[i / 2];
+    if (STORAGE == BFLOAT16) return from_bits(i % 2 ? word & 0xffff0000u : word << 16);
+    return widened((unsigned short)(i % 2 ? word >> 16 : word));
+}
+
+// Bits of a magnitude as stored, both halves of a word at once, ordered as the magnitudes are (NaN above Inf).
+MX_FUNCTION unsigned magnitudes(unsigned word) { return word & (WIDE ? 0x7fffffffu : 0x7fff7fffu); }
+MX_FUNCTION unsigned larger(unsigned a, unsigned b) { return WIDE ? (a > b ? a : b) : __vmaxu2(a, b); }
+
+// A word with the largest finite value for Inf, the code below, where `format` wants that.
+MX_FUNCTION unsigned without_inf(unsigned word, Format format) {
+    if (!format.saturates) return word;
+    if (WIDE) return magnitudes(word) == INFINITY_BITS ? word - 1u : word;
+    const unsigned infinity = STORAGE == BFLOAT16 ? 0x7f80u : 0x7c00u, halves = magnitudes(word);
+    return word - ((halves & 0xffffu) == infinity ? 1u : 0u) - (halves >> 16 == infinity ? 0x10000u : 0u);
+}
+
+// The float32 bits of the larger magnitude in a word.
+MX_FUNCTION unsigned magnitude_bits(unsigned word) {
+    if (WIDE) return word;
+    const unsigned low = word & 0xffffu, high = word >> 16;
+    return bits_of(widened((unsigned short)(low > high ? low : high)));
+}
+
+MX_FUNCTION float tensor_scale_at(Beside beside, i64 i) {
+    return FORMAT.tensor_scale ? beside.tensor_scales[divided(i, beside.group)] : 1.0f;
+}
+
+// The number of element i's example, and i's place in it.
+struct Place {
+    u64 example, i;
+};
+MX_FUNCTION Place place_of(Beside beside, i64 i) {
+    const i64 before = divided(i, beside.example);
+    return {beside.first_example < 0 ? 0 : u64(beside.first_example + before), u64(i - before * beside.example)};
+}
+
+// Of the elements of a vector, the first of which is given; they lie within one example, as a row does.
+MX_FUNCTION Place place_of_vector(Beside beside, i64 first) {
+    return FORMAT.rounding == STOCHASTIC ? place_of(beside, first) : Place{0, 0};
+}
+
+MX_FUNCTION float random_at(Beside beside, i64 i) {
+    if (FORMAT.rounding != STOCHASTIC) return 0.0f;
+    const Place place = place_of(beside, i);
+    return random_of(random_bits(beside.key, place.i / 8, place.example), int(place.i % 8));
+}
+
+// The 1 + v of the elements of a vector that begins at `place`.
+MX_FUNCTION void draw_vector(float (&random)[PER_VECTOR], u64 key, Place place) {
+    const Bits bits = random_bits(key, place.i / 8, place.example);
+#pragma unroll
+    for (int i = 0; i < PER_VECTOR; ++i) random[i] = random_of(bits, WIDE && place.i % 8 ? i + 4 : i);
+}
+
+MX_FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
+    unsigned words[4];
+#pragma unroll
+    for (int word = 0; word < 4; ++word)
+        words[word] = WIDE ? bits_of(values[word]) : packed(values[word * PER_WORD], values[word * PER_WORD + PER_WORD - 1]);
+    return uint4{words[0], words[1], words[2], words[3]};
+}
+
+MX_FUNCTION float read_at(const void* x, i64 i) {
+    if (WIDE) return from_bits(without_inf(static_cast<const unsigned*>(x)[i], FORMAT));
+    return widened((unsigned short)without_inf(static_cast<const unsigned short*>(x)[i], FORMAT));
+}
+
+MX_FUNCTION void write_at(void* y, i64 i, float value) {
+    if (WIDE)
+        static_cast<float*>(y)[i] = value;
+    else
+        static_cast<unsigned short*>(y)[i] = narrowed(value);
+}
+
+// The largest magnitude of a vector, and its smallest and largest element where `format` asks for them; then those of a
+// block, which MX_LANES neighbouring threads hold.
+struct Extremes {
+    unsigned magnitude;  // as stored
+    float low, high;
+};
+MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format format) {
+    Extremes of = {larger(larger(magnitudes(words[0]), magnitudes(words[1])),
+                          larger(magnitudes(words[2]), magnitudes(words[3]))), 0.0f, 0.0f};
+    if (format.symmetric) return of;
+    of.low = of.high = element_of(words, 0);
+#pragma unroll
+    for (int i = 1; i < PER_VECTOR; ++i) {
+        of.low = fminf(of.low, element_of(words, i));
+        of.high = fmaxf(of.high, element_of(words, i));
+    }
+    return of;
+}
+MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
+#pragma unroll
+    for (int distance = MX_LANES / 2; distance; distance /= 2) {
+        of.magnitude = larger(of.magnitude, __shfl_xor_sync(ALL, of.magnitude, distance));
+        if (format.symmetric) continue;
+        of.low = fminf(of.low, __shfl_xor_sync(ALL, of.low, distance));
+        of.high = fmaxf(of.high, __shfl_xor_sync(ALL, of.high, distance));
+    }
+    return of;
+}
+
+// The sum over a block, which `lanes` neighbouring threads have a share of each.
+MX_FUNCTION i64 sum_of_lanes(i64 share, int lanes) {
+#pragma unroll
+    for (int distance = lanes / 2; distance; distance /= 2) share += __shfl_xor_sync(ALL, share, distance);
+    return share;
+}
+
+// Four over six: whether the second scale is the better one for the block, of which MX_LANES neighbouring threads have a
+// vector each, that of this thread beginning with the element `first`.
+MX_FUNCTION bool second_is_better(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
+    float random[PER_VECTOR] = {}, midpoint;
+    if (FORMAT.rounding == STOCHASTIC) draw_vector(random, beside.key, place_of_vector(beside, first));
+    const float amax = amax_of_block(FORMAT, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
+    const Candidates candidates = candidates_of_block(FORMAT, amax, midpoint, g);
+    i64 loss = 0;
+#pragma unroll
+    for (int i = 0; i < PER_VECTOR; ++i) loss += loss_of_second(element_of(words, i), candidates, FORMAT, random[i]);
+    return sum_of_lanes(loss, MX_LANES) < 0;
+}
+
+// What the elements of a vector, all of one block, become. `place` is read for stochastic rounding only; `second` says
+// whether the block has its second scale.
+MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
+                                   bool second = false) {
+    float random[PER_VECTOR] = {}, result[PER_VECTOR];
+    if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
+    float midpoint;
+    float amax = amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
+    if (second) amax *= SECOND;
+    // Two loops, since a choice inside one would be made for each element.
+    BlockScale block = quick_scale_of_block(format, amax, midpoint, g);
+    if (block.quick) {
+        block.quick = true;
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
+    } else {
+        block = scale_of_block(format, amax, midpoint, g);
+        block.quick = false;
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
+    }
+    return packed_vector(result);
+}
