@@ -149,7 +149,7 @@ MEASURED: list[Column] = [
         lambda row: " ".join(row.warnings) or None,
         lambda row: str(len(row.warnings)) if row.warnings else ABSENT,
         kind=str,
-        outputs=EVERYWHERE - {Output.STEPS},
+        outputs=EVERYWHERE - {Output.LATEX, Output.STEPS},
     ),
     measured_column(
         "diverged_at",

@@ -1,7 +1,7 @@
 """Write results.tex: a group's runs as a LaTeX table in booktabs style, to paste into a paper.
 
-Needs \\usepackage{booktabs}. A difference that is significant after Holm's correction is marked with a star, one that
-is within the numerical noise with a circle.
+Needs \\usepackage{booktabs,graphicx}: a table that is wider than the text is scaled to its width. A difference that is
+significant after Holm's correction is marked with a star, one that is within the numerical noise with a circle.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from mxsweep.report.table import Table, escape_latex, latex
 from mxsweep.report.wording import NOISE_MARK, SIGNIFICANT_MARK
 from mxsweep.study.group_study import Study
 
-PREAMBLE = "% Written by mxsweep. Needs \\usepackage{booktabs}.\n"
+PREAMBLE = "% Written by mxsweep. Needs \\usepackage{booktabs,graphicx}.\n"
+FITTED = ("  \\sbox0{%", "  }\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi")
 
 
 def latex_text(studied: Sequence[Study]) -> str:
@@ -31,7 +32,10 @@ def _table(study: Study) -> str:
         "  \\centering",
         f"  \\caption{{{_caption(study, table)}}}",
         f"  \\label{{tab:mxsweep{'-' if group.slug else ''}{_label(group.slug)}}}",
-        indent(latex(table), "  "),
+        "  \\smallskip",
+        FITTED[0],
+        indent(latex(table), "  ") + "%",
+        FITTED[1],
         *(f"  \\par\\smallskip {{\\footnotesize Warning, {escape_latex(text)}\\par}}" for text in _warnings(study)),
         "\\end{table}",
         "",
