@@ -15,7 +15,7 @@ Two losses, both means over next-token positions, in nats:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,6 +49,20 @@ class SequenceLoss:
     tokens: int
 
 
+@dataclass(frozen=True, eq=False)
+class SequenceSums:
+    """Hold what a shift is the mean of, an element a sequence.
+
+    Attributes:
+        kl, loss: (n,) float64, the sums over the sequence's positions, nats.
+        positions: (n,) float64, how many they are.
+    """
+
+    kl: np.ndarray
+    loss: np.ndarray
+    positions: np.ndarray
+
+
 @dataclass(frozen=True)
 class Shift:
     """Say how far a model is from the unquantized one, in nats a token, with standard errors over sequences.
@@ -57,6 +71,7 @@ class Shift:
         kl: the mean KL(unquantized || now).
         loss: by how much the NLL of the tokens that follow is above the unquantized model's.
         positions: that the means are over.
+        sums: by sequence, which two shifts of one divergence are paired by; None where they are not known.
     """
 
     kl: float
@@ -64,6 +79,7 @@ class Shift:
     loss: float
     loss_stderr: float
     positions: int
+    sums: SequenceSums | None = field(default=None, compare=False, repr=False)
 
 
 def measure_loss(
@@ -151,7 +167,9 @@ class Divergence:
         for batch, of_batch in self._engine.read(_passages(self._sequences), compare_each):
             values[list(batch.numbers)] = of_batch.cpu()
         kl, loss = values.numpy().T
-        return Shift(*mean_of_sums(kl, self._counts), *mean_of_sums(loss, self._counts), self.positions)
+        counts = self._counts
+        sums = SequenceSums(kl, loss, np.asarray(counts, dtype=np.float64))
+        return Shift(*mean_of_sums(kl, counts), *mean_of_sums(loss, counts), self.positions, sums)
 
     def _compare(self, number: int, logits: Tensor) -> Tensor:
         """Return the sums over one sequence of KL and of the change of the NLL, (2,) float64."""

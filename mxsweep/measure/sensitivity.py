@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from mxsweep.formats.recipe import LinearFormats, Recipe
@@ -21,7 +22,10 @@ from mxsweep.model.operands import find_operands
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out, quantize_model
 from mxsweep.model.sites import Site, find_sites
+from mxsweep.study.paired_tests import MeanDifference, compare_log_perplexity
 from mxsweep.terminal.progress_callback import Progress
+
+LOSSES = ("kl", "loss")  # of a shift
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,25 @@ class PartLoss:
     without: Shift
 
 
+def interval_of(shift: Shift, loss: str) -> MeanDifference:
+    """Return a loss ("kl" or "loss") of a shift with its 95 % interval; NaN ends of a single sequence.
+
+    The interval is that of a ratio of sums over sequences, whose tokens are not independent, with Student's t. Both
+    losses are differences from the unquantized model on the same tokens, so that it is paired.
+    """
+    if shift.sums is None:
+        return MeanDifference(0, getattr(shift, loss), math.nan, math.nan, math.nan)
+    sums = getattr(shift.sums, loss)
+    return compare_log_perplexity(np.zeros_like(sums), -sums, shift.sums.positions)
+
+
+def saved_by(whole: Shift, without: Shift, loss: str) -> MeanDifference:
+    """Return how much less of a loss there is without a part, with its 95 % interval, paired over the sequences."""
+    if whole.sums is None or without.sums is None:
+        return MeanDifference(0, getattr(whole, loss) - getattr(without, loss), math.nan, math.nan, math.nan)
+    return compare_log_perplexity(-getattr(without.sums, loss), -getattr(whole.sums, loss), whole.sums.positions)
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """Hold the losses of every part of a model, the worst first, and the loss with everything quantized."""
@@ -68,7 +91,7 @@ class Sensitivity:
     parts: tuple[PartLoss, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each part, for a CSV: losses in nats a token."""
+        """Return a row for each part, for a CSV: losses in nats a token, with standard errors and 95 % intervals."""
         return [self._row(rank, loss) for rank, loss in enumerate(self.parts, 1)]
 
     def _row(self, rank: int, loss: PartLoss) -> dict[str, Any]:
@@ -85,9 +108,14 @@ class Sensitivity:
             "formats": "; ".join(map(str, (_text(formats) for formats in part.formats))),
         }
         for name, shift in (("alone", alone), ("without", without), ("whole", self.whole)):
-            row |= {f"{field}_{name}": getattr(shift, field) for field in ("kl", "kl_stderr", "loss", "loss_stderr")}
-        saved = {"kl_saved": self.whole.kl - without.kl, "loss_saved": self.whole.loss - without.loss}
-        return row | saved | {"positions": alone.positions}
+            for field in LOSSES:
+                row |= {f"{field}_{name}": getattr(shift, field)}
+                row |= {f"{field}_stderr_{name}": getattr(shift, f"{field}_stderr")}
+                row |= _ends(f"{field}_{name}", interval_of(shift, field))
+        for field in LOSSES:
+            saved = saved_by(self.whole, without, field)
+            row |= {f"{field}_saved": saved.difference} | _ends(f"{field}_saved", saved)
+        return row | {"positions": alone.positions}
 
 
 def measure(
@@ -177,6 +205,10 @@ def parts_of(model: PreTrainedModel, recipe: Recipe, by: str) -> list[Part]:
         )
         for place, (key, group) in enumerate(grouped.items())
     ]
+
+
+def _ends(name: str, measured: MeanDifference) -> dict[str, float]:
+    return {f"{name}_low": measured.low, f"{name}_high": measured.high}
 
 
 def _only(values: set[Any]) -> Any:

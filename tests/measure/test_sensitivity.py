@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
 from mxsweep import compose
@@ -21,7 +22,7 @@ from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence, Shift
 from mxsweep.measure.configured_sensitivity import measure_config
-from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, measure, parts_of
+from mxsweep.measure.sensitivity import Part, PartLoss, Sensitivity, interval_of, measure, parts_of, saved_by
 from mxsweep.measure.sensitivity_table import text
 from mxsweep.model.load import load_model
 from mxsweep.model.prepared import Prepared
@@ -135,28 +136,43 @@ def made_up() -> Sensitivity:
 def test_the_table_and_the_rows() -> None:
     found = made_up()
     printed = text(found)
-    assert (
-        "Everything quantized: KL 0.75000 ± 0.05, loss +0.50000 ± 0.02 nats a token, over 1,000 positions." in printed
-    )
-    row = re.search(r"^ +1  model\.layers\.10\.mlp\.down_proj +(.*)$", printed, re.MULTILINE)
+    assert "Everything quantized: KL 0.75, loss +0.5 nats a token,\nover 1,000 positions." in printed
+    row = re.search(r"^1 +model\.layers\.10\.mlp\.down_proj +(.*)$", printed, re.MULTILINE)
     assert row is not None
-    assert row[1].split() == [
-        "0.50000",
-        "66.7%",
-        "+0.25000",
-        "±",
-        "0.01",
-        "0.40000",
-        "0.35000",
-        "+0.20000",
-        "±",
-        "0.01",
-    ]
+    assert row[1].split() == ["0.5", "66.7%", "+0.25", "0.35"]
     first = found.rows()[0]
     assert first["part"] == "model.layers.10.mlp.down_proj" and (first["layer"], first["kind"]) == (10, "down")
     assert first["formats"] == "weights fp4_e2m1-b32-e8m0, inputs fp4_e2m1-b32-e8m0"
     assert (first["kl_alone"], first["kl_without"], first["kl_whole"]) == (0.5, 0.4, 0.75)
     assert first["kl_saved"] == pytest.approx(0.35) and first["loss_saved"] == pytest.approx(0.3)
+
+
+def test_intervals_are_those_of_ratios_over_sequences(tiny: Any, divergence: Divergence) -> None:
+    found = measure(tiny, FEW, divergence, "kind", Prepared(), nobody)
+    whole, one = found.whole, found.parts[0]
+    assert whole.sums is not None and one.without.sums is not None
+    positions = whole.sums.positions
+    n = len(positions)
+    assert n > 2 and positions.sum() == whole.positions
+    for loss in ("kl", "loss"):
+        sums = getattr(whole.sums, loss)
+        measured = interval_of(whole, loss)
+        assert measured.difference == pytest.approx(getattr(whole, loss)) == pytest.approx(sums.sum() / positions.sum())
+        half = stats.t.ppf(0.975, n - 1) * getattr(whole, f"{loss}_stderr")
+        assert (measured.high - measured.low) / 2 == pytest.approx(half)
+        # What is saved is paired: its interval is that of the differences of the sequences.
+        saved = saved_by(whole, one.without, loss)
+        differences = sums - getattr(one.without.sums, loss)
+        assert saved.difference == pytest.approx(differences.sum() / positions.sum())
+        residuals = differences - saved.difference * positions
+        stderr = np.sqrt(n / (n - 1) * np.square(residuals).sum()) / positions.sum()
+        assert (saved.high - saved.low) / 2 == pytest.approx(stats.t.ppf(0.975, n - 1) * stderr)
+    row = next(row for row in found.rows() if row["part"] == one.part.name)
+    ends = [row[f"kl_{name}_{end}"] for name in ("alone", "saved") for end in ("low", "high")]
+    alone, saved = interval_of(one.alone, "kl"), saved_by(whole, one.without, "kl")
+    assert ends == [alone.low, alone.high, saved.low, saved.high]
+    assert f"[{alone.low:.3g}, {alone.high:.3g}]" in text(found)
+    assert f"of {n} sequences" in text(found) and max(map(len, text(found).splitlines())) <= 100
 
 
 def test_the_heat_map(tmp_path: Path) -> None:
