@@ -44,6 +44,7 @@ def quantize_model(
     prepared: Prepared = NOTHING_PREPARED,
     compare_exact: bool = False,
     keep_weights: bool = False,
+    measure: bool = True,
 ) -> Iterator[QuantizationReport]:
     """Put ``recipe`` into ``model`` while the context lasts; afterwards the model is bit for bit as before.
 
@@ -55,6 +56,7 @@ def quantize_model(
         prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
         compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
         keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
+        measure: whether there are block statistics, which take several times as long as the weights.
 
     Yields:
         What was replaced, with the block statistics of every quantized weight.
@@ -90,7 +92,7 @@ def quantize_model(
                     weight_mx, statistics = site.weight(), None
                 else:
                     weight_mx, statistics = quantize_weight(
-                        site, recipe, compare_exact, prepared.weights.get(site.name), maxima.get(site.name)
+                        site, recipe, compare_exact, prepared.weights.get(site.name), maxima.get(site.name), measure
                     )
                 _stand_in(model, site, weight_mx, inputs)
                 if last_in[site.operand.module_name, id(site.operand.parameter)] is site:

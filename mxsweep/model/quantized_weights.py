@@ -41,12 +41,14 @@ def quantize_weight(
     compare_exact: bool,
     prepared: Encoded | None = None,
     tensor_amax: Tensor | None = None,
+    measure: bool = True,
 ) -> tuple[Tensor, PendingStatistics | None]:
     """Return the weight that stands in for a site's, and its block statistics (None where it stays as it is).
 
     Args:
         prepared: the codes and scales that a weight method chose; None to round to nearest.
         tensor_amax: what the per-tensor scale is made from, float32; None for the weight's own maximum.
+        measure: False for no statistics of any weight.
     """
     if site.operand.parameter.device.type == "meta":
         raise ConfigError(
@@ -68,6 +70,8 @@ def quantize_weight(
             generator=stochastic_key(recipe.seed, f"{site.name}.weight") if fmt.rounding == "stochastic" else None,
             tensor_amax=tensor_amax,
         )
+    if not measure:
+        return weight_mx, None
     measured = measure_blocks(
         weight,
         fmt,

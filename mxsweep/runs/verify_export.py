@@ -75,12 +75,14 @@ def reference_of(model: PreTrainedModel, preparation: Preparation, packed: Packe
     maxima = shared_maxima(sites, recipe)
     for site in sites:
         chosen = prepared.weights.get(site.name)
-        weight = quantize_weight(site, recipe, False, chosen, maxima.get(site.name))[0].cpu()
+        weight = quantize_weight(site, recipe, False, chosen, maxima.get(site.name), measure=False)[0].cpu()
         whole = decode(packed.weights[stored_layer(site.operand, model)].encoded)
         if not same_values(_rows(site.operand, whole), weight):
             raise RuntimeError(f"the codes of {site.name} do not stand for the run's weight")
     ids = sample_ids(model)
-    with quantize_model(model, recipe, prepared=prepared):
+    # By the codes, which stand for the run's weights: rounding these again takes longer than reading them.
+    codes = _by_operand(model, recipe, {name: weight.encoded for name, weight in packed.weights.items()})
+    with quantize_model(model, recipe, prepared=replace(prepared, weights=codes), measure=False):
         logits = model(input_ids=ids, use_cache=False).logits.cpu()
     return Reference(recipe, replace(prepared, weights={}), ids.cpu(), logits, packed)
 
@@ -121,7 +123,7 @@ def verify_export(
     by_layer = {stored_layer(site.operand, loaded.model): maxima[site.name] for site in sites if site.name in maxima}
     if scales := _check_input_scales(folder, target, reference.packed, by_layer):
         found["input_scales"] = scales
-    with quantize_model(loaded.model, reference.recipe, prepared=prepared):
+    with quantize_model(loaded.model, reference.recipe, prepared=prepared, measure=False):
         logits = loaded.model(input_ids=ids, use_cache=False).logits.cpu()
         if not torch.equal(logits, reference.logits):
             largest = float((logits.float() - reference.logits.float()).abs().max())

@@ -309,6 +309,17 @@ def test_report_counts_bits_and_clamped_scales() -> None:
     assert any("1 of" in line and "clamped" in line for line in narrow.lines())
 
 
+def test_unmeasured_it_computes_the_same() -> None:
+    model, ids = build(), tokens()
+    with quantize_model(model, W4A6) as measured:
+        expected = logits(model, ids)
+    with quantize_model(model, W4A6, measure=False) as report:
+        assert torch.equal(logits(model, ids), expected)
+    assert all(layer.statistics is None for layer in report.layers)
+    assert all(layer.statistics is not None for layer in measured.layers)
+    assert report.bits_per_quantized_weight == measured.bits_per_quantized_weight == 4.25
+
+
 def test_model_whose_attention_cannot_be_reached_is_refused() -> None:
     model = build()
     model.config._attn_implementation_internal = "flex_attention"
