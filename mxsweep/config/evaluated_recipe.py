@@ -16,7 +16,7 @@ def evaluated(layer: LayerFormats) -> tuple[LinearFormats, list[str]]:
     first, second = layer.fprop.first, layer.fprop.second
     for name, operand in (("inputs", first), ("weights", second)):
         left_out += _beside(name, operand)
-    weight, activation = (None if one is None else replace(one.fmt, four_over_six=False) for one in (second, first))
+    weight, activation = (None if one is None else one.fmt for one in (second, first))
     if activation is not None and isinstance(activation.block_size, tuple):
         rows, columns = activation.block_size
         activation = replace(activation, block_size=rows * columns)
@@ -33,6 +33,4 @@ def _beside(name: str, operand: OperandFormat | None) -> list[str]:
     left_out = []
     if operand is not None and operand.prescale != 1:
         left_out.append(f"{name} are not multiplied by {operand.prescale:g} before they are quantized")
-    if operand is not None and operand.fmt.four_over_six:
-        left_out.append(f"{name} have one scale a block, not the better of two (four_over_six)")
     return left_out

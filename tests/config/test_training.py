@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,11 +136,17 @@ def test_what_an_evaluation_cannot_do_is_said() -> None:
     assert [text.split(",")[0] for text in config.not_evaluated] == [
         "fprop's Hadamard rotation (of order 32) is left out", "inputs",
     ]  # fmt: skip
-    rest = trained("format=nvfp4", "matmuls.fprop.weight={four_over_six: true, prescale: 0.5}").not_evaluated
-    assert rest == [
-        "weights are not multiplied by 0.5 before they are quantized",
-        "weights have one scale a block, not the better of two (four_over_six)",
-    ]
+    rest = trained("format=nvfp4", "matmuls.fprop.weight={prescale: 0.5}").not_evaluated
+    assert rest == ["weights are not multiplied by 0.5 before they are quantized"]
+
+
+def test_the_better_of_two_scales_is_evaluated_too() -> None:
+    config = trained("format=nvfp4", "matmuls.fprop.weight={four_over_six: true}")
+    one = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
+    assert config.recipe.linear == LinearFormats(replace(one, four_over_six=True), one)
+    assert config.not_evaluated == []
+    backward = trained("format=nvfp4", "matmuls.dgrad.grad={four_over_six: true}")
+    assert backward.recipe.linear == LinearFormats(one, one)
 
 
 # Sizes
