@@ -5,7 +5,7 @@ from pathlib import Path
 
 from helpers.tensor_kinds import EXTREME, KINDS, SHAPE
 
-from peers.rows import DTYPES, ROWS, VERSIONS, Row, compare, why_not
+from peers.rows import DTYPES, RESTATED, ROWS, VERSIONS, Row, compare, why_not
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "peers.md"
 
@@ -24,6 +24,19 @@ computed in `exact` arithmetic but where a note says `native`.
 
 | tool | what | mxsweep's format | float32 | bfloat16 | extreme float32 | extreme bfloat16 | notes |
 | --- | --- | --- | ---: | ---: | ---: | ---: | --- |
+"""
+
+TAIL = """
+vLLM has no package for a CPU: what its emulation of NVFP4 defines was read at the commit named, and is restated in the
+test. Where no hardware multiplies MXFP4, it takes Quark's.
+
+llm-compressor 0.14 quantizes by compressed-tensors. A whole model that it quantizes (`oneshot`) has the weights that
+the formats above give, those of NVFP4 under one scale for q, k and v, and for gate and up, in float32 and in bfloat16
+(`tests/peers/test_llm_compressor.py`). It asks for compressed-tensors 0.19 and an older transformers, so that it is in
+no extra; `pip install --no-deps llmcompressor==0.14.0` puts it beside these, with which it runs.
+
+No format gives AutoRound's `nvfp4_v2_with_global_scale` (e5m3 under a scale of the tensor): it divides by s·(1/g) and
+reads with that, which no `scale_rule` does.
 """
 
 
@@ -48,7 +61,7 @@ def render() -> str:
         cells = [f"{count:,}" for count in counts(row)] + [", ".join(map(str, numbers))]
         lines.append(f"{beginning(row)} {' | '.join(cells)} |\n")
         print(lines[-1], end="", file=sys.stderr)
-    return "".join([*lines, "\n", *(f"{number}. {reason}\n" for reason, number in notes.items())])
+    return "".join([*lines, "\n", *(f"{number}. {reason}\n" for reason, number in notes.items()), TAIL])
 
 
 def counts(row: Row) -> tuple[int, int, int, int]:
@@ -63,7 +76,7 @@ def counts(row: Row) -> tuple[int, int, int, int]:
 
 def beginning(row: Row) -> str:
     """Return what the page says of a row before anything is measured."""
-    return f"| {row.peer} {VERSIONS[row.peer]} | {row.title} | `{row.format}` |"
+    return f"| {row.peer} {(VERSIONS | RESTATED)[row.peer]} | {row.title} | `{row.format}` |"
 
 
 def reasons(row: Row) -> list[str]:

@@ -55,16 +55,36 @@ def quark_mx(x: Tensor, element: str, mode: str) -> Tensor:
     return fake_quantize_mx(x.clone(), -1, MX_BLOCK, mode, mx_element_dtype=name)
 
 
-def quark_nvfp4(x: Tensor) -> Tensor:
-    from quark.torch.quantization.config.template import FP4Block16ScaleE4M3Scheme
+def quark_scheme(x: Tensor, scheme: str, **options: int) -> Tensor:
+    """Weights under one of its schemes, of one stage or of two."""
+    from quark.torch.quantization.config import template
     from quark.torch.quantization.tensor_quantize import FakeQuantizeBase
 
-    spec = FP4Block16ScaleE4M3Scheme().config.weight
+    spec = getattr(template, scheme)(**options).config.weight
     quantizer = FakeQuantizeBase.get_fake_quantize(spec, x.device)
-    for stage in quantizer:
+    for stage in quantizer if isinstance(quantizer, torch.nn.Sequential) else [quantizer]:
         stage.enable_observer()
         stage.enable_fake_quant()
     return quantizer(x.clone())
+
+
+def vllm_nvfp4(x: Tensor) -> Tensor:
+    """Inputs as vLLM's emulation of NVFP4 defines them (ref_nvfp4_quant_dequant at 055e47c, without Triton), restated.
+
+    vLLM itself installs on no CPU.
+    """
+    blocks = x.float().unflatten(-1, (-1, NV_BLOCK))
+    over = 2688 * (1 / x.abs().max().float())
+    sixth = blocks.abs().amax(-1, keepdim=True) * (1 / 6)
+    scale = (over * sixth).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    of_tensor = 1 / (over + (over == 0) * 1e8)
+    divisor = scale * of_tensor
+    quotient = (blocks * (1 / (divisor + (divisor == 0) * 1e8))).clamp(-6, 6)
+    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    between = (grid[1:] + grid[:-1]) / 2
+    below, above = (torch.bucketize(quotient.abs(), between, right=right) for right in (False, True))
+    code = torch.where(below % 2 == 0, below, above)  # a tie goes to the even code
+    return (grid[code] * quotient.sign() * (scale / over)).flatten(-2).to(x.dtype)
 
 
 def auto_round_mx(x: Tensor, element: str) -> Tensor:

@@ -25,6 +25,7 @@ VERSIONS = {
     "auto-round": "0.16.1",
     "nvidia-modelopt": "0.47.0",
 }
+RESTATED = {"vLLM": "055e47c"}  # peers that no CPU installs, whose definitions of that commit are restated
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -78,6 +79,8 @@ class Difference:
 
 def why_not(peer: str) -> str | None:
     """Return why a peer cannot be compared here, or None."""
+    if peer in RESTATED:
+        return None
     try:
         installed = version(peer)
     except PackageNotFoundError:
@@ -110,8 +113,9 @@ def at_bottom(x: Tensor, fmt: MXFormat) -> Tensor:
     return encode(amax(x, fmt), replace(fmt, block_size=1)).scales == 0
 
 
-def rounds_beyond(x: Tensor, fmt: MXFormat, mantissa_bits: int | None = None) -> Tensor:
-    bits = fmt.element_format.mantissa_bits if mantissa_bits is None else mantissa_bits
+def rounds_beyond(x: Tensor, fmt: MXFormat) -> Tensor:
+    bits = fmt.even_bits
+    assert bits is not None
     a = amax(x, fmt)
     return a.isfinite() & (a.double() >= (2 - 2.0 ** -(bits + 1)) * 2.0**127)
 
@@ -143,7 +147,7 @@ BOTTOM = Exemption(
     "a scale of 2^-127, which it does not divide by what it multiplies by (2^-126, or 1 in RCEIL)", at_bottom
 )
 BEYOND = Exemption("a maximum that is rounded to 2^128", rounds_beyond)
-BEYOND_OF_FP4 = Exemption("a maximum of at least 1.75·2^127", lambda x, fmt: rounds_beyond(x, fmt, mantissa_bits=1))
+BEYOND_OF_FP4 = Exemption("a maximum of at least 1.75·2^127", rounds_beyond)
 LOGARITHM = Exemption(
     "a maximum so little above its largest value times 2^k that float32's logarithm rounds down", logarithm_is_whole
 )
@@ -159,6 +163,14 @@ TENSOR_NOT_FINITE = Exemption(
 ZERO_SCALE_OF_LARGE = Exemption(
     "a scale that is zero, under a maximum of at least 2^105, of which it makes NaN",
     lambda x, fmt: (encode(x, fmt).scales.reshape(amax(x, fmt).shape) == 0) & (amax(x, fmt) >= 2.0**105),
+)
+SUBNORMAL_64TH = Exemption(
+    "a scale below 2^-120, whose 64th, by which it divides, is no normal number",
+    lambda x, fmt: encode(amax(x, fmt), replace(fmt, block_size=1)).scales < 7,
+)
+EPSILON = Exemption(
+    "a scale that is rounded to zero, in whose place it takes 2^-23",
+    lambda x, fmt: encode(x, fmt).scales.reshape(amax(x, fmt).shape) == 0,
 )
 
 MX_ELEMENTS = ("fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2")
@@ -201,7 +213,18 @@ def quark_rows() -> Iterator[Row]:
     for element in MX_ELEMENTS:
         run = partial(quantizers.quark_mx, element=element, mode="even")
         yield Row("amd-quark", f"MX {element}, even", mx(element, "even"), run, (INF, BEYOND))
-    yield Row("amd-quark", "NVFP4", nvfp4("quark"), quantizers.quark_nvfp4, (ZERO_SCALE_OF_LARGE,))
+    run = partial(quantizers.quark_mx, element="int8", mode="even")
+    yield Row("amd-quark", "MX int8, even", mx("int8", "even8"), run, (INF, BEYOND, SUBNORMAL_64TH))
+    run = partial(quantizers.quark_scheme, scheme="FP4Block16ScaleE4M3Scheme")
+    yield Row("amd-quark", "NVFP4", nvfp4("quark"), run, (ZERO_SCALE_OF_LARGE,))
+    for size in (16, 32):
+        fmt = MXFormat("fp4_e2m1", size, scale="e5m3", rounding="even", tensor_scale=True, scale_rule="quark")
+        run = partial(quantizers.quark_scheme, scheme="AmdFP4GlobalScaleScheme", group_size=size)
+        yield Row("amd-quark", f"amdfp4_global{size}", str(fmt), run)
+    for size in (16, 32):
+        fmt = MXFormat("fp4_e2m1", size, scale="e5m3", rounding="even", scale_rule="quark")
+        run = partial(quantizers.quark_scheme, scheme="AmdFP4Scheme", group_size=size)
+        yield Row("amd-quark", f"amdfp4, blocks of {size}", str(fmt), run, (NOT_FINITE, EPSILON))
 
 
 def auto_round_rows() -> Iterator[Row]:
@@ -223,12 +246,17 @@ def modelopt_rows() -> Iterator[Row]:
     yield Row("nvidia-modelopt", "NVFP4", nvfp4("modelopt"), quantizers.modelopt_nvfp4)
 
 
+def vllm_rows() -> Iterator[Row]:
+    yield Row("vLLM", "NVFP4 of inputs, restated", nvfp4("vllm"), quantizers.vllm_nvfp4, (TENSOR_SCALE,))
+
+
 ROWS: tuple[Row, ...] = (
     *torchao_rows(),
     *compressed_tensors_rows(),
     *quark_rows(),
     *auto_round_rows(),
     *modelopt_rows(),
+    *vllm_rows(),
 )
 
 
