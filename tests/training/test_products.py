@@ -363,6 +363,13 @@ def test_observers_are_told_what_was_quantized() -> None:
     assert all(8 < row["snr_db"] < 30 and 0.9 < row["cosine"] < 1 for row in rows.values())
 
 
+def test_equal_formats_of_operands_are_one_object() -> None:
+    """So that what is kept for a format is found without comparing fields."""
+    first, second = (OperandFormat(MXFormat("fp4_e2m1", 16, rounding="even")) for _ in range(2))
+    assert first.fmt is second.fmt
+    assert OperandFormat(MXFormat("fp4_e2m1", 16)).fmt is not first.fmt
+
+
 def test_dtypes() -> None:
     x, weight, bias, g = tensors()
     quantizer = Quantizer(alike("fp4_e2m1"))
