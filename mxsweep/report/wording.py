@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mxsweep.results.metrics import betterness, decimals, is_loss
 from mxsweep.results.rows import Row
-from mxsweep.study.change_words import format_interval
+from mxsweep.study.change_words import format_interval, percent
 from mxsweep.study.metric_test import metric_test
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
@@ -66,7 +66,8 @@ def difference(row: Row, baseline: Row | None, name: str) -> str:
     if betterness(name) > 0 or is_loss(name):
         return f"{value - base:+.4f}"
     digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
-    return f"{value - base:+.{digits}f} ({value / base - 1:+.1%})" if base else f"{value - base:+.{digits}f}"
+    ratio = value / base if base else 0.0
+    return f"{value - base:+.{digits}f}" + (f" ({percent(math.log(ratio))})" if ratio > 0 else "")
 
 
 def change_in_percent(text: str) -> str:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.parquet_files import open_parquet
 from mxsweep.results.record import DIAGNOSTICS_NAME, RunFolder
@@ -15,6 +16,7 @@ from mxsweep.results.rows import Row
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
 _NUMBERS = ("elements", "blocks", *_COUNTS)
+_READ = ("kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, "part")
 
 # The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
 WEIGHT_FIGURES = {
@@ -41,6 +43,7 @@ class TensorError:
         saturated, flushed: shares of the elements that were larger than the largest element value, and that were not
             zero and became zero.
         clamped: share of the blocks whose wanted scale the scale format does not hold.
+        width: bits of an element, scales not counted; None in files of earlier versions.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class TensorError:
     saturated: float
     flushed: float
     clamped: float
+    width: int | None = None
 
 
 def read_tensors(run: RunFolder) -> list[TensorError]:
@@ -65,9 +69,12 @@ def read_tensors(run: RunFolder) -> list[TensorError]:
 @lru_cache(maxsize=4096)
 def _read(path: Path, _written: int) -> list[TensorError]:
     with open_parquet(path) as file:
-        # Files of earlier versions have no parts: there the last part of a module's name stands for it.
-        parts = ["part"] if "part" in file.schema_arrow.names else []
-        table = file.read(["kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, *parts]).to_pydict()
+        # Files of earlier versions have neither: there the last part of a module's name stands for its part.
+        later = [name for name in ("part", "format") if name in file.schema_arrow.names]
+        table = file.read([*_READ[:-1], *later]).to_pydict()
+    formats = table.pop("format", [None] * len(table["kind"]))
+    known = {text: element_width(text) for text in set(formats) if isinstance(text, str)}
+    widths = [known.get(text) for text in formats]
     table.setdefault("part", [str(module).rpartition(".")[2] for module in table["module"]])
     # A file that somebody else wrote: what is of another type is no file of diagnostics.
     texts, numbers = [*table["kind"], *table["module"], *table["part"]], [n for name in _NUMBERS for n in table[name]]
@@ -89,11 +96,20 @@ def _read(path: Path, _written: int) -> list[TensorError]:
             saturated=saturated / elements if elements else 0.0,
             flushed=flushed / elements if elements else 0.0,
             clamped=clamped / blocks if blocks else 0.0,
+            width=width,
         )
-        for kind, module, layer, elements, blocks, sqnr_db, saturated, flushed, clamped, part in zip(
-            *table.values(), strict=True
+        for kind, module, layer, elements, blocks, sqnr_db, saturated, flushed, clamped, part, width in zip(
+            *(table[name] for name in _READ), widths, strict=True
         )
     ]
+
+
+def element_width(text: str) -> int | None:
+    """Return how many bits an element has in a format that is written as text; None of a text that is no format."""
+    try:
+        return MXFormat.parse(text).element_format.bits
+    except ValueError:
+        return None
 
 
 def in_order_of_kinds(kinds: Iterable[str]) -> list[str]:

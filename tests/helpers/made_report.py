@@ -118,4 +118,6 @@ def _tensors(has_kv: bool, block: int) -> pd.DataFrame:
         for kind in ("key", "value") if has_kv else ():
             rows.append((kind, f"model.layers.{layer}.self_attn", layer, 16.0 - layer))
     table = pd.DataFrame(rows, columns=["kind", "module", "layer", "sqnr_db"])
+    widths = table["kind"].map(lambda kind: "fp6_e2m3-b32-e8m0" if kind == "activation" else "fp4_e2m1-b32-e8m0")
+    table["format"] = widths
     return table.assign(elements=1000, blocks=50, saturated=20, flushed=130, clamped=0)

@@ -232,7 +232,7 @@ def test_the_heat_map_shows_the_run_that_is_chosen(visit: Callable[..., Page]) -
     texts = figure.locator(".plot .mark-text.role-mark text")
     assert cells.count() == 18 and "17.8" in texts.all_text_contents()
     chooser = figure.get_by_label("Run")
-    name = next(text for text in chooser.locator("option").all_text_contents() if "kv_quant=fp4_e2m1" in text)
+    name = next(text for text in chooser.locator("option").all_text_contents() if "KV fp4_e2m1" in text)
     chooser.select_option(label=name)
     expect(cells).to_have_count(24)
     figure.get_by_label("Tensors").select_option("keys")
@@ -253,6 +253,29 @@ def test_a_narrow_window_scrolls_no_page(visit: Callable[..., Page], width: int)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     table = page.get_by_role("region", name="All runs of").first
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it is the table that scrolls, in its box
+
+
+def test_the_metric_stays_in_view_however_far_a_table_is_scrolled(visit: Callable[..., Page]) -> None:
+    page = visit(viewport=PHONE)
+    where = """at => {
+        const box = document.querySelector("#group-1-table").closest(".scroll");
+        box.scrollLeft = at * (box.scrollWidth - box.clientWidth);
+        const own = box.getBoundingClientRect();
+        return [...document.querySelectorAll("#group-1-table .opener, #group-1-table .key-column")].slice(0, 12)
+            .map(cell => cell.getBoundingClientRect())
+            .every(cell => cell.left >= own.left - 1 && cell.right <= own.right + 1);
+    }"""
+    assert page.locator("#group-1-table thead .key-column").inner_text().startswith("Δ ppl")
+    for at in (0, 0.3, 0.6, 1):
+        assert page.evaluate(where, at)
+    # Of other tables it is the first column, what a row is of.
+    first = """at => {
+        const box = document.querySelector('[aria-label^="Table: All pairs of block size"]');
+        box.scrollLeft = at * (box.scrollWidth - box.clientWidth);
+        const left = box.getBoundingClientRect().left;
+        return Math.abs(box.querySelector("td").getBoundingClientRect().left - left) < 2 && box.scrollLeft;
+    }"""
+    assert page.evaluate(first, 1) > 50
 
 
 def colours(page: Page) -> tuple[str, str, str]:
@@ -338,3 +361,13 @@ def test_landmarks_and_names(visit: Callable[..., Page]) -> None:
     assert nameless == []
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(visit: Callable[..., Page], size: dict[str, int], scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python")
+    page = visit(viewport=size, color_scheme=scheme, bypass_csp=True)  # the page's policy runs no script but its own
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mxsweep.report.figures.figure import Figure, file_name
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
 from mxsweep.report.figures.line_points import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
-from mxsweep.report.figures.panels import Panel, both_ways
+from mxsweep.report.figures.panels import Panel, both_ways, draw_weights
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
@@ -246,6 +246,30 @@ def test_panels_are_valid_vega_lite() -> None:
     assert len(spec["concat"]) == 2 and spec["concat"][1]["encoding"]["color"]["scale"]["domain"] == [-1.5, 1.5]
 
 
+@dataclass(frozen=True)
+class Weights:
+    label: str
+    format: str
+    sqnr_db: tuple[float, ...]
+    bits_per_weight: float = 4.25
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"module": f"m{i}", "layer": i, "part": "q", "format": self.format, "sqnr_db": value}
+            for i, value in enumerate(self.sqnr_db)
+        ]
+
+
+def test_panels_of_one_width_of_elements_share_their_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[dict[str, Any]] = []
+    monkeypatch.setattr("mxsweep.report.figures.panels.write_chart", lambda spec, *_: specs.append(spec) or [])
+    formats = ("fp4_e2m1-b32-e8m0", "fp4_e2m1-b16-e4m3", "int8-b32-e8m0")
+    values = ((18.0, 19.0), (19.5, 21.0), (40.0, 42.0))
+    draw_weights([Weights(fmt, fmt, some) for fmt, some in zip(formats, values, strict=True)], tmp_path)
+    domains = [panel["encoding"]["color"]["scale"]["domain"] for panel in specs[0]["concat"]]
+    assert domains == [[18.0, 21.0], [18.0, 21.0], [40.0, 42.0]]
+
+
 # ------------------------------------------------------------------------------------------- trade-off
 
 
@@ -332,8 +356,24 @@ def test_heat_map_has_every_run_and_holds_equal_tensors_once(tmp_path: Path) -> 
     # By block size weights and activations differ; scale bits and the other runs of a block size change nothing.
     assert len(heat.pieces) == 3 + 3 + 1 + 1
     assert heat.parts[0][2:] == [-1, -1]  # the least costly run has no quantized keys
-    assert heat.pieces[heat.parts[0][0]][0] == [0, 0, 17.75, 0.02, 0.13, 0.0]
+    assert heat.pieces[heat.parts[0][0]][0] == [0, 0, 17.75, 0.02, 0.13, 0.0, 4]
+    assert heat.widths == [4, 6]
     assert heat.figure.cells[0][:3] == ["0", "17.8", "18.8"]
+
+
+def test_each_width_of_elements_has_a_scale_of_colours(tmp_path: Path) -> None:
+    put_study(tmp_path, blocks=(16,), scale_bits=(8,), kv=("none",), noise=False)
+    heat = heat_map(only_study(tmp_path))
+    assert heat is not None
+    for spec in (heat.figure.page_spec(), heat.figure.file_spec()):
+        *coloured, _ = spec["layer"]
+        assert [layer["transform"] for layer in coloured] == [[{"filter": f"datum.width === {w}"}] for w in (4, 6)]
+        titles = [layer["encoding"]["color"]["legend"]["title"] for layer in coloured]
+        assert titles == ["dB, 4-bit elements", "dB, 6-bit elements"]
+        assert spec["resolve"] == {"scale": {"color": "independent"}}
+        cells = data(spec, "cells")
+        # Weights at 17 to 20 dB and activations at 28 to 31: of either some are on the dark half.
+        assert {(cell["width"], cell["dark"]) for cell in cells} == {(4, True), (4, False), (6, True), (6, False)}
 
 
 def test_heat_map_leaves_runs_out_for_its_size(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Draw where error enters: one run's tensors, layer by layer, coloured by the signal left over the error.
 
+Elements of one width have a scale of colours of their own: four bits lose so much more than six that on a common scale
+tensors of either would all look alike.
 The page shows any run that has diagnostics, chosen from a list; the file the most accurate one. Runs often share the
 errors of some tensors (scale_bits 6 and 8, or all weights of a format), which the page then holds once.
 """
@@ -11,6 +13,8 @@ from typing import Any
 
 from mxsweep.report.figures.figure import Figure, Spec, channel
 from mxsweep.report.figures.look import FILE_INK
+from mxsweep.report.study_title import measured_text
+from mxsweep.results.knob_words import name_rows
 from mxsweep.results.rows import Row
 from mxsweep.results.tensor_errors import KIND_TITLES, TensorError, in_order_of_kinds, read_tensors
 from mxsweep.study.group_study import Study
@@ -37,8 +41,9 @@ class HeatMap:
         kinds: the kinds of tensor that any run has, by their names in sentences.
         columns: the tensors of a decoder block, by kind and projection, in the model's order.
         layers: their numbers, as text, and OUTSIDE.
+        widths: bits of an element, of which each has a scale of colours; None for unknown.
         parts: each run's distinct pieces, one for each kind, as indices into `pieces`; -1 of a kind that it lacks.
-        pieces: a kind's cells, each [column, layer, sqnr_db, saturated, flushed, clamped].
+        pieces: a kind's cells, each [column, layer, sqnr_db, saturated, flushed, clamped, width].
     """
 
     figure: Figure
@@ -46,6 +51,7 @@ class HeatMap:
     kinds: list[str]
     columns: list[str]
     layers: list[str]
+    widths: list[int | None]
     parts: list[list[int]]
     pieces: list[list[list[Any]]]
 
@@ -70,26 +76,28 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
         for piece in by_kind.values():
             pieces.setdefault(piece, len(pieces))
     parts = [[pieces[by_kind[kind]] if kind in by_kind else -1 for kind in kinds] for _, by_kind in measured]
-    runs = [f"{study.config_text(row)} ({row.run.run_id})" for row, _ in measured]
+    names = [name_rows([row], study.naming) for row, _ in measured]
+    runs = [f"{name} ({row.run.run_id})" for name, (row, _) in zip(names, measured, strict=True)]
     lists = [[_cell(tensor, column_at, layer_at) for tensor in piece] for piece in pieces]
+    widths = sorted({cell[-1] for cells in lists for cell in cells}, key=lambda width: (width is None, width))
     first = [cell for index in parts[0] if index >= 0 for cell in lists[index]]
     has_more = len(rows) > rows.index(measured[-1][0]) + 1
     figure = Figure(
         stem="_".join(part for part in ("sqnr", study.group.slug) if part),
         title="Signal over quantization error by layer and tensor, dB",
-        subtitle=f"{study.group.title}; {runs[0]}",
+        subtitle=f"{measured_text(study.group)}; {names[0]}",
         caption=(
             "Signal over quantization error (10 log10 of the sums of squares) of each quantized tensor; little means "
-            "much error. Weights are whole, activations, keys and values sampled. "
-            + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
+            "much error. Each width of elements has its colours. Weights are whole, activations, keys and values "
+            "sampled. " + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
         ),
-        build=lambda ink: _chart(ink, columns, layers, first),
+        build=lambda ink: _chart(ink, columns, layers, first, widths if ink != FILE_INK else None),
         columns=["layer", *columns],
         cells=_table(columns, layers, first),
         about="where error enters",
         height=max(120, ROW_HEIGHT * len(layers)),
     )
-    return HeatMap(figure, runs, [KIND_TITLES[kind] for kind in kinds], columns, layers, parts, lists)
+    return HeatMap(figure, runs, [KIND_TITLES[kind] for kind in kinds], columns, layers, widths, parts, lists)
 
 
 def _read_errors(rows: Sequence[Row], most_cells: int) -> list[tuple[Row, dict[str, tuple[TensorError, ...]]]]:
@@ -128,7 +136,7 @@ def _cell(tensor: TensorError, columns: dict[str, int], layers: dict[str, int]) 
     for name, (_, digits) in MEASURES.items():
         value = getattr(tensor, name)
         values.append(round(value, digits) if value is not None and math.isfinite(value) else None)
-    return [columns[_column(tensor)], layers[layer], *values]
+    return [columns[_column(tensor)], layers[layer], *values, tensor.width]
 
 
 def _table(columns: Sequence[str], layers: Sequence[str], cells: Sequence[Sequence[Any]]) -> list[list[str]]:
@@ -140,20 +148,31 @@ def _table(columns: Sequence[str], layers: Sequence[str], cells: Sequence[Sequen
     return table
 
 
-def _chart(ink: str, columns: Sequence[str], layers: Sequence[str], cells: Sequence[Sequence[Any]]) -> Spec:
-    values = [cell[2] for cell in cells if cell[2] is not None]
-    middle = (min(values) + max(values)) / 2 if values else 0.0
+def _chart(
+    ink: str,
+    columns: Sequence[str],
+    layers: Sequence[str],
+    cells: Sequence[Sequence[Any]],
+    widths: Sequence[int | None] | None = None,
+) -> Spec:
+    """Return the chart of these cells, with a layer for each width of elements, by default of those that they have."""
+    drawn = [cell for cell in cells if cell[2] is not None]
+    if widths is None:
+        widths = sorted({cell[-1] for cell in drawn}, key=lambda width: (width is None, width))
+    values = {width: [cell[2] for cell in drawn if cell[-1] == width] for width in widths}
+    middles = {width: (min(some) + max(some)) / 2 for width, some in values.items() if some}
     data = [
-        {"tensor": columns[cell[0]], "layer": layers[cell[1]], "value": cell[2], "dark": cell[2] < middle}
-        for cell in cells
-        if cell[2] is not None
+        {
+            "tensor": columns[cell[0]],
+            "layer": layers[cell[1]],
+            "value": cell[2],
+            "width": cell[-1],
+            "dark": cell[2] < middles[cell[-1]],
+        }
+        for cell in drawn
     ]
     seen = [name for name in columns if any(datum["tensor"] == name for datum in data)]
-    scale: Spec = {"scheme": "cividis", "zero": False}
     in_page = ink != FILE_INK
-    legend: Spec = {"title": "dB", "orient": "bottom" if in_page else "right"}
-    if in_page:
-        legend["gradientLength"] = 200
     slanted = {"labelAngle": -40, "labelOverlap": False}
     return {
         "datasets": {"cells": data},
@@ -163,17 +182,7 @@ def _chart(ink: str, columns: Sequence[str], layers: Sequence[str], cells: Seque
             "y": channel("layer", sort=None, title="decoder block", scale={"domain": list(layers)}),
         },
         "layer": [
-            {
-                "mark": {"type": "rect"},
-                "encoding": {
-                    "color": channel("value", "quantitative", scale=scale, legend=legend),
-                    "tooltip": [
-                        channel("layer", title="decoder block"),
-                        channel("tensor"),
-                        channel("value", "quantitative", format=".4~g", title=MEASURES["sqnr_db"][0]),
-                    ],
-                },
-            },
+            *(_coloured(width, "dB", in_page) for width in widths),
             {
                 "mark": {"type": "text", "fontSize": 10},
                 "encoding": {
@@ -187,5 +196,25 @@ def _chart(ink: str, columns: Sequence[str], layers: Sequence[str], cells: Seque
                 },
             },
         ],
+        "resolve": {"scale": {"color": "independent"}},
         **({} if in_page else {"width": max(COLUMN_WIDTH * len(seen), 220)}),
+    }
+
+
+def _coloured(width: int | None, unit: str, in_page: bool) -> Spec:
+    """Return the layer of the cells whose elements have this width."""
+    title = unit if width is None else f"{unit}, {width}-bit elements"
+    legend: Spec = {"title": title, "orient": "bottom" if in_page else "right"}
+    legend |= {"gradientLength": 150 if in_page else 60, "tickCount": 3}
+    return {
+        "transform": [{"filter": "!isValid(datum.width)" if width is None else f"datum.width === {width}"}],
+        "mark": {"type": "rect"},
+        "encoding": {
+            "color": channel("value", "quantitative", scale={"scheme": "cividis", "zero": False}, legend=legend),
+            "tooltip": [
+                channel("layer", title="decoder block"),
+                channel("tensor"),
+                channel("value", "quantitative", format=".4~g", title=MEASURES["sqnr_db"][0]),
+            ],
+        },
     }

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from mxsweep.report.figures.figure import SCHEMA, Spec, channel, finite, tooltip, write_chart
 from mxsweep.report.figures.look import FILE_INK, config
+from mxsweep.results.tensor_errors import element_width
 
 CELL_WIDTH, CELL_HEIGHT = 44, 18  # pixels
 FEWEST = 2  # rows and columns that a panel has room for, so that its title and legend have some, too
@@ -36,7 +37,7 @@ class InspectedWeights(Protocol):
     def bits_per_weight(self) -> float: ...
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each weight: `module`, `layer` (None outside the blocks), `part` of a block, `sqnr_db`."""
+        """Return a row for each weight: `module`, `layer` (None outside the blocks), `part`, `format`, `sqnr_db`."""
         ...
 
 
@@ -62,23 +63,30 @@ class Panel:
 
 
 def draw_weights(inspected: Sequence[InspectedWeights], output: Path) -> list[Path]:
-    """Draw inspect.png and inspect.svg; of two configs there is a third panel, their difference. Raises OSError."""
+    """Draw inspect.png, .svg and .pdf; of two configs there is a third panel, their difference. Raises OSError.
+
+    Panels whose elements are of one width have one scale of colours: four bits lose much more than eight.
+    """
     weights = {one.label: one.rows() for one in inspected}
     numbers = {row["layer"] for rows in weights.values() for row in rows}
     order = [*map(str, sorted(numbers - {None})), *([OUTSIDE] if None in numbers else [])]
     cells = [{row["module"]: _weight_cell(row) for row in rows} for rows in weights.values()]
-    values = [cell["value"] for of_config in cells for cell in of_config.values() if cell["value"] is not None]
-    scale = {"scheme": "viridis", "domain": [min(values), max(values)] if values else [0, 1]}
+    widths = [frozenset(element_width(row["format"]) for row in rows) for rows in weights.values()]
+    values: dict[frozenset[int | None], list[float]] = {}
+    for width, of_config in zip(widths, cells, strict=True):
+        known = [cell["value"] for cell in of_config.values() if cell["value"] is not None]
+        values.setdefault(width, []).extend(known)
+    domains = {width: [min(some), max(some)] if some else [0, 1] for width, some in values.items()}
     panels = [
         Panel(
             f"{one.label} ({one.bits_per_weight:.2f} bits a weight)",
             list(of_config.values()),
             "SQNR (dB)",
-            scale,
+            {"scheme": "viridis", "domain": domains[width]},
             ".2f",
             ".1f",
         )
-        for one, of_config in zip(inspected, cells, strict=True)
+        for one, of_config, width in zip(inspected, cells, widths, strict=True)
     ]
     if len(inspected) == 2:
         title = f"{inspected[1].label} less {inspected[0].label}"
@@ -89,7 +97,7 @@ def draw_weights(inspected: Sequence[InspectedWeights], output: Path) -> list[Pa
 
 
 def draw_sensitivity(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> list[Path]:
-    """Draw sensitivity.png and sensitivity.svg. Raises OSError.
+    """Draw sensitivity.png, .svg and .pdf. Raises OSError.
 
     Args:
         rows: a part each: its `part` (name), `place` in the model's order, `layer` and `kind` (None where it is in

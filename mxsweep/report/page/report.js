@@ -249,28 +249,39 @@ function heatSpec(name, chosen) {
   const heat = data.heat[name];
   const spec = structuredClone(data.figures[name]);
   const { at, measure } = chosen;
-  // One scale for all runs, so that what changes with the run is the error and not the scale.
-  let low = Infinity;
-  let high = -Infinity;
+  const widthOf = (cell) => cell[cell.length - 1];
+  // One scale for all runs, so that what changes with the run is the error and not the scale; each width of elements has
+  // its own, since four bits lose so much more than eight that tensors of either would all look alike.
+  const ranges = new Map();
   const columns = new Set();
   heat.parts.forEach((_, run) => {
     for (const cell of cellsOf(heat, { ...chosen, run })) {
-      low = Math.min(low, cell[at]);
-      high = Math.max(high, cell[at]);
+      const [low, high] = ranges.get(widthOf(cell)) || [Infinity, -Infinity];
+      ranges.set(widthOf(cell), [Math.min(low, cell[at]), Math.max(high, cell[at])]);
       columns.add(cell[0]);
     }
   });
-  const values = cellsOf(heat, chosen).map((cell) => ({
-    tensor: heat.columns[cell[0]], layer: heat.layers[cell[1]], value: cell[at], dark: cell[at] < (low + high) / 2,
-  }));
-  spec.datasets.cells = values;
-  const [cells, numbers] = spec.layer;
+  const shown = cellsOf(heat, chosen);
+  spec.datasets.cells = shown.map((cell) => {
+    const [low, high] = ranges.get(widthOf(cell));
+    return {
+      tensor: heat.columns[cell[0]], layer: heat.layers[cell[1]], value: cell[at], width: widthOf(cell),
+      dark: cell[at] < (low + high) / 2,
+    };
+  });
   spec.encoding.x.scale.domain = heat.columns.filter((_, column) => columns.has(column));
-  if (low < high) cells.encoding.color.scale.domain = [low, high];
-  cells.encoding.color.legend.title = measure === 0 ? "dB" : "share";
-  cells.encoding.tooltip[2].title = heat.measures[measure].title;
+  const numbers = spec.layer.pop();
+  const coloured = spec.layer.map((layer, index) => ({ layer, width: heat.widths[index] }))
+    .filter(({ width }) => shown.some((cell) => widthOf(cell) === width));
+  for (const { layer, width } of coloured) {
+    const [low, high] = ranges.get(width);
+    if (low < high) layer.encoding.color.scale.domain = [low, high];
+    layer.encoding.color.legend.title = `${measure === 0 ? "dB" : "share"}${width === null ? "" : `, ${width}-bit elements`}`;
+    layer.encoding.tooltip[2].title = heat.measures[measure].title;
+  }
   numbers.encoding.text.format = measure === 0 ? ".1f" : ".1%";
   numbers.encoding.opacity.condition.test = `width < ${(measure === 0 ? 27 : 36) * columns.size}`;
+  spec.layer = [...coloured.map(({ layer }) => layer), numbers];
   return spec;
 }
 

@@ -259,6 +259,7 @@ def _heat(heat: HeatMap) -> dict[str, Any]:
         "runs": heat.runs,
         "columns": heat.columns,
         "layers": heat.layers,
+        "widths": heat.widths,
         "parts": heat.parts,
         "pieces": heat.pieces,
         "measures": [{"name": name, "title": title} for name, (title, _) in MEASURES.items()],
