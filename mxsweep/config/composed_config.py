@@ -245,7 +245,7 @@ def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
 def describe_omegaconf_error(error: OmegaConfBaseException) -> str:
     """Return OmegaConf's reason to refuse a value, as a reference that leads nowhere, behind the knob's name."""
     key = getattr(error, "full_key", None)
-    reason = str(error).splitlines()[0]
+    reason = str(error).splitlines()[0].removeprefix("ConfigError raised while resolving interpolation: ")
     return f"{key}: {reason}" if key and not reason.startswith(f"{key}:") else reason
 
 

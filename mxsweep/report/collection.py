@@ -106,6 +106,7 @@ def _write(
     from mxsweep.report.latex import latex_text
     from mxsweep.report.page.write_page import write_page
     from mxsweep.report.result_texts import markdown_text
+    from mxsweep.report.shared_paths import without_homes
 
     # The data first, so that they are there whatever becomes of the drawing.
     files += [folder / "results.csv", folder / "results.parquet"]
@@ -120,6 +121,7 @@ def _write(
     }
     for name, content in texts.items():
         files.append(folder / name)
-        write_atomically(files[-1], content, durable=False)
+        sign = r"\textasciitilde{}" if name.endswith(".tex") else "~"
+        write_atomically(files[-1], without_homes(content, sign), durable=False)
     files += write_page(results, studied, drawn, reference, folder, terms)
     files += [path for paths in named.values() for path in paths]

@@ -6,6 +6,7 @@ from mxsweep.report.column_table import MEASURED
 from mxsweep.report.columns import Column, ComparedRow, Output
 from mxsweep.report.metric_columns import metric_column
 from mxsweep.report.run_table import lay_out
+from mxsweep.report.shared_paths import shared_path
 from mxsweep.report.table import Cell, Table, text_cells
 from mxsweep.report.wording import ABSENT, format_value, metric_cell, one_line, speed
 from mxsweep.results.groups import Group, Results
@@ -86,14 +87,19 @@ def reference_table(results: Results, reference: Reference) -> tuple[Table, str]
 
 def failure_table(runs: Sequence[RunFolder]) -> Table:
     """Return the runs that are not done, and why."""
-    rows = [[str(run.path), " ".join(run.overrides) or ABSENT, one_line(run.reason)] for run in runs]
+    rows = [[shared_path(run.path), " ".join(run.overrides) or ABSENT, one_line(run.reason)] for run in runs]
     return Table("", ["folder", "overrides", "reason"], [text_cells(row) for row in rows])
 
 
 def page_failure_table(runs: Sequence[RunFolder]) -> Table:
     """Return the same for the page, whose cells wrap: ids and whole reasons."""
     rows = [
-        [Cell(run.path.name), Cell(" ".join(run.overrides) or ABSENT), Cell(run.reason or ABSENT), Cell(str(run.path))]
+        [
+            Cell(run.path.name),
+            Cell(" ".join(run.overrides) or ABSENT),
+            Cell(run.reason or ABSENT),
+            Cell(shared_path(run.path)),
+        ]
         for run in runs
     ]
     return Table("", ["run", "overrides", "why", "folder"], rows)

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers.oc import env as environment_variable
 from yaml import YAMLError
 
 from mxsweep.config.knobs import is_knob, no_such_knob, paths
@@ -75,8 +77,24 @@ def composing(
     extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
     if not any(word.startswith("stamp=") for word in words):
         extra.append(f"stamp='{datetime.now().strftime('%Y%m%d_%H%M%S')}'")  # one for all, however long composing takes
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
+    with _without_environment(), initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
         yield Composer(tuple(extra), paths_from)
+
+
+@contextlib.contextmanager
+def _without_environment() -> Iterator[None]:
+    """Refuse ``${oc.env:NAME}``: what a config says is recorded, and shown to whoever gets the results."""
+
+    def refuse(name: str, *_: str) -> NoReturn:
+        raise ConfigError(
+            f"${{oc.env:{name}}} is not looked up: a config is recorded, for others to read; write the value"
+        )
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
 
 
 def name_run(run_id: str) -> None:

@@ -32,6 +32,8 @@ def run_command(program: str, command: Callable[[], int], interrupted: str | Non
 
     def call() -> int:
         try:
+            if sys.flags.optimize > 1:
+                raise CommandError("python -OO takes away docstrings that transformers reads; use python or python -O")
             return command()
         except CommandError as error:
             message = str(error)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from mxsweep.config.overrides import prepare
 from mxsweep.sweeps.composition import composing
+from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -65,3 +67,17 @@ def test_a_file_that_only_the_current_folder_has_is_not_taken_for_it(begun_in: P
     for words in (["model=b"], ["task.data={x: b}"], ["calibration=text", "calibration.path=b"]):
         with pytest.raises(ConfigError, match=f"resume: .*: 'b' is here, and is not in '{begun_in}', where the sweep"):
             composed("seed", begun_in, *words)
+
+
+def test_the_environment_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A token of the user's would stand in the record."""
+    monkeypatch.setenv("A_TOKEN", "made up")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {name: '${oc.env:A_TOKEN}'}\n")
+    refused = r"\$\{oc.env:A_TOKEN\} is not looked up: a config is recorded, for others to read; write the value$"
+    for words, folder in ((["model.name=${oc.env:A_TOKEN}"], None), (["experiment=mine"], tmp_path)):
+        overrides, sweeps = prepare(words, folder)
+        with pytest.raises(ConfigError, match=f"^model.name: {refused}"):
+            planned = plan(overrides, sweeps, folder).runs
+            raise ConfigError(planned[0].error or "was looked up")
+    assert OmegaConf.create({"a": "${oc.env:A_TOKEN}"}).a == "made up"  # for others, as it was

@@ -88,3 +88,11 @@ def test_threads_wait_asleep_unless_told_otherwise(before: str | None, after: st
         timeout=120,
     )
     assert (answer.stdout, answer.returncode) == (f"{after}\n", 0), answer.stderr
+
+
+@pytest.mark.parametrize("module", ["mxsweep", "mxsweep.collect", "mxsweep.inspect", "mxsweep.sensitivity"])
+def test_python_without_docstrings_is_refused_at_once(module: str, tmp_path: Path) -> None:
+    answer = subprocess.run([sys.executable, "-OO", "-m", module], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert "python -OO takes away docstrings that transformers reads" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mxsweep.report.shared_paths import shared_path
 from mxsweep.results.groups import Results
 from mxsweep.results.studies import flat_environment
 
@@ -25,6 +26,7 @@ def environments(results: Results) -> list[Environment]:
             continue
         values = {name: value for name, value in flat_environment(environment).items() if name not in ("seed", "dtype")}
         sweeps = alike.setdefault(tuple(values.items()), {})
-        sweeps[str(run.path.parent)] = sweeps.get(str(run.path.parent), 0) + 1
+        sweep = shared_path(run.path.parent)
+        sweeps[sweep] = sweeps.get(sweep, 0) + 1
     ordered = sorted(alike.items(), key=lambda item: -sum(item[1].values()))
     return [Environment(list(sweeps.items()), dict(values)) for values, sweeps in ordered]

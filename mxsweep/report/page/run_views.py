@@ -50,7 +50,6 @@ class RunView:
     is_baseline: bool
     values: dict[str, str]  # of the knobs that can be filtered and grouped by
     command: str
-    where: str  # the folder that the command was typed in, if known
     folder: str | None  # relative to the page
     files: list[tuple[str, str]]  # name and link
     config: str
@@ -96,10 +95,10 @@ class _Folders:
     """Know where runs lie, seen from the page, and what was typed to begin their sweeps."""
 
     page: Path
-    commands: dict[Path, tuple[str, str]] = field(default_factory=dict)  # of a sweep: the start of a command, and where
+    commands: dict[Path, str] = field(default_factory=dict)  # of a sweep: how a command begins
 
     def view(self, number: int, row: Row, cells: list[Cell], values: dict[str, str], study: Study) -> RunView:
-        start, where = self._command(row.run.path.parent)
+        start = self._command(row.run.path.parent)
         comparison = study.comparisons.get(row.run.path)
         return RunView(
             number,
@@ -108,7 +107,6 @@ class _Folders:
             row.is_baseline,
             values,
             " ".join([start, *map(shlex.quote, row.run.overrides)]),
-            where,
             self.link(row.run.path),
             [(name, f"{self.link(row.run.path)}/{name}") for name in _listed(row.run.path)],
             "\n".join(config_lines((row.run.record or {}).get("config") or {})),
@@ -120,9 +118,9 @@ class _Folders:
         """Return a path relative to the page, as a link."""
         return quote(Path(os.path.relpath(path.resolve(), self.page.resolve())).as_posix()) or "."
 
-    def _command(self, sweep: Path) -> tuple[str, str]:
+    def _command(self, sweep: Path) -> str:
         if sweep not in self.commands:
-            start, where = "python -m mxsweep", ""
+            start = "python -m mxsweep"
             try:
                 manifest = read_manifest(sweep) if (sweep / MANIFEST_NAME).is_file() else None
             except ManifestError:
@@ -130,9 +128,9 @@ class _Folders:
             # Of several commands it is not known which one a run came from.
             if manifest and len(manifest.commands) == 1:
                 command = manifest.commands[0]
-                where = command.cwd or ""
-                start += f" --config-dir {shlex.quote(command.config_dir)}" if command.config_dir else ""
-            self.commands[sweep] = start, where
+                if command.config_dir:
+                    start += f" --config-dir {shlex.quote(Path(command.config_dir).name)}"
+            self.commands[sweep] = start
         return self.commands[sweep]
 
 

@@ -1,7 +1,6 @@
 """Make what runs in the page: Vega as one script, the policy that forbids others, data that end no element."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import math
@@ -10,8 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from mxsweep.files.atomic import write_atomically
-from mxsweep.files.cache import cache_folder
+from mxsweep.files.kept_texts import keep_text, kept_text
 from mxsweep.machine.versions import version_of
 from mxsweep.report.figures.figure import VEGA_LITE
 
@@ -34,16 +32,10 @@ def vega() -> str:
     """
     import vl_convert
 
-    try:
-        kept = cache_folder() / f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
-        if kept.is_file():
-            return kept.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        kept = None
-    script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
-    if kept is not None:
-        with contextlib.suppress(OSError):
-            write_atomically(kept, script, durable=False)
+    kept = f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
+    if (script := kept_text(kept)) is None:
+        script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
+        keep_text(kept, script)
     return script
 
 

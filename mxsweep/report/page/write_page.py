@@ -46,6 +46,7 @@ from mxsweep.report.result_texts import (
     summary,
     warnings,
 )
+from mxsweep.report.shared_paths import without_homes
 from mxsweep.report.study_title import about_group, measured_text, study_title
 from mxsweep.report.summary_tables import page_failure_table, remedy_outcomes, won_back_table
 from mxsweep.report.table import Table
@@ -179,7 +180,7 @@ def write_page(
         )
     )
     path = folder / REPORT_NAME
-    write_atomically(path, html, durable=False)
+    write_atomically(path, without_homes(html), durable=False)
     return [path]
 
 
