@@ -191,16 +191,29 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def warm(path: str, args: argparse.Namespace) -> Iterator[Trainer]:
+    """What takes a path's steps, after the first ones; what they held is given back."""
+    try:
+        with Trainer(path, args.size, args.batch, args.length, args.device) as trainer:
+            for _ in range(WARM_UP):
+                trainer.step()
+            wait(args.device)
+            yield trainer
+    finally:
+        gc.collect()
+        torch._dynamo.reset()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+
+
 def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A path's seconds a step, how long the GPU was busy of it, kernels launched, memory and the last loss."""
+    """A path's seconds a step, launches of kernels of ours, memory and the last loss."""
     say(path)
     begun = time.perf_counter()
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with Trainer(path, args.size, args.batch, args.length, args.device) as trainer:
-        for _ in range(WARM_UP):
-            loss = trainer.step()
-        wait(args.device)
+    with warm(path, args) as trainer:
         seconds, launched = [], launch_count()
         for _ in range(REPEATS):
             start = time.perf_counter()
@@ -216,14 +229,14 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         if args.device == "cuda":
             found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            found |= busy(trainer)
         found["whole_s"] = time.perf_counter() - begun
         return found
 
 
-def busy(trainer: Trainer) -> dict[str, Any]:
+def busy(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds that kernels of one step take, how many there are, and the seconds of those that quantize."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    say(f"{path}, profiled")
+    with warm(path, args) as trainer, profile(activities=[ProfilerActivity.CUDA]) as profiled:
         trainer.step()
         torch.cuda.synchronize()
     kernels = [event for event in profiled.key_averages() if event.self_device_time_total > 0]
@@ -276,10 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(measure(path, args))
         except Exception as error:  # another library's, or a compiler's: the rest is measured all the same
             rows.append({"path": path, "problem": f"{type(error).__name__}: {str(error).splitlines()[0]:.300}"})
-        gc.collect()
-        torch._dynamo.reset()
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+    # Once torch's profiler has run in a process, each launch of a kernel takes longer: all are timed before.
+    for row in rows if args.device == "cuda" else []:
+        if "problem" not in row:
+            row |= busy(row["path"], args)
     machine = describe_machine()
     print("\n".join(machine_lines(machine)))
     print(f"\n{args.size}, {args.batch} sequences of {args.length} tokens a step.\n")
