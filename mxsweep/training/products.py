@@ -37,13 +37,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer)
     Raises:
         TypeError: x and W have two dtypes and there is no autocast, or a dtype that cannot be quantized.
     """
-    read, device = x, x.device.type
+    device = x.device.type
+    dtype = x.dtype
     if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    elif x.dtype != weight.dtype:
+        dtype = torch.get_autocast_dtype(device)
+    elif dtype != weight.dtype:
         raise TypeError(f"x: {x.dtype} does not go with a weight of {weight.dtype}; allowed: one dtype, or autocast")
     with _without_autocast(device):
-        made = _made_ahead(x, read, weight, quantizer, torch.is_grad_enabled())
+        made = _made_ahead(x, dtype, weight, quantizer, torch.is_grad_enabled())
+        if made is None or made.wgrad_input is None:
+            x = x.to(dtype)  # which is read itself: by the product, or by what the backward pass makes of it
         y: Tensor = _Linear.call(x, weight, bias, made, quantizer)
     return y
 
@@ -79,15 +82,21 @@ class _Made(NamedTuple):
 
 
 @torch.no_grad()
-def _made_ahead(x: Tensor, read: Tensor, weight: Tensor, quantizer: Quantizer, with_gradients: bool) -> _Made | None:
-    """Make what layers share that read one input, and what one reading makes for the backward pass, too."""
+def _made_ahead(
+    x: Tensor, dtype: torch.dtype, weight: Tensor, quantizer: Quantizer, with_gradients: bool
+) -> _Made | None:
+    """Make what layers share that read one input, and what one reading makes for the backward pass, too.
+
+    Args:
+        dtype: of the products.
+    """
     if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
         return None  # under a transform x may stand for many tensors
     both = with_gradients and quantizer.makes_both
-    inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x, read)
+    inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x, dtype)
     weights: tuple[Tensor, ...] = ()
     if both and x.requires_grad:
-        weights = quantizer.make_both(_WEIGHT, weight.to(x.dtype))
+        weights = quantizer.make_both(_WEIGHT, weight.to(dtype))
     return _Made(*inputs, *[None] * (2 - len(inputs)), *weights)
 
 
@@ -101,14 +110,15 @@ class _Linear(torch.autograd.Function):
         return of_autograd.apply(*arguments)
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, made: _Made, quantizer: Quantizer) -> Tensor:
-        x_row, _, weight_row, _ = made or _Made()
-        bias = None if bias is None else bias.to(x.dtype)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, made: _Made | None, quantizer: Quantizer) -> Tensor:
         if quantizer.formats.fprop.is_plain and weight.ndim == 2:
-            return F.linear(x, weight.to(x.dtype), bias)
-        x_row = quantizer.make("fprop.input", x) if x_row is None else x_row
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        x_row, _, weight_row, _ = made or _Made()
+        if x_row is None:
+            x_row = quantizer.make("fprop.input", x)
         if weight_row is None:
-            weight_row = quantizer.make("fprop.weight", weight.to(x.dtype))
+            weight_row = quantizer.make("fprop.weight", weight.to(x_row.dtype))
+        bias = None if bias is None else bias.to(x_row.dtype)
         y = quantizer.unscaled("fprop", _times_transposed(x_row, weight_row))
         return y if bias is None else y.add_(bias if bias.ndim == 1 else bias.unsqueeze(1))
 
@@ -120,7 +130,7 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight = (x if x_column is None else x_column), (weight if weight_column is None else weight_column)
         ctx.save_for_backward(of_x if by_weight else None, of_weight if by_x else None)
         ctx.made = x_column is not None, weight_column is not None
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,7 +146,8 @@ class _Linear(torch.autograd.Function):
             gradients_of: Any = _Gradients.apply if alone else _Gradients.forward
             found = iter(gradients_of(g, x, weight, *ctx.made, ctx.quantizer))
             dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
-        of_weight, of_bias = ctx.dtypes
+        of_x, of_weight, of_bias = ctx.dtypes
+        dx = None if dx is None else dx.to(of_x)
         dw = None if dw is None else dw.to(of_weight)
         db = _sum_over_tokens(g).to(of_bias) if by_bias else None
         return dx, dw, db, None, None
@@ -168,7 +179,7 @@ class _Gradients(torch.autograd.Function):
                 if quantizer.observer is not None:
                     quantizer.observer.gradient(quantizer.name, INPUT_GRADIENT, _times(g, weight), found[-1])
             if x is not None:
-                operand = x if x_is_made else quantizer.make_shared(_INPUT[1:], x)[0]
+                operand = x if x_is_made else quantizer.make_shared(_INPUT[1:], x, x.dtype)[0]
                 found.append(quantizer.unscaled("wgrad", _over_tokens(quantized[-1], operand)))
                 if quantizer.observer is not None:
                     quantizer.observer.gradient(quantizer.name, WEIGHT_GRADIENT, _over_tokens(g, x), found[-1])

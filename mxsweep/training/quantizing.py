@@ -155,20 +155,19 @@ class Quantizer:
         """Return whether operands of fprop and of a backward product are best made at once, from one tensor."""
         return self.backend == "cuda" and self.backward != REQUANTIZED and self.observer is None
 
-    def make_shared(self, operands: tuple[str, ...], x: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
+    def make_shared(self, operands: tuple[str, ...], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return what :meth:`make` makes of the input x as these operands, made once for all layers that read it.
 
         Args:
-            read: what the layers read, where x was cast from it.
+            dtype: that x is cast to first.
         """
-        read = x if read is None else read
         remembered = self.in_forward if operands[0] == "fprop.input" else self.in_backward
-        alone = self.observer is not None or read.is_inference()
+        alone = self.observer is not None or x.is_inference()
         if remembered is None or alone or torch._C._are_functorch_transforms_active():
-            return self.make_both(operands, x)
+            return self.make_both(operands, x.to(dtype))
         # By identity, since to hash formats takes a while; those of layers that read one input are one object mostly.
-        place = (x.dtype, operands, id(self.formats), self.reads, self.backward, self.step, self.first_example)
-        return remembered.get(read, place, lambda: self.make_both(operands, x))
+        place = (dtype, operands, id(self.formats), self.reads, self.backward, self.step, self.first_example)
+        return remembered.get(x, place, lambda: self.make_both(operands, x.to(dtype)))
 
     def make_both(self, operands: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
         """Return x as one operand, or as two: as one that lies along its rows, then as one along its columns.

@@ -370,14 +370,17 @@ def test_equal_formats_of_operands_are_one_object() -> None:
     assert OperandFormat(MXFormat("fp4_e2m1", 16)).fmt is not first.fmt
 
 
-def test_dtypes() -> None:
+@pytest.mark.parametrize("made_ahead", [False, True])
+def test_dtypes(made_ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias, g = tensors()
     quantizer = Quantizer(alike("fp4_e2m1"))
     with pytest.raises(TypeError, match=r"bfloat16 does not go with a weight of torch\.float32"):
         linear(x.bfloat16(), weight, bias, quantizer)
     x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    monkeypatch.setattr(Quantizer, "makes_both", made_ahead)
     with torch.autocast("cpu", torch.bfloat16):
         y = linear(x, weight, bias, quantizer)
+        assert torch.is_autocast_enabled("cpu")
         y.backward(g.bfloat16())
     expected = answers(*(t.detach().bfloat16() for t in (x, weight, bias, g)), quantizer)
     assert_bits(

@@ -286,7 +286,9 @@ def test_layers_that_read_one_tensor_quantize_it_once(monkeypatch: pytest.Monkey
         return arguments(self, operand, *of_operand)
 
     recipe = TrainingRecipe(STOCHASTIC)
-    monkeypatch.setattr(Quantizer, "make_shared", lambda self, operands, x, *_: self.make_both(operands, x))
+    monkeypatch.setattr(
+        Quantizer, "make_shared", lambda self, operands, x, dtype: self.make_both(operands, x.to(dtype))
+    )
     alone = gradients(model, recipe, [ids()])
     monkeypatch.undo()
     monkeypatch.setattr(Quantizer, "_arguments", counting)
