@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mxsweep.export.folder import target_module
+from mxsweep.export.targets.expert_names import stored_name
 from mxsweep.export.targets.gguf_file import why_not_architecture
 from mxsweep.formats.export_targets import GGUF, TARGET_NAMES, why_not, why_not_expert
 from mxsweep.formats.exported_recipe import FUSING_TARGETS, ROTATING_TARGETS, why_not_cached, why_not_rotated
@@ -53,7 +54,7 @@ def why_not_model(model: PreTrainedModel, recipe: Recipe) -> dict[str, str | Non
     """
     sites = find_sites(model, recipe)
     named = (f"{site.name} {why}" for site in sites if (why := why_not_site(site)))
-    if problem := why_not_cached(recipe) or next(named, None):
+    if problem := why_not_cached(recipe) or next(named, None) or why_not_experts(model, sites):
         return dict.fromkeys(TARGET_NAMES, problem)
     layers = {site.name: _planned(site, recipe) for site in sites}
     config, fused = model.config.to_dict(), fused_layers(model)
@@ -72,6 +73,24 @@ def why_not_site(site: Site) -> str | None:
     if operand.expert is None and (is_transposed(operand.module) or not isinstance(operand.module, nn.Linear)):
         return f"is of a {type(operand.module).__name__}, and loaders know linear layers only"
     return None
+
+
+def why_not_experts(model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
+    """Return why no target holds the experts that a recipe changes; None where some may, and where it changes none."""
+    changed = [site.name for site in sites if site.operand.expert is not None]
+    if not changed:
+        return None
+    try:
+        stored_name(changed[0], model.config.model_type)
+    except ValueError as error:
+        return f"{error}; experts that stay as they are have a place"
+    every = {name for name, operand in find_operands(model).items() if operand.expert is not None}
+    if not (kept := every - {*changed}):
+        return None
+    return (
+        f"{min(kept)} stays as it is while other experts are quantized, and loaders read them alike; allowed: one "
+        "format for all experts, or none"
+    )
 
 
 def why_not_layers(

@@ -27,7 +27,7 @@ from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, encode
 from mxsweep.numerics.reference.scales import tensor_scale_of
-from mxsweep.runs.export_place import fused_layers, why_not_site
+from mxsweep.runs.export_place import fused_layers, why_not_experts, why_not_site
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -86,6 +86,8 @@ def collect(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> Packe
     parts: dict[str, list[tuple[Site, Encoded]]] = defaultdict(list)
     sites = find_sites(model, recipe)
     maxima, input_maxima = shared_maxima(sites, recipe), fixed_maxima(sites, recipe, prepared)
+    if problem := why_not_experts(model, sites):
+        raise ConfigError(f"export: {problem}")
     for site in sites:
         if problem := why_not_site(site):
             raise ConfigError(f"export: {site.name} {problem}")
@@ -110,17 +112,8 @@ def collect(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> Packe
 
 
 def stored_layer(operand: Operand, model: PreTrainedModel) -> str:
-    """Return the name of the linear layer that a checkpoint holds an operand in.
-
-    Raises:
-        ConfigError: an expert of a model whose checkpoints hold no linear layer for each.
-    """
-    if operand.expert is None:
-        return operand.module_name
-    try:
-        return stored_name(operand.name, model.config.model_type)
-    except ValueError as error:
-        raise ConfigError(f"export: {error}; experts that stay as they are have a place") from None
+    """Return the name of the linear layer that a checkpoint holds an operand in, which some target has a place for."""
+    return operand.module_name if operand.expert is None else stored_name(operand.name, model.config.model_type)
 
 
 def _plain(model: PreTrainedModel, weights: Mapping[str, PackedWeight]) -> dict[str, Tensor]:
@@ -130,7 +123,7 @@ def _plain(model: PreTrainedModel, weights: Mapping[str, PackedWeight]) -> dict[
     not, they stay in one parameter: of a checkpoint that holds packed weights, transformers reads no other plain ones.
 
     Raises:
-        ConfigError: some experts are quantized and some are not, or checkpoints call a quantized layer otherwise.
+        ConfigError: checkpoints call a quantized layer otherwise.
     """
     state = model.state_dict()
     if any(weight.is_expert for weight in weights.values()):
@@ -144,12 +137,6 @@ def _plain(model: PreTrainedModel, weights: Mapping[str, PackedWeight]) -> dict[
         if name.removesuffix(".weight") not in weights:
             # Experts are views of one parameter.
             taken.setdefault((tensor.data_ptr(), tensor.numel()) if tensor.numel() else name, name)
-    experts = [name for name in taken.values() if ".experts." in name and name.endswith(".weight")]
-    if experts and any(weight.is_expert for weight in weights.values()):
-        raise ConfigError(
-            f"export: {experts[0].removesuffix('.weight')} stays as it is while other experts are quantized, and "
-            "loaders read them alike; allowed: one format for all experts, or none"
-        )
     return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in taken.values()}
 
 

@@ -44,6 +44,25 @@ def test_which_target_holds_the_formats() -> None:
     assert "keys and values in blocks" in dry_run("format=mxfp4", "kv_quant=fp4_e2m1")[-1]
 
 
+NVFP4 = "{weight: fp4_e2m1, activation: none, block_size: 16, scale: e4m3, tensor_scale: true}"
+
+
+def test_targets_are_asked_for_every_operand() -> None:
+    mixed = dry_run("format=mxfp4", "export=compressed-tensors", "modules={*.q_proj: mxfp8_e4m3}")[-1]
+    assert "will not be written: compressed-tensors: model.layers.0.self_attn.q_proj, " in mixed
+    assert "are one layer where vLLM loads them, and have several formats" in mixed
+    # A scale of the tensor of its own is in the way only of layers that vLLM has as one.
+    down, q = (
+        dry_run("format=mxfp4", "format.activation=none", "export=compressed-tensors", f"modules={{{name}: {NVFP4}}}")
+        for name in ("*.down_proj", "*self_attn.[qkv]_proj")
+    )
+    assert down[-1].endswith("its model will be written for compressed-tensors, as far as formats tell")
+    assert "each has a scale of the tensor of its own" in q[-1]
+    columns = dry_run("format=nvfp4", "format.activation=none", "modules={*.down_proj: none}", "export=auto")[-1]
+    assert columns.endswith("its model will be written for gguf, as far as formats tell")
+    assert "lm_head" not in columns
+
+
 def test_a_pattern_that_matches_nothing() -> None:
     *_, problem = dry_run("format=mxfp4", "modules={lm_hed: none}")
     assert (
