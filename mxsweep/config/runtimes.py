@@ -36,19 +36,22 @@ class Computed:
     Attributes:
         elements: of the formats.
         weight, activation: fields of :class:`MXFormat`, by which each kind of tensor is computed. Where a field is not
-            there the run's own knob holds, as of weights that any tool may have written.
+            there the run's own knob holds, as of weights that any tool may have written. No activation: of weights
+            alone.
         block_size, scale, tensor_scale: of the formats.
     """
 
     elements: tuple[str, ...]
     weight: Fields
-    activation: Fields
+    activation: Fields | None
     block_size: int = 32
     scale: str = "e8m0"
     tensor_scale: bool = False
 
     def holds(self, kind: str, fmt: MXFormat) -> bool:
         """Return whether a tensor's format is one of these."""
+        if kind != "weight" and self.activation is None:
+            return False
         same = fmt.element in self.elements and fmt.scale == self.scale and fmt.tensor_scale == self.tensor_scale
         plain = fmt.symmetric and fmt.scale_bits == DEFAULT_SCALE_BITS
         return same and plain and (fmt.block_size == self.block_size or self._repeats(kind, fmt))
@@ -61,7 +64,8 @@ class Computed:
     def __str__(self) -> str:
         """Return the formats in words, for messages."""
         scale = f"{self.scale} scales" + (" under a tensor scale" if self.tensor_scale else "")
-        return f"{' or '.join(self.elements)} in blocks of {self.block_size} with {scale}"
+        of_weights = " (weights alone)" if self.activation is None else ""
+        return f"{' or '.join(self.elements)} in blocks of {self.block_size} with {scale}{of_weights}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ class Runtime:
             raise ConfigError(f"{name}: {fmt} is nothing that runtime={self.name} computes; allowed with it: {allowed}")
         # The run's own rules have no say, also where another runtime than the run's is asked.
         fmt = dataclasses.replace(fmt, **OWN_RULES)
-        return dataclasses.replace(fmt, **(computed.weight if kind == "weight" else computed.activation))
+        fields = computed.weight if kind == "weight" else computed.activation
+        assert fields is not None  # or it would not hold the format
+        return dataclasses.replace(fmt, **fields)
 
     def check_pair(self, name: str, weight: str, activation: str) -> None:
         """Raise ConfigError for elements of a weight and its input that the runtime does not multiply."""
@@ -145,10 +151,13 @@ def register_runtime(runtime: Runtime) -> None:
         raise ValueError(f"runtime: {runtime.name!r} stands for another runtime already; allowed: a new name")
 
 
-FP4, FP6, FP8 = ("fp4_e2m1",), ("fp6_e2m3", "fp6_e3m2"), ("fp8_e4m3",)
+FP4, FP6, FP8, INT8 = ("fp4_e2m1",), ("fp6_e2m3", "fp6_e3m2"), ("fp8_e4m3",), ("int8",)
 EVEN = {"rounding": "even", "scale_rounding": "even"}
+EVEN1 = {"rounding": "even", "scale_rounding": "even1"}  # as of fp4_e2m1, whatever the element
+EVEN8 = {"rounding": "even", "scale_rounding": "even8"}
 RCEIL = {"rounding": "even", "scale_rounding": "rceil"}
 FLOOR = {"rounding": "even", "scale_rounding": "floor"}
+RCEIL_TO_ZERO = {"rounding": "ties_to_zero", "scale_rounding": "rceil"}
 TO_EVEN = {"rounding": "even"}
 DEPLOYED = {SHARED: OF_FUSED, ACTIVATION: STATIC}
 
@@ -158,32 +167,36 @@ def _with_itself(*elements: str, weights_alone: bool = True) -> dict[str, tuple[
     return {element: (UNQUANTIZED,) * weights_alone + (element,) for element in elements}
 
 
-def _nvfp4(weight: str, activation: str, tensor_scale: bool = True) -> Computed:
-    """Return NVFP4 by the rules of these names, see :mod:`mxsweep.formats.scale_rules`."""
+def _nvfp4(
+    weight: str, activation: str, tensor_scale: bool = True, block_size: int = 16, scale: str = "e4m3"
+) -> Computed:
+    """Return NVFP4, or its kin, by the rules of these names, see :mod:`mxsweep.formats.scale_rules`."""
     of_weight, of_input = ({"rounding": "even", "scale_rule": rule} for rule in (weight, activation))
-    return Computed(FP4, of_weight, of_input, block_size=16, scale="e4m3", tensor_scale=tensor_scale)
+    return Computed(FP4, of_weight, of_input, block_size, scale, tensor_scale)
 
 
 def _compressed_tensors(*, mxfp6: tuple[str, ...]) -> tuple[Computed, ...]:
-    """Return what compressed-tensors 0.20 computes: MXFP4 and MXFP6 in "even" scales, MXFP8 in "rceil" ones, NVFP4."""
+    """Return what compressed-tensors 0.20 computes: MXFP4 and MXFP6 in "even" scales, MXFP8 in MXFP4's, NVFP4."""
     nvfp4 = _nvfp4("compressed_tensors", "compressed_tensors")
-    return Computed((*FP4, *mxfp6), EVEN, EVEN), Computed(FP8, RCEIL, RCEIL), nvfp4
+    return Computed((*FP4, *mxfp6), EVEN, EVEN), Computed(FP8, EVEN1, EVEN1), nvfp4
 
 
 # llm-compressor 0.14, which quantizes by compressed-tensors; MXFP6 with inputs in MXFP8 was measured as well.
 _OF_COMPRESSED_TENSORS = _with_itself(*FP4, "fp6_e2m3", *FP8) | {"fp6_e2m3": (UNQUANTIZED, "fp6_e2m3", *FP8)}
 # Its MX formats have one kind of scale, so that every element may meet every other.
-_OF_QUARK = dict.fromkeys((*FP4, *FP6, *FP8), (UNQUANTIZED, *FP4, *FP6, *FP8))
+_OF_QUARK = dict.fromkeys((*FP4, *FP6, *FP8, *INT8), (UNQUANTIZED, *FP4, *FP6, *FP8, *INT8))
 _WITHOUT_FLOOR = {"rounding": "even", "scale_floor": "none"}
 _OF_AUTO_ROUND = (*FP4, *FP6, *FP8, "int8", "int4")
 
 register_runtime(
-    # Of checkpoints by llm-compressor (MXFP4, NVFP4), or by Quark (MXFP4, MXFP6), which agree in their MX rules.
+    # Of checkpoints by llm-compressor (MXFP4, MXFP8, NVFP4), or by Quark (MXFP4, MXFP6), which agree in their MX rules.
+    # MXFP8 as GPUs before Blackwell multiply by it, with inputs as they are; the kernel that quantizes inputs on a
+    # Blackwell GPU (FlashInfer's) was compared with nothing.
     Runtime(
         "vllm",
         "vLLM",
-        (Computed((*FP4, *FP6), EVEN, EVEN), _nvfp4("compressed_tensors", "vllm")),
-        _with_itself(*FP4, *FP6) | {"fp4_e2m1": (UNQUANTIZED, *FP4, *FP6)},
+        (Computed((*FP4, *FP6), EVEN, EVEN), Computed(FP8, EVEN1, None), _nvfp4("compressed_tensors", "vllm")),
+        _with_itself(*FP4, *FP6) | {"fp4_e2m1": (UNQUANTIZED, *FP4, *FP6), "fp8_e4m3": (UNQUANTIZED,)},
         rotates=True,
         tensor_scales=DEPLOYED,
     )
@@ -193,7 +206,7 @@ register_runtime(
     Runtime(
         "transformers",
         "transformers (compressed-tensors)",
-        (*_compressed_tensors(mxfp6=("fp6_e2m3",)), Computed(("int8", "int4"), {}, {})),
+        (*_compressed_tensors(mxfp6=("fp6_e2m3",)), Computed(("int8", "int4"), {}, None)),
         _OF_COMPRESSED_TENSORS | {"int8": (UNQUANTIZED,), "int4": (UNQUANTIZED,)},
         tensor_scales=DEPLOYED,
     )
@@ -212,7 +225,12 @@ register_runtime(
     Runtime(
         "quark",
         "Quark",
-        (Computed((*FP4, *FP6, *FP8), EVEN, EVEN), _nvfp4("quark", "quark")),
+        (
+            Computed((*FP4, *FP6, *FP8), EVEN, EVEN),
+            Computed(INT8, EVEN8, EVEN8),
+            _nvfp4("quark", "quark"),
+            *(_nvfp4("quark", "quark", block_size=size, scale="e5m3") for size in (16, 32)),  # amdfp4_global16, 32
+        ),
         _OF_QUARK,
         tensor_scales={ACTIVATION: STATIC},
     )
@@ -231,7 +249,8 @@ register_runtime(
     Runtime(
         "modelopt",
         "ModelOpt",
-        (Computed(FP8, RCEIL, RCEIL), _nvfp4("modelopt", "modelopt")),
+        # Inputs in MXFP4 it quantizes on a GPU alone, by a kernel that was compared with nothing.
+        (Computed(FP8, RCEIL, RCEIL), Computed(FP4, RCEIL_TO_ZERO, None), _nvfp4("modelopt", "modelopt")),
         _with_itself(*FP8, *FP4),
         tensor_scales={ACTIVATION: STATIC},
     )
@@ -255,7 +274,7 @@ register_runtime(
     Runtime(
         "llama_cpp",
         "llama.cpp",
-        (Computed(FP4, {"rounding": "ties_to_zero", "scale_rounding": "floor"}, {}),),
+        (Computed(FP4, {"rounding": "ties_to_zero", "scale_rounding": "floor"}, None),),
         {"fp4_e2m1": (UNQUANTIZED,)},
     )
 )

@@ -32,14 +32,14 @@ def test_every_runtime_can_be_chosen_on_the_command_line() -> None:
         ("vllm mxfp4", "fp4_e2m1-b32-e8m0-scale_even-round_even", "fp4_e2m1-b32-e8m0-scale_even-round_even", "exact"),
         (
             "transformers mxfp8_e4m3",
-            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
-            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
+            "fp8_e4m3-b32-e8m0-scale_even1-round_even",
+            "fp8_e4m3-b32-e8m0-scale_even1-round_even",
             "exact",
         ),
         (
             "llm_compressor mxfp6_e2m3 format.activation=fp8_e4m3",
             "fp6_e2m3-b32-e8m0-scale_even-round_even",
-            "fp8_e4m3-b32-e8m0-scale_rceil-round_even",
+            "fp8_e4m3-b32-e8m0-scale_even1-round_even",
             "exact",
         ),
         (
@@ -75,6 +75,20 @@ def test_every_runtime_can_be_chosen_on_the_command_line() -> None:
             "fp4_e2m1-b16-e5m3-round_even-floor_none",
             "exact",
         ),
+        ("quark mxint8", "int8-b32-e8m0-scale_even8-round_even", "int8-b32-e8m0-scale_even8-round_even", "exact"),
+        (
+            "quark fp4_e2m1 scale=e5m3 block_size=32 tensor_scale=true",
+            "fp4_e2m1-b32-e5m3-tensor-round_even-rule_quark",
+            "fp4_e2m1-b32-e5m3-tensor-round_even-rule_quark",
+            "exact",
+        ),
+        ("vllm mxfp8_e4m3 format.activation=none", "fp8_e4m3-b32-e8m0-scale_even1-round_even", None, "exact"),
+        (
+            "modelopt mxfp4 format.activation=none",
+            "fp4_e2m1-b32-e8m0-scale_rceil-round_ties_to_zero",
+            None,
+            "exact",
+        ),
         ("llama_cpp mxfp4 format.activation=none", "fp4_e2m1-b32-e8m0-round_ties_to_zero", None, "exact"),
         ("microxcaling mxfp8_e5m2", "fp8_e5m2-b32-e8m0", "fp8_e5m2-b32-e8m0", "native"),
         ("quark mxfp4 block_size=64 format.activation=none", "fp4_e2m1-b64-e8m0-scale_even-round_even", None, "exact"),
@@ -93,7 +107,7 @@ def test_formats_become_what_the_runtime_computes(
 def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
     config = compose(["runtime=llm_compressor", "format=mxfp4", "modules={'*.down_proj': mxfp8_e4m3}", "ptq.budget=6"])
     ((_, down),) = config.recipe.modules
-    assert str(down.weight) == "fp8_e4m3-b32-e8m0-scale_rceil-round_even"
+    assert str(down.weight) == "fp8_e4m3-b32-e8m0-scale_even1-round_even"
     assert str(config.budget_formats["mxfp6_e2m3"].activation) == "fp6_e2m3-b32-e8m0-scale_even-round_even"
 
 
@@ -109,13 +123,14 @@ def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
         ("runtime=auto_round custom_cuda=true model.dtype=float32", "custom_cuda: true computes exact arithmetic"),
         ("runtime=auto_round model=hf model.path=no/such", "model.dtype: 'auto' does not say before no/such is loaded"),
         ("runtime=vllm format=mxfp8_e4m3", "is no product that runtime=vllm computes"),
+        ("runtime=modelopt format=mxfp4", "format.activation: fp4_e2m1-b32-e8m0 is nothing that runtime=modelopt"),
         ("runtime=torchao format=w4a6", "weights in fp4_e2m1 by inputs in fp6_e2m3 is no product"),
         ("runtime=quark format=mxfp8_e5m2", "weights in fp8_e5m2 by inputs in fp8_e5m2 is no product"),
         ("runtime=quark format=mxfp4 block_size=16", "format.weight: fp4_e2m1-b16-e8m0 is nothing that runtime=quark"),
         ("runtime=quark format=mxfp4 block_size=64", "format.activation: fp4_e2m1-b64-e8m0 is nothing"),
         ("runtime=quark scale_bits=6", "is nothing that runtime=quark computes"),
         ("runtime=quark symmetric=false", "is nothing that runtime=quark computes"),
-        ("runtime=quark modules={lm_head: mxint8}", "modules[lm_head]: weights in int8 by inputs in int8"),
+        ("runtime=quark modules={lm_head: mxfp8_e5m2}", "modules[lm_head]: weights in fp8_e5m2 by inputs in"),
         ("runtime=microxcaling format=nvfp4", "backend 'microxcaling' has no scale e4m3"),
         ("runtime=quark kv_quant=int8", "kv_quant: int8 is nothing that runtime=quark computes"),
         ("runtime=quark rotation=hadamard", "rotation: hadamard is nothing that runtime=quark computes"),

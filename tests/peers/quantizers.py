@@ -68,6 +68,17 @@ def quark_scheme(x: Tensor, scheme: str, **options: int) -> Tensor:
     return quantizer(x.clone())
 
 
+def gguf_mxfp4(x: Tensor) -> Tensor:
+    """Weights as llama.cpp's Python package packs them."""
+    import gguf
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        packed = gguf.quantize(x.float().numpy(), gguf.GGMLQuantizationType.MXFP4)
+        read = gguf.dequantize(packed, gguf.GGMLQuantizationType.MXFP4)
+    return torch.from_numpy(read).view(x.shape).to(x.dtype)
+
+
 def vllm_nvfp4(x: Tensor) -> Tensor:
     """Inputs as vLLM's emulation of NVFP4 defines them (ref_nvfp4_quant_dequant at 055e47c, without Triton), restated.
 

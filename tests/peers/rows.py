@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import torch
 from helpers.tensor_kinds import tensors
 from torch import Tensor
@@ -24,6 +25,7 @@ VERSIONS = {
     "amd-quark": "0.13",
     "auto-round": "0.16.1",
     "nvidia-modelopt": "0.47.0",
+    "gguf": "0.19.0",
 }
 RESTATED = {"vLLM": "055e47c"}  # peers that no CPU installs, whose definitions of that commit are restated
 DTYPES = (torch.float32, torch.bfloat16)
@@ -128,6 +130,14 @@ def logarithm_is_whole(x: Tensor, fmt: MXFormat) -> Tensor:
     return (logarithm == logarithm.floor()) & (quotient.frexp().mantissa != 0.5) & quotient.isfinite()
 
 
+def logarithm_is_rounded_up(x: Tensor, fmt: MXFormat) -> Tensor:
+    """float32's logarithm of the maximum is a whole number, and the maximum less than that power of two."""
+    a = amax(x, fmt)
+    with np.errstate(divide="ignore"):
+        logarithm = torch.from_numpy(np.log2(a.numpy()))  # whose rounding is not torch's
+    return (logarithm == logarithm.floor()) & (a.double() < logarithm.double().exp2())
+
+
 def sixth_as_product(x: Tensor, fmt: MXFormat) -> Tensor:
     """The scale of a block of one element, the maximum, is another under the rule that multiplies."""
     alone = replace(fmt, block_size=1)
@@ -150,6 +160,11 @@ BEYOND = Exemption("a maximum that is rounded to 2^128", rounds_beyond)
 BEYOND_OF_FP4 = Exemption("a maximum of at least 1.75·2^127", rounds_beyond)
 LOGARITHM = Exemption(
     "a maximum so little above its largest value times 2^k that float32's logarithm rounds down", logarithm_is_whole
+)
+LOGARITHM_UP = Exemption("a maximum so little below 2^k that float32's logarithm rounds up", logarithm_is_rounded_up)
+BELOW_NORMAL = Exemption(
+    "a scale of 2^-127 or less, whose exponent wraps around",
+    lambda x, fmt: encode(amax(x, fmt), replace(fmt, block_size=1)).scales == 0,
 )
 PRODUCT = Exemption(
     "a maximum whose sixth is rounded to another scale as the product with 1/6, which it takes", sixth_as_product
@@ -246,6 +261,11 @@ def modelopt_rows() -> Iterator[Row]:
     yield Row("nvidia-modelopt", "NVFP4", nvfp4("modelopt"), quantizers.modelopt_nvfp4)
 
 
+def gguf_rows() -> Iterator[Row]:
+    fmt = mx("fp4_e2m1", "floor", rounding="ties_to_zero")
+    yield Row("gguf", "MXFP4", fmt, quantizers.gguf_mxfp4, (NOT_FINITE, LOGARITHM_UP, BELOW_NORMAL))
+
+
 def vllm_rows() -> Iterator[Row]:
     yield Row("vLLM", "NVFP4 of inputs, restated", nvfp4("vllm"), quantizers.vllm_nvfp4, (TENSOR_SCALE,))
 
@@ -256,6 +276,7 @@ ROWS: tuple[Row, ...] = (
     *quark_rows(),
     *auto_round_rows(),
     *modelopt_rows(),
+    *gguf_rows(),
     *vllm_rows(),
 )
 
