@@ -5,7 +5,6 @@ Imports nothing heavy: planning reads files, too. Every error is a ConfigError t
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 from mxsweep.config.checks import check_rows, expanded
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.files.digests import file_digests
+from mxsweep.files.text_files import UNREADABLE, open_text, unpacked_suffix
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 
 ROWS_SUFFIX = ".jsonl"
 BETWEEN_DOCUMENTS = "\n\n"
-CHECKED_BYTES = 2**16  # of a text, before it is read
+CHECKED_CHARACTERS = 2**16  # of a text, before it is read
 
 
 def local_files(config: CalibrationConfig) -> list[Path] | None:
@@ -37,8 +37,8 @@ def path_of(config: CalibrationConfig) -> Path:
 
 
 def has_rows(path: Path) -> bool:
-    """Return whether each line of the file is a document of its own, in JSON."""
-    return path.suffix.lower() == ROWS_SUFFIX
+    """Return whether each line of the file, which may be packed, is a document of its own, in JSON."""
+    return unpacked_suffix(path) == ROWS_SUFFIX
 
 
 def check_text_file(config: CalibrationConfig) -> None:
@@ -47,16 +47,15 @@ def check_text_file(config: CalibrationConfig) -> None:
     try:
         if not path.is_file():
             raise ConfigError(
-                f"calibration.path: {config.path!r} is not a file; give a UTF-8 text, or {ROWS_SUFFIX} with the "
-                f"field {config.field!r}"
+                f"calibration.path: {config.path!r} is not a file; give a UTF-8 text (also .xz, .gz), or {ROWS_SUFFIX} "
+                f"with the field {config.field!r}"
             )
         if has_rows(path):
             _rows(config, first_only=True)
             return
-        with path.open("rb") as file:
-            beginning = file.read(CHECKED_BYTES)
-        codecs.getincrementaldecoder("utf-8")().decode(beginning)  # which may end within a character
-    except (OSError, UnicodeDecodeError) as error:
+        with open_text(path) as opened:
+            beginning = opened.lines.read(CHECKED_CHARACTERS)
+    except UNREADABLE as error:
         raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
     if not beginning.strip():
         raise ConfigError(f"calibration.path: {config.path!r} is empty; give a UTF-8 text")
@@ -67,8 +66,9 @@ def text_of_file(config: CalibrationConfig) -> str:
     if has_rows(path_of(config)):
         return BETWEEN_DOCUMENTS.join(row[config.field] for row in _rows(config))
     try:
-        return path_of(config).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with open_text(path_of(config)) as opened:
+            return opened.lines.read()
+    except UNREADABLE as error:
         raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
 
 

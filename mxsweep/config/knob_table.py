@@ -508,7 +508,7 @@ REMEDIES = (
     _calibration("source", "as calibration", Choice(words=("auto", "stories", "text", "task", "hub")), off="auto"),
     _calibration(
         "path",
-        "of text a file, of task lm-eval's name, of hub a data set's name or folder",
+        "of text a UTF-8 file, also .xz, .gz or .jsonl, of task lm-eval's name, of hub a data set's name or folder",
         WORD_OR_NULL,
         off=None,
         kind=Kind.PATH,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import lzma
 import random
 import socket
 import subprocess
@@ -188,6 +190,23 @@ def test_rows_of_a_file_are_texts(tmp_path: Path) -> None:
     assert [place for window in places(found) for place in window] == list(range(36))
     assert found.texts[0].startswith("w0 w1\n\nw2 w3\n\n")
     assert calibration_identity(config(path=file, field="body")) != calibration_identity(config(path=file, field="n"))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".GZ", gzip.compress)])
+def test_a_packed_file_is_the_text_that_it_holds(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+    plain = numbered(tmp_path, 100)
+    rows = "".join(json.dumps({"text": f"w{2 * i} w{2 * i + 1}"}) + "\n" for i in range(18)).encode()
+    (tmp_path / "rows.jsonl").write_bytes(rows)
+    for name, content in ((plain.name, plain.read_bytes()), ("rows.jsonl", rows)):
+        packed = tmp_path / f"{name}{suffix}"
+        packed.write_bytes(pack(content))
+        resolve_calibration(config(path=packed), HF)
+        found = calibration_tokens(config(path=packed), HF, words_tokenizer(), 512)
+        of_plain = calibration_tokens(config(path=tmp_path / name), HF, words_tokenizer(), 512)
+        assert found.texts == of_plain.texts
+    packed.write_bytes(pack(rows)[:20])
+    with pytest.raises(ConfigError, match=r"^calibration\.path: .* cannot be read"):
+        resolve_calibration(config(path=packed), HF)
 
 
 # ---------------------------------------------------------------------------------------------------- stories
@@ -469,7 +488,7 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_character_on_the_edge_of_what_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "edge.txt"
-    file.write_bytes(b"a" * (files.CHECKED_BYTES - 1) + "ä ä".encode())
+    file.write_bytes(b"a" * (files.CHECKED_CHARACTERS - 1) + "ä ä".encode())
     resolve_calibration(config(path=file), HF)
 
 
