@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, size
 from mxsweep.results.knob_words import name_rows
-from mxsweep.study.attribution import format_nats
+from mxsweep.study.change_words import format_measured
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import MemoryFront, Placed, Terms, find_memory_front
 
@@ -18,10 +18,10 @@ def memory_front(study: Study, terms: Terms) -> tuple[Table, str] | None:
     if found is None:
         return None
     limit = f"within {_percent(terms)}"
-    titles = ["config", "parameters, MB", "KV cache, MB", "total, MB", "Δ log-perplexity", limit]
+    titles = ["config", "parameters, MB", "KV cache, MB", "total, MB", "Δ perplexity", limit]
     rows = [_cells("baseline", *found.baseline, Cell(ABSENT), ABSENT)] if found.baseline is not None else []
     for one in found.front:
-        cost = Cell(format_nats(one.cost), one.cost.difference)
+        cost = Cell(format_measured("perplexity", one.cost), one.cost.difference)
         rows.append(_cells(_name(study, one), one.parameter_bytes, one.kv_bytes, cost, _verdict(one, terms)))
     rules = frozenset({1} if found.baseline is not None else ())
     return Table("", titles, rows, frozenset({0, 5}), rules), _said(study, found)
@@ -45,7 +45,7 @@ def _verdict(one: Placed, terms: Terms) -> str:
 def _said(study: Study, found: MemoryFront) -> str:
     share = _percent(found.terms)
     text = (
-        f"The runs that no other beats in memory and in log-perplexity, with the keys and values of one sequence of "
+        f"The runs that no other beats in memory and in perplexity, with the keys and values of one sequence of "
         f"{found.terms.context:,} tokens; […] is the paired 95 % interval. Least memory within {share} of the "
         "baseline's perplexity: "
     )

@@ -5,7 +5,8 @@ It is measured by runs that repeated their evaluation under perturbations of the
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Noise:
     """Hold the spreads that a group's repeats show: pooled ones by metric and whether of baselines."""
 
     pools: dict[tuple[str, bool], _Spread]
+    _known: dict[tuple[Path, str | None, str], _Spread | None] = field(default_factory=dict)
 
     @staticmethod
     def from_group(group: Group) -> "Noise":
@@ -78,6 +80,12 @@ class Noise:
 
     def spread(self, row: Row, metric: str) -> _Spread | None:
         """Return a metric's spread, the row's own or the pool's; None where neither was measured."""
+        key = row.run.path, row.task, metric
+        if key not in self._known:  # each run is in many pairs
+            self._known[key] = self._spread(row, metric)
+        return self._known[key]
+
+    def _spread(self, row: Row, metric: str) -> _Spread | None:
         of_row, pool = _Spread.from_values(_values(row, metric)), self.pools.get((metric, row.is_baseline))
         # Repeats that happen to agree do not say that there is no noise.
         spread = pool if of_row is None or (of_row.variance == 0 and pool is not None) else of_row

@@ -116,10 +116,11 @@ def describe_native_arithmetic(rows: Sequence[Row]) -> Iterable[Finding]:
                 for figure in known
                 if figure.get("unlike_exact") is not None
             ]
-            if shares:
-                spans.append(
-                    f"{format_range(shares, '.3%')} of the elements of {KIND_TITLES[kind]}{note_sampling(kind)}"
-                )
+            if any(shares):
+                size = format_range(shares, ".3%") if max(shares) >= 5e-6 else "less than 0.001%"
+                spans.append(f"{size} of the elements of {KIND_TITLES[kind]}{note_sampling(kind)}")
+        if not spans:
+            continue
         text = (
             f"The native arithmetic, which takes block exponents from a logarithm in {dtype}, gives other values than "
             f"the exact one (of custom_cuda=true) for {join_with_and(spans)}, in {format_runs(len(members))}."

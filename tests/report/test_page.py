@@ -197,7 +197,7 @@ def test_published_numbers_beside(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Against published numbers" in parsed.text and "0.6224 ± 0.0068" in parsed.text
     assert "5.43 ± 0.13" in (tmp_path / "results.md").read_text()
     assert main([str(tmp_path), "--reference", "ex_report"]) == 0
-    assert "acc, theirs" in capsys.readouterr().out
+    assert "Of 26 published rows, 3 have ours beside them" in capsys.readouterr().out
     assert main([str(tmp_path), "--reference", "none_such"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "none_such" in line and "ex_report" in line

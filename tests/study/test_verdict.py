@@ -11,6 +11,7 @@ from helpers.made_runs import outcomes, put
 
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
+from mxsweep.study.change_words import percent
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.metric_test import metric_test
@@ -169,3 +170,16 @@ def test_rows_that_are_not_all_combinations_are_named_by_the_first(tmp_path: Pat
     rows = read_results(tmp_path).groups[0].rows
     assert name_rows(rows, ["block_size", "scale_bits"]) == "block size 16, scale bits 6 (and 1 equal to it)"
     assert name_rows(rows, []) == "w4a6"
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [(1.5, "+50.0%"), (19.9, "+1890.0%"), (20.0, "×20"), (14397.0, "×14,397"), (3e7, "×3e+07")]
+    + [(0.06, "-94.0%"), (1 / 45, "÷45"), (1 / 11671, "÷11,671")],
+)
+def test_changes_by_factors_are_written_as_such(factor: float, text: str) -> None:
+    assert percent(math.log(factor)) == text
+
+
+def test_factors_that_no_float_holds_are_no_error() -> None:
+    assert (percent(1e4), percent(-math.inf), percent(math.nan)) == ("×> 10^300", "÷> 10^300", "+nan%")
