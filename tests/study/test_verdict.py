@@ -174,8 +174,16 @@ def test_rows_that_are_not_all_combinations_are_named_by_the_first(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("factor", "text"),
-    [(1.5, "+50.0%"), (19.9, "+1890.0%"), (20.0, "×20"), (14397.0, "×14,397"), (3e7, "×3e+07")]
-    + [(0.06, "-94.0%"), (1 / 45, "÷45"), (1 / 11671, "÷11,671")],
+    [
+        (1.5, "+50.0%"),
+        (19.9, "+1890.0%"),
+        (20.0, "×20"),
+        (14397.0, "×14,397"),
+        (3e7, "×3e+07"),
+        (0.06, "-94.0%"),
+        (1 / 45, "÷45"),
+        (1 / 11671, "÷11,671"),
+    ],
 )
 def test_changes_by_factors_are_written_as_such(factor: float, text: str) -> None:
     assert percent(math.log(factor)) == text
