@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,15 +82,20 @@ def collect(
     if memory := memory_text(studied, terms):
         text += f"\n\n{memory}"
     files: list[Path] = []
-    write_error = None
+    missing: dict[str, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(results, studied, published, terms, folder, files)
+        missing = _write(results, studied, published, terms, folder, files)
     except OSError as error:
-        files = []
-        reason = error.strerror or str(error)
-        write_error = f"cannot write to {folder}: {reason}; name another folder with --output"
-    return CollectResult(printable(text), files, write_error=write_error, **counts)
+        missing = {"all files": error.strerror or str(error)}
+    write_error = None
+    if missing:
+        reasons = ", ".join(dict.fromkeys(missing.values()))
+        write_error = (
+            f"cannot write to {folder}: {reasons}; missing, or as they were before: {', '.join(missing)}; name another "
+            "folder with --output"
+        )
+    return CollectResult(printable(text), files, write_error=write_error and printable(write_error), **counts)
 
 
 def _write(
@@ -99,29 +105,41 @@ def _write(
     terms: Terms,
     folder: Path,
     files: list[Path],
-) -> None:
-    """Write everything to `folder`, and note in `files` what is written. Raises OSError."""
+) -> dict[str, str]:
+    """Write everything to `folder`, each file by itself and the page last, and note in `files` what is written.
+
+    Returns:
+        why a file is missing, by its name; figures that could not be drawn are a warning.
+    """
     from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
-    from mxsweep.report.figures.figure_files import draw_figures, written_files
+    from mxsweep.report.figures.figure_files import draw_figures, unwritten_files, written_files
     from mxsweep.report.latex import latex_text
-    from mxsweep.report.page.write_page import write_page
+    from mxsweep.report.page.write_page import REPORT_NAME, write_page
     from mxsweep.report.result_texts import markdown_text
     from mxsweep.report.shared_paths import without_homes
 
+    missing: dict[str, str] = {}
+
+    def write(name: str, act: Callable[[Path], object]) -> None:
+        try:
+            act(folder / name)
+            files.append(folder / name)
+        except OSError as error:
+            missing[name] = error.strerror or str(error)
+
     # The data first, so that they are there whatever becomes of the drawing.
-    files += [folder / "results.csv", folder / "results.parquet"]
     data = run_data(results, studied)
-    write_run_csv(files[0], data)
-    write_run_parquet(files[1], data)
+    write("results.csv", lambda path: write_run_csv(path, data))
+    write("results.parquet", lambda path: write_run_parquet(path, data))
     drawn = draw_figures(studied, folder, terms)
+    missing |= {f"{name}.*": why for name, why in unwritten_files(drawn).items()}
     named = written_files(drawn)
     texts = {
-        "results.md": markdown_text(results, named, studied, reference, terms),
-        "results.tex": latex_text(studied),
+        "results.md": without_homes(markdown_text(results, named, studied, reference, terms)),
+        "results.tex": without_homes(latex_text(studied), r"\textasciitilde{}"),
     }
     for name, content in texts.items():
-        files.append(folder / name)
-        sign = r"\textasciitilde{}" if name.endswith(".tex") else "~"
-        write_atomically(files[-1], without_homes(content, sign), durable=False)
-    files += write_page(results, studied, drawn, reference, folder, terms)
+        write(name, partial(write_atomically, content=content, durable=False))
+    write(REPORT_NAME, lambda _: write_page(results, studied, drawn, reference, folder, terms))
     files += [path for paths in named.values() for path in paths]
+    return missing

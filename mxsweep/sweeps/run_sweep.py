@@ -30,6 +30,11 @@ from mxsweep.terminal.escapes import printable
 
 log = logging.getLogger("mxsweep")
 
+
+class ReportError(OSError):
+    """Say that files of a sweep's report could not be written."""
+
+
 COLLECT_LOCK = ".collect.lock"
 
 
@@ -53,6 +58,8 @@ def run_sweep(plan: Plan, named: bool, command: Command | None) -> int:
         if any(run.status in ("done", "failed") for run in find_runs(folder)):
             _collect(folder)
         print(f"mxsweep: {error}; {how_to_go_on(folder)}", file=sys.stderr)
+        return EXIT_FAILED
+    except ReportError:  # which is said, and the runs are done
         return EXIT_FAILED
     except ManifestError as error:
         raise ConfigError(f"hydra.sweep.dir: {error}") from None
@@ -85,14 +92,15 @@ def do_sweep(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Sw
     Raises:
         LaunchError: workers cannot be started, or end one after the other.
         ManifestError: its sweep.json is none.
-        OSError: results cannot be written.
+        OSError: results, or parts of the report, cannot be written.
     """
     runs, later = _launch(plan, folder, command)
     if later is None:
         # One process after the other, so that the table is that of the one which looked last.
         with one_at_a_time(folder / COLLECT_LOCK):
             remove_unfinished(folder, of_the_dead=True)
-            _collect(folder)
+            if why := _collect(folder):
+                raise ReportError(why)
     return runs, later
 
 
@@ -247,8 +255,8 @@ def _say_what_is_left(folder: Path, runs: Sequence[SweepRun], todo: Sequence[Swe
         print(f"mxsweep: {what} {folder}: {done} of {len(runs)} runs are done and are skipped{again}{missing}")
 
 
-def _collect(folder: Path) -> None:
-    """Write tables, figures and page of a sweep, and print its table."""
+def _collect(folder: Path) -> str | None:
+    """Write tables, figures and page of a sweep, and print its table; return why files are missing, which is said."""
     from mxsweep.report.collection import collect
 
     result = collect([folder])
@@ -259,3 +267,4 @@ def _collect(folder: Path) -> None:
         figures = [path for path in result.files if path.suffix in (".png", ".svg", ".pdf")]
         others = ", ".join(path.name for path in result.files if path not in figures)
         print(f"\nWritten to {shorten_folder(folder)}: {others}" + (f" and {len(figures)} figures" if figures else ""))
+    return result.write_error

@@ -104,7 +104,7 @@ def evaluate(config: RunConfig, progress: Callable[[int, int], object] | None, _
     return RunResult(entries, {}, RunFiles(samples, {"results": {"story": metrics}}))
 
 
-def draw_nothing(results: object, folder: Path) -> dict[str, list[Path]]:
+def draw_nothing(*_: object) -> dict[str, list[Path]]:
     """In the place of mxsweep.report.figures.figure_files.draw_figures."""
     time.sleep(float(os.environ.get("STAND_IN_COLLECT_S", 0)))
     return {}

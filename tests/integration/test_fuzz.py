@@ -442,7 +442,7 @@ def test_damaged_files_are_no_traceback(
     name: str, damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "draw_figures", lambda results, folder: {})
+    monkeypatch.setattr(figures, "draw_figures", lambda *_: {})
     assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
     paths = [Path("s") / name, *Path("s").glob(f"*bs*/{name}")]
     for path in filter(Path.exists, paths):

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxsweep.files.atomic import write_atomically
 from mxsweep.files.digests import json_digest
+from mxsweep.report.figures.draw import draw_charts
 from mxsweep.report.figures.look import FILE_INK, INK, Look, config
 
-VEGA_LITE = "6.4"  # of the versions that vl-convert has, the one whose schema the tests check charts against
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name: nothing is fetched from there
 Spec = dict[str, Any]
 WIDTH, HEIGHT = 460, 300  # pixels, of the axes in a file
@@ -61,6 +60,7 @@ class Figure:
     wide: bool = False  # in the page
     notes: Sequence[str] = ()  # listed below it
     files: list[Path] = field(default_factory=list)
+    unwritten: dict[str, str] = field(default_factory=dict)  # why files are missing, by their name without the end
 
     def page_spec(self) -> Spec:
         """Return the chart for the page: without title and legend, and as wide as its place."""
@@ -88,22 +88,18 @@ class Figure:
             top[name] = chart.pop(name)
         return top | {"hconcat": [chart, _legend(self.entries)], "spacing": 10}
 
-    def write(self, folder: Path) -> None:
-        """Draw the figure into `folder` as PNG, SVG and PDF, and note the files. Raises OSError."""
-        self.files.extend(write_chart(self.file_spec(), folder, self.stem))
-
 
 def write_chart(spec: Spec, folder: Path, stem: str) -> list[Path]:
-    """Draw a chart into `folder` as PNG, SVG and PDF, and return the files. Raises OSError."""
-    import vl_convert
+    """Draw a chart into `folder` as PNG, SVG and PDF, and return the files.
 
-    svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+    Raises:
+        OSError: it cannot be written, or not be drawn.
+    """
     name = file_name(stem)
-    paths = [folder / f"{name}.{end}" for end in ("png", "svg", "pdf")]
-    contents: list[str | bytes] = [vl_convert.svg_to_png(svg, scale=2), svg, vl_convert.svg_to_pdf(svg)]
-    for path, content in zip(paths, contents, strict=True):
-        write_atomically(path, content, durable=False)
-    return paths
+    drawn = draw_charts([(name, spec)], folder)
+    for why in (*drawn.unwritten.values(), *drawn.undrawn.values()):
+        raise OSError(why)
+    return drawn.files[name]
 
 
 def file_name(text: str) -> str:

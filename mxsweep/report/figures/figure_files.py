@@ -6,12 +6,14 @@ from one chart. Those against block_size are always drawn, under names that stay
 ranking.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from mxsweep.report.figures.costs import cost_figure
+from mxsweep.report.figures.draw import draw_charts
 from mxsweep.report.figures.error_heat_map import HeatMap, heat_map
-from mxsweep.report.figures.figure import Figure
+from mxsweep.report.figures.figure import Figure, file_name
 from mxsweep.report.figures.lines import KNOB, line_figure
 from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.figures.training_figures import training_figures
@@ -19,19 +21,28 @@ from mxsweep.study.group_study import Study
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
 from mxsweep.study.trained_configs import SEED
+from mxsweep.terminal.escapes import printable
+
+log = logging.getLogger(__name__)
 
 Drawn = dict[str, tuple[list[Figure], HeatMap | None]]  # by the group's slug
 
 
 def draw_figures(studies: Sequence[Study], output: Path, terms: Terms = DEFAULT_TERMS) -> Drawn:
-    """Draw every group's figures into `output`; memory is counted by `terms`. Raises OSError."""
-    drawn: Drawn = {}
-    for study in studies:
-        heat = heat_map(study)
-        figures = group_figures(study, terms)
-        for figure in [*figures, *([heat.figure] if heat else [])]:
-            figure.write(output)
-        drawn[study.group.slug] = figures, heat
+    """Draw every group's figures into `output`; memory is counted by `terms`.
+
+    Each figure notes its files, or why they could not be written. Those that could not be drawn are named in a warning.
+    """
+    drawn: Drawn = {study.group.slug: (group_figures(study, terms), heat_map(study)) for study in studies}
+    figures = _all(drawn)
+    charts = draw_charts([(file_name(figure.stem), figure.file_spec()) for figure in figures], output)
+    for figure in figures:
+        name = file_name(figure.stem)
+        figure.files.extend(charts.files.get(name, []))
+        figure.unwritten.update({name: why} if (why := charts.unwritten.get(name)) else {})
+    if charts.undrawn:
+        reasons = ", ".join(dict.fromkeys(charts.undrawn.values()))
+        log.warning("figures that could not be drawn: %s (%s)", ", ".join(charts.undrawn), printable(reasons))
     return drawn
 
 
@@ -58,7 +69,13 @@ def group_figures(study: Study, terms: Terms = DEFAULT_TERMS) -> list[Figure]:
 
 def written_files(drawn: Drawn) -> dict[str, list[Path]]:
     """Return the files by the group's slug."""
-    return {
-        slug: [path for figure in [*figures, *([heat.figure] if heat else [])] for path in figure.files]
-        for slug, (figures, heat) in drawn.items()
-    }
+    return {slug: [path for each in _all({slug: of_group}) for path in each.files] for slug, of_group in drawn.items()}
+
+
+def unwritten_files(drawn: Drawn) -> dict[str, str]:
+    """Return why figures that were drawn could not be written, by their files' names without the end."""
+    return {name: why for figure in _all(drawn) for name, why in figure.unwritten.items()}
+
+
+def _all(drawn: Drawn) -> list[Figure]:
+    return [figure for figures, heat in drawn.values() for figure in [*figures, *([heat.figure] if heat else [])]]

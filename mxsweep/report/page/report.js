@@ -213,6 +213,10 @@ function draw(plot) {
 
 async function embed(plot, spec) {
   plot.replaceChildren();
+  if (!window.vegaEmbed) {
+    plot.textContent = "This figure could not be made when the page was written; its numbers are in the table below it.";
+    return { signal() { return this; }, async runAsync() {} };
+  }
   const { view } = await window.vegaEmbed(plot, spec, OPTIONS);
   // Said in the page's own words, by the element around it.
   all("svg", plot).forEach((svg) => svg.setAttribute("aria-hidden", "true"));

@@ -11,7 +11,7 @@ from typing import Any
 
 from mxsweep.files.kept_texts import keep_text, kept_text
 from mxsweep.machine.versions import version_of
-from mxsweep.report.figures.figure import VEGA_LITE
+from mxsweep.report.figures.draw import VEGA_LITE, bundle
 
 
 def policy(scripts: Sequence[str]) -> str:
@@ -25,16 +25,15 @@ def policy(scripts: Sequence[str]) -> str:
 
 
 @cache
-def vega() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window.
+def vega() -> str | None:
+    """Return Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window; None where there is none.
 
     Putting it together takes vl-convert 1.2 s, so it is kept in the cache folder, by version.
     """
-    import vl_convert
-
     kept = f"vega-{version_of('vl-convert-python')}-{VEGA_LITE}.js"
-    if (script := kept_text(kept)) is None:
-        script = closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
+    script = kept_text(kept)
+    if script is None and (made := bundle()) is not None:
+        script = closed(made)
         keep_text(kept, script)
     return script
 

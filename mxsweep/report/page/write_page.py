@@ -135,7 +135,8 @@ def write_page(
     figures += [group.costs_figure for group in groups if group.costs_figure]
     data = {"figures": {figure.stem: figure.page_spec() for figure in figures}, "heat": {}}
     data["heat"] = {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat}
-    scripts = [*([vega()] if figures else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
+    drawing = vega() if figures else None
+    scripts = [*([drawing] if drawing else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
     html = (
         _environment()
         .get_template("report.html.jinja")
