@@ -28,6 +28,8 @@ from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.export.card import card
 from mxsweep.export.folder import write_manifest
 from mxsweep.files.atomic import write_atomically, write_folder_atomically
+from mxsweep.files.checkpoints import EXPORTED_GGUF
+from mxsweep.files.gguf_header import SUFFIX
 from mxsweep.machine.versions import record_environment
 from mxsweep.model.load import forget_models
 from mxsweep.model.residual import rotated_residual
@@ -141,6 +143,11 @@ def export_run(
 
 
 def _check_free(out: Path) -> None:
+    """Raise ConfigError for what is no name of a new folder."""
+    if out.suffix.lower() == SUFFIX:
+        raise ConfigError(
+            f"export: {str(out)!r} is a file's name; name a folder, which {EXPORTED_GGUF} is written into"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"export: {str(out)!r} is there already; name another folder")
 

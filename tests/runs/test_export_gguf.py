@@ -83,6 +83,8 @@ def test_auto_goes_on_where_a_target_has_no_place(tmp_path: Path) -> None:
 
 def test_inputs_have_no_place(tmp_path: Path) -> None:
     config, record = done(*FEW, "format=mxfp4")
+    with pytest.raises(ConfigError, match=r"^export: .*'s name; name a folder, which model\.gguf is written into"):
+        export_run(config, record, tmp_path, "gguf", tmp_path / "out.gguf")
     with pytest.raises(ConfigError, match=r"^export: gguf: activations .* have no place; allowed: none"):
         export_run(config, record, tmp_path, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
