@@ -121,7 +121,11 @@ class Runtime:
     def check_pair(self, name: str, weight: str, activation: str) -> None:
         """Raise ConfigError for elements of a weight and its input that the runtime does not multiply."""
         if activation not in self.inputs.get(weight, ()):
-            pairs = "; ".join(f"{of_weight} by {', '.join(of_input)}" for of_weight, of_input in self.inputs.items())
+            named = {UNQUANTIZED: "inputs as they are (format.activation=none)"}
+            pairs = "; ".join(
+                f"{of_weight} by {', '.join(named.get(one, one) for one in of_input)}"
+                for of_weight, of_input in self.inputs.items()
+            )
             raise ConfigError(
                 f"{name}: weights in {weight} by inputs in {activation} is no product that runtime={self.name} "
                 f"computes; allowed with it: weights in {pairs}"

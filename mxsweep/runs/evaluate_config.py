@@ -71,7 +71,7 @@ class _Steps:
                     )
                 )
             if computed_as := self._computed_as():
-                log.info("Weights and inputs become what they do %s", computed_as)
+                log.info("Weights and inputs are quantized %s", computed_as)
             for line in report.lines():
                 log.info(line)
             for warning in report.warnings:

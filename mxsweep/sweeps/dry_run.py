@@ -9,6 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.formats.exported_recipe import NO_EXPORT, why_not_recipe
 from mxsweep.formats.recipe import LinearFormats
@@ -154,11 +155,16 @@ def _row(number: int, config: RunConfig) -> dict[str, str]:
         "remedies": "-" if recipe.is_baseline else _remedies(config),
         "modules": " ".join(f"{pattern}={_formats(linear)}" for pattern, linear in recipe.modules) or "-",
         "block": "x".join(map(str, size)) if isinstance(size, tuple) else str(size),
-        "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}",
+        "by": "-" if recipe.is_baseline else f"{config.backend}, {config.arithmetic}{_rules_of(config)}",
         "bits/weight": bits,
         "stored": stored,
         "in memory": memory,
     }
+
+
+def _rules_of(config: RunConfig) -> str:
+    """Return whose rules a preset sets; "" where the rules are the run's own."""
+    return f" as {RUNTIMES[config.runtime].title}" if config.runtime in RUNTIMES else ""
 
 
 def _footprint(config: RunConfig) -> Footprint | None:

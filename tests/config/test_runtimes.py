@@ -135,7 +135,7 @@ def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
         ("runtime=quark kv_quant=int8", "kv_quant: int8 is nothing that runtime=quark computes"),
         ("runtime=quark rotation=hadamard", "rotation: hadamard is nothing that runtime=quark computes"),
         ("runtime=quark train=from_scratch", "runtime: 'quark' does not go with train=from_scratch"),
-        ("runtime=llama_cpp format=mxfp4", "is no product that runtime=llama_cpp computes"),
+        ("runtime=llama_cpp format=mxfp4", "weights in fp4_e2m1 by inputs as they are (format.activation=none)"),
         ("runtime=torchao format=nvfp4", "format.weight: fp4_e2m1-b16-e4m3-tensor is nothing that runtime=torchao"),
         ("runtime=quark format.scale_emax=false", "format.scale_emax: does not go with runtime=quark"),
         ("runtime=quark format.rounding={weight: even, activation: floor}", "format.rounding: does not go with"),

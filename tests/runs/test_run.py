@@ -272,7 +272,7 @@ def test_a_run_says_by_whose_rules_it_is_computed(caplog: pytest.LogCaptureFixtu
     with caplog.at_level("INFO"):
         predicted = run(compose([*words, "runtime=quark"]))
     assert predicted["diagnostics"]["computed"] == "as Quark computes it"
-    assert "Weights and inputs become what they do as Quark computes it" in caplog.text
+    assert "Weights and inputs are quantized as Quark computes it" in caplog.text
     own = run(compose([*words, "rounding=even", "scale_rounding=even"]))
     assert "computed" not in own["diagnostics"]
     assert predicted["metrics"] == own["metrics"]

@@ -31,6 +31,12 @@ def test_the_embedded_model() -> None:
     assert numbers("format=none") == ("-", "2.1 MB", "2.1 MB")
 
 
+@pytest.mark.parametrize(("runtime", "by"), [("vllm", "as vLLM"), ("quark", "as Quark"), ("none", "")])
+def test_the_runtime_that_computes_is_named(runtime: str, by: str) -> None:
+    (line,) = [line for line in dry_run("format=mxfp4", f"runtime={runtime}", "arithmetic=exact") if "exact" in line]
+    assert line.split("torch, exact")[1].split("4.25")[0].strip() == by
+
+
 def test_which_target_holds_the_formats() -> None:
     assert dry_run("format=mxfp4")[-1] == (
         "note, of run 1: mxsweep.export can write it for compressed-tensors, as far as formats tell"
