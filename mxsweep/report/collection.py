@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,26 @@ def collect(
     failed, running, missing and unreadable runs are no error but are listed. Where runs have no baseline among them,
     one that lies beside them is taken.
     """
+    from mxsweep.report.odd_records import SENSELESS, odd_runs
+
+    try:
+        return _collect(dirs, output, reference, terms, {})
+    except CommandError:
+        raise
+    except SENSELESS:
+        if not (odd := odd_runs(dirs)):
+            raise
+    return _collect(dirs, output, reference, terms, odd)
+
+
+def _collect(
+    dirs: Folders,
+    output: Path | str | None,
+    reference: str | Path | None,
+    terms: Terms | None,
+    unreadable: Mapping[Path, str],
+) -> CollectResult:
+    """Collect as `collect` does, but for the runs in `unreadable` folders, which are listed with the reason."""
     from mxsweep.report.result_texts import memory_text, summary, terminal_text
     from mxsweep.results.baselines import find_baselines
     from mxsweep.results.groups import read_results
@@ -64,9 +84,9 @@ def collect(
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     try:
         published = load_reference(reference) if reference is not None else None
-        results = read_results(dirs)
+        results = read_results(dirs, unreadable)
         if seen := find_baselines(results):
-            results = read_results([*dirs, *seen])
+            results = read_results([*dirs, *seen], unreadable)
     except (FileNotFoundError, BadReferenceError) as error:
         raise CollectError(str(error)) from error
     named = ", ".join(map(str, dirs))

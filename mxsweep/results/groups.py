@@ -7,7 +7,7 @@
 Differences from the baseline are computed here, whenever results are collected, and never stored.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,19 @@ class Results:
         return [run for run in self.runs if run.status == status]
 
 
-def read_results(dirs: Folders) -> Results:
-    """Read every run at or below `dirs` and sort out what can be compared with what."""
+def read_results(dirs: Folders, unreadable: Mapping[Path, str] | None = None) -> Results:
+    """Read every run at or below `dirs` and sort out what can be compared with what.
+
+    `unreadable` names folders, resolved, whose records are not to be read, and why.
+    """
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)
     runs, studies = find_runs(dirs), study_names(dirs)
+    runs = [
+        RunFolder(run.path, "unreadable", reason=why, overrides=run.overrides)
+        if (why := (unreadable or {}).get(run.path.resolve()))
+        else run
+        for run in runs
+    ]
     rows = with_studies([row for run in runs for row in read_rows(run)], studies)
     finished = [row for row in rows if row.run.status == "done"]
     done = identity.with_identities(without_repeats(finished))
