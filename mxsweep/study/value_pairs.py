@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mxsweep.results.groups import Group, Results, value_order
+from mxsweep.results.knob_words import goes_with_format
 from mxsweep.results.metrics import LOSS, is_loss, is_margin, is_perplexity
 from mxsweep.results.outcomes import Outcomes
 from mxsweep.results.rows import Row, label
@@ -89,6 +90,7 @@ class KnobValues:
     Attributes:
         metrics: the metric that tells most apart, and the main one.
         more_values: whether it has more values than are all compared.
+        bound: of formats the knobs that go with them, which differ where a format does.
     """
 
     knob: str
@@ -96,6 +98,7 @@ class KnobValues:
     pairs: list[ValuePair]
     interactions: list[Interaction] = field(default_factory=list)
     more_values: bool = False
+    bound: list[str] = field(default_factory=list)
 
 
 def study_values(results: Results, group: Group) -> list[KnobValues]:
@@ -110,10 +113,12 @@ def study_values(results: Results, group: Group) -> list[KnobValues]:
     rows = [row for row in group.rows if not row.is_baseline]
     studied = []
     for knob in results.shown:
-        others = [name for name in results.shown if name != knob]
+        bound = goes_with_format(results.shown, rows) if knob == "format" else []
+        others = [name for name in results.shown if name not in (knob, *bound)]
         contexts = [each for each in runs_by_value(rows, knob, others) if len(each) > 1]
         if contexts:
-            studied.append(_study_knob(knob, others, contexts, metrics, examples))
+            found = _study_knob(knob, others, contexts, metrics, examples)
+            studied.append(replace(found, bound=bound))
     return [_without_mirrored(each, studied[:i]) for i, each in enumerate(studied) if each.metrics]
 
 

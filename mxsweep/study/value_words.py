@@ -16,6 +16,10 @@ def describe_values(studied: KnobValues) -> list[str]:
         f"{title} {' = '.join(values)}: every example has the same outcome, to the last digit."
         for values in _identical_sets(studied.pairs)
     ]
+    if studied.bound:
+        names = join_with_and([knob_title(name) for name in studied.bound])
+        verbs = ("go", "differ") if len(studied.bound) > 1 else ("goes", "differs")
+        lines.append(f"{names} {verbs[0]} with the format, and {verbs[1]} where it does.")
     for pair in studied.pairs:
         test = pair.tests.get(metric)
         if test is None or pair.identical or test.tells_apart:

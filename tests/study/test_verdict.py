@@ -191,3 +191,21 @@ def test_changes_by_factors_are_written_as_such(factor: float, text: str) -> Non
 
 def test_factors_that_no_float_holds_are_no_error() -> None:
     assert (percent(1e4), percent(-math.inf), percent(math.nan)) == ("×> 10^300", "÷> 10^300", "+nan%")
+
+
+def test_formats_are_compared_with_the_block_size_that_goes_with_them(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    for cost, fmt, block in ((0.1, "w4a6", 16), (0.2, "mxfp4", 32), (0.4, "mint4", 32)):
+        for bits in (6, 8):
+            put_run(tmp_path, f"{fmt}{bits}", BASE - cost - bits / 100, format=fmt, block_size=block, scale_bits=bits)
+    (study,) = study_groups(read_results(tmp_path))
+    formats, *others = study.values
+    assert {(pair.low, pair.high) for pair in formats.pairs} == {
+        ("mint4", "mxfp4"),
+        ("mint4", "w4a6"),
+        ("mxfp4", "w4a6"),
+    }
+    assert formats.bound == ["block_size"] and [each.knob for each in others] == ["scale_bits"]  # no pair differs in it
+    assert "block size goes with the format, and differs" in describe_values(formats)[0]
+    pair = next(pair for pair in formats.pairs if (pair.low, pair.high) == ("mxfp4", "w4a6"))
+    assert pair.tests["perplexity"].measured.difference == pytest.approx(-0.1)
