@@ -174,9 +174,10 @@ def test_where_it_is_shown(tmp_path: Path) -> None:
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
     share = f"{study_groups(read_results(tmp_path))[0].remedy_steps[0].steps[-1].closed.share:.1%}"  # type: ignore[union-attr]
     for text in (page, markdown, result.text):
-        assert "What the remedies win back" in text and "gap closed" in text and share in text
+        assert "What the remedies win back" in text and share in text
+        assert "gap closed" in text or text is result.text  # a terminal's headings are folded
     assert "2.1000 nats a token on, &lt;q&gt; (2.0000)" in page and "<q>" not in page
-    assert "\\<q> (2.0000)" in markdown
+    assert "\\<q\\> (2.0000)" in markdown
     tail = result.text.partition("What the remedies win back")[2].partition("\n\n")[2]
     assert "gptq + rotation search" in tail and "id_" not in tail.partition("\n\n")[0]
 
