@@ -14,6 +14,7 @@ from mxsweep.config import knobs
 from mxsweep.config.calibration_data import refuse_same_file, resolve_calibration
 from mxsweep.config.candidates import resolve_candidates
 from mxsweep.config.format_config import FormatConfig, format_name, resolve_format, resolve_modules
+from mxsweep.config.knob import Scope
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.kv_config import KVConfig, resolve_kv
 from mxsweep.config.matmul_config import MatmulsConfig, resolve_matmuls
@@ -120,16 +121,18 @@ def check_values(data: dict[str, Any]) -> None:
         ConfigError: ``+knob=`` added what there is no use for, ``~knob`` took away what every run needs, or a value is
             not allowed.
     """
-    groups = sorted(knobs.groups(), key=lambda group: group.count("."))
-    _check_keys("", data, {*(group for group in groups if "." not in group), *(knob.path for knob in knobs.leaves())})
+    leaves = knobs.leaves_by_group()
+    groups = sorted((group for group in leaves if group), key=lambda group: group.count("."))
+    _check_keys("", data, {group for group in groups if "." not in group} | {knob.path for knob in leaves[""]})
     for group in groups:
-        paths = [*(knob.path for knob in knobs.leaves(group)), *groups]
-        names = {path.removeprefix(f"{group}.") for path in paths if path.startswith(f"{group}.")}
+        below = [knob.path for knob in leaves[group]] + [path for path in groups if path.startswith(f"{group}.")]
+        names = {path.removeprefix(f"{group}.") for path in below}
         _check_keys(f"{group}.", _below(data, group), {name for name in names if "." not in name})
     for group in ("", *groups):
-        below = _below(data, group)
-        for knob in (knob for knob in knobs.leaves(group) if not knobs.is_of_sweep(knob.path)):
-            knob.type.check(knob.path, below[knob.path.rpartition(".")[2]])
+        values = _below(data, group)
+        for knob in leaves[group]:
+            if knob.scope is not Scope.SWEEP:
+                knob.type.check(knob.path, values[knob.path.rpartition(".")[2]])
 
 
 def _below(data: dict[str, Any], group: str) -> Any:
@@ -143,14 +146,23 @@ def _tupled(data: dict[str, Any], key: str) -> dict[str, Any]:
     return data | {key: tuple(data[key])}
 
 
+def plain_knobs(cfg: DictConfig) -> dict[str, Any]:
+    """Return what was composed as plain data, references and missing values as they stand, but for Hydra's own."""
+    items = cfg.items_ex(resolve=False, keys=[key for key in cfg if key != "hydra"])
+    return {str(key): OmegaConf.to_container(node) if OmegaConf.is_config(node) else node for key, node in items}
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
+    data = {key: value for key, value in plain_knobs(cfg).items() if key not in NOT_OF_RUNS}
+    if "${" not in (text := repr(data)) and "???" not in text:
+        return data  # nothing is to be resolved
     try:
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_OF_RUNS])
-        data = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf_error(error)) from None
-    assert isinstance(data, dict)
-    return {str(key): value for key, value in data.items()}
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def _take_further(data: dict[str, Any]) -> dict[str, Any]:

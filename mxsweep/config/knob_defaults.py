@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +17,13 @@ GLOBAL = "# @package _global_"  # of an option file that sets knobs of other gro
 
 def defaults() -> dict[str, Any]:
     """Return each knob's default: in conf/config.yaml, or in the option of its group that is the default."""
-    config = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    return copy.deepcopy(_defaults(conf_dir(), tuple(knob.path for knob in knobs.all_knobs())))
+
+
+@lru_cache(maxsize=2)
+def _defaults(folder: Path, _known: tuple[str, ...]) -> dict[str, Any]:
+    """Read the defaults once for a folder of config files and the knobs that there are: every run asks for them."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     chosen: dict[str, Any] = {LAUNCHER: "basic"}
     for entry in config.pop("defaults"):
         chosen |= entry if isinstance(entry, dict) else {}
@@ -51,8 +60,9 @@ def _of_option(group: str, name: str) -> dict[str, Any]:
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
+    groups = knobs.groups()
     for key, value in data.items():
         path = f"{prefix}{key}"
-        nested = (isinstance(value, dict) and knobs.get(path) is None) or path in knobs.groups()
-        flat |= _flat(value, f"{path}.") if nested and isinstance(value, dict) else {path: value}
+        nested = isinstance(value, dict) and (knobs.get(path) is None or path in groups)
+        flat |= _flat(value, f"{path}.") if nested else {path: value}
     return flat

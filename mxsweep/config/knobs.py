@@ -81,18 +81,23 @@ def no_such_knob(key: str) -> str:
 
 def leaves(group: str = "") -> list[Knob]:
     """Return the knobs that a run's config has below a group, or at the top level."""
-    return [knob for knob in TABLE.values() if knob.group == group and is_leaf(knob) and knob.path != "stamp"]
+    return leaves_by_group().get(group, [])
 
 
-def is_leaf(knob: Knob) -> bool:
-    """Return whether a config holds a value under the knob's path, and no further knobs."""
-    named = knob.path not in ("experiment", "sweep") and not knob.path.startswith(HYDRA)
-    return named and not any(path.startswith(f"{knob.path}.") for path in TABLE)
+def leaves_by_group() -> dict[str, list[Knob]]:
+    """Return the knobs that a run's config has, by the group that they are below, "" for the top level."""
+    above = {path[:end] for path in TABLE for end, letter in enumerate(path) if letter == "."}
+    found: dict[str, list[Knob]] = {}
+    for path, knob in TABLE.items():
+        named = path not in ("experiment", "sweep", "stamp") and not path.startswith(HYDRA)
+        if named and path not in above:  # a config holds a value there, and no further knobs
+            found.setdefault(knob.group, []).append(knob)
+    return found
 
 
 def groups() -> list[str]:
     """Return the groups with knobs below them; Hydra's own are none."""
-    return list(dict.fromkeys(knob.group for knob in TABLE.values() if knob.group and is_leaf(knob)))
+    return [group for group in leaves_by_group() if group]
 
 
 def check(path: str, value: Any, name: str | None = None) -> None:
@@ -217,5 +222,6 @@ def _of_kind(kind: Kind) -> tuple[str, ...]:
 
 def _all_of(key: str, *scopes: Scope) -> bool:
     """Return whether a knob, or every knob below a group, has one of these scopes."""
-    below = [knob for knob in TABLE.values() if knob.path == key or knob.path.startswith(f"{key}.")]
-    return bool(below) and all(knob.scope in scopes for knob in below)
+    prefix = f"{key}."
+    below = [knob.scope for path, knob in TABLE.items() if path == key or path.startswith(prefix)]
+    return bool(below) and all(scope in scopes for scope in below)

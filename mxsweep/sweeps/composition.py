@@ -6,10 +6,10 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
@@ -19,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers.oc import env as environment_variable
 from yaml import YAMLError
 
+from mxsweep.config.composed_config import plain_knobs
 from mxsweep.config.knobs import is_knob, no_such_knob, paths
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.override_grammar import excerpt
 from mxsweep.files.checkpoints import EMBEDDED
+from mxsweep.sweeps.shared_composition import OF_THIS_RUN, SharedComposition
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -33,13 +35,21 @@ class Composer:
     Attributes:
         extra: overrides that every run has beside its own.
         paths_from: the folder from which relative paths count; None for the current one.
+        apart: overrides that only runs which have them, too, can be composed like, as options that choose others.
+        first: the first run of each form (see ``_form``), and what Hydra made of it, until there is a second.
+        shared: what composes the further ones; None for a form of which Hydra composes all.
     """
 
     extra: tuple[str, ...]
     paths_from: Path | None
+    apart: set[str] = field(default_factory=set)
+    first: dict[tuple[str, ...], tuple[Sequence[str], DictConfig, dict[str, Any]]] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], SharedComposition | None] = field(default_factory=dict)
 
     def compose(self, words: Sequence[str], number: int, unnamed: Sequence[str] = ()) -> DictConfig:
         """Return what Hydra makes of a run's overrides, for the run of this number, Hydra's own node included.
+
+        The config is this run's until the next call, which may change it.
 
         Args:
             words: the overrides.
@@ -51,14 +61,7 @@ class Composer:
         """
         overrides = [*words, *self.extra, f"hydra.job.num={number}", f"hydra.job.id={number}"]
         overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(unnamed)}]")
-        try:
-            cfg = hydra_compose("config", overrides=overrides, return_hydra_config=True)
-        except HydraException as error:
-            raise ConfigError(_without_jargon(error)) from error
-        except YAMLError as error:
-            raise ConfigError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
-        except (ValueError, TypeError, RecursionError) as error:  # so Hydra answers a file that makes no sense to it
-            raise ConfigError(f"{excerpt(' '.join(words))}: cannot be composed: {excerpt(str(error))}") from error
+        cfg = self._like_one_before(overrides) or self._by_hydra(words, overrides)
         if not OmegaConf.is_interpolation(cfg, "modules") and isinstance(text := cfg.get("modules"), str):
             with contextlib.suppress(YAMLError):  # a mapping whose keys Hydra cannot read came as one text
                 cfg.modules = yaml.safe_load(text)
@@ -67,6 +70,43 @@ class Composer:
                 if knob != "calibration.path" or cfg.calibration.source != "task":  # which names a task of lm-eval
                     _resolve_path(cfg, knob, self.paths_from)
         return cfg
+
+    def _like_one_before(self, overrides: Sequence[str]) -> DictConfig | None:
+        """Compose a run from what it has in common with one that Hydra composed; None where Hydra must."""
+        form = self._form(overrides)
+        if (first := self.first.pop(form, None)) is not None:
+            self.shared[form] = SharedComposition.of(*first)
+        shared = self.shared.get(form)
+        cfg = None if shared is None else shared.compose(overrides)
+        if shared is not None and cfg is None:
+            self.apart.update(shared.refused)
+        return cfg
+
+    def _by_hydra(self, words: Sequence[str], overrides: list[str]) -> DictConfig:
+        try:
+            cfg = hydra_compose("config", overrides=overrides, return_hydra_config=True)
+        except HydraException as error:
+            raise ConfigError(_without_jargon(error)) from error
+        except YAMLError as error:
+            raise ConfigError(f"a config file is no YAML: {' '.join(str(error).split())}") from error
+        except (ValueError, TypeError, RecursionError) as error:  # so Hydra answers a file that makes no sense to it
+            raise ConfigError(f"{excerpt(' '.join(words))}: cannot be composed: {excerpt(str(error))}") from error
+        form = self._form(overrides)
+        if form not in self.shared:
+            self.first[form] = (overrides, cfg, plain_knobs(cfg))
+        return cfg
+
+    def _form(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        """Return what runs agree in that may be composed from what they have in common.
+
+        That is their knobs, with the values of those that are apart and of Hydra's own.
+        """
+        return tuple(
+            word
+            if word in self.apart or (word.startswith("hydra") and not word.startswith(OF_THIS_RUN))
+            else word.partition("=")[0]
+            for word in overrides
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.config.checks import NAME_MAX
-from mxsweep.config.composed_config import describe_omegaconf_error, from_hydra
+from mxsweep.config.composed_config import describe_omegaconf_error, from_hydra, plain_knobs
 from mxsweep.config.knob import Scope
 from mxsweep.config.knobs import (
     baseline_words,
@@ -55,6 +55,7 @@ REFUSED_OF_HYDRA = {
 }
 BASELINE_TYPED = ("format", "kv_quant")
 PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
+_written: dict[str, str] = {}  # entries of YAML mappings, by what they say
 
 
 @dataclass(frozen=True)
@@ -228,17 +229,16 @@ def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> Pla
         digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()
         config_hash, run_id = f"{INVALID}{digest}", f"{cfg.stamp}_{INVALID}{digest[:8]}"
     name_run(run_id)
-    knobs = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return PlannedRun(
         words=tuple(words),
         overrides=overrides,
         config=config,
         error=error,
-        composed={} if config else _as_plain_data(knobs),
+        composed={} if config else _as_plain_data(cfg),
         config_hash=config_hash,
         run_id=run_id,
         subdir=str(cfg.hydra.sweep.subdir),
-        yaml={"config.yaml": OmegaConf.to_yaml(knobs), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
+        yaml={"config.yaml": _yaml(plain_knobs(cfg)), "overrides.yaml": OmegaConf.to_yaml(list(overrides))},
     )
 
 
@@ -253,7 +253,19 @@ def _with_device(config: RunConfig, launcher: DictConfig) -> RunConfig:
         raise ConfigError(f"{error}; with hydra.launcher.gpus_per_node={gpus}, auto is the CPU") from None
 
 
-def _as_plain_data(knobs: DictConfig) -> dict[str, Any]:
+def _yaml(knobs: dict[str, Any]) -> str:
+    """Return knobs as OmegaConf writes them; what runs of a sweep have in common is written once."""
+    texts = []
+    for name, value in knobs.items():
+        key = repr((name, value))
+        if key not in _written:
+            _written[key] = OmegaConf.to_yaml(OmegaConf.create({name: value}))
+        texts.append(_written[key])
+    return "".join(texts)
+
+
+def _as_plain_data(cfg: DictConfig) -> dict[str, Any]:
+    knobs = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     data = OmegaConf.to_container(knobs, resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
