@@ -22,6 +22,7 @@ from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
 from mxsweep.config.value_types import (
+    MOST_OF_A_BLOCK,
     WORD,
     WORD_OR_NULL,
     Block,
@@ -42,6 +43,7 @@ from mxsweep.formats.exported_recipe import EXPORTS, NO_EXPORT
 from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
+MOST_TOKENS = 10**9  # far above what any model has: above them is a slip
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
 SCALE_OR_AUTO = Choice(words=SCALE_NAMES, or_auto=True)
 
@@ -365,7 +367,7 @@ KEYS_AND_VALUES = (
     _kv(
         "block_size",
         "of keys and values; auto: the run's; with key_axis=channel, tokens",
-        Whole("auto, a whole number, or 0 for the whole axis", words=("auto",)),
+        Whole("auto, a whole number up to 2^24, or 0 for the whole axis", 0, MOST_OF_A_BLOCK, words=("auto",)),
         decided_by=("kv_quant", "block_size"),
     ),
     _kv("scale", "of keys and values; auto: the run's", SCALE_OR_AUTO, decided_by=("kv_quant", "scale")),
@@ -392,14 +394,14 @@ KEYS_AND_VALUES = (
     _kv(
         "first",
         "tokens at the beginning that stay as they are",
-        Whole("tokens, 0 or more"),
+        Whole("tokens, 0 to 10^9", 0, MOST_TOKENS),
         off=0,
         remedy=Remedy("first {} tokens kept"),
     ),
     _kv(
         "recent",
         "for each query, the newest tokens (its own included) that stay as they are",
-        Whole("tokens, 0 or more"),
+        Whole("tokens, 0 to 10^9", 0, MOST_TOKENS),
         off=0,
         remedy=Remedy("last {} tokens kept"),
     ),
@@ -502,7 +504,12 @@ REMEDIES = (
     _rotation(
         "rotation_block",
         "order of the Hadamard matrices: mx, the run's block_size; a number; 0, the whole dimension",
-        Whole("mx (the run's block_size), a whole number, or 0 for the whole dimension", words=("mx",)),
+        Whole(
+            "mx (the run's block_size), a whole number up to 2^24, or 0 for the whole dimension",
+            0,
+            MOST_OF_A_BLOCK,
+            words=("mx",),
+        ),
         effect=effects.rotates,
     ),
     _calibration("source", "as calibration", Choice(words=("auto", "stories", "text", "task", "hub")), off="auto"),
@@ -516,8 +523,8 @@ REMEDIES = (
     _calibration("name", "of hub: the data set's configuration", WORD_OR_NULL, kind=Kind.TEXT),
     _calibration("split", "of task and hub: train or validation, or another of the data set's", WORD, kind=Kind.TEXT),
     _calibration("field", "of hub and of a .jsonl file: where a row's text stands", WORD, kind=Kind.TEXT),
-    _calibration("samples", "sequences", Whole("sequences, at least 1", 1)),
-    _calibration("length", "tokens of a sequence, at most", Whole("tokens of a sequence, at least 2", 2)),
+    _calibration("samples", "sequences", Whole("sequences, 1 to 10^6", 1, 10**6)),
+    _calibration("length", "tokens of a sequence, at most", Whole("tokens of a sequence, 2 to 10^6", 2, 10**6)),
     _calibration("seed", "which sequences", SEEDS),
 )
 
@@ -561,7 +568,7 @@ MODEL_AND_TASK = (
     _model(
         "max_length",
         "tokens a context may have; null: the model's own limit",
-        Whole("tokens, at least 2, or null", 2, words=(None,)),
+        Whole("tokens, 2 to 10^9, or null", 2, MOST_TOKENS, words=(None,)),
         place="max_length",
         tells_metrics_apart=True,
     ),
@@ -604,7 +611,7 @@ MODEL_AND_TASK = (
     _task(
         "num_fewshot",
         "examples in the prompt; null: the task's own",
-        Whole("0 or more, or null for the task's own", words=(None,)),
+        Whole("0 to 10,000, or null for the task's own", 0, 10_000, words=(None,)),
         tells_metrics_apart=True,
     ),
     _task(
@@ -623,13 +630,13 @@ RUNS = (
         "batch_tokens",
         "tokens a forward pass when scoring, padding included; halved where they do not fit; auto: 16,384 on a GPU, "
         "4,096 on a CPU",
-        Whole("auto, or a whole number of tokens a forward pass, at least 1", 1, words=("auto",)),
+        Whole("auto, or a whole number of tokens a forward pass, 1 to 10^9", 1, MOST_TOKENS, words=("auto",)),
         Scope.NONE,
     ),
     Knob(
         "batch_size",
         "sequences at a time when generating",
-        Whole("a whole number of sequences at a time when generating, at least 1", 1),
+        Whole("a whole number of sequences at a time when generating, 1 to 10^6", 1, 10**6),
         Scope.NONE,
     ),
     Knob(

@@ -15,6 +15,8 @@ from typing import Any
 from mxsweep.config.checks import check_choice, check_flag, check_integer
 from mxsweep.terminal.errors import ConfigError
 
+MOST_OF_A_BLOCK = 2**24  # elements: more than an axis has
+
 
 @dataclass(frozen=True)
 class ValueType:
@@ -179,10 +181,11 @@ class Block(ValueType):
             return
         sizes = value if isinstance(value, list) else [value]
         whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-        if not whole or (isinstance(value, list) and (len(value) != 2 or min(value) < 1)) or min(sizes) < 0:
+        no_tile = whole and isinstance(value, list) and (len(value) != 2 or min(value) < 1)
+        if not whole or no_tile or min(sizes) < 0 or max(sizes) > MOST_OF_A_BLOCK:
             raise ConfigError(
-                f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, 0 for the whole axis, or "
-                "[rows,columns] for a tile of a weight"
+                f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, up to 2^24, 0 for the whole "
+                "axis, or [rows,columns] for a tile of a weight"
             )
 
 

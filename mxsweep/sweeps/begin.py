@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mxsweep.config.checks import is_folder
@@ -13,6 +14,7 @@ from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.impossible import why_impossible, why_not_here
 from mxsweep.sweeps.plan import Plan, PlannedRun, plan
 from mxsweep.sweeps.run_sweep import run_single, run_sweep
+from mxsweep.sweeps.without_effect import check_effects
 from mxsweep.terminal.command import EXIT_USAGE
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.escapes import printable
@@ -47,8 +49,11 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
         named: whether the user chose the sweep's folder.
 
     Raises:
-        ConfigError: of the runs asked for, none can be.
+        ConfigError: of the runs asked for, none can be, or a remedy that was typed has no effect in any of them.
     """
+    if not planned.settings.resume:
+        for told in check_effects(planned.runs):
+            print(f"mxsweep: {told}", file=sys.stderr)
     if planned.settings.dry_run:
         shown = preview(planned.runs)
         print(printable(shown.text))

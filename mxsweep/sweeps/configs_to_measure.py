@@ -43,7 +43,7 @@ def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[
     """Return the configs that the knobs mean and that quantize a weight, each with what tells it from the others.
 
     Raises:
-        ConfigError: knobs that make no sense, or none that quantizes a weight.
+        ConfigError: knobs that make no sense, none that quantizes a weight, or weights that are worked out in a run.
     """
     check_no_sweep_knobs(knobs, config_dir)
     folder = config_dir and config_dir.resolve()
@@ -54,6 +54,7 @@ def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[
             continue
         config = _config_of(run)
         if config.quantizes_weights:
+            _refuse_to_solve(config)
             runs.append((run.overrides, config))
     if not runs:
         raise ConfigError(
@@ -61,6 +62,17 @@ def weight_configs(knobs: Sequence[str], config_dir: Path | None) -> list[tuple[
         )
     labels = _labels([words for words, _ in runs]) or [config.format.name for _, config in runs]
     return list(zip(labels, (config for _, config in runs), strict=True))
+
+
+def _refuse_to_solve(config: RunConfig) -> None:
+    """Refuse weights other than rounded to nearest, and searches, which nothing here works out. Raises ConfigError."""
+    method, why = config.ptq.method, "is worked out in a run only, and inspect measures weights rounded to nearest"
+    if config.ptq.budget is not None:
+        raise ConfigError(f"ptq.budget: {config.ptq.budget:g} {why}; allowed here: null")
+    if config.ptq.is_solved:
+        raise ConfigError(f"ptq: {method!r} {why}; allowed here: rtn; diagnostics=true measures a run's weights")
+    if config.candidates:
+        raise ConfigError(f"rotation: 'search' {why}; allowed here: none, hadamard")
 
 
 def loss_config(knobs: Sequence[str], config_dir: Path | None) -> RunConfig:

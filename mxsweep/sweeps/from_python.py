@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from mxsweep.results.manifest import Command
 from mxsweep.sweeps.begin import plan_command, refuse_impossible
 from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, manifest_command
 from mxsweep.sweeps.run_sweep import do_sweep, open_sweep
+from mxsweep.sweeps.without_effect import check_effects
 from mxsweep.terminal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def sweep(overrides: Sequence[str], config_dir: Path | str | None = None) -> Swe
         if knob in values:
             raise ConfigError(f"{knob}: is for the command line; {instead}")
     planned, _ = plan_command(command, multirun=True)
+    for told in check_effects(planned.runs):
+        print(f"mxsweep: {told}", file=sys.stderr)
     refuse_impossible(planned)
     folder = open_sweep(planned, named=SWEEP_DIR in values)
     with _logging_as_it_was():

@@ -1,0 +1,55 @@
+"""Find what was typed and has no effect in any run that was asked for: refuse remedies, and say so of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mxsweep.config import effects
+from mxsweep.config.knob import UNSET, Knob, Scope
+from mxsweep.config.knob_page import WHEN
+from mxsweep.config.knobs import TABLE
+from mxsweep.config.recorded_config import values_of
+from mxsweep.config.run_config import RunConfig
+from mxsweep.sweeps.plan import PlannedRun
+from mxsweep.terminal.errors import ConfigError
+
+
+def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a sentence on each word that changes none of the runs that were asked for.
+
+    Raises:
+        ConfigError: such a word is of a remedy, which was surely meant: one that does nothing would be taken for one
+            that does not help.
+    """
+    said = []
+    for word, knob in _without_effect([run for run in runs if not run.added]):
+        when = WHEN.get(knob.effect) or ("the weight method has it" if knob.effect is not effects.always else "")
+        told = f"{word}: has no effect in {'this run' if len(runs) == 1 else 'any of these runs'}"
+        told += f", only where {when}" if when else ""
+        if knob.is_of_remedies:
+            raise ConfigError(f"{told}; leave it out")
+        said.append(told)
+    return said
+
+
+def _without_effect(runs: Sequence[PlannedRun]) -> Iterator[tuple[str, Knob]]:
+    """Yield the words that have no effect in any run that has them, with their knobs.
+
+    What a run that cannot be would have made of a word is not known.
+    """
+    words: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        for word in run.overrides:
+            words.setdefault(word, []).append(run)
+    for word, having in words.items():
+        knob = TABLE.get(word.lstrip("+").partition("=")[0])
+        if knob is None or knob.scope not in (Scope.RUN, Scope.BASELINE):
+            continue
+        if not any(run.config is None or _has_effect(knob, run.config) for run in having):
+            yield word, knob
+
+
+def _has_effect(knob: Knob, config: RunConfig) -> bool:
+    """Return whether a knob does something in a run, or was set to what does nothing anywhere."""
+    values = values_of(config)
+    return knob.effect(values) or (knob.off is not UNSET and values.get(knob.shown_at or knob.path) == knob.off)

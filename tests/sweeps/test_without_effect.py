@@ -1,0 +1,65 @@
+"""Words that change nothing: remedies are refused, the rest is said once, and nothing is said of what has an effect."""
+
+from __future__ import annotations
+
+import pytest
+
+from mxsweep.config.overrides import prepare
+from mxsweep.sweeps.plan import plan
+from mxsweep.sweeps.without_effect import check_effects
+from mxsweep.terminal.errors import ConfigError
+
+
+def told(*words: str) -> list[str]:
+    grids, sweeps = prepare(list(words))
+    return check_effects(plan(grids, sweeps or any("," in word for word in words)).runs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "kv_quant.rope=before",
+        "kv_quant.smooth=0.5",
+        "kv_quant.first=4 format=mxfp4",
+        "ptq.damping=0.5 ptq=clip",
+        "rotation.judge=ptq",
+        "rotation=search format=none",
+        "ptq=gptq format=none kv_quant=fp4_e2m1",
+        "calibration=text calibration.path=/nowhere",
+        "ptq.damping=0.1,0.5 ptq=rtn,clip",
+    ],
+)
+def test_a_remedy_that_does_nothing_is_refused(words: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no effect in (this run|any of these runs).*leave it out"):
+        told(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("scale=e5m3 scale_bits=6", ["scale_bits=6: has no effect in this run, only where scales are e8m0"]),
+        ("format=none block_size=16", ["block_size=16: has no effect in this run, only where something is quantized"]),
+    ],
+)
+def test_another_knob_is_said(words: str, said: list[str]) -> None:
+    assert told(*words.split()) == said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "kv_quant.smooth=0.5 kv_quant=none,fp4_e2m1",
+        "kv_quant.smooth=0 kv_quant.first=0 ptq=rtn rotation=none format=none",  # what does nothing was asked to
+        "ptq=gptq format=none,mxfp4 ptq.damping=0.05",
+        "scale_bits=6,8 scale=e5m3,e8m0",
+        "ptq.damping=0.5 ptq=rtn,gptq",
+        "experiment=attribution format=nvfp4 format.activation_scale=static calibration=stories",
+        "experiment=ex1",
+        "experiment=kv_rescue",
+        "experiment=pareto",
+        "block_size=16 scale_bits=6 seed=3 limit=5 noise=2",
+        "ptq=gptq calibration=text calibration.path=/nowhere",  # refused for what it is
+    ],
+)
+def test_nothing_is_said_of_what_has_an_effect_in_a_run(words: str) -> None:
+    assert told(*words.split()) == []
