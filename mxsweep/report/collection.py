@@ -132,9 +132,9 @@ def _write(
         why a file is missing, by its name; figures that could not be drawn are a warning.
     """
     from mxsweep.report.data_files import run_data, write_run_csv, write_run_parquet
-    from mxsweep.report.figures.figure_files import draw_figures, unwritten_files, written_files
+    from mxsweep.report.figures.figure_files import draw_figures, written_files
     from mxsweep.report.latex import latex_text
-    from mxsweep.report.page.write_page import REPORT_NAME, write_page
+    from mxsweep.report.page.write_page import write_page
     from mxsweep.report.result_texts import markdown_text
     from mxsweep.report.shared_paths import without_homes
 
@@ -152,7 +152,9 @@ def _write(
     write("results.csv", lambda path: write_run_csv(path, data))
     write("results.parquet", lambda path: write_run_parquet(path, data))
     drawn = draw_figures(studied, folder, terms)
-    missing |= {f"{name}.*": why for name, why in unwritten_files(drawn).items()}
+    for figures, heat in drawn.values():
+        for figure in [*figures, *([heat.figure] if heat else [])]:
+            missing |= {f"{name}.*": why for name, why in figure.unwritten.items()}
     named = written_files(drawn)
     texts = {
         "results.md": without_homes(markdown_text(results, named, studied, reference, terms)),
@@ -160,6 +162,9 @@ def _write(
     }
     for name, content in texts.items():
         write(name, partial(write_atomically, content=content, durable=False))
-    write(REPORT_NAME, lambda _: write_page(results, studied, drawn, reference, folder, terms))
+    try:
+        files += write_page(results, studied, drawn, reference, folder, terms)
+    except OSError as error:
+        missing["report.html"] = error.strerror or str(error)
     files += [path for paths in named.values() for path in paths]
     return missing

@@ -153,7 +153,8 @@ def _note(claim: Lock, notes: dict[str, Any]) -> None:
 
 def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
     """Do a run in its folder; return its record."""
-    remove_unfinished(run.folder)  # of a process that was killed: nobody else is at this run
+    for folder in (run.folder, run.folder / HYDRA_FOLDER):
+        remove_unfinished(folder)  # of a process that was killed: nobody else is at this run
     for name, content in run.yaml.items():
         write_atomically(run.folder / HYDRA_FOLDER / name, content)
     with _logged_to(run.folder / LOG_NAME):

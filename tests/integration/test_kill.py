@@ -280,6 +280,27 @@ def test_killed_and_resumed_with_the_real_model(
     fallen.note(seed, "the process", where, len(before), begun)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
+@pytest.mark.parametrize("launcher", [(), WORKERS], ids=["one process", "workers"])
+def test_ended_by_a_polite_signal_and_resumed(
+    sent: signal.Signals, launcher: tuple[str, ...], tmp_path: Path, uninterrupted: list[dict[str, str]]
+) -> None:
+    sweep, log = tmp_path / "sweep", tmp_path / "evaluations.log"
+    process = start(command(*SWEEP, *launcher, "hydra.sweep.dir=sweep"), tmp_path, STAND_IN_S=0.1)
+    wait_for(lambda: len(read_log(log)) >= N_RUNS, process)
+    before = results(sweep)
+    os.kill(process.pid, sent)
+    process.wait(PATIENCE_S)
+    wait_for(lambda: nothing_is_left(tmp_path))
+    answer = run(command("resume=true", "hydra.sweep.dir=sweep"), tmp_path)
+    assert answer.returncode == 1 and "Traceback" not in answer.stderr, answer.stderr  # a seed fails
+    assert table(sweep) == uninterrupted
+    after = results(sweep)
+    assert {path: after[path] for path in before} == before
+    assert not list(sweep.rglob("*.tmp"))
+
+
 def test_the_kills_fell_everywhere(fallen: Fallen) -> None:
     if sum(fallen.phases.values()) < KILLS or KILLS < 20:
         pytest.skip("looks back at twenty kills")

@@ -72,10 +72,5 @@ def written_files(drawn: Drawn) -> dict[str, list[Path]]:
     return {slug: [path for each in _all({slug: of_group}) for path in each.files] for slug, of_group in drawn.items()}
 
 
-def unwritten_files(drawn: Drawn) -> dict[str, str]:
-    """Return why figures that were drawn could not be written, by their files' names without the end."""
-    return {name: why for figure in _all(drawn) for name, why in figure.unwritten.items()}
-
-
 def _all(drawn: Drawn) -> list[Figure]:
     return [figure for figures, heat in drawn.values() for figure in [*figures, *([heat.figure] if heat else [])]]
