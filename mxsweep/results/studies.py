@@ -46,8 +46,10 @@ def with_studies(rows: Sequence[Row], names: Mapping[Path, str]) -> list[Row]:
     named = []
     for row, name in zip(rows, of_rows, strict=True):
         knobs = {} if name is None else {STUDY: name}
-        if several and name in made_in:
-            knobs[ENVIRONMENT] = ", ".join(other for other in made_in if made_in[other] == made_in[name])
+        # A row of no study, as of a baseline found beside them, goes with the studies of its environment.
+        own = made_in[name] if name in made_in else {json_digest(_deciding(environment(row)))}
+        if several and (alike := [other for other in made_in if made_in[other] == own]):
+            knobs[ENVIRONMENT] = ", ".join(alike)
         named.append(replace(row, knobs=row.knobs | knobs))
     return named
 

@@ -11,6 +11,7 @@ from mxsweep.results.groups import Group
 from mxsweep.results.identity import is_own_baseline
 from mxsweep.results.record import RECORD_NAME, RunFolder, find_runs
 from mxsweep.results.rows import Row, read_rows
+from mxsweep.results.studies import has_environment_of
 from mxsweep.study.change_words import format_measured
 from mxsweep.study.comparison import Comparison, compare_pairs
 
@@ -31,7 +32,8 @@ def against_baseline(record: dict[str, Any], folder: Path, overrides: Sequence[s
     beside = _baselines(folder)
     differences, metrics, named = [], {}, None
     for row in own:
-        baseline = next((other for other in beside if other.task == row.task and is_own_baseline(other, row)), None)
+        of_task = (other for other in beside if other.task == row.task and is_own_baseline(other, row))
+        baseline = next((other for other in of_task if has_environment_of(row, other.run.record or {})), None)
         if baseline is None:
             return {"missing": _missing(overrides)}
         (comparison,) = compare_pairs(Group("", "", [baseline, row]), [(row, baseline)])
@@ -66,5 +68,6 @@ def _differences(task: str, comparison: Comparison) -> list[dict[str, Any]]:
 def _missing(overrides: Sequence[str]) -> str:
     command = shlex.join(["python", "-m", "mxsweep", "-m", *overrides])
     return (
-        f"Its baseline was not evaluated beside it. This evaluates both, for an export that compares them: `{command}`"
+        "Its baseline was not evaluated beside it in the same environment. This evaluates both, for an export that "
+        f"compares them: `{command}`"
     )

@@ -24,8 +24,10 @@ def percent(log_ratio: float) -> str:
         factor = math.exp(abs(log_ratio))
     except OverflowError:
         factor = math.inf
-    size = "> 10^300" if math.isinf(factor) else f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
-    return f"{'×' if log_ratio > 0 else '÷'}{size}"
+    sign = "×" if log_ratio > 0 else "÷"
+    if math.isinf(factor):
+        return f"> {sign}10^300"
+    return sign + (f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}")
 
 
 def format_change(metric: str, difference: float) -> str:

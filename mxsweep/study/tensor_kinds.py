@@ -79,6 +79,7 @@ def _has_native(fmt: str) -> bool:
 
 
 def is_calibrated_so(row: Row, whole: Row) -> bool:
+    """Return whether a run's calibration and remedies, as far as it has any, are those of another."""
     ours, theirs = (each.recorded("identity", "quantized") for each in (row, whole))
     return all(ours[name] == theirs.get(name) for name in ("calibration", "remedies") if name in ours)
 

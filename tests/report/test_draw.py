@@ -82,11 +82,11 @@ def test_a_report_without_a_process_to_draw_in(
 ) -> None:
     put_study(tmp_path / "s", blocks=(16,), scale_bits=(8,), kv=("none",), noise=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()
     monkeypatch.setattr(draw, "_CHILD", "raise SystemExit(1)")
     assert bundle() is None
     result = collect(tmp_path / "s")
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()
     assert result.write_error is None and "figures that could not be drawn: cost" in caplog.text
     assert {path.name for path in result.files} == {
         *("results.csv", "results.parquet", "results.md", "results.tex", "report.html")

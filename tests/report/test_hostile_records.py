@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mxsweep.report.collection import collect
 from mxsweep.report.figures import figure_files
-from mxsweep.report.figures.draw import Drawn
+from mxsweep.report.figures.draw import ChartFiles
 from mxsweep.report.status import status_text
 from mxsweep.results.record import find_runs
 
@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_pictures() -> Iterator[None]:
     """The charts are made, and not drawn, which another program does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure_files, "draw_charts", lambda charts, _: json.dumps(charts) and Drawn())
+        patch.setattr(figure_files, "draw_charts", lambda charts, _: json.dumps(charts) and ChartFiles())
         yield
 
 

@@ -268,18 +268,18 @@ def test_vega_is_kept_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()
     made = scripts.vega()
     (kept,) = (tmp_path / "cache" / "mxsweep").glob("vega-*.js")
     assert kept.read_text(encoding="utf-8") == made and "window.vegaEmbed" in made
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()
     monkeypatch.setitem(sys.modules, "vl_convert", type("Nothing", (), {})())  # and it is not asked again
     assert scripts.vega() == made
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept.write_text(made[:100_000], encoding="utf-8")  # cut
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()
     assert scripts.vega() == made
     assert [record.getMessage() for record in caplog.records] == [f"{kept} is damaged, and is made again"]
     assert kept.read_text(encoding="utf-8") == made
-    scripts.vega.cache_clear()
+    scripts.made_vega.cache_clear()

@@ -11,7 +11,7 @@ from helpers.made_runs import outcomes, put
 from mxsweep.report.collection import collect
 from mxsweep.report.data_files import load
 from mxsweep.results.groups import Results, read_results
-from mxsweep.results.studies import STUDY, study_names
+from mxsweep.results.studies import ENVIRONMENT, STUDY, study_names
 from mxsweep.study.comparison import compare_with_baselines, explain_groups
 from mxsweep.study.value_pairs import study_values
 
@@ -136,3 +136,13 @@ def test_a_run_by_itself_is_no_study(tmp_path: Path) -> None:
     put(tmp_path / "single", format="w4a6", block_size=128)
     results = read_results([tmp_path / "a", tmp_path / "single"])
     assert results.studies == [] and all(STUDY not in row.knobs for row in results.rows)
+
+
+def test_a_baseline_that_lies_in_no_study_goes_with_its_environment(tmp_path: Path) -> None:
+    other = {"versions": {"torch": "2.4.0"}, "device_name": "x86_64"}
+    for study, made_in in (("a", HERE), ("b", other)):
+        run(tmp_path / study / "16", 0.1, made_in, block_size=16)
+        run(tmp_path / f"base_{study}", 0.0, made_in, format="none")
+    results = read_results([tmp_path / "a", tmp_path / "b", tmp_path / "base_a", tmp_path / "base_b"])
+    found = [[(row.knobs[ENVIRONMENT], row.is_baseline) for row in group.rows] for group in results.groups]
+    assert found == [[("a", True), ("a", False)], [("b", True), ("b", False)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_a_run_alone_says_what_to_evaluate(tmp_path: Path) -> None:
     found = against_baseline(record, tmp_path / "mine", WORDS)
     assert list(found) == ["missing"]
     assert "`python -m mxsweep -m limit=48 model.device=cpu format=mxfp4 format.activation=none`" in found["missing"]
+
+
+def test_a_baseline_of_another_environment_is_none(tmp_path: Path) -> None:
+    done(tmp_path / "none", [*FEW, "format=none"])
+    record = done(tmp_path / "mine", WORDS)
+    file = tmp_path / "none" / "result.json"
+    other = json.loads(file.read_text())
+    other["environment"]["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(other))
+    found = against_baseline(record, tmp_path / "mine", WORDS)
+    assert list(found) == ["missing"] and "in the same environment" in found["missing"]
 
 
 def test_a_card_without_either_says_neither() -> None:

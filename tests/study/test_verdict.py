@@ -190,7 +190,7 @@ def test_changes_by_factors_are_written_as_such(factor: float, text: str) -> Non
 
 
 def test_factors_that_no_float_holds_are_no_error() -> None:
-    assert (percent(1e4), percent(-math.inf), percent(math.nan)) == ("×> 10^300", "÷> 10^300", "+nan%")
+    assert (percent(1e4), percent(-math.inf), percent(math.nan)) == ("> ×10^300", "> ÷10^300", "+nan%")
 
 
 def test_formats_are_compared_with_the_block_size_that_goes_with_them(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _CHILD = (
 
 
 @dataclass
-class Drawn:
+class ChartFiles:
     """Hold what became of charts, each by its name.
 
     Attributes:
@@ -46,9 +46,9 @@ class Drawn:
     unwritten: dict[str, str] = field(default_factory=dict)
 
 
-def draw_charts(charts: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> Drawn:
+def draw_charts(charts: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> ChartFiles:
     """Draw charts, each under a name that can be a file's, into a folder as PNG, SVG and PDF. Raises nothing of it."""
-    drawn, left, deaths = Drawn(), list(charts), 0
+    drawn, left, deaths = ChartFiles(), list(charts), 0
     while left:
         said, end = _ask({"folder": str(folder.absolute()), "charts": left})
         done = {line["name"] for line in said if "name" in line and not line.get("begun")}

@@ -39,6 +39,7 @@ from mxsweep.results.knob_words import name_rows
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.results.remedies import is_remedy, remedy_text
 from mxsweep.results.rows import Row
+from mxsweep.study.finding import format_runs
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import Terms, memory_of, unbeaten
 from mxsweep.study.metric_test import as_cost
@@ -91,7 +92,7 @@ def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
     entries += [LegendEntry(base["series"], dash=tuple(base["dash"])) for base in baselines]
     better = "low" if as_cost(quantity.metric, 1.0) > 0 else "high"
     missing = len(rows) - sum(len(one.rows) for one in drawn)
-    less = f" {missing} runs are not drawn, of which one of the two is not known." if missing else ""
+    less = f" Left out, since memory or change is not known: {format_runs(missing)}." if missing else ""
     return Figure(
         stem="_".join(part for part in ("tradeoff", study.group.slug) if part),
         title=f"What memory buys in {quantity.noun}",

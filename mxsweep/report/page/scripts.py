@@ -24,9 +24,20 @@ def policy(scripts: Sequence[str]) -> str:
     )
 
 
-@cache
 def vega() -> str | None:
     """Return Vega, Vega-Lite and vega-embed as one script, which leaves vegaEmbed in window; None where there is none.
+
+    Where it could not be made, the next page tries again.
+    """
+    script = made_vega()
+    if script is None:
+        made_vega.cache_clear()
+    return script
+
+
+@cache
+def made_vega() -> str | None:
+    """Return the script of :func:`vega`, made once a process.
 
     Putting it together takes vl-convert 1.2 s, so it is kept in the cache folder, by version.
     """
