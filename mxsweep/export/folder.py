@@ -21,12 +21,13 @@ from mxsweep.export.targets.gguf_file import read_file, write_file
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.checkpoints import EXPORT_MANIFEST as MANIFEST
 from mxsweep.files.checkpoints import EXPORTED_GGUF as GGUF_FILE
-from mxsweep.formats.export_targets import GGUF
+from mxsweep.formats.export_targets import GGUF, TARGET_NAMES
 from mxsweep.numerics import Encoded
 
 SHARD_SIZE = "5GB"
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
+DTYPES = ("float32", "bfloat16", "float16")  # of a model that is exported
 
 
 def _module_name(target: str) -> str:
@@ -91,9 +92,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         OSError, ValueError: it cannot be read, or is no such file.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not {"target", "weights", "dtype"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not {"target", "weights", "dtype", "run_id"} <= manifest.keys():
         raise ValueError(f"{folder / MANIFEST} is no file of mxsweep.export")
+    for name, allowed in (("target", TARGET_NAMES), ("dtype", DTYPES)):
+        if manifest[name] not in allowed:
+            raise ValueError(
+                f"{folder / MANIFEST}: {name}: {manifest[name]!r} is not known; allowed: {', '.join(allowed)}"
+            )
+    layers = manifest["weights"]
+    if not isinstance(layers, dict) or not all(map(_is_layer, layers.values())):
+        raise ValueError(f"{folder / MANIFEST}: weights: does not say of each layer in which formats it is stored")
     return manifest
+
+
+def _is_layer(layer: Any) -> bool:
+    if not isinstance(layer, dict) or not isinstance(layer.get("weight"), str):
+        return False
+    return isinstance(layer.get("activation"), str | None)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -61,7 +61,8 @@ def rotated_layer(folder: Path) -> str | None:
     """
     layers = _read_mapping(folder / EXPORT_MANIFEST).get("weights")
     known = layers.items() if isinstance(layers, dict) else ()
-    return next((name for name, layer in known if "input_rotated_in_blocks_of" in layer), None)
+    rotated = (name for name, layer in known if isinstance(layer, dict) and "input_rotated_in_blocks_of" in layer)
+    return next(rotated, None)
 
 
 def packed_gguf(folder: Path) -> Path | None:

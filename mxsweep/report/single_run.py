@@ -10,6 +10,7 @@ from mxsweep.results.baselines import baseline_command, find_baselines
 from mxsweep.results.groups import read_results
 from mxsweep.results.rows import Row
 from mxsweep.study.group_study import Study, study_groups
+from mxsweep.terminal.escapes import printable
 
 COST = "Cost"
 
@@ -26,7 +27,7 @@ def cost_text(folder: Path) -> str:
     lines = [textwrap.fill(line, TERMINAL_WIDTH, subsequent_indent="  ") for line in said if line]
     lines += [f"Compared with {path}" for path in seen]
     lines += [f"To know what this cost, run its baseline as well:\n  {command}" for command in commands]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _cost_line(study: Study, named: bool) -> str | None:

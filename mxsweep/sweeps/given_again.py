@@ -119,9 +119,9 @@ def check_given(command: Command, asked: Asked, typed: Mapping[str, Sequence[Any
     known = was_typed_here(command)
     missing: list[str] = []
     for knob, values in asked.items():
-        if knob in (SETUP, SBATCH, "logging"):
-            lacks = [] if knob in given or (knob == "logging" and known) else values
-        else:
+        if knob == "logging":
+            lacks = [] if knob in given or known else values
+        else:  # the values that were composed, since Hydra merges a typed mapping with that of the sweep's words
             lacks = [value for value in values if not any(_is_same(value, other) for other in given.get(knob, ()))]
             lacks = [] if known and knob not in RUNS_CODE else lacks
         # Hydra takes new keys of a mapping behind ++ only.

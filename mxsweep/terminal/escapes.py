@@ -21,6 +21,7 @@ _MARKUP = re.compile(
 )
 _ADDRESS = re.compile(r"(?i)\b((?:https?|ftp|mailto|xmpp):|www\.)")
 _BLOCK = re.compile(r"\A(#{1,6}(?=\s|\Z)|[-+](?=\s|\Z)|[-=]{2,}\Z|=\Z|\[(?=[ xX]\]))")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBERED = re.compile(r"\A(\d+)([.)])(?=\s|\Z)")
 
 
@@ -33,9 +34,10 @@ def printable(text: str) -> str:
 
 def for_csv(value: object) -> object:
     """Return a cell's value so that a spreadsheet takes no text for a formula: one that could be stands behind a '."""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")) or _is_number(value):
+    if not isinstance(value, str) or _is_number(value):
         return value
-    return f"'{value}"
+    # Spreadsheets pass over blanks before a sign, and take the full-width signs for the usual ones.
+    return f"'{value}" if value.startswith(("\t", "\r")) or value.lstrip().startswith(_FORMULA) else value
 
 
 def for_markdown(text: str) -> str:

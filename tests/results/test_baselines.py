@@ -45,6 +45,12 @@ def test_a_baseline_is_found_beside_a_run_and_in_sweeps(tmp_path: Path) -> None:
     assert cost_text(one).startswith("Cost: Perplexity +") and "Compared with" in cost_text(one)
 
 
+def test_a_name_of_a_folder_beside_is_no_order(tmp_path: Path) -> None:
+    one = run(tmp_path / "x" / "quantized", {"computed": []})
+    run(tmp_path / "x" / "base", None).rename(tmp_path / "x" / "base \x1b[2J")
+    assert r"base \x1b[2J" in " ".join(cost_text(one).split()) and "\x1b" not in cost_text(one)
+
+
 def test_a_name_of_ones_own_is_no_hindrance(tmp_path: Path) -> None:
     one = run(tmp_path / "x" / "quantized", {"computed": []})
     base = run(tmp_path / "x" / "base", None)

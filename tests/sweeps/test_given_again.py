@@ -98,6 +98,16 @@ def test_the_rest_is_given_again(
     assert len(asked) == (4 if "block_size=16,32" in words else 1)
 
 
+def test_what_is_typed_is_all_that_jobs_are_submitted_with(
+    begun: list[Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    receive(["hydra/launcher=slurm", "++hydra.launcher.sbatch.prolog=/evil.sh"])
+    assert main([*RESUME, "++hydra.launcher.sbatch={account: me}"]) == 2
+    said = capsys.readouterr().err
+    assert "prolog: /evil.sh" in said and "account: me" in said and not begun
+    assert main(shlex.split(said.partition("python -m mxsweep ")[2])) == 0  # who types them means them
+
+
 def test_python_of_tasks_is_given_again_even_from_the_folder_and_by_who_typed_it(
     begun: list[Plan], capsys: pytest.CaptureFixture[str]
 ) -> None:

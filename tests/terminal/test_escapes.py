@@ -48,13 +48,16 @@ def test_orders_are_named() -> None:
 
 
 def test_a_spreadsheet_finds_no_formula(tmp_path: Path) -> None:
-    rows = [["=1+1", "+a", "-a", "@a", "\ta", "\r=1"], ["-1.5", "-inf", "1e-3", "none", -1, None]]
-    write_csv(tmp_path / "x.csv", ["=name", "b", "c", "d", "e", "f"], rows)
+    rows = [
+        ["=1+1", "+a", "-a", "@a", "\ta", "\r=1", " =1", "\n\u00a0@a", "\uff1d1"],
+        ["-1.5", "-inf", "1e-3", "none", -1, None, " a", " -2", "\n"],
+    ]
+    write_csv(tmp_path / "x.csv", ["=name", *"bcdefghi"], rows)
     with (tmp_path / "x.csv").open(newline="") as file:
         names, formulas, usual = csv.reader(file)
     assert names[0] == "'=name"
     assert formulas == [f"'{text}" for text in rows[0]]
-    assert usual == ["-1.5", "-inf", "1e-3", "none", "-1", ""]
+    assert usual == ["-1.5", "-inf", "1e-3", "none", "-1", "", " a", " -2", "\n"]
     assert for_csv(True) is True
 
 
