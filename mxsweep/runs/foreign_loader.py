@@ -8,7 +8,6 @@ that dtype and under these rules. Without the library nothing is compared, which
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel
 from mxsweep.export.folder import read_tensors, target_module
 from mxsweep.export.serving import served_activation
 from mxsweep.formats.recipe import LinearFormats, Recipe
+from mxsweep.machine.child_modules import child_environment
 from mxsweep.model.input_maxima import fixed_maxima
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
@@ -34,6 +34,7 @@ from mxsweep.runs.foreign_reader import ANSWER, LIBRARIES, LOGITS, REQUEST
 from mxsweep.runs.packed_model import input_divisor
 from mxsweep.terminal.errors import ConfigError
 
+PATIENCE_S = 3600  # with a library that loads a model and runs it once, on the CPU
 _LAST_WORDS = 300  # characters of what a library said before it failed
 
 
@@ -65,7 +66,7 @@ def ask(folder: Path, target: str, ids: Tensor, options: Mapping[str, Any]) -> t
     """Return what :func:`mxsweep.runs.foreign_reader.read` does, called in a process of its own, without a GPU.
 
     Raises:
-        ConfigError: the library cannot load the checkpoint.
+        ConfigError: the library cannot load the checkpoint, or does not end.
     """
     with tempfile.TemporaryDirectory(prefix="mxsweep-loader-") as made:
         place = Path(made)
@@ -77,16 +78,23 @@ def ask(folder: Path, target: str, ids: Tensor, options: Mapping[str, Any]) -> t
             "threads": torch.get_num_threads(),  # sums are added up as they are here
         }
         (place / REQUEST).write_text(json.dumps(request), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "mxsweep.runs.foreign_reader", str(place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "mxsweep.runs.foreign_reader", str(place)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=child_environment() | {"CUDA_VISIBLE_DEVICES": ""},
+                check=False,
+                timeout=PATIENCE_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(
+                f"export: {LIBRARIES[target].package} did not load what was written within {PATIENCE_S} s; "
+                "--no-verify writes it unchecked"
+            ) from None
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
             raise ConfigError(

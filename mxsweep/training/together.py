@@ -25,6 +25,7 @@ from typing import Any
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.locks import Lock
+from mxsweep.machine.child_modules import child_environment
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 from mxsweep.training.job import TrainingJob
@@ -91,7 +92,7 @@ def _started(processes: int, place: Path, log: Any) -> Iterator[subprocess.Popen
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": threads},
+        env=child_environment() | {"OMP_NUM_THREADS": threads},
         start_new_session=True,  # Ctrl-C is this process's to hear, which then ends them
     )
     try:

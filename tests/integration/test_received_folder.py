@@ -11,7 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.made_report import put_study
+
+from mxsweep.runs.foreign_loader import ask
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.train_model import train_shared
+from tests.helpers.training_jobs import training_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,6 +38,25 @@ def test_code_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
         )
         assert answer.returncode == 0, answer.stderr
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("process", ["loader", "training"])
+def test_processes_that_are_started_import_no_code_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str
+) -> None:
+    here = tmp_path / "here"
+    for name in ("mxsweep/__init__.py", "torch/__init__.py", "numpy.py", "typing.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(here)
+    if process == "loader":
+        with pytest.raises(ConfigError, match="cannot load what was written"):
+            ask(tmp_path / "nothing", "modelopt", torch.zeros(1, 2, dtype=torch.int64), {})
+    else:
+        job = training_job(length=4096, processes=2, init={"source": "model"})
+        with pytest.raises(ConfigError, match=r"train\.length: 4096"):
+            train_shared(job, tmp_path / "run", lambda *_: None)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("folder", ["package", "other"])

@@ -120,6 +120,12 @@ def test_a_library_that_cannot_load_what_was_written_is_named(tmp_path: Path) ->
         foreign_loader.ask(tmp_path / "nothing", "compressed-tensors", ids, {})
 
 
+def test_a_library_that_does_not_end_is_waited_for_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_loader, "PATIENCE_S", 0.01)
+    with pytest.raises(ConfigError, match=r"^export: compressed-tensors did not load .* within 0\.01 s; --no-verify"):
+        foreign_loader.ask(tmp_path / "nothing", "compressed-tensors", torch.zeros(1, 2, dtype=torch.int64), {})
+
+
 NVFP4 = ("format=nvfp4", "format.share_tensor_scale=fused", "format.activation_scale=static")
 SAME_LOGITS = "reads the same weights, and answers with the same logits as mxsweep by its rules (54,528, in bfloat16)"
 LOADED = {
