@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+from mxsweep.report.odd_records import SENSELESS
 from mxsweep.report.plain_table import TERMINAL_WIDTH
 from mxsweep.results.baselines import baseline_command, find_baselines
-from mxsweep.results.groups import read_results
+from mxsweep.results.groups import Results, read_results
 from mxsweep.results.rows import Row
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.terminal.escapes import printable
+
+log = logging.getLogger(__name__)
 
 COST = "Cost"
 
@@ -18,9 +23,15 @@ COST = "Cost"
 def cost_text(folder: Path) -> str:
     """Return what a quantized run's tasks say of its cost, as a terminal shows it; empty of a run that is not done."""
     results = read_results(folder)
-    seen = find_baselines(results)
-    if seen:
-        results = read_results([folder, *seen])
+    try:
+        seen = find_baselines(results)
+        return _text(read_results([folder, *seen]) if seen else results, seen)
+    except SENSELESS:  # of a baseline, whose record may be anybody's
+        log.debug("no run is compared with %s", folder, exc_info=True)
+        return _text(results, [])
+
+
+def _text(results: Results, seen: Sequence[Path]) -> str:
     studied = study_groups(results)
     said = [_cost_line(study, len(studied) > 1) for study in studied if not all(row.is_baseline for row in study.rows)]
     commands = {command: None for study in studied if not study.has_baseline for command in _commands(study.rows)}

@@ -14,7 +14,8 @@ from mxsweep.files.digests import json_digest
 from mxsweep.report.collection import collect
 from mxsweep.report.single_run import cost_text
 from mxsweep.results.baselines import baseline_command, find_baselines
-from mxsweep.results.groups import read_results
+from mxsweep.results.groups import Results, read_results
+from mxsweep.study.group_study import Study, study_groups
 
 VALUES = [-0.2 - 0.02 * (i % 9) for i in range(60)]
 HERE = {"versions": {"torch": "2.13.0"}, "device_name": "x86_64"}
@@ -43,6 +44,25 @@ def test_a_baseline_is_found_beside_a_run_and_in_sweeps(tmp_path: Path) -> None:
     text = collect(one).text
     assert "Baseline from" in text and "No baseline" not in text and "Cost:" in text
     assert cost_text(one).startswith("Cost: Perplexity +") and "Compared with" in cost_text(one)
+
+
+def test_a_baseline_whose_record_makes_no_sense_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = run(tmp_path / "x" / "quantized", {"computed": []})
+    base = run(tmp_path / "x" / "base", None)
+
+    def study(results: Results) -> list[Study]:
+        if any(each.path.resolve() == base.resolve() and each.status == "done" for each in results.runs):
+            raise TypeError("of something odd")
+        return study_groups(results)
+
+    monkeypatch.setattr("mxsweep.study.group_study.study_groups", study)
+    monkeypatch.setattr("mxsweep.report.single_run.study_groups", study)
+    result = collect(one)
+    assert (result.done, result.unreadable) == (1, 1) and "Baseline from" not in result.text
+    assert base.name in result.text and "makes no sense in its record: TypeError: of something odd" in result.text
+    assert cost_text(one).startswith("To know what this cost, run its baseline")
 
 
 def test_a_name_of_a_folder_beside_is_no_order(tmp_path: Path) -> None:

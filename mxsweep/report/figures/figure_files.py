@@ -9,6 +9,7 @@ ranking.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mxsweep.report.figures.costs import cost_figure
 from mxsweep.report.figures.draw import draw_charts
@@ -33,10 +34,9 @@ def draw_figures(studies: Sequence[Study], output: Path, terms: Terms = DEFAULT_
 
     Each figure notes its files, or why they could not be written. Those that could not be drawn are named in a warning.
     """
-    drawn: Drawn = {study.group.slug: (group_figures(study, terms), heat_map(study)) for study in studies}
-    figures = _all(drawn)
-    charts = draw_charts([(file_name(figure.stem), figure.file_spec()) for figure in figures], output)
-    for figure in figures:
+    drawn, specs = make_figures(studies, terms)
+    charts = draw_charts(specs, output)
+    for figure in _all(drawn):
         name = file_name(figure.stem)
         figure.files.extend(charts.files.get(name, []))
         figure.unwritten.update({name: why} if (why := charts.unwritten.get(name)) else {})
@@ -44,6 +44,12 @@ def draw_figures(studies: Sequence[Study], output: Path, terms: Terms = DEFAULT_
         reasons = ", ".join(dict.fromkeys(charts.undrawn.values()))
         log.warning("figures that could not be drawn: %s (%s)", ", ".join(charts.undrawn), printable(reasons))
     return drawn
+
+
+def make_figures(studies: Sequence[Study], terms: Terms) -> tuple[Drawn, list[tuple[str, dict[str, Any]]]]:
+    """Return every group's figures, not drawn yet, and each one's chart under the name of its files."""
+    drawn: Drawn = {study.group.slug: (group_figures(study, terms), heat_map(study)) for study in studies}
+    return drawn, [(file_name(figure.stem), figure.file_spec()) for figure in _all(drawn)]
 
 
 def group_figures(study: Study, terms: Terms = DEFAULT_TERMS) -> list[Figure]:
