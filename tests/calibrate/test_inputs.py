@@ -163,10 +163,7 @@ def test_a_run_calibrates_its_inputs_and_finds_them_again(tmp_path: Path, monkey
     ("words", "message"),
     [
         ("format=mxfp4 format.activation_scale=static", "'static' is of activations with a per-tensor scale"),
-        (
-            "format=nvfp4 format.activation=none format.activation_scale=3",
-            "3 is of activations with a per-tensor scale",
-        ),
+        ("format=mxfp4 format.activation_scale=3", "3 is of activations with a per-tensor scale"),
         ("format=nvfp4 format.activation_scale=0", "format.activation_scale: 0 is not allowed"),
         ("format=nvfp4 format.activation_scale=often", "allowed: dynamic, static, a number above 0"),
     ],

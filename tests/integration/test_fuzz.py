@@ -464,7 +464,8 @@ def test_damaged_files_are_no_traceback(
         said = captured.out + captured.err
         assert code in (0, 1, 2), said
         assert not any(word in said for word in JARGON), said
-        assert code == 0 or captured.err.splitlines()[-1].startswith("mxsweep"), said
+        # Runs that are left out are named before the others are done.
+        assert code == 0 or any(line.startswith("mxsweep") for line in captured.err.splitlines()), said
 
 
 def test_a_hub_that_does_not_answer_is_one_line(

@@ -176,8 +176,8 @@ def test_intervals_are_those_of_ratios_over_sequences(tiny: Any, divergence: Div
 
 
 def test_the_heat_map(tmp_path: Path) -> None:
-    png, svg = draw_sensitivity(made_up().rows(), "mxfp4", tmp_path)
-    assert png.read_bytes()[:4] == b"\x89PNG"
+    png, svg, pdf = draw_sensitivity(made_up().rows(), "mxfp4", tmp_path)
+    assert png.read_bytes()[:4] == b"\x89PNG" and pdf.read_bytes()[:4] == b"%PDF"
     drawn = svg.read_text()
     assert "Sensitivity to mxfp4" in drawn and "KL saved when it alone is not" in drawn
     labels = re.findall(r">([^<]*)</text>", drawn)
@@ -200,7 +200,7 @@ def test_the_command(tmp_path: Path, capsys: Printed) -> None:
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 10)]
     assert all(0 < float(row["kl_alone"]) < float(row["kl_whole"]) for row in rows)
     assert "tiny, mxfp4, keys and values fp4_e2m1\nCalibration: " in captured.out
-    files = [tmp_path / f"sensitivity.{kind}" for kind in ("csv", "png", "svg")]
+    files = [tmp_path / f"sensitivity.{kind}" for kind in ("csv", "png", "svg", "pdf")]
     assert captured.out.endswith("\nWritten:\n" + "".join(f"  {file}\n" for file in files))
     assert captured.err == "" and sorted(tmp_path.iterdir()) == sorted(files)
 
