@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import os
+import platform
 import re
 import shutil
 import threading
@@ -85,12 +87,13 @@ def remove_unfinished(folder: Path, of_the_dead: bool = False) -> None:
 
     Args:
         folder: in which no other process writes now.
-        of_the_dead: others may write there, and only what processes left that are gone from this host is removed.
+        of_the_dead: others may write there, on other hosts too: only what processes of this host left that are gone
+            is removed.
     """
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             match = _UNFINISHED.fullmatch(path.name)
-            if match is None or (of_the_dead and _is_alive(int(match[1]))):
+            if match is None or (of_the_dead and (match[1] != HOST or _is_alive(int(match[2])))):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -108,11 +111,12 @@ def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -
     write_atomically(path, text.getvalue(), durable=False)
 
 
-_UNFINISHED = re.compile(r"\..+\.(\d{1,9})\.\d+\.tmp")
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # in the names of files that are being written
+_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,9})\.\d+\.tmp")
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}.{threading.get_ident()}.tmp")
 
 
 def _is_alive(process: int) -> bool:

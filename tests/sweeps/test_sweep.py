@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
 from mxsweep.config.run_config import RunConfig
+from mxsweep.files.atomic import HOST
 from mxsweep.files.locks import CLAIM_NAME, Lock
 from mxsweep.results.manifest import read_manifest
 from mxsweep.results.record import find_runs, read_record
@@ -421,10 +422,14 @@ def test_what_a_killed_process_left_is_removed_on_resuming(evaluated: Counter[in
     (folder / "result.json").unlink()
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     left = [
-        folder / f".samples.parquet.{dead.stdout.strip()}.1.tmp",
-        Path("s") / f".report.html.{dead.stdout.strip()}.1.tmp",
+        folder / f".samples.parquet.{HOST}-{dead.stdout.strip()}.1.tmp",
+        Path("s") / f".report.html.{HOST}-{dead.stdout.strip()}.1.tmp",
     ]
-    others = [Path("s") / f".report.html.{os.getppid()}.1.tmp", folder / ".notes.tmp"]
+    others = [
+        Path("s") / f".report.html.{HOST}-{os.getppid()}.1.tmp",
+        Path("s") / f".report.html.{HOST[::-1]}-{dead.stdout.strip()}.1.tmp",  # of another host
+        folder / ".notes.tmp",
+    ]
     for path in (*left, *others):
         path.write_text("half")
     assert main(["resume=true", "hydra.sweep.dir=s"]) == 0
