@@ -119,7 +119,11 @@ def install() -> None:
     """Put the stand-in into this process, in front of what would import torch and lm-eval, and of what draws."""
     for name, attributes in {
         "mxsweep.runs.evaluate_config": {"evaluate_config": evaluate},
-        "mxsweep.report.figures.figure_files": {"draw_figures": draw_nothing, "written_files": dict},
+        "mxsweep.report.figures.figure_files": {
+            "draw_figures": draw_nothing,
+            "make_figures": lambda *_: ({}, []),
+            "written_files": dict,
+        },
         "mxsweep.report.page.write_page": {"write_page": write_nothing},
         "lm_eval": {},
         "lm_eval.utils": {"handle_non_serializable": str},

@@ -26,7 +26,7 @@ from mxsweep.__main__ import main
 from mxsweep.collect import main as collect
 from mxsweep.config.option_files import option_names
 from mxsweep.config.override_grammar import verbatim
-from mxsweep.report.figures import figure_files as figures
+from mxsweep.report import written_report
 from mxsweep.results.record import find_runs
 from mxsweep.runs import backend_check, trained_run
 from mxsweep.runs import evaluate_config as evaluation
@@ -442,7 +442,7 @@ def test_damaged_files_are_no_traceback(
     name: str, damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "draw_figures", lambda *_: {})
+    monkeypatch.setattr(written_report, "draw_figures", lambda *_: {})
     assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
     paths = [Path("s") / name, *Path("s").glob(f"*bs*/{name}")]
     for path in filter(Path.exists, paths):
