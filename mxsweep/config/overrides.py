@@ -74,7 +74,7 @@ def prepare(arguments: Sequence[str], config_dir: Path | None = None) -> tuple[l
     words = [bare if _key(bare := argument.lstrip("+")) in groups else argument for argument in arguments]
     words = [_quote_what_is_meant(word) for word in words]
     words = [word for word in words if word not in ("experiment=null", "experiment=")]
-    name, content = _experiment(words, folders)
+    name, content = chosen_experiment(words, folders)
     grids = _grids(name, content)
     typed = {_key(word) for word in words}
     swept_keys = {key for grid in grids for key in grid}
@@ -176,9 +176,13 @@ def _quote_mapping(key: str, value: str) -> str:
         return f"{key}={value}"
 
 
-def _experiment(words: Sequence[str], folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
-    """Return the chosen experiment's name and what its file holds; both empty without one."""
-    chosen = [word.partition("=")[2] for word in words if re.match(r"\+?experiment=", word)]
+def chosen_experiment(words: Sequence[str], folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """Return the chosen experiment's name and what its file holds; both empty without one.
+
+    Raises:
+        ConfigError: several are chosen, or its file cannot be read.
+    """
+    chosen = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
     if not chosen:
         return "", {}
     name = chosen[-1].strip("'\"[]")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mxsweep.config.checks import is_folder
 from mxsweep.config.knobs import decides_no_result
-from mxsweep.config.option_files import config_folders, read_option, set_leaves
+from mxsweep.config.option_files import config_folders, set_leaves
+from mxsweep.config.overrides import chosen_experiment
 from mxsweep.terminal.errors import ConfigError
 
 TRAINING, RECIPE = "train=from_scratch", "recipe=mxfp4"
@@ -41,10 +41,9 @@ def training_words(words: Sequence[str], config_dir: Path | None) -> list[str]:
 
 def _of_experiment(words: Sequence[str], config_dir: Path | None) -> Iterable[str]:
     """Return the knobs and groups that the chosen experiment sets or sweeps; none where it cannot be read."""
-    chosen = [word.partition("=")[2].strip("'\"") for word in words if word.lstrip("+").startswith("experiment=")]
-    if not chosen or (config_dir is not None and not is_folder(config_dir)):
+    if config_dir is not None and not is_folder(config_dir):
         return ()
-    content: dict[str, Any] = read_option("experiment", chosen[-1], config_folders(config_dir)) or {}
+    _, content = chosen_experiment(words, config_folders(config_dir))
     sweep = content.get("sweep") or []
     grids = [grid for grid in (sweep if isinstance(sweep, list) else [sweep]) if isinstance(grid, dict)]
     defaults = [entry for entry in content.get("defaults") or [] if isinstance(entry, dict)]
