@@ -16,7 +16,7 @@ from mxsweep.report.figures import draw
 from mxsweep.report.figures.draw import ENDS, MOST_DEATHS, bundle, draw_charts
 from mxsweep.report.page import scripts
 
-DYING = "import os, sys; from mxsweep.report.figures import draw as d; drawn = d._drawn; "
+DYING = "import os; from mxsweep.report.figures import draw as d; drawn = d._drawn; "
 
 
 def chart(title: str = "a title") -> dict[str, Any]:
@@ -26,8 +26,7 @@ def chart(title: str = "a title") -> dict[str, Any]:
 def child_that(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the other process do something else where the title of a chart is "bad"."""
     drawn = f"d._drawn = lambda s: {what} if s['title'] == 'bad' else drawn(s); d.child()"
-    change = f"import json; sys.path[:] = json.loads(sys.argv[1]); {drawn}"
-    monkeypatch.setattr(draw, "_CHILD", DYING + change)
+    monkeypatch.setattr(draw, "_CHILD", DYING + drawn)
 
 
 def test_what_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.atomic import write_atomically
+from mxsweep.machine.child_modules import child_environment
 from mxsweep.terminal.escapes import printable
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,7 @@ VEGA_LITE = "6.4"  # of the versions that vl-convert has, the one whose schema t
 ENDS = ("png", "svg", "pdf")
 MOST_DEATHS = 3  # in a row: the machine has no room for it, and no chart will fare better
 PATIENCE_S, PATIENCE_A_CHART_S = 120, 20
-# As this process finds its modules, and none in the working folder.
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mxsweep.report.figures.draw import child; child()"
-)
+_CHILD = "from mxsweep.report.figures.draw import child; child()"
 
 
 @dataclass
@@ -83,12 +81,15 @@ def bundle() -> str | None:
 
 def _ask(job: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Return what another process said of a job, line by line, and how it ended should it have left some of it."""
-    package = str(Path(__file__).resolve().parents[3])
-    command = [sys.executable, "-P", "-c", _CHILD, json.dumps([package, *filter(None, sys.path)])]
+    content = json.dumps(job, default=_plain).encode()
     patience = PATIENCE_S + PATIENCE_A_CHART_S * len(job["charts"])
     try:
         answer = subprocess.run(
-            command, input=json.dumps(job, default=_plain).encode(), capture_output=True, timeout=patience
+            [sys.executable, "-c", _CHILD],
+            input=content,
+            capture_output=True,
+            env=child_environment(),
+            timeout=patience,
         )
     except subprocess.TimeoutExpired as slow:
         return _lines(slow.stdout or b""), f"the process that draws did not end within {patience} s"

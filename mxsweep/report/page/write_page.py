@@ -128,14 +128,8 @@ def write_page(
 ) -> list[Path]:
     """Write report.html to `folder`, and return its path in a list. Raises OSError."""
     groups = [_group(index, study, drawn, folder, terms) for index, study in enumerate(studied, 1)]
-    figures = [figure for group in groups for knob in group.values for figure in knob.figures]
-    figures += [group.trade_off for group in groups if group.trade_off]
-    figures += [figure for group in groups if group.training for figure in group.training.figures]
-    figures += [group.heat.figure for group in groups if group.heat]
-    figures += [group.costs_figure for group in groups if group.costs_figure]
-    data = {"figures": {figure.stem: figure.page_spec() for figure in figures}, "heat": {}}
-    data["heat"] = {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat}
-    drawing = vega() if figures else None
+    data = _drawn_data(groups)
+    drawing = vega() if data["figures"] else None
     scripts = [*([drawing] if drawing else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
     html = (
         _environment()
@@ -183,6 +177,19 @@ def write_page(
     path = folder / REPORT_NAME
     write_atomically(path, without_homes(html), durable=False)
     return [path]
+
+
+def _drawn_data(groups: Sequence[GroupView]) -> dict[str, dict[str, Any]]:
+    """Return what the page's script draws: the chart of each figure and the runs of each heat map, by their stems."""
+    figures = [figure for group in groups for knob in group.values for figure in knob.figures]
+    figures += [group.trade_off for group in groups if group.trade_off]
+    figures += [figure for group in groups if group.training for figure in group.training.figures]
+    figures += [group.heat.figure for group in groups if group.heat]
+    figures += [group.costs_figure for group in groups if group.costs_figure]
+    return {
+        "figures": {figure.stem: figure.page_spec() for figure in figures},
+        "heat": {group.heat.figure.stem: _heat(group.heat) for group in groups if group.heat},
+    }
 
 
 def _environment() -> Environment:
