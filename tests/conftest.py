@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in what the tests start: several test processes with a pool of threads each spend
@@ -20,3 +22,16 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference files at {path} (set MXSWEEP_SHARED to the folder that holds them)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_stays() -> Iterator[None]:
+    """Take from the root logger what a command in this process put there: it prints to a stream that a test captured,
+    which is closed when the next test logs.
+    """
+    root = logging.getLogger()
+    before = [*root.handlers]
+    yield
+    for handler in [*root.handlers]:
+        if handler not in before:
+            root.removeHandler(handler)
