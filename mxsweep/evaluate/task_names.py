@@ -1,36 +1,61 @@
-"""Look up lm-eval's tasks by name without importing lm-eval, whose own index of tasks takes 6 to 25 s to read."""
+"""Look up lm-eval's tasks by name without importing lm-eval, whose own index of tasks takes 6 to 25 s to read.
+
+The names are those that its files give to tasks, groups and tags. Files that others include are read as well, since
+names stand there, too; a few names thus are found that lm-eval has no task of, which it says when the run begins.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from mxsweep.terminal.errors import ConfigError
+import yaml
 
-_NAMES = re.compile(r"^(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+# A key at the beginning of a line; behind it a word, or whatever else YAML has there, over several lines.
+_NAMED = re.compile(
+    rb"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*"""
+    rb"""(?:["']?([\w.+-]+)["']?[ \t\r]*$|(.*\n(?:[ \t#-].*\n|\r?\n)*))""",
+    re.MULTILINE,
+)
 
 
 def unknown_task(names: Sequence[str], own: Sequence[str] = ()) -> str | None:
     """Return why one of ``names`` cannot be evaluated: lm-eval has no task, group or tag of the name. Else None.
 
     ``own`` are the names of tasks of one's own, one of which may be meant.
-
-    A name that stands in one of lm-eval's files is known (this takes a second at most); only for another is the index
-    read, which also has what Python makes.
     """
-    unseen = [name for name in names if name != "story" and not _has_file(name)]
-    if not unseen or _tasks_folder() is None or set(unseen) <= _names_in_files():
+    if all(name == "story" for name in names) or _tasks_folder() is None:
         return None
-    from mxsweep.evaluate.tasks import check_task_names
+    return not_a_task(names, names_in_files(), own)
 
-    try:
-        check_task_names(unseen, own)
-    except ConfigError as error:
-        return str(error)
-    return None
+
+def not_a_task(names: Sequence[str], known: Collection[str], own: Sequence[str] = ()) -> str | None:
+    """Return what to say of the first of ``names`` that is not ``known``, with those near it; None where all are."""
+    name = next((name for name in names if name != "story" and name not in known), None)
+    if name is None:
+        return None
+    close = difflib.get_close_matches(name, [*own, *sorted(known)], n=3, cutoff=0.5)
+    whose = "lm-eval or of task.include_path" if own else "lm-eval"
+    return (
+        f"task: {name!r} is not a task of {whose}; "
+        + (f"near it: {', '.join(close)}; " if close else "")
+        + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
+    )
+
+
+@functools.cache
+def names_in_files() -> frozenset[str]:
+    """Return the names of tasks, groups and tags that stand in lm-eval's files."""
+    folder = _tasks_folder()
+    if folder is None:
+        return frozenset()
+    return frozenset(name for file in _task_files(folder) for name in _names_of(file.read_bytes() + b"\n"))
 
 
 @functools.cache
@@ -44,18 +69,24 @@ def _tasks_folder() -> Path | None:
     return Path(spec.origin).parent / "tasks"
 
 
-@functools.cache
-def _has_file(name: str) -> bool:
-    """Tell whether a single task of this name has a file of this name, as most do."""
-    folder = _tasks_folder()
-    if folder is None or not re.fullmatch(r"[\w.+-]+", name):
-        return False
-    file = next(folder.rglob(f"{name}.yaml"), None)
-    return file is not None and name in _NAMES.findall(file.read_text(encoding="utf-8", errors="replace"))
+def _task_files(folder: Path) -> Iterator[Path]:
+    """Yield lm-eval's YAML files; those that only others include have any name, often without a suffix."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names if name.endswith(("yaml", "yml")) or "." not in name)
 
 
-@functools.cache
-def _names_in_files() -> set[str]:
-    folder = _tasks_folder()
-    files = folder.rglob("*.yaml") if folder is not None else ()
-    return {name for file in files for name in _NAMES.findall(file.read_text(encoding="utf-8", errors="replace"))}
+def _names_of(content: bytes) -> Iterator[str]:
+    for key, word, other in _NAMED.findall(content):
+        value: Any = word.decode() if word else _value(other)
+        if isinstance(value, str):
+            yield value
+        elif key == b"tag" and isinstance(value, list):
+            yield from map(str, value)
+
+
+def _value(text: bytes) -> Any:
+    """Return what YAML makes of a text; None of what it makes nothing of, as of ``!function``, which is no name."""
+    try:
+        return yaml.safe_load(text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None

@@ -8,7 +8,6 @@ document; and a data set loaded again for every run.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import logging
 import tempfile
@@ -26,6 +25,7 @@ from mxsweep.config.checks import check_rows, file_digest, line_of_row
 from mxsweep.config.own_tasks import OwnTask, OwnTasks
 from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
+from mxsweep.evaluate.task_names import not_a_task, unknown_task
 from mxsweep.evaluate.task_rows import check_data_files, check_documents, dataset_of, reads_of
 from mxsweep.terminal.errors import ConfigError
 
@@ -224,24 +224,13 @@ def _manager_of(names: Sequence[str], own: OwnTasks | None = None, folder: Path 
         # Not for a group, whose tasks may stand in other folders, which only the full index knows.
         if all(name in manager.all_subtasks for name in wanted):
             return manager
-    check_task_names(wanted, own.names if own else ())
-    return TaskManager(include_path=folder) if folder else _full_manager()
-
-
-def check_task_names(names: Sequence[str], own: Sequence[str] = ()) -> None:
-    """Raise ConfigError for a name that lm-eval's index has no task, group or tag of; ``own`` may be meant as well."""
-    quiet_lm_eval()
+    own_names = own.names if own else ()
+    if problem := unknown_task(wanted, own_names):  # without the index, which takes long
+        raise ConfigError(problem)
     log.info("Reading lm-eval's index of tasks (up to half a minute, once)")
-    manager = _full_manager()
-    for name in names:
-        if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, [*own, *manager.all_tasks], n=3, cutoff=0.5)
-            whose = "lm-eval or of task.include_path" if own else "lm-eval"
-            raise ConfigError(
-                f"task: {name!r} is not a task of {whose}; "
-                + (f"near it: {', '.join(close)}; " if close else "")
-                + "allowed: story, lambada_openai, wikitext, any name that `lm-eval ls tasks` lists"
-            )
+    if problem := not_a_task(wanted, _full_manager().all_tasks, own_names):
+        raise ConfigError(problem)
+    return TaskManager(include_path=folder) if folder else _full_manager()
 
 
 @functools.cache

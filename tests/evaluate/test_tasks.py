@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import mxsweep
+from mxsweep.evaluate import tasks
+from mxsweep.evaluate.task_names import names_in_files
 from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.terminal.errors import ConfigError
 
@@ -40,3 +44,17 @@ def test_no_private_module_of_lm_eval_is_imported() -> None:
             parts = [name.split(".") for name in names if name.startswith("lm_eval.")]
             private += [(file.name, name) for name in parts if any(part.startswith("_") for part in name)]
     assert private == []
+
+
+def test_files_have_every_name_of_the_index() -> None:
+    assert set(tasks._full_manager().all_tasks) <= names_in_files()
+
+
+def test_a_name_that_no_file_has_is_refused_without_lm_eval() -> None:
+    code = (
+        "import sys; from mxsweep.evaluate.task_names import unknown_task;"
+        "print(unknown_task(['storyy']), unknown_task(['lambada', 'story']), 'lm_eval' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "task: 'storyy' is not a task of lm-eval; near it: storycloze" in answer.stdout, answer.stderr
+    assert answer.stdout.endswith(" None False\n")

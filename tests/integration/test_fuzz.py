@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import knob_lists, stand_in
-from hypothesis import HealthCheck, Phase, given, settings
+from helpers.hostile import fuzzing
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -31,9 +32,6 @@ from mxsweep.results.record import find_runs
 from mxsweep.runs import backend_check, trained_run
 from mxsweep.runs import evaluate_config as evaluation
 from mxsweep.runs.run_result import RunFiles, RunResult
-
-# More on request: MXSWEEP_FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py -k fuzz
-EXAMPLES = int(os.environ.get("MXSWEEP_FUZZ_EXAMPLES", "150"))
 
 JARGON = (
     "Traceback", "is not in struct", "full_key:", "object_type=", "hydra.cc", "HYDRA_FULL_ERROR", "Config search path",
@@ -140,8 +138,6 @@ def quick() -> Iterator[None]:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # On a machine with a GPU, too, which torch may have found already.
         patch.setattr("mxsweep.sweeps.begin.visible_gpu_count", lambda: 0)
-        # Reading lm-eval's index of tasks takes half a minute.
-        patch.setattr("mxsweep.evaluate.tasks.check_task_names", lambda names: None)
         problem = backend_check.backend_problem
         patch.setattr(
             backend_check, "backend_problem", lambda name: "no GPU was found" if name == "cuda" else problem(name)
@@ -254,14 +250,7 @@ def test_odd_but_meant(arguments: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@settings(
-    max_examples=EXAMPLES,
-    derandomize="MXSWEEP_FUZZ_EXAMPLES" not in os.environ,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-)
+@fuzzing(150)
 @given(words)
 def test_fuzz(arguments: list[str]) -> None:
     check(arguments)
