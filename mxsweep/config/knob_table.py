@@ -622,7 +622,12 @@ MODEL_AND_TASK = (
         place=None,
         tells_metrics_apart=True,
     ),
-    _task("apply_chat_template", "as in lm-eval", Flag("true, false"), tells_metrics_apart=True),
+    _task(
+        "apply_chat_template",
+        "as in lm-eval; the model's template runs without limits of time and memory, and is trusted",
+        Flag("true, false"),
+        tells_metrics_apart=True,
+    ),
 )
 
 RUNS = (

@@ -2,8 +2,9 @@
 
 A sweep.json may be a stranger's. What its words would have run (a checkpoint's own code, Python of tasks, set-up lines
 of jobs) is taken from the command line alone. What they name outside of the folder (models, data, folders of config
-files, a place to log to) is taken also where the same command was typed by this user before, which its digest in the
-cache folder says: so one's own sweeps are resumed without typing more.
+files, a place to log to), and chat templates, which may run without end, are taken also where the same command was
+typed by this user before, which its digest in the cache folder says: so one's own sweeps are resumed without typing
+more.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from mxsweep.sweeps.plan import Plan
 from mxsweep.terminal.errors import ConfigError
 
 TRUST, KERNEL, TASKS = "model.trust_remote_code", "model.attention", "task.include_path"
+TEMPLATE = "task.apply_chat_template"  # a program of the model's, in a sandbox without limits
 SETUP, SBATCH = "hydra.launcher.setup", "hydra.launcher.sbatch"
 RUNS_CODE = (TRUST, KERNEL, TASKS, SETUP, SBATCH)
 GROUPS = {"model": "model.path", "task": TASKS}  # which a path may be typed for, too
-GIVEN_AGAIN = {*RUNS_CODE, *GROUPS, *paths()}  # knobs of runs that a sweep may ask for
+GIVEN_AGAIN = {*RUNS_CODE, TEMPLATE, *GROUPS, *paths()}  # knobs of runs that a sweep may ask for
 _NAMES_NO_FILE = {"auto", "bytes", EMBEDDED, None, ""}  # values of knobs that name files
 
 Asked = dict[str, list[Any]]  # by knob, the values of a sweep's runs that have to be given again
@@ -57,6 +59,8 @@ def _of_config(config: RunConfig, folder: Path) -> Iterable[tuple[str, Any]]:
         yield KERNEL, config.model.attention
     if config.task.include_path:
         yield TASKS, config.task.include_path
+    if config.task.apply_chat_template:
+        yield TEMPLATE, True
     for knob in paths():
         if knob == TASKS or (knob == "calibration.path" and values["calibration.source"] == "task"):
             continue

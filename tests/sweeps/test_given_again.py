@@ -75,6 +75,7 @@ def test_what_cannot_execute_and_lies_in_the_folder_is_taken(begun: list[Plan], 
             ["model=s/model", "diagnostics=true", "model.trust_remote_code=${diagnostics}"],
             ["model.trust_remote_code=true"],
         ),
+        (["model=s/model", "task.apply_chat_template=true"], ["task.apply_chat_template=true"]),
         (["model=outside"], ["model.path=outside"]),
         (["model=s/model,outside", "block_size=16,32"], ["model.path=outside"]),
         (["model=owner/name"], ["model.path=owner/name"]),
@@ -106,6 +107,13 @@ def test_what_is_typed_is_all_that_jobs_are_submitted_with(
     said = capsys.readouterr().err
     assert "prolog: /evil.sh" in said and "account: me" in said and not begun
     assert main(shlex.split(said.partition("python -m mxsweep ")[2])) == 0  # who types them means them
+
+
+def test_a_chat_template_is_taken_where_this_user_typed_it(begun: list[Plan]) -> None:
+    (command,) = receive(["model=s/model", "task.apply_chat_template=true"], cwd=os.getcwd())
+    assert main(RESUME) == 2 and not begun
+    remember_typed(command)
+    assert main(RESUME) == 0
 
 
 def test_python_of_tasks_is_given_again_even_from_the_folder_and_by_who_typed_it(
