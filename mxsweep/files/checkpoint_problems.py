@@ -11,6 +11,14 @@ from typing import Any
 from mxsweep.files.checkpoints import is_file, stored_quantization, weight_files, weight_roots
 from mxsweep.files.safetensors_header import SUFFIX, SafetensorsError, stored_tensors
 
+_SETTINGS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What quantized weights are called, or come with, in the checkpoints of compressed-tensors, GPTQ, AWQ, bitsandbytes,
 # torchao, modelopt, fp8 and mxfp4.
@@ -22,6 +30,9 @@ _PACKED = re.compile(
 
 def folder_problem(folder: Path) -> str | None:
     """Return what keeps a model folder from being loaded, to be read behind its name; None where nothing is found."""
+    for name in _SETTINGS:  # which transformers would take for one that is not there, or wait for
+        if (folder / name).exists() and not is_file(folder / name):
+            return f"holds a {name} that is no regular file"
     config = folder / "config.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))

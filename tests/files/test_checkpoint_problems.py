@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mxsweep import compose
+from mxsweep.files.checkpoint_problems import folder_problem
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.terminal.errors import ConfigError
 
@@ -86,3 +88,13 @@ def test_others_are_not(change: Callable[[Path], object], tmp_path: Path) -> Non
     folder = copied(tmp_path / "m")
     change(folder)
     compose([f"model={folder}"])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_pipe_or_a_folder_in_the_place_of_settings_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    os.mkfifo(tmp_path / name)
+    assert folder_problem(tmp_path) == f"holds a {name} that is no regular file"
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert folder_problem(tmp_path) == f"holds a {name} that is no regular file"
