@@ -25,7 +25,6 @@ from mxsweep.config.composed_config import from_hydra
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.quiet import no_progress_bars
-from mxsweep.export.card import card
 from mxsweep.export.folder import write_manifest
 from mxsweep.files.atomic import write_atomically, write_folder_atomically
 from mxsweep.files.checkpoints import EXPORTED_GGUF
@@ -36,6 +35,7 @@ from mxsweep.model.residual import rotated_residual
 from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record
 from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.evaluator import load_evaluator
+from mxsweep.runs.export_card import card
 from mxsweep.runs.packed_model import collect
 from mxsweep.runs.trained_run import evaluated_checkpoint
 from mxsweep.runs.verify_export import Reference, reference_of, verify_export

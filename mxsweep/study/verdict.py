@@ -3,7 +3,8 @@
 Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
 are not worse than the best, the interval of whose difference from it reaches 0: with the fewest bits a weight; of
 equals with the fewest bits a cached token, then with the fewest remedies. One that chance alone put ahead is never
-called the best.
+called the best. A runtime says who computes and is no choice: where runs differ in it, each one's are chosen from by
+themselves.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import goes_with_format, name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
@@ -69,13 +71,29 @@ class Verdict:
     Attributes:
         metric: that configs are compared by; None where none is known.
         configs: those with a finite loss, the least costly first.
-        use: what to use; None where nothing is quantized, or nothing is known.
+        use: what to use; None where nothing is quantized, nothing is known, or runs are of several runtimes.
     """
 
     lines: list[VerdictLine]
     metric: str | None
     configs: list[Config]
     use: Config | None = None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Hold configs, the least costly first, compared with the best of them.
+
+    Attributes:
+        tests: of each against the best; None of the best itself.
+        equal: those that are not worse than the best.
+        use: the cheapest of these.
+    """
+
+    configs: list[Config]
+    tests: list[MetricTest | None]
+    equal: list[Config]
+    use: Config
 
 
 def give_verdict(
@@ -89,18 +107,46 @@ def give_verdict(
     configs = _configs(results, quantized, metric, against)
     if not configs:
         return Verdict([], metric, [])
-    tests = _tests(group, configs, metric)
-    equal = [one for one, test in zip(configs, tests, strict=True) if _is_not_worse(test, metric)]
-    use = min(equal or configs[:1], key=lambda one: _price(one.row, metric))
+    judged = _judge(group, configs, metric)
+    runtimes = list(dict.fromkeys(_runtime(row) for row in quantized))
+    if len(runtimes) == 1:
+        use, chosen = judged.use, [_say_use(judged, metric), _say_smallest(group, judged, metric)]
+    else:
+        use, chosen = None, _say_use_by_runtime(results, group, quantized, metric, against)
     has_baseline = any(row.is_baseline for row in group.rows)
     lines = [
-        _say_use(configs, tests, equal, use, metric),
-        _say_smallest(group, configs, use, metric),
+        *chosen,
         _say_cost(group, configs, metric) if has_baseline else None,
         _say_knobs(values),
-        _say_sure(configs, tests, equal, metric),
+        _say_sure(judged, metric),
     ]
     return Verdict([line for line in lines if line is not None], metric, configs, use)
+
+
+def _judge(group: Group, configs: list[Config], metric: str) -> _Judged:
+    tests = _tests(group, configs, metric)
+    equal = [one for one, test in zip(configs, tests, strict=True) if _is_not_worse(test, metric)]
+    return _Judged(configs, tests, equal, min(equal or configs[:1], key=lambda one: _price(one.row, metric)))
+
+
+def _say_use_by_runtime(
+    results: Results, group: Group, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]
+) -> list[VerdictLine | None]:
+    """Say of each runtime under which there are several configs which of them to use."""
+    by_runtime: dict[str, list[Row]] = {}
+    for row in rows:
+        by_runtime.setdefault(_runtime(row), []).append(row)
+    lines: list[VerdictLine | None] = []
+    for runtime, computed in by_runtime.items():
+        configs = _configs(results, computed, metric, against)
+        if len(configs) > 1:
+            who = RUNTIMES[runtime].phrase if runtime in RUNTIMES else "by the run's own rules"
+            lines.append(_say_use(_judge(group, configs, metric), metric, f"{who}: "))
+    return lines
+
+
+def _runtime(row: Row) -> str:
+    return label(row.knobs.get("runtime", NO_RUNTIME))
 
 
 def _metric(group: Group, against: Mapping[Path, Comparison]) -> str | None:
@@ -206,14 +252,9 @@ def _say_knobs(values: Sequence[KnobValues]) -> VerdictLine | None:
     return VerdictLine("Knobs", text, []) if text else None
 
 
-def _say_use(
-    configs: Sequence[Config],
-    tests: Sequence[MetricTest | None],
-    equal: Sequence[Config],
-    use: Config,
-    metric: str,
-) -> VerdictLine:
-    text = f"{use.one_name}{_bits(use)}"
+def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
+    configs, tests, equal, use = judged.configs, judged.tests, judged.equal, judged.use
+    text = f"{who}{use.one_name}{_bits(use)}"
     best = configs[0]
     against = "" if use.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, use.test.paired)}"
     text += against
@@ -235,7 +276,7 @@ def _say_use(
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
     if weights and not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
         text += ". No remedy was tried: ptq=gptq may win some of this back"
-    return VerdictLine("Use", f"{text}.", run_ids([use.row]), use.one_name)
+    return VerdictLine("Use", f"{text}.", run_ids([use.row]), f"{who}{use.one_name}")
 
 
 def _bits(config: Config) -> str:
@@ -243,16 +284,14 @@ def _bits(config: Config) -> str:
     return "" if bits is None else f" ({bits:.3g} bits a weight)"
 
 
-def _say_smallest(group: Group, configs: Sequence[Config], use: Config, metric: str) -> VerdictLine | None:
+def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | None:
     """Name what to use at the fewest bits, where that is not what to use: by the same rule, of the configs there."""
-    sized = [one for one in configs if one.row.bits_per_weight is not None]
+    sized = [one for one in judged.configs if one.row.bits_per_weight is not None]
     least = min((one.row.bits_per_weight or 0.0 for one in sized), default=math.nan)
     there = [one for one in sized if one.row.bits_per_weight == least]
-    if not there or use in there:
+    if not there or judged.use in there:
         return None
-    tests = _tests(group, there, metric)
-    equal = [one for one, test in zip(there, tests, strict=True) if _is_not_worse(test, metric)]
-    chosen = min(equal, key=lambda one: _price(one.row, metric))
+    chosen = _judge(group, there, metric).use
     cost = (
         "" if chosen.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, chosen.test.paired)}"
     )
@@ -260,10 +299,9 @@ def _say_smallest(group: Group, configs: Sequence[Config], use: Config, metric: 
     return VerdictLine("Smallest", text, run_ids([chosen.row]), chosen.one_name)
 
 
-def _say_sure(
-    configs: Sequence[Config], tests: Sequence[MetricTest | None], equal: Sequence[Config], metric: str
-) -> VerdictLine | None:
+def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
     """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals."""
+    configs, tests, equal = judged.configs, judged.tests, judged.equal
     several = len(configs) > 1
     paired = [test.paired for test in (tests if several else [configs[0].test]) if test is not None and test.paired]
     halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))

@@ -81,22 +81,24 @@ def _notes(config: RunConfig) -> Sequence[str]:
 
 
 def _exports(config: RunConfig) -> list[str]:
-    """Return which packed checkpoint holds a run's formats, or why the one that is asked for does not."""
-    if config.is_baseline:
-        return []
+    """Return which packed checkpoint holds a run's formats; where one is asked for and none does, why, by target.
+
+    Nothing of a training that asks for none: it takes building its model, and says nothing of what is trained.
+    """
     asked = config.further["export"]
+    if config.is_baseline or (config.trains and asked == NO_EXPORT):
+        return []
     problems = _why_not_exported(config)
     if asked in problems:
         problems = {asked: problems[asked]}
-    said = "; ".join(dict.fromkeys(problem for problem in problems.values() if problem))
     target = next((target for target, problem in problems.items() if problem is None), None)
+    if target is not None:
+        written = "mxsweep.export can write it" if asked == NO_EXPORT else "its model will be written"
+        return [f"{written} for {target}, as far as formats tell"]
     if asked == NO_EXPORT:
-        if target is not None:
-            return [f"mxsweep.export can write it for {target}, as far as formats tell"]
-        return [f"mxsweep.export has no target for it: {said}"]
-    if target is None:
-        return [f"export: its model will not be written: {said}"]
-    return [f"its model will be written for {target}, as far as formats tell"]
+        return ["mxsweep.export has no target for it; with export=auto a dry run says why"]
+    reasons = dict.fromkeys(problem for problem in problems.values() if problem)
+    return ["\n  ".join(["export: its model will not be written:", *reasons])]
 
 
 def _why_not_exported(config: RunConfig) -> Mapping[str, str | None]:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mxsweep import compare, compose, run
-from mxsweep.export.card import card
 from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.export_run import export_run
 
@@ -41,7 +40,7 @@ def test_differences_are_those_of_a_comparison(tmp_path: Path) -> None:
     assert found["differences"][1]["change"].startswith("+") and "%" in found["differences"][1]["change"]
     export = export_run(compose(WORDS), record, tmp_path / "mine", "auto", tmp_path / "out", verify=False)
     said = (export.folder / "README.md").read_text()
-    assert f"Against the unquantized model (run `{baseline['run_id']}`)" in said
+    assert f"Against the unquantized model (run {baseline['run_id']})" in said
     assert found["differences"][1]["change"] in said
 
 
@@ -62,23 +61,3 @@ def test_a_baseline_of_another_environment_is_none(tmp_path: Path) -> None:
     file.write_text(json.dumps(other))
     found = against_baseline(record, tmp_path / "mine", WORDS)
     assert list(found) == ["missing"] and "in the same environment" in found["missing"]
-
-
-def test_a_card_without_either_says_neither() -> None:
-    config: dict[str, Any] = {
-        "model": {"name": "tiny"},
-        "format": {"name": "mxfp4"},
-        "ptq": {"method": "rtn"},
-        "rotation": {"method": "none"},
-    }
-    manifest = {
-        "config": config,
-        "target": "quark",
-        "run_id": "r",
-        "weights": {},
-        "kept": [],
-        "bytes": {"tensors": 1},
-        "bits_per_quantized_weight": {"stored": 4.25, "predicted": 4.25},
-        "metrics": {"story": {"acc": 1.0}},
-    }
-    assert "Against" not in card(manifest) and "baseline" not in card(manifest)

@@ -91,6 +91,23 @@ def test_runs_that_came_out_the_same_are_one_config_and_the_cheaper_stands_for_i
     assert verdict.use is not None and verdict.use.one_name == "block size 16, scale bits 6, KV none"
 
 
+def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
+    """Who computes costs something, which is said; what to use is said of each runtime that has several configs."""
+    put_run(tmp_path, "base", BASE, format="none")
+    for name, runtime, cost in (("own", "none", 0.1), ("vllm", "vllm", 0.3)):
+        put_run(tmp_path, name, noisy(cost, 0.1, len(name)), 4.25, block_size=32, runtime=runtime)
+    verdict = study_of(tmp_path).verdict
+    assert verdict.use is None and [each.title for each in verdict.lines] == ["Cost", "Knobs", "How sure"]
+    put_run(tmp_path, "vllm16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="vllm")
+    study = study_of(tmp_path)
+    (said,) = [each for each in study.verdict.lines if each.title == "Use"]
+    assert said.lead == "as vLLM computes it: block size 16" and said.text.startswith(f"{said.lead} (4.5 bits")
+    assert said.runs == ["id_vllm16"] and "runtime" not in said.text and study.verdict.use is None
+    put_run(tmp_path, "own16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="none")
+    leads = [each.lead for each in study_of(tmp_path).verdict.lines if each.title == "Use"]
+    assert leads == ["by the run's own rules: block size 32", "as vLLM computes it: block size 16"]
+
+
 def test_no_best_is_named_where_nothing_is_known_of_examples(tmp_path: Path) -> None:
     put_study(tmp_path, samples=False, noise=False)
     study = study_of(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from mxsweep.config.overrides import prepare
 from mxsweep.files.checkpoints import model_folder
+from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.sweeps.dry_run import _runs, preview
 from mxsweep.sweeps.plan import plan
 
@@ -44,10 +45,23 @@ def test_which_target_holds_the_formats() -> None:
     assert dry_run("format=w4a6", "export=quark")[-1].endswith(
         "its model will be written for quark, as far as formats tell"
     )
-    refused = dry_run("format=mxfp8_e5m2")[-1]
-    assert "no target for it: compressed-tensors: elements fp8_e5m2 have no place" in refused and "quark" in refused
-    assert "export: its model will not be written: modelopt" in dry_run("format=mxfp4", "export=modelopt")[-1]
-    assert "keys and values in blocks" in dry_run("format=mxfp4", "kv_quant=fp4_e2m1")[-1]
+    *_, head, reason = dry_run("format=mxfp4", "export=modelopt")
+    assert head == "note, of run 1: export: its model will not be written:" and reason.startswith("  modelopt: ")
+
+
+def test_why_no_target_holds_them_is_said_target_by_target_where_one_is_asked_for() -> None:
+    *_, why = "\n".join(dry_run("format=mxfp8_e5m2", "export=auto")).partition("will not be written:\n")
+    assert [line.split(":")[0].strip() for line in why.splitlines()] == list(TARGET_NAMES)
+    assert why.startswith("  compressed-tensors: elements fp8_e5m2 have no place; allowed: fp4_e2m1")
+    assert dry_run("format=mxfp4", "kv_quant=fp4_e2m1", "export=auto")[-1].startswith("  keys and values in blocks")
+
+
+def test_what_no_target_holds_is_said_in_one_line_where_none_was_asked_for() -> None:
+    runs = plan(prepare(["format=mxfp8_e5m2", "scale=e8m0,fp32", "kv_quant=none,int8"])[0], True).runs
+    said = [line for line in preview(runs).text.splitlines() if "mxsweep.export" in line]
+    assert said == ["note, of runs 2 to 5: mxsweep.export has no target for it; with export=auto a dry run says why"]
+    asked = prepare(["train=from_scratch", "recipe=mxfp8_e5m2_grad", "format=mxfp8_e5m2"])[0]
+    assert "export" not in preview(plan(asked, False).runs).text
 
 
 NVFP4 = "{weight: fp4_e2m1, activation: none, block_size: 16, scale: e4m3, tensor_scale: true}"
@@ -55,7 +69,7 @@ NVFP4 = "{weight: fp4_e2m1, activation: none, block_size: 16, scale: e4m3, tenso
 
 def test_targets_are_asked_for_every_operand() -> None:
     mixed = dry_run("format=mxfp4", "export=compressed-tensors", "modules={*.q_proj: mxfp8_e4m3}")[-1]
-    assert "will not be written: compressed-tensors: model.layers.0.self_attn.q_proj, " in mixed
+    assert "  compressed-tensors: model.layers.0.self_attn.q_proj, " in mixed
     assert "are one layer where vLLM loads them, and have several formats" in mixed
     # A scale of the tensor of its own is in the way only of layers that vLLM has as one.
     down, q = (

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from mxsweep.results.metrics import is_perplexity
+from mxsweep.terminal.escapes import for_markdown
+
+_Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 _LOADING = {
     "compressed-tensors": (
@@ -52,8 +58,8 @@ def card(manifest: Mapping[str, Any]) -> str:
     """Return the text of README.md, given what ``export.json`` holds."""
     config = manifest["config"]
     parts = [
-        f"# {config['model']['name']}, {config['format']['name']}",
-        f"Packed by mxsweep for `{manifest['target']}`, of run `{manifest['run_id']}`.",
+        f"# {for_markdown(config['model']['name'])}, {for_markdown(config['format']['name'])}",
+        f"Packed by mxsweep for `{manifest['target']}`, of run {for_markdown(manifest['run_id'])}.",
         _recipe(manifest),
         _metrics(manifest),
         "## How to load it\n\n" + _LOADING.get(manifest["target"], "") + "\n\nmxsweep: `python -m mxsweep model=hf "
@@ -71,7 +77,7 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
         kind = layer["weight"], layer["activation"]
         kinds[kind] = kinds.get(kind, 0) + 1
     lines = [
-        f"- weights {weight}, inputs {activation or 'as they are'}: {count} layers"
+        f"- weights {for_markdown(weight)}, inputs {for_markdown(activation or 'as they are')}: {count} layers"
         for (weight, activation), count in kinds.items()
     ]
     method, calibration = config["ptq"]["method"], config.get("calibration")
@@ -82,14 +88,15 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
         lines.append(f"- rotation: {rotation['method']}{residual}")
     if calibration:
         said = ", ".join(f"{name} {value}" for name, value in calibration.items() if value is not None)
-        lines.append(f"- calibration: {said}")
+        lines.append(f"- calibration: {for_markdown(said)}")
     bits = manifest["bits_per_quantized_weight"]
     lines.append(
         f"- {bits['stored']:.3f} bits a quantized weight are stored, {bits['predicted']:.3f} were predicted; all "
         f"tensors take {manifest['bytes']['tensors']:,} bytes"
     )
     if manifest["kept"]:
-        lines.append(f"- linear layers that stay as they were: {len(manifest['kept'])} ({manifest['kept'][0]}, ...)")
+        kept = for_markdown(manifest["kept"][0])
+        lines.append(f"- linear layers that stay as they were: {len(manifest['kept'])} ({kept}, ...)")
     return "## Recipe\n\n" + "\n".join(lines)
 
 
@@ -101,32 +108,45 @@ def _metrics(manifest: Mapping[str, Any]) -> str:
                 continue
             base, comma, chosen = name.partition(",")
             error = metrics.get(f"{base}_stderr{comma}{chosen}")
-            within = (
-                ""
-                if not isinstance(error, float | int)
-                else f"{value - 1.96 * error:.4g} to {value + 1.96 * error:.4g}"
-            )
-            rows.append(f"| {task} | {name} | {value:.4g} | {within} |")
+            within = _interval(name, value, error) if isinstance(error, float | int) else ""
+            rows.append(f"| {for_markdown(task)} | {for_markdown(name)} | {value:.4g} | {within} |")
     if not rows:
         return ""
     head = "| task | metric | this run | 95 % interval |\n| --- | --- | --- | --- |\n"
     return "## Metrics\n\n" + head + "\n".join(rows) + "\n\nAs mxsweep computed them." + _against(manifest)
 
 
+def _interval(metric: str, value: float, stderr: float) -> str:
+    """Return the 95 % interval of a metric: normal, of a perplexity of its logarithm; "" where it is not finite.
+
+    The logarithm's standard error s is the one of which a log-normal has the standard error that is recorded:
+    value e^(s²/2) √(e^(s²) - 1).
+    """
+    if not (math.isfinite(value) and math.isfinite(stderr)):
+        return ""
+    if is_perplexity(metric):
+        log_stderr = math.sqrt(math.log((1 + math.hypot(1, 2 * stderr / value)) / 2))
+        ends = value * math.exp(-_Z * log_stderr), value * math.exp(_Z * log_stderr)
+    else:
+        ends = value - _Z * stderr, value + _Z * stderr
+    return f"{ends[0]:.4g} to {ends[1]:.4g}"
+
+
 def _against(manifest: Mapping[str, Any]) -> str:
     """Return how the metrics differ from those of the unquantized model, or what would say it."""
     baseline = manifest.get("baseline", {})
     if "missing" in baseline:
-        return f"\n\n{baseline['missing']}"
+        return f"\n\n{for_markdown(baseline['missing'])}"
     if not baseline.get("differences"):
         return ""
     rows = [
-        f"| {each['task']} | {each['metric']} | {each['change']} | {each['p']:.2g} | {each['n']:,} |"
+        f"| {for_markdown(each['task'])} | {for_markdown(each['metric'])} | {each['change']} | {each['p']:.2g} | "
+        f"{each['n']:,} |"
         for each in baseline["differences"]
     ]
     return (
-        f"\n\nAgainst the unquantized model (run `{baseline['run_id']}`), on the same examples; p is two-sided and "
-        "adjusted for nothing:\n\n| task | metric | change, 95 % interval | p | examples |\n"
+        f"\n\nAgainst the unquantized model (run {for_markdown(baseline['run_id'])}), on the same examples; p is "
+        "two-sided and adjusted for nothing:\n\n| task | metric | change, 95 % interval | p | examples |\n"
         "| --- | --- | --- | --- | --- |\n" + "\n".join(rows)
     )
 
@@ -141,7 +161,7 @@ def _roundings(manifest: Mapping[str, Any]) -> str:
     if not pairs:
         return ""
     said = "; ".join(
-        f"{served or 'by rules that mxsweep does not know'}, where the run had {ours}"
+        f"{for_markdown(served or 'by rules that mxsweep does not know')}, where the run had {for_markdown(ours)}"
         for ours, served in sorted(pairs, key=str)
     )
     return f"\n\nInputs are quantized as the loader does, {said}: its metrics may differ from those above."
@@ -151,4 +171,4 @@ def _verified(manifest: Mapping[str, Any]) -> str:
     found = manifest.get("verified")
     if not found:
         return "## Verified\n\nNot verified (`--no-verify`)."
-    return "## Verified\n\n" + "\n".join(f"- {name}: {said}" for name, said in found.items())
+    return "## Verified\n\n" + "\n".join(f"- {name}: {for_markdown(said)}" for name, said in found.items())

@@ -1,0 +1,74 @@
+"""The model card: intervals that a metric can have, names as they stand, and what is said of a baseline."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mxsweep.evaluate.standard_errors import ENOUGH_FOR_CLOSED_FORM, perplexity_stderr
+from mxsweep.runs.export_card import card
+
+
+def manifest(**more: Any) -> dict[str, Any]:
+    config = {
+        "model": {"name": "tiny"},
+        "format": {"name": "mxfp4"},
+        "ptq": {"method": "rtn"},
+        "rotation": {"method": "none"},
+    }
+    return {
+        "config": config,
+        "target": "quark",
+        "run_id": "r",
+        "weights": {},
+        "kept": [],
+        "bytes": {"tensors": 1},
+        "bits_per_quantized_weight": {"stored": 4.25, "predicted": 4.25},
+        "metrics": {"story": {"acc": 1.0}},
+    } | more
+
+
+def interval(metric: str, value: float, stderr: float) -> str:
+    metrics = {"story": {metric: value, f"{metric}_stderr": stderr}}
+    (row,) = [line for line in card(manifest(metrics=metrics)).splitlines() if line.startswith("| story |")]
+    return row.split("|")[4].strip()
+
+
+def test_a_card_without_a_baseline_says_neither() -> None:
+    said = card(manifest())
+    assert "Against" not in said and "baseline" not in said
+
+
+def test_a_perplexity_has_the_interval_of_its_logarithm() -> None:
+    logs = np.random.default_rng(0).normal(-3, 40, 2 * ENOUGH_FOR_CLOSED_FORM)  # whose mean varies by 1.3
+    value, s = math.exp(-logs.mean()), logs.std(ddof=1) / math.sqrt(len(logs))
+    low, high = map(float, interval("perplexity", value, perplexity_stderr(list(logs))).split(" to "))
+    assert (low, high) == pytest.approx((value * math.exp(-1.96 * s), value * math.exp(1.96 * s)), rel=2e-3)
+    assert interval("acc", 0.5, 0.01) == "0.4804 to 0.5196"
+    assert interval("perplexity", math.inf, math.inf) == "" and interval("perplexity", 5.0, 0.0) == "5 to 5"
+
+
+@pytest.mark.parametrize("hostile", ["![x](http://a.b/c)", "<img src=x>", "a|b", "*bold*", "`code`\n# heading"])
+def test_names_are_shown_as_they_stand(hostile: str) -> None:
+    config = manifest()["config"] | {"model": {"name": hostile}, "format": {"name": hostile}}
+    config["calibration"] = {"path": hostile}
+    layer = {"weight": hostile, "activation": hostile, "activation_as_served": "other"}
+    change = {"task": hostile, "metric": hostile, "change": "+1 %", "p": 0.5, "n": 3}
+    for baseline in ({"run_id": hostile, "differences": [change]}, {"missing": hostile}):
+        said = card(
+            manifest(
+                config=config,
+                run_id=hostile,
+                weights={"l": layer},
+                kept=[hostile],
+                metrics={hostile: {hostile: 1.0}},
+                verified={"loader": hostile},
+                baseline=baseline,
+            )
+        )
+        assert hostile not in said
+        assert not re.search(r"(?<!\\)(\*bold|<img|!\[x\]\(|a\|b)|^# heading", said, re.MULTILINE)
