@@ -27,8 +27,8 @@ RANKING_NOTE = (
 )
 PAIRS_NOTE = (
     "p is adjusted by Holm's method over all pairs that share several seeds, and by itself over those that share one, "
-    "of which it says nothing but of that seed. Where three configs or more have the same seeds, the spread is "
-    "that of all of them, what config and seed explain taken out."
+    "of which it says nothing but of that seed. Where three quantized configs or more have the same seeds, the spread "
+    "is that of all of them, what config and seed explain taken out; with a baseline it is the pair's own."
 )
 
 VERDICT_NOTE = (

@@ -11,7 +11,7 @@ from typing import Any
 from mxsweep.results.groups import Group, Results, row_order
 from mxsweep.results.rows import Row, label
 from mxsweep.study.comparison import Comparison, compare_pairs
-from mxsweep.study.trained_configs import SEED, has_trainings
+from mxsweep.study.trained_configs import has_seeds
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_knob_effects(results: Results, group: Group) -> list[KnobEffect]:
     perplexities apart. Trainings with several seeds are compared by config (see `training_ranking`), and not here.
     """
     effects = []
-    if SEED in results.shown and has_trainings(group):  # of which no two runs say what their configs do
+    if has_seeds(group):  # of which no two runs say what their configs do
         return []
     for knob in results.shown:
         pairs = _neighbours(group.rows, knob, [name for name in results.shown if name != knob])

@@ -19,6 +19,7 @@ from mxsweep.results.memory_taken import kv_bytes
 from mxsweep.results.rows import Row
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.paired_tests import LogPerplexityDifference
+from mxsweep.study.trained_configs import has_seeds
 
 T = TypeVar("T")
 CONTEXT = 8192
@@ -76,9 +77,13 @@ class MemoryFront:
 def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], terms: Terms) -> MemoryFront | None:
     """Find the front and what the rule names; None where memory or cost of no quantized run is known.
 
+    None of trainings with several seeds: the front would be that of each config's luckiest seed.
+
     Args:
         comparisons: each quantized run compared with its baseline, by the run's folder.
     """
+    if has_seeds(group):
+        return None
     placed = []
     for row in group.rows:
         compared, sizes = comparisons.get(row.run.path), memory_of(row, terms.context)

@@ -92,6 +92,11 @@ def has_trainings(group: Group) -> bool:
     return any(row.task == VALIDATION and has_trained(row) for row in group.rows)
 
 
+def has_seeds(group: Group) -> bool:
+    """Return whether the group's trainings have several seeds, so that no two runs say what their configs do."""
+    return has_trainings(group) and len({label(row.knobs.get(SEED)) for row in group.rows if has_trained(row)}) > 1
+
+
 def trained_configs(group: Group, names: Sequence[str]) -> list[TrainedConfig]:
     """Take the group's trainings together by config, in the order of its rows; `names` are knobs that tell apart."""
     names = [name for name in names if name != SEED]
@@ -114,23 +119,20 @@ def trained_configs(group: Group, names: Sequence[str]) -> list[TrainedConfig]:
 
 
 def _names(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Name each of these rows by the recipe, else the format, and what it has else than most of the same recipe."""
+    """Name each of these rows by the recipe, else the format, and what not more than half of its recipe have."""
     ordered = sorted(names, key=lambda name: (name != RECIPE, name.startswith(DERIVED)))
     telling = distinguishing_knobs(rows, (), ordered)
     always = RECIPE if RECIPE in telling else "format"
-    often = Counter((name, _text(row, name)) for row in rows for name in telling)
     of_recipe = Counter((_text(row, always), name, _text(row, name)) for row in rows for name in telling)
 
-    def usual(row: Row, name: str) -> str:
-        alike = [
-            (recipe, other, text) for recipe, other, text in of_recipe if (recipe, other) == (_text(row, always), name)
-        ]
-        return max(alike, key=lambda key: (of_recipe[key], often[key[1:]]))[2]
+    def is_usual(row: Row, name: str) -> bool:
+        recipe = _text(row, always)
+        return 2 * of_recipe[recipe, name, _text(row, name)] > sum(_text(other, always) == recipe for other in rows)
 
     texts = []
     for row in rows:
         of_all = [name for name in telling if name == always or len(telling) == 1]
-        words = [_text(row, name) for name in telling if name in of_all or _text(row, name) != usual(row, name)]
+        words = [_text(row, name) for name in telling if name in of_all or not is_usual(row, name)]
         texts.append(" ".join(filter(None, words)) or " ".join(filter(None, (_text(row, name) for name in telling))))
     return texts
 

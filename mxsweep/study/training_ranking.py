@@ -181,7 +181,11 @@ def _speed(config: TrainedConfig) -> float | None:
 
 
 def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
-    """Compare all pairs of configs; those that have the same seeds with the spread that all of these show."""
+    """Compare all pairs of configs; quantized ones of the same seeds with the spread that all of these show.
+
+    A baseline lacks what quantizing adds to a loss from seed to seed, so no spread is taken over it and the others:
+    it is compared by the paired t test, here as in the ranking.
+    """
     pooled, residual = _pooled(configs)
     found: list[tuple[TrainedConfig, TrainedConfig, LossDifference]] = []
     for a, b in itertools.islice(itertools.combinations(configs, 2), MOST_PAIRS):
@@ -205,10 +209,10 @@ def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
 
 
 def _pooled(configs: Sequence[TrainedConfig]) -> tuple[list[TrainedConfig], Residual | None]:
-    """Return the configs with the same seeds, two or more, that most have, and what is left of their losses."""
+    """Return the quantized configs with the seeds, two or more, that most have, and what is left of their losses."""
     alike: dict[frozenset[object], list[TrainedConfig]] = {}
     for config in configs:
-        if len(config.losses) > 1:
+        if len(config.losses) > 1 and not config.is_baseline:
             alike.setdefault(frozenset(config.losses), []).append(config)
     most = max(alike.values(), key=len, default=[])
     if len(most) < 3:

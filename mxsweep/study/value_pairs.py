@@ -28,7 +28,7 @@ from mxsweep.study.paired_tests import (
     compare_means,
     holm,
 )
-from mxsweep.study.trained_configs import SEED, has_trainings
+from mxsweep.study.trained_configs import has_seeds
 
 MOST_VALUES = 10  # of a knob, of which all pairs are compared; of more, neighbours and the two ends
 Runs = list[tuple[Row, Row]]
@@ -106,7 +106,7 @@ def study_values(results: Results, group: Group) -> list[KnobValues]:
 
     Trainings with several seeds are compared by config (see `training_ranking`), and not here.
     """
-    if SEED in results.shown and has_trainings(group):
+    if has_seeds(group):
         return []
     metrics = list(dict.fromkeys(name for name in (loss_metric(group), group.main_metric()) if name))
     examples = Examples(group)

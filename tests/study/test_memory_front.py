@@ -1,11 +1,13 @@
 """Memory against cost: the front, the rule, and where they stand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.made_runs import config, outcomes, put
+from helpers.made_trainings import put_training
 
 from mxsweep import collect as command
 from mxsweep.report.collection import collect
@@ -116,3 +118,20 @@ def test_values_that_are_none(words: tuple[str, str], capsys: pytest.CaptureFixt
     assert command.main(list(words)) == 2
     said = capsys.readouterr().err
     assert words[0] in said and "allowed" in said
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_trainings_with_several_seeds_have_no_front_of_their_luckiest(tmp_path: Path, seeds: int) -> None:
+    for seed in range(1, seeds + 1):
+        for name, size, quantized in (("none", 8e6, None), ("mxfp4", 1e6, {"kv": [None, None]})):
+            run = put_training(
+                tmp_path / f"{name}{seed}",
+                seed,
+                cost=0.1 * (size < 8e6),
+                identity={"quantized": quantized},
+                format=name,
+            )
+            record = json.loads((run / "result.json").read_text())
+            record["diagnostics"] = {"parameter_bytes": size, "cache_layers": LAYERS}
+            (run / "result.json").write_text(json.dumps(record))
+    assert (found(tmp_path) is None) == (seeds > 1)

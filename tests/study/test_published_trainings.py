@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.made_trainings import put_training
 
@@ -53,9 +54,9 @@ def put_config(top: Path, name: str, operands: dict[str, Any] | None, costs: tup
 
 def put_scales(top: Path, **costs: float) -> None:
     put_config(top, "base", None, (0.0,) * 3)
-    for name, cost in costs.items():
-        spread = (cost - 0.001, cost, cost + 0.001)
-        put_config(top, name, identity(E2M1 + SCALES[name]), spread, scale_rounding=name)
+    for turn, (name, cost) in enumerate(costs.items()):
+        spread = np.roll((cost - 0.001, cost, cost + 0.001), turn)  # each config's luck is its own
+        put_config(top, name, identity(E2M1 + SCALES[name]), tuple(map(float, spread)), scale_rounding=name)
 
 
 def judged(top: Path, reference: Path | str) -> list[Verdict]:

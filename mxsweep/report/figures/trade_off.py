@@ -43,6 +43,7 @@ from mxsweep.study.finding import format_runs
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import Terms, memory_of, unbeaten
 from mxsweep.study.metric_test import as_cost
+from mxsweep.study.trained_configs import has_seeds
 
 ABOUT = "trade-off"
 ROOM = 0.06  # of the range of memory, left and right of it
@@ -74,8 +75,11 @@ class _Axis:
 
 
 def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
-    """Return the figure; None where no quantized run says how much memory it takes, or has a known metric."""
-    if study.loss_metric is None:
+    """Return the figure; None where no quantized run says how much memory it takes, or has a known metric.
+
+    None of trainings with several seeds, as there is no front of them.
+    """
+    if study.loss_metric is None or has_seeds(study.group):
         return None
     quantity = change_quantity(study, study.loss_metric)
     rows = [row for row in study.rows if not row.is_baseline]
