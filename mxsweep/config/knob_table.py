@@ -43,6 +43,7 @@ from mxsweep.formats.exported_recipe import EXPORTS, NO_EXPORT
 from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
 
 MOST_NOISE = 100  # further evaluations of a run
+FEWEST_OF_CONTEXT = 16  # of fewer no task has a question: a slip as well
 MOST_TOKENS = 10**9  # far above what any model has: above them is a slip
 SEEDS = Whole("0 to 2^32 - 1", 0, 2**32 - 1)
 SCALE_OR_AUTO = Choice(words=SCALE_NAMES, or_auto=True)
@@ -568,7 +569,7 @@ MODEL_AND_TASK = (
     _model(
         "max_length",
         "tokens a context may have; null: the model's own limit",
-        Whole("tokens, 2 to 10^9, or null", 2, MOST_TOKENS, words=(None,)),
+        Whole("tokens, 16 to 10^9, or null", FEWEST_OF_CONTEXT, MOST_TOKENS, words=(None,)),
         place="max_length",
         tells_metrics_apart=True,
     ),

@@ -34,3 +34,20 @@ def gguf_missing(path: str) -> str:
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"
+
+
+def too_many_examples(task: str, count: int, most: int, where: str, *, leaves_out: bool) -> str:
+    """Return what to say of ``task.num_fewshot`` where ``task`` has rows for ``most`` examples only.
+
+    Args:
+        task: its name.
+        count: of examples that are asked for.
+        most: examples that there are rows for.
+        where: what holds these rows, as "its split 'test'".
+        leaves_out: whether the row that is asked is one of them, and was subtracted.
+    """
+    left = " beside the one that is asked" if leaves_out else ""
+    return (
+        f"task.num_fewshot: {count} examples are more than {task} has rows for: {where} holds {most:,}{left}; "
+        f"allowed: 0 to {most}"
+    )

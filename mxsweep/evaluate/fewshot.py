@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from lm_eval.api.task import ConfigurableTask, Task
 
+from mxsweep.config.refusals import too_many_examples
 from mxsweep.terminal.errors import ConfigError
 
 _checked: WeakKeyDictionary[Task, list[str]] = WeakKeyDictionary()
@@ -73,11 +74,7 @@ def _examples(name: str, task: ConfigurableTask, count: int, source: str | None,
         task.config.test_split = task.fewshot_cfg.split = evaluated
         most -= max((number for row, number in pool.items() if row in asked), default=0)
     if count > most:
-        left = " beside the one that is asked" if leaves_out else ""
-        raise ConfigError(
-            f"task.num_fewshot: {count} examples are more than {name} has rows for: {where} holds {most:,}{left}; "
-            f"allowed: 0 to {most}"
-        )
+        raise ConfigError(too_many_examples(name, count, most, where, leaves_out=leaves_out))
     if is_evaluated:
         return [
             f"{name}: the {count} examples in front of a question are other rows of {source!r}, the split that is "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu
+from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu, too_many_examples
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
 from mxsweep.files.gguf_header import has_package
@@ -35,7 +35,7 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
     if run.config is None:
         return run.error
     problem = _recipe_problem(run.config) if with_model or _names_what_models_differ_in(run.config) else None
-    return problem or _missing_chat_template(run.config) or _unknown_task(run.config)
+    return problem or _missing_chat_template(run.config) or _unknown_task(run.config) or _too_many_examples(run.config)
 
 
 def _names_what_models_differ_in(config: RunConfig) -> bool:
@@ -165,3 +165,16 @@ def _unknown_task(config: RunConfig) -> str | None:
 
     own = config.task.own
     return unknown_task(config.task.names_of_lm_eval, own.names if own is not None else ())
+
+
+def _too_many_examples(config: RunConfig) -> str | None:
+    """Return why few-shot examples cannot be had of the embedded task, whose rows are known; None where they can.
+
+    How many rows other tasks have is known when they are loaded, before the model is.
+    """
+    from mxsweep.evaluate.stories import TEST_STORIES
+
+    count = config.task.num_fewshot or 0
+    if "story" not in config.task.names or count < TEST_STORIES:
+        return None
+    return too_many_examples("story", count, TEST_STORIES - 1, "its split 'test'", leaves_out=True)

@@ -238,6 +238,7 @@ def lambada_file(tmp_path: Path) -> Path:
             "model.attention: 'flex_attention' does not go with kv_quant=fp4_e2m1",
         ),
         ("model.max_length=0", "model.max_length: 0"),
+        ("model.max_length=3", "model.max_length: 3 is not allowed; allowed: tokens, 16 to 10^9, or null"),
         ("model.trust_remote_code=yes_please", "model.trust_remote_code: 'yes_please'"),
         ("task=[story,story]", "names a task twice"),
         ("task.num_fewshot=-1", "task.num_fewshot: -1"),

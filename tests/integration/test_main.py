@@ -105,6 +105,10 @@ BAD_INPUT = [
         "-m modules={nowhere.*:none} block_size=16,32",
         "modules: the pattern 'nowhere.*' matches no linear layer or embedding of Llama",
     ),
+    (
+        "task.num_fewshot=1000",
+        "task.num_fewshot: 1000 examples are more than story has rows for: its split 'test' holds 999 beside the one",
+    ),
     ("model.device=cuda:99", "model.device: 'cuda:99' is not there; allowed: auto"),
     ("task.apply_chat_template=true", "task.apply_chat_template: true needs a tokenizer with a chat template; that of"),
     ("hydra.verbose=true", "hydra.verbose: has no effect here: the log has one level"),
