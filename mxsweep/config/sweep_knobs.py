@@ -47,6 +47,7 @@ def check_text_or_number(knob: str, value: Any) -> None:
 TEXT_OR_NUMBER = Checked("a word, or null", check_text_or_number)
 AT_LEAST_1 = Whole("a whole number, at least 1", 1)
 COUNT = Whole("0 or more", 0)
+PROVEN, NEVER = "proven", "never"  # of reuse
 
 SWEEPS = (
     sweep_knob("dry_run", "true: print the planned runs, run nothing", Flag("true, false")),
@@ -59,6 +60,12 @@ SWEEPS = (
         "resume",
         "true: go on with a sweep, hydra.sweep.dir or the newest; finished runs are not run again",
         Flag("true, false"),
+    ),
+    sweep_knob(
+        "reuse",
+        "proven: a run is not evaluated that a finished one of the sweep proves to come out the same bit for bit, as "
+        "scale_bits 6 by 8 where no scale wanted more; never: every run is",
+        Choice(words=(PROVEN, NEVER)),
     ),
     sweep_knob("logging.name", "as logging", Choice(words=("none", "wandb"))),
     sweep_knob("logging.project", "of Weights & Biases", WORD, kind=Kind.TEXT),

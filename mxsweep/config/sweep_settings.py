@@ -76,6 +76,7 @@ class Settings:
     baseline: bool
     resume: bool
     dry_run: bool
+    reuse: str
     logging: Logging
     launcher: Gpus | Slurm | None
     run_dir: Path
@@ -84,7 +85,7 @@ class Settings:
     @classmethod
     def from_hydra(cls, cfg: DictConfig) -> Settings:
         """Return the settings of a config that was composed with Hydra's own node. Raises ConfigError."""
-        for name in ("baseline", "resume", "dry_run"):
+        for name in ("baseline", "resume", "dry_run", "reuse"):
             knobs.check(name, cfg.get(name))
         logging, launcher = _typed("logging", cfg.logging, Logging), _launcher(cfg.hydra.launcher)
         if logging.name == "wandb" and isinstance(launcher, Slurm) and not launcher.wait:
@@ -95,6 +96,7 @@ class Settings:
             baseline=cfg.baseline,
             resume=cfg.resume,
             dry_run=cfg.dry_run,
+            reuse=cfg.reuse,
             logging=logging,
             launcher=launcher,
             run_dir=_folder("hydra.run.dir", cfg.hydra.run.dir),

@@ -18,6 +18,7 @@ from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
 from mxsweep.numerics.reference.definition import quantize_torch, reduced_shape
+from mxsweep.numerics.wanted_exponents import kept_exponents
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -166,7 +167,17 @@ class _StraightThrough(torch.autograd.Function):
         return (gradient, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
-def _dispatch(
+def _dispatch(x: Tensor, fmt: MXFormat, *arguments: Any) -> Tensor:
+    """Quantize; where exponents are kept and the backend does not tell them, note that some are not known."""
+    kept = kept_exponents()
+    noted = kept.notes if kept is not None else 0
+    y = _quantize_by(x, fmt, *arguments)
+    if kept is not None and kept.notes == noted and fmt.scale_format.is_power_of_two and x.numel():
+        kept.is_complete = False
+    return y
+
+
+def _quantize_by(
     x: Tensor,
     fmt: MXFormat,
     axis: int,

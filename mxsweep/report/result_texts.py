@@ -4,7 +4,7 @@ Tables are made in summary_tables.py and run_table.py; how a number is written s
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mxsweep.report.attribution_tables import (
@@ -19,7 +19,7 @@ from mxsweep.report.columns import Output
 from mxsweep.report.memory_tables import MEMORY_TITLE, memory_front
 from mxsweep.report.plain_table import TERMINAL_WIDTH, plain
 from mxsweep.report.run_table import run_table
-from mxsweep.report.run_warnings import list_warnings
+from mxsweep.report.run_warnings import PROVEN_TITLE, list_proven, list_warnings
 from mxsweep.report.study_title import about_group
 from mxsweep.report.summary_tables import (
     failure_table,
@@ -32,7 +32,7 @@ from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table,
 from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
 from mxsweep.results.baselines import baseline_command
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.rows import label
+from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
@@ -113,8 +113,9 @@ def terminal_text(results: Results, reference: Reference | None = None, studied:
         parts.append(f"Published: {reference.source}")
         for table, said in published_tables(results, reference):
             parts += [plain(table.without("run_id")), said]
-    if warned := _named_warnings(studied):
-        parts.append("\n".join(["Warnings", *(f"  {line}" for line in warned)]))
+    for title, lines in (("Warnings", _named(list_warnings, studied)), (PROVEN_TITLE, _named(list_proven, studied))):
+        if lines:
+            parts.append("\n".join([title, *(f"  {line}" for line in lines)]))
     for status, title in STATUS_TITLES.items():
         if runs := results.with_status(status):
             lines = [f"{title}: {len(runs)}"]
@@ -179,6 +180,8 @@ def markdown_text(
             parts += [f"### {MEMORY_TITLE}", for_markdown(memory[1]), markdown(memory[0])]
         parts += _won_back_parts(study)
         parts += ["### All runs", markdown(run_table(results, group, Output.MARKDOWN, study.comparisons))]
+        if proven := list_proven(study.rows, study.config_text):
+            parts += [f"{PROVEN_TITLE}:", _list(proven)]
         if any(comparison.n for comparison in study.comparisons.values()):
             parts.append(COMPARED_NOTE)
         parts.append(SPEED_NOTE)
@@ -255,11 +258,11 @@ def warnings(results: Results) -> list[str]:
     return list_warnings(done, lambda row: row.run.run_id)
 
 
-def _named_warnings(studied: Sequence[Study]) -> list[str]:
-    """List the same for a terminal, runs named by what tells them apart, and groups where not all have a warning."""
+def _named(listed: Callable[[Sequence[Row], Callable[[Row], str]], list[str]], studied: Sequence[Study]) -> list[str]:
+    """List something for a terminal, runs named by what tells them apart, and groups where not all have a line."""
     of_lines: dict[str, list[str]] = {}
     for study in studied:
-        for line in list_warnings(study.rows, study.config_text):
+        for line in listed(study.rows, study.config_text):
             of_lines.setdefault(line, []).append(study.group.title)
     return [
         line if len(titles) == len(studied) else f"{'; '.join(titles)}: {line}" for line, titles in of_lines.items()

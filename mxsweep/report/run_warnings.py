@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from mxsweep.report.wording import one_line
 from mxsweep.results.rows import Row
 
+PROVEN_TITLE = "Not evaluated: proven to come out the same"
 MOST_LETTERS = 1000  # of a warning
 
 
@@ -26,3 +27,21 @@ def list_warnings(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
         f"{'every run' if len(names) == len(runs) else ', '.join(names)}: {message}"
         for message, names in by_message.items()
     ]
+
+
+def list_proven(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
+    """Return the runs that were not evaluated, each with the run that proves what it comes to, and why.
+
+    Args:
+        rows: of one run there may be several, one for each task.
+        name: what a row's run is called.
+    """
+    runs = {row.run.path: row for row in rows}
+    names = {row.run.run_id: name(row) for row in runs.values()}
+    lines = []
+    for row in runs.values():
+        if proof := row.proven_by:
+            prover = str(proof.get("run_id"))
+            reason = one_line(str(proof.get("reason")), MOST_LETTERS)
+            lines.append(f"{name(row)}, by {names.get(prover, prover)}: {reason}")
+    return lines

@@ -13,6 +13,7 @@ from typing import Any
 from mxsweep.config import effects, knobs
 from mxsweep.formats.recipe import MOST_LEFT
 from mxsweep.results.metrics import accuracy_metric
+from mxsweep.results.proven import PROVEN_BY
 from mxsweep.results.record import RunFolder
 
 
@@ -45,6 +46,11 @@ class Row:
     def examples_per_sec(self) -> float | None:
         """Return the examples evaluated per second, all the run's tasks together."""
         return self.number("examples_per_sec")
+
+    @property
+    def proven_by(self) -> dict[str, Any]:
+        """Return, of a run that was not evaluated, which one proves what it comes to, and why; else nothing."""
+        return self._mapping(PROVEN_BY)
 
     @property
     def ppl_name(self) -> str:

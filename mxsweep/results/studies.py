@@ -69,14 +69,22 @@ def without_repeats(rows: Sequence[Row]) -> list[Row]:
 
 def environment(row: Row) -> dict[str, str]:
     """Return what a row's run was made with, flat; empty where its record does not say."""
-    recorded = row.recorded("environment")
-    return flat_environment(recorded) if isinstance(recorded, dict) else {}
+    return _environment_in(row.run.record or {})
 
 
 def has_environment_of(row: Row, record: Mapping[str, Any]) -> bool:
     """Return whether a record is of a run that was made in the row's environment, as far as that may change numbers."""
+    return _deciding(_environment_in(record)) == _deciding(environment(row))
+
+
+def same_environment(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two records are of runs that were made in one environment, as far as that may change numbers."""
+    return _deciding(_environment_in(record)) == _deciding(_environment_in(other))
+
+
+def _environment_in(record: Mapping[str, Any]) -> dict[str, str]:
     recorded = record.get("environment")
-    return _deciding(flat_environment(recorded) if isinstance(recorded, dict) else {}) == _deciding(environment(row))
+    return flat_environment(recorded) if isinstance(recorded, dict) else {}
 
 
 def flat_environment(recorded: Mapping[str, Any]) -> dict[str, str]:
@@ -144,8 +152,8 @@ def _sameness(row: Row) -> object:
     return row.task, decided, json_digest(_deciding(environment(row))), metrics
 
 
-def _measured(row: Row) -> tuple[bool, bool, bool]:
-    return bool(row.noise), bool(row.distance), bool(row.tensors)
+def _measured(row: Row) -> tuple[bool, bool, bool, bool]:
+    return bool(row.noise), bool(row.distance), bool(row.tensors), not row.proven_by
 
 
 def _studies(rows: Sequence[Row]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,15 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.uniform_guess import warn_of_guessing
+from mxsweep.machine.versions import record_environment
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.compile import launch_count
+from mxsweep.numerics.wanted_exponents import keeping_exponents
+from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
+from mxsweep.results.record import LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
+from mxsweep.results.studies import same_environment
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
@@ -46,11 +51,21 @@ def evaluate_config(config: RunConfig, progress: Progress, overrides: Sequence[s
         return _Steps(config).do(progress, overrides)
 
 
+def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[str], proof: Proof) -> RunResult:
+    """Quantize a config's model, and take over what another run came to when it was evaluated.
+
+    In another environment than the other run's it is evaluated after all, as by :func:`evaluate_config`.
+    """
+    with no_progress_bars():
+        return _Steps(config, proof).do(progress, overrides)
+
+
 class _Steps:
     """Do the steps of a run, timed, with the kernels counted that they launch."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, proof: Proof | None = None) -> None:
         self._config = config
+        self._proof = proof
         self._seconds: dict[str, float] = {}
         self._kernel_launches = 0
 
@@ -60,30 +75,20 @@ class _Steps:
         with self._timed("load_s"):
             evaluator = load_evaluator(config)
         model, lm = evaluator.model, evaluator.lm
+        proof = self._proof if self._proof and _is_of_here(self._proof.record, model) else None
         diagnostics = None
         with ExitStack() as stack:
             with self._timed("remedies_s"):
                 preparation = self._prepare(evaluator, stack, progress, overrides)
-            with self._timed("quantize_s"), self._kernels_counted():
-                report = stack.enter_context(
-                    quantize_model(
-                        model, preparation.recipe, prepared=preparation.prepared, compare_exact=config.diagnostics
-                    )
+            # Of what was worked out, perhaps on other formats and long ago, nothing could be proven.
+            keeps = proof is None and not config.recipe.is_baseline and not preparation.account
+            with keeping_exponents() if keeps else nullcontext() as wanted:
+                report = self._quantize(model, preparation, stack)
+                result = (
+                    self._evaluate(evaluator, preparation, report, progress)
+                    if proof is None
+                    else self._take_over(proof, evaluator, preparation, report)
                 )
-            if computed_as := self._computed_as():
-                log.info("Weights and inputs are quantized %s", computed_as)
-            for line in report.lines():
-                log.info(line)
-            for warning in report.warnings:
-                log.warning(warning)
-            with self._timed("warm_up_s"):
-                lm.warm_up(preparation.recipe)
-            with self._kernels_counted():
-                evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
-            warnings = [*evaluator.warnings, *preparation.warnings, *report.warnings, *evaluation.warnings]
-            warnings += self._guessing(evaluator, evaluation) + self._zeros_in_float16(model, evaluation)
-            memory = peak_memory()  # here: what follows takes memory that is not the run's
-            repeats = evaluate_perturbed(evaluator, config, progress)
             if config.diagnostics and not config.recipe.is_baseline:
                 with self._timed("diagnostics_s"):
                     diagnostics = Diagnostics(lm, evaluator.tasks["tasks"], config.seed)
@@ -91,20 +96,80 @@ class _Steps:
         if diagnostics is not None:
             with self._timed("diagnostics_s"):
                 diagnostics.read_unquantized(model)
-        entries = self._entries(preparation, report, evaluation, memory, warnings)
+        entries, files = result.entries, result.files
+        if wanted is not None and (span := wanted.range()) is not None:
+            entries[WANTED] = list(span)
+        if proof is None:
+            entries["timing"] |= {"diagnostics_s": self._seconds["diagnostics_s"]} if diagnostics is not None else {}
         if computed_as := self._computed_as():
             entries["diagnostics"]["computed"] = computed_as
         if evaluator.quantized_from is not None:
             entries["diagnostics"]["quantized_from"] = evaluator.quantized_from
-        files = RunFiles(evaluation.samples, evaluation.results or None, texts=preparation.files)
         if diagnostics is not None:
             entries["diagnostics"] |= diagnostics.as_dict()
             entries["warnings"] += diagnostics.warnings
             files = replace(files, tensors=diagnostics.rows())
+        return RunResult(entries, describe_device(model), files)
+
+    def _quantize(self, model: PreTrainedModel, preparation: Preparation, stack: ExitStack) -> QuantizationReport:
+        """Quantize the model until the stack ends, and log what that did."""
+        with self._timed("quantize_s"), self._kernels_counted():
+            report = stack.enter_context(
+                quantize_model(
+                    model,
+                    preparation.recipe,
+                    prepared=preparation.prepared,
+                    compare_exact=self._config.diagnostics,
+                )
+            )
+        if computed_as := self._computed_as():
+            log.info("Weights and inputs are quantized %s", computed_as)
+        for line in report.lines():
+            log.info(line)
+        for warning in report.warnings:
+            log.warning(warning)
+        return report
+
+    def _evaluate(
+        self, evaluator: Evaluator, preparation: Preparation, report: QuantizationReport, progress: Progress
+    ) -> RunResult:
+        """Evaluate the quantized model, and again under noise where that is asked for."""
+        config = self._config
+        with self._timed("warm_up_s"):
+            evaluator.lm.warm_up(preparation.recipe)
+        with self._kernels_counted():
+            evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
+        warnings = [*evaluator.warnings, *preparation.warnings, *report.warnings, *evaluation.warnings]
+        warnings += self._guessing(evaluator, evaluation) + self._zeros_in_float16(evaluator.model, evaluation)
+        memory = peak_memory()  # here: what follows takes memory that is not the run's
+        repeats = evaluate_perturbed(evaluator, config, progress)
+        entries = self._entries(preparation, report, evaluation, memory, warnings)
+        files = RunFiles(evaluation.samples, evaluation.results or None, texts=preparation.files)
         if repeats:
             entries["noise"] = describe_repeats(repeats)
             files = replace(files, noise=repeat_rows(repeats))
-        return RunResult(entries, describe_device(model), files)
+        return RunResult(entries, {}, files)
+
+    def _take_over(
+        self, proof: Proof, evaluator: Evaluator, preparation: Preparation, report: QuantizationReport
+    ) -> RunResult:
+        """Return what evaluating the quantized model comes to, as another run's record and files have it: no times."""
+        log.info("Not evaluated: proven by %s: %s", proof.record["run_id"], proof.reason)
+        own = [*evaluator.warnings, *preparation.warnings, *report.warnings]
+        taken = {name: proof.record[name] for name in ("metrics", "n_effective", "memory")}
+        noise = proof.record.get("noise")
+        launches = {"cuda_kernel_launches": proof.record["diagnostics"].get("cuda_kernel_launches")}
+        entries = taken | {
+            "timing": {},
+            "examples_per_sec": None,
+            "diagnostics": report.as_dict() | launches,
+            "warnings": own + [warning for warning in proof.record["warnings"] if warning not in own],
+            PROVEN_BY: proof.as_dict(),
+            **({"noise": {name: value for name, value in noise.items() if name != "seconds"}} if noise else {}),
+        }
+        names = (SAMPLES_NAME, LM_EVAL_NAME, NOISE_NAME)
+        there = [path for name in names if (path := proof.folder / name).is_file()]
+        return RunResult(entries, {}, RunFiles(None, copies=there, texts=preparation.files))
 
     def _prepare(
         self, evaluator: Evaluator, stack: ExitStack, progress: Progress, overrides: Sequence[str]
@@ -190,3 +255,10 @@ class _Steps:
         before = launch_count()
         yield
         self._kernel_launches += launch_count() - before
+
+
+def _is_of_here(record: Mapping[str, Any], model: PreTrainedModel) -> bool:
+    """Return whether a record is of a run in this environment, of the same commit, too."""
+    here = record_environment() | describe_device(model)
+    same_commit = (record.get("environment") or {}).get("git_sha") == here["git_sha"]
+    return same_commit and same_environment(record, {"environment": here})

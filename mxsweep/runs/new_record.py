@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.machine.versions import record_environment
+from mxsweep.results.proven import PROVEN_BY
 from mxsweep.results.record import SCHEMA
 from mxsweep.terminal.errors import ConfigError
 
@@ -59,7 +60,7 @@ def summarize_record(record: dict[str, Any], folder: Path | None = None) -> str:
         kind = "" if error["type"] == ConfigError.__name__ else f"{error['type']}: "
         return f"failed: {kind}{error['message']}"
     tasks = "; ".join(f"{task}: {_summarize_metrics(metrics)}" for task, metrics in record["metrics"].items())
-    line = f"{tasks} ({', '.join([*_training(record), *_evaluation(record)])})"
+    line = f"{tasks} ({', '.join([*_training(record), *_evaluation(record), *_proof(record)])})"
     return line if folder is None else f"{line} -> {folder}"
 
 
@@ -79,6 +80,12 @@ def _evaluation(record: dict[str, Any]) -> list[str]:
     if seconds is None or speed is None:
         return []
     return [f"{seconds * speed:,.0f} examples in {seconds:.1f} s, {speed:,.1f}/s simulated"]
+
+
+def _proof(record: dict[str, Any]) -> list[str]:
+    """Return by which run a run that was not evaluated is proven; nothing of another."""
+    proof = record.get(PROVEN_BY)
+    return [f"not evaluated: proven by {proof['run_id']}"] if proof else []
 
 
 def _summarize_metrics(metrics: dict[str, float]) -> str:

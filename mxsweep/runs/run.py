@@ -11,6 +11,7 @@ from typing import Any
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.exported_recipe import NO_EXPORT
+from mxsweep.results.proven import PROVEN_BY, Proof
 from mxsweep.results.record import write_record
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.runs.new_record import describe_error, new_record
@@ -26,6 +27,7 @@ def run(
     stamp: str | None = None,
     run_id: str | None = None,
     progress: Progress | None = None,
+    proof: Proof | None = None,
 ) -> dict[str, Any]:
     """Evaluate one config, after a training if it says so, and return its record.
 
@@ -40,6 +42,7 @@ def run(
         progress: called now and then: while the model is trained, or something is worked out before it is quantized,
             with how much of it is done, how much there is and what it is called; while requests are scored, with how
             many are answered and how many there are.
+        proof: of what evaluating comes to, which is taken over then; such a run has no times.
 
     Returns:
         The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
@@ -55,13 +58,14 @@ def run(
     started = time.perf_counter()
     try:
         refuse_unavailable_backend(config)
-        result = _result(config, folder, progress or silent, overrides)
+        result = _result(config, folder, progress or silent, overrides, proof)
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
     except Exception as error:
         # Whatever stops one run is that run's result: it must neither be lost nor stop a sweep.
         record["error"] = describe_error(error)
-    record["timing"]["total_s"] = time.perf_counter() - started
+    if PROVEN_BY not in record:
+        record["timing"]["total_s"] = time.perf_counter() - started
     if folder is not None:
         if result is not None:
             record["warnings"] += result.files.write(folder)
@@ -92,13 +96,17 @@ def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _result(config: RunConfig, folder: Path | None, progress: Progress, overrides: Sequence[str]) -> RunResult:
+def _result(
+    config: RunConfig, folder: Path | None, progress: Progress, overrides: Sequence[str], proof: Proof | None
+) -> RunResult:
     """Do what a config says."""
     # Imported here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
     if config.trains:
         from mxsweep.runs.trained_run import train_and_evaluate
 
         return train_and_evaluate(config, folder, progress, overrides)
-    from mxsweep.runs.evaluate_config import evaluate_config
+    from mxsweep.runs.evaluate_config import evaluate_config, evaluate_proven
 
+    if proof is not None:
+        return evaluate_proven(config, progress, overrides, proof)
     return evaluate_config(config, progress, overrides)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +32,24 @@ class RunFiles:
     """Hold what goes beside the record of a run.
 
     Attributes:
-        samples: of samples.parquet, a row an example.
+        samples: of samples.parquet, a row an example; None where that is a copy.
         lm_eval: lm-eval's own results, for lm_eval.json; None where it evaluated nothing.
         tensors: of diagnostics.parquet, a row a tensor; None where no diagnostics were taken.
         noise: of noise.parquet, a row an example and repeat; None without repeats.
         curve: of curves.parquet, a row a step; None where nothing was trained.
         roles: of roles.parquet, a row an operand or gradient and measured step; None where nothing was trained.
         texts: more files, path in the run's folder to content.
+        copies: files of another run, which become this one's under their names.
     """
 
-    samples: Rows
+    samples: Rows | None
     lm_eval: Mapping[str, Any] | None = None
     tensors: Rows | None = None
     noise: Rows | None = None
     curve: Rows | None = None
     roles: Rows | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    copies: Sequence[Path] = ()
 
     def write(self, folder: Path) -> list[str]:
         """Write the files; return a warning for each that could not be: the metrics are in the record all the same."""
@@ -60,7 +64,11 @@ class RunFiles:
 
     def _contents(self) -> dict[str, str | Callable[[Path], object]]:
         """Return the files' contents by their names, as :func:`write_atomically` takes them."""
-        contents: dict[str, str | Callable[[Path], object]] = {SAMPLES_NAME: _parquet(self.samples)}
+        contents: dict[str, str | Callable[[Path], object]] = {
+            path.name: functools.partial(shutil.copyfile, path) for path in self.copies
+        }
+        if self.samples is not None:
+            contents[SAMPLES_NAME] = _parquet(self.samples)
         if self.lm_eval is not None:
             from lm_eval.utils import handle_non_serializable
 

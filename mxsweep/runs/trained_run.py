@@ -130,7 +130,9 @@ class _Training:
         entries["timing"] = {"train_s": self.seconds} | entries["timing"]
         entries["memory"] |= {name: _larger(value, entries["memory"].get(name)) for name, value in self.memory.items()}
         entries["warnings"] = [*self.warnings, *entries["warnings"]]
-        files = replace(result.files, samples=self.samples + result.files.samples, curve=self.curve, roles=self.roles)
+        files = replace(
+            result.files, samples=self.samples + (result.files.samples or []), curve=self.curve, roles=self.roles
+        )
         return RunResult(entries, self.device | result.device, files)
 
 

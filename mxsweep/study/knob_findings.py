@@ -39,6 +39,7 @@ def describe_no_effect(effect: KnobEffect) -> Iterable[Finding]:
         rows = [row for pair in same for row in (pair.other, pair.row)]
         if effect.knob == "scale_bits" and low.isdigit():
             text += _why_scale_bits_agree(rows, int(low))
+        text += _how_many_proven(same)
         yield Finding("no effect", text, run_ids(rows))
 
 
@@ -55,6 +56,17 @@ def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
         return ""
     held = 2 ** (bits - 1) - 1
     return f" The scale exponents {join_with_and(spans)}, {bits} bits hold ±{held}: no scale was clamped."
+
+
+def _how_many_proven(pairs: Sequence[Comparison]) -> str:
+    """Say of how many pairs one run was not evaluated; nothing where both of all were."""
+    proven = sum(bool(pair.row.proven_by or pair.other.proven_by) for pair in pairs)
+    if not proven:
+        return ""
+    return (
+        f" In {_share_of_pairs(proven, len(pairs))} one run was not evaluated, but proven to come out as the other "
+        "(or as a third that both come out as): no second measurement."
+    )
 
 
 def describe_cost_of_kv(effects: Sequence[KnobEffect], against: Mapping[Path, Comparison]) -> Iterable[Finding]:

@@ -55,7 +55,7 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
         for told in check_effects(planned.runs):
             print(f"mxsweep: {told}", file=sys.stderr)
     if planned.settings.dry_run:
-        shown = preview(planned.runs)
+        shown = preview(planned.runs, planned.settings.reuse)
         print(printable(shown.text))
         return EXIT_USAGE if shown.is_refused else 0
     refuse_impossible(planned)

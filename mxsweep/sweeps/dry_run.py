@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.runtimes import RUNTIMES
+from mxsweep.config.sweep_knobs import NEVER, PROVEN
 from mxsweep.formats.export_targets import TARGET_NAMES
 from mxsweep.formats.exported_recipe import NO_EXPORT, why_not_recipe
 from mxsweep.formats.recipe import LinearFormats
@@ -17,6 +18,7 @@ from mxsweep.model.footprint import Footprint, footprint
 from mxsweep.results.record import RunFolder
 from mxsweep.results.remedies import remedy_text
 from mxsweep.results.rows import read_rows
+from mxsweep.sweeps.alike import groups_of
 from mxsweep.sweeps.dry_run_training import training_lines
 from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_followed, why_not_here
 from mxsweep.sweeps.plan import PlannedRun
@@ -31,12 +33,17 @@ class DryRun:
     is_refused: bool
 
 
-def preview(runs: Sequence[PlannedRun]) -> DryRun:
-    """Show the planned runs with their formats, bits and memory as a table; runs that cannot be, with the reason."""
+def preview(runs: Sequence[PlannedRun], reuse: str = NEVER) -> DryRun:
+    """Show the planned runs with their formats, bits and memory as a table; runs that cannot be, with the reason.
+
+    Args:
+        reuse: the knob: whether a run may be proven by another one.
+    """
     impossible = [why_impossible(run, with_model=True) for run in runs]
     not_here = [why or why_not_here(run) for run, why in zip(runs, impossible, strict=True)]
     asked_not_here = [why for run, why in zip(runs, not_here, strict=True) if not run.added]
-    return DryRun(_text(runs, not_here), any(impossible) or all(asked_not_here))
+    text = "\n".join([_text(runs, not_here), *(_may_be_proven(runs) if reuse == PROVEN else [])])
+    return DryRun(text, any(impossible) or all(asked_not_here))
 
 
 def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
@@ -63,6 +70,19 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
         said = [said_of(config) if config is not None else () for config in known]
         lines += [f"{kind}, of {_runs(numbers)}: {text}" for text, numbers in _numbers_of(said).items()]
     return "\n".join(lines)
+
+
+def _may_be_proven(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a line for each set of runs of which one may prove the others."""
+    groups: dict[str, list[int]] = {}
+    for number, group in enumerate(groups_of([run.config for run in runs]), 1):
+        if group is not None:
+            groups.setdefault(group, []).append(number)
+    return [
+        f"{_runs(numbers)} differ in scale bits alone: the first one done may prove others equal, which are then not "
+        "evaluated (reuse=proven)"
+        for numbers in groups.values()
+    ]
 
 
 def _warnings(config: RunConfig) -> Sequence[str]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import remove_unfinished, write_atomically
 from mxsweep.files.locks import CLAIM_NAME, Lock, this_process
+from mxsweep.results.proven import Candidate, Proof, prove
 from mxsweep.results.record import HYDRA_FOLDER, LOG_NAME, RECORD_NAME, RecordError, read_record, write_record
 from mxsweep.terminal.errors import ConfigError
 
@@ -35,6 +36,8 @@ class SweepRun:
         yaml: what Hydra composed, file name to content.
         old_failure: of a run that failed before this launch, when (st_mtime_ns of its result.json): that failure does
             not count, a later one does.
+        candidate: the run as others may prove it; None where none is to.
+        provers: the runs of the sweep that may prove it, should they be done when it begins.
     """
 
     run_id: str
@@ -46,6 +49,8 @@ class SweepRun:
     composed: dict[str, Any]
     yaml: dict[str, str]
     old_failure: int | None = None
+    candidate: Candidate | None = None
+    provers: tuple[Candidate, ...] = ()
 
 
 class SweepObserver(Protocol):
@@ -162,7 +167,23 @@ def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
             return _record_failure(run, ConfigError(run.error))
         from mxsweep.runs.run import run as do_run
 
-        return do_run(run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance)
+        return do_run(
+            run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance, proof=_proof_of(run)
+        )
+
+
+def _proof_of(run: SweepRun) -> Proof | None:
+    """Return the proof of what a run comes to by one that is done; None where there is none."""
+    if run.candidate is None:
+        return None
+    for prover in run.provers:
+        try:
+            record = read_record(prover.folder / RECORD_NAME)
+        except RecordError:  # not begun, or not done
+            continue
+        if (proof := prove(run.candidate, prover, record)) is not None:
+            return proof
+    return None
 
 
 def _record_failure(run: SweepRun, error: Exception) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from mxsweep.config.sweep_knobs import PROVEN
 from mxsweep.files.atomic import remove_unfinished
 from mxsweep.files.locks import CLAIM_NAME, holder, one_at_a_time
 from mxsweep.files.regular import why_not_written
 from mxsweep.results.manifest import Command, Manifest, ManifestError, ManifestRun, merge_manifest
 from mxsweep.results.record import LOG_NAME, RECORD_NAME, find_runs
+from mxsweep.sweeps.alike import provers_first, with_provers
 from mxsweep.sweeps.execute import SweepRun, settled_record
 from mxsweep.sweeps.given_again import remember_typed
 from mxsweep.sweeps.launch import Launch, LaunchError, begin_launch
@@ -111,6 +113,8 @@ def _launch(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Swe
         if command is not None:
             remember_typed(command)
         runs = _with_folders(plan.runs, manifest, folder)
+        if plan.settings.reuse == PROVEN:
+            runs = provers_first(with_provers(runs))
         done, todo = [], []
         for run in runs:
             if record := settled_record(run):

@@ -43,6 +43,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.scale_rules import DIVISOR_BY_RECIPROCAL, FACTOR
 from mxsweep.numerics.reference.rounding import EXPONENT_BIAS, MANTISSA_BITS, round_exact
+from mxsweep.numerics.wanted_exponents import note_exponents
 
 _SMALLEST_NORMAL = 2.0**-126
 _NORMAL_BITS = 0x00800000  # of 2^-126
@@ -140,7 +141,9 @@ def stored_scale(
     """
     scale = fmt.scale_format
     if scale.is_power_of_two:
-        return power_of_two(held_exponent(exact_exponent(amax, fmt), fmt))
+        exponent = exact_exponent(amax, fmt)
+        note_exponents(amax, exponent)
+        return power_of_two(held_exponent(exponent, fmt))
     wanted = wanted_scale(amax, fmt, tensor_scale, dtype)
     held = wanted.clamp(fmt.least_scale, scale.largest)
     if not scale.is_float32:
@@ -199,7 +202,9 @@ _READ: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 
 def native_scale(amax: Tensor, fmt: MXFormat) -> Tensor:
     """Return what native arithmetic divides a block by: in amax's dtype, where 0, Inf and NaN are possible."""
-    return 2.0 ** held_exponent(native_exponent(amax, fmt), fmt)
+    exponent = native_exponent(amax, fmt)
+    note_exponents(amax, exponent)
+    return 2.0 ** held_exponent(exponent, fmt)
 
 
 def tensor_scale_of(amax: Tensor, fmt: MXFormat, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -150,7 +150,10 @@ def sample_descriptions(study: Study) -> list[str]:
 
 
 def speed_table(study: Study) -> Table:
-    """Return how long each run's evaluation took: the speed of simulating formats, of which nothing is concluded."""
+    """Return how long each run's evaluation took: the speed of simulating formats, of which nothing is concluded.
+
+    Runs that were not evaluated, since others prove what they come to, are left out.
+    """
     rows = [
         [
             Cell("baseline" if row.is_baseline else study.config_text(row)),
@@ -159,6 +162,7 @@ def speed_table(study: Study) -> Table:
             Cell(row.run.run_id),
         ]
         for row in study.rows
+        if not row.proven_by
     ]
     return Table("", ["config", "eval_time_s", "examples/sec", "run_id"], rows)
 

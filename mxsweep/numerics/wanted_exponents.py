@@ -1,0 +1,94 @@
+"""Keep the range of exponents that `e8m0` scales wanted, over all that is quantized meanwhile.
+
+A scale of n bits differs from one of m bits where a block wants an exponent that one of them does not hold, and nowhere
+else: there alone `held_exponent` (reference/scales.py) changes it. A run none of whose blocks wanted such an exponent
+would have come out bit for bit the same with m bits as with n.
+
+Two kinds of blocks want none, and become the same under any scale: of zeros alone, which stay zeros, and with NaN or
+Inf, which become NaN. Blocks of zeros in native arithmetic of float16 are no such blocks: their logarithm is -Inf, and
+whether they become NaN depends on whether float16 holds the scale that they get (see `native_exponent`).
+
+What is quantized and not looked at, as in kernels, leaves the range unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+_MOST_WAITING = 512  # ranges on a device, each a tensor of its own, before they become one
+
+
+class WantedExponents:
+    """Gather the range of exponents on their devices, and fetch it once, at the end.
+
+    Attributes:
+        notes: how often exponents were noted.
+        is_complete: whether everything that was quantized had its exponents noted.
+    """
+
+    def __init__(self) -> None:
+        self.notes = 0
+        self.is_complete = True
+        self._waiting: dict[torch.device, list[Tensor]] = {}
+        self._lock = Lock()  # pieces of a tensor may be quantized in threads
+
+    def note(self, amax: Tensor, exponent: Tensor) -> None:
+        """Note what blocks want, before it is held to what the scale holds; both of the same shape, and not empty."""
+        wants = amax.isfinite()
+        if amax.dtype != torch.float16:
+            wants &= amax > 0
+        # 0 in the place of the others, which any scale holds.
+        low, high = torch.where(wants, exponent, 0.0).to(torch.float32).aminmax()
+        with self._lock:
+            self.notes += 1
+            waiting = self._waiting.setdefault(amax.device, [])
+            waiting += [-low, high]
+            if len(waiting) >= _MOST_WAITING:
+                lows, highs = (torch.stack(waiting[side::2]).amax() for side in (0, 1))
+                waiting[:] = [lows, highs]
+
+    def range(self) -> tuple[int, int] | None:
+        """Return the least and the largest exponent, where a block that wants none counts as one that wants 0.
+
+        None where they are not known of all blocks, or where there was none.
+        """
+        if not self.is_complete or not self.notes:
+            return None
+        lows, highs = (
+            [float(torch.stack(waiting[side::2]).amax()) for waiting in self._waiting.values()] for side in (0, 1)
+        )
+        low, high = -max(lows), max(highs)
+        return (int(low), int(high)) if math.isfinite(low) and math.isfinite(high) else None
+
+
+_kept: WantedExponents | None = None
+
+
+@contextmanager
+def keeping_exponents() -> Iterator[WantedExponents]:
+    """Keep what scales want while the context lasts, in whatever thread; contexts do not nest."""
+    global _kept
+    if _kept is not None:
+        raise RuntimeError("the exponents are kept already")
+    _kept = WantedExponents()
+    try:
+        yield _kept
+    finally:
+        _kept = None
+
+
+def kept_exponents() -> WantedExponents | None:
+    """Return what is being kept; None where nothing is."""
+    return _kept
+
+
+def note_exponents(amax: Tensor, exponent: Tensor) -> None:
+    """Note what blocks want where it is kept."""
+    if _kept is not None and amax.numel():
+        _kept.note(amax, exponent)
