@@ -7,7 +7,8 @@ regions (four for a tile), each cut evenly; nothing is read from a padding.
 Shapes: x [..., n, ...] -> region [..., k, b, ...]; per-block tensors [..., k, 1, ...], which broadcast.
 
 On a CPU the work on a region is done in pieces small enough to stay in a core's cache: quantization is about
-ten passes over its data, and over a large tensor each would go to memory.
+ten passes over its data, and over a large tensor each would go to memory. Where threads take one each, see
+piece_threads.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mxsweep.formats.mxformat import BlockSize
 
 # Elements of a piece: 1 MiB of float32, which with its temporaries stays in a core's cache (of 2^14 to 2^20 elements
 # the fastest on one and on two threads), and enough to share among threads.
-_PIECE = 2**18
+PIECE = 2**18
 # ATen gives a thread at least this many elements of an elementwise operation (at::internal::GRAIN_SIZE).
 _GRAIN_SIZE = 2**15
 
@@ -122,20 +123,25 @@ def _runs(length: int, size: int) -> list[tuple[int, int, int, int]]:
     return [run for run in runs if run[1] and run[3]]
 
 
-def pieces(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
+def pieces(
+    views: Sequence[Tensor], block_dims: tuple[int, ...], limit: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
     """Cut `views` in step along dimensions that no block extends over, outermost first. In these all have the first
     one's shape.
+
+    Args:
+        limit: of a piece's elements; None for what is quick on the device where torch shares out each operation.
     """
     shape, size = views[0].shape, views[0].numel()
-    limit = _piece_limit(views[0].device)
+    limit = limit or _piece_limit(views[0].device)
     dim = next((dim for dim in range(len(shape)) if dim not in block_dims and shape[dim] > 1), None)
     if limit is None or size <= limit or dim is None:
         yield tuple(views)
         return
     step = max(1, shape[dim] * limit // size)
     for parts in zip(*(view.split(step, dim) for view in views), strict=True):
-        yield from pieces(parts, block_dims)
+        yield from pieces(parts, block_dims, limit)
 
 
 def _piece_limit(device: torch.device) -> int | None:
-    return max(_PIECE, _GRAIN_SIZE * torch.get_num_threads()) if device.type == "cpu" else None
+    return max(PIECE, _GRAIN_SIZE * torch.get_num_threads()) if device.type == "cpu" else None

@@ -13,6 +13,7 @@ product rounded to that dtype, which is how codes are read back. What a code can
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.blocks import Region, block_regions, blocks_shape, pieces
+from mxsweep.numerics.blocks import Region, block_regions, blocks_shape
 from mxsweep.numerics.dispatch import check_arguments
 from mxsweep.numerics.philox import draws_of, random_numbers
+from mxsweep.numerics.piece_threads import on_pieces
 from mxsweep.numerics.reference.codes import (
     code_dtype,
     element_codes,
@@ -124,11 +126,11 @@ def encode(
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
     native = _is_native(arithmetic, x, fmt)
     x = without_inf(x.detach(), fmt)
-    element, scale = fmt.element_format, fmt.scale_format
+    element = fmt.element_format
     per_block = blocks_shape(x.shape, fmt.block_size, axis)
     encoded = Encoded(
         codes=torch.empty(x.shape, dtype=code_dtype(element), device=x.device),
-        scales=torch.empty(per_block, dtype=code_dtype(scale), device=x.device),
+        scales=torch.empty(per_block, dtype=code_dtype(fmt.scale_format), device=x.device),
         format=fmt,
         axis=axis,
         dtype=x.dtype,
@@ -147,19 +149,24 @@ def encode(
         views = [region.view(tensor) for tensor in (x, *beside)]
         if native:
             views.append(native_scales(views[0], region.block_dims, fmt))
-        for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
-            if native:
-                blocks = round_blocks_native(parts[0], parts[1], fmt)
-            else:
-                blocks = round_blocks(parts[0], region.block_dims, fmt, parts[1 : len(views)])
-            codes, scales, *rest = parts[len(views) :]  # as `_targets` has them; taken from the end below
-            codes.copy_(element_codes(blocks.q, element))
-            scales.copy_(scale_codes(blocks.stored, scale))
-            if encoded.negative_zeros is not None:
-                torch.logical_and(blocks.q == 0, blocks.q.signbit(), out=rest.pop())
-            if blocks.midpoint is not None:
-                rest.pop().copy_(blocks.midpoint)
+        work = functools.partial(_encode_piece, len(views), region.block_dims, fmt, native)
+        on_pieces(work, [*views, *_targets(encoded, region)], region.block_dims)
     return encoded
+
+
+def _encode_piece(given: int, block_dims: tuple[int, ...], fmt: MXFormat, native: bool, *parts: Tensor) -> None:
+    """Write the codes of a piece: of x and what an element needs beside it (`given` tensors) to those of `_targets`."""
+    if native:
+        blocks = round_blocks_native(parts[0], parts[1], fmt)
+    else:
+        blocks = round_blocks(parts[0], block_dims, fmt, parts[1:given])
+    codes, scales, *rest = parts[given:]  # as `_targets` has them; taken from the end below
+    codes.copy_(element_codes(blocks.q, fmt.element_format))
+    scales.copy_(scale_codes(blocks.stored, fmt.scale_format))
+    if not has_negative_zero(fmt.element_format):
+        torch.logical_and(blocks.q == 0, blocks.q.signbit(), out=rest.pop())
+    if blocks.midpoint is not None:
+        rest.pop().copy_(blocks.midpoint)
 
 
 def decode(encoded: Encoded) -> Tensor:
@@ -171,16 +178,21 @@ def decode(encoded: Encoded) -> Tensor:
     beside = [] if encoded.tensor_scale is None else [encoded.tensor_scale.expand(y.shape)]
     for region in block_regions(y.shape, fmt.block_size, encoded.axis):
         views = [region.view(tensor) for tensor in (y, *beside)]
-        for parts in pieces([*views, *_targets(encoded, region)], region.block_dims):
-            codes, scales, *rest = parts[len(views) :]  # likewise
-            q = element_values(codes, fmt.element_format)
-            if encoded.negative_zeros is not None:
-                q = torch.where(rest.pop(), -0.0, q)
-            g = tensor_scale_per_block(region.block_dims, fmt, parts[1 : len(views)])
-            scale = applied_scale(scale_values(scales, fmt.scale_format), fmt, g).read
-            midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
-            parts[0].copy_(restore(q, scale, midpoint))
+        work = functools.partial(_decode_piece, encoded, region.block_dims, len(views))
+        on_pieces(work, [*views, *_targets(encoded, region)], region.block_dims)
     return y
+
+
+def _decode_piece(encoded: Encoded, block_dims: tuple[int, ...], given: int, *parts: Tensor) -> None:
+    """Write a piece of the tensor, the first of `parts`, of which codes and the like begin behind the `given` first."""
+    codes, scales, *rest = parts[given:]  # likewise
+    q = element_values(codes, encoded.format.element_format)
+    if encoded.negative_zeros is not None:
+        q = torch.where(rest.pop(), -0.0, q)
+    g = tensor_scale_per_block(block_dims, encoded.format, parts[1:given])
+    scale = applied_scale(scale_values(scales, encoded.format.scale_format), encoded.format, g).read
+    midpoint = None if encoded.midpoints is None else rest.pop().to(torch.float32)
+    parts[0].copy_(restore(q, scale, midpoint))
 
 
 def _is_native(arithmetic: str, x: Tensor, fmt: MXFormat) -> bool:

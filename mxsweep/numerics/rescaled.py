@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.blocks import block_regions, pieces
+from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.dispatch import check_arguments, draws_of
-from mxsweep.numerics.reference.definition import elementwise_inputs, restore, round_blocks, without_inf
+from mxsweep.numerics.reference.definition import elementwise_inputs, quantize_exact, without_inf
 
 
 def quantize_rescaled(
@@ -51,7 +51,5 @@ def quantize_rescaled(
     beside = elementwise_inputs(x, fmt, draws_of(fmt, generator, example_dims, first_example), tensor_dims)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
-        for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
-            blocks = round_blocks(x_piece, region.block_dims, fmt, beside_piece, prescale)
-            y_piece.copy_(restore(blocks.q, blocks.scale, blocks.midpoint))
+        quantize_exact(views, region.block_dims, fmt, prescale)
     return y

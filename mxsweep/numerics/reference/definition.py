@@ -50,8 +50,9 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
-from mxsweep.numerics.blocks import block_regions, pieces
+from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.philox import Draws, random_numbers
+from mxsweep.numerics.piece_threads import on_pieces
 from mxsweep.numerics.reference.rounding import round_exact, round_native
 from mxsweep.numerics.reference.scales import (
     applied_scale,
@@ -87,9 +88,8 @@ def quantize_torch(
         views = [region.view(tensor) for tensor in (x, y, *beside)]
         if native:
             _quantize_native(views[0], views[1], region.block_dims, fmt)
-            continue
-        for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
-            _quantize_exact(x_piece, y_piece, region.block_dims, fmt, beside_piece)
+        else:
+            quantize_exact(views, region.block_dims, fmt)
     return y
 
 
@@ -145,24 +145,38 @@ def reduced_shape(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> li
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
     """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in native arithmetic."""
     scale = native_scales(x, block_dims, fmt)
-    for x_piece, y_piece, scale_piece in pieces((x, y, scale), block_dims):
-        q = round_native(x_piece / scale_piece, fmt.element_format, fmt.rounding)
-        torch.mul(q, scale_piece, out=y_piece)
+
+    def work(x: Tensor, y: Tensor, scale: Tensor) -> None:
+        torch.mul(round_native(x / scale, fmt.element_format, fmt.rounding), scale, out=y)
+
+    on_pieces(work, (x, y, scale), block_dims)
 
 
 def native_scales(x: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> Tensor:
     """Return what native arithmetic divides the blocks of x [..., k, b, ...] by: [..., k, 1, ...], in x's dtype."""
     amax = x.new_empty([1 if dim in block_dims else length for dim, length in enumerate(x.shape)])
-    for x_piece, amax_piece in pieces((x, amax), block_dims):
-        torch.amax(x_piece.abs(), block_dims, keepdim=True, out=amax_piece)
+
+    def work(x: Tensor, amax: Tensor) -> None:
+        torch.amax(x.abs(), block_dims, keepdim=True, out=amax)
+
+    on_pieces(work, (x, amax), block_dims)
     # At once for all blocks: each logarithm on a CPU wakes the threads of torch's mathematical library.
     return native_scale(amax, fmt)
 
 
-def _quantize_exact(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat, beside: Sequence[Tensor]) -> None:
-    """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in exact arithmetic."""
-    blocks = round_blocks(x, block_dims, fmt, beside)
-    y.copy_(restore(blocks.q, blocks.scale, blocks.midpoint))
+def quantize_exact(views: Sequence[Tensor], block_dims: tuple[int, ...], fmt: MXFormat, prescale: float = 1.0) -> None:
+    """Write to y [..., k, b, ...] what x [..., k, b, ...] becomes in exact arithmetic.
+
+    Args:
+        views: x, y and `elementwise_inputs`, all in that shape.
+        prescale: as for `round_blocks`.
+    """
+
+    def work(x: Tensor, y: Tensor, *beside: Tensor) -> None:
+        blocks = round_blocks(x, block_dims, fmt, beside, prescale)
+        y.copy_(restore(blocks.q, blocks.scale, blocks.midpoint))
+
+    on_pieces(work, views, block_dims)
 
 
 class RoundedBlocks(NamedTuple):
