@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-from mxsweep.config.checks import check_rows, expanded, is_folder
+from mxsweep.config.checks import expanded, is_folder, line_of_row, rows_of
 from mxsweep.config.own_tasks import SUFFIXES, OwnTasks, read_own_tasks
+from mxsweep.files.digests import stamps
 from mxsweep.terminal.errors import ConfigError
+
+# Of a row: longer than any book. Its tokens would take gigabytes.
+MOST_CHARACTERS = 2**23
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TaskConfig:
                 raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")
             if name == "story":
                 raise ConfigError("task.data: the task 'story' generates its own data and takes no file")
-            check_rows(file, self.fields.get(name), first_only=True)
+            _check_file(file, self.fields.get(name), stamps([expanded("task.data", file)]))
         if (own := self.own) is not None:
             for name in self.own_names:
                 own.files(name)  # refuses data that are not there
@@ -105,3 +109,14 @@ def _named(name: Any, include_path: str | None) -> Any:
         )
     (task,) = read_own_tasks(include_path).tasks
     return task
+
+
+@lru_cache(maxsize=256)
+def _check_file(file: str, field: str | None, _stamps: Any) -> None:
+    """Raise ConfigError, naming the line, for a row of a task's file that cannot be read; once while the file stays."""
+    for number, (row, _) in enumerate(rows_of(file, field)):
+        if field is not None and len(row[field]) > MOST_CHARACTERS:
+            raise ConfigError(
+                f"task.data: {file!r} line {line_of_row(file, number)}: the field {field!r} holds {len(row[field]):,} "
+                f"characters; allowed: up to {MOST_CHARACTERS:,}"
+            )

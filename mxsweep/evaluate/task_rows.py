@@ -117,7 +117,9 @@ def _document_problem(task: ConfigurableTask, doc: dict[str, Any]) -> str | None
         is_scored = task.OUTPUT_TYPE in ("loglikelihood", "loglikelihood_rolling")
         texts = [question, answer] if task.OUTPUT_TYPE == "loglikelihood" else [answer] if is_scored else [question]
         bad = next((text for text in texts if not isinstance(text, str)), None)
-        return None if bad is None and None not in texts else f"{bad!r} stands where a text is asked for"
+        if bad is not None or None in texts:
+            return f"{bad!r} stands where a text is asked for"
+        return f"what is scored is {answer!r}, without a word" if is_scored and not answer.strip() else None
     choices = task.doc_to_choice(doc)
     if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
         return f"its choices are {choices!r}; allowed: a list of texts"

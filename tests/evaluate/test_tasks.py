@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mxsweep
+from mxsweep import compose
 from mxsweep.evaluate import tasks
 from mxsweep.evaluate.task_names import names_in_files
 from mxsweep.evaluate.tasks import load_tasks
@@ -58,3 +60,27 @@ def test_a_name_that_no_file_has_is_refused_without_lm_eval() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "task: 'storyy' is not a task of lm-eval; near it: storycloze" in answer.stdout, answer.stderr
     assert answer.stdout.endswith(" None False\n")
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "text"), [("lambada_openai", "text", ""), ("wikitext", "page", ""), ("wikitext", "page", " \n")]
+)
+def test_a_row_without_words_is_named_before_a_model_is_loaded(
+    tmp_path: Path, task: str, field: str, text: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({field: words}) for words in ("A cat sat .", text)))
+    with pytest.raises(
+        ConfigError, match=rf"^task: {task}: '.*' line 2 .*: what is scored is '[ \\n]*', without a word"
+    ):
+        load_tasks((task,), data={task: str(file)})
+
+
+def test_a_row_longer_than_any_book_is_named_when_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mxsweep.config.task_config.MOST_CHARACTERS", 20)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"text": "a cat sat", "x": "as long as it likes, which nobody reads"}\n\n{"text": "a cat sat on a mat now"}'
+    )
+    with pytest.raises(ConfigError, match=r"line 3: the field 'text' holds 22 characters; allowed: up to 20$"):
+        compose(["task=lambada_openai", f"task.data={file}"])
