@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.rows import Row
-from mxsweep.results.tensor_errors import tensor_figures
 from mxsweep.study.attribution import Attribution, Cost, Sum, format_nats, kinds_text
 from mxsweep.study.finding import format_range
 from mxsweep.study.paired_tests import t_quantile
@@ -74,7 +73,7 @@ def _cost_cells(cost: Cost | None) -> list[Cell]:
 
 
 def _why_cells(kinds: Kinds, row: Row) -> list[Cell]:
-    figures = tensor_figures(row).get(next(iter(kinds)), {}) if len(kinds) == 1 else {}
+    figures = row.tensors.get(next(iter(kinds)), {}) if len(kinds) == 1 else {}
     sqnr, elements = figures.get("sqnr_db"), figures.get("elements")
     shares = [figures[name] / elements if elements else None for name in ("saturated", "flushed")]
     return [

@@ -27,7 +27,7 @@ from mxsweep.report.columns import (
 from mxsweep.report.wording import ABSENT, size, speed
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.comparison import Comparison
 
 
@@ -305,7 +305,7 @@ TENSOR_FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 
 def tensor_columns(rows: Iterable[Row]) -> list[Column]:
     """Declare the columns of errors of quantizing, of each kind of tensor that some row measured."""
-    kinds = {kind for row in rows for kind in tensor_figures(row)}
+    kinds = {kind for row in rows for kind in row.tensors}
     return [_tensor_column(kind, name) for kind in TENSOR_KINDS if kind in kinds for name in TENSOR_FIGURES]
 
 
@@ -313,7 +313,7 @@ def _tensor_column(kind: str, name: str) -> Column:
     text, figure = TENSOR_FIGURES[name]
 
     def value(row: Row) -> float | None:
-        figures = tensor_figures(row).get(kind)
+        figures = row.tensors.get(kind)
         number = None if figures is None else figure(figures)
         return None if number is None else float(number)
 

@@ -8,13 +8,25 @@ value nor a difference.
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mxsweep.config import effects, knobs
-from mxsweep.formats.recipe import MOST_LEFT
+from mxsweep.formats.recipe import MOST_LEFT, TENSOR_KINDS
 from mxsweep.results.metrics import accuracy_metric
 from mxsweep.results.proven import PROVEN_BY
 from mxsweep.results.record import RunFolder
+
+# The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
+WEIGHT_FIGURES = {
+    "elements": "weights_quantized",
+    "blocks": "weight_blocks",
+    "saturated": "weights_saturated",
+    "flushed": "weights_flushed",
+    "clamped": "weight_blocks_scale_clamped",
+    "exponent_min": "weight_exponent_min",
+    "exponent_max": "weight_exponent_max",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Row:
         """Return the metric that columns named ppl hold: perplexity, or the one per word."""
         return "perplexity" if "perplexity" in self.metrics else "word_perplexity"
 
-    @property
+    @cached_property
     def accuracy_name(self) -> str | None:
         """Return the metric that counts right answers, a filter's name included; None if there is none."""
         return accuracy_metric(self.metrics)
@@ -111,10 +123,13 @@ class Row:
         """Return what quantizing did, as recorded (all the run's tasks together); empty where nothing was."""
         return self._mapping("diagnostics")
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return the errors pooled over the layers by kind of tensor (weight, activation, ...); empty if unknown."""
-        return self._mapping("diagnostics", "tensors")
+        """Return what quantizing did by kind of tensor, over the layers; of weights also without diagnostics=true."""
+        figures = dict(self._mapping("diagnostics", "tensors"))
+        if "weight" not in figures and self.diagnostics.get("weight_blocks"):
+            figures["weight"] = {name: self.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
+        return {kind: figures[kind] for kind in TENSOR_KINDS if _is_whole(figures.get(kind))}
 
     @property
     def distance(self) -> dict[str, Any]:
@@ -131,7 +146,7 @@ class Row:
         """Return the share of positions where the run's likeliest token is the unquantized model's."""
         return self.number("diagnostics", "distance", self.task or "", "top1_agreement")
 
-    @property
+    @cached_property
     def noise(self) -> dict[str, list[float]]:
         """Return each metric's values in the run's perturbed repeats; empty without repeats."""
         metrics = self._mapping("noise", "metrics", self.task or "")
@@ -160,6 +175,19 @@ class Row:
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         return value
+
+
+def _is_whole(figures: Any) -> bool:
+    """Return whether a record's figures of a kind of tensor are all there, and all numbers."""
+    if not isinstance(figures, dict):
+        return False
+    counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]
+    others = [figures.get(name) for name in ("sqnr_db", "exponent_min", "exponent_max", "unlike_exact")]
+    return (
+        all(isinstance(count, int) for count in counts)
+        and all(value is None or isinstance(value, int | float) for value in others)
+        and min(figures["elements"], figures["blocks"]) > 0
+    )
 
 
 def label(value: Any) -> str:

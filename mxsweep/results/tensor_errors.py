@@ -5,29 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.parquet_files import open_parquet
 from mxsweep.results.record import DIAGNOSTICS_NAME, RunFolder
-from mxsweep.results.rows import Row
 
 KIND_TITLES = {"weight": "weights", "activation": "activations", "key": "keys", "value": "values"}
 _COUNTS = ("saturated", "flushed", "clamped")
 _NUMBERS = ("elements", "blocks", *_COUNTS)
 _READ = ("kind", "module", "layer", "elements", "blocks", "sqnr_db", *_COUNTS, "part")
-
-# The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
-WEIGHT_FIGURES = {
-    "elements": "weights_quantized",
-    "blocks": "weight_blocks",
-    "saturated": "weights_saturated",
-    "flushed": "weights_flushed",
-    "clamped": "weight_blocks_scale_clamped",
-    "exponent_min": "weight_exponent_min",
-    "exponent_max": "weight_exponent_max",
-}
 
 
 @dataclass(frozen=True)
@@ -116,24 +103,3 @@ def in_order_of_kinds(kinds: Iterable[str]) -> list[str]:
     """Return kinds in the order of TENSOR_KINDS, each once."""
     present = set(kinds)
     return [kind for kind in TENSOR_KINDS if kind in present]
-
-
-def tensor_figures(row: Row) -> dict[str, dict[str, Any]]:
-    """Return what quantizing did by kind of tensor; of weights also where the run was made without diagnostics."""
-    figures = dict(row.tensors)
-    if "weight" not in figures and row.diagnostics.get("weight_blocks"):
-        figures["weight"] = {name: row.diagnostics.get(key) for name, key in WEIGHT_FIGURES.items()}
-    return {kind: figures[kind] for kind in TENSOR_KINDS if _is_whole(figures.get(kind))}
-
-
-def _is_whole(figures: Any) -> bool:
-    """Return whether a record's figures of a kind of tensor are all there, and all numbers."""
-    if not isinstance(figures, dict):
-        return False
-    counts = [figures.get(name) for name in ("elements", "blocks", "saturated", "flushed", "clamped")]
-    others = [figures.get(name) for name in ("sqnr_db", "exponent_min", "exponent_max", "unlike_exact")]
-    return (
-        all(isinstance(count, int) for count in counts)
-        and all(value is None or isinstance(value, int | float) for value in others)
-        and min(figures["elements"], figures["blocks"]) > 0
-    )

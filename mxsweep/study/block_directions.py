@@ -14,7 +14,7 @@ from typing import Any
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import Finding, format_range, note_sampling, run_ids
 
@@ -161,7 +161,7 @@ def _both(ends: Sequence[Ends]) -> tuple[list[Row], list[Row]]:
 
 
 def _number(row: Row, kind: str, name: str) -> float:
-    value = tensor_figures(row).get(kind, {}).get(name)
+    value = row.tensors.get(kind, {}).get(name)
     return float(value) if isinstance(value, int | float) else math.nan
 
 

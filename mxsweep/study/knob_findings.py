@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.comparison import ALPHA, Comparison
 from mxsweep.study.finding import (
     Finding,
@@ -47,7 +47,7 @@ def _why_scale_bits_agree(rows: Sequence[Row], bits: int) -> str:
     """Set exponents against what the narrower scale holds; nothing where a scale was clamped, or none is known."""
     spans = []
     for kind in TENSOR_KINDS:
-        figures = [known[kind] for row in rows if kind in (known := tensor_figures(row))]
+        figures = [known[kind] for row in rows if kind in (known := row.tensors)]
         if any(figure.get("clamped") for figure in figures):
             return ""
         if span := format_exponents(figures):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors
 from mxsweep.study.finding import (
     Finding,
     format_exponents,
@@ -38,7 +38,7 @@ def describe_largest_error(rows: Sequence[Row]) -> Iterable[Finding]:
 
 def signal_over_error(row: Row) -> dict[str, float]:
     """Return the signal over quantization error in dB by kind of tensor, where finite."""
-    ratios = {kind: figures.get("sqnr_db") for kind, figures in tensor_figures(row).items()}
+    ratios = {kind: figures.get("sqnr_db") for kind, figures in row.tensors.items()}
     return {kind: ratio for kind, ratio in ratios.items() if isinstance(ratio, float) and math.isfinite(ratio)}
 
 
@@ -65,7 +65,7 @@ def describe_worst_tensor(rows: Sequence[Row]) -> Iterable[Finding]:
 def describe_lost_elements(rows: Sequence[Row]) -> Iterable[Finding]:
     """Give the shares of elements that became zero or saturated, from the least to the most of the runs."""
     for kind in TENSOR_KINDS:
-        known = [(row, figures[kind]) for row in rows if kind in (figures := tensor_figures(row))]
+        known = [(row, figures[kind]) for row in rows if kind in (figures := row.tensors)]
         known = [(row, figure) for row, figure in known if figure.get("elements")]
         if not known:
             continue
@@ -84,7 +84,7 @@ def describe_clamped_scales(rows: Sequence[Row]) -> Iterable[Finding]:
     """Name the scale bits that did not suffice."""
     alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
     for row in rows:
-        for kind, figure in tensor_figures(row).items():
+        for kind, figure in row.tensors.items():
             if figure.get("clamped"):
                 held = f"scale_bits={row.knobs['scale_bits']}" if "scale_bits" in row.knobs else ""
                 alike.setdefault((kind, held or f"scale={label(row.knobs.get('scale'))}"), []).append((row, figure))
@@ -102,7 +102,7 @@ def describe_native_arithmetic(rows: Sequence[Row]) -> Iterable[Finding]:
     """Say how many elements the native arithmetic makes something else of than the exact one."""
     alike: dict[str, list[tuple[Row, dict[str, Any]]]] = {}
     for row in rows:
-        figures = tensor_figures(row)
+        figures = row.tensors
         if any(figure.get("unlike_exact") is not None for figure in figures.values()):
             environment = (row.run.record or {}).get("environment")
             dtype = str((isinstance(environment, dict) and environment.get("dtype")) or "the tensors' own dtype")

@@ -436,11 +436,12 @@ def test_repeats_that_agree_leave_a_floor_of_one_example(tmp_path: Path) -> None
 
 
 def test_what_a_row_says_of_its_run(tmp_path: Path) -> None:
+    whole = {"sqnr_db": 20.0, "elements": 64, "blocks": 2, "saturated": 1, "flushed": 0, "clamped": 0}
     diagnostics = {
         "bits_per_weight": 4.25,
         "bits_per_parameter": 8.5,
         "parameter_bytes": 1000,
-        "tensors": {"weight": {"sqnr_db": 20.0}},
+        "tensors": {"weight": whole, "key": {"sqnr_db": 20.0}},
         "distance": {"story": {"kl_nats": 0.1, "top1_agreement": 0.9}},
     }
     none = {"bits_per_weight": "NaN", "bits_per_parameter": 32.0, "parameter_bytes": 4000}
@@ -450,7 +451,7 @@ def test_what_a_row_says_of_its_run(tmp_path: Path) -> None:
     run, base = named(group, "run"), named(group, "base")
     assert (run.bits_per_weight, run.parameter_bytes, run.kl_nats, run.top1_agreement) == (4.25, 1000, 0.1, 0.9)
     assert run.noise == {"acc": [0.5], "perplexity": [2.0]}
-    assert run.tensors == {"weight": {"sqnr_db": 20.0}} and run.diagnostics == diagnostics
+    assert run.tensors == {"weight": whole} and run.diagnostics == diagnostics
     assert run.accuracy_name == "acc"
     assert (base.bits_per_weight, base.parameter_bytes, base.kl_nats) == (32.0, 4000, None)
     assert base.noise == base.tensors == base.distance == {}

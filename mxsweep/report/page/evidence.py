@@ -16,7 +16,7 @@ from mxsweep.report.wording import (
 )
 from mxsweep.results.metrics import LOSS, MARGIN, is_perplexity, short_title
 from mxsweep.results.rows import Row, label
-from mxsweep.results.tensor_errors import KIND_TITLES, tensor_figures
+from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.change_words import percent
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.group_study import Study
@@ -77,9 +77,7 @@ def _verdict(pair: Comparison) -> str:
 
 def error_table(study: Study) -> Table | None:
     """Return a row for each run and kind of tensor; None where no run says anything."""
-    figures_by_row = [
-        (row, kind, f) for row in study.rows if not row.is_baseline for kind, f in tensor_figures(row).items()
-    ]
+    figures_by_row = [(row, kind, f) for row in study.rows if not row.is_baseline for kind, f in row.tensors.items()]
     if not figures_by_row:
         return None
     columns = ["config", "tensors", "SQNR, dB", "RMSE", "saturated", "became zero", "scales clamped", "exponents"]
@@ -173,9 +171,9 @@ def noise_table(study: Study) -> Table | None:
     if not repeated:
         return None
     columns = ["config", "metric", "unperturbed", "repeats", "lowest", "highest", "farthest from it", "run_id"]
-    rows = []
+    rows, metrics = [], study.group.metric_names()
     for row in repeated:
-        for name in study.group.metric_names():
+        for name in metrics:
             values = row.noise.get(name)
             if not values:
                 continue
