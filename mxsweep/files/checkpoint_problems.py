@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from mxsweep.files.checkpoints import is_file, stored_quantization, weight_files, weight_roots
+from mxsweep.files.checkpoints import is_file, read_mapping, stored_quantization, weight_files, weight_roots
 from mxsweep.files.safetensors_header import SUFFIX, SafetensorsError, stored_tensors
 
 _SETTINGS = (
@@ -19,6 +19,7 @@ _SETTINGS = (
     "generation_config.json",
     "chat_template.jinja",
 )
+_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What quantized weights are called, or come with, in the checkpoints of compressed-tensors, GPTQ, AWQ, bitsandbytes,
 # torchao, modelopt, fp8 and mxfp4.
@@ -33,6 +34,9 @@ def folder_problem(folder: Path) -> str | None:
     for name in _SETTINGS:  # which transformers would take for one that is not there, or wait for
         if (folder / name).exists() and not is_file(folder / name):
             return f"holds a {name} that is no regular file"
+    for name in _OBJECTS:
+        if (folder / name).exists() and not read_mapping(folder / name) and not _is_empty_object(folder / name):
+            return f"holds a {name} that is no JSON object"
     config = folder / "config.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -62,7 +66,7 @@ def _problem(folder: Path, name: str, config: dict[str, Any]) -> str | None:
     if not file.stat().st_size:
         return f"is no whole checkpoint: {name} is empty"
     if name.endswith(".index.json"):
-        return None if len(weight_files(folder, name)) > 1 else f"is no whole checkpoint: {name} names no files"
+        return _index_problem(folder, name)
     if name.endswith(SUFFIX):
         try:
             tensors = stored_tensors(file)
@@ -73,6 +77,22 @@ def _problem(folder: Path, name: str, config: dict[str, Any]) -> str | None:
         is_archive = stream.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(file):
         return f"is no whole checkpoint: {name} is cut short"
+    return None
+
+
+def _is_empty_object(file: Path) -> bool:
+    return file.read_bytes().strip().replace(b" ", b"") == b"{}"
+
+
+def _index_problem(folder: Path, name: str) -> str | None:
+    """Return what is wrong with an index of weights, which transformers takes as it is."""
+    if len(weight_files(folder, name)) == 1:
+        return f"is no whole checkpoint: {name} names no files"
+    index = read_mapping(folder / name)
+    if not all(isinstance(part, str) for part in index["weight_map"].values()):
+        return f"holds a {name} whose weight_map names files that are no texts"
+    if not isinstance(index.get("metadata"), dict):
+        return f"holds a {name} without metadata: it must be an object, if an empty one"
     return None
 
 

@@ -59,7 +59,7 @@ def rotated_layer(folder: Path) -> str | None:
     """Return the first layer that a folder which mxsweep packed has stored rotated, its input to be rotated by the
     loader; None where there is none.
     """
-    layers = _read_mapping(folder / EXPORT_MANIFEST).get("weights")
+    layers = read_mapping(folder / EXPORT_MANIFEST).get("weights")
     known = layers.items() if isinstance(layers, dict) else ()
     rotated = (name for name, layer in known if isinstance(layer, dict) and "input_rotated_in_blocks_of" in layer)
     return next(rotated, None)
@@ -172,7 +172,7 @@ def weight_roots(folder: Path) -> list[str]:
     A name that the config chooses may be of its text model's config alone; which of the two is asked depends on the
     model's class.
     """
-    config = _read_mapping(folder / "config.json")
+    config = read_mapping(folder / "config.json")
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     chosen = [name for part in parts if isinstance(name := part.get("transformers_weights"), str)]
     usual = [name for name in (*_SAFE_WEIGHTS, *_PYTORCH_WEIGHTS) if (folder / name).is_file()]
@@ -186,14 +186,14 @@ def weight_files(folder: Path, root: str) -> list[str]:
     """
     if not root.endswith(".index.json"):
         return [root]
-    parts = _read_mapping(folder / root).get("weight_map")
+    parts = read_mapping(folder / root).get("weight_map")
     names = parts.values() if isinstance(parts, dict) else ()
     return [root, *sorted({name for name in names if isinstance(name, str)})]
 
 
 def _versioned_configs(folder: Path) -> list[str]:
     """Return the names of configs for other versions of transformers, which config.json points to."""
-    names = _read_mapping(folder / "config.json").get("configuration_files")
+    names = read_mapping(folder / "config.json").get("configuration_files")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -210,7 +210,7 @@ def _code_elsewhere(folder: Path) -> dict[str, Path]:
     """
     modules: dict[str, Path] = {}
     for config in ("config.json", "tokenizer_config.json"):
-        for reference in texts_in(_read_mapping(folder / config).get("auto_map")):
+        for reference in texts_in(read_mapping(folder / config).get("auto_map")):
             other, separator, _ = reference.partition("--")
             if separator and Path(other).is_dir():
                 modules |= {f"{other}--{file.relative_to(other)}": file for file in Path(other).rglob("*.py")}
@@ -238,7 +238,7 @@ def _is_hidden(file: Path) -> bool:
 
 def _stored_dtype(folder: Path) -> str:
     """Return the dtype that config.json names; "auto" where it names none, or several: then more than it decides."""
-    config = _read_mapping(folder / "config.json")
+    config = read_mapping(folder / "config.json")
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
         return "auto"
@@ -251,8 +251,8 @@ def stored_quantization(path: str) -> str | None:
     folder = model_folder(path)
     if folder is None:
         return None
-    name = quantization_of(_read_mapping(folder / "config.json"))
-    return name or ("modelopt" if _read_mapping(folder / "hf_quant_config.json").get("quantization") else None)
+    name = quantization_of(read_mapping(folder / "config.json"))
+    return name or ("modelopt" if read_mapping(folder / "hf_quant_config.json").get("quantization") else None)
 
 
 def quantization_of(config: dict[str, Any]) -> str | None:
@@ -289,7 +289,7 @@ def stored_dtypes(path: str) -> set[str]:
         return set()  # loading the model says what is wrong with it
 
 
-def _read_mapping(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds; an empty one where there is none: loading the model says so."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

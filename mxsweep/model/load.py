@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,6 +46,8 @@ class LoadedModel:
     quantized_from: dict[str, Any] | None = None
 
 
+# What transformers and tokenizers raise where a setting or a file is of another kind than they take for granted.
+_OF_DAMAGED_FILES = (TypeError, KeyError, AttributeError, ArithmeticError, IndexError, StrictDataclassError)
 # At most one: the last model asked for. A folder by its files' stamps, too: one that was written anew is another model.
 _kept: dict[tuple[Any, ...], LoadedModel] = {}
 
@@ -196,11 +199,18 @@ def _load_pretrained(
         if method:
             model, loading, quantization = load_dequantized(path, source, method, arguments, shared)
             return model, tokenizer, loading, quantization
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **arguments, **shared)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments, **shared
+        )  # weights of another shape are told, then, and refused by their names
     except ConfigError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _loading_failed(path, arguments["attn_implementation"] or "auto", error) from error
+    except _OF_DAMAGED_FILES as error:
+        if shared["trust_remote_code"]:
+            raise  # of the checkpoint's own code
+        reason = RuntimeError(f"{type(error).__name__}: {error}")
+        raise _loading_failed(path, arguments["attn_implementation"] or "auto", reason) from error
     return loaded[0], tokenizer, loaded[1], None
 
 

@@ -15,12 +15,16 @@ _NAMED = 3  # of the weights that are left out
 
 def refuse_partial(path: str, loading: Mapping[str, Any]) -> None:
     """Raise ConfigError where weights are missing or of another shape: transformers fills them with random numbers."""
-    for problem in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(map(str, loading.get(problem) or ())):
-            raise ConfigError(
-                f"model.path: {path!r} is no whole checkpoint: {len(keys)} weights are {problem.partition('_')[0]}, "
-                f"{keys[0]} first"
-            )
+    if others := sorted(loading.get("mismatched_keys") or ()):
+        name, stored, asked = others[0]
+        raise ConfigError(
+            f"model.path: {path!r} is no whole checkpoint: {len(others)} weights are mismatched, {name} first: of "
+            f"shape {list(stored)} in its files, and {list(asked)} by config.json"
+        )
+    if keys := sorted(map(str, loading.get("missing_keys") or ())):
+        raise ConfigError(
+            f"model.path: {path!r} is no whole checkpoint: {len(keys)} weights are missing, {keys[0]} first"
+        )
 
 
 def refuse_untied_head(path: str, model: PreTrainedModel) -> None:

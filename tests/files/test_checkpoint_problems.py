@@ -45,12 +45,15 @@ def pickled(change: Callable[[Path], object]) -> Callable[[Path], object]:
     return pickle
 
 
-BOTH = json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
+BOTH = json.dumps({"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
 PROBLEMS = [
     (write(CONFIG, ""), "holds a config.json that is no JSON: Expecting value"),
     (write(CONFIG, "{'model_type': 1}"), "holds a config.json that is no JSON: "),
     (write(CONFIG, b"\xff\xfe{}"), "holds a config.json that is no JSON: "),
     (write(CONFIG, "[]"), "holds a config.json without settings"),
+    (write("tokenizer_config.json", "[1]"), "holds a tokenizer_config.json that is no JSON object"),
+    (write("special_tokens_map.json", "{"), "holds a special_tokens_map.json that is no JSON object"),
+    (write("generation_config.json", "3"), "holds a generation_config.json that is no JSON object"),
     (write(CONFIG, "{}"), "holds a config.json without settings"),
     (write(WEIGHTS, ""), "is no whole checkpoint: model.safetensors is empty"),
     (write(WEIGHTS, "version https://git-lfs.github.com/spec/v1"), "model.safetensors is cut short, or no safetensors"),
@@ -58,6 +61,12 @@ PROBLEMS = [
     (cut(WEIGHTS, 1), r"model.safetensors is cut short: it holds [\d,]+ bytes, and its tensors end at [\d,]+"),
     (lambda folder: (folder / WEIGHTS).rename(folder / "other.safetensors"), "holds no weights by a name that"),
     (in_parts(BOTH), "is no whole checkpoint: b.safetensors is not there"),
+    (in_parts('{"weight_map": {"x": "a.safetensors", "y": 3}}'), "index.json whose weight_map names files that are no"),
+    (in_parts('{"weight_map": {"x": "a.safetensors"}}'), "holds a model.safetensors.index.json without metadata"),
+    (
+        in_parts('{"metadata": [], "weight_map": {"x": "a.safetensors"}}'),
+        "model.safetensors.index.json without metadata",
+    ),
     (in_parts("{}"), "is no whole checkpoint: model.safetensors.index.json names no files"),
     (pickled(write("pytorch_model.bin", "")), "is no whole checkpoint: pytorch_model.bin is empty"),
     (pickled(cut("pytorch_model.bin", 100)), "is no whole checkpoint: pytorch_model.bin is cut short"),

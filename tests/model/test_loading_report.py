@@ -112,3 +112,31 @@ def test_the_commands_without_a_run_warn(
     assert command(words) == 0
     printed = capsys.readouterr().out
     assert printed.count("warning: model.path: ") == printed.count("model.layers.1.self_attn.q_proj.bias") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config, weights: weights.update({"model.norm.weight": torch.ones(7)}),
+            r"of shape \[7\] in its files, and",
+        ),
+        (
+            lambda config, weights: config.update(hidden_size=256),
+            r"29 weights are mismatched, model.embed_tokens.weight",
+        ),
+        (
+            lambda config, weights: config.update(hidden_size="128"),
+            "cannot be loaded: Strict.*'hidden_size' expected int",
+        ),
+        (lambda config, weights: config.update(num_attention_heads=0), "cannot be loaded: ZeroDivisionError: "),
+        (lambda config, weights: config.update(hidden_act="x"), "cannot be loaded: KeyError: 'x'"),
+        (lambda config, weights: config.update(model_type=[1]), "cannot be loaded: TypeError: unhashable"),
+        (lambda config, weights: config.update(dtype="int9"), "cannot be loaded: AttributeError: .*int9"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_names_the_folder(change: Change, message: str, tmp_path: Path) -> None:
+    folder = changed(tmp_path / "m", change)
+    with pytest.raises(ConfigError, match=rf"^model.path: '.*/m' .*{message}") as refused:
+        load_model(str(folder))
+    assert "\n" not in str(refused.value)
