@@ -14,12 +14,13 @@ from mxsweep.export.folder import target_module
 from mxsweep.export.targets.expert_names import stored_name
 from mxsweep.export.targets.gguf_file import why_not_architecture
 from mxsweep.formats.export_targets import GGUF, TARGET_NAMES, why_not, why_not_expert
-from mxsweep.formats.exported_recipe import FUSING_TARGETS, ROTATING_TARGETS, why_not_cached, why_not_rotated
+from mxsweep.formats.exported_recipe import AUTO, FUSING_TARGETS, ROTATING_TARGETS, why_not_cached, why_not_rotated
 from mxsweep.formats.recipe import DYNAMIC, LinearFormats, Recipe
 from mxsweep.model.linear_layers import is_transposed
 from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.shared_scales import fused_with
 from mxsweep.model.sites import Site, find_sites
+from mxsweep.terminal.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ def why_not_model(model: PreTrainedModel, recipe: Recipe) -> dict[str, str | Non
     layers = {site.name: _planned(site, recipe) for site in sites}
     config, fused = model.config.to_dict(), fused_layers(model)
     return {target: why_not_layers(layers, fused, target, config) for target in TARGET_NAMES}
+
+
+def refuse_without_place(model: PreTrainedModel, recipe: Recipe, asked: str) -> None:
+    """Raise ConfigError where the target that is asked for, or of ``auto`` every one, has no place for a model.
+
+    Args:
+        recipe: with its formats chosen, and its rotations.
+    """
+    problems = why_not_model(model, recipe)
+    problems = problems if asked == AUTO else {asked: problems[asked]}
+    if None not in problems.values():
+        raise ConfigError(f"export: {'; '.join(dict.fromkeys(filter(None, problems.values())))}")
 
 
 def why_not_site(site: Site) -> str | None:

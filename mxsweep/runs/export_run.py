@@ -29,6 +29,8 @@ from mxsweep.export.folder import write_manifest
 from mxsweep.files.atomic import write_atomically, write_folder_atomically
 from mxsweep.files.checkpoints import EXPORTED_GGUF
 from mxsweep.files.gguf_header import SUFFIX
+from mxsweep.formats.export_targets import TARGET_NAMES
+from mxsweep.formats.exported_recipe import AUTO
 from mxsweep.machine.versions import record_environment
 from mxsweep.model.load import forget_models
 from mxsweep.model.residual import rotated_residual
@@ -36,6 +38,7 @@ from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_
 from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.evaluator import load_evaluator
 from mxsweep.runs.export_card import card
+from mxsweep.runs.export_place import refuse_without_place
 from mxsweep.runs.packed_model import collect
 from mxsweep.runs.trained_run import evaluated_checkpoint
 from mxsweep.runs.verify_export import Reference, reference_of, verify_export
@@ -117,6 +120,8 @@ def export_run(
     """
     began = time.perf_counter()
     _check_free(out)
+    if target not in (AUTO, *TARGET_NAMES):
+        raise ConfigError(f"export: {target!r} is not known; allowed: {', '.join((AUTO, *TARGET_NAMES))}")
     if config.trains:
         config = evaluated_checkpoint(config, run_folder)
     if config.recipe.is_baseline:
@@ -160,6 +165,8 @@ def _write(
     with ExitStack() as stack, torch.no_grad():
         if config.rotation.residual:
             stack.enter_context(rotated_residual(model))
+        if config.ptq.budget is None and config.rotation.method != "search":  # else what is chosen decides
+            refuse_without_place(model, config.recipe, target)  # before what may take hours is worked out again
         preparation = prepare(
             model, tokenizer, config, evaluator.tasks["tasks"], evaluator.lm.max_length, progress, record["overrides"]
         )

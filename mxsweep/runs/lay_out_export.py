@@ -46,8 +46,6 @@ def lay_out(packed: PackedModel, asked: str, config: Mapping[str, Any]) -> LaidO
     Raises:
         ConfigError: the target has no place for something, or none has; the message says what, of each.
     """
-    if asked not in (AUTO, *TARGET_NAMES):
-        raise ConfigError(f"export: {asked!r} is not known; allowed: {', '.join((AUTO, *TARGET_NAMES))}")
     layers = {name: _layer(weight) for name, weight in packed.weights.items()}
     problems = []
     for target in TARGET_NAMES if asked == AUTO else (asked,):

@@ -170,6 +170,16 @@ def test_what_has_no_place_is_refused(words: list[str], message: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_has_no_place_is_refused_before_anything_is_worked_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, record = done(*FEW, "format=mxfp8_e5m2", *CALIBRATED)
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("weights were chosen again"))
+    for target in ("auto", "quark"):
+        with pytest.raises(ConfigError, match=r"^export: .*elements fp8_e5m2 have no place"):
+            export_run(config, record, tmp_path, target, tmp_path / "out")
+
+
 def test_a_folder_that_holds_something_and_a_target_that_is_none(tmp_path: Path) -> None:
     config, record = done(*FEW, "format=mxfp4")
     (tmp_path / "out").mkdir()
