@@ -41,7 +41,7 @@ def _check_runtime(config: RunParts) -> None:
     if config.rotated_matmuls and not runtime.rotates:
         raise ConfigError(
             f"rotation: {config.rotation.method} is nothing that runtime={runtime.name} computes, which multiplies no "
-            "inputs by Hadamard matrices; allowed with it: none, rotation.residual=true"
+            "inputs by Hadamard matrices; allowed with it: none, alone or with rotation.residual=true"
         )
 
 

@@ -134,6 +134,7 @@ def test_a_modules_formats_and_a_budgets_are_the_runtimes_too() -> None:
         ("runtime=microxcaling format=nvfp4", "backend 'microxcaling' has no scale e4m3"),
         ("runtime=quark kv_quant=int8", "kv_quant: int8 is nothing that runtime=quark computes"),
         ("runtime=quark rotation=hadamard", "rotation: hadamard is nothing that runtime=quark computes"),
+        ("runtime=quark rotation=hadamard rotation.residual=true", "none, alone or with rotation.residual=true"),
         ("runtime=quark train=from_scratch", "runtime: 'quark' does not go with train=from_scratch"),
         ("runtime=llama_cpp format=mxfp4", "weights in fp4_e2m1 by inputs as they are (format.activation=none)"),
         ("runtime=torchao format=nvfp4", "format.weight: fp4_e2m1-b16-e4m3-tensor is nothing that runtime=torchao"),
@@ -161,6 +162,10 @@ def _split(words: str) -> list[str]:
     import re
 
     return re.split(r" (?=[a-z_.]+=)", words)
+
+
+def test_a_residual_stream_alone_is_rotated_under_every_runtime() -> None:
+    assert compose(["runtime=quark", "format=mxfp4", "rotation=none", "rotation.residual=true"]).rotation.residual
 
 
 def test_a_knob_that_says_what_the_runtime_does_is_no_contradiction() -> None:
