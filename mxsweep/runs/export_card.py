@@ -18,8 +18,7 @@ _LOADING = {
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="bfloat16")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n'
-        "```\n\n"
-        "vLLM: `vllm serve THIS_FOLDER`."
+        "```"
     ),
     "quark": "vLLM: `vllm serve THIS_FOLDER`; transformers with the package `amd-quark`.",
     "modelopt": "vLLM: `vllm serve THIS_FOLDER --quantization modelopt_fp4`; TensorRT-LLM.",
@@ -37,11 +36,16 @@ _LOADING = {
         "some, it makes other weights of it."
     ),
 }
+_VLLM = "vLLM: `vllm serve THIS_FOLDER`."
+_ROTATED = (
+    f"{_VLLM} **Only vLLM**: it rotates the inputs of layers as the model runs, by `transform_config` in config.json. "
+    "transformers does not, and answers as another model would, without a word; mxsweep refuses the folder."
+)
 _ON_GPUS = {
     "compressed-tensors": (
         "Where the hardware has no products in the format, the loader computes something else than the recipe says: "
-        "vLLM on Hopper runs MXFP4 weights with MXFP4 activations as W4A16 (activations stay in 16 bits), and has no "
-        "scheme for MXFP6. transformers dequantizes weights to bfloat16 and simulates the activations' format."
+        "vLLM on Hopper runs MXFP4 weights with MXFP4 activations as W4A16 (activations stay in 16 bits). "
+        "transformers dequantizes weights to bfloat16 and simulates the activations' format."
     ),
     "quark": "vLLM multiplies in the format on AMD MI350 and newer, and simulates it elsewhere.",
     "modelopt": "NVFP4 products need a Blackwell GPU; before it, vLLM runs NVFP4 weights with 16-bit activations.",
@@ -62,12 +66,29 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"Packed by mxsweep for `{manifest['target']}`, of run {for_markdown(manifest['run_id'])}.",
         _recipe(manifest),
         _metrics(manifest),
-        "## How to load it\n\n" + _LOADING.get(manifest["target"], "") + "\n\nmxsweep: `python -m mxsweep model=hf "
-        "model.path=THIS_FOLDER format.weight=none ...` evaluates these weights.",
+        f"## How to load it\n\n{_loading(manifest)}",
         "## What your GPU will run\n\n" + _ON_GPUS.get(manifest["target"], "") + _roundings(manifest),
         _verified(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rotates_inputs(manifest: Mapping[str, Any]) -> bool:
+    """Return whether inputs are rotated as the model of a checkpoint runs."""
+    return any("input_rotated_in_blocks_of" in layer for layer in manifest["weights"].values())
+
+
+def _loading(manifest: Mapping[str, Any]) -> str:
+    if rotates_inputs(manifest):
+        return _ROTATED
+    parts = [_LOADING[manifest["target"]]]
+    if manifest["target"] == "compressed-tensors":
+        has_fp6 = any(layer["weight"].startswith("fp6") for layer in manifest["weights"].values())
+        parts.append("vLLM does not load it: it has no scheme for MXFP6." if has_fp6 else _VLLM)
+    parts.append(
+        "mxsweep: `python -m mxsweep model=hf model.path=THIS_FOLDER format.weight=none ...` evaluates these weights."
+    )
+    return "\n\n".join(parts)
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:

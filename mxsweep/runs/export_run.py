@@ -37,7 +37,7 @@ from mxsweep.model.residual import rotated_residual
 from mxsweep.results.record import HYDRA_FOLDER, RECORD_NAME, RecordError, read_record
 from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.evaluator import load_evaluator
-from mxsweep.runs.export_card import card
+from mxsweep.runs.export_card import card, rotates_inputs
 from mxsweep.runs.export_place import refuse_without_place
 from mxsweep.runs.packed_model import collect
 from mxsweep.runs.trained_run import evaluated_checkpoint
@@ -178,6 +178,11 @@ def _write(
         manifest = write_export(out, model, tokenizer, packed, target, _origin(record))
     notes = list(preparation.warnings)
     layers = manifest["weights"].values()
+    if rotates_inputs(manifest):
+        notes.append(
+            "inputs are rotated as the model runs, which vLLM does by transform_config in config.json; transformers "
+            "does not, and answers as another model would, without a word"
+        )
     if any(layer["activation"] and layer["activation_as_served"] != layer["activation"] for layer in layers):
         notes.append(
             "weights are stored bit for bit, and inputs are quantized by whoever serves the checkpoint, by other rules "

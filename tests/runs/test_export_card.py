@@ -72,3 +72,15 @@ def test_names_are_shown_as_they_stand(hostile: str) -> None:
         )
         assert hostile not in said
         assert not re.search(r"(?<!\\)(\*bold|<img|!\[x\]\(|a\|b)|^# heading", said, re.MULTILINE)
+
+
+def test_only_loaders_that_compute_it_are_named() -> None:
+    """Whoever leaves out the rotation of inputs, or has no scheme for a format, is not said to load it."""
+    layer = {"weight": "fp4_e2m1-b32-e8m0", "activation": None}
+    plain, fp6, rotated = (
+        card(manifest(target="compressed-tensors", weights={"l": layer | more}))
+        for more in ({}, {"weight": "fp6_e2m3-b32-e8m0"}, {"input_rotated_in_blocks_of": "32"})
+    )
+    assert "vllm serve" in plain and "from_pretrained" in plain
+    assert "vllm serve" not in fp6 and "no scheme for MXFP6" in fp6 and "from_pretrained" in fp6
+    assert "Only vLLM" in rotated and "from_pretrained" not in rotated and "model.path" not in rotated

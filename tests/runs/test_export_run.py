@@ -123,6 +123,7 @@ def test_a_rotated_residual_stream_unties_the_output_layer(tmp_path: Path) -> No
     rotated = [layer for layer in manifest["weights"].values() if "input_rotated_in_blocks_of" in layer]
     settings = json.loads((out / "config.json").read_text())["quantization_config"]
     assert rotated and "transform_config" in settings
+    assert "Only vLLM" in (out / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"^model\.path: .* stored rotated"):
         load_model(str(out), device="cpu")
     with pytest.raises(ConfigError, match=r"^model\.path: .* stored rotated"):  # so that a dry run says it
