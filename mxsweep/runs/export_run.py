@@ -82,7 +82,7 @@ def read_finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     usual = defaults()
     for knob in (knob for group in ("", *knobs.groups()) for knob in knobs.leaves(group)):
         newer = OmegaConf.select(composed, knob.path, default=_MISSING) is _MISSING  # than the run
-        if newer and not knobs.is_of_sweep(knob.path) and knob.path in usual:
+        if newer and knob.path in usual:
             OmegaConf.update(composed, knob.path, usual[knob.path], force_add=True)
     OmegaConf.update(composed, "hydra.overrides.task", record["overrides"], force_add=True)
     config = from_hydra(composed)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.done_runs import done
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -204,6 +205,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert export_command([str(folder)]) == 2
     assert "is there already" in capsys.readouterr().err
     record = json.loads((folder / "result.json").read_text())
+    composed: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    for newer in ("reuse", "export", "ptq.fuse"):  # knobs that there were not yet when a run was done
+        parent, _, leaf = newer.rpartition(".")
+        (OmegaConf.select(composed, parent) if parent else composed).pop(leaf)
+    OmegaConf.save(composed, folder / ".hydra" / "config.yaml")
+    assert read_finished(folder)[0].config_hash == record["config_hash"]
     for change, message in (
         ({"config_hash": "0" * 64}, "has changed since"),
         ({"status": "failed", "error": {"type": "ValueError", "message": "so it was"}}, "failed .so it was."),
