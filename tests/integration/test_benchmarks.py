@@ -103,6 +103,21 @@ def test_no_stock_time_from_a_part_of_the_kinds(grid: ModuleType) -> None:
     assert "nothing measured for microxcaling CUDA, microxcaling CUDA with KV, microxcaling PyTorch with KV" in formula
 
 
+def test_scoring_is_measured_beside_the_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import vocabulary
+
+    output = tmp_path / "figures.json"
+    options = ["--shape", "tiny", "--entries", "512,1024", "--tokens", "160", "--repeats", "1"]
+    assert vocabulary.main([*options, "--json", str(output)]) == 0
+    text, figures = capsys.readouterr().out, json.loads(output.read_text())["figures"]
+    assert [list(figures[entries]) for entries in ("512", "1024")] == [["words", "texts"]] * 2
+    for kind, each in figures["1024"].items():
+        assert each["scored"] > 0 and each["decoder"] > 0
+        shown = f"{each['scored']:.3f}", f"{each['scored'] / each['decoder']:.2f}"
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {kind}") and "1,024" in line]
+        assert all(figure in line for figure in shown)
+
+
 def test_missing_data_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.evaluate", *TINY]
     environment = {**os.environ, "MXSWEEP_SHARED": str(tmp_path)}
