@@ -138,15 +138,6 @@ def test_labels_come_from_the_typed_config() -> None:
     assert compose(["block_size=48", "scale_bits=6"]).run_id("T").startswith("T_w4a6_bs48_sb6_ccfalse_")
 
 
-def test_rescue4_is_the_settings_that_it_names() -> None:
-    leaves = ["kv_quant.first=4", "kv_quant.recent=32", "kv_quant.key_axis=channel", "kv_quant.rope=before"]
-    rescue, written = compose(["kv_quant=rescue4"]), compose(["kv_quant=fp4_e2m1", *leaves])
-    assert rescue.config_hash == written.config_hash != compose(["kv_quant=fp4_e2m1"]).config_hash
-    assert compose(["kv_quant=rescue4", "kv_quant.first=0"]).kv_quant.options.first == 0
-    with pytest.raises(ConfigError, match=r"kv_quant\.tensor_scale: true does not go"):
-        compose(["format=nvfp4", "kv_quant=rescue4"])
-
-
 def test_hash_tells_apart_what_changes_the_result_and_nothing_else() -> None:
     def of(*overrides: str) -> str:
         return compose(list(overrides)).config_hash

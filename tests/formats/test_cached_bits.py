@@ -59,12 +59,3 @@ def test_windows() -> None:
     assert CacheFormats().bits([sliding], 1000) == 50 * 2 * 96 * 16
     assert CacheFormats().bits([sliding], 10) == 10 * 2 * 96 * 16
     assert CacheFormats().bits_per_token([sliding]) == 2 * 96 * 16
-
-
-def test_tokens_kept_count_at_a_context_and_not_for_one_more_token() -> None:
-    """100 tokens: 64 values in fp4 and 36 as they are; of keys by channel two whole blocks."""
-    formats = CacheFormats(FP4, FP4, KVOptions("channel", "before", first=4, recent=32))
-    number = 4.25
-    assert formats.bits_per_token([LAYER]) == 3 * 2 * (64 + 32) * number
-    assert formats.bits([LAYER], 100) == 3 * 2 * (64 + 32) * (64 * number + 36 * 16)
-    assert formats.bits([LAYER], 99) == 3 * 2 * (64 * (32 * number + 67 * 16) + 32 * (63 * number + 36 * 16))
