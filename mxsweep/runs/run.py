@@ -105,8 +105,10 @@ def _result(
         from mxsweep.runs.trained_run import train_and_evaluate
 
         return train_and_evaluate(config, folder, progress, overrides)
-    from mxsweep.runs.evaluate_config import evaluate_config, evaluate_proven
-
     if proof is not None:
+        from mxsweep.runs.evaluate_config import evaluate_proven
+
         return evaluate_proven(config, progress, overrides, proof)
+    from mxsweep.runs.evaluate_config import evaluate_config
+
     return evaluate_config(config, progress, overrides)
