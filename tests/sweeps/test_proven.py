@@ -230,9 +230,9 @@ def test_a_dry_run_says_what_may_be_proven() -> None:
 
 @pytest.mark.parametrize("reuse", ["proven", "never"])
 def test_reuse_decides_whether_runs_are_proven(reuse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a command, with runs in order of their proofs; proven is what is done unasked."""
+    """Of a command, with runs in order of their proofs; unasked every run is evaluated."""
     monkeypatch.chdir(tmp_path)
-    command = Command([*FEW, "scale_bits=6,8", *(["reuse=never"] if reuse == "never" else [])], None, str(tmp_path))
+    command = Command([*FEW, "scale_bits=6,8", *(["reuse=proven"] if reuse == "proven" else [])], None, str(tmp_path))
     plan, _ = plan_command(command, multirun=True)
     (tmp_path / "s").mkdir()
     runs, _ = _launch(plan, tmp_path / "s", command)
