@@ -26,7 +26,7 @@ from mxsweep.formats.mxformat import BlockSize
 # the fastest on one and on two threads), and enough to share among threads.
 PIECE = 2**18
 # ATen gives a thread at least this many elements of an elementwise operation (at::internal::GRAIN_SIZE).
-_GRAIN_SIZE = 2**15
+GRAIN_SIZE = 2**15
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,4 @@ def pieces(
 
 
 def _piece_limit(device: torch.device) -> int | None:
-    return max(PIECE, _GRAIN_SIZE * torch.get_num_threads()) if device.type == "cpu" else None
+    return max(PIECE, GRAIN_SIZE * torch.get_num_threads()) if device.type == "cpu" else None

@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from mxsweep.numerics.blocks import PIECE, pieces
+from mxsweep.numerics.blocks import GRAIN_SIZE, PIECE, pieces
 
-# ATen shares an operation on so many elements among its threads, and not one on fewer (at::internal::GRAIN_SIZE).
-_GRAIN_SIZE = 2**15
 # Of fewer elements than this, the calling thread has done the work before others would have woken up.
 _FEW = 2**17
 
@@ -33,7 +31,7 @@ def on_pieces(work: Callable[..., None], views: Sequence[Tensor], block_dims: tu
         for parts in pieces(views, block_dims):
             work(*parts)
     elif size < _FEW:
-        for parts in pieces(views, block_dims, _GRAIN_SIZE - 1):
+        for parts in pieces(views, block_dims, GRAIN_SIZE - 1):  # which ATen does not share out
             work(*parts)
     else:
         inference = torch.is_inference_mode_enabled()  # of this thread only, while its tensors want it in all

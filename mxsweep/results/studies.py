@@ -74,7 +74,7 @@ def environment(row: Row) -> dict[str, str]:
 
 def has_environment_of(row: Row, record: Mapping[str, Any]) -> bool:
     """Return whether a record is of a run that was made in the row's environment, as far as that may change numbers."""
-    return _deciding(_environment_in(record)) == _deciding(environment(row))
+    return same_environment(record, row.run.record or {})
 
 
 def same_environment(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

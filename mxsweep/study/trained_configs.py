@@ -124,10 +124,11 @@ def _names(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     telling = distinguishing_knobs(rows, (), ordered)
     always = RECIPE if RECIPE in telling else "format"
     of_recipe = Counter((_text(row, always), name, _text(row, name)) for row in rows for name in telling)
+    sizes = Counter(_text(row, always) for row in rows)
 
     def is_usual(row: Row, name: str) -> bool:
         recipe = _text(row, always)
-        return 2 * of_recipe[recipe, name, _text(row, name)] > sum(_text(other, always) == recipe for other in rows)
+        return 2 * of_recipe[recipe, name, _text(row, name)] > sizes[recipe]
 
     texts = []
     for row in rows:

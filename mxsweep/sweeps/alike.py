@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from mxsweep.terminal.errors import ConfigError
 def groups_of(configs: Sequence[RunConfig | None]) -> list[str | None]:
     """Return the group of each config, of two or more that may come out the same; None of one in no group."""
     keys = [None if config is None else _key(config) for config in configs]
-    return [key if key is not None and keys.count(key) > 1 else None for key in keys]
+    counts = Counter(keys)
+    return [key if counts[key] > 1 else None for key in keys]
 
 
 def largest_held(config: RunConfig) -> int:
