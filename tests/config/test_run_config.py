@@ -157,7 +157,7 @@ def test_hash_tells_apart_what_changes_the_result_and_nothing_else() -> None:
 @pytest.fixture
 def lambada_file(tmp_path: Path) -> Path:
     file = tmp_path / "lambada.jsonl"
-    file.write_text('{"text": "a b c"}\n{"page": "x"}\n')
+    file.write_text('{"text": "a b c"}\n{"text": "x"}\n')
     return file
 
 
@@ -270,9 +270,12 @@ def test_hash_is_of_a_data_files_content(lambada_file: Path, tmp_path: Path) -> 
 
 
 def test_data_file_with_the_wrong_field(lambada_file: Path, tmp_path: Path) -> None:
-    compose(["task=lambada_openai", f"task.data={lambada_file}"])  # only the first row is read so early
+    compose(["task=lambada_openai", f"task.data={lambada_file}"])
     with pytest.raises(ConfigError, match=r"line 1 has no text field 'page'; it has 'text'"):
         compose(["task=wikitext", f"task.data={lambada_file}"])
+    (tmp_path / "mixed.jsonl").write_text('{"text": "a b c"}\n{"page": "x"}\n')
+    with pytest.raises(ConfigError, match=r"line 2 has no text field 'text'; it has 'page'"):
+        compose(["task=lambada_openai", f"task.data={tmp_path / 'mixed.jsonl'}"])
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ConfigError, match="holds no rows"):
         compose(["task=wikitext", f"task.data={tmp_path / 'empty.jsonl'}"])
