@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from mxsweep.results.metrics import is_perplexity
+from mxsweep.study.metric_interval import metric_interval
 from mxsweep.terminal.escapes import for_markdown
-
-_Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 _LOADING = {
     "compressed-tensors": (
@@ -124,33 +121,19 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
 def _metrics(manifest: Mapping[str, Any]) -> str:
     rows = []
     for task, metrics in manifest["metrics"].items():
+        examples = manifest["examples"].get(task)
         for name, value in metrics.items():
             if "_stderr" in name or not isinstance(value, float | int):
                 continue
             base, comma, chosen = name.partition(",")
             error = metrics.get(f"{base}_stderr{comma}{chosen}")
-            within = _interval(name, value, error) if isinstance(error, float | int) else ""
+            ends = metric_interval(name, value, error, examples) if isinstance(error, float | int) else None
+            within = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
             rows.append(f"| {for_markdown(task)} | {for_markdown(name)} | {value:.4g} | {within} |")
     if not rows:
         return ""
     head = "| task | metric | this run | 95 % interval |\n| --- | --- | --- | --- |\n"
     return "## Metrics\n\n" + head + "\n".join(rows) + "\n\nAs mxsweep computed them." + _against(manifest)
-
-
-def _interval(metric: str, value: float, stderr: float) -> str:
-    """Return the 95 % interval of a metric: normal, of a perplexity of its logarithm; "" where it is not finite.
-
-    The logarithm's standard error s is the one of which a log-normal has the standard error that is recorded:
-    value e^(s²/2) √(e^(s²) - 1).
-    """
-    if not (math.isfinite(value) and math.isfinite(stderr)):
-        return ""
-    if is_perplexity(metric):
-        log_stderr = math.sqrt(math.log((1 + math.hypot(1, 2 * stderr / value)) / 2))
-        ends = value * math.exp(-_Z * log_stderr), value * math.exp(_Z * log_stderr)
-    else:
-        ends = value - _Z * stderr, value + _Z * stderr
-    return f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
 def _against(manifest: Mapping[str, Any]) -> str:

@@ -200,4 +200,5 @@ def _origin(record: dict[str, Any]) -> dict[str, Any]:
         "config_hash": record["config_hash"],
         "config": record["config"],
         "metrics": record["metrics"],
+        "examples": record["n_effective"],
     }

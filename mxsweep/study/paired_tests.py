@@ -14,7 +14,7 @@ from scipy.special import bdtr, stdtr, stdtrit
 
 LEVEL = 0.95
 _UPPER = 1 - (1 - LEVEL) / 2
-_Z = 1.959963984540054  # the normal distribution's quantile of _UPPER
+Z = 1.959963984540054  # the normal distribution's quantile of _UPPER
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def compare_accuracy(a: np.ndarray, b: np.ndarray) -> AccuracyDifference:
         return AccuracyDifference(0, 0, 0, math.nan, math.nan, math.nan, math.nan)
     adjusted_a, adjusted_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     center = adjusted_b - adjusted_a
-    half = _Z * math.sqrt((adjusted_a + adjusted_b - center**2) / (n + 2))
+    half = Z * math.sqrt((adjusted_a + adjusted_b - center**2) / (n + 2))
     low, high = max(-1.0, center - half), min(1.0, center + half)
     return AccuracyDifference(n, only_a, only_b, (only_b - only_a) / n, low, high, mcnemar_p(only_a, only_b))
 
