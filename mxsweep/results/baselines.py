@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mxsweep.config import knobs
@@ -28,15 +28,18 @@ def find_baselines(results: Results) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for group in results.groups:
-        if any(row.is_baseline for row in group.rows):
-            continue
-        wanted: dict[str, Row] = {}
-        for row in group.rows:
-            wanted |= dict.fromkeys(baseline_hashes(row.run), row)
-        if wanted:
-            found |= dict.fromkeys(_look_for(wanted, _places(group.rows)))
+        if not any(row.is_baseline for row in group.rows):
+            found |= dict.fromkeys(baselines_of(group.rows))
     here = Path.cwd()
     return [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in found]
+
+
+def baselines_of(rows: Sequence[Row]) -> list[Path]:
+    """Return folders of runs that are baselines of rows, each row's own; looked for as in `find_baselines`."""
+    wanted: dict[str, Row] = {}
+    for row in rows:
+        wanted |= dict.fromkeys(baseline_hashes(row.run), row)
+    return list(_look_for(wanted, _places(rows))) if wanted else []
 
 
 def baseline_command(row: Row) -> str | None:

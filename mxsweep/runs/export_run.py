@@ -130,7 +130,7 @@ def export_run(
 
     def write(folder: Path) -> None:
         manifest, notes, reference = _write(config, record, target, folder, progress, say)
-        manifest["baseline"] = against_baseline(record, run_folder, record["overrides"])
+        manifest["baseline"] = against_baseline(record, run_folder)
         manifest["seconds"] = {"write": time.perf_counter() - began}
         if verify:
             forget_models()

@@ -1,8 +1,10 @@
-"""A run against the baseline beside it: the paired differences of the report, or the command that makes one."""
+"""A run against its baseline: the paired differences of the report, or the command that makes one."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def test_differences_are_those_of_a_comparison(tmp_path: Path) -> None:
     baseline = done(tmp_path / "none", [*FEW, "format=none"])
     done(tmp_path / "other", ["limit=24", "model.device=cpu", "format=none"])
     record = done(tmp_path / "mine", WORDS)
-    found = against_baseline(record, tmp_path / "mine", WORDS)
+    found = against_baseline(record, tmp_path / "mine")
     assert found["run_id"] == baseline["run_id"]
     expected = compare(tmp_path / "none", tmp_path / "mine").set_index("metric")
     assert [each["metric"] for each in found["differences"]] == ["acc", "perplexity"]
@@ -47,9 +49,17 @@ def test_differences_are_those_of_a_comparison(tmp_path: Path) -> None:
 def test_a_run_alone_says_what_to_evaluate(tmp_path: Path) -> None:
     record = done(tmp_path / "mine", WORDS)
     done(tmp_path / "other", ["limit=24", "model.device=cpu", "format=none"])
-    found = against_baseline(record, tmp_path / "mine", WORDS)
+    found = against_baseline(record, tmp_path / "mine")
     assert list(found) == ["missing"]
-    assert "`python -m mxsweep -m limit=48 model.device=cpu format=mxfp4 format.activation=none`" in found["missing"]
+    command = re.search(r"`python -m mxsweep (.+)`", found["missing"])
+    assert command and compose(shlex.split(command[1])).config_hash == compose([*FEW, "format=none"]).config_hash
+
+
+def test_a_baseline_is_found_where_a_report_finds_it(tmp_path: Path) -> None:
+    baseline = done(tmp_path / "outputs" / "none", [*FEW, "format=none"])
+    mine = tmp_path / "multirun" / "monday" / "mine"
+    found = against_baseline(done(mine, WORDS), mine)
+    assert found["run_id"] == baseline["run_id"] and found["metrics"] == baseline["metrics"]
 
 
 def test_a_baseline_of_another_environment_is_none(tmp_path: Path) -> None:
@@ -59,5 +69,5 @@ def test_a_baseline_of_another_environment_is_none(tmp_path: Path) -> None:
     other = json.loads(file.read_text())
     other["environment"]["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(other))
-    found = against_baseline(record, tmp_path / "mine", WORDS)
+    found = against_baseline(record, tmp_path / "mine")
     assert list(found) == ["missing"] and "in the same environment" in found["missing"]
