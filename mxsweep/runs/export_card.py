@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mxsweep.export.on_gpus import on_gpus
+from mxsweep.formats.mxformat import MXFormat
+from mxsweep.formats.recipe import LinearFormats
 from mxsweep.study.metric_interval import metric_interval
 from mxsweep.terminal.escapes import for_markdown
 
@@ -38,21 +41,6 @@ _ROTATED = (
     f"{_VLLM} **Only vLLM**: it rotates the inputs of layers as the model runs, by `transform_config` in config.json. "
     "transformers does not, and answers as another model would, without a word; mxsweep refuses the folder."
 )
-_ON_GPUS = {
-    "compressed-tensors": (
-        "Where the hardware has no products in the format, the loader computes something else than the recipe says: "
-        "vLLM on Hopper runs MXFP4 weights with MXFP4 activations as W4A16 (activations stay in 16 bits). "
-        "transformers dequantizes weights to bfloat16 and simulates the activations' format."
-    ),
-    "quark": "vLLM multiplies in the format on AMD MI350 and newer, and simulates it elsewhere.",
-    "modelopt": "NVFP4 products need a Blackwell GPU; before it, vLLM runs NVFP4 weights with 16-bit activations.",
-    "gguf": (
-        "llama.cpp reads the weights that were measured, and quantizes inputs, which the run left as they are: on a "
-        "CPU to Q8_0 (8-bit integers in blocks of 32), on a GPU to Q8_1 or, on Blackwell, to 4 bits. What that changes "
-        "was not measured."
-    ),
-    "auto-round": "Blocks of 16 with e5m3 scales are experimental: no GPU multiplies by them, they are simulated.",
-}
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -64,10 +52,17 @@ def card(manifest: Mapping[str, Any]) -> str:
         _recipe(manifest),
         _metrics(manifest),
         f"## How to load it\n\n{_loading(manifest)}",
-        "## What your GPU will run\n\n" + _ON_GPUS.get(manifest["target"], "") + _roundings(manifest),
+        f"## What your GPU will run\n\n{on_gpus(manifest['target'], _formats(manifest))}{_roundings(manifest)}",
         _verified(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _formats(manifest: Mapping[str, Any]) -> list[LinearFormats]:
+    return [
+        LinearFormats(MXFormat.parse(layer["weight"]), layer["activation"] and MXFormat.parse(layer["activation"]))
+        for layer in manifest["weights"].values()
+    ]
 
 
 def rotates_inputs(manifest: Mapping[str, Any]) -> bool:

@@ -30,6 +30,9 @@ def manifest(**more: Any) -> dict[str, Any]:
     } | more
 
 
+FP4, FP6, FP8, NVFP4 = "fp4_e2m1-b32-e8m0", "fp6_e2m3-b32-e8m0", "fp8_e4m3-b32-e8m0", "fp4_e2m1-b16-e4m3-tensor"
+
+
 def test_a_card_without_a_baseline_says_neither() -> None:
     said = card(manifest())
     assert "Against" not in said and "baseline" not in said
@@ -44,7 +47,7 @@ def test_an_accuracy_has_an_interval_that_is_one() -> None:
 def test_names_are_shown_as_they_stand(hostile: str) -> None:
     config = manifest()["config"] | {"model": {"name": hostile}, "format": {"name": hostile}}
     config["calibration"] = {"path": hostile}
-    layer = {"weight": hostile, "activation": hostile, "activation_as_served": "other"}
+    layer = {"weight": FP4, "activation": FP4, "activation_as_served": hostile}
     change = {"task": hostile, "metric": hostile, "change": "+1 %", "p": 0.5, "n": 3}
     for baseline in ({"run_id": hostile, "differences": [change]}, {"missing": hostile}):
         said = card(
@@ -64,11 +67,34 @@ def test_names_are_shown_as_they_stand(hostile: str) -> None:
 
 def test_only_loaders_that_compute_it_are_named() -> None:
     """Whoever leaves out the rotation of inputs, or has no scheme for a format, is not said to load it."""
-    layer = {"weight": "fp4_e2m1-b32-e8m0", "activation": None}
+    layer = {"weight": FP4, "activation": None}
     plain, fp6, rotated = (
         card(manifest(target="compressed-tensors", weights={"l": layer | more}))
-        for more in ({}, {"weight": "fp6_e2m3-b32-e8m0"}, {"input_rotated_in_blocks_of": "32"})
+        for more in ({}, {"weight": FP6}, {"input_rotated_in_blocks_of": "32"})
     )
     assert "vllm serve" in plain and "from_pretrained" in plain
     assert "vllm serve" not in fp6 and "no scheme for MXFP6" in fp6 and "from_pretrained" in fp6
     assert "Only vLLM" in rotated and "from_pretrained" not in rotated and "model.path" not in rotated
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds", "said", "unsaid"),
+    [
+        ("compressed-tensors", [(FP4, FP4)], ["On Hopper", "simulates"], ["MXFP8", "NVFP4"]),
+        ("compressed-tensors", [(FP8, FP8), (NVFP4, NVFP4)], ["W8A16", "NVFP4 by NVFP4"], ["MXFP4 by"]),
+        ("compressed-tensors", [(FP4, None)], ["Inputs stay as they are"], ["Hopper", "simulates"]),
+        ("compressed-tensors", [(FP6, FP6)], ["simulates"], ["GPU. ", "left out"]),
+        ("modelopt", [(NVFP4, NVFP4)], ["Blackwell"], ["simulates"]),
+        ("modelopt", [(NVFP4, None)], ["Inputs stay as they are"], ["Blackwell"]),
+        ("gguf", [(FP4, None)], ["Q8_0"], ["Inputs stay as they are"]),
+    ],
+)
+def test_what_a_gpu_runs_is_of_the_formats(
+    target: str, kinds: list[tuple[str, str | None]], said: list[str], unsaid: list[str]
+) -> None:
+    layers = {
+        str(i): {"weight": weight, "activation": activation, "activation_as_served": activation}
+        for i, (weight, activation) in enumerate(kinds)
+    }
+    text = card(manifest(target=target, weights=layers)).split("## What your GPU will run")[1].split("## Verified")[0]
+    assert all(each in text for each in said) and not any(each in text for each in unsaid), text
