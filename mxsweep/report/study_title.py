@@ -25,13 +25,16 @@ def _is_swept(results: Results, name: str) -> bool:
     return len({str(row.knobs[name]) for row in rows}) > 1
 
 
-def about_group(group: Group) -> str:
-    """Return what a group's runs answer and measured, as a person says it."""
-    return f"What quantizing costs: {measured_text(group)}"
+def about_group(group: Group, alone: bool = False) -> str:
+    """Return what a group's runs answer and measured, as a person says it; below a title, of a group that is alone."""
+    return f"What quantizing costs{', on ' if alone else ': '}{measured_text(group, alone)}"
 
 
-def measured_text(group: Group) -> str:
-    """Return a group's conditions as a person says them: "model tiny, task story, 1,000 examples"."""
+def measured_text(group: Group, alone: bool = False) -> str:
+    """Return a group's conditions as a person says them: "model tiny, task story, 1,000 examples".
+
+    Model and task are left out of a group that is `alone`: the title has them.
+    """
     known = dict(group.conditions)
     model, task, limit = (known.pop(name, "") for name in ("model", "task", "limit"))
     counts = {row.n for row in group.rows}
@@ -42,7 +45,7 @@ def measured_text(group: Group) -> str:
     parts = [examples, *(f"{knob_title(name)} {value}" for name, value in known.items())]
     detail = ", ".join(filter(None, parts))
     named = ", ".join(f"{name} {value}" for name, value in (("model", model), ("task", task)) if value)
-    return ", ".join(filter(None, (named, detail)))
+    return ", ".join(filter(None, ("" if alone and detail else named, detail)))
 
 
 def _listed(names: list[str]) -> str:

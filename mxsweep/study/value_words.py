@@ -20,18 +20,7 @@ def describe_values(studied: KnobValues) -> list[str]:
         names = join_with_and([knob_title(name) for name in studied.bound])
         verbs = ("go", "differ") if len(studied.bound) > 1 else ("goes", "differs")
         lines.append(f"{names} {verbs[0]} with the format, and {verbs[1]} where it does.")
-    for pair in studied.pairs:
-        test = pair.tests.get(metric)
-        if test is None or pair.identical or test.tells_apart:
-            continue
-        size = max(abs(test.measured.low), abs(test.measured.high))
-        if math.isnan(size):
-            continue
-        noise = test.floor is not None and test.floor >= abs(test.measured.difference) and test.p < 0.05
-        why = "no difference that the numerical noise would not make" if noise else "no difference"
-        lines.append(
-            f"{title} {pair.low}, {pair.high}: {why} above {format_size(metric, size)} of {metric_noun(metric)}."
-        )
+    lines += [f"{title} {said}" for said in _no_differences(studied, metric)]
     for each in studied.interactions:
         parts = [
             f"{format_measured(metric, measured)} with {value_text(each.other, [value])}" for value, measured in each.at
@@ -41,6 +30,30 @@ def describe_values(studied: KnobValues) -> list[str]:
             f"{knob_title(each.other)}: {metric_noun(metric)} {join_with_and(parts)}."
         )
     return lines
+
+
+def _no_differences(studied: KnobValues, metric: str) -> list[str]:
+    """Say which values cannot be told apart: in a line of each pair, or in one where that is true of every pair."""
+    apart = [pair for pair in studied.pairs if not pair.identical and metric in pair.tests]
+    alike = [pair for pair in apart if not pair.tests[metric].tells_apart and not math.isnan(_size(pair, metric))]
+    told = [(_no_difference(pair, metric), _size(pair, metric), pair) for pair in alike]
+    noun = metric_noun(metric)
+    if len(alike) == len(apart) > 1 and len({why for why, _, _ in told}) == 1:
+        values = list(dict.fromkeys(value for pair in alike for value in (pair.low, pair.high)))
+        size = max(size for _, size, _ in told)
+        return [f"{', '.join(values)}: {told[0][0]} above {format_size(metric, size)} of {noun}."]
+    return [f"{pair.low}, {pair.high}: {why} above {format_size(metric, size)} of {noun}." for why, size, pair in told]
+
+
+def _size(pair: ValuePair, metric: str) -> float:
+    measured = pair.tests[metric].measured
+    return max(abs(measured.low), abs(measured.high))
+
+
+def _no_difference(pair: ValuePair, metric: str) -> str:
+    test = pair.tests[metric]
+    noise = test.floor is not None and test.floor >= abs(test.measured.difference) and test.p < 0.05
+    return "no difference that the numerical noise would not make" if noise else "no difference"
 
 
 def summarize_values(studied: Sequence[KnobValues]) -> str:
@@ -62,18 +75,19 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
         matter.sort(key=lambda one: -one[0])
         parts.append(f"Of {metric_noun(matter[0][2])}, {'; '.join(text for _, text, _ in matter)}.")
     if not_matter:
-        parts.append(f"No difference: {'; '.join(not_matter)}.")
+        said = "; ".join(not_matter)
+        parts.append(f"{said[0].upper()}{said[1:]}.")
     return " ".join(parts)
 
 
 def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str) -> str:
     values = list(dict.fromkeys(value for pair in pairs for value in (pair.low, pair.high)))
     if all(pair.identical for pair in pairs):
-        return f"{value_text(studied.knob, values)} (identical)"
+        return f"{value_text(studied.knob, values)}: identical"
     ends = [abs(end) for pair in pairs for m in [pair.tests[metric].measured] for end in (m.low, m.high)]
     size = max((end for end in ends if not math.isnan(end)), default=math.nan)
     above = "" if math.isnan(size) else f" above {format_size(metric, size)}"
-    return f"{knob_title(studied.knob)} {', '.join(values)} (none{above})"
+    return f"{knob_title(studied.knob)} {', '.join(values)}: no difference{above or ' shown'}"
 
 
 def _identical_sets(pairs: Sequence[ValuePair]) -> list[list[str]]:

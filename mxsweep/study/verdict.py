@@ -31,6 +31,8 @@ from mxsweep.study.value_words import summarize_values
 _FOUND = 0.8416212335729143  # the normal distribution's 80 % quantile: what is found in 4 of 5 cases
 _Z = 1.959963984540054  # its 97.5 % quantile
 MOST_NAMED = 4  # configs in a sentence
+SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")
+NOTHING_DONE = {"none", "rtn"}  # their values that leave a tensor, or a method, as it is
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Config:
     """Hold a config, which is all the runs that came out the same; the first is the cheapest.
 
     Attributes:
-        name: in words.
-        one_name: of the cheapest run by itself.
+        name: in words, by what differs between configs.
+        one_name: of the cheapest run by itself, with what all configs have in common: what to type.
         test: of the verdict's metric against the baseline.
     """
 
@@ -56,7 +58,10 @@ class Config:
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """Hold a line of the answer: what it is about, a run that it names, and the start of the text that matters most."""
+    """Hold a line of the answer: what it is about, a run that it names, and the start of the text that matters most.
+
+    The start of what to use is the config and its cost.
+    """
 
     title: str
     text: str
@@ -159,6 +164,7 @@ def _metric(group: Group, against: Mapping[Path, Comparison]) -> str | None:
 def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]) -> list[Config]:
     names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
     names = [n for n in names if n not in goes_with_format(names, rows)]
+    whole = [*_common(rows, names), *names]
     alike: dict[Hashable, list[Row]] = {}
     for row in rows:
         if math.isfinite(loss(row, metric)):
@@ -167,8 +173,18 @@ def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mappin
     for same in alike.values():
         ordered = sorted(same, key=lambda row: _price(row, metric))
         test = metric_test(against.get(ordered[0].run.path), metric)
-        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], names), test))
+        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], whole), test))
     return sorted(configs, key=lambda one: _cost(one, metric))
+
+
+def _common(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Return the knobs beside `names` that say what is quantized, and how, in all of the rows."""
+    found = []
+    for name in SAYING_WHAT:
+        values = {label(row.knobs[name]) for row in rows if name in row.knobs}
+        if name not in names and len(values) == 1 and not values & NOTHING_DONE:
+            found.append(name)
+    return found
 
 
 def outcome_of(row: Row, comparison: Comparison | None) -> Hashable:
@@ -254,10 +270,8 @@ def _say_knobs(values: Sequence[KnobValues]) -> VerdictLine | None:
 
 def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
     configs, tests, equal, use = judged.configs, judged.tests, judged.equal, judged.use
-    text = f"{who}{use.one_name}{_bits(use)}"
+    text = lead = f"{who}{use.one_name}{_bits(use)}{_measured_cost(use, metric)}"
     best = configs[0]
-    against = "" if use.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, use.test.paired)}"
-    text += against
     if len(configs) > 1 and not any(test is not None and test.paired for test in tests):
         text += ". Nothing is known of single examples, so whether it is better than the next is not known"
     elif len(equal) > 1 and use is not best:
@@ -276,7 +290,12 @@ def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
     if weights and not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
         text += ". No remedy was tried: ptq=gptq may win some of this back"
-    return VerdictLine("Use", f"{text}.", run_ids([use.row]), f"{who}{use.one_name}")
+    return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead)
+
+
+def _measured_cost(config: Config, metric: str) -> str:
+    measured = config.test.paired
+    return "" if measured is None else f": {metric_noun(metric)} {format_measured(metric, measured)}"
 
 
 def _bits(config: Config) -> str:
@@ -292,11 +311,8 @@ def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | N
     if not there or judged.use in there:
         return None
     chosen = _judge(group, there, metric).use
-    cost = (
-        "" if chosen.test.paired is None else f": {metric_noun(metric)} {format_measured(metric, chosen.test.paired)}"
-    )
-    text = f"{chosen.one_name}{_bits(chosen)}{cost}."
-    return VerdictLine("Smallest", text, run_ids([chosen.row]), chosen.one_name)
+    lead = f"{chosen.one_name}{_bits(chosen)}{_measured_cost(chosen, metric)}"
+    return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead)
 
 
 def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
@@ -310,21 +326,21 @@ def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
         return None
     n, size = paired[0].n, half * (_Z + _FOUND) / _Z
     between = "two configs" if several else "the config and its baseline"
-    text = (
-        f"with {n:,} examples, a difference of {format_size(metric, size)} in {metric_noun(metric)} between {between} "
-        f"is found in 4 of 5 cases{' (of the median pair)' if several else ''}"
+    found = (
+        f"with {n:,} examples, {'typically ' if several else ''}a difference of {format_size(metric, size)} in "
+        f"{metric_noun(metric)} between {between} is found in 4 of 5 cases"
     )
+    lead, more = "", ""
     if len(equal) > 1:
         goal = math.log(1.01) if is_perplexity(metric) else 0.01
         if size > goal:
             names = join_with_and([one.name for one in equal[:2]]) if len(equal) == 2 else f"{len(equal)} configs"
-            text += (
-                f". Too few to tell {names} apart: {format_size(metric, goal)} would take about "
-                f"{_round_up(n * (size / goal) ** 2):,}"
-            )
+            lead = f"Too few examples to tell {names} apart"
+            more = f"; {format_size(metric, goal)} would take about {_round_up(n * (size / goal) ** 2):,}"
     elif several and betterness(metric) and len(paired) == len(configs) - 1:
-        text += ": enough to tell the best from all others"
-    return VerdictLine("How sure", f"{text[0].upper()}{text[1:]}.", [])
+        lead = "Enough examples to tell the best from all others"
+    text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
+    return VerdictLine("How sure", f"{text}.", [], lead)
 
 
 def _round_up(count: float) -> int:

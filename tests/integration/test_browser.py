@@ -123,13 +123,32 @@ def test_every_figure_is_drawn(visit: Callable[..., Page]) -> None:
 
 
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
+def test_the_line_of_no_change_crosses_no_name(visit: Callable[..., Page], size: dict[str, int]) -> None:
+    page = visit(viewport=size)
+    lines, crossed = page.evaluate(
+        """() => {
+            const plot = document.querySelector('.plot[data-figure="cost_limit-none"]');
+            const lines = [...plot.querySelectorAll(".mark-rule.role-mark line")]
+                .map(each => each.getBoundingClientRect()).filter(box => box.height > box.width);
+            const texts = [...plot.querySelectorAll(".mark-text.role-mark text")];
+            return [lines.length, texts.filter(text => {
+                const own = text.getBoundingClientRect();
+                return lines.some(line => line.left < own.right && line.right > own.left
+                    && line.top < own.bottom - 2 && line.bottom > own.top + 2);
+            }).map(text => text.textContent)];
+        }"""
+    )
+    assert lines == 6 and crossed == []
+
+
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
 def test_the_first_screen_says_what_to_use(visit: Callable[..., Page], size: dict[str, int]) -> None:
     page = visit(viewport=size)
     expect(page).to_have_title(re.compile("^tiny on story: .*block size.* – mxsweep$"))
     use = page.locator("#group-1-verdict .use")
     expect(use).to_contain_text("bits a weight")
     box = use.bounding_box()
-    assert box is not None and box["y"] + box["height"] <= size["height"]
+    assert box is not None and box["y"] < 230 and box["y"] + box["height"] <= size["height"]
     tops = page.evaluate(
         """() => ["#group-1-verdict", "nav", "#group-1-knobs", "#group-1-memory", "#environments"]
             .map(each => document.querySelector(each).getBoundingClientRect().top)"""

@@ -50,10 +50,10 @@ def test_of_configs_that_cannot_be_told_apart_the_cheaper_is_named(tmp_path: Pat
     study = study_of(tmp_path)
     assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
     said = line(study, "Use")
-    assert said.startswith("block size 32 (4.25 bits a weight): perplexity +")
+    assert said.startswith("w4a6, block size 32 (4.25 bits a weight): perplexity +")
     assert "cannot be told from block size 16" in said or "not to be told from" in said
-    assert line(study, "Smallest").startswith("block size 64 (4.12 bits a weight)")
-    assert "Too few to tell block size" in line(study, "How sure")
+    assert line(study, "Smallest").startswith("w4a6, block size 64 (4.12 bits a weight)")
+    assert "Too few examples to tell block size" in line(study, "How sure")
 
 
 def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance
     assert study.verdict.use is not None and study.verdict.use.name == "block size 16"
     assert "Every other config is significantly worse" in line(study, "Use")
     assert "both configs significantly worse" in line(study, "Cost")
-    assert "enough to tell the best" in line(study, "How sure")
+    assert "Enough examples to tell the best" in line(study, "How sure")
 
 
 def test_what_only_a_correction_calls_equal_is_not_recommended(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_runs_that_came_out_the_same_are_one_config_and_the_cheaper_stands_for_i
     verdict = study_of(tmp_path).verdict
     assert len(verdict.configs) == 6 and all(len(config.rows) == 2 for config in verdict.configs)
     assert verdict.configs[0].name == "block size 16, scale bits 6 = 8, KV none"
-    assert verdict.use is not None and verdict.use.one_name == "block size 16, scale bits 6, KV none"
+    assert verdict.use is not None and verdict.use.one_name == "w4a6, block size 16, scale bits 6, KV none"
 
 
 def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
@@ -101,11 +101,30 @@ def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
     put_run(tmp_path, "vllm16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="vllm")
     study = study_of(tmp_path)
     (said,) = [each for each in study.verdict.lines if each.title == "Use"]
-    assert said.lead == "as vLLM computes it: block size 16" and said.text.startswith(f"{said.lead} (4.5 bits")
+    assert said.lead.startswith("as vLLM computes it: w4a6, block size 16 (4.5 bits a weight): perplexity +")
+    assert said.lead.endswith("%]") and said.text.startswith(f"{said.lead}. ")
     assert said.runs == ["id_vllm16"] and "runtime" not in said.text and study.verdict.use is None
     put_run(tmp_path, "own16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="none")
     leads = [each.lead for each in study_of(tmp_path).verdict.lines if each.title == "Use"]
-    assert leads == ["by the run's own rules: block size 32", "as vLLM computes it: block size 16"]
+    assert [lead.split(" (")[0] for lead in leads] == [
+        "by the run's own rules: w4a6, block size 32",
+        "as vLLM computes it: w4a6, block size 16",
+    ]
+
+
+def test_what_to_use_says_what_all_configs_have_in_common_and_what_was_left_as_it_is_not(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    for block in (16, 32):
+        put_run(tmp_path, f"b{block}", noisy(block / 100, 0.1, block), 4.0, block_size=block, ptq="gptq")
+    use = study_of(tmp_path).verdict.use
+    assert use is not None and (use.name, use.one_name) == ("block size 16", "w4a6, gptq, block size 16")
+    top = tmp_path / "cached"
+    put_run(top, "base", BASE, format="none")
+    for first in (0, 4):
+        knobs: dict[str, Any] = {"format": "none", "kv_quant": "int4", "kv_quant.first": first}
+        put_run(top, f"first{first}", noisy(0.1 + first / 10, 0.1, first), 16.0, **knobs)
+    use = study_of(top).verdict.use
+    assert use is not None and use.one_name.startswith("KV int4, ")
 
 
 def test_no_best_is_named_where_nothing_is_known_of_examples(tmp_path: Path) -> None:
@@ -179,6 +198,19 @@ def test_a_difference_that_is_not_there_is_bounded_and_not_claimed(tmp_path: Pat
     assert said.startswith("block size 16, 32: no difference above ± ") and said.endswith("% of perplexity.")
     measured = values.pairs[0].tests["perplexity"].measured
     assert f"{math.expm1(max(-measured.low, measured.high)):.1%}" in said
+
+
+def test_values_of_which_no_two_are_told_apart_are_one_line(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    for block in (16, 32, 64):
+        put_run(tmp_path, f"b{block}", noisy(0.2, 0.2, block), 4.5, block_size=block)
+    study = study_of(tmp_path)
+    (said,) = describe_values(study.values[0])
+    ends = [
+        end for pair in study.values[0].pairs for m in [pair.tests["perplexity"].measured] for end in (m.low, m.high)
+    ]
+    assert said == f"block size 16, 32, 64: no difference above ± {math.expm1(max(map(abs, ends))):.1%} of perplexity."
+    assert line(study, "Knobs") == f"B{said[1:].removesuffix(' of perplexity.')}."
 
 
 def test_rows_that_are_not_all_combinations_are_named_by_the_first(tmp_path: Path) -> None:

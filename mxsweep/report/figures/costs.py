@@ -59,13 +59,14 @@ def _cells(metric: str, config: Config) -> list[str]:
 
 
 def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None) -> Spec:
-    data = [_datum(metric, index, one, one is use) for index, one in enumerate(configs)]
     title = f"{metric_noun(metric)}: run / baseline" if is_perplexity(metric) else f"change of {metric_noun(metric)}"
     nothing = 1.0 if is_perplexity(metric) else 0.0
+    data = [{**_datum(metric, index, one, one is use), "nothing": nothing} for index, one in enumerate(configs)]
     ends = [nothing, *(datum["low"] for datum in data), *(datum["high"] for datum in data)]
     low, high = widened(min(ends), max(ends), is_perplexity(metric))
     scale = {"type": "log" if is_perplexity(metric) else "linear", "domain": [low, high], "nice": False}
-    axis = log_axis(low, high) if is_perplexity(metric) else {"format": "~g", "tickCount": 5}
+    # Lines of a grid would cross the names, which stand above each interval.
+    axis = {**(log_axis(low, high) if is_perplexity(metric) else {"format": "~g", "tickCount": 5}), "grid": False}
     x = channel("x", "quantitative", title=title, scale=scale, axis=axis)
     y = channel(
         "row",
@@ -87,9 +88,8 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
         "data": {"name": "configs"},
         "layer": [
             {
-                "data": {"values": [{"x": nothing}]},
-                "mark": {"type": "rule", "color": ink, "strokeDash": [5, 3]},
-                "encoding": {"x": {**x, "field": "x"}},
+                "mark": {"type": "rule", "color": ink, "strokeDash": [4, 2]},
+                "encoding": {"x": {**x, "field": "nothing"}, "y": {**y, "field": "under_name"}, "y2": {"field": "end"}},
             },
             {
                 "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": 6},
@@ -129,6 +129,8 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
     change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
     return {
         "row": index,
+        "under_name": index - 0.06,
+        "end": index + 0.5,
         "name": f"▸ {config.name}" if is_use else config.name,
         "use": is_use,
         "config": config.name,

@@ -127,7 +127,8 @@ def write_page(
     terms: Terms = DEFAULT_TERMS,
 ) -> list[Path]:
     """Write report.html to `folder`, and return its path in a list. Raises OSError."""
-    groups = [_group(index, study, drawn, folder, terms) for index, study in enumerate(studied, 1)]
+    alone = len(studied) == 1
+    groups = [_group(index, study, drawn, folder, terms, alone) for index, study in enumerate(studied, 1)]
     data = _drawn_data(groups)
     drawing = vega() if data["figures"] else None
     scripts = [*([drawing] if drawing else []), closed((HERE / "report.js").read_text(encoding="utf-8"))]
@@ -204,7 +205,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms) -> GroupView:
+def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms, alone: bool) -> GroupView:
     figures, heat = drawn.get(study.group.slug, ([], None))
     shown = [finding for kind in _by_kind(study.findings) for finding in kind[:MOST_FINDINGS]]
     reasons = [c.why_not or c.note for c in study.comparisons.values()]
@@ -212,7 +213,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms) -
         id=f"group-{index}",
         study=study,
         heading=_sentence(measured_text(study.group)),
-        about=about_group(study.group),
+        about=about_group(study.group, alone),
         verdict=study.verdict,
         no_verdict=_no_verdict(study),
         costs_figure=next((figure for figure in figures if figure.about == VERDICT), None),
