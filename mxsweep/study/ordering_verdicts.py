@@ -221,6 +221,9 @@ def _measured(worse: _Found, better: _Found, ordering: Ordering, study: Training
     values = [as_array(each, found[0][0]) for each in found[0]]
     if len(a) == 1:
         return LossDifference(compare_means(-values[0], -values[1]), found[1])
+    terms = list(zip((-1.0, 1.0, 1.0, -1.0), (*a, *b), strict=True))
+    if study.spread is not None and (pooled := study.spread.contrast(terms)) is not None:
+        return pooled
     return LossDifference(compare_means(values[0] - values[1], values[2] - values[3]), found[1])
 
 

@@ -148,7 +148,7 @@ class Residual:
 
     Attributes:
         variance: of one value.
-        degrees: of freedom, (k - 1) (n - 1).
+        degrees: of freedom; of k treatments in n blocks without a missing cell (k - 1) (n - 1).
     """
 
     variance: float
@@ -156,24 +156,36 @@ class Residual:
 
 
 def residual_of(values: np.ndarray) -> Residual | None:
-    """Return the residual of a two-way layout without replication; None of fewer than two of either, or of NaN.
+    """Return the residual of a two-way layout without replication, (k, n), NaN where a cell is missing.
 
-    With few examples, as a handful of seeds, it says more of the spread of a difference than the two runs by themselves
-    do, where all treatments spread alike (Montgomery, Design and Analysis of Experiments, 8th ed., 4.1).
+    It is what treatments and blocks, fitted by least squares to the cells that there are, leave; None where nothing is
+    left to estimate it by. With few examples, as a handful of seeds, it says more of the spread of a difference than
+    the two runs by themselves do, where all treatments spread alike (Montgomery, Design and Analysis of Experiments,
+    8th ed., 4.1).
     """
+    treatments, blocks = np.nonzero(~np.isnan(values))
     k, n = values.shape
-    left = values - values.mean(0, keepdims=True) - values.mean(1, keepdims=True) + values.mean()
-    degrees = (k - 1) * (n - 1)
-    if min(k, n) < 2 or not np.isfinite(left).all():
+    design = np.zeros((len(treatments), k + n))
+    cells = np.arange(len(treatments))
+    design[cells, treatments] = design[cells, k + blocks] = 1.0
+    known = values[treatments, blocks]
+    known = known - known.mean() if len(known) else known
+    fitted, _, rank, _ = np.linalg.lstsq(design, known, rcond=None)
+    degrees = len(known) - int(rank)
+    if degrees < 1:
         return None
-    return Residual(float(np.square(left).sum()) / degrees, degrees)
+    return Residual(float(np.square(known - design @ fitted).sum()) / degrees, degrees)
 
 
-def compare_means_given(a: np.ndarray, b: np.ndarray, residual: Residual) -> MeanDifference:
-    """Compare the means of two treatments of a two-way layout, of which the residual is known."""
-    n = _count(a, b)
-    difference = float(b.mean() - a.mean())
-    stderr = math.sqrt(2 * residual.variance / n)
+def contrast_given(values: np.ndarray, coefficients: Sequence[float], residual: Residual) -> MeanDifference:
+    """Test a contrast of the means of treatments, values (m, n) in the same n blocks, of which the residual is known.
+
+    Coefficients, m of them, sum to 0: -1 and 1 of a difference, four of a difference of two.
+    """
+    n = values.shape[1]
+    of_treatments = np.asarray(coefficients, dtype=np.float64)
+    stderr = math.sqrt(residual.variance * float(np.square(of_treatments).sum()) / n)
+    difference = float(of_treatments @ values.mean(1))
     return MeanDifference(n, difference, *_interval_and_p(difference, stderr, residual.degrees))
 
 

@@ -14,7 +14,7 @@ from mxsweep.results.rows import label
 from mxsweep.results.trainings import unread_files
 from mxsweep.study.comparison import ALPHA
 from mxsweep.study.finding import Finding, format_runs, run_ids
-from mxsweep.study.paired_tests import Residual, compare_means_given, holm, residual_of
+from mxsweep.study.paired_tests import Residual, contrast_given, holm, residual_of
 from mxsweep.study.trained_configs import (
     OVER_SEEDS,
     OVER_SEQUENCES,
@@ -74,18 +74,46 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Hold how much the losses of quantized configs spread from seed to seed, after what config and seed explain.
+
+    A baseline lacks what quantizing adds to a loss from seed to seed, so no spread is taken over it and the others.
+    """
+
+    configs: list[TrainedConfig]
+    residual: Residual
+
+    def contrast(self, terms: Sequence[tuple[float, TrainedConfig]]) -> LossDifference | None:
+        """Test a sum of configs' losses, each times its coefficient, over the seeds that all of them have.
+
+        None where one has no part in the spread, where two seeds are not in common, or where all terms cancel.
+        """
+        summed: dict[int, float] = {}
+        for coefficient, config in terms:
+            summed[id(config)] = summed.get(id(config), 0.0) + coefficient
+        left = {id(config): config for _, config in terms if summed[id(config)]}
+        found = loss_values([config.rows for config in left.values()]) if left else None
+        if found is None or found[1] != OVER_SEEDS or any(config not in self.configs for config in left.values()):
+            return None
+        values = np.array([as_array(each, found[0][0]) for each in found[0]])
+        return LossDifference(contrast_given(values, [summed[each] for each in left], self.residual), OVER_SEEDS)
+
+
+@dataclass(frozen=True)
 class TrainingStudy:
     """Hold what a group's trainings say.
 
     Attributes:
         ranked: the best first, baselines among them; those that diverged with some seed last.
         pairs: all pairs of configs that could be compared, neighbours in the ranking and others.
+        spread: of quantized configs from seed to seed; None of too few.
         notes: what a reader of the intervals must know.
         unread: files that could not be read, and why.
     """
 
     ranked: list[Ranked]
     pairs: list[Pair]
+    spread: Spread | None = None
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
@@ -101,8 +129,10 @@ def study_trainings(results: Results, group: Group) -> TrainingStudy | None:
         return None
     configs = trained_configs(group, results.shown)
     ranked = _ranked(configs)
-    pairs = _pairs([each.config for each in ranked if each.config.losses])
-    return TrainingStudy(ranked, pairs, _notes(ranked, pairs), unread_files(group.rows))
+    finished = [each.config for each in ranked if each.config.losses]
+    spread = _spread(finished)
+    pairs = _pairs(finished, spread)
+    return TrainingStudy(ranked, pairs, spread, _notes(ranked, pairs), unread_files(group.rows))
 
 
 def describe_trainings(study: TrainingStudy) -> list[Finding]:
@@ -180,24 +210,16 @@ def _speed(config: TrainedConfig) -> float | None:
     return float(np.mean(ratios)) if ratios else None
 
 
-def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
-    """Compare all pairs of configs; quantized ones of the same seeds with the spread that all of these show.
+def _pairs(configs: Sequence[TrainedConfig], spread: Spread | None) -> list[Pair]:
+    """Compare all pairs of configs, quantized ones with the spread that all of these show.
 
-    A baseline lacks what quantizing adds to a loss from seed to seed, so no spread is taken over it and the others:
-    it is compared by the paired t test, here as in the ranking.
+    A baseline is compared by the paired t test, here as in the ranking.
     """
-    pooled, residual = _pooled(configs)
     found: list[tuple[TrainedConfig, TrainedConfig, LossDifference]] = []
     for a, b in itertools.islice(itertools.combinations(configs, 2), MOST_PAIRS):
-        difference = compare_configs(b.rows, a.rows)
-        if difference is None:
-            continue
-        if residual is not None and a in pooled and b in pooled:
-            values = loss_values((a.rows, b.rows))
-            assert values is not None
-            (x, y), _ = values
-            difference = LossDifference(compare_means_given(as_array(x, x), as_array(y, x), residual), OVER_SEEDS)
-        if not math.isnan(difference.measured.p):
+        pooled = None if spread is None else spread.contrast([(-1.0, a), (1.0, b)])
+        difference = pooled or compare_configs(b.rows, a.rows)
+        if difference is not None and not math.isnan(difference.measured.p):
             found.append((a, b, difference))
     adjusted = _adjusted([difference for _, _, difference in found])
     pairs = []
@@ -208,17 +230,18 @@ def _pairs(configs: Sequence[TrainedConfig]) -> list[Pair]:
     return pairs
 
 
-def _pooled(configs: Sequence[TrainedConfig]) -> tuple[list[TrainedConfig], Residual | None]:
-    """Return the quantized configs with the seeds, two or more, that most have, and what is left of their losses."""
-    alike: dict[frozenset[object], list[TrainedConfig]] = {}
-    for config in configs:
-        if len(config.losses) > 1 and not config.is_baseline:
-            alike.setdefault(frozenset(config.losses), []).append(config)
-    most = max(alike.values(), key=len, default=[])
-    if len(most) < 3:
-        return [], None
-    seeds = list(most[0].losses)
-    return most, residual_of(np.array([as_array(config.losses, seeds) for config in most]))
+def _spread(configs: Sequence[TrainedConfig]) -> Spread | None:
+    """Return the spread of the quantized configs with two seeds or more, not all of which need have all seeds.
+
+    None of fewer than three such configs.
+    """
+    quantized = [one for one in configs if len(one.losses) > 1 and not one.is_baseline]
+    if len(quantized) < 3:
+        return None
+    seeds = list(dict.fromkeys(seed for one in quantized for seed in one.losses))
+    losses = [[one.losses.get(seed, math.nan) for seed in seeds] for one in quantized]
+    residual = residual_of(np.array(losses))
+    return None if residual is None else Spread(quantized, residual)
 
 
 def _turned(difference: LossDifference) -> LossDifference:

@@ -1,5 +1,6 @@
 """Published orderings of trained configs: which of one's own runs they are about, and what these say of them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mxsweep.results.groups import read_results
 from mxsweep.results.rows import read_rows
 from mxsweep.study.operand_features import is_pattern, meets, operand_features
 from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, judge_published
+from mxsweep.study.paired_tests import residual_of, t_quantile
 from mxsweep.study.published import BadReferenceError, load_reference
 from mxsweep.study.training_ranking import study_trainings
 from mxsweep.sweeps.plan import plan
@@ -150,6 +152,11 @@ def test_gains_and_differences(tmp_path: Path) -> None:
             put_config(runs, f"{name}{more}", identity(f"{element}-b32-e8m0{more}"), of_seeds, **knobs)
     gains, near, far, none = judged(runs, written(tmp_path, GAINS))
     assert gains.verdict == AGREES and gains.ours.startswith("E2M1 against INT4: of gains +0.0180 [")
+    # Four configs, two seeds each: what is left of eight losses has three degrees of freedom.
+    left = residual_of(np.array([[0.03, 0.0309], [0.028, 0.029], [0.05, 0.0509], [0.03, 0.031]]))
+    assert left is not None and left.degrees == 3
+    half = t_quantile(3) * math.sqrt(4 * left.variance / 2)
+    assert f"+0.0180 [+{0.018 - half:.4f}, +{0.018 + half:.4f}] nats" in gains.ours
     assert near.verdict == AGREES and "theirs +0.0400 to +0.0600; ours format=mint4 symmetric=true +0.0504" in near.ours
     assert far.verdict == DISAGREES and none.verdict == CANNOT_TELL and none.ours == "theirs +0.1000; no run here of it"
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.made_report import put_study
 from helpers.made_trainings import SEQUENCES, put_training
 
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.paired_tests import compare_means_given, residual_of, t_quantile
+from mxsweep.study.paired_tests import contrast_given, residual_of, t_quantile
 from mxsweep.study.trained_configs import OVER_SEEDS, OVER_SEQUENCES
 from mxsweep.study.training_ranking import ONE_SEED, Ranked, TrainingStudy
 
@@ -64,7 +65,7 @@ def test_pairs_use_the_spread_of_all_quantized_configs_that_have_the_same_seeds(
     values = np.array([COSTS[16], COSTS[32], third])
     residual = residual_of(values)
     assert residual is not None and residual.degrees == 4
-    expected = compare_means_given(values[0], values[1], residual)
+    expected = contrast_given(values[:2], (-1, 1), residual)
     assert vars(pair.difference.measured) == pytest.approx(vars(expected))
 
 
@@ -96,6 +97,48 @@ def test_a_layout_without_residual_is_one_of_sums_alone() -> None:
     residual = residual_of(rows + columns)
     assert residual is not None and residual.variance == pytest.approx(0) and residual.degrees == 2
     assert residual_of(np.ones((1, 3))) is None and residual_of(np.array([[1, math.nan], [2, 3]])) is None
+    assert residual_of(np.full((2, 2), math.nan)) is None
+
+
+def test_the_residual_of_a_layout_with_missing_cells_is_that_of_least_squares() -> None:
+    formula = pytest.importorskip("statsmodels.formula.api")
+    values = np.random.default_rng(4).normal(2, 0.1, (5, 4))
+    values[0, 3] = values[2, 0] = values[4, 1] = math.nan
+    cells = [(i, j, value) for (i, j), value in np.ndenumerate(values) if not math.isnan(value)]
+    frame = pd.DataFrame(cells, columns=["config", "seed", "loss"])
+    fitted = formula.ols("loss ~ C(config) + C(seed)", frame).fit()
+    residual = residual_of(values)
+    assert residual is not None and residual.degrees == fitted.df_resid == 9
+    assert residual.variance == pytest.approx(fitted.mse_resid)
+
+
+def test_a_contrast_of_a_full_layout_is_that_of_least_squares() -> None:
+    formula = pytest.importorskip("statsmodels.formula.api")
+    values = np.random.default_rng(5).normal(2, 0.1, (4, 3))
+    frame = pd.DataFrame([(i, j, v) for (i, j), v in np.ndenumerate(values)], columns=["config", "seed", "loss"])
+    theirs = formula.ols("loss ~ C(config) + C(seed) - 1", frame).fit().t_test([-1, 1, 1, -1, 0, 0])
+    residual = residual_of(values)
+    assert residual is not None
+    ours = contrast_given(values, (-1, 1, 1, -1), residual)
+    low, high = theirs.conf_int()[0]
+    assert (ours.difference, ours.low, ours.high, ours.p) == pytest.approx(
+        (theirs.effect[0], low, high, float(theirs.pvalue))
+    )
+
+
+def test_a_config_without_a_seed_counts_in_the_spread_of_all(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    for seed, cost in ((2, 0.035), (3, 0.034)):
+        put_training(tmp_path / f"b64s{seed}", seed, cost=cost, format="mxfp4", block_size=64)
+    put_training(tmp_path / "b128s1", 1, cost=0.05, format="mxfp4", block_size=128)
+    study = training(tmp_path)
+    assert study.spread is not None and study.spread.residual.degrees == 3
+    assert [one.name for one in study.spread.configs] == ["block_size=16", "block_size=32", "block_size=64"]
+    of = {frozenset((one.better.name, one.worse.name)): one.difference for one in study.pairs}
+    values = np.array([COSTS[16][1:], (0.035, 0.034)])
+    expected = contrast_given(values, (-1, 1), study.spread.residual)
+    assert vars(of[frozenset(("block_size=16", "block_size=64"))].measured) == pytest.approx(vars(expected))
+    assert of[frozenset(("block_size=16", "block_size=128"))].over == OVER_SEQUENCES  # one seed in common
 
 
 def test_one_config_goes_by_its_recipe_or_else_by_its_format(tmp_path: Path) -> None:
