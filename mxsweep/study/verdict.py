@@ -334,7 +334,9 @@ def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
     if len(equal) > 1:
         goal = math.log(1.01) if is_perplexity(metric) else 0.01
         if size > goal:
-            names = join_with_and([one.name for one in equal[:2]]) if len(equal) == 2 else f"{len(equal)} configs"
+            names = (
+                join_with_and([one.name for one in equal[:2]]) if len(equal) == 2 else f"the best {len(equal)} configs"
+            )
             lead = f"Too few examples to tell {names} apart"
             more = f"; {format_size(metric, goal)} would take about {_round_up(n * (size / goal) ** 2):,}"
     elif several and betterness(metric) and len(paired) == len(configs) - 1:
