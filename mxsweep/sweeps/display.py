@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from mxsweep.report.wording import one_line
 from mxsweep.runs.new_record import summarize_record
 from mxsweep.sweeps.best_run import BestRun
+from mxsweep.sweeps.elsewhere import Elsewhere
 from mxsweep.sweeps.execute import LOG_FORMAT
 from mxsweep.sweeps.time_left import RunningRun, format_duration, seconds_left
 from mxsweep.terminal.escapes import printable
@@ -38,6 +39,7 @@ class SweepDisplay:
         stream: where to show it; None for ``sys.stderr``.
         varying: the knobs that tell the runs apart, as names or as a test of a name; None for all that were typed.
         workers: how many runs there are at a time; None for as many as have been seen at a time.
+        elsewhere: what other processes do of the sweep's runs; None where there are none.
         console: a rich console to draw on, instead of ``stream``, whatever it is.
         clock: seconds.
     """
@@ -50,6 +52,7 @@ class SweepDisplay:
         *,
         varying: Callable[[str], bool] | Collection[str] | None = None,
         workers: int | None = None,
+        elsewhere: Elsewhere | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +61,7 @@ class SweepDisplay:
         self._console = console or _make_console(self._stream)
         self._varies = varying if callable(varying) or varying is None else varying.__contains__
         self._at_a_time = workers or 1
+        self._elsewhere = elsewhere
         self._clock = clock
         self._live: Live | None = None
         self._numbers: dict[Any, int] = {}  # by folder: a run that is run again keeps its number
@@ -113,6 +117,7 @@ class SweepDisplay:
         if current is None or total <= 0:
             return
         current.advance(min(max(done / total, 0.0), 1.0), phase, self._clock())
+        self._look_elsewhere()
         if self._console is None and self._clock() - self._spoke >= SECONDS_BETWEEN_LINES:
             runs = (f"{self._title(run.number)}: {_describe_progress(run)}" for run in self._running.values())
             self._speak("; ".join(runs) + self._time_left())
@@ -121,6 +126,7 @@ class SweepDisplay:
         """Show what came out of a run."""
         self._running.pop(run.folder, None)
         title = self._title(self._number(run))
+        self._look_elsewhere()
         if self._console is not None:  # no line said what began
             title += f" ({self._knobs(run)})"
         self._ended += 1
@@ -142,7 +148,15 @@ class SweepDisplay:
         """Estimate how long the sweep still takes; None if nothing is known."""
         running = list(self._running.values())
         waiting = self._total - self._skipped - self._ended - len(running)
-        return seconds_left(running, waiting, self._past, self._at_a_time, self._clock())
+        others = 0
+        if self._elsewhere is not None:
+            others = self._elsewhere.running
+            waiting -= self._elsewhere.ended + others
+        return seconds_left(running, waiting, self._past, self._at_a_time, self._clock(), others)
+
+    def _look_elsewhere(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.look(self._numbers)
 
     def _learn(self, run: Any, record: dict[str, Any]) -> None:
         """Take time, speed and metrics from the record of a done run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.sweeps.display import SweepDisplay
+from mxsweep.sweeps.elsewhere import Elsewhere
 from mxsweep.sweeps.execute import SweepObserver, SweepRun
 
 log = logging.getLogger("mxsweep")
@@ -26,7 +28,9 @@ def observe_sweep(
         folder: of the sweep; its name is that of the group in Weights & Biases.
     """
     with ExitStack() as stack:
-        display = SweepDisplay(len(runs), len(done), varying=_varying_knobs(runs))
+        before = {run.folder for run, _ in done}
+        elsewhere = Elsewhere([run for run in runs if run.folder not in before], time.monotonic)
+        display = SweepDisplay(len(runs), len(done), varying=_varying_knobs(runs), elsewhere=elsewhere)
         for run, record in done:
             display.recall(run, record)
         stack.enter_context(display)

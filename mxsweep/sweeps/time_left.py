@@ -96,14 +96,15 @@ class RunningRun:
 
 
 def seconds_left(
-    running: Sequence[RunningRun], waiting: int, past: Sequence[float], workers: int, now: float
+    running: Sequence[RunningRun], waiting: int, past: Sequence[float], workers: int, now: float, elsewhere: int = 0
 ) -> float | None:
     """Estimate how long a sweep still takes, as if every run took the mean time; None if nothing is known.
 
     Args:
         waiting: runs that have not begun.
         past: seconds that finished runs took.
-        workers: how many runs are done at a time.
+        workers: how many runs are done at a time, without those of ``elsewhere``.
+        elsewhere: runs that other processes are at, each of which goes on with the sweep; they are taken to be half done.
     """
     times = past or [seconds for run in running if (seconds := run.seconds_in_all(now)) is not None]
     if not times:
@@ -111,6 +112,7 @@ def seconds_left(
     usual = sum(times) / len(times)
     ends = [run.seconds_left(now, usual) for run in running]
     ends += [0.0] * (workers - len(ends))
+    ends += [usual / 2] * elsewhere
     heapq.heapify(ends)
     for _ in range(waiting):
         heapq.heapreplace(ends, ends[0] + usual)  # whichever is free first takes the next run

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from mxsweep import compose
+from mxsweep.files.locks import CLAIM_NAME, Lock
+from mxsweep.results.record import write_record
 from mxsweep.runs.new_record import new_record
 from mxsweep.sweeps.display import SweepDisplay
+from mxsweep.sweeps.elsewhere import Elsewhere
+from mxsweep.sweeps.execute import SweepRun
 
 QUANTIZED = compose(["format=w4a6"]).as_dict()
 BASELINE = compose(["format=none"]).as_dict()
@@ -91,6 +95,24 @@ def test_plain_lines(clock):
         f"run 4 of 4: story: acc 0.9231 ± 0.0084, perplexity 1.515 ± 0.063 {shown}, "
         "best acc 0.9231 (block_size=8 scale_bits=6)",
     ]
+
+
+def test_what_other_processes_do_is_not_left_to_do(tmp_path, clock):
+    """Of ten runs another process ends four and is at one, while this one does two: three are left for the two."""
+    runs = [
+        SweepRun(str(index), tmp_path / str(index), (f"seed={index}",), "0", None, None, {}, {}) for index in range(10)
+    ]
+    for run in runs:
+        run.folder.mkdir()
+    progress, lines = plain(clock, 10, elsewhere=Elsewhere(runs, clock))
+    go(progress, clock, runs[0], done(), 30)
+    assert lines()[-1].endswith("about 4 min left, best acc 0.9230 (seed=0)")  # 9 times 30 s: nobody else was seen
+    for run in runs[2:6]:
+        write_record(run.folder, done() | {"config_hash": "0"})
+    claim = Lock.take(runs[6].folder / CLAIM_NAME)
+    go(progress, clock, runs[1], done(), 30)
+    claim.release()
+    assert lines()[-1].endswith("about 60 s left, best acc 0.9230 (seed=0)")  # two runs here meanwhile one there
 
 
 def test_skipped_runs_are_counted(clock):
