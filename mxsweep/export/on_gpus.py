@@ -29,8 +29,12 @@ _ELSEWHERE = {
 }
 
 
-def on_gpus(target: str, layers: Iterable[LinearFormats]) -> str:
-    """Return in sentences what is run of layers of these formats, each with one for its weight."""
+def on_gpus(target: str, layers: Iterable[LinearFormats], by_transformers: bool) -> str:
+    """Return in sentences what is run of layers of these formats, each with one for its weight.
+
+    Args:
+        by_transformers: whether transformers loads a checkpoint of compressed-tensors as the model that it is.
+    """
     kinds = dict.fromkeys(layers)
     if target != "gguf" and not any(formats.activation for formats in kinds):
         return _INPUTS_STAY
@@ -39,4 +43,4 @@ def on_gpus(target: str, layers: Iterable[LinearFormats]) -> str:
     packings = (packing_of(target, formats.weight).name for formats in kinds if formats.weight and formats.activation)
     said = [_BY_VLLM[name] for name in dict.fromkeys(packings) if name in _BY_VLLM]
     differs = ["What is left out there was measured all the same: the metrics above are of inputs in the format."]
-    return " ".join([*said, *differs * bool(said), _SIMULATED])
+    return " ".join([*said, *differs * bool(said), *[_SIMULATED] * by_transformers])

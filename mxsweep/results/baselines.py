@@ -17,6 +17,7 @@ from mxsweep.results.studies import has_environment_of
 
 HOMES = ("outputs", "multirun")  # where commands put runs and sweeps, beside each other
 MOST_FOLDERS = 20_000  # that are looked into
+_OF_ONE_RUN = ("stamp", "export")  # knobs of what was asked for, and of no baseline
 _NAMED_BY_HASH = re.compile(r"_[0-9a-f]{8}$")
 
 
@@ -53,7 +54,7 @@ def baseline_command(row: Row) -> str | None:
 def _is_kept(word: str) -> bool:
     key = word.lstrip("+~").partition("=")[0]
     root = re.split(r"[.@]", key, maxsplit=1)[0]
-    return not (knobs.decides_only_quantized(root) or knobs.is_of_sweep(root) or root == "stamp")
+    return not (knobs.decides_only_quantized(root) or knobs.is_of_sweep(root) or root in _OF_ONE_RUN)
 
 
 def _places(rows: Iterable[Row]) -> list[Path]:

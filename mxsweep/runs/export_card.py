@@ -52,17 +52,18 @@ def card(manifest: Mapping[str, Any]) -> str:
         _recipe(manifest),
         _metrics(manifest),
         f"## How to load it\n\n{_loading(manifest)}",
-        f"## What your GPU will run\n\n{on_gpus(manifest['target'], _formats(manifest))}{_roundings(manifest)}",
+        f"## What your GPU will run\n\n{_on_gpus(manifest)}{_roundings(manifest)}",
         _verified(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _formats(manifest: Mapping[str, Any]) -> list[LinearFormats]:
-    return [
+def _on_gpus(manifest: Mapping[str, Any]) -> str:
+    formats = [
         LinearFormats(MXFormat.parse(layer["weight"]), layer["activation"] and MXFormat.parse(layer["activation"]))
         for layer in manifest["weights"].values()
     ]
+    return on_gpus(manifest["target"], formats, by_transformers=not rotates_inputs(manifest))
 
 
 def rotates_inputs(manifest: Mapping[str, Any]) -> bool:

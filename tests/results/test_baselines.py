@@ -101,14 +101,14 @@ def test_a_study_with_a_baseline_looks_for_none(tmp_path: Path) -> None:
 
 def test_the_command_makes_the_baseline(tmp_path: Path) -> None:
     words = ["format=mxfp4", "block_size=16", "limit=5", "ptq=gptq", "kv_quant=int8", "seed=3", "noise=2", "stamp=x"]
-    words += ["task.num_fewshot=2", "hydra.run.dir=a b"]
+    words += ["export=auto", "task.num_fewshot=2", "hydra.run.dir=a b"]
     config = compose([word for word in words if not word.startswith("hydra")])
     one = put(tmp_path / "one", record={"identity": config.identity, "overrides": words}, format="w4a6")
     (row,) = read_results(one).rows
     command = baseline_command(row)
     assert command is not None
     made = shlex.split(command)
-    assert made[:3] == ["python", "-m", "mxsweep"]
+    assert made[:3] == ["python", "-m", "mxsweep"] and "export=auto" not in made
     baseline = compose(made[3:])
     assert baseline.is_baseline
     assert baseline.config_hash == json_digest({**config.identity, "quantized": None})

@@ -67,13 +67,14 @@ def test_names_are_shown_as_they_stand(hostile: str) -> None:
 
 def test_only_loaders_that_compute_it_are_named() -> None:
     """Whoever leaves out the rotation of inputs, or has no scheme for a format, is not said to load it."""
-    layer = {"weight": FP4, "activation": None}
+    layer = {"weight": FP4, "activation": FP4, "activation_as_served": FP4}
     plain, fp6, rotated = (
         card(manifest(target="compressed-tensors", weights={"l": layer | more}))
         for more in ({}, {"weight": FP6}, {"input_rotated_in_blocks_of": "32"})
     )
     assert "vllm serve" in plain and "from_pretrained" in plain
     assert "vllm serve" not in fp6 and "no scheme for MXFP6" in fp6 and "from_pretrained" in fp6
+    assert "simulates the formats" not in rotated
     assert "Only vLLM" in rotated and "from_pretrained" not in rotated and "model.path" not in rotated
 
 
