@@ -81,11 +81,12 @@ def run(
 
 def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
     """Write the run's model as a packed checkpoint beside the record, which says how it went: no metric hangs on it."""
-    from mxsweep.runs.export_run import EXPORT_FOLDER, export_run
-
-    out = folder / EXPORT_FOLDER
-    shutil.rmtree(out, ignore_errors=True)  # of an attempt that left no record
     try:
+        # Imported here: safetensors, and what a target needs, are of no use to other runs.
+        from mxsweep.runs.export_run import EXPORT_FOLDER, export_run
+
+        out = folder / EXPORT_FOLDER
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that left no record
         manifest = export_run(config, record, folder, config.further["export"], out).manifest
         record["export"] = {name: manifest[name] for name in ("target", "bytes", "verified", "seconds")}
     except Exception as error:

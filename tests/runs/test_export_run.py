@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,15 @@ def test_a_run_whose_model_has_no_place_is_done_all_the_same(tmp_path: Path) -> 
     assert "modelopt" in record["export"]["error"]["message"]
     assert any(warning.startswith("export: the model was not written: modelopt: ") for warning in record["warnings"])
     assert not (tmp_path / "export").exists()
+
+
+def test_a_run_is_done_where_what_writes_checkpoints_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mxsweep.runs.export_run", None)
+    record = run(compose([*FEW, "format=mxfp4", "export=auto"]), tmp_path)
+    assert record["status"] == "done" and record["export"]["error"]["type"] == "ModuleNotFoundError"
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"] == record["metrics"]
 
 
 def test_metrics_that_are_not_the_records_are_named() -> None:
