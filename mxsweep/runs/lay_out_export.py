@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from mxsweep.export.folder import target_module
+from mxsweep.export.targets.bits import checked_packing, under_one_scale
 from mxsweep.export.targets.gguf_file import stored_name, why_not_installed
 from mxsweep.formats.export_targets import GGUF, TARGET_NAMES
 from mxsweep.formats.exported_recipe import AUTO, FUSING_TARGETS
+from mxsweep.numerics import Encoded
 from mxsweep.runs.export_place import Layer, why_not_layers
 from mxsweep.runs.packed_model import PackedModel, PackedWeight
 from mxsweep.terminal.errors import ConfigError
@@ -68,8 +70,9 @@ def _laid_out(packed: PackedModel, target: str) -> LaidOut:
     module = target_module(target)
     formats = {name: weight.formats for name, weight in packed.weights.items()}
     stored: dict[str, Tensor] = {}
+    one_scale = _under_one_scale(packed, target)
     for name, weight in packed.weights.items():
-        stored |= module.tensors(name, weight.encoded, weight.input_scale)
+        stored |= module.tensors(name, one_scale.get(name, weight.encoded), weight.input_scale)
     settings = module.quantization_config(formats, packed.kept)
     if target == GGUF:
         for name in packed.plain:
@@ -88,10 +91,26 @@ def _laid_out(packed: PackedModel, target: str) -> LaidOut:
     return LaidOut(target, stored, settings, beside)
 
 
+def _under_one_scale(packed: PackedModel, target: str) -> dict[str, Encoded]:
+    """Return the weights whose powers of two are stored under a scale of the tensor that fused layers have one of.
+
+    Raises:
+        ValueError: they are too far apart, or one has blocks that are NaN.
+    """
+    moved: dict[str, Encoded] = {}
+    for group in packed.fused if target in FUSING_TARGETS else ():
+        together = {name: packed.weights[name].encoded for name in group if name in packed.weights}
+        if all(encoded.format.scale_format.is_power_of_two for encoded in together.values()):
+            packings = [checked_packing(target, name, encoded) for name, encoded in together.items()]
+            if packings and packings[0].tensor_scale:
+                moved |= under_one_scale(together, packings[0].group)
+    return moved
+
+
 def why_not_fused_stored(fused: Sequence[Sequence[str]], target: str, stored: Mapping[str, Tensor]) -> str | None:
     """Return which layers are one where vLLM loads them, and are stored with several numbers of what it has one of.
 
-    Equal formats, and equal scales of the tensor, may be stored so: powers of two are moved by what a weight needs.
+    Equal formats, and equal scales of the tensor, may be stored so, by loaders that multiply in another order.
 
     Args:
         fused: names of layers, together those that are one.

@@ -12,7 +12,7 @@ from helpers.packed_folder import formats_by_layer, load_folder, tiny_llama, wri
 from helpers.packed_weights import COLUMNS, DTYPES, encoded_weight, equal_bits, mismatches, peer, weight, with_nan_block
 
 from mxsweep.export.targets import compressed_tensors as target
-from mxsweep.export.targets.bits import pack_bits, unpack_bits
+from mxsweep.export.targets.bits import pack_bits, under_one_scale, unpack_bits
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.numerics import MXFormat, decode, encode
 
@@ -91,10 +91,22 @@ def test_powers_of_two_too_far_apart_for_e4m3_are_refused_and_seventeen_binades_
     fmt = MXFormat("fp4_e2m1", 16)
     assert mismatches(target, NAME, encode(x, fmt), config_of(fmt)) == 0
     x[1, 16:] = 2.0**-18
-    with pytest.raises(ValueError, match=f"^{NAME}: the scales of its blocks are .* 17 binades"):
+    with pytest.raises(ValueError, match=f"^{NAME}: the scales of blocks are .* 17 binades"):
         target.tensors(NAME, encode(x, fmt))
     x[1, 16:] = 0.0  # a block of zeros has the least scale there is, which says nothing
     assert mismatches(target, NAME, encode(x, fmt), config_of(fmt)) == 0
+
+
+def test_powers_of_two_of_several_weights_go_under_one_scale_that_changes_no_value() -> None:
+    fmt = MXFormat("fp4_e2m1", 16)
+    weights = {"q": encode(weight(torch.float32, 1.0), fmt), "k": encode(weight(torch.float32, 1.0) * 2.0**-6, fmt)}
+    moved = under_one_scale(weights, 16)
+    assert moved["q"].tensor_scale is not None and torch.equal(moved["q"].tensor_scale, moved["k"].tensor_scale)
+    for name, encoded in moved.items():
+        assert encoded.format.scale == "e4m3" and torch.equal(decode(encoded), decode(weights[name]))
+    apart = weights | {"v": encode(weight(torch.float32, 1.0) * 2.0**-18, fmt)}
+    with pytest.raises(ValueError, match=r"^q, k, v: the scales of blocks .* 17 binades apart at most"):
+        under_one_scale(apart, 16)
 
 
 def test_scales_of_rows_have_no_place() -> None:

@@ -86,11 +86,22 @@ def test_fused_layers_stored_with_several_numbers_are_refused() -> None:
     assert why_not_fused_stored([("q", "k")], "compressed-tensors", equal) is None
 
 
-def test_powers_of_two_in_blocks_of_16_are_refused_where_they_move_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "part"), [("compressed-tensors", "weight_global_scale"), ("modelopt", "weight_scale_2")]
+)
+def test_powers_of_two_in_blocks_of_16_are_stored_under_one_scale_a_layer(
+    target: str, part: str, tmp_path: Path
+) -> None:
     config, record = done(*FEW, "format=mxfp4", "block_size=16", "format.activation=none")
-    with pytest.raises(ConfigError, match=r"are one layer where vLLM loads them, and would be stored with several"):
-        export_run(config, record, tmp_path, "compressed-tensors", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    export = export_run(config, record, tmp_path, target, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    for reader in ("self_attn.{}_proj", "mlp.{}_proj"):
+        together = [name for name in ("q", "k", "v", "gate", "up") if (name in "qkv") == reader.startswith("self")]
+        names = [f"model.layers.0.{reader.format(name)}" for name in together]
+        assert len({float(tensors[f"{name}.{part}"]) for name in names}) == 1
+    assert len({float(tensor) for name, tensor in tensors.items() if name.endswith(part)}) > 1
+    assert export.manifest["verified"]["weights"].startswith("0 of ")
+    assert export.manifest["verified"]["metrics"] == "the run's to the last digit"
 
 
 def test_a_quantized_output_layer_is_not_tied(tmp_path: Path) -> None:

@@ -100,21 +100,64 @@ def powers_in_e4m3(name: str, encoded: Encoded, group: int) -> tuple[Tensor, int
     Raises:
         ValueError: they span more binades than e4m3 has powers of two.
     """
+    low, high = _counted_exponents(encoded, group)
+    shift = min(POWERS_IN_E4M3[-1] - high, _LARGEST_SHIFT)
+    _check_binades(name, low, high, shift)
+    return _moved_powers(encoded, group, shift), shift
+
+
+def under_one_scale(weights: Mapping[str, Encoded], group: int) -> dict[str, Encoded]:
+    """Return weights whose scales are powers of two, with e4m3 scales under one and the same scale of the tensor.
+
+    Their values are the same, and so are those of the layer that they are together where a loader has one number for
+    all of them.
+
+    Args:
+        weights: by name.
+        group: how many columns share an e4m3 scale.
+
+    Raises:
+        ValueError: together they span more binades than e4m3 has powers of two.
+    """
+    spans = [_counted_exponents(encoded, group) for encoded in weights.values()]
+    low, high = min(low for low, _ in spans), max(high for _, high in spans)
+    shift = min(POWERS_IN_E4M3[-1] - high, _LARGEST_SHIFT)
+    _check_binades(", ".join(weights), low, high, shift)
+    return {
+        name: read_back(
+            name,
+            encoded.codes,
+            MXFormat(encoded.format.element, group, "e4m3", tensor_scale=True),
+            _moved_powers(encoded, group, shift),
+            encoded.dtype,
+            2.0**shift,
+        )
+        for name, encoded in weights.items()
+    }
+
+
+def _counted_exponents(encoded: Encoded, group: int) -> tuple[int, int]:
+    """Return the least and the largest exponent of scales, those of groups of zeros aside where there are others."""
     exponents = group_scales(encoded, group).to(torch.int32) - _BIAS
     counted = ~groups_of_zeros(encoded, group)
-    if not counted.any():
-        counted = torch.ones_like(counted)
-    low, high = (int(value) for value in exponents[counted].aminmax())
-    shift = min(POWERS_IN_E4M3[-1] - high, _LARGEST_SHIFT)
+    low, high = (exponents[counted] if counted.any() else exponents).aminmax()
+    return int(low), int(high)
+
+
+def _check_binades(name: str, low: int, high: int, shift: int) -> None:
     if low + shift < POWERS_IN_E4M3[0]:
         raise ValueError(
-            f"{name}: the scales of its blocks are 2^{low} to 2^{high}; allowed where they are stored as e4m3: "
+            f"{name}: the scales of blocks are 2^{low} to 2^{high}; allowed where they are stored as e4m3: "
             f"{len(POWERS_IN_E4M3) - 1} binades apart at most"
         )
-    powers = torch.arange(POWERS_IN_E4M3[0], POWERS_IN_E4M3[-1] + 1, dtype=torch.float32, device=exponents.device)
+
+
+def _moved_powers(encoded: Encoded, group: int, shift: int) -> Tensor:
+    """Return scales times 2^shift as e4m3 codes (N, C / group) uint8; those of groups of zeros as near as there are."""
+    powers = torch.arange(POWERS_IN_E4M3[0], POWERS_IN_E4M3[-1] + 1, dtype=torch.float32, device=encoded.scales.device)
     codes = torch.exp2(powers).to(torch.float8_e4m3fn).view(torch.uint8)
-    places = (exponents + (shift - POWERS_IN_E4M3[0])).clamp_(0, len(codes) - 1)  # clamped: groups of zeros
-    return codes[places.to(torch.int64)], shift
+    places = group_scales(encoded, group).to(torch.int32) - _BIAS + (shift - POWERS_IN_E4M3[0])
+    return codes[places.clamp_(0, len(codes) - 1).to(torch.int64)]
 
 
 def stored_codes(name: str, stored: Mapping[str, Tensor], part: str, bits: int, group: int) -> tuple[Tensor, Tensor]:
