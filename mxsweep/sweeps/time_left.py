@@ -104,7 +104,7 @@ def seconds_left(
         waiting: runs that have not begun.
         past: seconds that finished runs took.
         workers: how many runs are done at a time, without those of ``elsewhere``.
-        elsewhere: runs that other processes are at, each of which goes on with the sweep; they are taken to be half done.
+        elsewhere: runs that other processes are at, which then take the next ones; they are taken to be half done.
     """
     times = past or [seconds for run in running if (seconds := run.seconds_in_all(now)) is not None]
     if not times:
