@@ -6,7 +6,9 @@ Every function looks at the table when it is called, so that a knob that is adde
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 from mxsweep.config.effects import Values
 from mxsweep.config.knob import UNSET, Kind, Knob, Scope
@@ -14,6 +16,24 @@ from mxsweep.config.knob_table import TABLE
 from mxsweep.config.value_types import Element, Mapping, ValueType
 
 HYDRA = "hydra"
+Derived = TypeVar("Derived")
+
+
+def _from_table(derive: Callable[[Sequence[Knob]], Derived]) -> Callable[[], Derived]:
+    """Return a function of the table as it is, which works anything out anew only where the table has changed.
+
+    Tables of results ask what is derived so of every run, several times.
+    """
+    known: list[tuple[list[Knob], Derived]] = []
+
+    @wraps(derive)
+    def derived() -> Derived:
+        table = list(TABLE.values())
+        if not known or known[0][0] != table:
+            known[:] = [(table, derive(table))]
+        return known[0][1]
+
+    return derived
 
 
 def all_knobs() -> list[Knob]:
@@ -135,9 +155,10 @@ def labels() -> dict[str, str]:
     return {knob.label: knob.shown_at or knob.path for knob in TABLE.values() if knob.label}
 
 
-def names() -> dict[str, Knob]:
+@_from_table
+def names(table: Sequence[Knob]) -> dict[str, Knob]:
     """Return the knobs by the names that tables give them."""
-    return {knob.name: knob for knob in TABLE.values()}
+    return {knob.name: knob for knob in table}
 
 
 def quantizers() -> tuple[str, ...]:
@@ -171,18 +192,21 @@ def notes() -> tuple[str, ...]:
     return tuple(knob.path for knob in TABLE.values() if knob.is_note)
 
 
-def remedies() -> dict[str, Knob]:
+@_from_table
+def remedies(table: Sequence[Knob]) -> dict[str, Knob]:
     """Return the knobs that are remedies by the names that tables give them: of weights, rotations, keys and values."""
-    found = [knob for knob in TABLE.values() if knob.remedy is not None]
+    found = [knob for knob in table if knob.remedy is not None]
     order = list(dict.fromkeys(knob.path.partition(".")[0] for knob in found))
     return {knob.name: knob for knob in sorted(found, key=lambda knob: order.index(knob.path.partition(".")[0]))}
 
 
-def of_run_and_kv() -> tuple[str, ...]:
+@_from_table
+def of_run_and_kv(table: Sequence[Knob]) -> tuple[str, ...]:
     """Return the knobs that keys and values have for themselves: the run's where they are not set."""
     prefix = "kv_quant."
+    paths = {knob.path: None for knob in table}
     return tuple(
-        path.removeprefix(prefix) for path in TABLE if path.startswith(prefix) and path[len(prefix) :] in TABLE
+        path.removeprefix(prefix) for path in paths if path.startswith(prefix) and path[len(prefix) :] in paths
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mxsweep.formats.cached_bits import CacheFormats, CacheLayer
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import KVOptions
@@ -28,7 +30,13 @@ def _cache(row: Row) -> tuple[CacheFormats, list[CacheLayer]] | None:
         shapes = [CacheLayer(**layer) for layer in layers]
         if quantized is None:
             return CacheFormats(), shapes
-        key, value = (None if text is None else MXFormat.parse(text) for text in quantized["kv"])
+        key, value = (None if text is None else _format(text) for text in quantized["kv"])
         return CacheFormats(key, value, KVOptions(**(quantized.get("kv_options") or {}))), shapes
     except (KeyError, TypeError, ValueError):  # of another version
         return None
+
+
+@lru_cache(maxsize=1024)
+def _format(text: str) -> MXFormat:
+    """Return a format by its name; the runs of a sweep have few."""
+    return MXFormat.parse(text)

@@ -6,6 +6,7 @@ name of a filter behind a comma (`exact_match,strict`); a metric with a filter i
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 COUNTED = tuple(metric.name for metric in METRICS if metric.counts)  # by rank, the highest first
 
 
+@lru_cache(maxsize=1024)
 def known_metric(name: str) -> Metric:
     """Return a metric's declaration, its filter ignored; an unknown metric gets one that concludes nothing."""
     bare = name.split(",")[0]
