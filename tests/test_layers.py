@@ -21,6 +21,7 @@ LAYERS = (
     "terminal",
     "machine",
     "files",
+    "statistics",
     "formats",
     "config",
     "numerics",
@@ -38,7 +39,7 @@ LAYERS = (
     "measure",
     "sweeps",
 )
-WITHOUT_TORCH = ("terminal", "machine", "files", "formats", "config", "results", "study", "report")
+WITHOUT_TORCH = ("terminal", "machine", "files", "statistics", "formats", "config", "results", "study", "report")
 HEAVY = ("torch", "transformers", "lm_eval", "safetensors.torch")
 IN_A_PACKAGE = "mxsweep.export.__main__"  # a command, too: its package's name is what is typed
 COMMANDS = ("__main__", "collect", "inspect", "sensitivity", "train")

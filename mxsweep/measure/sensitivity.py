@@ -22,7 +22,7 @@ from mxsweep.model.operands import find_operands
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out, quantize_model
 from mxsweep.model.sites import Site, find_sites
-from mxsweep.study.paired_tests import MeanDifference, compare_log_perplexity
+from mxsweep.statistics.paired_tests import MeanDifference, compare_log_perplexity
 from mxsweep.terminal.progress_callback import Progress
 
 LOSSES = ("kl", "loss")  # of a shift

@@ -9,8 +9,8 @@ from mxsweep.measure.sensitivity import PartLoss, Sensitivity, interval_of, save
 from mxsweep.report.plain_table import plain
 from mxsweep.report.table import Table, text_cells
 from mxsweep.report.wording import ABSENT
+from mxsweep.statistics.paired_tests import MeanDifference
 from mxsweep.study.finding import with_minus_signs
-from mxsweep.study.paired_tests import MeanDifference
 
 
 def text(sensitivity: Sensitivity) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.rows import Row
+from mxsweep.statistics.paired_tests import t_quantile
 from mxsweep.study.attribution import Attribution, Cost, Sum, format_nats, kinds_text
 from mxsweep.study.finding import format_range
-from mxsweep.study.paired_tests import t_quantile
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
 from mxsweep.study.tensor_kinds import Kinds
 

@@ -14,8 +14,8 @@ from mxsweep.study.change_words import format_interval, percent
 from mxsweep.study.metric_test import metric_test
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
+    from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
     from mxsweep.study.comparison import Comparison
-    from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference
 
     Paired = AccuracyDifference | MeanDifference
 

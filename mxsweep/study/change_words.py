@@ -9,7 +9,7 @@ from mxsweep.results.metrics import is_perplexity, long_title
 from mxsweep.study.finding import with_minus_signs
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
-    from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference
+    from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
 
     Paired = AccuracyDifference | MeanDifference
 

@@ -20,9 +20,7 @@ from mxsweep.results.outcomes import Outcomes, read_outcomes, why_unread
 from mxsweep.results.record import SAMPLES_NAME
 from mxsweep.results.rows import Row
 from mxsweep.results.studies import explain_environments
-from mxsweep.study.finding import join_with_and
-from mxsweep.study.noise_floor import Floor, Noise
-from mxsweep.study.paired_tests import (
+from mxsweep.statistics.paired_tests import (
     AccuracyDifference,
     LogPerplexityDifference,
     MeanDifference,
@@ -31,6 +29,8 @@ from mxsweep.study.paired_tests import (
     compare_means,
     holm,
 )
+from mxsweep.study.finding import join_with_and
+from mxsweep.study.noise_floor import Floor, Noise
 
 ALPHA = 0.05
 

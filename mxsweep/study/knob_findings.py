@@ -7,6 +7,7 @@ from pathlib import Path
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
+from mxsweep.statistics.paired_tests import holm
 from mxsweep.study.comparison import ALPHA, Comparison
 from mxsweep.study.finding import (
     Finding,
@@ -18,7 +19,6 @@ from mxsweep.study.finding import (
     run_ids,
 )
 from mxsweep.study.knob_effects import KnobEffect
-from mxsweep.study.paired_tests import holm
 from mxsweep.study.tensor_findings import signal_over_error
 
 LEAST_DB = 0.2  # of a change worth a sentence

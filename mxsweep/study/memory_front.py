@@ -17,8 +17,8 @@ from typing import TypeVar
 from mxsweep.results.groups import Group
 from mxsweep.results.memory_taken import kv_bytes
 from mxsweep.results.rows import Row
+from mxsweep.statistics.paired_tests import LogPerplexityDifference
 from mxsweep.study.comparison import Comparison
-from mxsweep.study.paired_tests import LogPerplexityDifference
 from mxsweep.study.trained_configs import has_seeds
 
 T = TypeVar("T")

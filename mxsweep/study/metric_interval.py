@@ -3,7 +3,7 @@
 import math
 
 from mxsweep.results.metrics import is_perplexity, known_metric
-from mxsweep.study.paired_tests import Z
+from mxsweep.statistics.paired_tests import Z
 
 Interval = tuple[float, float]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mxsweep.results.metrics import LOSS, betterness, is_loss, is_margin, is_perplexity
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
+    from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
     from mxsweep.study.comparison import Comparison
-    from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference
 
     Paired = AccuracyDifference | MeanDifference
 

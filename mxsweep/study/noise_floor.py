@@ -13,7 +13,7 @@ import numpy as np
 from mxsweep.results.groups import Group
 from mxsweep.results.metrics import MARGIN
 from mxsweep.results.rows import Row
-from mxsweep.study.paired_tests import t_quantile
+from mxsweep.statistics.paired_tests import t_quantile
 
 
 @dataclass(frozen=True)

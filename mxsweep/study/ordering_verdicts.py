@@ -20,9 +20,9 @@ import numpy as np
 from mxsweep.results.metrics import LOSS
 from mxsweep.results.rows import Row, label
 from mxsweep.results.trainings import read_roles
+from mxsweep.statistics.paired_tests import MeanDifference, compare_means
 from mxsweep.study.finding import format_range, run_ids, with_minus_signs
 from mxsweep.study.operand_features import BASELINE, Features, meets, operand_features, without
-from mxsweep.study.paired_tests import MeanDifference, compare_means
 from mxsweep.study.published_orderings import Item, Ordering, PublishedDifference, PublishedTrainings
 from mxsweep.study.trained_configs import SEED, LossDifference, TrainedConfig, as_array, loss_values
 from mxsweep.study.training_ranking import Ranked, TrainingStudy

@@ -9,8 +9,8 @@ import numpy as np
 
 from mxsweep.results.outcomes import Outcomes
 from mxsweep.results.rows import Row
+from mxsweep.statistics.paired_tests import ShareClosed, estimate_share_closed
 from mxsweep.study.comparison import align_outcomes
-from mxsweep.study.paired_tests import ShareClosed, estimate_share_closed
 
 LOG_PERPLEXITY, MARGIN, ACCURACY = "log-perplexity", "margin", "accuracy"
 

@@ -15,10 +15,10 @@ from mxsweep.config.knobs import of_run_and_kv
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.remedies import applied, is_remedy, ladder_of, no_remedies, remedy_text
 from mxsweep.results.rows import Row, label
+from mxsweep.statistics.paired_tests import ShareClosed
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import Finding
 from mxsweep.study.headline import loss, loss_metric
-from mxsweep.study.paired_tests import ShareClosed
 from mxsweep.study.paired_values import compare_share_closed
 
 

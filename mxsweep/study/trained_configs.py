@@ -21,7 +21,7 @@ from mxsweep.results.metrics import LOSS
 from mxsweep.results.outcomes import read_outcomes
 from mxsweep.results.rows import Row, label
 from mxsweep.results.trainings import VALIDATION, has_trained
-from mxsweep.study.paired_tests import MeanDifference, compare_means
+from mxsweep.statistics.paired_tests import MeanDifference, compare_means
 
 SEED, RECIPE = "seed", "recipe"
 DERIVED = ("arithmetic", "backend", "format.", "matmuls.")  # knobs that name a config last

@@ -12,8 +12,8 @@ from mxsweep.results.groups import COMPARABLE, CONDITIONS, Group, comparable_row
 from mxsweep.results.identity import with_identities
 from mxsweep.results.record import find_runs
 from mxsweep.results.rows import Row, label, read_rows
+from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference, t_quantile
 from mxsweep.study.comparison import Comparison, compare_pairs
-from mxsweep.study.paired_tests import AccuracyDifference, MeanDifference, t_quantile
 
 if TYPE_CHECKING:
     import pandas as pd

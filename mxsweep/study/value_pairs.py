@@ -16,11 +16,7 @@ from mxsweep.results.knob_words import goes_with_format
 from mxsweep.results.metrics import LOSS, is_loss, is_margin, is_perplexity
 from mxsweep.results.outcomes import Outcomes
 from mxsweep.results.rows import Row, label
-from mxsweep.study.comparison import ALPHA, align_outcomes
-from mxsweep.study.headline import loss_metric
-from mxsweep.study.knob_effects import runs_by_value
-from mxsweep.study.noise_floor import Noise
-from mxsweep.study.paired_tests import (
+from mxsweep.statistics.paired_tests import (
     AccuracyDifference,
     MeanDifference,
     compare_accuracy,
@@ -28,6 +24,10 @@ from mxsweep.study.paired_tests import (
     compare_means,
     holm,
 )
+from mxsweep.study.comparison import ALPHA, align_outcomes
+from mxsweep.study.headline import loss_metric
+from mxsweep.study.knob_effects import runs_by_value
+from mxsweep.study.noise_floor import Noise
 from mxsweep.study.trained_configs import has_seeds
 
 MOST_VALUES = 10  # of a knob, of which all pairs are compared; of more, neighbours and the two ends

@@ -21,9 +21,9 @@ from mxsweep.report.figures.look import look
 from mxsweep.report.figures.panels import Panel, both_ways, draw_weights
 from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
+from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.memory_front import Terms, unbeaten
-from mxsweep.study.paired_tests import compare_log_perplexity
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 

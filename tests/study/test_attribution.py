@@ -13,9 +13,9 @@ from helpers.made_runs import config, outcomes, put
 from mxsweep.report.attribution_tables import cost_table, sum_table
 from mxsweep.report.collection import collect
 from mxsweep.results.groups import read_results
+from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions, kinds_text
 from mxsweep.study.comparison import compare_with_baselines
-from mxsweep.study.paired_tests import compare_log_perplexity
 
 N = 60
 RNG = np.random.default_rng(0)

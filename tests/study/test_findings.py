@@ -11,11 +11,11 @@ from mxsweep.results.groups import Group
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
 from mxsweep.results.tensor_errors import read_tensors
+from mxsweep.statistics.paired_tests import AccuracyDifference, LogPerplexityDifference
 from mxsweep.study.comparison import Comparison, Floor
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
 from mxsweep.study.knob_effects import KnobEffect
-from mxsweep.study.paired_tests import AccuracyDifference, LogPerplexityDifference
 
 
 def a_row(path: Path, name: str, diagnostics: dict[str, Any] | None = None, **more: Any) -> Row:

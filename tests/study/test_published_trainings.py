@@ -14,9 +14,9 @@ from mxsweep.config.run_identity import identity_of
 from mxsweep.report.collection import collect
 from mxsweep.results.groups import read_results
 from mxsweep.results.rows import read_rows
+from mxsweep.statistics.paired_tests import residual_of, t_quantile
 from mxsweep.study.operand_features import is_pattern, meets, operand_features
 from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, judge_published
-from mxsweep.study.paired_tests import residual_of, t_quantile
 from mxsweep.study.published import BadReferenceError, load_reference
 from mxsweep.study.training_ranking import study_trainings
 from mxsweep.sweeps.plan import plan

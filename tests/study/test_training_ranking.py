@@ -11,8 +11,8 @@ from helpers.made_report import put_study
 from helpers.made_trainings import SEQUENCES, put_training
 
 from mxsweep.results.groups import read_results
+from mxsweep.statistics.paired_tests import contrast_given, residual_of, t_quantile
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.paired_tests import contrast_given, residual_of, t_quantile
 from mxsweep.study.trained_configs import OVER_SEEDS, OVER_SEQUENCES
 from mxsweep.study.training_ranking import ONE_SEED, Ranked, TrainingStudy
 

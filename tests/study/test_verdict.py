@@ -11,11 +11,11 @@ from helpers.made_runs import outcomes, put
 
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
+from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.change_words import percent
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.metric_test import metric_test
-from mxsweep.study.paired_tests import compare_log_perplexity
 from mxsweep.study.value_words import describe_values
 
 N = 400

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mxsweep.study.paired_tests import (
+from mxsweep.statistics.paired_tests import (
     compare_accuracy,
     compare_log_perplexity,
     estimate_share_closed,

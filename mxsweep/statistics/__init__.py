@@ -1,0 +1,1 @@
+"""Compare examples that were asked twice: differences, intervals, p values."""
