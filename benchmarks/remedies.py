@@ -38,8 +38,8 @@ REMEDIES = {  # name: (knobs, the part of the record's account that is timed)
     "gptq-rotated": (["ptq=gptq", "rotation=hadamard"], "ptq"),
     "clip": (["ptq=clip"], "ptq"),
     "smooth": (["kv_quant.smooth=0.5"], "smooth"),
-    "search": (["rotation=search"], "rotation"),
-    "search-clip": (["ptq=clip", "rotation=search"], "rotation"),
+    "search": (["rotation=search"], "search"),
+    "search-clip": (["ptq=clip", "rotation=search"], "search"),
     "budget": (["ptq.budget=4.5"], "budget"),
 }
 EVALUATED = 64  # examples of each run: it is not the evaluation that is measured

@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
+from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, search_choices
 from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.inputs import calibrate_inputs
 from mxsweep.calibrate.leak import refuse_evaluated
-from mxsweep.calibrate.rotation_search import search_rotations
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import calibration_tokens
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
@@ -31,13 +32,13 @@ from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
-from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
+from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss, predicted_tokens
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import rotations_of
-from mxsweep.numerics import Encoded
+from mxsweep.numerics import Encoded, MXFormat
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def prepare(
         _spend_budget(bench, config.ptq.budget, overrides)
     if config.recipe.kv.smooth > 0:
         _smooth_keys(bench)
-    if config.candidates:
-        _search_rotations(bench)
+    if config.searches:
+        _search_choices(bench)
     if config.calibrates_inputs:
         calibrate_inputs(bench)
     if config.ptq.is_solved and config.quantizes_weights:
@@ -128,42 +129,52 @@ def _smooth_keys(bench: Workbench) -> None:
     bench.result.prepared = replace(bench.result.prepared, key_factors=factors)
 
 
-def _search_rotations(bench: Workbench) -> None:
-    """Search for the products to rotate."""
+def _search_choices(bench: Workbench) -> None:
+    """Search for the products to rotate, and for the rounding of scales."""
     config, result = bench.config, bench.result
     # Inputs are calibrated in the basis that is found.
     is_static = result.recipe.activation_scale == STATIC
     before = replace(result.recipe, activation_scale=DYNAMIC) if is_static else result.recipe
     judge = [config.judge, config.ptq.of_weights() if config.judge not in (ROUND_TO_NEAREST, "clip") else None]
-    candidates = rotations_of(bench.model, config.candidates)
-    artefact = bench.artefact("rotations", before, block=config.candidates[0].block, judge=judge)
-    with artefact.lock(), bench.accounted("rotation") as account:
-        search = search_rotations(before, candidates, _judge(bench), artefact, bench.phase("rotation search"))
+    rotations = rotations_of(bench.model, config.candidates) if config.candidates else ()
+    choices = Choices(before, rotations, {name: before.with_scale_rounding(name) for name in config.scale_roundings})
+    block = config.candidates[0].block if config.candidates else None
+    artefact = bench.artefact("choices", before, block=block, judge=judge)
+    tokens = predicted_tokens(bench.sequences)
+    with artefact.lock(), bench.accounted("search") as account:
+        search = search_choices(choices, _judge(bench), tokens, artefact, bench.phase("search"))
         account |= search.as_dict()
-    log.info(
-        "Rotations: %s lower the calibration loss from %.4f to %.4f nats a token",
-        ", ".join(search.rotation.matmuls) if search.rotation else "none",
-        search.loss_before,
-        search.loss_after,
+    log.info("%s", _in_words(search))
+    result.recipe = replace(search.recipe, activation_scale=result.recipe.activation_scale)
+
+
+def _in_words(search: ChoiceSearch) -> str:
+    """Say what a search chose, and what it gains."""
+    chosen = search.chosen
+    rounding = "" if chosen.scale_rounding is None else f", scales rounded by {chosen.scale_rounding}"
+    gain = search.gain
+    return (
+        f"Search: {', '.join(chosen.in_order) or 'nothing'} rotated{rounding}; the calibration loss goes from "
+        f"{search.loss_before:.4f} to {search.loss_after:.4f} nats a token ({gain.difference:+.4f} [{gain.low:+.4f}, "
+        f"{gain.high:+.4f}] over {gain.n} sequences)"
     )
-    result.recipe = replace(result.recipe, rotation=search.rotation)
 
 
-def _judge(bench: Workbench) -> Callable[[Recipe], float]:
-    """Return the calibration loss of the model under a recipe, its weights as the configured judge has them."""
+def _judge(bench: Workbench) -> Callable[[Recipe], np.ndarray]:
+    """Return the calibration loss of each sequence under a recipe, with weights as the configured judge has them."""
     method = bench.config.judge
     proxies = _ClippedWeights(bench.model)
 
-    def loss_of(candidate: Recipe) -> float:
+    def losses_of(candidate: Recipe) -> np.ndarray:
         weights: Mapping[str, Encoded] = {}
         if method == "clip":
             weights = proxies.under(candidate)
         elif method != ROUND_TO_NEAREST:
             weights = _solved(bench, candidate).weights
         with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=weights)):
-            return measure_loss(bench.model, bench.sequences).nats
+            return measure_loss(bench.model, bench.sequences).sums
 
-    return loss_of
+    return losses_of
 
 
 def _solve_weights(bench: Workbench) -> None:
@@ -222,14 +233,14 @@ def _solved(
 
 
 class _ClippedWeights:
-    """Hold weights on searched scales, rotated and not, each worked out once: what a rotation search judges by.
+    """Hold weights on searched scales, rotated and not, each worked out once: what a search judges by.
 
     GPTQ for every candidate would take minutes to hours; searched scales are part of it and take seconds.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._known: dict[tuple[str, int | None, float | None], Encoded] = {}
+        self._known: dict[tuple[str, MXFormat, int | None, float | None], Encoded] = {}
 
     @torch.no_grad()
     def under(self, recipe: Recipe) -> dict[str, Encoded]:
@@ -238,8 +249,10 @@ class _ClippedWeights:
         maxima = shared_maxima(sites, recipe)
         for site in sites:
             maximum = maxima.get(site.name)
-            key = site.name, site.rotation_block, None if maximum is None else float(maximum)
+            fmt = site.formats.weight
+            assert fmt is not None
+            key = site.name, fmt, site.rotation_block, None if maximum is None else float(maximum)
             if key not in self._known:
-                self._known[key] = clipped(site.weight(), site.formats.weight, maximum).to("cpu")
+                self._known[key] = clipped(site.weight(), fmt, maximum).to("cpu")
             weights[site.name] = self._known[key]
         return weights

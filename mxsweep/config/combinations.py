@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mxsweep.config.model_config import LISTENED_TO
+from mxsweep.config.rules_config import THE_RUNS
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.training_combinations import check_training
 from mxsweep.formats import microxcaling_problem
@@ -63,6 +64,20 @@ def _check_tensor_scales(config: RunParts) -> None:
             )
 
 
+def _check_search(config: RunParts) -> None:
+    """Refuse rules of formats by which a search of scale roundings could not round all scales alike."""
+    if not config.scale_roundings:
+        return
+    rules = (("scale_rounding", THE_RUNS), ("scale_emax", True))
+    for rule, usual in rules:
+        if (value := config.rules.values[rule]) != usual:
+            shown = "true" if usual is True else usual
+            raise ConfigError(
+                f"format.{rule}: {value!r} does not go with scale_rounding=search, which tries "
+                f"{', '.join(config.scale_roundings)} for all tensors; allowed with it: {shown}"
+            )
+
+
 def _rounds_weights_stochastically(config: RunParts) -> bool:
     return config.rules.of("weight", config.rounding, config.scale_rounding)["rounding"] == "stochastic"
 
@@ -72,6 +87,7 @@ def check_combination(config: RunParts) -> None:
     check_training(config)
     _check_runtime(config)
     _check_tensor_scales(config)
+    _check_search(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(

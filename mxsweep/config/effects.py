@@ -69,6 +69,12 @@ def rotates(values: Values) -> bool:
     return quantizes(values) and values.get("rotation.method", "none") != "none"
 
 
+def searches(values: Values) -> bool:
+    """Return whether rotations or the rounding of scales are searched."""
+    of_rotations = values.get("rotation.method") == "search"
+    return quantizes(values) and (of_rotations or values.get("scale_rounding") == "search")
+
+
 def has_scale_bits(values: Values) -> bool:
     """Return whether the width of scales can be chosen, which is so of e8m0 only."""
     # A config that was refused may have "auto" still: no word on which scale there would have been.
@@ -97,9 +103,8 @@ def scales_inputs(values: Values) -> bool:
 def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
-    searches = rotates(values) and values.get("rotation.method") == "search"
     inputs = scales_inputs(values) and values.get("format.activation_scale") == "static"
-    return _solves_by_output(values) or has_budget(values) or smooths or searches or inputs
+    return _solves_by_output(values) or has_budget(values) or smooths or searches(values) or inputs
 
 
 def _solves_by_output(values: Values) -> bool:

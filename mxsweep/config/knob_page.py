@@ -57,6 +57,7 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.has_scale_bits: "scales are e8m0",
     effects.has_budget: "there is a budget",
     effects.rotates: "something is rotated",
+    effects.searches: "something is searched",
     effects.calibrates: "something is calibrated",
     effects.trains: "the run trains",
     effects.scales_weights: "weights have a per-tensor scale",

@@ -17,7 +17,7 @@ from typing import Any
 from mxsweep.config import effects
 from mxsweep.config.checks import check_activation_scale, check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
-from mxsweep.config.rules_config import RULES, SCALE_ROUNDING, rule_type
+from mxsweep.config.rules_config import RULES, SCALE_ROUNDING, SEARCHED, rule_type
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
@@ -41,6 +41,7 @@ from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES
 from mxsweep.formats.exported_recipe import EXPORTS, NO_EXPORT
 from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
+from mxsweep.formats.scale import SCALE_ROUNDINGS_ALLOWED
 
 MOST_NOISE = 100  # further evaluations of a run
 FEWEST_OF_CONTEXT = 16  # of fewer no task has a question: a slip as well
@@ -191,7 +192,7 @@ GROUPS = (
     Knob(
         "rotation",
         "in which basis operands are quantized; hadamard: the products in rotation.matmuls rotated; search: those that "
-        "rotating helps",
+        "rotating significantly helps",
         ValueType(),
         Scope.RUN,
         off="none",
@@ -275,8 +276,11 @@ FORMATS = (
     ),
     _format(
         "scale_rounding",
-        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil; evenN: the maximum rounded to N mantissa bits first",
-        SCALE_ROUNDING,
+        "of an e8m0 scale: floor (OCP MX), even, ceil, rceil; evenN: the maximum rounded to N mantissa bits first; "
+        "search: floor, or the one of these four with which the calibration loss is significantly lower",
+        Pattern(
+            f"{SCALE_ROUNDINGS_ALLOWED}, {SEARCHED}", f"{SCALE_ROUNDING.expression}|{SEARCHED}", SCALE_ROUNDING.what
+        ),
         decided_by=("recipe", "runtime"),
     ),
     _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),
@@ -490,9 +494,9 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.judge",
-        "of a search with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
+        "of a search, with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
         Choice(words=("clip", "ptq")),
-        effect=effects.rotates,
+        effect=effects.searches,
     ),
     _rotation(
         "rotation.residual",

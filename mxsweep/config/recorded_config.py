@@ -71,7 +71,7 @@ def _remedies(config: RunParts) -> dict[str, Any]:
     data["rotation_block"] = config.rotation_block if matmuls else None
     if matmuls:
         data["rotation"]["matmuls"] = "+".join(matmuls)
-    if config.candidates and config.judge not in (ROUND_TO_NEAREST, "clip"):
+    if config.searches and config.judge not in (ROUND_TO_NEAREST, "clip"):
         data["rotation"]["judge"] = config.rotation.judge
     if config.rotation.residual:
         data["rotation"]["residual"] = True

@@ -17,6 +17,7 @@ from mxsweep.formats.scale import SCALE_ROUNDINGS, SCALE_ROUNDINGS_ALLOWED
 from mxsweep.formats.scale_rules import OWN_FLOOR, OWN_RULE, SCALE_FLOORS, SCALE_RULE_NAMES
 
 THE_RUNS = "auto"  # of a rounding: the run's
+SEARCHED = "search"  # of scale_rounding: chosen on calibration data
 SCALE_ROUNDING = Pattern(SCALE_ROUNDINGS_ALLOWED, f"{'|'.join(SCALE_ROUNDINGS)}|even([0-9]|1[0-9]|2[0-2])", "known")
 # The leaves below ``format``, which are fields of MXFormat: the type of one value, and that at which nothing changes.
 RULES: dict[str, tuple[ValueType, Any]] = {
@@ -47,10 +48,11 @@ class RulesConfig:
 
         Args:
             kind: "weight" or "activation".
-            rounding, scale_rounding: the run's.
+            rounding, scale_rounding: the run's; of a search the first that it tries.
         """
         fields = {name: value[kind] if isinstance(value, dict) else value for name, value in self.values.items()}
-        for name, of_run in (("rounding", rounding), ("scale_rounding", scale_rounding)):
+        begun = SCALE_ROUNDINGS[0] if scale_rounding == SEARCHED else scale_rounding  # a search begins with it
+        for name, of_run in (("rounding", rounding), ("scale_rounding", begun)):
             fields[name] = of_run if fields[name] == THE_RUNS else fields[name]
         return fields
 

@@ -31,6 +31,7 @@ from mxsweep.machine.gpus import device_type
 # It is part of the hash of every run that has one, and of the key of everything that is cached of them; what is cached
 # has a version of its own besides, for changes that leave most runs what they were.
 REMEDIES_VERSION = 1
+SEARCH_RULE = 2  # by which a search keeps a choice: raised whenever it changes, for searches alone
 TRAINING_VERSION = 1  # raised whenever the same config comes to another trained model
 MOST_OF_A_NAME = 40  # characters of a format in a run's id
 
@@ -173,7 +174,11 @@ def _rotation_entries(config: RunParts) -> Entries:
         entries["rotation"] = dataclasses.asdict(config.recipe.rotation)
     if config.candidates:
         entries["rotation_search"] = [dataclasses.asdict(candidate) for candidate in config.candidates]
+    if config.scale_roundings:
+        entries["scale_rounding_search"] = list(config.scale_roundings)
+    if config.searches:
         entries["rotation_judge"] = config.judge
+        entries["search_rule"] = SEARCH_RULE
     if config.rotation.residual:
         entries["residual"] = True
     return entries

@@ -19,7 +19,7 @@ from mxsweep.config.matmul_config import MatmulsConfig
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
-from mxsweep.config.rules_config import RulesConfig, by_its_knob
+from mxsweep.config.rules_config import SEARCHED, RulesConfig, by_its_knob
 from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
@@ -27,6 +27,7 @@ from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.formats import MXFormat
 from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, OF_FUSED, QUERY_KEY, STATIC, LinearFormats, Recipe, Rotation
+from mxsweep.formats.scale import SCALE_ROUNDINGS
 from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
 
@@ -161,10 +162,13 @@ class RunParts:
         return self.recipe.is_baseline and self.training_recipe.is_plain
 
     def formats(self) -> list[MXFormat]:
-        """Return every format that some tensor gets, in the training or in the evaluation, each once."""
+        """Return every format that some tensor gets, in the training or in the evaluation, or that a search tries; each
+        once.
+        """
         layers = (self.matmuls.linear, *self.matmuls.modules.values())
         trained = [operand.fmt for layer in layers for _, operand in layer.operands() if operand is not None]
-        return list(dict.fromkeys([*self.recipe.formats(), *trained]))
+        tried = [fmt for name in self.scale_roundings for fmt in self.recipe.with_scale_rounding(name).formats()]
+        return list(dict.fromkeys([*self.recipe.formats(), *trained, *tried]))
 
     @property
     def candidates(self) -> tuple[Rotation, ...]:
@@ -174,8 +178,26 @@ class RunParts:
         return tuple(Rotation((matmul,), self._rotation_block) for matmul in self.rotated_matmuls)
 
     @property
+    def scale_roundings(self) -> tuple[str, ...]:
+        """Return the roundings that a search of them chooses among, the one it begins with first; none where there is
+        no scale that they make a difference to.
+        """
+        if self.scale_rounding != SEARCHED:
+            return ()
+        of_budget = self.budget_formats.values() if self.ptq.budget is not None else ()
+        budgeted = [fmt for linear in of_budget for fmt in (linear.weight, linear.activation) if fmt is not None]
+        formats = [*self.recipe.formats(), *budgeted]
+        rounded = any(fmt.scale_format.is_power_of_two and not fmt.element_format.scale_rounding for fmt in formats)
+        return SCALE_ROUNDINGS if rounded else ()
+
+    @property
+    def searches(self) -> bool:
+        """Return whether rotations or the rounding of scales are searched."""
+        return bool(self.candidates or self.scale_roundings)
+
+    @property
     def judge(self) -> str:
-        """Return the weights that a rotation search judges by: "rtn", "clip" (searched scales), or the run's method."""
+        """Return the weights that a search judges by: "rtn", "clip" (searched scales), or the run's method."""
         if not self.quantizes_weights or not self.ptq.is_solved:
             return ROUND_TO_NEAREST
         judges_itself = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
@@ -222,7 +244,7 @@ class RunParts:
         return (
             (self.quantizes_weights and self.ptq.needs_calibration)
             or self.recipe.kv.smooth > 0
-            or bool(self.candidates)
+            or self.searches
             or self.calibrates_inputs
         )
 

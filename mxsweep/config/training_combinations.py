@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mxsweep.config.rules_config import SEARCHED
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.train_config import FINETUNE, FROM_SCRATCH
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
@@ -89,6 +90,7 @@ def _check_evaluation(config: RunParts) -> None:
     for knob, is_set, off in (
         ("ptq", solved, ROUND_TO_NEAREST),
         ("rotation", rotated, "none"),
+        ("scale_rounding", config.scale_rounding == SEARCHED, "floor"),
         ("kv_quant", config.kv_quant.name != "none", "none"),
     ):
         if is_set:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -149,6 +149,23 @@ class Recipe:
         for linear in (self.linear, *(linear for _, linear in self.modules)):
             formats += [linear.weight, linear.activation]
         return list(dict.fromkeys(fmt for fmt in formats if fmt is not None))
+
+    def with_scale_rounding(self, rounding: str) -> Recipe:
+        """Return the recipe with all scales that are powers of two rounded in this way."""
+
+        def rounded(fmt: MXFormat | None) -> MXFormat | None:
+            return None if fmt is None else replace(fmt, scale_rounding=rounding)
+
+        def both(linear: LinearFormats) -> LinearFormats:
+            return LinearFormats(rounded(linear.weight), rounded(linear.activation))
+
+        return replace(
+            self,
+            linear=both(self.linear),
+            key=rounded(self.key),
+            value=rounded(self.value),
+            modules=tuple((pattern, both(linear)) for pattern, linear in self.modules),
+        )
 
     @property
     def is_baseline(self) -> bool:

@@ -42,11 +42,13 @@ class SequenceLoss:
         nats: a token.
         stderr: over sequences, whose tokens are not independent; NaN for a single one.
         tokens: how many were predicted.
+        sums: of each sequence's tokens, (n,) float64, nats, by which two losses are paired.
     """
 
     nats: float
     stderr: float
     tokens: int
+    sums: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,12 @@ def measure_loss(
     for batch, values in _engine(model, batch_tokens).read(_passages(kept), sum_each):
         sums[list(batch.numbers)] = values.cpu()
     counts = [len(sequence) - 1 for sequence in kept]
-    return SequenceLoss(*mean_of_sums(sums.numpy(), counts), sum(counts))
+    return SequenceLoss(*mean_of_sums(sums.numpy(), counts), sum(counts), sums.numpy())
+
+
+def predicted_tokens(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how many tokens of each sequence :func:`measure_loss` predicts, (n,) int64. Raises ConfigError as it."""
+    return np.array([len(sequence) - 1 for sequence in _with_targets(sequences)])
 
 
 class Divergence:

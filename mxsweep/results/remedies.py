@@ -3,6 +3,7 @@
 A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,24 +59,34 @@ def remedy_sentences(record: Mapping[str, Any] | None) -> list[str]:
     """Say what a run's remedies came to, a sentence each; nothing of what the record does not say."""
     account = (record or {}).get("remedies")
     account = account if isinstance(account, dict) else {}
-    writers = {"rotation": _search_text, "budget": _budget_text}
+    writers = {"rotation": _search_text, "search": _search_text, "budget": _budget_text}  # rotation: of older records
     sentences = [write(account[name]) for name, write in writers.items() if isinstance(account.get(name), dict)]
     return [sentence for sentence in sentences if sentence]
 
 
 def _search_text(search: dict[str, Any]) -> str:
-    """Say in which order a search took rotations, and the loss with each."""
+    """Say in which order a search made changes, and the loss with each, with its difference where that is known."""
     steps = [step for step in search.get("steps") or [] if isinstance(step, dict)]
     if not steps:
         return ""
-    taken = {str(step.get("matmul")): step.get("loss") for step in steps if step.get("kept")}
-    left = dict.fromkeys(name for step in steps if (name := str(step.get("matmul"))) not in taken)
-    order = ", then ".join(f"{matmul} ({_nats(loss)})" for matmul, loss in taken.items()) or "none"
+    # Records of before scale roundings were searched call a change by the product that it rotates.
+    named = [(str(step.get("change", step.get("matmul"))), step) for step in steps]
+    taken = {name: step for name, step in named if step.get("kept")}
+    left = dict.fromkeys(name for name, _ in named if name not in taken)
+    order = ", then ".join(f"{name} ({_nats(step.get('loss'))}{_change(step)})" for name, step in taken.items())
     rest = f"; not {', '.join(left)}" if left else ""
     return (
-        f"The rotation search took, from a calibration loss of {_nats(search.get('loss_before'))} nats a token on, "
-        f"{order}{rest} ({len(steps) + 1} losses{_cost(search)})."
+        f"The search took, from a calibration loss of {_nats(search.get('loss_before'))} nats a token on, "
+        f"{order or 'none'}{rest} ({len(steps) + 1} losses{_cost(search)})."
     )
+
+
+def _change(step: dict[str, Any]) -> str:
+    values = [step.get(name) for name in ("difference", "low", "high")]
+    known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    if len(known) < len(values):
+        return ""
+    return ", {:+.4f} [{:+.4f}, {:+.4f}]".format(*known)
 
 
 def _budget_text(budget: dict[str, Any]) -> str:

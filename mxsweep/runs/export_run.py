@@ -165,7 +165,7 @@ def _write(
     with ExitStack() as stack, torch.no_grad():
         if config.rotation.residual:
             stack.enter_context(rotated_residual(model))
-        if config.ptq.budget is None and config.rotation.method != "search":  # else what is chosen decides
+        if config.ptq.budget is None and not config.searches:  # else what is chosen decides
             refuse_without_place(model, config.recipe, target)  # before what may take hours is worked out again
         preparation = prepare(
             model, tokenizer, config, evaluator.tasks["tasks"], evaluator.lm.max_length, progress, record["overrides"]

@@ -84,4 +84,4 @@ def _key(config: RunConfig) -> str | None:
 
 def _works_out(config: RunConfig) -> bool:
     """Return whether something is worked out for a run before its model is quantized."""
-    return config.needs_calibration or config.ptq.is_solved or config.ptq.budget is not None or bool(config.candidates)
+    return config.needs_calibration or config.ptq.is_solved or config.ptq.budget is not None

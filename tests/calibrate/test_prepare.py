@@ -72,13 +72,26 @@ def test_clip_by_weight_needs_no_calibration_and_is_on_the_grid() -> None:
 
 def test_a_search_rotates_what_lowers_the_loss() -> None:
     record = done(*W4A4, "kv_quant=int4", "rotation=search")
-    found = record["remedies"]["rotation"]
-    assert found["loss_after"] < found["loss_before"]
-    kept = [step["matmul"] for step in found["steps"] if step["kept"]]
+    found = record["remedies"]["search"]
+    assert found["loss_after"] < found["loss_before"] and found["low"] < found["difference"] < found["high"] < 0
+    assert found["difference"] == pytest.approx(found["loss_after"] - found["loss_before"])
+    assert found["sequences"] == 24
+    kept = [step["change"] for step in found["steps"] if step["kept"]]
     assert sorted(kept) == sorted(found["found"]) != []
     fixed = done(*W4A4, "kv_quant=int4", "rotation=hadamard", f"rotation.matmuls=[{','.join(found['found'])}]")
     assert fixed["metrics"] == record["metrics"]
-    assert done(*W4A4, "kv_quant=int4", "rotation=search")["remedies"]["rotation"]["cached"]
+    assert done(*W4A4, "kv_quant=int4", "rotation=search")["remedies"]["search"]["cached"]
+
+
+@pytest.mark.parametrize("ptq", ["rtn", "clip"])
+def test_a_search_rounds_scales_as_lowers_the_loss(ptq: str) -> None:
+    record = done(*W4A4, "kv_quant=int4", "scale_rounding=search", f"ptq={ptq}")
+    found = record["remedies"]["search"]
+    changes = {step["change"] for step in found["steps"]}
+    assert {f"scale_rounding={name}" for name in ("even", "ceil", "rceil")} <= changes and found["found"] == []
+    assert (found["high"] < 0) == (found["scale_rounding"] != "floor")
+    fixed = done(*W4A4, "kv_quant=int4", f"scale_rounding={found['scale_rounding']}", f"ptq={ptq}")
+    assert fixed["metrics"] == record["metrics"]
 
 
 @pytest.mark.parametrize("block", ["0", "mx", "48"])

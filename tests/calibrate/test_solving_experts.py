@@ -361,7 +361,7 @@ def test_a_run_counts_experts_and_warns_of_those_that_few_tokens_reach(tmp_path:
     assert again["remedies"]["ptq"]["cached"] and again["warnings"] == done["warnings"]
     searched = run(compose([*words, "rotation=search", "rotation.judge=ptq", "rotation.matmuls=[down]"]))
     assert searched["status"] == "done", searched["error"]
-    assert len(searched["remedies"]["rotation"]["steps"]) == 1
+    assert len(searched["remedies"]["search"]["steps"]) == 1
 
 
 def test_taps_are_told_what_is_multiplied() -> None:

@@ -85,3 +85,39 @@ def test_refusals(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         compose(words)
     assert str(refusal.value).startswith(message)
+
+
+def test_a_search_of_scale_roundings_begins_with_floor_and_needs_calibration() -> None:
+    fixed, searched = compose(["format=mxfp4"]), compose(["format=mxfp4", "scale_rounding=search"])
+    assert searched.recipe == fixed.recipe and searched.scale_roundings == ("floor", "even", "ceil", "rceil")
+    assert searched.needs_calibration and not fixed.needs_calibration
+    assert searched.config_hash != fixed.config_hash
+    record = searched.as_dict()
+    assert record["scale_rounding"] == "search" and record["calibration"] is not None
+
+
+@pytest.mark.parametrize("words", ["format=nvfp4", "format=mint4", "format=none"])
+def test_where_no_scale_can_be_rounded_otherwise_nothing_is_searched(words: str) -> None:
+    searched = compose([words, "scale_rounding=search"])
+    assert not searched.searches and not searched.needs_calibration
+    assert searched.config_hash == compose([words]).config_hash
+
+
+def test_a_budget_of_other_formats_is_searched_after_it_is_spent() -> None:
+    assert compose(["format=nvfp4", "ptq.budget=5", "scale_rounding=search"]).scale_roundings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("format.scale_rounding=even", r"format\.scale_rounding: 'even' does not go with scale_rounding=search.*auto"),
+        ("format.scale_emax=false", r"format\.scale_emax: False does not go with scale_rounding=search.*true"),
+        ("arithmetic=native", r"arithmetic: 'native'.*scale_even is none such; allowed: auto, exact"),
+        ("backend=microxcaling", "backend: 'microxcaling' has no scale_rounding even"),
+        ("runtime=torchao", "scale_rounding: 'search' does not go with runtime=torchao; allowed with it: rceil"),
+        ("train=finetune", "scale_rounding: does not go with train=finetune.*allowed: floor"),
+    ],
+)
+def test_what_goes_with_no_search_of_scale_roundings_is_refused(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(["format=mxfp4", "scale_rounding=search", "model.device=cpu", words])

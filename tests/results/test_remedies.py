@@ -143,11 +143,24 @@ STEPS = [
 def test_what_a_search_found_and_in_which_order() -> None:
     found = {"found": ["q", "k"], "steps": STEPS, "loss_before": 2.3, "loss_after": 2.05, "seconds": 3.21}
     assert remedy_sentences({"remedies": {"rotation": found}}) == [
-        "The rotation search took, from a calibration loss of 2.3000 nats a token on, k (2.1000), then q (2.0500); "
+        "The search took, from a calibration loss of 2.3000 nats a token on, k (2.1000), then q (2.0500); "
         "not v (7 losses, 3.2 s)."
     ]
     (text,) = remedy_sentences({"remedies": {"rotation": found | {"steps": STEPS[-1:], "cached": True}}})
     assert "on, none; not v (2 losses, kept from before)." in text
+
+
+def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:
+    changed = {"loss": 2.1, "difference": -0.2, "low": -0.25, "high": -0.15, "p": 1e-9}
+    steps = [
+        {"round": 1, "change": "q", "kept": False, **changed},
+        {"round": 1, "change": "scale_rounding=even", "kept": True, **changed},
+    ]
+    found = {"found": [], "scale_rounding": "even", "steps": steps, "loss_before": 2.3, "loss_after": 2.1}
+    assert remedy_sentences({"remedies": {"search": found}}) == [
+        "The search took, from a calibration loss of 2.3000 nats a token on, scale_rounding=even (2.1000, -0.2000 "
+        "[-0.2500, -0.1500]); not q (3 losses)."
+    ]
 
 
 def test_what_a_budget_was_spent_on() -> None:

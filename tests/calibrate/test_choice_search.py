@@ -1,0 +1,185 @@
+"""The greedy search: which losses it asks for, what it keeps and why, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mxsweep.calibrate.choice_search import Choices, search_choices
+from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
+from mxsweep.numerics import MXFormat
+
+RECIPE = Recipe(linear=LinearFormats(MXFormat("int4"), MXFormat("int4")))
+ROTATIONS = [Rotation((matmul,), 32) for matmul in ("q", "o", "down")]
+ROTATED = Choices(RECIPE, ROTATIONS)
+ROUNDED = Choices(RECIPE, (), {name: RECIPE.with_scale_rounding(name) for name in ("floor", "even", "ceil")})
+TOKENS = np.array([10, 20, 10, 40, 20, 10, 30, 20])
+
+
+class Kept:
+    """An artefact in memory."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def load_json(self, name: str) -> Any:
+        return self.values.get(name)
+
+    def save_json(self, name: str, value: Any) -> None:
+        self.values[name] = dict(value)
+
+
+def clear(nats: float) -> np.ndarray:
+    """Losses of this mean whose differences from one another are far larger than their spread over sequences."""
+    return nats * TOKENS.astype(np.float64)
+
+
+def of_sets(losses: Mapping[str, np.ndarray], asked: list[str]) -> Callable[[Recipe], np.ndarray]:
+    def loss(recipe: Recipe) -> np.ndarray:
+        rotated = "+".join(recipe.rotation.matmuls) if recipe.rotation else "none"
+        assert recipe.rotation is None or recipe.rotation.block == 32
+        assert recipe.linear.weight is not None and recipe.linear.activation is not None
+        assert recipe.linear.weight.scale_rounding == recipe.linear.activation.scale_rounding
+        rounding = recipe.linear.weight.scale_rounding
+        key = rotated if rounding == "floor" else f"{rotated} {rounding}"
+        asked.append(key)
+        return losses[key]
+
+    return loss
+
+
+def search(
+    losses: Mapping[str, float | np.ndarray], kept: Kept | None = None, choices: Choices = ROTATED
+) -> tuple[Any, list[str], list[tuple[int, int]]]:
+    asked: list[str] = []
+    told: list[tuple[int, int]] = []
+    by_sequence = {name: clear(loss) if isinstance(loss, float) else loss for name, loss in losses.items()}
+    found = search_choices(
+        choices,
+        of_sets(by_sequence, asked),
+        TOKENS,
+        kept or Kept(),  # type: ignore[arg-type]
+        lambda *progress: told.append(progress[:2]),
+    )
+    return found, asked, told
+
+
+LOSSES = {"none": 3.0, "q": 2.9, "o": 2.8, "down": 3.2, "q+o": 2.85, "o+down": 2.5, "q+o+down": 2.6}
+
+
+def test_each_round_keeps_the_best_and_the_search_ends_when_none_helps() -> None:
+    found, asked, told = search(LOSSES)
+    assert asked == ["none", "q", "o", "down", "q+o", "o+down", "q+o+down"]
+    assert found.recipe.rotation == Rotation(("o", "down"), 32)
+    assert (found.loss_before, found.loss_after) == pytest.approx((3.0, 2.5))
+    assert [(step.round, step.change) for step in found.steps if step.kept] == [(1, "o"), (2, "down")]
+    assert told[-1] == (7, 7)
+
+
+def test_nothing_is_rotated_where_nothing_helps() -> None:
+    found, asked, told = search({"none": 1.0, "q": 1.0, "o": 1.1, "down": 1.2})
+    assert found.recipe == RECIPE
+    assert found.loss_after == 1.0
+    assert (found.gain.difference, found.gain.low, found.gain.high) == (0, 0, 0)
+    assert asked == ["none", "q", "o", "down"]
+    assert told[-1] == (7, 7)  # the end is the end, however early
+
+
+def test_a_lower_loss_that_may_be_chance_is_not_kept() -> None:
+    # Half of the sequences gain much, half lose a little less: the mean is lower, and its interval holds 0.
+    change = np.where(np.arange(8) % 2, -0.5, 0.4) * TOKENS
+    found, _, _ = search({"none": 3.0, "q": clear(3.0) + change, "o": 3.1, "down": 3.1})
+    assert found.recipe == RECIPE
+    (step,) = [step for step in found.steps if step.change == "q"]
+    assert step.difference < 0 < step.high and not step.kept
+
+
+def test_a_difference_is_the_ratio_estimate_and_its_interval_students() -> None:
+    # With equal weights that is the paired t test, which scipy has.
+    tokens, rng = np.full(12, 7), np.random.default_rng(0)
+    before = rng.normal(20, 3, 12)
+    after = before + rng.normal(-2, 1, 12)
+    kept = Kept()
+    losses = {"none": before, "q": after}
+    choices = Choices(RECIPE, ROTATIONS[:1])
+    found = search_choices(choices, of_sets(losses, []), tokens, kept, lambda *_: None)  # type: ignore[arg-type]
+    expected = stats.ttest_rel(after / 7, before / 7)
+    interval = expected.confidence_interval(0.95)
+    (step,) = found.steps
+    assert (step.difference, step.low, step.high, step.p) == pytest.approx(
+        (float(np.mean(after - before)) / 7, interval.low, interval.high, expected.pvalue)
+    )
+    assert step.kept and found.gain.high == step.high
+
+
+def test_the_best_of_many_has_to_be_better_than_chance_makes_one() -> None:
+    # By itself it is significant; of three tried it is not.
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 1, 8)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    change = (-0.95 + noise) * TOKENS  # t about -2.7 with 7 degrees of freedom
+    alone = search({"none": 3.0, "q": clear(3.0) + change}, choices=Choices(RECIPE, ROTATIONS[:1]))[0]
+    (step,) = alone.steps
+    assert step.high < 0 and 0.05 / 3 < step.p < 0.05 and step.kept
+    among = search({"none": 3.0, "q": clear(3.0) + change, "o": 3.1 + 0.0, "down": clear(3.0) - change})[0]
+    assert among.recipe == RECIPE
+    assert among.steps[0].high == step.high and among.steps[0].p > 0.05
+
+
+def test_scale_roundings_are_searched_by_the_same_rule() -> None:
+    found, asked, _ = search({"none": 3.0, "none even": 2.0, "none ceil": 2.5}, choices=ROUNDED)
+    assert asked == ["none", "none even", "none ceil"]
+    assert found.recipe == RECIPE.with_scale_rounding("even")
+    assert found.as_dict()["scale_rounding"] == "even"
+    assert [step.change for step in found.steps if step.kept] == ["scale_rounding=even"]
+    found, _, _ = search({"none": 3.0, "none even": 3.0, "none ceil": 3.5}, choices=ROUNDED)
+    assert found.recipe == RECIPE and found.as_dict()["scale_rounding"] == "floor"
+
+
+def test_rotations_and_scale_roundings_are_searched_together() -> None:
+    choices = Choices(RECIPE, ROTATIONS[:1], dict(ROUNDED.scale_roundings))
+    losses = {"none": 3.0, "q": 2.0, "none even": 2.5, "none ceil": 3.5, "q even": 2.2, "q ceil": 1.5}
+    found, asked, told = search(losses, choices=choices)
+    assert found.recipe.rotation == Rotation(("q",), 32)
+    assert found.recipe.linear.weight == MXFormat("int4", scale_rounding="ceil")
+    assert [step.change for step in found.steps if step.kept] == ["q", "scale_rounding=ceil"]
+    assert asked == ["none", "q", "none even", "none ceil", "q even", "q ceil"]  # what is known is not asked again
+    assert all(done <= total for done, total in told) and told[-1][0] == told[-1][1]
+
+
+def test_an_interrupted_search_goes_on_where_it_was() -> None:
+    kept = Kept()
+    calls = 0
+
+    def interrupted(recipe: Recipe) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return of_sets({name: clear(loss) for name, loss in LOSSES.items()}, [])(recipe)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_choices(ROTATED, interrupted, TOKENS, kept, lambda done, total: None)  # type: ignore[arg-type]
+    found, asked, _ = search(LOSSES, kept)
+    assert asked == ["down", "q+o", "o+down", "q+o+down"]
+    assert found.recipe == search(LOSSES)[0].recipe
+    again, asked, _ = search(LOSSES, kept)
+    assert asked == []
+    assert again.as_dict()["cached"]
+
+
+def test_a_loss_that_is_no_number_never_wins() -> None:
+    found, _, _ = search({"none": math.nan, "q": math.nan, "o": 2.0, "down": math.inf, "q+o": math.nan, "o+down": 2.5})
+    assert found.recipe.rotation == Rotation(("o",), 32)
+
+
+def test_one_sequence_shows_no_spread_and_changes_nothing() -> None:
+    losses = {"none": np.array([30.0]), "q": np.array([1.0])}
+    choices = Choices(RECIPE, ROTATIONS[:1])
+    found = search_choices(choices, of_sets(losses, []), np.array([10]), Kept(), lambda *_: None)  # type: ignore[arg-type]
+    assert found.recipe == RECIPE and found.steps[0].difference == pytest.approx(-2.9)
