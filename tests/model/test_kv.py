@@ -316,6 +316,36 @@ def test_an_answer_does_not_depend_on_the_batch(knobs: str, rounding: str) -> No
         torch.testing.assert_close(other, alone, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_first_tokens_are_each_sequences_own_in_layers_with_a_window_too(attention: str) -> None:
+    model, ids = build("gemma3", attention, layer_types=["sliding_attention", "full_attention"]), tokens()
+    functions, name = ALL_ATTENTION_FUNCTIONS, "sdpa"
+    if attention == "eager":
+        functions, name = vars(sys.modules[Gemma3ForCausalLM.__module__]), "eager_attention_forward"
+    plain = functions[name]
+    keys: list[Tensor] = []
+
+    def spy(module, query, key, value, mask, **kwargs):  # type: ignore[no-untyped-def]
+        keys.append(key)
+        return plain(module, query, key, value, mask, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(functions, name, spy)
+        logits(model, ids)
+        with quantized(model, recipe_of("first")):
+            keys_of_probes = len(keys)
+            together = logits(model, ids)
+    unquantized, quantized_keys = keys[0], keys[keys_of_probes]  # of the layer with a window, whose inputs are alike
+    assert torch.equal(quantized_keys[:, :, :3], unquantized[:, :, :3])
+    assert torch.equal(quantized_keys[:, :, 3:], quantize(unquantized, KEY)[:, :, 3:])
+    with quantized(model, recipe_of("first")):
+        padded = F.pad(ids[1:2, :15], (0, 6))
+        mixed = torch.cat([ids[:1], padded])
+        beside = logits(model, mixed, attention_mask=(mixed != 0).long())[1:, :15]
+        torch.testing.assert_close(beside, logits(model, ids[1:2, :15]), rtol=0, atol=2e-4)
+        torch.testing.assert_close(together[2:], logits(model, ids[2:]), rtol=0, atol=2e-4)
+
+
 def left_padded(model: PreTrainedModel, ids: Tensor) -> Tensor:
     mask = F.pad(torch.ones_like(ids), (3, 0))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
