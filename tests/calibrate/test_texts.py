@@ -10,7 +10,6 @@ import random
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -416,8 +415,11 @@ def test_what_a_data_set_does_not_have_is_said(stored: Callable[[str], Path], tm
 
 
 @pytest.mark.parametrize("source", ["hub", "task"])
-def test_without_a_network_it_is_said_soon_and_what_to_do(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any, **__: Any) -> Any:
+def test_without_a_network_it_is_tried_once_and_said_what_to_do(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def unreachable(*words: Any, **__: Any) -> Any:
+        tried.append(words)
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", unreachable)
@@ -425,10 +427,9 @@ def test_without_a_network_it_is_said_soon_and_what_to_do(source: str, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     path = "owner/of_nothing" if source == "hub" else "arc_easy"
-    began = time.monotonic()
     with pytest.raises(ConfigError) as raised:
         calibration_tokens(config(source, path), HF, words_tokenizer(), 512)
-    assert time.monotonic() - began < 15
+    assert len(tried) == 1
     message = str(raised.value)
     assert message.startswith("calibration.path: ") and path in message and "task.data" not in message
     assert message.endswith("without a network, give a text with calibration=text calibration.path=FILE")

@@ -198,7 +198,6 @@ def test_killed_and_resumed(seed: int, tmp_path: Path, uninterrupted: list[dict[
     launcher = () if victim == "the process" else WORKERS
     typed = (*SWEEP, *launcher, "hydra.sweep.dir=sweep")
     sweep, log = tmp_path / "sweep", tmp_path / "evaluations.log"
-    began = time.monotonic()
     process = start(command(*typed), tmp_path, STAND_IN_S=0.1 if launcher else 0.04)
 
     # A random instant, counted from what has happened, so that a busy machine does not move it to another phase.
@@ -247,7 +246,6 @@ def test_killed_and_resumed(seed: int, tmp_path: Path, uninterrupted: list[dict[
     again = sum(count - 1 for digest, count in begins(evaluated).items() if digest in succeeded)
     assert again <= (2 if launcher and victim != "a worker" else 1)
     fallen.note(seed, victim, where, finished, again)
-    assert time.monotonic() - began < PATIENCE_S
 
 
 @pytest.mark.slow
