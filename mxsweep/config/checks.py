@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mxsweep.config.json_rows import FieldTwiceError, Unread, read_fields, read_row
 from mxsweep.files.checkpoint_problems import folder_problem
 from mxsweep.files.checkpoints import EMBEDDED, is_file, packed_gguf
 from mxsweep.files.digests import file_digests
@@ -147,6 +148,8 @@ def check_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file, each an object that holds ``field`` (where one is known).
 
+    A value that cannot be read, of another field, is an Unread, unless every text is asked for.
+
     Args:
         file: a path.
         field: that each row must hold, as a text.
@@ -192,15 +195,24 @@ def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 def _row(where: str, line: str, field: str | None, all_text: bool) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_unique)
+        try:
+            row = read_row(line)
+        except (json.JSONDecodeError, FieldTwiceError):
+            raise
+        except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
+            row = read_fields(line)
+            if row is None or all_text:
+                raise
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where} is not JSON ({error.msg}); give JSON lines") from None
-    except _TwiceError as twice:
+    except FieldTwiceError as twice:
         raise ConfigError(f"{where} has the field {str(twice)!r} twice") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise ConfigError(f"{where} is not an object with named fields")
+    if isinstance(unread := row.get(field), Unread):
+        raise ConfigError(f"{where}: the field {field!r} cannot be read: {unread.reason}")
     if field in row and not isinstance(row[field], str):
         held = json.dumps(row[field], ensure_ascii=False)
         raise ConfigError(f"{where}: the field {field!r} is {held[:50]}; allowed: text, in quotes")
@@ -218,18 +230,6 @@ def _row(where: str, line: str, field: str | None, all_text: bool) -> dict[str, 
         there = ", ".join(map(repr, row)) or "none"
         raise ConfigError(f"{where} has no text field {field!r}; it has {there}")
     return row
-
-
-class _TwiceError(ValueError):
-    """Say that a field stands twice in an object."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
-    return fields
 
 
 def _is_text(value: str) -> bool:
