@@ -43,6 +43,7 @@ from mxsweep.config.option_files import (
     set_leaves,
 )
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
+from mxsweep.config.sweep_knobs import SBATCH
 from mxsweep.terminal.errors import ConfigError
 
 ONE_OF_TWO = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
@@ -136,6 +137,8 @@ def _quote_what_is_meant(word: str) -> str:
     bare = key.lstrip("+")
     if bare in knobs.folders():  # whatever is typed is one, unless it is in quotes or refers to other knobs
         return _quote_folder(bare, value)
+    if bare == SBATCH or bare.startswith(f"{SBATCH}."):  # whose keys are sbatch's, so that Hydra knows none of them
+        return f"++{bare}={value}"
     if bare in knobs.mappings():
         word = _quote_mapping(key, value)
     if bare in knobs.paths() + knobs.free_text() and value and value[0] not in "'\"[{":

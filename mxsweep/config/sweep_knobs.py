@@ -47,6 +47,7 @@ def check_text_or_number(knob: str, value: Any) -> None:
 TEXT_OR_NUMBER = Checked("a word, or null", check_text_or_number)
 AT_LEAST_1 = Whole("a whole number, at least 1", 1)
 COUNT = Whole("0 or more", 0)
+SBATCH = "hydra.launcher.sbatch"
 PROVEN, NEVER = "proven", "never"  # of reuse
 
 SWEEPS = (

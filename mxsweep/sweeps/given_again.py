@@ -21,6 +21,7 @@ from mxsweep.config.knobs import paths
 from mxsweep.config.override_grammar import quote, read_override, sweep_values
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.sweep_knobs import SBATCH
 from mxsweep.config.sweep_settings import Settings, Slurm
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.cache import cache_folder
@@ -32,7 +33,7 @@ from mxsweep.terminal.errors import ConfigError
 
 TRUST, KERNEL, TASKS = "model.trust_remote_code", "model.attention", "task.include_path"
 TEMPLATE = "task.apply_chat_template"  # a program of the model's, in a sandbox without limits
-SETUP, SBATCH = "hydra.launcher.setup", "hydra.launcher.sbatch"
+SETUP = "hydra.launcher.setup"
 RUNS_CODE = (TRUST, KERNEL, TASKS, SETUP, SBATCH)
 GROUPS = {"model": "model.path", "task": TASKS}  # which a path may be typed for, too
 GIVEN_AGAIN = {*RUNS_CODE, TEMPLATE, *GROUPS, *paths()}  # knobs of runs that a sweep may ask for

@@ -83,6 +83,8 @@ def test_what_cannot_execute_and_lies_in_the_folder_is_taken(begun: list[Plan], 
         (["task=lambada_openai", "task.data=rows.jsonl"], ["task.data=rows.jsonl"]),
         (["hydra/launcher=slurm", "hydra.launcher.setup=[id]"], ["hydra.launcher.setup=['id']"]),
         (["hydra/launcher=slurm", "++hydra.launcher.sbatch={wrap: id}"], ["++hydra.launcher.sbatch={wrap: id}"]),
+        (["hydra/launcher=slurm", "hydra.launcher.sbatch={wrap: id}"], ["++hydra.launcher.sbatch={wrap: id}"]),
+        (["hydra/launcher=slurm", "hydra.launcher.sbatch.wrap=id"], ["++hydra.launcher.sbatch={wrap: id}"]),
     ],
 )
 def test_the_rest_is_given_again(
