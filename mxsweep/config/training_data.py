@@ -15,13 +15,11 @@ from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
-from mxsweep.files.checkpoints import EMBEDDED, is_file
+from mxsweep.files.checkpoints import EMBEDDED, is_file, tokenizer_files
 from mxsweep.files.digests import file_digests
 from mxsweep.files.text_files import unpacked_suffix
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
 
 
 def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
@@ -90,7 +88,7 @@ def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
         tokenizer = "words" if corpus.source == "stories" else "bytes"
     elif tokenizer != "bytes":
         folder = expanded("init.tokenizer", tokenizer)
-        files = [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]
+        files = tokenizer_files(folder)
         tokenizer = dict(zip((file.name for file in files), _digests("init.tokenizer", files), strict=True))
     return {**config.sizes, "tokenizer": tokenizer}
 
@@ -127,7 +125,7 @@ def check_init(config: InitConfig, model: ModelConfig) -> None:
         )
     if config.tokenizer not in ("auto", "bytes"):
         folder = expanded("init.tokenizer", config.tokenizer)
-        if not is_folder(folder) or not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
+        if not is_folder(folder) or not tokenizer_files(folder):
             raise ConfigError(
                 f"init.tokenizer: {config.tokenizer!r} is no folder with a tokenizer; allowed: auto, bytes, or a "
                 "folder that holds a tokenizer.json"

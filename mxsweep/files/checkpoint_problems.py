@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.files.checkpoints import is_file, read_mapping, stored_quantization, weight_files, weight_roots
-from mxsweep.files.safetensors_header import SUFFIX, SafetensorsError, stored_tensors
+from mxsweep.files.safetensors_header import SUFFIX, SafetensorsError, StoredTensor, stored_tensors
 
 _SETTINGS = (
     "tokenizer.json",
@@ -29,13 +29,24 @@ _PACKED = re.compile(
 )
 
 
+# What config.json calls a number of layers, and sizes that a dimension of some weight has.
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
+    "num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "d_model", "ffn_dim", "n_embd",
+    "n_head", "n_inner",
+)  # fmt: skip
+_MOST_IN_ONE = 16  # elements of packed weights in one that is stored: of 2 bits in 32
+_MOST_LAYERS = 10_000  # where the number of weights is not known
+
+
 def folder_problem(folder: Path) -> str | None:
     """Return what keeps a model folder from being loaded, to be read behind its name; None where nothing is found."""
     for name in _SETTINGS:  # which transformers would take for one that is not there, or wait for
         if (folder / name).exists() and not is_file(folder / name):
             return f"holds a {name} that is no regular file"
     for name in _OBJECTS:
-        if (folder / name).exists() and not read_mapping(folder / name) and not _is_empty_object(folder / name):
+        if (folder / name).exists() and not _is_object(folder / name):
             return f"holds a {name} that is no JSON object"
     config = folder / "config.json"
     try:
@@ -55,7 +66,7 @@ def folder_problem(folder: Path) -> str | None:
         problems = [problem for name in weight_files(folder, roots[0]) if (problem := _problem(folder, name, content))]
     except OSError as error:
         return f"holds weights that cannot be read: {error.strerror or error}"
-    return problems[0] if problems else None
+    return problems[0] if problems else _sizes_problem(folder, weight_files(folder, roots[0]), content)
 
 
 def _problem(folder: Path, name: str, config: dict[str, Any]) -> str | None:
@@ -80,8 +91,29 @@ def _problem(folder: Path, name: str, config: dict[str, Any]) -> str | None:
     return None
 
 
-def _is_empty_object(file: Path) -> bool:
-    return file.read_bytes().strip().replace(b" ", b"") == b"{}"
+def _sizes_problem(folder: Path, names: list[str], config: dict[str, Any]) -> str | None:
+    """Return which size in config.json no weight of the folder can have; a model of it would be built for ever."""
+    weights = [tensor for name in names if name.endswith(SUFFIX) for tensor in stored_tensors(folder / name).values()]
+    largest = max((size for tensor in weights for size in tensor.shape), default=0)
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        layers = {name: part[name] for name in _LAYERS if isinstance(part.get(name), int)}
+        sizes = {name: part[name] for name in _SIZES if weights and isinstance(part.get(name), int)}
+        for name, value in layers.items():
+            if value > (len(weights) or _MOST_LAYERS):
+                known = f"it holds {len(weights):,} weights" if weights else f"allowed: up to {_MOST_LAYERS:,}"
+                return f"holds a config.json with {name}: {value}, and {known}"
+        for name, value in sizes.items():
+            if value > _MOST_IN_ONE * largest:
+                return f"holds a config.json with {name}: {value}, and no dimension of its weights exceeds {largest:,}"
+    return None
+
+
+def _is_object(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _index_problem(folder: Path, name: str) -> str | None:
@@ -96,9 +128,9 @@ def _index_problem(folder: Path, name: str) -> str | None:
     return None
 
 
-def _packed(tensors: dict[str, str]) -> str | None:
+def _packed(tensors: dict[str, StoredTensor]) -> str | None:
     """Return what to say of weights that are stored quantized where config.json says nothing of it."""
-    for name, dtype in tensors.items():
+    for name, (dtype, _) in tensors.items():
         last = name.rpartition(".")[2]
         if _PACKED.fullmatch(last) or ((last == "weight" or last.endswith("_proj")) and dtype not in _FLOATS):
             return (

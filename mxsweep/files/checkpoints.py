@@ -26,6 +26,7 @@ _SMALL_FILES = (
     "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "normalizer.json", "byte_maps.json", "emoji.json",
     "word_*.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
 # What transformers looks for, the first before the second.
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PYTORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -69,6 +70,11 @@ def packed_gguf(folder: Path) -> Path | None:
     """Return the GGUF file that holds the weights of a folder which mxsweep packed; None for any other folder."""
     file = folder / EXPORTED_GGUF
     return file if is_file(file) and is_file(folder / EXPORT_MANIFEST) else None
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that its tokenizer is read from."""
+    return [file for name in _TOKENIZER_FILES for file in sorted(folder.glob(name))]
 
 
 def is_here(path: str) -> bool:
@@ -284,7 +290,7 @@ def stored_dtypes(path: str) -> set[str]:
         return set()
     try:
         files = [name for name in weight_files(folder, roots[0]) if not name.endswith(".index.json")]
-        return {dtype for name in files for dtype in stored_tensors(folder / name).values()}
+        return {tensor.dtype for name in files for tensor in stored_tensors(folder / name).values()}
     except (OSError, ValueError):
         return set()  # loading the model says what is wrong with it
 

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mxsweep.config.model_config import ModelConfig
 from mxsweep.config.refusals import no_such_gpu, quantized_already
@@ -20,8 +27,10 @@ from mxsweep.files.checkpoints import (
     model_stamps,
     quantization_of,
     stored_quantization,
+    tokenizer_files,
 )
 from mxsweep.files.gguf_header import read_header
+from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
 from mxsweep.model.dequantize import Quantization, load_dequantized
 from mxsweep.model.exported import describe_exported, load_exported
@@ -46,8 +55,11 @@ class LoadedModel:
     quantized_from: dict[str, Any] | None = None
 
 
-# What transformers and tokenizers raise where a setting or a file is of another kind than they take for granted.
-_OF_DAMAGED_FILES = (TypeError, KeyError, AttributeError, ArithmeticError, IndexError, StrictDataclassError)
+# What transformers and torch raise where a setting or a file is of another kind than they take for granted.
+_OF_DAMAGED_FILES = (
+    TypeError, KeyError, AttributeError, ArithmeticError, IndexError, RuntimeError, AssertionError,
+    StrictDataclassError,
+)  # fmt: skip
 # At most one: the last model asked for. A folder by its files' stamps, too: one that was written anew is another model.
 _kept: dict[tuple[Any, ...], LoadedModel] = {}
 
@@ -192,7 +204,7 @@ def _load_pretrained(
     if method and not dequantize and packed is None:
         raise ConfigError(quantized_already(path, method))  # before it is loaded, which takes the method's library
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        tokenizer = _load_tokenizer(path, shared)
         if packed is not None:
             model, loading = load_exported(path, packed, arguments, shared)
             return model, tokenizer, loading, None
@@ -207,11 +219,35 @@ def _load_pretrained(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _loading_failed(path, arguments["attn_implementation"] or "auto", error) from error
     except _OF_DAMAGED_FILES as error:
-        if shared["trust_remote_code"]:
-            raise  # of the checkpoint's own code
+        if shared["trust_remote_code"] or is_out_of_memory(error):
+            raise  # of the checkpoint's own code, or of the machine's
         reason = RuntimeError(f"{type(error).__name__}: {error}")
         raise _loading_failed(path, arguments["attn_implementation"] or "auto", reason) from error
     return loaded[0], tokenizer, loaded[1], None
+
+
+def _load_tokenizer(path: str, shared: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or a hub name. Raises ConfigError that names a folder's files."""
+    folder = model_folder(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder or path), **shared)
+    except Exception as error:  # tokenizers raises no other class for a file that it cannot read
+        if shared["trust_remote_code"] and not isinstance(error, OSError | ValueError | ImportError):
+            raise  # of the checkpoint's own code
+        files = tokenizer_files(folder) if folder is not None and _has_config(folder, shared) else []
+        names = f"its tokenizer ({', '.join(file.name for file in files)}): " if files else ""
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise _loading_failed(path, "auto", RuntimeError(f"{names}{kind}{error}")) from error
+    return tokenizer
+
+
+def _has_config(folder: Path, shared: dict[str, Any]) -> bool:
+    """Return whether a folder's config.json can be read, as it is for the tokenizer, too."""
+    try:
+        AutoConfig.from_pretrained(str(folder), **shared)
+    except Exception:  # as it may raise for its tokenizer
+        return False
+    return True
 
 
 def _loading_failed(path: str, attention: str, error: Exception) -> ConfigError:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -132,7 +133,7 @@ def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:
         if name.endswith(("_token_id", "_token_index")) and isinstance(number, int)
     }
     length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
-    ids = [number for number in range(int(config.vocab_size)) if number not in special][:length]
+    ids = list(islice((number for number in range(int(config.vocab_size)) if number not in special), length))
     tokens = torch.tensor([ids] * examples).to(model.device)
     # Without a mask a model may look for padding with ``pad in tokens[:, [-1, 0]]``, and the list becomes a tensor on
     # the meta device behind the back of KnownValues. There is no padding: a mask of ones says so, and changes no logit.

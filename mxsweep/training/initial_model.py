@@ -111,7 +111,7 @@ def _tokenizer(job: TrainingJob) -> PreTrainedTokenizerBase:
     source = model_folder(EMBEDDED) if name == "auto" else expanded("init.tokenizer", name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers raises no other class for a file that it cannot read
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"init.tokenizer: {name!r} cannot be loaded: {reason}; allowed: auto, bytes, or a folder with a tokenizer"

@@ -45,6 +45,14 @@ def pickled(change: Callable[[Path], object]) -> Callable[[Path], object]:
     return pickle
 
 
+def setting(name: str, value: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(content | {name: value}))
+
+    return change
+
+
 BOTH = json.dumps({"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
 PROBLEMS = [
     (write(CONFIG, ""), "holds a config.json that is no JSON: Expecting value"),
@@ -68,6 +76,10 @@ PROBLEMS = [
         "model.safetensors.index.json without metadata",
     ),
     (in_parts("{}"), "is no whole checkpoint: model.safetensors.index.json names no files"),
+    (setting("num_hidden_layers", 10**9), "holds a config.json with num_hidden_layers: 1000000000, and it holds 29 w"),
+    (setting("text_config", {"n_layer": 30}), "holds a config.json with n_layer: 30, and it holds 29 weights"),
+    (setting("vocab_size", 10**12), r"with vocab_size: 1000000000000, and no dimension of its weights exceeds 568"),
+    (pickled(setting("num_hidden_layers", 10**9)), "with num_hidden_layers: 1000000000, and allowed: up to 10,000"),
     (pickled(write("pytorch_model.bin", "")), "is no whole checkpoint: pytorch_model.bin is empty"),
     (pickled(cut("pytorch_model.bin", 100)), "is no whole checkpoint: pytorch_model.bin is cut short"),
 ]
@@ -91,7 +103,13 @@ def test_it_is_refused_when_planned(change: Callable[[Path], object], message: s
 
 
 @pytest.mark.parametrize(
-    "change", [in_parts(BOTH.replace("b.safetensors", "a.safetensors")), pickled(lambda folder: None)]
+    "change",
+    [
+        in_parts(BOTH.replace("b.safetensors", "a.safetensors")),
+        pickled(lambda folder: None),
+        write("generation_config.json", "{\n}"),
+        write("special_tokens_map.json", "\t{ }\n"),
+    ],
 )
 def test_others_are_not(change: Callable[[Path], object], tmp_path: Path) -> None:
     folder = copied(tmp_path / "m")

@@ -132,6 +132,8 @@ def test_the_commands_without_a_run_warn(
         (lambda config, weights: config.update(num_attention_heads=0), "cannot be loaded: ZeroDivisionError: "),
         (lambda config, weights: config.update(hidden_act="x"), "cannot be loaded: KeyError: 'x'"),
         (lambda config, weights: config.update(model_type=[1]), "cannot be loaded: TypeError: unhashable"),
+        (lambda config, weights: config.update(head_dim=-1), "cannot be loaded: RuntimeError: .*negative dimension"),
+        (lambda config, weights: config.update(pad_token_id=10**9), "cannot be loaded: AssertionError: Padding_idx"),
         (lambda config, weights: config.update(dtype="int9"), "cannot be loaded: AttributeError: .*int9"),
     ],
 )
@@ -140,3 +142,13 @@ def test_what_does_not_fit_is_one_line_that_names_the_folder(change: Change, mes
     with pytest.raises(ConfigError, match=rf"^model.path: '.*/m' .*{message}") as refused:
         load_model(str(folder))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"version": "1.0"', "[]", '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": {}}}}']
+)
+def test_a_damaged_tokenizer_is_named_by_its_files(content: str, tmp_path: Path) -> None:
+    folder = changed(tmp_path / "m", lambda config, weights: None)
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"^model.path: '.*/m' cannot be loaded: its tokenizer \(tokenizer.json, "):
+        load_model(str(folder))
