@@ -34,12 +34,16 @@ COMMANDS = {
 }
 
 
-def cpu_s(words: Sequence[str]) -> float:
-    """Return what a process of Python with these arguments computes, user and system. Raises BenchmarkError."""
+def cpu_s(words: Sequence[str], code: int = 0) -> float:
+    """Return the seconds that a process of Python with these arguments computes, user and system.
+
+    Raises:
+        BenchmarkError: it ended with another exit code than ``code``.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *words], env=surroundings, capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode != code:
         raise BenchmarkError(f"{' '.join(words[-2:])} ended with exit code {done.returncode}: {done.stderr[-500:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

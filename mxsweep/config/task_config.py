@@ -39,15 +39,22 @@ class TaskConfig:
             raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"task: {list(self.names)!r} names a task twice")
-        for name, file in self.data.items():
+        for name in self.data:
             if name not in self.names:
                 raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")
             if name == "story":
                 raise ConfigError("task.data: the task 'story' generates its own data and takes no file")
-            _check_file(file, self.fields.get(name), stamps([expanded("task.data", file)]))
+        self.rows_of_files()  # refuses those that cannot be read
         if (own := self.own) is not None:
             for name in self.own_names:
                 own.files(name)  # refuses data that are not there
+
+    def rows_of_files(self) -> dict[str, int]:
+        """Return how many rows the file of each task that has one holds. Raises ConfigError for a row that is none."""
+        return {
+            name: _count_rows(file, self.fields.get(name), stamps([expanded("task.data", file)]))
+            for name, file in self.data.items()
+        }
 
     @cached_property
     def own(self) -> OwnTasks | None:
@@ -112,11 +119,17 @@ def _named(name: Any, include_path: str | None) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _check_file(file: str, field: str | None, _stamps: Any) -> None:
-    """Raise ConfigError, naming the line, for a row of a task's file that cannot be read; once while the file stays."""
+def _count_rows(file: str, field: str | None, _stamps: Any) -> int:
+    """Return how many rows a task's file holds, read once while it stays.
+
+    Raises:
+        ConfigError: a row that cannot be read, by its line.
+    """
+    number = -1
     for number, (row, _) in enumerate(rows_of(file, field)):
         if field is not None and len(row[field]) > MOST_CHARACTERS:
             raise ConfigError(
                 f"task.data: {file!r} line {line_of_row(file, number)}: the field {field!r} holds {len(row[field]):,} "
                 f"characters; allowed: up to {MOST_CHARACTERS:,}"
             )
+    return number + 1

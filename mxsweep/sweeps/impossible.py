@@ -17,6 +17,7 @@ from mxsweep.files.gguf_header import has_package
 from mxsweep.formats.recipe import LATENT_IN_CACHE
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.runs.backend_check import refuse_unavailable_backend
+from mxsweep.sweeps.module_patterns import unmatched_pattern
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
@@ -34,8 +35,17 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
     """
     if run.config is None:
         return run.error
-    problem = _recipe_problem(run.config) if with_model or _names_what_models_differ_in(run.config) else None
+    problem = _unmatched_pattern(run.config)
+    if problem is None:
+        problem = _recipe_problem(run.config) if with_model or _names_what_models_differ_in(run.config) else None
     return problem or _missing_chat_template(run.config) or _unknown_task(run.config) or _too_many_examples(run.config)
+
+
+def _unmatched_pattern(config: RunConfig) -> str | None:
+    """Return why a pattern of ``modules`` matches nothing, as far as can be told without the model."""
+    if config.trains and config.init.is_random:
+        return None
+    return unmatched_pattern(config.model, list(config.modules))
 
 
 def _names_what_models_differ_in(config: RunConfig) -> bool:
@@ -168,13 +178,15 @@ def _unknown_task(config: RunConfig) -> str | None:
 
 
 def _too_many_examples(config: RunConfig) -> str | None:
-    """Return why few-shot examples cannot be had of the embedded task, whose rows are known; None where they can.
+    """Return why few-shot examples cannot be had of the embedded task or of a file's rows; None where they may be.
 
-    How many rows other tasks have is known when they are loaded, before the model is.
+    How many rows other tasks have is known when they are loaded, before the model is, and so is which rows are alike.
     """
     from mxsweep.evaluate.stories import TEST_STORIES
 
     count = config.task.num_fewshot or 0
-    if "story" not in config.task.names or count < TEST_STORIES:
-        return None
-    return too_many_examples("story", count, TEST_STORIES - 1, "its split 'test'", leaves_out=True)
+    rows = config.task.rows_of_files() | ({"story": TEST_STORIES} if "story" in config.task.names else {})
+    for name, number in rows.items():
+        if count >= number:
+            return too_many_examples(name, count, number - 1, "its split 'test'", leaves_out=True)
+    return None

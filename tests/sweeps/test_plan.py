@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mxsweep.config.overrides import prepare
 from mxsweep.sweeps.dry_run import preview
+from mxsweep.sweeps.impossible import why_impossible
 from mxsweep.sweeps.plan import Plan, plan
 from mxsweep.terminal.errors import ConfigError
 
@@ -300,3 +301,15 @@ def test_a_plan_can_be_written_down() -> None:
     """What goes into sweep.json is plain data."""
     for run in planned("block_size=16,[8,8]", "format.activation=none").runs:
         json.dumps([run.overrides, run.run_id, run.subdir, run.config_hash, run.composed])
+
+
+def test_more_examples_than_the_rows_of_a_file_are_refused_when_planned(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"row number {number}"}) + "\n\n" for number in range(5)))
+    words = ["task=lambada_openai", f"task.data={file}", "task.fewshot_evaluated=true"]
+    few, many = (planned(*words, f"task.num_fewshot={count}").runs[0] for count in (4, 5))
+    assert why_impossible(few) is None
+    assert why_impossible(many) == (
+        "task.num_fewshot: 5 examples are more than lambada_openai has rows for: its split 'test' holds 4 beside the "
+        "one that is asked; allowed: 0 to 4"
+    )
