@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.hostile import keep_from_this_user
 
 from mxsweep.files.locks import CLAIM_NAME, Lock, holder, is_held
 from mxsweep.files.regular import NotRegularError, open_regular, read_regular
@@ -63,6 +64,14 @@ def test_what_is_no_claim_says_of_nobody_and_cannot_be_taken(special: Path) -> N
             is_held(folder / CLAIM_NAME)
     with pytest.raises(OSError):
         Lock.take(folder / CLAIM_NAME)
+
+
+def test_a_claim_that_may_not_be_read_says_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Lock.take(tmp_path / CLAIM_NAME)
+    assert lock is not None and holder(tmp_path) == {}
+    keep_from_this_user(tmp_path / CLAIM_NAME, monkeypatch)
+    assert holder(tmp_path) is None
+    lock.release()
 
 
 def test_what_a_claim_is_a_link_to_is_not_written_over(tmp_path: Path) -> None:

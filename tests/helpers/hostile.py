@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -68,3 +70,19 @@ def with_value(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     copied = dict(value) if isinstance(value, dict) else list(value)
     copied[path[0]] = with_value(value[path[0]], path[1:], new)
     return copied
+
+
+def keep_from_this_user(file: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have a file be one that this user may neither read nor write, who may be root."""
+    opens, may = os.open, os.access
+
+    def is_it(path: Any) -> bool:
+        return not isinstance(path, int) and os.path.abspath(path) == os.path.abspath(file)
+
+    def opened(path: Any, *words: Any, **more: Any) -> int:
+        if is_it(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opens(path, *words, **more)
+
+    patch.setattr(os, "open", opened)
+    patch.setattr(os, "access", lambda path, mode, **more: not is_it(path) and may(path, mode, **more))

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers.hostile import keep_from_this_user
 from safetensors.torch import save_file
 
 from mxsweep.__main__ import main
@@ -384,6 +385,22 @@ def test_what_is_in_the_place_of_a_file_leaves_out_its_run(
     assert f"{folder} is left out: " in capsys.readouterr().err
     assert evaluated == {0: 2, 16: 1, 32: 2}
     assert list(Path("outside").iterdir()) == [] and Path("victim").read_text() == "mine"
+
+
+def test_a_claim_of_another_user_leaves_out_its_run(
+    evaluated: Counter[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(SWEEP) == 0
+    for lost in Path("s").glob("*_bs*/result.json"):
+        lost.unlink()
+    (folder,) = Path("s").glob("*_bs16_*")
+    keep_from_this_user(folder / CLAIM_NAME, monkeypatch)
+    capsys.readouterr()
+    assert main(["resume=true", "hydra.sweep.dir=s"]) == 1
+    said = capsys.readouterr()
+    assert f"{folder} is left out: '.claim' in it is another user's" in said.err and "Traceback" not in said.err
+    assert evaluated == {0: 2, 16: 1, 32: 2} and statuses() == ["done", "done", "missing"]
+    assert collect(["s"]) == 0 and collect(["--status", "s"]) == 0
 
 
 def test_a_run_that_a_manifest_puts_elsewhere_is_refused(
