@@ -1,9 +1,9 @@
 """Say of which runs a run proves that they come out the same, from the exponents that its blocks wanted.
 
-A run records the least and the largest exponent that an `e8m0` scale wanted of any block, of every tensor in every pass
-(`numerics/wanted_exponents.py`). Where `scale_bits` is all that another run differs in, and the bits of both hold these
-exponents, the two compute the same, step by step: the first number to differ could only come of an exponent that one
-of them does not hold.
+A run of a sweep with `reuse=proven` records the least and the largest exponent that an `e8m0` scale wanted of any
+block, of every tensor in every pass (`numerics/wanted_exponents.py`). Where `scale_bits` is all that another run
+differs in, and the bits of both hold these exponents, the two compute the same, step by step: the first number to
+differ could only come of an exponent that one of them does not hold.
 """
 
 from __future__ import annotations

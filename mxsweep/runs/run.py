@@ -28,6 +28,7 @@ def run(
     run_id: str | None = None,
     progress: Progress | None = None,
     proof: Proof | None = None,
+    keeps_exponents: bool = False,
 ) -> dict[str, Any]:
     """Evaluate one config, after a training if it says so, and return its record.
 
@@ -43,6 +44,8 @@ def run(
             with how much of it is done, how much there is and what it is called; while requests are scored, with how
             many are answered and how many there are.
         proof: of what evaluating comes to, which is taken over then; such a run has no times.
+        keeps_exponents: whether the record is to hold the range of exponents that scales wanted, by which the run may
+            prove others.
 
     Returns:
         The record. Its ``status`` is "done" or "failed"; a run that fails for any reason is recorded with its error.
@@ -58,7 +61,7 @@ def run(
     started = time.perf_counter()
     try:
         refuse_unavailable_backend(config)
-        result = _result(config, folder, progress or silent, overrides, proof)
+        result = _result(config, folder, progress or silent, overrides, proof, keeps_exponents)
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
     except Exception as error:
@@ -98,7 +101,12 @@ def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
 
 
 def _result(
-    config: RunConfig, folder: Path | None, progress: Progress, overrides: Sequence[str], proof: Proof | None
+    config: RunConfig,
+    folder: Path | None,
+    progress: Progress,
+    overrides: Sequence[str],
+    proof: Proof | None,
+    keeps_exponents: bool,
 ) -> RunResult:
     """Do what a config says."""
     # Imported here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
@@ -112,4 +120,4 @@ def _result(
         return evaluate_proven(config, progress, overrides, proof)
     from mxsweep.runs.evaluate_config import evaluate_config
 
-    return evaluate_config(config, progress, overrides)
+    return evaluate_config(config, progress, overrides, keeps_exponents=keeps_exponents)

@@ -28,7 +28,7 @@ def largest_held(config: RunConfig) -> int:
 
 
 def with_provers(runs: Sequence[SweepRun]) -> list[SweepRun]:
-    """Return the runs with those that may prove them."""
+    """Return the runs with those that may prove them, each to keep what it takes to prove another."""
     groups: dict[str, list[Candidate]] = {}
     candidates: list[tuple[str, Candidate] | None] = []
     for run, group in zip(runs, groups_of([run.config for run in runs]), strict=True):
@@ -40,10 +40,11 @@ def with_provers(runs: Sequence[SweepRun]) -> list[SweepRun]:
         groups.setdefault(group, []).append(candidate)
         candidates.append((group, candidate))
     return [
-        run
+        dataclasses.replace(run, keeps_exponents=True)
         if found is None
         else dataclasses.replace(
             run,
+            keeps_exponents=True,
             candidate=found[1],
             provers=tuple(other for other in groups[found[0]] if other is not found[1]),
         )

@@ -38,6 +38,7 @@ class SweepRun:
             not count, a later one does.
         candidate: the run as others may prove it; None where none is to.
         provers: the runs of the sweep that may prove it, should they be done when it begins.
+        keeps_exponents: whether it is to keep what it takes to prove another run, of this launch or a later one.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class SweepRun:
     old_failure: int | None = None
     candidate: Candidate | None = None
     provers: tuple[Candidate, ...] = ()
+    keeps_exponents: bool = False
 
 
 class SweepObserver(Protocol):
@@ -168,7 +170,13 @@ def _perform(run: SweepRun, advance: Callable[..., None]) -> dict[str, Any]:
         from mxsweep.runs.run import run as do_run
 
         return do_run(
-            run.config, run.folder, overrides=run.overrides, run_id=run.run_id, progress=advance, proof=_proof_of(run)
+            run.config,
+            run.folder,
+            overrides=run.overrides,
+            run_id=run.run_id,
+            progress=advance,
+            proof=_proof_of(run),
+            keeps_exponents=run.keeps_exponents,
         )
 
 

@@ -239,6 +239,7 @@ def test_reuse_decides_whether_runs_are_proven(reuse: str, tmp_path: Path, monke
     records = [read_record(run.folder / "result.json") for run in runs]
     assert [record["status"] for record in records] == ["done", "done"]
     assert [PROVEN_BY in record for record in records] == [False, reuse == "proven"]
+    assert [WANTED in record for record in records] == [reuse == "proven", False]  # not kept where nothing is proven
 
 
 def test_reuse_is_a_word_of_two(capsys: pytest.CaptureFixture[str]) -> None:
