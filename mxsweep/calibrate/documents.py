@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import logging
-import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
 
 import datasets
-import huggingface_hub
 from datasets.exceptions import DatasetsError
 
 from mxsweep.config.checks import expanded
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.tasks import load_tasks
+from mxsweep.machine.hub import offline_where_unreachable
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0
 # What reads a single file of a data set, by its suffix.
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow", ".txt": "text"}
 _WITHOUT_NETWORK = "without a network, give a text with {0}=text {0}.path=FILE"
@@ -183,36 +177,3 @@ def _local_data(config: DataSet, path: Path) -> datasets.Dataset:
 def _hub_data(config: DataSet) -> datasets.Dataset:
     with offline_where_unreachable():
         return datasets.load_dataset(str(config.path), config.name, split=config.split)
-
-
-@contextmanager
-def offline_where_unreachable() -> Iterator[None]:
-    """Look into the hub's cache alone, while the context lasts, if the hub does not answer.
-
-    Otherwise its libraries try again for half a minute, file by file, before they say so.
-    """
-    holders: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
-    before = [holder.HF_HUB_OFFLINE for holder in holders]
-    if not any(before) and not _is_reachable():
-        log.info("The Hugging Face hub does not answer; only what is in its cache can be had")
-        for holder in holders:
-            holder.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for holder, value in zip(holders, before, strict=True):
-            holder.HF_HUB_OFFLINE = value
-
-
-def _is_reachable() -> bool:
-    """Return whether the hub answers at all, by Python's own means: which library the hub's client uses changes."""
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
-    except urllib.error.HTTPError:
-        return True  # an answer, if not to this question
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # the client may know other certificates
-    except (OSError, HTTPException):
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mxsweep.config.refusals import no_such_gpu, quantized_already
 from mxsweep.files.checkpoints import (
     exported_folder,
     gguf_file,
+    is_here,
     model_folder,
     model_stamps,
     quantization_of,
@@ -30,6 +32,7 @@ from mxsweep.files.checkpoints import (
     tokenizer_files,
 )
 from mxsweep.files.gguf_header import read_header
+from mxsweep.machine.hub import offline_where_unreachable
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.model.attention_choice import missing_attention, refuse_another_pick, transformers_name
 from mxsweep.model.dequantize import Quantization, load_dequantized
@@ -94,7 +97,8 @@ def load_model(
     key = (*arguments, model_stamps(path, trust_remote_code))
     if key not in _kept or not _is_whole(_kept[key].model, None if device_map else device):
         _kept.clear()  # before loading: two large models need not fit beside each other
-        _kept[key] = _load(*arguments)
+        with nullcontext() if is_here(path) else offline_where_unreachable():
+            _kept[key] = _load(*arguments)
     return _kept[key]
 
 

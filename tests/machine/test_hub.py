@@ -1,0 +1,55 @@
+"""Without a network, the hub's libraries are told so, rather than left to try again and again."""
+
+from __future__ import annotations
+
+import socket
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from mxsweep.machine.hub import offline_where_unreachable
+from mxsweep.model.load import load_model
+from mxsweep.terminal.errors import ConfigError
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Let no connection be made; return the list of attempts."""
+    attempts: list[object] = []
+
+    def refuse(*asked: Any, **_: Any) -> Any:
+        attempts.append(asked)
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return attempts
+
+
+def test_offline_only_while_it_lasts(unreachable: list[object]) -> None:
+    with offline_where_unreachable():
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and len(unreachable) == 1
+
+
+def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(request: urllib.request.Request, timeout: float) -> Any:
+        raise urllib.error.HTTPError(request.full_url, 403, "Forbidden", {}, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(urllib.request, "urlopen", forbid)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with offline_where_unreachable():
+        assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_model_on_the_hub_is_asked_for_once(unreachable: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its libraries wait before they try again; none waits here."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
+    with pytest.raises(ConfigError, match=r"'no-such-owner/no-such-model' cannot be loaded: We couldn't connect to"):
+        load_model("no-such-owner/no-such-model", device="cpu")
+    assert len(unreachable) == 1
