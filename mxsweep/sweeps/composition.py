@@ -111,11 +111,15 @@ class Composer:
 
 @contextlib.contextmanager
 def composing(
-    words: Sequence[str], config_dir: Path | None = None, paths_from: Path | None = None
+    words: Sequence[str], config_dir: Path | None = None, paths_from: Path | None = None, with_stamp: bool = True
 ) -> Iterator[Composer]:
-    """Have Hydra read mxsweep's config files, and those in ``config_dir``, for runs whose first has these overrides."""
+    """Have Hydra read mxsweep's config files, and those in ``config_dir``, for runs whose first has these overrides.
+
+    Args:
+        with_stamp: whether all runs are to have one ``stamp``, where none is typed; else each refers to its own time.
+    """
     extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
-    if not any(word.startswith("stamp=") for word in words):
+    if with_stamp and not any(word.startswith("stamp=") for word in words):
         extra.append(f"stamp='{datetime.now().strftime('%Y%m%d_%H%M%S')}'")  # one for all, however long composing takes
     with _without_environment(), initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
         yield Composer(tuple(extra), paths_from)

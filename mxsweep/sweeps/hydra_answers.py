@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from mxsweep.config.command_line import CommandLine, flags_help
 from mxsweep.config.knob_help import register_knobs_help
 from mxsweep.config.option_files import conf_dir, config_folders
 from mxsweep.config.overrides import prepare
-from mxsweep.sweeps.plan import PlannedRun, name_run, plan
+from mxsweep.sweeps.plan import PlannedRun, compose_first, name_run, plan
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -27,15 +27,14 @@ def answer_question(line: CommandLine) -> int:
         ConfigError: overrides that make no sense, which Hydra would say at length, and a part that is not there.
     """
     grids, _ = prepare(line.overrides, line.config_dir)
+    if "--help" in line.asks_hydra:
+        print(_help(compose_first(grids, line.config_dir), line.config_dir))
+        print(flags_help(), end="")
+        return 0
     # Of a sweep, the first run is shown.
     run = next(run for run in plan(grids, True, line.config_dir).runs if not run.added)
     _check_package(line.asks_hydra, run)
-    if "--help" not in line.asks_hydra:
-        _call_hydra([*line.asks_hydra, *run.words], line.config_dir)
-        return 0
-    with contextlib.suppress(SystemExit):  # by which Hydra ends after its help
-        _call_hydra([*line.asks_hydra, *run.words], line.config_dir)
-    print(flags_help(), end="")
+    _call_hydra([*line.asks_hydra, *run.words], line.config_dir)
     return 0
 
 
@@ -49,6 +48,13 @@ def answer_shell(request: str) -> int:
         raise ConfigError(f"--shell-completion: {request} is what a shell asks, with the line in COMP_LINE")
     _call_hydra(["--shell-completion", request], None)
     return 0
+
+
+def _help(cfg: DictConfig, config_dir: Path | None) -> str:
+    """Return the help as Hydra would fill in its template, without the list of all config groups, which it has not."""
+    register_knobs_help(config_folders(config_dir))
+    knobs = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return string.Template(cfg.hydra.help.template).substitute(CONFIG=OmegaConf.to_yaml(knobs))
 
 
 def _call_hydra(words: Sequence[str], config_dir: Path | None) -> None:

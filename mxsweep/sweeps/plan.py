@@ -126,6 +126,27 @@ def plan(
         raise ConfigError(describe_omegaconf_error(error)) from error
 
 
+def compose_first(grids: Sequence[Sequence[str]], config_dir: Path | None = None) -> DictConfig:
+    """Return what Hydra makes of the first run of prepared overrides, Hydra's own node included, for people to read.
+
+    The time that folders and ids begin with is not in it, where none is typed: it stays a reference.
+
+    Raises:
+        ConfigError: as :func:`plan`, of this run.
+    """
+    try:
+        parsed = [[read_override(override) for override in overrides] for overrides in grids]
+        _check_count([_count(overrides, multirun=True) for overrides in parsed])
+        words = _combinations(parsed[0])[0]
+        with composing(words, config_dir, with_stamp=False) as composer:
+            cfg = composer.compose(words, 0)
+            _planned(cfg, words, _run_words(words))
+            Settings.from_hydra(cfg)
+            return cfg
+    except OmegaConfBaseException as error:
+        raise ConfigError(describe_omegaconf_error(error)) from error
+
+
 def _count(overrides: Sequence[Override], multirun: bool) -> int:
     """Return how many runs the overrides of one grid come to. Raises ConfigError."""
     count = 1
