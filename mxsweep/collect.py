@@ -11,7 +11,7 @@ from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import find_runs, newest_sweep
-from mxsweep.study.memory_front import CONTEXT, WITHIN, Terms
+from mxsweep.study.memory_terms import CONTEXT, WITHIN, Terms
 from mxsweep.terminal.command import EXIT_FAILED, print_written, run_command
 
 PROGRAM = "mxsweep.collect"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,7 @@ LAYERS = (
 )
 WITHOUT_TORCH = ("terminal", "machine", "files", "statistics", "formats", "config", "results", "study", "report")
 HEAVY = ("torch", "transformers", "lm_eval", "safetensors.torch")
+COMPUTING = (*HEAVY, "datasets", "matplotlib", "numpy", "pandas", "pyarrow", "scipy")
 IN_A_PACKAGE = "mxsweep.export.__main__"  # a command, too: its package's name is what is typed
 COMMANDS = ("__main__", "collect", "inspect", "sensitivity", "train")
 ASSETS = (
@@ -179,6 +181,36 @@ def test_what_starts_runs_and_holds_their_results_imports_without_torch() -> Non
         "assert not heavy, heavy\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_questions_and_refusals_import_nothing_that_computes(tmp_path: Path) -> None:
+    """What is answered without a model is answered at once: libraries that compute take seconds to import."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    asked = [
+        ("__main__", ["--help"], 0),
+        ("__main__", ["block_size=16", "--cfg", "job"], 0),
+        ("__main__", ["block_size=-1"], 2),
+        ("__main__", ["no_such_knob=1"], 2),
+        ("__main__", ["-m", "block_size=16,32", "reuse=always"], 2),
+        ("__main__", ["model=hf", "model.path=owner/on-the-hub", "dry_run=true"], 0),
+        ("train", ["--help"], 0),
+        ("collect", ["--status", "."], 0),
+        ("collect", ["--status", "nowhere"], 2),
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for command, words, code in {asked!r}:\n"
+        "    main = importlib.import_module(f'mxsweep.{command}').main\n"
+        "    assert main(words) == code, words\n"
+        f"    heavy = {set(COMPUTING)!r} & sys.modules.keys()\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert finished.returncode == 0, finished.stderr
 
 

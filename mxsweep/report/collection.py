@@ -15,7 +15,7 @@ from mxsweep.terminal.escapes import printable
 # What compares, draws and writes is imported where it is used: a wrong folder is answered without it.
 
 if TYPE_CHECKING:
-    from mxsweep.study.memory_front import Terms
+    from mxsweep.study.memory_terms import Terms
     from mxsweep.study.published import Reference
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def collect(
     one that lies beside them is taken.
     """
     from mxsweep.report.odd_records import SENSELESS, odd_runs
-    from mxsweep.study.memory_front import DEFAULT_TERMS
+    from mxsweep.study.memory_terms import DEFAULT_TERMS
     from mxsweep.study.published import BadReferenceError, load_reference
 
     dirs = [dirs] if isinstance(dirs, Path | str) else list(dirs)

@@ -7,7 +7,8 @@ from mxsweep.report.wording import ABSENT, size
 from mxsweep.results.knob_words import name_rows
 from mxsweep.study.change_words import format_measured
 from mxsweep.study.group_study import Study
-from mxsweep.study.memory_front import MemoryFront, Placed, Terms, find_memory_front
+from mxsweep.study.memory_front import MemoryFront, Placed, find_memory_front
+from mxsweep.study.memory_terms import Terms
 
 MEMORY_TITLE = "What memory buys"
 

@@ -17,7 +17,7 @@ from mxsweep.results.groups import read_results
 from mxsweep.results.record import Folders, find_runs
 
 if TYPE_CHECKING:
-    from mxsweep.study.memory_front import Terms
+    from mxsweep.study.memory_terms import Terms
     from mxsweep.study.published import Reference
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
+from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
 from mxsweep.study.verdict import VerdictLine

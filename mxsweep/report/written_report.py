@@ -15,7 +15,7 @@ from mxsweep.report.result_texts import markdown_text, memory_text, terminal_tex
 from mxsweep.report.shared_paths import without_homes
 from mxsweep.results.groups import Results
 from mxsweep.study.group_study import Study
-from mxsweep.study.memory_front import Terms
+from mxsweep.study.memory_terms import Terms
 from mxsweep.study.published import Reference
 
 

@@ -19,22 +19,10 @@ from mxsweep.results.memory_taken import kv_bytes
 from mxsweep.results.rows import Row
 from mxsweep.statistics.paired_tests import LogPerplexityDifference
 from mxsweep.study.comparison import Comparison
+from mxsweep.study.memory_terms import Terms
 from mxsweep.study.trained_configs import has_seeds
 
 T = TypeVar("T")
-CONTEXT = 8192
-WITHIN = 0.01
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Say at which context memory is counted, and how much worse than the baseline a run may be (0.01 for 1 %)."""
-
-    context: int = CONTEXT
-    within: float = WITHIN
-
-
-DEFAULT_TERMS = Terms()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from mxsweep.report.figures.panels import chart as panels_chart
 from mxsweep.results.groups import read_results
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.memory_front import Terms, unbeaten
+from mxsweep.study.memory_front import unbeaten
+from mxsweep.study.memory_terms import Terms
 
 INFINITE = {"acc": 0.5, "perplexity": float("inf"), "perplexity_stderr": float("nan")}
 

@@ -14,7 +14,7 @@ from mxsweep.report.result_texts import memory_text, terminal_text
 from mxsweep.report.table import Table, text_cells
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import study_groups
-from mxsweep.study.memory_front import DEFAULT_TERMS
+from mxsweep.study.memory_terms import DEFAULT_TERMS
 
 WORDS = st.text("abcdefgh_ .=", max_size=60)
 

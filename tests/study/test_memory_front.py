@@ -14,7 +14,8 @@ from mxsweep.report.collection import collect
 from mxsweep.report.data_files import load
 from mxsweep.results.groups import read_results
 from mxsweep.study.comparison import compare_with_baselines
-from mxsweep.study.memory_front import MemoryFront, Terms, find_memory_front
+from mxsweep.study.memory_front import MemoryFront, find_memory_front
+from mxsweep.study.memory_terms import Terms
 
 N = 50
 BASE = -np.random.default_rng(0).gamma(0.7, 2, N)

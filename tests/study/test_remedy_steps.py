@@ -14,7 +14,7 @@ from mxsweep.report.result_texts import terminal_text
 from mxsweep.report.summary_tables import won_back_table
 from mxsweep.results.groups import read_results
 from mxsweep.study.group_study import study_groups
-from mxsweep.study.memory_front import DEFAULT_TERMS
+from mxsweep.study.memory_terms import DEFAULT_TERMS
 from mxsweep.study.remedy_steps import RemedyStep, RemedySteps, arrange_remedy_steps
 
 N = 200

@@ -20,7 +20,7 @@ from mxsweep.report.figures.trade_off import trade_off_figure
 from mxsweep.report.figures.training_figures import training_figures
 from mxsweep.study.group_study import Study
 from mxsweep.study.headline import loss_metric
-from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
+from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms
 from mxsweep.study.trained_configs import SEED
 from mxsweep.terminal.escapes import printable
 

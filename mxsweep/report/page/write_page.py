@@ -56,7 +56,7 @@ from mxsweep.results.rows import label
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
-from mxsweep.study.memory_front import DEFAULT_TERMS, Terms
+from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
 from mxsweep.study.verdict import Verdict
