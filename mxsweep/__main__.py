@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mxsweep.config.command_line import parse_command_line
 from mxsweep.sweeps.answer import answer_line
-from mxsweep.terminal.command import run_command
+from mxsweep.terminal.command import leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,5 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("mxsweep", lambda: answer_line(parse_command_line(words)), "interrupted before a run began")
 
 
+def command() -> NoReturn:
+    """Run the command as it is installed, ``mxsweep``, and end the process."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

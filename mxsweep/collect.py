@@ -12,7 +12,7 @@ from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import find_runs, newest_sweep
 from mxsweep.study.memory_terms import CONTEXT, WITHIN, Terms
-from mxsweep.terminal.command import EXIT_FAILED, print_written, run_command
+from mxsweep.terminal.command import EXIT_FAILED, leave, print_written, run_command
 
 PROGRAM = "mxsweep.collect"
 
@@ -116,4 +116,4 @@ def _share(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

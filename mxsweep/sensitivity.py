@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mxsweep.files.atomic import write_csv
 from mxsweep.sweeps.configs_to_measure import add_knob_arguments, loss_config, output_folder, print_warnings
-from mxsweep.terminal.command import run_command, write_output
+from mxsweep.terminal.command import leave, run_command, write_output
 from mxsweep.terminal.escapes import printable
 from mxsweep.terminal.progress_bars import progress_bars
 
@@ -78,4 +77,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

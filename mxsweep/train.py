@@ -14,7 +14,7 @@ from mxsweep.config.option_files import config_folders
 from mxsweep.config.train_help import training_help
 from mxsweep.config.train_words import training_words
 from mxsweep.sweeps.answer import answer_line
-from mxsweep.terminal.command import run_command
+from mxsweep.terminal.command import leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,4 +32,4 @@ def _answer(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

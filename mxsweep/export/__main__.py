@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mxsweep.formats.export_targets import TARGET_NAMES
-from mxsweep.terminal.command import run_command
+from mxsweep.terminal.command import leave, run_command
 from mxsweep.terminal.escapes import printable
 
 PROGRAM = "mxsweep.export"
@@ -74,4 +73,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

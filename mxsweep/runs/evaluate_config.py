@@ -37,29 +37,33 @@ from mxsweep.terminal.progress_callback import Progress
 log = logging.getLogger(__name__)
 
 
-def evaluate_config(
-    config: RunConfig, progress: Progress, overrides: Sequence[str] = (), *, keeps_exponents: bool = False
-) -> RunResult:
+def evaluate_config(config: RunConfig, progress: Progress, overrides: Sequence[str] = ()) -> RunResult:
     """Evaluate a config; afterwards the model is as it was before.
 
     Args:
         progress: hears of what is worked out before the model is quantized, phase by phase, and of scored requests.
         overrides: what the user set, for the files.
-        keeps_exponents: whether the result is to hold the range of exponents that scales wanted, by which it may prove
-            others. To keep it takes 3 to 19 % of quantizing on a CPU.
 
     Raises:
         ConfigError: what a user can mend; and whatever else may go wrong in a run.
     """
     with no_progress_bars():
-        return _Steps(config, keeps_exponents=keeps_exponents).do(progress, overrides)
+        return _Steps(config).do(progress, overrides)
+
+
+def evaluate_proving(config: RunConfig, progress: Progress, overrides: Sequence[str]) -> RunResult:
+    """Evaluate a config as :func:`evaluate_config`, and keep the range of exponents that its scales wanted.
+
+    By it the run may prove others. To keep it takes 3 to 19 % of quantizing on a CPU.
+    """
+    with no_progress_bars():
+        return _Steps(config, keeps_exponents=True).do(progress, overrides)
 
 
 def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[str], proof: Proof) -> RunResult:
     """Quantize a config's model, and take over what another run came to when it was evaluated.
 
-    In another environment than the other run's it is evaluated after all, as by :func:`evaluate_config`, and may prove
-    others.
+    In another environment than the other run's it is evaluated after all, as by :func:`evaluate_proving`.
     """
     with no_progress_bars():
         return _Steps(config, proof, keeps_exponents=True).do(progress, overrides)
@@ -68,7 +72,7 @@ def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[s
 class _Steps:
     """Do the steps of a run, timed, with the kernels counted that they launch."""
 
-    def __init__(self, config: RunConfig, proof: Proof | None = None, *, keeps_exponents: bool) -> None:
+    def __init__(self, config: RunConfig, proof: Proof | None = None, keeps_exponents: bool = False) -> None:
         self._config = config
         self._proof = proof
         self._keeps_exponents = keeps_exponents

@@ -118,6 +118,10 @@ def _result(
         from mxsweep.runs.evaluate_config import evaluate_proven
 
         return evaluate_proven(config, progress, overrides, proof)
+    if keeps_exponents:
+        from mxsweep.runs.evaluate_config import evaluate_proving
+
+        return evaluate_proving(config, progress, overrides)
     from mxsweep.runs.evaluate_config import evaluate_config
 
-    return evaluate_config(config, progress, overrides, keeps_exponents=keeps_exponents)
+    return evaluate_config(config, progress, overrides)

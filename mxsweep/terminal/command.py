@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from mxsweep.terminal.errors import CommandError
 from mxsweep.terminal.escapes import printable
@@ -50,6 +54,23 @@ def run_command(program: str, command: Callable[[], int], interrupted: str | Non
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded, which no command has done yet
     return with_safe_streams(call)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once with an exit code, as multiprocessing ends the processes that it forks.
+
+    What is registered for the end is done, and threads are waited for that are to be. But objects are not taken apart
+    one by one, which of torch and transformers takes about half as long as to import them: the system frees them whole.
+    Under a profiler, a debugger or ``python -i``, which have more to do, the process ends as any other.
+    """
+    if sys.getprofile() or sys.gettrace() or sys.flags.interactive:
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # a reader who has left, which run_command has dealt with
+            stream.flush()
+    os._exit(code)
 
 
 def write_output(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mxsweep.report.collection import CollectError
-from mxsweep.terminal.command import run_command, write_output
+from mxsweep.terminal.command import leave, run_command, write_output
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -50,6 +50,30 @@ def test_a_long_message_is_shortened(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_fault_of_mxsweep_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command("prog", lambda: 1 // 0)
+
+
+def test_a_process_ends_with_all_that_it_is_to_do() -> None:
+    """Its output, its threads and what is registered for the end; but nothing is taken apart."""
+    program = (
+        "import atexit, threading, time\n"
+        "from mxsweep.terminal.command import leave\n"
+        "class Kept:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Kept()\n"
+        "atexit.register(print, 'registered')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "print('first')\n"
+        "leave(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "first\nthread\nregistered\n", "")
+
+
+def test_a_process_that_is_traced_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "gettrace", lambda: lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        leave(3)
+    assert ended.value.code == 3
 
 
 def test_a_folder_that_is_gone(
