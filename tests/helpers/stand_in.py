@@ -37,6 +37,7 @@ from typing import Any
 from mxsweep.config.run_config import RunConfig
 from mxsweep.runs.run_result import RunFiles, RunResult
 from mxsweep.sweeps.worker import Worker
+from mxsweep.terminal.command import leave
 
 FAILS, DIES, DIES_ONCE, LASTS = 666, 777, 778, 888
 
@@ -191,4 +192,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from helpers import stand_in
 
-    sys.exit(stand_in.main())
+    leave(stand_in.main())
