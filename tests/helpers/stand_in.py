@@ -147,7 +147,7 @@ def main() -> int:
     import mxsweep.__main__
 
     install()
-    mxsweep.sweeps.on_host.Worker = StandInWorker
+    mxsweep.sweeps.on_host.Worker = mxsweep.sweeps.on_slurm.Worker = StandInWorker
     mxsweep.sweeps.on_host.visible_gpu_count = lambda: int(os.environ.get("STAND_IN_GPUS", 0))
     here = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))

@@ -129,7 +129,8 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         from mxsweep.sweeps import run_sweep
 
-        patch.setattr(evaluation, "evaluate_config", evaluated)
+        for name in ("evaluate_config", "evaluate_proving"):
+            patch.setattr(evaluation, name, evaluated)
         patch.setattr(
             trained_run, "train_and_evaluate", lambda config, folder, progress, words: evaluated(config, progress)
         )

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.stand_in import command, environment
 
 from mxsweep.config.overrides import prepare
 from mxsweep.results.record import RunFolder, find_runs
@@ -26,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=0")
 SLOW = ("batch_tokens=64", "limit=300")  # runs of some seconds, long enough to be stopped in
+SLEEPS_S = 4.0  # what a run of the stand-in takes, of the processor nothing
 
 
 class Cluster:
@@ -43,12 +45,13 @@ class Cluster:
     def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
 
-    def start(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "mxsweep", "-m", *arguments, "hydra.sweep.dir=sweep"]
+    def start(self, *arguments: str, cwd: Path, stand_in: bool = False) -> subprocess.Popen[str]:
+        """`mxsweep -m`, or the same with a stand-in for the evaluation, where only what is around it is of interest."""
+        words = ["-m", *arguments, "hydra.sweep.dir=sweep"]
         return subprocess.Popen(
-            command,
+            command(*words) if stand_in else [sys.executable, "-m", "mxsweep", *words],
             cwd=cwd,
-            env=self.env,
+            env=environment(cwd, **self.env, STAND_IN_S=SLEEPS_S) if stand_in else self.env,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -56,9 +59,9 @@ class Cluster:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
-    def sweep(self, *arguments: str, cwd: Path, code: int = 0) -> str:
+    def sweep(self, *arguments: str, cwd: Path, code: int = 0, stand_in: bool = False) -> str:
         """What `mxsweep -m` says, and that it exits with `code`."""
-        process = self.start(*arguments, cwd=cwd)
+        process = self.start(*arguments, cwd=cwd, stand_in=stand_in)
         text = process.communicate(timeout=300)[0]
         assert process.returncode == code, text
         return text
@@ -113,7 +116,7 @@ def short_of_time(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("time")
     seeds = ",".join(map(str, range(1, 41)))
     options = ("hydra.launcher.wait=false", "hydra.launcher.time_min=2", "hydra.launcher.runs_per_job=40")
-    said = cluster.sweep(f"seed={seeds}", "baseline=false", "batch_tokens=64", *SLURM, *options, cwd=folder)
+    said = cluster.sweep(f"seed={seeds}", "baseline=false", *SLURM, *options, cwd=folder, stand_in=True)
     yield folder
     cluster.run("scancel", job_of(said))
 
@@ -225,7 +228,7 @@ def test_a_preempted_job_resumes_while_its_parent_waits(cluster: Cluster, tmp_pa
 @pytest.mark.slurm
 def test_a_killed_process_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
     options = ("hydra.launcher.wait=false", "baseline=false")
-    cluster.sweep("block_size=16,32", *SLOW, *SLURM, *options, cwd=tmp_path)
+    cluster.sweep("block_size=16,32", *SLURM, *options, cwd=tmp_path, stand_in=True)
     wait_for(lambda: in_the_middle(tmp_path))
     (stopped,) = runs(tmp_path, "running")
     os.kill(json.loads((stopped.path / ".claim").read_text())["pid"], signal.SIGKILL)
@@ -236,7 +239,7 @@ def test_a_killed_process_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_ctrl_c_leaves_the_jobs_and_scancel_ends_them(cluster: Cluster, tmp_path: Path) -> None:
-    parent = cluster.start("block_size=16,32", "baseline=false", *SLOW, *SLURM, cwd=tmp_path)
+    parent = cluster.start("block_size=16,32", "baseline=false", *SLURM, cwd=tmp_path, stand_in=True)
     wait_for(lambda: in_the_middle(tmp_path))
     parent.send_signal(signal.SIGINT)
     said = parent.communicate(timeout=60)[0]
@@ -248,7 +251,7 @@ def test_ctrl_c_leaves_the_jobs_and_scancel_ends_them(cluster: Cluster, tmp_path
     cluster.run("scancel", job)
     wait_for(lambda: cluster.in_queue(job) == "")
     assert [run.status for run in runs(tmp_path)].count("missing") == 1
-    said = cluster.sweep("resume=true", cwd=tmp_path)
+    said = cluster.sweep("resume=true", cwd=tmp_path, stand_in=True)
     assert "1 of 2 runs are done and are skipped, 1 are missing" in said
     assert job_of(said) != job and "sweep: 2 done" in said
     assert len(list((tmp_path / "sweep" / ".launches").iterdir())) == 2
