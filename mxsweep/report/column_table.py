@@ -28,6 +28,7 @@ from mxsweep.report.wording import ABSENT, size, speed
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
+from mxsweep.study.change_words import format_bits
 from mxsweep.study.comparison import Comparison
 
 
@@ -99,6 +100,7 @@ MEASURED: list[Column] = [
         "bits that a weight takes, scales included, over all weights of the decoder blocks, those that stay as they "
         "are included; where no weight is quantized, those of its dtype",
         lambda row: row.bits_per_weight,
+        format_bits,
         title="bits/weight",
         outputs=EVERYWHERE - {Output.TERMINAL},
     ),

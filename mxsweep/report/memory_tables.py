@@ -51,7 +51,7 @@ def _said(study: Study, found: MemoryFront) -> str:
         "baseline's perplexity: "
     )
     if found.by_estimate is None:
-        return f"{text}no run is, by its estimate."
+        return f"{text}none, not even by the estimate."
     text += f"{_name(study, found.by_estimate)} by the estimate"
     if found.by_interval is None:
         return f"{text}; of no run is the whole interval within it."

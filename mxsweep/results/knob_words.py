@@ -10,6 +10,7 @@ from mxsweep.results.rows import Row, label
 TITLES = {"kv_quant": "KV", "ptq": "weight method", "custom_cuda": "custom CUDA"}
 FORMAT_PARTS = ("block_size", "scale", "scale_bits")
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
+CACHED = ("kv_quant", "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
 
 
 def knob_title(name: str) -> str:
@@ -18,9 +19,15 @@ def knob_title(name: str) -> str:
 
 
 def value_text(name: str, values: Iterable[str]) -> str:
-    """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 = 8"."""
-    text = " = ".join(values)
+    """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 or 8"."""
+    *others, last = (value_word(name, value) for value in values)
+    text = f"{', '.join(others)} or {last}" if others else last
     return text if name in SPEAKING else f"{knob_title(name)} {text}"
+
+
+def value_word(name: str, value: str) -> str:
+    """Return what a person calls a knob's value: that keys and values stay as they are is "unquantized"."""
+    return "unquantized" if name in CACHED and value == "none" else value
 
 
 def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
@@ -46,10 +53,20 @@ def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
     }
     if not by_knob:
         return value_text("format", [label(rows[0].knobs.get("format"))])
-    different = {tuple(label(row.knobs.get(name, "")) for name in by_knob) for row in rows}
+    different = _different(rows, list(by_knob))
     if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
         return f"{name_rows(rows[:1], names)} (and {len(different) - 1} equal to it)"
     return ", ".join(value_text(name, _ordered(name, values)) for name, values in by_knob.items())
+
+
+def are_all_combinations(rows: Sequence[Row], names: Sequence[str]) -> bool:
+    """Return whether rows are all combinations of the values that they have of these knobs, so that one name fits."""
+    counts = [len({label(row.knobs.get(name, "")) for row in rows}) for name in names]
+    return math.prod(counts) == len(_different(rows, names))
+
+
+def _different(rows: Sequence[Row], names: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(label(row.knobs.get(name, "")) for name in names) for row in rows}
 
 
 def _ordered(name: str, values: Mapping[str, Any]) -> list[str]:

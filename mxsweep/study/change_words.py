@@ -42,6 +42,11 @@ def format_interval(metric: str, measured: Paired) -> str:
     return f"[{format_change(metric, measured.low)}, {format_change(metric, measured.high)}]"
 
 
+def format_span(metric: str, low: float, high: float) -> str:
+    """Return two ends of changes, as a sentence has them: "[−5.0%, +9.8%]"."""
+    return with_minus_signs(f"[{format_change(metric, low)}, {format_change(metric, high)}]")
+
+
 def format_measured(metric: str, measured: Paired) -> str:
     """Return a change and its interval, as a sentence has them."""
     return with_minus_signs(
@@ -54,6 +59,11 @@ def format_size(metric: str, size: float) -> str:
     if not is_perplexity(metric):
         return f"± {size:.2g}"
     return f"± {math.expm1(size):.2g}".replace("e+", "e") if size > 5 else f"± {math.expm1(size):.1%}"
+
+
+def format_bits(bits: float) -> str:
+    """Return bits to three decimals: 4.125 is what eight bits of scale in blocks of 64 take, and not 4.12."""
+    return f"{bits:.3f}".rstrip("0").rstrip(".")
 
 
 def metric_noun(metric: str) -> str:

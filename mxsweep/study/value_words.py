@@ -3,31 +3,32 @@
 import math
 from collections.abc import Sequence
 
-from mxsweep.results.knob_words import knob_title, value_text
-from mxsweep.study.change_words import format_measured, format_size, metric_noun
+from mxsweep.results.knob_words import knob_title, value_text, value_word
+from mxsweep.results.rows import label
+from mxsweep.study.change_words import format_measured, format_span, metric_noun
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.value_pairs import KnobValues, ValuePair
 
 
 def describe_values(studied: KnobValues) -> list[str]:
     """Say what a knob does in lines: which values come to the same, which cannot be told apart, what interacts."""
-    title, metric = knob_title(studied.knob), studied.metrics[0]
+    metric = studied.metrics[0]
     lines = [
-        f"{title} {' = '.join(values)}: every example has the same outcome, to the last digit."
+        f"{value_text(studied.knob, values)}: every example has the same outcome, to the last digit."
         for values in _identical_sets(studied.pairs)
     ]
     if studied.bound:
         names = join_with_and([knob_title(name) for name in studied.bound])
         verbs = ("go", "differ") if len(studied.bound) > 1 else ("goes", "differs")
         lines.append(f"{names} {verbs[0]} with the format, and {verbs[1]} where it does.")
-    lines += [f"{title} {said}" for said in _no_differences(studied, metric)]
+    lines += [f"{knob_title(studied.knob)} {said}" for said in _no_differences(studied, metric)]
     for each in studied.interactions:
         parts = [
             f"{format_measured(metric, measured)} with {value_text(each.other, [value])}" for value, measured in each.at
         ]
         lines.append(
-            f"What {value_text(studied.knob, [each.high])} does against {each.low} depends on "
-            f"{knob_title(each.other)}: {metric_noun(metric)} {join_with_and(parts)}."
+            f"What {value_text(studied.knob, [each.high])} does against {value_word(studied.knob, each.low)} depends "
+            f"on {knob_title(each.other)}: {metric_noun(metric)} {join_with_and(parts)}."
         )
     return lines
 
@@ -35,29 +36,40 @@ def describe_values(studied: KnobValues) -> list[str]:
 def _no_differences(studied: KnobValues, metric: str) -> list[str]:
     """Say which values cannot be told apart: in a line of each pair, or in one where that is true of every pair."""
     apart = [pair for pair in studied.pairs if not pair.identical and metric in pair.tests]
-    alike = [pair for pair in apart if not pair.tests[metric].tells_apart and not math.isnan(_size(pair, metric))]
-    told = [(_no_difference(pair, metric), _size(pair, metric), pair) for pair in alike]
+    alike = [pair for pair in apart if not pair.tests[metric].tells_apart and _span([pair], metric)]
+    told = [(_no_difference(pair, metric), pair) for pair in alike]
     noun = metric_noun(metric)
-    if len(alike) == len(apart) > 1 and len({why for why, _, _ in told}) == 1:
-        values = list(dict.fromkeys(value for pair in alike for value in (pair.low, pair.high)))
-        size = max(size for _, size, _ in told)
-        return [f"{', '.join(values)}: {told[0][0]} above {format_size(metric, size)} of {noun}."]
-    return [f"{pair.low}, {pair.high}: {why} above {format_size(metric, size)} of {noun}." for why, size, pair in told]
+    if len(alike) == len(apart) > 1 and len({why for why, _ in told}) == 1:
+        values = _values(studied.knob, alike)
+        return [f"{', '.join(values)}: {told[0][0]}, within {_span(alike, metric)} of {noun}."]
+    return [
+        f"{', '.join(_values(studied.knob, [pair]))}: {why}, within {_span([pair], metric)} of {noun}."
+        for why, pair in told
+    ]
 
 
-def _size(pair: ValuePair, metric: str) -> float:
-    measured = pair.tests[metric].measured
-    return max(abs(measured.low), abs(measured.high))
+def _values(knob: str, pairs: Sequence[ValuePair]) -> list[str]:
+    return list(dict.fromkeys(value_word(knob, value) for pair in pairs for value in (pair.low, pair.high)))
+
+
+def _span(pairs: Sequence[ValuePair], metric: str) -> str:
+    """Return what the intervals of all pairs lie within, of the later value against the earlier; empty if unknown."""
+    measured = [pair.tests[metric].measured for pair in pairs]
+    known = [one for one in measured if not math.isnan(one.low)]
+    return format_span(metric, min(one.low for one in known), max(one.high for one in known)) if known else ""
 
 
 def _no_difference(pair: ValuePair, metric: str) -> str:
     test = pair.tests[metric]
     noise = test.floor is not None and test.floor >= abs(test.measured.difference) and test.p < 0.05
-    return "no difference that the numerical noise would not make" if noise else "no difference"
+    return "no difference that the numerical noise would not make" if noise else "no difference shown"
 
 
 def summarize_values(studied: Sequence[KnobValues]) -> str:
-    """Say in a sentence or two which knobs matter, by their largest difference, and which do not."""
+    """Say in a sentence or two which knobs matter, by their largest difference, and which do not.
+
+    Differences are averaged over the other knobs, which is said where any of them does something.
+    """
     matter, not_matter = [], []
     for each in studied:
         metric = each.metrics[0]
@@ -66,10 +78,11 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
         if telling:
             pair = max(telling, key=lambda one: abs(one.tests[metric].measured.difference))
             measured = pair.tests[metric].measured
-            text = f"{value_text(each.knob, [pair.high])} against {pair.low}: {format_measured(metric, measured)}"
+            against = f"{value_text(each.knob, [pair.high])} against {value_word(each.knob, pair.low)}"
+            text = f"{against}{_averaged(each, [pair], studied)}: {format_measured(metric, measured)}"
             matter.append((abs(measured.difference), text, metric))
         elif tested:
-            not_matter.append(_why_not(each, tested, metric))
+            not_matter.append(_why_not(each, tested, metric, studied))
     parts = []
     if matter:
         matter.sort(key=lambda one: -one[0])
@@ -80,14 +93,28 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
     return " ".join(parts)
 
 
-def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str) -> str:
-    values = list(dict.fromkeys(value for pair in pairs for value in (pair.low, pair.high)))
+def _averaged(studied: KnobValues, pairs: Sequence[ValuePair], all_studied: Sequence[KnobValues]) -> str:
+    """Name the other knobs that the runs of these pairs have several values of, but for those that do nothing."""
+    rows = [row for pair in pairs for both in pair.runs for row in both]
+    over = [
+        knob_title(each.knob)
+        for each in all_studied
+        if each.knob != studied.knob
+        and not all(pair.identical for pair in each.pairs)
+        and len({label(row.knobs[each.knob]) for row in rows if each.knob in row.knobs}) > 1
+    ]
+    over = [title for title in over if title not in {knob_title(name) for name in studied.bound}]
+    return f", averaged over {join_with_and(over)}" if over else ""
+
+
+def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str, all_studied: Sequence[KnobValues]) -> str:
+    values = _values(studied.knob, pairs)
     if all(pair.identical for pair in pairs):
         return f"{value_text(studied.knob, values)}: identical"
-    ends = [abs(end) for pair in pairs for m in [pair.tests[metric].measured] for end in (m.low, m.high)]
-    size = max((end for end in ends if not math.isnan(end)), default=math.nan)
-    above = "" if math.isnan(size) else f" above {format_size(metric, size)}"
-    return f"{knob_title(studied.knob)} {', '.join(values)}: no difference{above or ' shown'}"
+    span = _span(pairs, metric)
+    within = f", within {span}" if span else ""
+    averaged = _averaged(studied, pairs, all_studied)
+    return f"{knob_title(studied.knob)} {', '.join(values)}{averaged}: no difference shown{within}"
 
 
 def _identical_sets(pairs: Sequence[ValuePair]) -> list[list[str]]:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import goes_with_format, name_rows
+from mxsweep.results.knob_words import are_all_combinations, goes_with_format, name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
-from mxsweep.results.metrics import betterness, is_perplexity
+from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
-from mxsweep.study.change_words import format_measured, format_size, metric_noun
+from mxsweep.results.task_size import task_size
+from mxsweep.study.change_words import format_bits, format_measured, format_size, metric_noun
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids
 from mxsweep.study.headline import loss, loss_metric
@@ -43,12 +44,14 @@ class Config:
         name: in words, by what differs between configs.
         one_name: of the cheapest run by itself, with what all configs have in common: what to type.
         test: of the verdict's metric against the baseline.
+        naming: the knobs that differ between configs.
     """
 
     rows: list[Row]
     name: str
     one_name: str
     test: MetricTest
+    naming: list[str]
 
     @property
     def row(self) -> Row:
@@ -121,7 +124,7 @@ def give_verdict(
     has_baseline = any(row.is_baseline for row in group.rows)
     lines = [
         *chosen,
-        _say_cost(group, configs, metric) if has_baseline else None,
+        _say_cost(group, configs, metric, against, use) if has_baseline else None,
         _say_knobs(values),
         _say_sure(judged, metric),
     ]
@@ -173,7 +176,7 @@ def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mappin
     for same in alike.values():
         ordered = sorted(same, key=lambda row: _price(row, metric))
         test = metric_test(against.get(ordered[0].run.path), metric)
-        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], whole), test))
+        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], whole), test, names))
     return sorted(configs, key=lambda one: _cost(one, metric))
 
 
@@ -232,29 +235,64 @@ def _is_not_worse(test: MetricTest | None, metric: str) -> bool:
     return not least_cost > 0 or test.above_floor is False
 
 
-def _say_cost(group: Group, configs: Sequence[Config], metric: str) -> VerdictLine | None:
+def _say_cost(
+    group: Group, configs: Sequence[Config], metric: str, against: Mapping[Path, Comparison], use: Config | None
+) -> VerdictLine | None:
     tested = [(one, one.test.paired) for one in configs if one.test.paired is not None]
     if not tested:
         return None
     noun = metric_noun(metric)
     (best, least), (worst, most) = tested[0], tested[-1]
-    worse = sum(one.test.tells_apart and as_cost(metric, paired.difference) > 0 for one, paired in tested)
     count = len(tested)
+    bases = {base.run.path: base for one, _ in tested if (base := group.baseline_for(one.row)) is not None}
+    base = next(iter(bases.values())) if len(bases) == 1 else None
+    of = "" if base is None or metric not in base.metrics else f" {_level(base, metric)} unquantized: "
     if count == 1:
-        verdict = "more than chance" if best.test.tells_apart else "not to be told from none"
-        text = f"{noun} {format_measured(metric, least)} against the unquantized model, {verdict}"
+        verdict = "more than chance" if best.test.tells_apart else "no measurable difference"
+        text = f"{noun}{of or ' against the unquantized model: '}{format_measured(metric, least)}, {verdict}"
     else:
+        worse = sum(one.test.tells_apart and as_cost(metric, paired.difference) > 0 for one, paired in tested)
         text = (
-            f"{noun} {format_measured(metric, least)} ({best.name}) to {format_measured(metric, most)} ({worst.name}) "
-            f"against the unquantized model; {_of(worse, count)} configs significantly worse"
+            f"{noun}{of or ' against the unquantized model: '}{format_measured(metric, least)} "
+            f"({_name_together([best], configs)}) to {format_measured(metric, most)} "
+            f"({_name_together([worst], configs)}); {_of(worse, count)} configs significantly worse"
         )
     main = group.main_metric()
-    base = group.baseline_for(best.row)
-    if main and main != metric and base is not None and main in base.metrics:
-        ends = [one.row.metrics[main] for one in (best, worst) if main in one.row.metrics]
-        span = " to ".join(dict.fromkeys(f"{value:.3f}" for value in ends))
-        text += f". {metric_noun(main).capitalize()} {base.metrics[main]:.3f} becomes {span}"
+    if main and main != metric:
+        text += _say_main([one for one, _ in tested], main, base, against, use)
     return VerdictLine("Cost", f"{text[0].upper()}{text[1:]}.", run_ids([best.row, worst.row]))
+
+
+def _level(row: Row, metric: str) -> str:
+    """Return a metric with its standard error, to two digits of that."""
+    value, error = row.metrics[metric], row.metrics.get(f"{metric}_stderr", math.nan)
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0) or betterness(metric) > 0:
+        return f"{value:.3f}" if betterness(metric) > 0 else f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+
+
+def _say_main(
+    configs: Sequence[Config], main: str, base: Row | None, against: Mapping[Path, Comparison], use: Config | None
+) -> str:
+    """Say of the metric that matters most what it becomes in all configs, and what its own tests say."""
+    values = [value for one in configs if (value := one.row.metrics.get(main)) is not None]
+    if not values:
+        return ""
+    span = " to ".join(dict.fromkeys(f"{end:.3f}" for end in (max(values), min(values))))
+    start = "" if base is None or main not in base.metrics else f" {_level(base, main)} becomes"
+    own = (
+        f" ({use.row.metrics[main]:.3f} for what to use)" if use and " to " in span and main in use.row.metrics else ""
+    )
+    text = f". {metric_noun(main).capitalize()}{start} {span}{own}"
+    tests = [test for one in configs if (test := metric_test(against.get(one.row.run.path), main)).paired is not None]
+    if not tests:
+        return text
+    told = sum(test.tells_apart for test in tests)
+    n = tests[0].paired.n if tests[0].paired is not None else 0
+    if len(tests) == 1:
+        return f"{text}, {'more than chance' if told else f'no measurable difference on {n:,} examples'}"
+    return f"{text}: {_of(told, len(tests))} significantly different on {n:,} examples"
 
 
 def _of(some: int, count: int) -> str:
@@ -272,12 +310,14 @@ def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
     configs, tests, equal, use = judged.configs, judged.tests, judged.equal, judged.use
     text = lead = f"{who}{use.one_name}{_bits(use)}{_measured_cost(use, metric)}"
     best = configs[0]
+    if use.test.tells_apart and use.test.paired is not None:
+        worse = as_cost(metric, use.test.paired.difference) > 0
+        text += f", significantly {'worse' if worse else 'better'} than the baseline"
     if len(configs) > 1 and not any(test is not None and test.paired for test in tests):
         text += ". Nothing is known of single examples, so whether it is better than the next is not known"
     elif len(equal) > 1 and use is not best:
         test = next(test for one, test in zip(configs, tests, strict=True) if one is use)
-        apart = "" if test is None or test.paired is None else f" ({format_measured(metric, test.paired)})"
-        text += f". Cheaper than {best.name} and not to be told from it{apart}"
+        text += f". {_saving(use, best)} {_other_name(best, use)}, and is{_not_worse(use, test, metric)}"
     elif len(equal) > 1:
         names = [one.name for one in equal if one is not use]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
@@ -293,6 +333,37 @@ def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
     return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead)
 
 
+def _other_name(config: Config, known: Config) -> str:
+    """Name a config by what is different in it from one that was just named."""
+    differ = [name for name in known.naming if _values_of(config, name) != _values_of(known, name)]
+    return name_rows(config.rows, differ) if differ else config.name
+
+
+def _values_of(config: Config, name: str) -> frozenset[str]:
+    return frozenset(label(row.knobs.get(name, "")) for row in config.rows)
+
+
+def _saving(use: Config, best: Config) -> str:
+    """Say what a config saves of another, as the start of a sentence."""
+    bits, dearer = use.row.bits_per_weight, best.row.bits_per_weight
+    if bits is None or dearer is None or not bits < dearer:
+        return "It is cheaper than"
+    taken, whole = use.row.parameter_bytes, best.row.parameter_bytes
+    share = f" ({(whole - taken) / whole:.1%} of the model)" if taken is not None and whole else ""
+    return f"It saves {format_bits(dearer - bits)} bits a weight{share} against"
+
+
+def _not_worse(use: Config, test: MetricTest | None, metric: str) -> str:
+    """Say that a config is not worse than the best, as far as the examples show; more are named where there are."""
+    if test is None or test.paired is None:
+        return " not measurably worse"
+    size = task_size(use.row)
+    n = f"{test.paired.n:,} examples"
+    until = f", until more than {n} are measured," if size is not None and size > (use.row.n or 0) else ""
+    on = "" if until else f" on {n}"
+    return f"{until} not measurably worse{on} ({format_measured(metric, test.paired)})"
+
+
 def _measured_cost(config: Config, metric: str) -> str:
     measured = config.test.paired
     return "" if measured is None else f": {metric_noun(metric)} {format_measured(metric, measured)}"
@@ -300,7 +371,10 @@ def _measured_cost(config: Config, metric: str) -> str:
 
 def _bits(config: Config) -> str:
     bits = config.row.bits_per_weight
-    return "" if bits is None else f" ({bits:.3g} bits a weight)"
+    if bits is None:
+        return ""
+    known = config.row.number("diagnostics", "bits_per_weight") is not None
+    return f" ({format_bits(bits)} bits a {'weight of the decoder blocks' if known else 'parameter'})"
 
 
 def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | None:
@@ -316,36 +390,64 @@ def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | N
 
 
 def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
-    """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals."""
+    """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals.
+
+    Those are of the configs that are not worse than the best, where there are several, else of all, against the best.
+    """
     configs, tests, equal = judged.configs, judged.tests, judged.equal
-    several = len(configs) > 1
-    paired = [test.paired for test in (tests if several else [configs[0].test]) if test is not None and test.paired]
+    several, unclear = len(configs) > 1, len(equal) > 1
+    of = [test for one, test in zip(configs, tests, strict=True) if not unclear or one in equal]
+    paired = [test.paired for test in (of if several else [configs[0].test]) if test is not None and test.paired]
     halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
     half = halves[len(halves) // 2] if halves else 0.0
     if not half > 0:
         return None
     n, size = paired[0].n, half * (_Z + _FOUND) / _Z
-    between = "two configs" if several else "the config and its baseline"
+    between = "" if unclear else " between two configs" if several else " between the config and its baseline"
     found = (
-        f"with {n:,} examples, {'typically ' if several else ''}a difference of {format_size(metric, size)} in "
-        f"{metric_noun(metric)} between {between} is found in 4 of 5 cases"
+        f"{n:,} examples {'typically ' if several else ''}show a difference of {format_size(metric, size)} in "
+        f"{metric_noun(metric)}{between} in 4 of 5 cases"
     )
     lead, more = "", ""
-    if len(equal) > 1:
-        goal = math.log(1.01) if is_perplexity(metric) else 0.01
-        if size > goal:
-            names = (
-                join_with_and([one.name for one in equal[:2]]) if len(equal) == 2 else f"the best {len(equal)} configs"
-            )
-            lead = f"Too few examples to tell {names} apart"
-            more = f"; {format_size(metric, goal)} would take about {_round_up(n * (size / goal) ** 2):,}"
-    elif several and betterness(metric) and len(paired) == len(configs) - 1:
+    if unclear:
+        lead = f"Too few examples to tell {_name_together(equal)} apart"
+        more = _of_whole_task(judged.use.row, metric, size)
+    elif several and betterness(metric) and len([test for test in tests if test and test.paired]) == len(configs) - 1:
         lead = "Enough examples to tell the best from all others"
     text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
-    return VerdictLine("How sure", f"{text}.", [], lead)
+    return VerdictLine("How sure", f"{text}. {_say_noise(configs)}", [], lead)
 
 
-def _round_up(count: float) -> int:
-    """Return a count to two digits, upwards."""
-    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
-    return math.ceil(count / unit) * unit
+def _name_together(configs: Sequence[Config], among: Sequence[Config] = ()) -> str:
+    """Name configs at once, where they are all combinations of their values.
+
+    Knobs are left out that have the same several values in each of the configs or, where given, of those `among` which
+    they stand: those tell nothing of them.
+    """
+    named = [name for name in configs[0].naming if not _is_open(among or configs, name)]
+    rows = [row for one in configs for row in one.rows]
+    if are_all_combinations(rows, named):
+        return name_rows(rows, named)
+    return join_with_and([one.name for one in configs]) if len(configs) < 3 else f"the best {len(configs)} configs"
+
+
+def _is_open(configs: Sequence[Config], name: str) -> bool:
+    """Return whether each of the configs has the same several values of a knob, so that it tells nothing of them."""
+    values = {_values_of(one, name) for one in configs}
+    return len(values) == 1 and len(values.pop()) > 1
+
+
+def _of_whole_task(row: Row, metric: str, size: float) -> str:
+    """Say the difference that the whole task would show, given that of the examples measured."""
+    whole, n = task_size(row), row.n
+    if whole is None or not n:
+        return ""
+    if whole <= n:
+        return "; the task has no more examples"
+    return f"; all {whole:,} of the task, one of about {format_size(metric, size * math.sqrt(n / whole))}"
+
+
+def _say_noise(configs: Sequence[Config]) -> str:
+    if any(one.test.above_floor is not None for one in configs):
+        return "Numerical noise was measured, and a difference within it is called none."
+    return "Numerical noise was not measured (noise=4 does)."

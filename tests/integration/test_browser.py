@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PHONE = {"width": 390, "height": 844}
-LINE = "KV none"
+LINE = "KV unquantized"
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
@@ -240,7 +240,7 @@ def test_a_point_says_which_run_it_is(visit: Callable[..., Page]) -> None:
     page.locator(f'.plot[data-figure="{name}"] .mark-symbol > path').first.hover(force=True)
     tip = page.locator("#vg-tooltip-element")
     expect(tip).to_be_visible()
-    for words in ("id_block_size", "change", "[-", "significant", "scale bits 6 = 8"):
+    for words in ("id_block_size", "change", "[-", "significant", "scale bits 6 or 8"):
         expect(tip).to_contain_text(words)
 
 

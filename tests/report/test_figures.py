@@ -71,7 +71,7 @@ def test_a_line_for_each_combination_of_the_other_knobs_and_equal_ones_are_one(t
     study = only_study(tmp_path)
     drawn = figure(study, "perplexity_vs_block_size")
     # Scale bits 6 and 8 came out the same in both lines, so that they tell nothing apart.
-    assert [entry.name for entry in drawn.entries] == ["KV none", "KV fp4_e2m1", "baseline"]
+    assert [entry.name for entry in drawn.entries] == ["KV unquantized", "KV fp4_e2m1", "baseline"]
     points = data(drawn.page_spec())
     assert len(points) == 6 and all(point["low"] < point["y"] < point["high"] for point in points)
     assert [point["y"] for point in data(drawn.page_spec(), "baselines")] == [1.0]
@@ -102,21 +102,21 @@ def test_a_line_that_came_out_the_same_only_in_part_stays_one_of_its_own(tmp_pat
     put_study(tmp_path, kv=("none",), noise=False, diagnostics=False)
     study = only_study(tmp_path)
     assert [entry.name for entry in figure(study, "accuracy_vs_block_size").entries] == [
-        "scale bits 6 = 8",
+        "scale bits 6 or 8",
         "baseline",
     ]
     likelihood = -np.random.default_rng(5).gamma(1, 1, 200)
     put(tmp_path / "odd", outcomes(list(likelihood)), block_size=16, scale_bits=7)
     put(tmp_path / "odd2", outcomes(list(likelihood - 0.1)), block_size=32, scale_bits=7)
     names = [entry.name for entry in figure(only_study(tmp_path), "accuracy_vs_block_size").entries]
-    assert names == ["scale bits 6 = 8", "scale bits 7", "baseline"]
+    assert names == ["scale bits 6 or 8", "scale bits 7", "baseline"]
 
 
 def test_a_combination_of_one_value_is_left_out_where_others_have_several(tmp_path: Path) -> None:
     put_study(tmp_path, noise=False, diagnostics=False)
     put(tmp_path / "odd", outcomes(list(-np.random.default_rng(5).gamma(1, 1, 200))), block_size=128, scale_bits=7)
     drawn = figure(only_study(tmp_path), "accuracy_vs_block_size")
-    assert [entry.name for entry in drawn.entries] == ["KV none", "KV fp4_e2m1", "baseline"]
+    assert [entry.name for entry in drawn.entries] == ["KV unquantized", "KV fp4_e2m1", "baseline"]
     assert "Not drawn: 1 combinations" in drawn.caption
     assert "128" not in str(drawn.page_spec()["layer"][1]["layer"][0]["encoding"]["x"]["axis"])
 
@@ -125,7 +125,7 @@ def test_without_a_baseline_the_change_is_that_from_the_first_value(tmp_path: Pa
     put_study(tmp_path, baseline=False, scale_bits=(8,))
     study = only_study(tmp_path)
     drawn = figure(study, "perplexity_vs_block_size")
-    points = [point for point in data(drawn.page_spec()) if point["series"] == "KV none"]
+    points = [point for point in data(drawn.page_spec()) if point["series"] == "KV unquantized"]
     assert "ratio to block size 16" in drawn.columns[2] and points[0]["y"] == 1.0
     assert "low" not in points[0] and 1 < points[1]["low"] < points[1]["y"] < points[2]["y"]
     rows = {row.knobs["block_size"]: row for row in study.rows if row.knobs["kv_quant"] == "none"}
@@ -324,7 +324,7 @@ def test_the_cost_of_every_config_is_drawn_once_the_least_first(tmp_path: Path) 
     drawn = figure(only_study(tmp_path), "cost")
     points = data(drawn.page_spec(), "configs")
     assert len(points) == 6 and [point["row"] for point in points] == list(range(6))
-    assert points[0]["name"] == "▸ block size 16, scale bits 6 = 8, KV none" and points[0]["use"]
+    assert points[0]["name"] == "▸ block size 16, scale bits 6 or 8, KV unquantized" and points[0]["use"]
     assert [point["x"] for point in points] == sorted(point["x"] for point in points)
     assert all(1 < point["low"] < point["x"] < point["high"] and point["told"] for point in points)
     assert [cells[-1] for cells in drawn.cells] == ["2"] * 6

@@ -91,7 +91,7 @@ def test_a_study_with_everything(tmp_path: Path) -> None:
     put_failed(tmp_path / "bad")
     text = written(tmp_path).text
     for words in (
-        *("baseline", "What quantizing costs: model tiny, task story, 200 examples", "not of hardware", "How sure"),
+        *("baseline", "What quantizing costs, on 200 examples", "not of hardware", "How sure"),
         *("What the numbers say", "scale_bits 6 and 8 are identical", "What each knob does", "Where error enters"),
         *("kv_quant: 6 pairs", "identical to the last digit", "Sampled: 9 of 200 examples", "−9…4", "±31"),
         *("KL divergence", "Noise floor", "farthest from it", "All runs", "Environments", "torch", "Failed: 1"),
@@ -218,7 +218,7 @@ def test_markdown_has_intervals_and_findings(tmp_path: Path) -> None:
     collect(tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "### What the numbers say" in text and "McNemar's exact test" in text
-    assert "- **Use:** block size 16, scale bits 6, KV none" in text
+    assert "- **Use:** w4a6, block size 16, scale bits 6, KV unquantized" in text
     row = next(line for line in text.splitlines() if "id_block_size16" in line)
     assert re.search(r"\| -0\.\d{4} \[-0\.\d{4}, -0\.\d{4}\]", row)
     header, rule = next(

@@ -46,13 +46,13 @@ def test_of_configs_that_cannot_be_told_apart_the_cheaper_is_named(tmp_path: Pat
     put_run(tmp_path, "base", BASE, format="none")
     put_run(tmp_path, "b16", noisy(0.20, 0.5, 1), 4.5, block_size=16)
     put_run(tmp_path, "b32", noisy(0.20, 0.5, 2), 4.25, block_size=32)
-    put_run(tmp_path, "b64", noisy(0.60, 0.5, 3), 4.12, block_size=64)
+    put_run(tmp_path, "b64", noisy(0.60, 0.5, 3), 4.125, block_size=64)
     study = study_of(tmp_path)
     assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
     said = line(study, "Use")
-    assert said.startswith("w4a6, block size 32 (4.25 bits a weight): perplexity +")
-    assert "cannot be told from block size 16" in said or "not to be told from" in said
-    assert line(study, "Smallest").startswith("w4a6, block size 64 (4.12 bits a weight)")
+    assert said.startswith("w4a6, block size 32 (4.25 bits a weight of the decoder blocks): perplexity +")
+    assert "cannot be told from block size 16" in said or "not measurably worse on 400 examples" in said
+    assert line(study, "Smallest").startswith("w4a6, block size 64 (4.125 bits a weight of the decoder blocks)")
     assert "Too few examples to tell block size" in line(study, "How sure")
 
 
@@ -87,8 +87,8 @@ def test_runs_that_came_out_the_same_are_one_config_and_the_cheaper_stands_for_i
     put_study(tmp_path, noise=False)
     verdict = study_of(tmp_path).verdict
     assert len(verdict.configs) == 6 and all(len(config.rows) == 2 for config in verdict.configs)
-    assert verdict.configs[0].name == "block size 16, scale bits 6 = 8, KV none"
-    assert verdict.use is not None and verdict.use.one_name == "w4a6, block size 16, scale bits 6, KV none"
+    assert verdict.configs[0].name == "block size 16, scale bits 6 or 8, KV unquantized"
+    assert verdict.use is not None and verdict.use.one_name == "w4a6, block size 16, scale bits 6, KV unquantized"
 
 
 def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
@@ -101,8 +101,10 @@ def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
     put_run(tmp_path, "vllm16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="vllm")
     study = study_of(tmp_path)
     (said,) = [each for each in study.verdict.lines if each.title == "Use"]
-    assert said.lead.startswith("as vLLM computes it: w4a6, block size 16 (4.5 bits a weight): perplexity +")
-    assert said.lead.endswith("%]") and said.text.startswith(f"{said.lead}. ")
+    assert said.lead.startswith(
+        "as vLLM computes it: w4a6, block size 16 (4.5 bits a weight of the decoder blocks): perplexity +"
+    )
+    assert said.lead.endswith("%]") and said.text.startswith(f"{said.lead}, significantly worse than the baseline. ")
     assert said.runs == ["id_vllm16"] and "runtime" not in said.text and study.verdict.use is None
     put_run(tmp_path, "own16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="none")
     leads = [each.lead for each in study_of(tmp_path).verdict.lines if each.title == "Use"]
@@ -159,7 +161,7 @@ def test_all_pairs_of_values_are_compared_and_averaged_over_the_other_knobs(tmp_
     assert ends.low < ends.difference < ends.high and pairs[1].tests["perplexity"].tells_apart
     assert values["scale_bits"].pairs[0].identical
     assert describe_values(values["scale_bits"]) == [
-        "scale bits 6 = 8: every example has the same outcome, to the last digit."
+        "scale bits 6 or 8: every example has the same outcome, to the last digit."
     ]
 
 
@@ -195,9 +197,9 @@ def test_a_difference_that_is_not_there_is_bounded_and_not_claimed(tmp_path: Pat
     put_run(tmp_path, "b32", noisy(0.2, 0.2, 2), 4.25, block_size=32)
     (values,) = study_of(tmp_path).values
     (said,) = describe_values(values)
-    assert said.startswith("block size 16, 32: no difference above ± ") and said.endswith("% of perplexity.")
+    assert said.startswith("block size 16, 32: no difference shown, within [−") and said.endswith("%] of perplexity.")
     measured = values.pairs[0].tests["perplexity"].measured
-    assert f"{math.expm1(max(-measured.low, measured.high)):.1%}" in said
+    assert f"[−{-math.expm1(measured.low):.1%}, +{math.expm1(measured.high):.1%}]" in said
 
 
 def test_values_of_which_no_two_are_told_apart_are_one_line(tmp_path: Path) -> None:
@@ -209,7 +211,8 @@ def test_values_of_which_no_two_are_told_apart_are_one_line(tmp_path: Path) -> N
     ends = [
         end for pair in study.values[0].pairs for m in [pair.tests["perplexity"].measured] for end in (m.low, m.high)
     ]
-    assert said == f"block size 16, 32, 64: no difference above ± {math.expm1(max(map(abs, ends))):.1%} of perplexity."
+    within = f"within [−{-math.expm1(min(ends)):.1%}, +{math.expm1(max(ends)):.1%}]"
+    assert said == f"block size 16, 32, 64: no difference shown, {within} of perplexity."
     assert line(study, "Knobs") == f"B{said[1:].removesuffix(' of perplexity.')}."
 
 

@@ -35,7 +35,11 @@ def cost_figure(study: Study) -> Figure | None:
         drawn = [*drawn[: MOST_DRAWN - 4], use, *drawn[-3:]]
     noun = metric_noun(metric)
     caption = f"Change of {noun} from the baseline, 95 % interval, paired over the same examples. "
-    caption += "Blue: significant. Orange, hollow: not told from the baseline."
+    told = {one.test.tells_apart for one in drawn}
+    caption += "The least costly by its estimate first. "
+    caption += "Blue: significant. " * (True in told)
+    caption += "Orange, hollow: not measurably different from the baseline. " * (False in told)
+    caption += "The short lines are at the baseline."
     caption += f" The {len(drawn)} of {len(configs)} configs at the ends; the data have all." * (drawn != configs)
     return Figure(
         stem="_".join(part for part in ("cost", study.group.slug) if part),
@@ -88,7 +92,7 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
         "data": {"name": "configs"},
         "layer": [
             {
-                "mark": {"type": "rule", "color": ink, "strokeDash": [4, 2]},
+                "mark": {"type": "rule", "color": ink},
                 "encoding": {"x": {**x, "field": "nothing"}, "y": {**y, "field": "under_name"}, "y2": {"field": "end"}},
             },
             {
@@ -129,8 +133,8 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
     change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
     return {
         "row": index,
-        "under_name": index - 0.06,
-        "end": index + 0.5,
+        "under_name": index + 0.02,
+        "end": index + 0.36,
         "name": f"▸ {config.name}" if is_use else config.name,
         "use": is_use,
         "config": config.name,

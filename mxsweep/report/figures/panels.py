@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from mxsweep.report.figures.figure import SCHEMA, Spec, channel, finite, tooltip, write_chart
 from mxsweep.report.figures.look import FILE_INK, config
 from mxsweep.results.tensor_errors import element_width
+from mxsweep.study.change_words import format_bits
 
 CELL_WIDTH, CELL_HEIGHT = 44, 18  # pixels
 FEWEST = 2  # rows and columns that a panel has room for, so that its title and legend have some, too
@@ -79,7 +80,7 @@ def draw_weights(inspected: Sequence[InspectedWeights], output: Path) -> list[Pa
     domains = {width: [min(some), max(some)] if some else [0, 1] for width, some in values.items()}
     panels = [
         Panel(
-            f"{one.label} ({one.bits_per_weight:.2f} bits a weight)",
+            f"{one.label} ({format_bits(one.bits_per_weight)} bits a weight)",
             list(of_config.values()),
             "SQNR (dB)",
             {"scheme": "viridis", "domain": domains[width]},

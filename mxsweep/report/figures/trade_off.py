@@ -34,11 +34,12 @@ from mxsweep.report.figures.quantity import (
     y_axis,
 )
 from mxsweep.report.study_title import measured_text
-from mxsweep.report.wording import MEGA, format_value, metric_cell, size
+from mxsweep.report.wording import MEGA, metric_cell, size
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.results.remedies import is_remedy, remedy_text
 from mxsweep.results.rows import Row
+from mxsweep.study.change_words import format_bits
 from mxsweep.study.finding import format_runs
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import memory_of, unbeaten
@@ -145,7 +146,7 @@ def _axis(rows: Sequence[Row], terms: Terms) -> _Axis:
         "bits per weight",
         "bits per weight, scales included (what these models cache is not known, so keys and values do not count)",
         lambda row: row.bits_per_weight,
-        lambda value: f"{format_value(value)} bits a weight",
+        lambda value: f"{format_bits(value)} bits a weight",
     )
 
 
