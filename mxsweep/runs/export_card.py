@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from mxsweep.config.rules_config import OWN_RULES
 from mxsweep.export.on_gpus import on_gpus
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
@@ -52,7 +54,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         _recipe(manifest),
         _metrics(manifest),
         f"## How to load it\n\n{_loading(manifest)}",
-        f"## What your GPU will run\n\n{_on_gpus(manifest)}{_roundings(manifest)}",
+        f"## What your GPU will run\n\n{_on_gpus(manifest)}{_roundings(manifest)}{_dtype(manifest)}",
         _verified(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -78,10 +80,32 @@ def _loading(manifest: Mapping[str, Any]) -> str:
     if manifest["target"] == "compressed-tensors":
         has_fp6 = any(layer["weight"].startswith("fp6") for layer in manifest["weights"].values())
         parts.append("vLLM does not load it: it has no scheme for MXFP6." if has_fp6 else _VLLM)
-    parts.append(
-        "mxsweep: `python -m mxsweep model=hf model.path=THIS_FOLDER format.weight=none ...` evaluates these weights."
-    )
+    parts.append(_mxsweep(manifest))
     return "\n\n".join(parts)
+
+
+def _mxsweep(manifest: Mapping[str, Any]) -> str:
+    """Return the commands that evaluate a checkpoint: its weights alone and, where one can, with the run's inputs."""
+    command = "python -m mxsweep model=hf model.path=THIS_FOLDER format=none"
+    said = f"mxsweep: `{command}` evaluates these weights, with inputs as they are"
+    activations = {layer["activation"] for layer in manifest["weights"].values()}
+    has_scales = manifest["config"]["format"].get("activation_scale", "dynamic") != "dynamic"  # which were calibrated
+    if len(activations) != 1 or None in activations or has_scales:
+        return f"{said}."
+    words = _words(MXFormat.parse(activations.pop()), manifest["config"]["arithmetic"])
+    return f"{said}; with inputs as the run had them: `{command} {' '.join(words)}`."
+
+
+def _words(activation: MXFormat, arithmetic: str) -> list[str]:
+    """Return what is typed after ``format=none`` so that inputs are in a format."""
+    usual = MXFormat(activation.element)
+    words = [f"format.activation={activation.element}"]
+    for field in fields(activation):
+        value = getattr(activation, field.name)
+        if value != getattr(usual, field.name):
+            knob = f"format.{field.name}" if field.name in OWN_RULES else field.name
+            words.append(f"{knob}={str(value).lower() if isinstance(value, bool) else value}")
+    return [*words, f"arithmetic={arithmetic}"]
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:
@@ -165,6 +189,14 @@ def _roundings(manifest: Mapping[str, Any]) -> str:
         for ours, served in sorted(pairs, key=str)
     )
     return f"\n\nInputs are quantized as the loader does, {said}: its metrics may differ from those above."
+
+
+def _dtype(manifest: Mapping[str, Any]) -> str:
+    """Return in what the run computed, where loaders compute in bfloat16."""
+    dtype = manifest["dtype"]
+    if dtype == "bfloat16":
+        return ""
+    return f"\n\nThe metrics above were measured in {dtype}. Loaders compute in bfloat16, and theirs may differ."
 
 
 def _verified(manifest: Mapping[str, Any]) -> str:

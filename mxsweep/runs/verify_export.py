@@ -128,7 +128,10 @@ def verify_export(
         if not torch.equal(logits, reference.logits):
             largest = float((logits.float() - reference.logits.float()).abs().max())
             raise ConfigError(f"export: what was written answers with other logits than the run, by up to {largest:g}")
-        found["logits"] = f"{logits.numel():,} logits are the run's bit for bit"
+        tokens, words = logits.shape[:-1].numel(), logits.shape[-1]
+        found["logits"] = (
+            f"{logits.numel():,} logits ({words:,} at each of {tokens:,} tokens) are the run's bit for bit"
+        )
         if config.task.names:
             evaluator = evaluator_of(config, load_configured_tasks(config), loaded)
             evaluator.lm.warm_up(reference.recipe)

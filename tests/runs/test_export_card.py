@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import mxsweep
 from mxsweep.runs.export_card import card
 
 
@@ -16,10 +17,12 @@ def manifest(**more: Any) -> dict[str, Any]:
         "format": {"name": "mxfp4"},
         "ptq": {"method": "rtn"},
         "rotation": {"method": "none"},
+        "arithmetic": "exact",
     }
     return {
         "config": config,
         "target": "quark",
+        "dtype": "bfloat16",
         "run_id": "r",
         "weights": {},
         "kept": [],
@@ -76,6 +79,49 @@ def test_only_loaders_that_compute_it_are_named() -> None:
     assert "vllm serve" not in fp6 and "no scheme for MXFP6" in fp6 and "from_pretrained" in fp6
     assert "simulates the formats" not in rotated
     assert "Only vLLM" in rotated and "from_pretrained" not in rotated and "model.path" not in rotated
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["format=mxfp4"],
+        ["format=mxfp4", "block_size=16", "scale_rounding=even", "rounding=even", "format.scale_emax=false"],
+        ["format=mxint8", "symmetric=false", "scale_bits=6", "rounding=floor"],
+        ["format=mint4"],
+        ["format=nvfp4", "format.four_over_six=true", "format.inf=saturate"],
+        ["format=mxfp4", "runtime=transformers"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_of_a_card_has_the_inputs_of_the_run(words: list[str]) -> None:
+    """What is typed as the card says composes to the run's inputs, and to weights as they are stored."""
+    run = mxsweep.compose(words)
+    layer = {"weight": FP4, "activation": str(run.recipe.linear.activation), "activation_as_served": None}
+    has = manifest(target="compressed-tensors", weights={"l": layer})
+    has["config"]["arithmetic"] = run.as_dict()["arithmetic"]
+    commands = re.findall(r"`python -m mxsweep model=hf model.path=THIS_FOLDER ([^`]+)`", card(has))
+    assert len(commands) == 2 and commands[0] == "format=none"
+    typed = mxsweep.compose(commands[1].split())
+    assert typed.recipe.linear.weight is None
+    assert typed.recipe.linear.activation == run.recipe.linear.activation
+    assert typed.recipe.arithmetic == run.recipe.arithmetic
+
+
+def test_a_card_says_in_what_the_run_computed_where_loaders_do_not() -> None:
+    assert "measured in float32. Loaders compute in bfloat16" in card(manifest(dtype="float32"))
+    assert "measured in" not in card(manifest())
+
+
+def test_no_command_is_given_where_none_has_the_inputs_of_the_run() -> None:
+    """Layers with inputs in several formats, and inputs under calibrated scales, have the command of weights alone."""
+    layers = {name: {"weight": FP4, "activation": name, "activation_as_served": None} for name in (FP4, FP8)}
+    several = manifest(target="compressed-tensors", weights=layers)
+    static = manifest(target="compressed-tensors", weights={"l": layers[FP4]})
+    static["config"]["format"]["activation_scale"] = "static"
+    for said in map(card, (several, static)):
+        assert (
+            "format=none` evaluates these weights, with inputs as they are." in said and "format.activation" not in said
+        )
 
 
 @pytest.mark.parametrize(
