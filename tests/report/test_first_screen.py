@@ -13,6 +13,7 @@ from helpers.made_runs import outcomes, put
 
 from mxsweep.report.collection import collect
 from mxsweep.report.figures.costs import cost_figure
+from mxsweep.report.page.knob_views import knob_views
 from mxsweep.results.groups import read_results
 from mxsweep.study.change_words import format_bits
 from mxsweep.study.comparison import compare_pairs
@@ -176,6 +177,28 @@ def test_the_page_says_that_intervals_are_not_corrected(tmp_path: Path) -> None:
     collect(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "an interval may exclude 0 where nothing is called significant" in page
+
+
+def test_the_proof_says_of_which_runs_it_is_and_calls_no_finding_an_error(tmp_path: Path) -> None:
+    put_study(tmp_path, noise=False)
+    collect(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<span class="tag">tensors</span>' in page and '<span class="tag">error</span>' not in page
+    assert "block_size: 8 pairs of runs at neighbouring values that differ in nothing else" in page
+    assert "A column without cells is of a kind that this run leaves as it is." in page
+    assert '<details class="print"><summary>How to read differences</summary>' in page
+    assert "no run is, by its estimate" not in page
+
+
+def test_a_difference_below_zero_has_a_minus_sign(tmp_path: Path) -> None:
+    put_blocks(tmp_path)
+    study = study_of(tmp_path)
+    drawn = cost_figure(study)
+    tables = [view.table for view in knob_views(study, []) if view.table is not None]
+    cells = [cell.text for table in tables for row in table.rows for cell in row]
+    assert drawn is not None and any("−" in text for text in cells)
+    signed = [text for text in [*cells, *(text for row in drawn.cells for text in row)] if "%" in text]
+    assert signed and not any("-" in text for text in signed)
 
 
 @pytest.mark.parametrize(("bits", "text"), [(4.125, "4.125"), (4.375, "4.375"), (4.25, "4.25"), (16.0, "16")])

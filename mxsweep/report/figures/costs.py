@@ -10,7 +10,9 @@ from mxsweep.report.figures.quantity import log_axis, widened
 from mxsweep.report.study_title import measured_text
 from mxsweep.report.wording import p_value
 from mxsweep.results.metrics import is_perplexity
+from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
 from mxsweep.study.change_words import format_change, format_interval, metric_noun
+from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.verdict import Config
 
@@ -58,7 +60,7 @@ def _cells(metric: str, config: Config) -> list[str]:
     measured = config.test.paired
     if measured is None:
         return [config.name, "", "", "", str(len(config.rows))]
-    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    change, interval = _words(metric, measured)
     return [config.name, change, interval, p_value(config.test.p), str(len(config.rows))]
 
 
@@ -130,7 +132,7 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
     if measured is None:
         raise ValueError(f"{config.name} was not compared with its baseline")
     form = _ratio if is_perplexity(metric) else float
-    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    change, interval = _words(metric, measured)
     return {
         "row": index,
         "under_name": index + 0.02,
@@ -147,6 +149,11 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
         "numbers": f"{change} {interval}",
         "p": p_value(config.test.p),
     }
+
+
+def _words(metric: str, measured: AccuracyDifference | MeanDifference) -> tuple[str, str]:
+    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    return with_minus_signs(change), with_minus_signs(interval)
 
 
 def _ratio(log_ratio: float) -> float:

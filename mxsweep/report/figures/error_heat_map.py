@@ -89,7 +89,8 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
         caption=(
             "Signal over quantization error (10 log10 of the sums of squares) of each quantized tensor; little means "
             "much error. Each width of elements has its colours. Weights are whole, activations, keys and values "
-            "sampled. " + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
+            "sampled. A column without cells is of a kind that this run leaves as it is. "
+            + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
         ),
         build=lambda ink: _chart(ink, columns, layers, first, widths if ink != FILE_INK else None),
         columns=["layer", *columns],

@@ -10,6 +10,7 @@ from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.knob_words import knob_title
 from mxsweep.results.metrics import short_title
 from mxsweep.study.change_words import format_change, format_interval
+from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.value_pairs import KnobValues, ValuePair
 from mxsweep.study.value_words import describe_values
@@ -18,7 +19,8 @@ VALUES_NOTE = (
     "Each value against each other, averaged over the other knobs, over the same examples: of each example the mean "
     "over all combinations of the other knobs that both values were run in. [low, high] is the 95 % interval of the "
     "difference (of a perplexity: of its ratio); p of a paired t test (of accuracy in one combination McNemar's exact "
-    "test), adjusted by Holm's method over the pairs of a knob."
+    "test), adjusted by Holm's method over the pairs of a knob; intervals are not adjusted. Combinations that came "
+    "out the same as others are counted, too."
 )
 
 
@@ -68,8 +70,8 @@ def _cells(studied: KnobValues, pair: ValuePair) -> list[Cell]:
             cells += [Cell(ABSENT)] * 3
             continue
         measured = test.measured
-        cells.append(Cell(format_change(name, measured.difference), measured.difference))
-        cells.append(Cell(format_interval(name, measured) or ABSENT, measured.low))
+        cells.append(Cell(with_minus_signs(format_change(name, measured.difference)), measured.difference))
+        cells.append(Cell(with_minus_signs(format_interval(name, measured)) or ABSENT, measured.low))
         cells.append(Cell(p_value(test.p), test.p))
         told += [short_title(name)] if test.tells_apart else []
     return [*cells, Cell(" and ".join(told) or "no"), Cell(str(len(pair.runs)), len(pair.runs))]
