@@ -19,6 +19,7 @@ from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import Finding, format_range, note_sampling, run_ids
 
 KNOB = "block_size"
+FOLLOWS = "arithmetic"  # a knob that goes with others: native has no other scale rounding than floor
 LEAST_DB = 0.2  # of a change worth a sentence
 SHARES = {"saturated": "were cut to the largest value that their scale allows", "flushed": "became zero"}
 Config = tuple[str | None, ...]
@@ -49,7 +50,8 @@ class Reversal:
 
     Attributes:
         knob: its name; "" of configs that no other one reverses.
-        values: the knob's values, where small blocks are worse and where they are better.
+        values: the knob's values, where small blocks are worse and where they are better, each with the arithmetic
+            where that differs, too.
     """
 
     sizes: tuple[int, int]
@@ -83,9 +85,11 @@ def find_reversals(ends: Sequence[Ends], names: Sequence[str], kind: str) -> lis
     for one in worse:
         for other in better:
             differing = [i for i, (a, b) in enumerate(zip(one.config, other.config, strict=True)) if a != b]
-            if len(differing) == 1 and one.sizes == other.sizes:
-                (i,) = differing
-                values = (one.config[i] or "none", other.config[i] or "none")
+            chosen = [i for i in differing if names[i] != FOLLOWS] or differing
+            if len(chosen) == 1 and one.sizes == other.sizes:
+                (i,) = chosen
+                both_differ = len(differing) > 1
+                values = _value(one.config, i, names, both_differ), _value(other.config, i, names, both_differ)
                 pairs.setdefault((one.sizes, names[i], values), []).append((one, other))
     found = [
         Reversal(
@@ -103,6 +107,11 @@ def find_reversals(ends: Sequence[Ends], names: Sequence[str], kind: str) -> lis
         if id(one) not in reversed_ones:
             alone.setdefault(one.sizes, []).append(one)
     return found + [Reversal(sizes, "", ("", ""), tuple(each), ()) for sizes, each in alone.items()]
+
+
+def _value(config: Config, index: int, names: Sequence[str], with_arithmetic: bool) -> str:
+    value = config[index] or "none"
+    return f"{value} {FOLLOWS}={config[list(names).index(FOLLOWS)] or 'none'}" if with_arithmetic else value
 
 
 def _ends(rows: Sequence[Row], others: Sequence[str]) -> Iterable[Ends]:
