@@ -1,8 +1,9 @@
-"""Warn of a baseline that knows no more of its task than a guess does.
+"""Warn of a run that knows no more of its task than a guess does.
 
 A guess that holds every token for equally likely costs ln V nats a token, V being the size of the vocabulary. A model
 that is not below that on what a task scores is broken, or read in a way that it was not trained for, and differences
-from it say nothing about a format. Of several answers to one question only the likeliest counts: the others may well be
+from it say nothing about a format. A quantized model that is not below it has lost all that it knew, or had nothing to
+lose. Of several answers to one question only the likeliest counts: the others may well be
 wrong.
 
 Where whole texts are scored there is a higher bar: a guess by how often each token came before in the task's texts.
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.model.special_tokens import beginning_not_put, ending_of
 
 MOST_TASKS = 5  # named in a warning
+UNTRAINED = "weights that were never trained, or did not come with the checkpoint"
 
 
 @dataclass
@@ -69,13 +71,24 @@ class ScoredTokens:
         return {task: nats / tokens for task, (nats, tokens) in sums.items()}
 
 
-def warn_of_guessing(
+@dataclass(frozen=True)
+class Guessing:
+    """Hold the tasks on which a model is no better than a guess, and what is to be said of them."""
+
+    tasks: list[str]
+    warnings: list[str]
+
+
+def find_guessing(
     nats_per_token: Mapping[str, float],
     counting_nats: Mapping[str, float],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-) -> list[str]:
-    """Return warnings that name the tasks on which the unquantized ``model`` is not better than a guess.
+    *,
+    quantized: bool = False,
+    trained: str = "",
+) -> Guessing:
+    """Return the tasks on which ``model`` is not better than a guess, with warnings that name them.
 
     One for all tasks and a kind of guess, since a group of tasks may have dozens; none where the model is better on
     each. A task whose mean is NaN or infinite is explained elsewhere.
@@ -83,25 +96,45 @@ def warn_of_guessing(
     Args:
         nats_per_token: what a scored token costs, by task.
         counting_nats: what it would cost by how often each came before, of tasks that have it.
+        quantized: whether the model is; it is held against the uniform guess alone.
+        trained: how long the run trained the model, as "30 steps"; empty where it did not.
     """
     vocabulary = model.config.get_text_config().vocab_size
     guess = math.log(vocabulary)
     guessed = {task: nats for task, nats in nats_per_token.items() if guess <= nats < math.inf}
-    counted = {task: nats for task, nats in nats_per_token.items() if counting_nats.get(task, guess) <= nats < guess}
+    counted = {
+        task: nats
+        for task, nats in nats_per_token.items()
+        if not quantized and counting_nats.get(task, guess) <= nats < guess
+    }
     by_counting = _listed([f"{counting_nats[task]:,.2f}" for task in counted], ", …")
     bars = (
         (guessed, f"a uniform guess over the {vocabulary:,} tokens of the vocabulary {guess:.2f}"),
         (counted, f"a guess by how often each token came before in the same texts {by_counting}"),
     )
-    causes = "; ".join(_likely_causes(model, tokenizer)) if guessed or counted else ""
-    return [
-        f"{_listed(list(found), f' and {len(found) - MOST_TASKS} more tasks')}: this baseline is no baseline: a scored "
-        f"token costs {_listed([f'{nats:,.2f}' for nats in found.values()], ', …')} nats on average, and {bar}, so "
-        f"differences from it say nothing about a format. Likely causes: {causes}. Look at a few texts "
-        "that the model generates before quantizing it"
+    what = "quantized in this way, the model is no better than a guess" if quantized else "this baseline is no baseline"
+    if guessed or counted:
+        so = _so_quantized(trained) if quantized else _so_unquantized(_likely_causes(model, tokenizer, trained))
+    warnings = [
+        f"{_listed(list(found), f' and {len(found) - MOST_TASKS} more tasks')}: {what}: a scored "
+        f"token costs {_listed([f'{nats:,.2f}' for nats in found.values()], ', …')} nats on average, and {bar}, {so}"
         for found, bar in bars
         if found
     ]
+    return Guessing([*guessed, *counted], warnings)
+
+
+def _so_quantized(trained: str) -> str:
+    causes = [f"a training that was too short ({trained})"] if trained else []
+    causes += ["formats that are too coarse for this model", "a baseline that guesses, too"]
+    return f"so that its metrics say no more than that. Likely causes: {'; '.join(causes)}"
+
+
+def _so_unquantized(causes: Sequence[str]) -> str:
+    return (
+        f"so differences from it say nothing about a format. Likely causes: {'; '.join(causes)}. Look at a few texts "
+        "that the model generates before quantizing it"
+    )
 
 
 def _listed(texts: Sequence[str], more: str) -> str:
@@ -109,10 +142,10 @@ def _listed(texts: Sequence[str], more: str) -> str:
     return ", ".join(texts[:MOST_TASKS]) + (more if len(texts) > MOST_TASKS else "")
 
 
-def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: str) -> list[str]:
     """Return what may be wrong with a model and its tokenizer, what is known to be so first."""
     config = model.config.get_text_config()
-    causes = []
+    causes = [f"the model was trained for too short ({trained})"] if trained else []
     if (bos := beginning_not_put(config, tokenizer)) is not None:
         causes.append(
             f"the model's configuration names a beginning-of-sequence token ({bos}), which its tokenizer does not put "
@@ -124,8 +157,4 @@ def _likely_causes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         causes.append(
             f"the tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,}: it is another model's"
         )
-    return [
-        *causes,
-        "weights that were never trained, or did not come with the checkpoint",
-        "another model's tokenizer",
-    ]
+    return causes if trained else [*causes, UNTRAINED, "another model's tokenizer"]

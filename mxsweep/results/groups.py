@@ -48,6 +48,11 @@ class Group:
 
         return max(baselines, key=agreement) if len(baselines) > 1 else next(iter(baselines), None)
 
+    def guessing_baselines(self) -> list[Row]:
+        """Return the baselines, of those that quantized rows have, that know no more of the task than a guess does."""
+        own = {row.run.path: row for one in self.rows if not one.is_baseline and (row := self.baseline_for(one))}
+        return [row for row in own.values() if row.guesses]
+
     def metric_names(self) -> list[str]:
         """List the metrics worth a column: the known ones, or all there are if none is known."""
         names = sorted({name for row in self.rows for name in row.metrics if not name.endswith("_stderr")})

@@ -17,7 +17,7 @@ from mxsweep.calibrate.workbench import Preparation
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
-from mxsweep.evaluate.uniform_guess import warn_of_guessing
+from mxsweep.evaluate.uniform_guess import Guessing, find_guessing
 from mxsweep.machine.versions import record_environment
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
@@ -26,6 +26,7 @@ from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.wanted_exponents import keeping_exponents
 from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
 from mxsweep.results.record import LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
+from mxsweep.results.rows import GUESSED
 from mxsweep.results.studies import same_environment
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
@@ -151,10 +152,12 @@ class _Steps:
         with self._kernels_counted():
             evaluation = evaluator.evaluate(config, in_turn(progress, 0, 1 + config.noise))
         warnings = [*evaluator.warnings, *preparation.warnings, *report.warnings, *evaluation.warnings]
-        warnings += self._guessing(evaluator, evaluation) + self._zeros_in_float16(evaluator.model, evaluation)
+        guessing = self._guessing(evaluator, evaluation)
+        warnings += guessing.warnings + self._zeros_in_float16(evaluator.model, evaluation)
         memory = peak_memory()  # here: what follows takes memory that is not the run's
         repeats = evaluate_perturbed(evaluator, config, progress)
         entries = self._entries(preparation, report, evaluation, memory, warnings)
+        entries |= {GUESSED: guessing.tasks} if guessing.tasks else {}
         files = RunFiles(evaluation.samples, evaluation.results or None, texts=preparation.files)
         if repeats:
             entries["noise"] = describe_repeats(repeats)
@@ -170,6 +173,7 @@ class _Steps:
         taken = {name: proof.record[name] for name in ("metrics", "n_effective", "memory")}
         noise = proof.record.get("noise")
         launches = {"cuda_kernel_launches": proof.record["diagnostics"].get("cuda_kernel_launches")}
+        taken |= {GUESSED: proof.record[GUESSED]} if GUESSED in proof.record else {}
         entries = taken | {
             "timing": {},
             "examples_per_sec": None,
@@ -203,16 +207,20 @@ class _Steps:
         runtime = self._config.predicts
         return "" if runtime is None or self._config.recipe.is_baseline else runtime.phrase
 
-    def _guessing(self, evaluator: Evaluator, evaluation: Evaluation) -> list[str]:
-        """Return, and log, what speaks against a baseline; nothing of another run."""
-        if not self._config.recipe.is_baseline:
-            return []
-        warnings = warn_of_guessing(
-            evaluation.nats_per_token, evaluation.counting_nats, evaluator.model, evaluator.lm.tokenizer
+    def _guessing(self, evaluator: Evaluator, evaluation: Evaluation) -> Guessing:
+        """Return of which tasks the model knows no more than a guess does, and log what is to be said of that."""
+        train = self._config.train
+        guessing = find_guessing(
+            evaluation.nats_per_token,
+            evaluation.counting_nats,
+            evaluator.model,
+            evaluator.lm.tokenizer,
+            quantized=not self._config.recipe.is_baseline,
+            trained=f"{train.total_steps:,} steps" if train.trains else "",
         )
-        for warning in warnings:
+        for warning in guessing.warnings:
             log.warning(warning)
-        return warnings
+        return guessing
 
     def _zeros_in_float16(self, model: PreTrainedModel, evaluation: Evaluation) -> list[str]:
         """Return, and log, why log-likelihoods are NaN in float16, and what to do; nothing of another run."""

@@ -11,16 +11,26 @@ from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
 from mxsweep.study.block_directions import describe_block_sizes
 from mxsweep.study.comparison import Comparison, compare_with_baselines
-from mxsweep.study.finding import Finding
+from mxsweep.study.finding import Finding, run_ids
 from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
+from mxsweep.study.trained_configs import has_seeds
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
 from mxsweep.study.value_pairs import Examples, KnobValues, study_values
 from mxsweep.study.verdict import Verdict, VerdictLine, give_verdict
 
 MOST_SAID = 4  # of trainings, in the verdict
+TRAINING, BASELINE = "Training", "Baseline"  # titles of lines
+OF_ONE_SEED = (
+    "Each of these runs is one seed of its config, and what a config does over its seeds is said of its validation "
+    "loss, so none is chosen or ranked here."
+)
+WITHOUT_BASELINE = (
+    "The unquantized model knows no more of this task than a guess does, so differences from it say nothing of what "
+    "quantizing costs, and no config is chosen. The warning of the baseline names likely causes."
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,8 @@ def study_group(results: Results, group: Group) -> Study:
     training = study_trainings(results, group)
     said = describe_trainings(training) if training is not None else []
     values = study_values(results, group)
-    over_seeds = [VerdictLine("Training", finding.text, finding.runs) for finding in said[:MOST_SAID]]
-    verdict = Verdict(over_seeds, None, []) if said else give_verdict(results, group, comparisons, values)
+    lines = [VerdictLine(TRAINING, finding.text, finding.runs) for finding in said[:MOST_SAID]] or _withheld(group)
+    verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values)
     return Study(
         results,
         group,
@@ -113,6 +123,13 @@ def study_group(results: Results, group: Group) -> Study:
         attributions,
         training,
     )
+
+
+def _withheld(group: Group) -> list[VerdictLine]:
+    """Return a line that says why there is no verdict by example on a group; none where there may be one."""
+    if guessing := group.guessing_baselines():
+        return [VerdictLine(BASELINE, WITHOUT_BASELINE, run_ids(guessing))]
+    return [VerdictLine(TRAINING, OF_ONE_SEED, [])] if has_seeds(group) else []
 
 
 def study_groups(results: Results) -> list[Study]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from mxsweep import compose, run
 from mxsweep.evaluate.stories import stories
-from mxsweep.evaluate.uniform_guess import ScoredTokens, warn_of_guessing
+from mxsweep.evaluate.uniform_guess import ScoredTokens, find_guessing
 from mxsweep.files.checkpoints import model_folder
 from tests.helpers.warned import assert_warned_everywhere
 
@@ -47,7 +47,7 @@ def test_the_record_and_every_table_warn_of_a_baseline_that_guesses(
         done = run(compose(["model=hf", untrained, "model.device=cpu", "format=none", "limit=24"]), tmp_path / "a")
     assert done["status"] == "done", done["error"]
     (warning,) = done["warnings"]
-    assert warning in caplog.messages
+    assert warning in caplog.messages and done["guessed"] == ["story"]
     nats = math.log(done["metrics"]["story"]["perplexity"])  # every answer is a token
     assert f"a scored token costs {nats:,.2f} nats" in warning and warning.startswith("story: this baseline is no")
     assert_warned_everywhere(tmp_path, warning)
@@ -61,8 +61,34 @@ def test_a_text_in_windows_is_counted_by_the_token(untrained: str, tmp_path: Pat
     assert [text.split(":")[0] for text in done["warnings"]] == ["wikitext"]
 
 
-def test_only_a_baseline_is_judged(untrained: str) -> None:
-    assert run(compose(["model=hf", untrained, "model.device=cpu", "format=mxfp4", "limit=4"]))["warnings"] == []
+def test_a_quantized_run_that_guesses_says_so(untrained: str) -> None:
+    done = run(compose(["model=hf", untrained, "model.device=cpu", "format=mxfp4", "limit=4"]))
+    (warning,) = done["warnings"]
+    assert warning.startswith(
+        "story: quantized in this way, the model is no better than a guess: a scored token costs "
+    )
+    assert "a uniform guess over the" in warning and "formats that are too coarse for this model" in warning
+    assert done["guessed"] == ["story"] and "too short" not in warning
+
+
+def test_a_quantized_run_is_held_against_the_uniform_guess_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    guess = math.log(len(tokenizer))
+    costs, counting = {"counted": guess - 1, "guessed": guess + 1}, {"counted": guess - 2, "guessed": guess - 2}
+    found = find_guessing(costs, counting, model(len(tokenizer)), tokenizer, quantized=True)
+    assert found.tasks == ["guessed"] and len(found.warnings) == 1
+    assert find_guessing(costs, counting, model(len(tokenizer)), tokenizer).tasks == ["guessed", "counted"]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_of_a_model_that_was_just_trained_the_first_cause_is_too_short_a_training(
+    tokenizer: PreTrainedTokenizerFast, quantized: bool
+) -> None:
+    found = find_guessing(
+        {"story": 99.0}, {}, model(len(tokenizer)), tokenizer, quantized=quantized, trained="30 steps"
+    )
+    causes = found.warnings[0].partition("Likely causes: ")[2]
+    assert "too short (30 steps)" in causes.split("; ")[0].removesuffix(".")
+    assert "never trained" not in causes and "another model's tokenizer" not in causes
 
 
 def test_a_baseline_that_knows_something_is_not_warned_of() -> None:
@@ -72,22 +98,22 @@ def test_a_baseline_that_knows_something_is_not_warned_of() -> None:
 def test_a_guess_costs_the_logarithm_of_the_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
     guess = math.log(len(tokenizer))
     costs = {"guess": guess, "worse": 20.0, "better": guess * 0.999, "nothing": math.nan, "never": math.inf}
-    (warning,) = warn_of_guessing(costs, {}, model(len(tokenizer)), tokenizer)
+    (warning,) = find_guessing(costs, {}, model(len(tokenizer)), tokenizer).warnings
     assert warning.startswith("guess, worse: this baseline is no baseline: a scored token costs ")
     assert f"costs {guess:.2f}, 20.00 nats on average" in warning
     assert f"over the {len(tokenizer):,} tokens of the vocabulary {guess:.2f}" in warning
-    assert not warn_of_guessing({"better": guess * 0.999}, {}, model(len(tokenizer)), tokenizer)
+    assert not find_guessing({"better": guess * 0.999}, {}, model(len(tokenizer)), tokenizer).warnings
 
 
 def test_a_group_of_many_tasks_gives_one_warning(tokenizer: PreTrainedTokenizerFast) -> None:
     costs = {f"subject_{number}": 99.0 for number in range(57)}
-    (warning,) = warn_of_guessing(costs, {}, model(len(tokenizer)), tokenizer)
+    (warning,) = find_guessing(costs, {}, model(len(tokenizer)), tokenizer).warnings
     assert warning.startswith("subject_0, subject_1, subject_2, subject_3, subject_4 and 52 more tasks: this baseline")
 
 
 def test_causes_that_can_be_seen_come_first(tokenizer: PreTrainedTokenizerFast) -> None:
     def causes(vocabulary: int, bos: int | None, read_by: PreTrainedTokenizerFast = tokenizer) -> str:
-        (text,) = warn_of_guessing({"story": 99.0}, {}, model(vocabulary, bos_token_id=bos), read_by)
+        (text,) = find_guessing({"story": 99.0}, {}, model(vocabulary, bos_token_id=bos), read_by).warnings
         return text.partition("Likely causes: ")[2]
 
     assert causes(len(tokenizer), 5).startswith(
@@ -134,7 +160,7 @@ def test_a_baseline_below_a_uniform_guess_may_still_know_less_than_counting(toke
     guess = math.log(len(tokenizer))
     costs = {"counted": guess - 1, "better": guess - 3, "guessed": guess + 1, "answers": guess - 0.5}
     counting = dict.fromkeys(("counted", "better", "guessed"), guess - 2)
-    uniform, unigram = warn_of_guessing(costs, counting, model(len(tokenizer)), tokenizer)
+    uniform, unigram = find_guessing(costs, counting, model(len(tokenizer)), tokenizer).warnings
     assert uniform.startswith("guessed: this baseline is no baseline")
     assert unigram.startswith(f"counted: this baseline is no baseline: a scored token costs {guess - 1:,.2f} nats on ")
     assert f"a guess by how often each token came before in the same texts {guess - 2:,.2f}, so diff" in unigram

@@ -1,5 +1,6 @@
 """The ranking of trained configs: closed forms over seeds, over sequences with one, and what diverged stands last."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.made_report import put_study
+from helpers.made_runs import outcomes
 from helpers.made_trainings import SEQUENCES, put_training
 
+from mxsweep.report.figures.figure_files import group_figures
 from mxsweep.results.groups import read_results
 from mxsweep.statistics.paired_tests import contrast_given, residual_of, t_quantile
 from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.memory_front import find_memory_front
+from mxsweep.study.memory_terms import Terms
 from mxsweep.study.trained_configs import OVER_SEEDS, OVER_SEQUENCES
 from mxsweep.study.training_ranking import ONE_SEED, Ranked, TrainingStudy
 
@@ -213,6 +218,36 @@ def test_the_verdict_on_several_seeds_is_the_ranking_s(tmp_path: Path) -> None:
     (*_, study) = study_groups(read_results(tmp_path))
     assert study.values == [] and study.verdict.configs == []
     assert any("trained configs" in line.text for line in study.verdict.lines)
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_of_a_task_of_trainings_with_several_seeds_no_seed_is_chosen(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    put_sweep(tmp_path, seeds)
+    for folder in tmp_path.iterdir():
+        also_evaluated(folder)
+    results = read_results(tmp_path)
+    (story,) = (study for study in study_groups(results) if study.rows[0].task == "story")
+    titles = [line.title for line in story.verdict.lines]
+    drawn = [figure.stem for figure in group_figures(story)]
+    if len(seeds) == 1:
+        assert {"Use", "Cost", "Knobs"} <= set(titles) and story.values and drawn
+        return
+    assert titles == ["Training"] and "one seed of its config" in story.verdict.lines[0].text
+    assert story.values == [] and story.effects == [] and story.verdict.use is None and drawn == []
+    assert find_memory_front(story.group, story.comparisons, Terms()) is None
+
+
+def also_evaluated(folder: Path) -> None:
+    """Put what a task with a perplexity came to into the folder of a training."""
+    record = json.loads((folder / "result.json").read_text())
+    cost = record["metrics"]["validation"]["loss"]
+    likelihood = -cost - np.random.default_rng(len(folder.name)).normal(0, 0.1, SEQUENCES)
+    more = outcomes(list(likelihood))
+    record["metrics"]["story"] = {"perplexity": math.exp(-likelihood.mean())}
+    record["n_effective"]["story"] = SEQUENCES
+    (folder / "result.json").write_text(json.dumps(record))
+    samples = pd.concat([pd.read_parquet(folder / "samples.parquet"), more])
+    samples.to_parquet(folder / "samples.parquet", index=False)
 
 
 def test_runs_that_trained_nothing_have_no_ranking(tmp_path: Path) -> None:

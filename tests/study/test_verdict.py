@@ -1,5 +1,6 @@
 """The verdict and what each knob does: the cheaper of what cannot be told apart, all pairs averaged, interactions."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import outcomes, put
 
+from mxsweep.report.single_run import cost_text
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.change_words import percent
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
+from mxsweep.study.memory_front import find_memory_front
+from mxsweep.study.memory_terms import Terms
 from mxsweep.study.metric_test import metric_test
 from mxsweep.study.value_words import describe_values
 
@@ -54,6 +58,24 @@ def test_of_configs_that_cannot_be_told_apart_the_cheaper_is_named(tmp_path: Pat
     assert "cannot be told from block size 16" in said or "not measurably worse on 400 examples" in said
     assert line(study, "Smallest").startswith("w4a6, block size 64 (4.125 bits a weight of the decoder blocks)")
     assert "Too few examples to tell block size" in line(study, "How sure")
+
+
+def test_there_is_no_verdict_against_a_baseline_that_guesses(tmp_path: Path) -> None:
+    for name in ("base", "b16", "b32"):
+        bits = {"base": 32.0, "b16": 4.5, "b32": 4.25}[name]
+        knobs = {"format": "none"} if name == "base" else {"block_size": int(name[1:])}
+        put_run(tmp_path, name, noisy(0.2, 0.5, int(bits * 4)), bits, **knobs)
+    assert study_of(tmp_path).verdict.lines[0].title == "Use"
+    record = json.loads((tmp_path / "base" / "result.json").read_text())
+    (tmp_path / "base" / "result.json").write_text(json.dumps(record | {"guessed": ["another"]}))
+    assert study_of(tmp_path).verdict.use is not None
+    (tmp_path / "base" / "result.json").write_text(json.dumps(record | {"guessed": ["story"]}))
+    study = study_of(tmp_path)
+    assert [each.title for each in study.verdict.lines] == ["Baseline"] and study.verdict.use is None
+    assert "say nothing of what quantizing costs" in line(study, "Baseline")
+    assert study.verdict.lines[0].runs == ["id_base"]
+    assert find_memory_front(study.group, study.comparisons, Terms()) is None
+    assert "The unquantized model knows no more" in cost_text(tmp_path)
 
 
 def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance(tmp_path: Path) -> None:
