@@ -14,20 +14,25 @@ if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does wit
     Paired = AccuracyDifference | MeanDifference
 
 MOST_PERCENT = 20  # a change of +1,900 % or −95 %
+LEAST_FACTOR = 1.5  # a size of ± 50 %
+MORE = "more than 10^300"
 
 
 def percent(log_ratio: float) -> str:
     """Return a difference of logarithms as a change in %; of a factor of MOST_PERCENT or more that: "×45", "÷45"."""
     if abs(log_ratio) < math.log(MOST_PERCENT) or math.isnan(log_ratio):
         return f"{math.expm1(log_ratio):+.1%}"
-    try:
-        factor = math.exp(abs(log_ratio))
-    except OverflowError:
-        factor = math.inf
     sign = "×" if log_ratio > 0 else "÷"
-    if math.isinf(factor):
-        return f"> {sign}10^300"
-    return sign + (f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}")
+    factor = _factor(abs(log_ratio))
+    return f"> {sign}10^300" if factor == MORE else sign + factor
+
+
+def _factor(log_ratio: float) -> str:
+    try:
+        factor = math.exp(log_ratio)
+    except OverflowError:
+        return MORE
+    return MORE if math.isinf(factor) else f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
 
 
 def format_change(metric: str, difference: float) -> str:
@@ -55,10 +60,13 @@ def format_measured(metric: str, measured: Paired) -> str:
 
 
 def format_size(metric: str, size: float) -> str:
-    """Return a size that a change may have either way, of a perplexity that of its ratio: "± 2.1%"."""
+    """Return a size that a change may have either way, of a perplexity that of its ratio: "± 2.1%", "a factor of 2.01".
+
+    What grows by half or more is said as a factor: a perplexity that may double may halve, and none falls by 100 %.
+    """
     if not is_perplexity(metric):
         return f"± {size:.2g}"
-    return f"± {math.expm1(size):.2g}".replace("e+", "e") if size > 5 else f"± {math.expm1(size):.1%}"
+    return f"± {math.expm1(size):.1%}" if size < math.log(LEAST_FACTOR) else f"a factor of {_factor(size)}"
 
 
 def format_bits(bits: float) -> str:

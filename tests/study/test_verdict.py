@@ -14,7 +14,7 @@ from mxsweep.report.single_run import cost_text
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.statistics.paired_tests import compare_log_perplexity
-from mxsweep.study.change_words import percent
+from mxsweep.study.change_words import format_size, percent
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.memory_front import find_memory_front
@@ -283,3 +283,19 @@ def test_formats_are_compared_with_the_block_size_that_goes_with_them(tmp_path: 
     assert "block size goes with the format, and differs" in describe_values(formats)[0]
     pair = next(pair for pair in formats.pairs if (pair.low, pair.high) == ("mxfp4", "w4a6"))
     assert pair.tests["perplexity"].measured.difference == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+    "ratio, text",
+    [
+        (1.021, "± 2.1%"),
+        (1.49, "± 49.0%"),
+        (1.5, "a factor of 1.5"),
+        (2.01, "a factor of 2.01"),
+        (1e5, "a factor of 100,000"),
+    ],
+)
+def test_a_size_that_no_perplexity_falls_by_is_a_factor(ratio: float, text: str) -> None:
+    assert format_size("perplexity", math.log(ratio)) == text
+    assert format_size("perplexity", 1e4) == "a factor of more than 10^300"
+    assert format_size("acc", 2.0) == "± 2"
