@@ -175,7 +175,7 @@ TRAINING = (
     _train("train.batch", "sequences of a step", Whole("sequences, 1 to 10^6", 1, 10**6)),
     _train(
         "train.length",
-        "tokens of a sequence, a multiple of every block that runs along them",
+        "tokens of a sequence, a multiple of every block that runs along them; of a new model its longest text, too",
         Whole("tokens of a sequence, 2 to 10^6", 2, 10**6),
         tells_metrics_apart=True,
     ),

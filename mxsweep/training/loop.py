@@ -73,6 +73,8 @@ def train(job: TrainingJob, folder: Path, team: Team, progress: Progress) -> Out
         running = _Running.begin(initial, job, team, step)
         resumed_from = running.resume(folder)
         total = job.train.total_steps
+        if resumed_from is not None and team.leads:
+            log.info("Training goes on from step %d of %d", resumed_from, total)
         progress(running.done, total, TRAINING)
         while running.done < total and running.curve.diverged_at is None:
             running.take_step(corpus)

@@ -94,15 +94,20 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path
     assert whole.validation == resumed.validation
 
 
-def test_a_damaged_state_and_one_of_another_run_are_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_state_and_one_of_another_run_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mxsweep")
     first = train_alone(training_job(checkpoint_every=2), tmp_path, silent)
     newest, before = saved_steps(tmp_path)
     assert [path.name for path in (newest, before)] == ["step_6", "step_4"]  # keep=2
     content = bytearray((newest / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "state.pt").write_bytes(content)
+    assert not any("goes on" in message for message in caplog.messages)
     second = train_alone(training_job(checkpoint_every=2), tmp_path, silent)
     assert second.summary["resumed_from"] == 4
+    assert "Training goes on from step 4 of 6" in caplog.messages
     assert "step_6" in second.warnings[0] and "damaged" in second.warnings[0]
     assert same_weights(first, second)
     for path in saved_steps(tmp_path):
