@@ -31,8 +31,7 @@ def task_documents(config: CalibrationConfig) -> Sequence[str]:
     """
     name = str(config.path)
     try:
-        with offline_where_unreachable():
-            tasks = load_tasks((name,))["tasks"]
+        tasks = load_tasks((name,))["tasks"]
     except ConfigError as error:
         reason = str(error).removeprefix("task: ").partition("; without a network")[0]
         raise ConfigError(f"calibration.path: {reason}; {_WITHOUT_NETWORK.format('calibration')}") from error

@@ -27,6 +27,7 @@ from mxsweep.evaluate.quiet import quiet_lm_eval
 from mxsweep.evaluate.stories import story_task_config
 from mxsweep.evaluate.task_names import not_a_task, unknown_task
 from mxsweep.evaluate.task_rows import check_data_files, check_documents, dataset_of, reads_of
+from mxsweep.machine.hub import offline_where_unreachable
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -94,9 +95,11 @@ def _load(
         mine = _own_that_read_data(own, names, fed)
         for task in mine:
             check_data_files(task)
+        reads_hub = not _is_all_here(names, fed, own, mine)
         try:
-            specs = [_spec(name, rows.get(name), manager) for name in names]
-            loaded: dict[str, Any] = dict(manager.load(specs))
+            with offline_where_unreachable() if reads_hub else contextlib.nullcontext():
+                specs = [_spec(name, rows.get(name), manager) for name in names]
+                loaded: dict[str, Any] = dict(manager.load(specs))
         except Exception as error:  # the Python of a task may raise anything
             for task in mine:
                 check_data_files(task, columns=True)
@@ -117,6 +120,14 @@ def _load(
 def _own_that_read_data(own: OwnTasks | None, names: Sequence[str], fed: Sequence[str]) -> list[OwnTask]:
     """Return the tasks of one's own that these names come to and no file feeds."""
     return [own.tasks[name] for name in own.below(*names) if name in own.tasks and name not in fed] if own else []
+
+
+def _is_all_here(names: Sequence[str], fed: Sequence[str], own: OwnTasks | None, mine: Sequence[OwnTask]) -> bool:
+    """Return whether all data of these tasks are on this machine: made here, from files, or one's own."""
+    mine_here = own is not None and all(task.is_local for task in mine)
+    return all(
+        name == "story" or name in fed or (mine_here and own is not None and name in own.names) for name in names
+    )
 
 
 def _why_not_loaded(names: Sequence[str], own: OwnTasks | None, mine: Sequence[OwnTask], error: Exception) -> str:

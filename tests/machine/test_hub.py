@@ -8,9 +8,11 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+import datasets
 import huggingface_hub
 import pytest
 
+from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.machine.hub import offline_where_unreachable
 from mxsweep.model.load import load_model
 from mxsweep.terminal.errors import ConfigError
@@ -52,4 +54,16 @@ def test_a_model_on_the_hub_is_asked_for_once(unreachable: list[object], monkeyp
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
     with pytest.raises(ConfigError, match=r"'no-such-owner/no-such-model' cannot be loaded: We couldn't connect to"):
         load_model("no-such-owner/no-such-model", device="cpu")
+    assert len(unreachable) == 1
+
+
+def test_data_of_tasks_on_the_hub_are_asked_for_once(
+    unreachable: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tasks whose data are here nothing is asked."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    assert load_tasks(("story",))["tasks"] and not unreachable
+    with pytest.raises(ConfigError, match=r"^task: lambada_openai cannot be loaded \(ConnectionError: Couldn't reach"):
+        load_tasks(("lambada_openai",))
     assert len(unreachable) == 1
