@@ -11,6 +11,7 @@ from mxsweep.report.table import Cell, Table, number_cell
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.groups import Results
 from mxsweep.study.comparison import ALPHA
+from mxsweep.study.finding import format_pairs
 from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, judge_published
 from mxsweep.study.published import Reference
 from mxsweep.study.trained_configs import LossDifference, TrainedConfig
@@ -26,9 +27,10 @@ RANKING_NOTE = (
     "is said of its loss is said of its other seeds."
 )
 PAIRS_NOTE = (
-    "p is adjusted by Holm's method over all pairs that share several seeds, and by itself over those that share one, "
-    "of which it says nothing but of that seed. Where three quantized configs or more have the same seeds, the spread "
-    "is that of all of them, what config and seed explain taken out; with a baseline it is the pair's own."
+    "A config and its own baseline are compared in the ranking. p is adjusted by Holm's method over all pairs that "
+    "share several seeds, and by itself over those that share one, of which it says nothing but of that seed. Where "
+    "three quantized configs or more have the same seeds, the spread is that of all of them, what config and seed "
+    "explain taken out; with a baseline it is the pair's own."
 )
 
 VERDICT_NOTE = (
@@ -68,7 +70,7 @@ def pair_table(study: TrainingStudy) -> tuple[Table, str]:
         for pair in shown
     ]
     apart = [pair for pair in study.pairs if pair.told_apart]
-    said = f"{len(apart)} of {len(study.pairs)} pairs of configs can be told apart by their validation losses"
+    said = f"{len(apart)} of {format_pairs(len(study.pairs))} of configs can be told apart by their validation losses"
     alone = sum(pair.difference.on_one_seed for pair in apart)
     said += f", {alone} of them on one seed alone." if alone else "."
     if len(shown) < len(study.pairs):

@@ -21,7 +21,7 @@ from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, st
 from mxsweep.study.value_pairs import Examples, KnobValues, study_values
 from mxsweep.study.verdict import Verdict, VerdictLine, give_verdict
 
-MOST_SAID = 4  # of trainings, in the verdict
+MOST_SAID = 5  # of trainings, in the verdict
 TRAINING, BASELINE = "Training", "Baseline"  # titles of lines
 OF_ONE_SEED = (
     "Each of these runs is one seed of its config, and what a config does over its seeds is said of its validation "

@@ -30,6 +30,7 @@ from mxsweep.study.trained_configs import (
 )
 
 MOST_PAIRS = 5000
+MOST_NAMED = 4  # pairs in a sentence
 ONE_SEED = (
     "Configs with one seed in common are compared over the held-out sequences: how far another seed would move them is "
     "not in their intervals."
@@ -105,7 +106,8 @@ class TrainingStudy:
 
     Attributes:
         ranked: the best first, baselines among them; those that diverged with some seed last.
-        pairs: all pairs of configs that could be compared, neighbours in the ranking and others.
+        pairs: all pairs of configs that could be compared, neighbours in the ranking and others, but for a config and
+            its own baseline, which the ranking compares.
         spread: of quantized configs from seed to seed; None of too few.
         notes: what a reader of the intervals must know.
         unread: files that could not be read, and why.
@@ -160,7 +162,31 @@ def describe_trainings(study: TrainingStudy) -> list[Finding]:
             )
             rows = [row for each in alike for row in each.config.rows.values()]
             findings.append(Finding("training", text, run_ids(rows)))
-    return findings
+    return [*findings, *_describe_pairs(study.pairs)]
+
+
+def _describe_pairs(pairs: Sequence[Pair]) -> list[Finding]:
+    """Say whether two quantized configs can be told apart, or which of more can; nothing without such a pair."""
+    pairs = [pair for pair in pairs if not (pair.better.is_baseline or pair.worse.is_baseline)]
+    apart = [pair for pair in pairs if pair.told_apart]
+    by = "by validation loss in nats a token"
+    if not pairs:
+        return []
+    if len(pairs) == 1:
+        (pair,) = pairs
+        verdict = "worse by more than chance than" if apart else "not to be told from"
+        text = f"{pair.worse.name} is {verdict} {pair.better.name}, {by}: {_measured(pair)}."
+    else:
+        named = "; ".join(f"{one.worse.name} above {one.better.name} ({_measured(one)})" for one in apart[:MOST_NAMED])
+        more = f" and {len(apart) - MOST_NAMED} more" if len(apart) > MOST_NAMED else ""
+        count = f"{len(apart) or 'None'} of {len(pairs)} pairs of trained configs can be told apart, {by}"
+        text = f"{count}: {named}{more}." if apart else f"{count}."
+    rows = [row for pair in apart or pairs for one in (pair.worse, pair.better) for row in one.rows.values()]
+    return [Finding("training", text, run_ids(rows))]
+
+
+def _measured(pair: Pair) -> str:
+    return format_difference(pair.difference) + ", on one seed" * pair.difference.on_one_seed
 
 
 def format_difference(difference: LossDifference | None) -> str:
@@ -211,12 +237,13 @@ def _speed(config: TrainedConfig) -> float | None:
 
 
 def _pairs(configs: Sequence[TrainedConfig], spread: Spread | None) -> list[Pair]:
-    """Compare all pairs of configs, quantized ones with the spread that all of these show.
+    """Compare all pairs of configs but those of the ranking, quantized ones with the spread that all of these show.
 
     A baseline is compared by the paired t test, here as in the ranking.
     """
     found: list[tuple[TrainedConfig, TrainedConfig, LossDifference]] = []
-    for a, b in itertools.islice(itertools.combinations(configs, 2), MOST_PAIRS):
+    asked = ((a, b) for a, b in itertools.combinations(configs, 2) if not (_has(a, b) or _has(b, a)))
+    for a, b in itertools.islice(asked, MOST_PAIRS):
         pooled = None if spread is None else spread.contrast([(-1.0, a), (1.0, b)])
         difference = pooled or compare_configs(b.rows, a.rows)
         if difference is not None and not math.isnan(difference.measured.p):
@@ -228,6 +255,11 @@ def _pairs(configs: Sequence[TrainedConfig], spread: Spread | None) -> list[Pair
             a, b, difference = b, a, _turned(difference)
         pairs.append(Pair(b, a, difference, p))
     return pairs
+
+
+def _has(config: TrainedConfig, baseline: TrainedConfig) -> bool:
+    """Return whether a config is compared with this baseline in the ranking."""
+    return any(baseline.rows.get(seed) is row for seed, row in config.baseline.items())
 
 
 def _spread(configs: Sequence[TrainedConfig]) -> Spread | None:

@@ -11,6 +11,7 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import outcomes
 from helpers.made_trainings import SEQUENCES, put_training
+from scipy.stats import ttest_rel
 
 from mxsweep.report.figures.figure_files import group_figures
 from mxsweep.results.groups import read_results
@@ -74,11 +75,25 @@ def test_pairs_use_the_spread_of_all_quantized_configs_that_have_the_same_seeds(
     assert vars(pair.difference.measured) == pytest.approx(vars(expected))
 
 
-def test_a_pair_with_the_baseline_says_what_the_ranking_says(tmp_path: Path) -> None:
+def test_a_config_and_its_baseline_are_compared_in_the_ranking_alone(tmp_path: Path) -> None:
     put_sweep(tmp_path)
-    study = training(tmp_path)
-    pairs = {one.worse.name: one.difference for one in study.pairs if one.better.is_baseline}
-    assert len(pairs) == 2 and all(pairs[name] == named(study, name).difference for name in pairs)
+    (pair,) = training(tmp_path).pairs
+    assert (pair.better.name, pair.worse.name) == ("block_size=16", "block_size=32")
+    expected = ttest_rel(COSTS[32], COSTS[16])
+    assert pair.p == pytest.approx(expected.pvalue)  # one question, so that nothing is adjusted
+    (said,) = (each.text for each in studied(tmp_path).verdict.lines if "block_size=16, by" in each.text)
+    assert said.startswith(
+        "block_size=32 is not to be told from block_size=16, by validation loss in nats a token: +0.0040"
+    )
+
+
+def test_configs_that_can_be_told_apart_are_named(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    for seed, cost in enumerate((0.433, 0.425, 0.443), 1):
+        put_training(tmp_path / f"b64s{seed}", seed, cost=cost, format="mxfp4", block_size=64)
+    (said,) = (each.text for each in studied(tmp_path).verdict.lines if "pairs of trained configs" in each.text)
+    assert said.startswith("2 of 3 pairs of trained configs can be told apart, by validation loss in nats a token: ")
+    assert "block_size=64 above block_size=16 (+0.411" in said and "block_size=64 above block_size=32 (+0.407" in said
 
 
 def test_a_knob_is_named_unless_more_than_half_of_the_recipe_have_its_value(tmp_path: Path) -> None:
