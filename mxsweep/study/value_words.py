@@ -114,7 +114,17 @@ def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str, all_s
     span = _span(pairs, metric)
     within = f", within {span}" if span else ""
     averaged = _averaged(studied, pairs, all_studied)
-    return f"{knob_title(studied.knob)} {', '.join(values)}{averaged}: no difference shown{within}"
+    depends = (
+        f", but what it does depends on {join_with_and(others)}" if (others := _depends(studied, all_studied)) else ""
+    )
+    return f"{knob_title(studied.knob)} {', '.join(values)}{averaged}: no difference shown{within}{depends}"
+
+
+def _depends(studied: KnobValues, all_studied: Sequence[KnobValues]) -> list[str]:
+    """Name the knobs that change what a knob does; of two such knobs the interaction stands at one of them."""
+    names = [one.other for one in studied.interactions]
+    names += [each.knob for each in all_studied for one in each.interactions if one.other == studied.knob]
+    return [knob_title(name) for name in dict.fromkeys(names)]
 
 
 def _identical_sets(pairs: Sequence[ValuePair]) -> list[list[str]]:

@@ -299,3 +299,14 @@ def test_a_size_that_no_perplexity_falls_by_is_a_factor(ratio: float, text: str)
     assert format_size("perplexity", math.log(ratio)) == text
     assert format_size("perplexity", 1e4) == "a factor of more than 10^300"
     assert format_size("acc", 2.0) == "± 2"
+
+
+def test_a_knob_that_another_turns_round_is_not_said_to_do_nothing(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    costs = {(16, 6): 0.1, (32, 6): 0.3, (16, 8): 0.3, (32, 8): 0.1}
+    for (block, bits), cost in costs.items():
+        put_run(tmp_path, f"b{block}s{bits}", noisy(cost, 0.05, block + bits), block_size=block, scale_bits=bits)
+    study = study_of(tmp_path)
+    assert [one.other for each in study.values for one in each.interactions] == ["scale_bits"]
+    said = line(study, "Knobs")
+    assert "but what it does depends on scale bits" in said and "but what it does depends on block size" in said
