@@ -61,7 +61,8 @@ def put_material(folder: Path) -> None:
 def answered_s(words: Sequence[str], repeats: int) -> float:
     """Return the least that answering wrong words takes, in seconds of the CPU. Raises BenchmarkError."""
     before = sorted(os.listdir())
-    taken = min(cpu_s(["-m", "mxsweep", "limit=8", *words], code=2) for _ in range(repeats))
+    command = ["-m", "mxsweep", "limit=8", *words]
+    taken = min(cpu_s(command, code=2, folder=os.getcwd()) for _ in range(repeats))
     if sorted(os.listdir()) != before:
         raise BenchmarkError(f"{' '.join(words)} left files")
     return taken

@@ -4,7 +4,8 @@ From no rotation and the recipe's own scale rounding on, each round tries every 
 not rotated yet is, or scales are rounded in another way. Losses are of the calibration sequences, and a change counts
 as better only where the paired difference over sequences is below 0 and significant: p of the t test below 0.05 after
 Holm's correction over the changes tried in the round, since the best of many differences is below 0 by chance alone.
-Of those that are better the one of the least loss is kept, and the search ends when none is.
+Of those that are better the one of the least loss is kept, and the search ends when none is. A change that makes a loss
+finite which was not is better, too, without a test.
 
 Losses of a choice are kept on disk as soon as they are known, so that an interrupted search goes on where it was.
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
-from mxsweep.statistics.paired_tests import LEVEL, MeanDifference, compare_log_perplexity, holm
+from mxsweep.statistics.paired_tests import ALPHA, MeanDifference, compare_log_perplexity, holm
 from mxsweep.terminal.progress_callback import Progress
 
 LossesOf = Callable[[Recipe], np.ndarray]  # the loss of each sequence under a recipe, (n,) float64, nats in all
@@ -128,7 +129,9 @@ class ChoiceSearch:
         recipe: that of the choice.
         steps: every change that was looked at, in order.
         loss_before, loss_after: nats a token.
-        gain: what was chosen, compared with what the search began with; a difference of 0 where nothing was.
+        gain: what was chosen, compared with what the search began with; a difference of 0 where nothing was, and NaN
+            where what it began with has no finite loss.
+        looked_at: how many choices the losses were asked of, what the search began with among them.
         computed: how many losses were not kept from before.
     """
 
@@ -138,6 +141,7 @@ class ChoiceSearch:
     loss_before: float
     loss_after: float
     gain: MeanDifference
+    looked_at: int
     computed: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,6 +156,7 @@ class ChoiceSearch:
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
             **gain,
+            "looked_at": self.looked_at,
             "cached": self.computed == 0,
         }
 
@@ -189,7 +194,7 @@ def search_choices(
     progress(choices.most, choices.most)
     gain = compare_log_perplexity(-before, -after, tokens)
     means = float(before.sum()) / total, float(after.sum()) / total
-    return ChoiceSearch(chosen, choices.under(chosen), tuple(steps), *means, gain, losses.computed)
+    return ChoiceSearch(chosen, choices.under(chosen), tuple(steps), *means, gain, losses.looked_at, losses.computed)
 
 
 class _Losses:
@@ -200,6 +205,11 @@ class _Losses:
         self._known: dict[str, list[float]] = dict(artefact.load_json(_LOSSES) or {})
         self._looked_at: set[str] = set()
         self.computed = 0
+
+    @property
+    def looked_at(self) -> int:
+        """Return how many choices the losses were asked of."""
+        return len(self._looked_at)
 
     def __getitem__(self, chosen: Chosen) -> np.ndarray:
         key = str(chosen)
@@ -229,5 +239,5 @@ def _compare(before: np.ndarray, tried: dict[str, np.ndarray], tokens: np.ndarra
     for (name, one), p in zip(differences.items(), adjusted, strict=True):
         loss = float(tried[name].sum()) / total
         mends = math.isfinite(loss) and not math.isfinite(float(before.sum()))
-        compared[name] = _Compared(loss, one, p, mends or (one.difference < 0 and p < 1 - LEVEL))
+        compared[name] = _Compared(loss, one, p, mends or (one.difference < 0 and p < ALPHA))
     return compared

@@ -10,7 +10,7 @@ import numpy as np
 from mxsweep.report.table import Cell, Table, number_cell
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.groups import Results
-from mxsweep.study.comparison import ALPHA
+from mxsweep.statistics.paired_tests import ALPHA
 from mxsweep.study.finding import format_pairs
 from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, judge_published
 from mxsweep.study.published import Reference

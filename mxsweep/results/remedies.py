@@ -75,9 +75,12 @@ def _search_text(search: dict[str, Any]) -> str:
     left = dict.fromkeys(name for name, _ in named if name not in taken)
     order = ", then ".join(f"{name} ({_nats(step.get('loss'))}{_change(step)})" for name, step in taken.items())
     rest = f"; not {', '.join(left)}" if left else ""
+    looked_at = search.get("looked_at")
+    if not isinstance(looked_at, int):
+        looked_at = len(steps) + 1  # in older records each step was a loss of its own
     return (
         f"The search took, from a calibration loss of {_nats(search.get('loss_before'))} nats a token on, "
-        f"{order or 'none'}{rest} ({len(steps) + 1} losses{_cost(search)})."
+        f"{order or 'none'}{rest} ({looked_at} losses{_cost(search)})."
     )
 
 

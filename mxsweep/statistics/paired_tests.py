@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
 
-LEVEL = 0.95
-_UPPER = 1 - (1 - LEVEL) / 2
+ALPHA = 0.05  # a difference is significant whose p is below; intervals are of the rest, 95 %
+_UPPER = 1 - ALPHA / 2
 Z = 1.959963984540054  # the normal distribution's quantile of _UPPER
 
 

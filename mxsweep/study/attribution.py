@@ -19,8 +19,8 @@ from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
 from mxsweep.results.studies import STUDY
 from mxsweep.results.tensor_errors import KIND_TITLES
-from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference, compare_log_perplexity, holm
-from mxsweep.study.comparison import ALPHA, Comparison
+from mxsweep.statistics.paired_tests import ALPHA, AccuracyDifference, MeanDifference, compare_log_perplexity, holm
+from mxsweep.study.comparison import Comparison
 from mxsweep.study.finding import Finding, join_with_and, run_ids
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN, paired_values
 from mxsweep.study.tensor_kinds import LINEAR, Kinds, is_calibrated_so, kinds_of, signature

@@ -21,6 +21,7 @@ from mxsweep.results.record import SAMPLES_NAME
 from mxsweep.results.rows import Row
 from mxsweep.results.studies import explain_environments
 from mxsweep.statistics.paired_tests import (
+    ALPHA,
     AccuracyDifference,
     LogPerplexityDifference,
     MeanDifference,
@@ -31,8 +32,6 @@ from mxsweep.statistics.paired_tests import (
 )
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.noise_floor import Floor, Noise
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
-from mxsweep.statistics.paired_tests import holm
-from mxsweep.study.comparison import ALPHA, Comparison
+from mxsweep.statistics.paired_tests import ALPHA, holm
+from mxsweep.study.comparison import Comparison
 from mxsweep.study.finding import (
     Finding,
     format_exponents,

@@ -12,8 +12,7 @@ import numpy as np
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import label
 from mxsweep.results.trainings import unread_files
-from mxsweep.statistics.paired_tests import Residual, contrast_given, holm, residual_of
-from mxsweep.study.comparison import ALPHA
+from mxsweep.statistics.paired_tests import ALPHA, Residual, contrast_given, holm, residual_of
 from mxsweep.study.finding import Finding, format_runs, run_ids
 from mxsweep.study.trained_configs import (
     OVER_SEEDS,

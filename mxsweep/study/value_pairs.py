@@ -17,6 +17,7 @@ from mxsweep.results.metrics import LOSS, is_loss, is_margin, is_perplexity
 from mxsweep.results.outcomes import Outcomes
 from mxsweep.results.rows import Row, label
 from mxsweep.statistics.paired_tests import (
+    ALPHA,
     AccuracyDifference,
     MeanDifference,
     compare_accuracy,
@@ -24,7 +25,7 @@ from mxsweep.statistics.paired_tests import (
     compare_means,
     holm,
 )
-from mxsweep.study.comparison import ALPHA, align_outcomes
+from mxsweep.study.comparison import align_outcomes
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import runs_by_value
 from mxsweep.study.noise_floor import Noise

@@ -157,9 +157,10 @@ def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:
         {"round": 1, "change": "scale_rounding=even", "kept": True, **changed},
     ]
     found = {"found": [], "scale_rounding": "even", "steps": steps, "loss_before": 2.3, "loss_after": 2.1}
+    found |= {"looked_at": 5}
     assert remedy_sentences({"remedies": {"search": found}}) == [
         "The search took, from a calibration loss of 2.3000 nats a token on, scale_rounding=even (2.1000, -0.2000 "
-        "[-0.2500, -0.1500]); not q (3 losses)."
+        "[-0.2500, -0.1500]); not q (5 losses)."
     ]
 
 
