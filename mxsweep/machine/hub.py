@@ -43,8 +43,10 @@ def offline_where_unreachable() -> Iterator[None]:
 
 def _is_reachable() -> bool:
     """Return whether the hub answers at all, by Python's own means: which library the hub's client uses changes."""
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    if set(urllib.request.getproxies()) - {"no"}:
+        return True  # the client knows more kinds of proxies than Python: it finds out for itself
     try:
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=PATIENCE_S).close()
     except urllib.error.HTTPError:
         return True  # an answer, if not to this question
@@ -52,4 +54,6 @@ def _is_reachable() -> bool:
         return isinstance(error.reason, ssl.SSLError)  # the client may know other certificates
     except (OSError, HTTPException):
         return False
+    except ValueError:
+        return True  # an address that is none: the client says what is wrong with it
     return True

@@ -223,11 +223,16 @@ def _load_pretrained(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _loading_failed(path, arguments["attn_implementation"] or "auto", error) from error
     except _OF_DAMAGED_FILES as error:
-        if shared["trust_remote_code"] or is_out_of_memory(error):
+        if shared["trust_remote_code"] or _is_of_the_machine(error):
             raise  # of the checkpoint's own code, or of the machine's
         reason = RuntimeError(f"{type(error).__name__}: {error}")
         raise _loading_failed(path, arguments["attn_implementation"] or "auto", reason) from error
     return loaded[0], tokenizer, loaded[1], None
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Return whether an error says that memory ran out or that a GPU failed, which no other files would mend."""
+    return is_out_of_memory(error) or any(sign in str(error) for sign in ("CUDA error", "DefaultCPUAllocator"))
 
 
 def _load_tokenizer(path: str, shared: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -235,6 +240,8 @@ def _load_tokenizer(path: str, shared: dict[str, Any]) -> PreTrainedTokenizerBas
     folder = model_folder(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder or path), **shared)
+    except MemoryError:
+        raise
     except Exception as error:  # tokenizers raises no other class for a file that it cannot read
         if shared["trust_remote_code"] and not isinstance(error, OSError | ValueError | ImportError):
             raise  # of the checkpoint's own code

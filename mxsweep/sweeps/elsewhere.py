@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
@@ -33,14 +34,16 @@ class Elsewhere:
         """
         if self._clock() - self._looked < SECONDS_BETWEEN_LOOKS:
             return
-        self._looked, running = self._clock(), 0
+        running = 0
         for folder, run in list(self._left.items()):
-            if folder in known:
-                del self._left[folder]
-            elif holder(folder) is not None:  # before the result: a process gives up its claim only after it wrote one
-                running += 1
-            elif settled_record(run) is not None:
-                del self._left[folder]
-                self._ended.add(folder)
+            with contextlib.suppress(OSError):  # a folder that cannot be looked into costs no run, only an estimate
+                if folder in known:
+                    del self._left[folder]
+                elif holder(folder) is not None:  # before the result: a claim is given up only after one is written
+                    running += 1
+                elif settled_record(run) is not None:
+                    del self._left[folder]
+                    self._ended.add(folder)
         self._ended.difference_update(filter(known.__contains__, list(self._ended)))  # of some the caller is told later
         self.ended, self.running = len(self._ended), running
+        self._looked = self._clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -61,16 +62,27 @@ def leave(code: int) -> NoReturn:
 
     What is registered for the end is done, and threads are waited for that are to be. But objects are not taken apart
     one by one, which of torch and transformers takes about half as long as to import them: the system frees them whole.
-    Under a profiler, a debugger or ``python -i``, which have more to do, the process ends as any other.
+    Where others have more to do, the process ends as any other: a module that runs this one, as a profiler, a debugger
+    or runpy does, and ``python -i``.
     """
-    if sys.getprofile() or sys.gettrace() or sys.flags.interactive:
+    if _is_run_by_another() or sys.flags.inspect or "PYTHONINSPECT" in os.environ:
         sys.exit(code)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    ctypes.CDLL(None).fflush(None)  # what libraries in C have printed
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):  # a reader who has left, which run_command has dealt with
             stream.flush()
     os._exit(code)
+
+
+def _is_run_by_another() -> bool:
+    """Return whether a module or a script called the one that is the command, or a tool watches what it does."""
+    frame, modules = sys._getframe(), 0
+    while frame is not None:
+        modules += frame.f_code.co_name == "<module>"
+        frame = frame.f_back  # type: ignore[assignment]
+    return modules > 1 or bool(sys.getprofile() or sys.gettrace())
 
 
 def write_output(program: str, output: Path, write: Callable[[Path], list[Path]]) -> int:

@@ -30,6 +30,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     return attempts
 
 
@@ -47,6 +48,20 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with offline_where_unreachable():
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("proxies", "endpoint"),
+    [({"all": "http://proxy:1"}, "https://huggingface.co"), ({"no": "localhost"}, "a-mirror-without-a-scheme")],
+)
+def test_what_python_cannot_tell_is_left_to_the_client(
+    proxies: dict[str, str], endpoint: str, unreachable: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client knows proxies that Python's own means do not, and says itself what is wrong with an address."""
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    with offline_where_unreachable():
+        assert not huggingface_hub.constants.HF_HUB_OFFLINE and not unreachable
 
 
 def test_a_model_on_the_hub_is_asked_for_once(unreachable: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mxsweep import compose, inspect, run, sensitivity
 from mxsweep.files.checkpoints import model_folder
@@ -80,6 +81,19 @@ def test_a_head_of_its_own_where_weights_are_tied_is_refused(tmp_path: Path) -> 
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     model = load_model(str(folder), device="cpu").model
     assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")["lm_head.weight"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr)
+def test_a_machine_without_memory_is_no_damaged_checkpoint(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    loader = AutoTokenizer if isinstance(error, MemoryError) else AutoModelForCausalLM
+    monkeypatch.setattr(loader, "from_pretrained", fail)
+    with pytest.raises(type(error)):
+        load_model(str(changed(tmp_path / "m", lambda config, weights: None)))
 
 
 def test_many_are_counted() -> None:

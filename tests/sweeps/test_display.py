@@ -115,6 +115,19 @@ def test_what_other_processes_do_is_not_left_to_do(tmp_path, clock):
     assert lines()[-1].endswith("about 60 s left, best acc 0.9230 (scale_bits=2)")  # two runs here meanwhile one there
 
 
+def test_a_folder_that_cannot_be_looked_into_costs_no_run(tmp_path, clock, monkeypatch):
+    run = SweepRun("a", tmp_path, ("seed=1",), "0", None, None, {}, {})
+    elsewhere = Elsewhere([run], clock)
+
+    def stale(folder):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("mxsweep.sweeps.elsewhere.holder", stale)
+    clock.now += 60
+    elsewhere.look({})
+    assert (elsewhere.ended, elsewhere.running) == (0, 0)
+
+
 def test_skipped_runs_are_counted(clock):
     progress, lines = plain(clock, 7, skipped=4)
     go(progress, clock, make_run("block_size=16"), done(), 3)

@@ -69,6 +69,26 @@ def test_a_process_ends_with_all_that_it_is_to_do() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "first\nthread\nregistered\n", "")
 
 
+def test_a_process_that_another_module_runs_ends_as_any_other(tmp_path: Path) -> None:
+    """As a profiler's: whoever called the command goes on after it."""
+    (tmp_path / "command.py").write_text("from mxsweep.terminal.command import leave\nprint('called')\nleave(3)\n")
+    program = (
+        "import runpy\n"
+        "try: runpy.run_module('command', run_name='__main__')\n"
+        "except SystemExit as end: print('caught', end.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "called\ncaught 3\n", "")
+
+
+def test_what_libraries_in_c_print_is_not_lost() -> None:
+    program = (
+        "import ctypes\nfrom mxsweep.terminal.command import leave\nctypes.CDLL(None).printf(b'printed\\n')\nleave(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "printed\n", "")
+
+
 def test_a_process_that_is_traced_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "gettrace", lambda: lambda *_: None)
     with pytest.raises(SystemExit) as ended:
