@@ -117,7 +117,8 @@ def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str, all_s
     depends = (
         f", but what it does depends on {join_with_and(others)}" if (others := _depends(studied, all_studied)) else ""
     )
-    return f"{knob_title(studied.knob)} {', '.join(values)}{averaged}: no difference shown{within}{depends}"
+    why = ", or ".join(dict.fromkeys(_no_difference(pair, metric) for pair in pairs if not pair.identical))
+    return f"{knob_title(studied.knob)} {', '.join(values)}{averaged}: {why}{within}{depends}"
 
 
 def _depends(studied: KnobValues, all_studied: Sequence[KnobValues]) -> list[str]:

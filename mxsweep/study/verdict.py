@@ -95,12 +95,16 @@ class _Judged:
     Attributes:
         tests: of each against the best; None of the best itself.
         equal: those that are not worse than the best.
-        use: the cheapest of these.
+        unclear: of these the best, and each outcome that more examples may tell from it.
+        identical: those that came out as the best did on every example.
+        use: the cheapest of the equal.
     """
 
     configs: list[Config]
     tests: list[MetricTest | None]
     equal: list[Config]
+    unclear: list[Config]
+    identical: list[Config]
     use: Config
 
 
@@ -132,9 +136,20 @@ def give_verdict(
 
 
 def _judge(group: Group, configs: list[Config], metric: str) -> _Judged:
-    tests = _tests(group, configs, metric)
-    equal = [one for one, test in zip(configs, tests, strict=True) if _is_not_worse(test, metric)]
-    return _Judged(configs, tests, equal, min(equal or configs[:1], key=lambda one: _price(one.row, metric)))
+    best, others = configs[0], configs[1:]
+    compared = compare_pairs(group, [(one.row, best.row) for one in others])  # p adjusted over the others
+    tests = [metric_test(each, metric) for each in compared]
+    known = list(zip(others, compared, tests, strict=True))
+    identical = [one for one, comparison, _ in known if comparison.identical]
+    equal = [best, *(one for one, _, test in known if one in identical or _is_not_worse(test, metric))]
+    unclear = {
+        outcome_of(one.row, comparison): one
+        for one, comparison, test in reversed(known)
+        if one in equal and one not in identical and not _is_worse_by_noise(test, metric)
+    }
+    open_to_more = [best, *reversed(unclear.values())]
+    use = min(equal, key=lambda one: _price(one.row, metric))
+    return _Judged(configs, [None, *tests], equal, open_to_more, identical, use)
 
 
 def _say_use_by_runtime(
@@ -214,25 +229,30 @@ def _price(row: Row, metric: str) -> tuple[float, bool, float, int, float]:
     )
 
 
-def _tests(group: Group, configs: Sequence[Config], metric: str) -> list[MetricTest | None]:
-    """Compare every config with the best; None for the best itself, and p values adjusted over the others."""
-    best = configs[0].row
-    compared = compare_pairs(group, [(one.row, best) for one in configs[1:]])
-    return [None, *(metric_test(each, metric) for each in compared)]
+def _least_cost(test: MetricTest, metric: str) -> float:
+    """Return the least that a config may cost by its own interval; NaN where it has none, as from one example."""
+    if test.paired is None:
+        return math.nan
+    ends = as_cost(metric, test.paired.low), as_cost(metric, test.paired.high)
+    return math.nan if any(map(math.isnan, ends)) else min(ends)
 
 
-def _is_not_worse(test: MetricTest | None, metric: str) -> bool:
+def _is_tested(test: MetricTest | None, metric: str) -> bool:
+    return test is not None and not math.isnan(_least_cost(test, metric))
+
+
+def _is_not_worse(test: MetricTest, metric: str) -> bool:
     """Return whether a config was compared with the best, and is not worse by more than chance and noise.
 
     By its own interval: the error to avoid is to recommend what is worse, which a correction for the number of configs
     makes likelier.
     """
-    if test is None:
-        return True
-    if test.paired is None:
-        return False
-    least_cost = min(as_cost(metric, test.paired.low), as_cost(metric, test.paired.high))
-    return not least_cost > 0 or test.above_floor is False
+    return _least_cost(test, metric) <= 0 or _is_worse_by_noise(test, metric)
+
+
+def _is_worse_by_noise(test: MetricTest, metric: str) -> bool:
+    """Return whether a config is worse by more than chance, which more examples do not change, but not than noise."""
+    return _least_cost(test, metric) > 0 and test.above_floor is False
 
 
 def _say_cost(
@@ -313,22 +333,27 @@ def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
     if use.test.tells_apart and use.test.paired is not None:
         worse = as_cost(metric, use.test.paired.difference) > 0
         text += f", significantly {'worse' if worse else 'better'} than the baseline"
-    if len(configs) > 1 and not any(test is not None and test.paired for test in tests):
-        text += ". Nothing is known of single examples, so whether it is better than the next is not known"
+    compared = [test for test in tests if test is not None and _is_tested(test, metric)]
+    if len(equal) == 1 < len(configs) and not compared:
+        few = any(test is not None and test.paired for test in tests)
+        why = "The examples are too few for an interval" if few else "Nothing is known of single examples"
+        text += f". {why}, so whether it is better than the next is not known"
     elif len(equal) > 1 and use is not best:
         test = next(test for one, test in zip(configs, tests, strict=True) if one is use)
-        text += f". {_saving(use, best)} {_other_name(best, use)}, and is{_not_worse(use, test, metric)}"
+        text += f". {_saving(use, best)} {_other_name(best, use)}, and "
+        same = use in judged.identical
+        text += "comes out the same on every example" if same else f"is{_not_worse(use, test, metric)}"
     elif len(equal) > 1:
         names = [one.name for one in equal if one is not use]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of them"
     elif len(configs) > 1:
-        compared = [test for test in tests if test is not None and test.paired]
         certain = all(test.tells_apart for test in compared)
         every = "Every other config" if len(compared) == len(configs) - 1 else "Every other config that was compared"
         text += f". {every} is {'significantly worse' if certain else 'worse, by its own interval'}"
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
-    if weights and not any(applied(row.knobs) for one in configs for row in one.rows) and use.test.tells_apart:
+    costs = use.test.tells_apart and use.test.paired is not None and as_cost(metric, use.test.paired.difference) > 0
+    if costs and weights and not any(applied(row.knobs) for one in configs for row in one.rows):
         text += ". No remedy was tried: ptq=gptq may win some of this back"
     return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead)
 
@@ -357,6 +382,8 @@ def _not_worse(use: Config, test: MetricTest | None, metric: str) -> str:
     """Say that a config is not worse than the best, as far as the examples show; more are named where there are."""
     if test is None or test.paired is None:
         return " not measurably worse"
+    if _is_worse_by_noise(test, metric):
+        return f" not worse by more than the numerical noise ({format_measured(metric, test.paired)})"
     size = task_size(use.row)
     n = f"{test.paired.n:,} examples"
     until = f", until more than {n} are measured," if size is not None and size > (use.row.n or 0) else ""
@@ -392,11 +419,13 @@ def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | N
 def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
     """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals.
 
-    Those are of the configs that are not worse than the best, where there are several, else of all, against the best.
+    Those are of the configs that more examples may tell from the best, where there are any, else of all that are not
+    identical with it, against it.
     """
-    configs, tests, equal = judged.configs, judged.tests, judged.equal
-    several, unclear = len(configs) > 1, len(equal) > 1
-    of = [test for one, test in zip(configs, tests, strict=True) if not unclear or one in equal]
+    configs, tests = judged.configs, judged.tests
+    several, unclear = len(configs) > 1, len(judged.unclear) > 1
+    told = judged.unclear if unclear else [one for one in configs if one not in judged.identical]
+    of = [test for one, test in zip(configs, tests, strict=True) if one in told]
     paired = [test.paired for test in (of if several else [configs[0].test]) if test is not None and test.paired]
     halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
     half = halves[len(halves) // 2] if halves else 0.0
@@ -410,9 +439,9 @@ def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
     )
     lead, more = "", ""
     if unclear:
-        lead = f"Too few examples to tell {_name_together(equal)} apart"
+        lead = f"Too few examples to tell {_name_together(judged.unclear)} apart"
         more = _of_whole_task(judged.use.row, metric, size)
-    elif several and betterness(metric) and len([test for test in tests if test and test.paired]) == len(configs) - 1:
+    elif several and betterness(metric) and all(test is None or test.tells_apart for test in tests):
         lead = "Enough examples to tell the best from all others"
     text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
     return VerdictLine("How sure", f"{text}. {_say_noise(configs)}", [], lead)

@@ -27,9 +27,16 @@ DRAWN = np.random.default_rng(5)
 BASE = DRAWN.normal(-1, 0.5, N).clip(max=-1e-3)
 
 
-def put_run(top: Path, name: str, loglikelihood: np.ndarray, bits: float = 32.0, **knobs: Any) -> None:
+def put_run(
+    top: Path,
+    name: str,
+    loglikelihood: np.ndarray,
+    bits: float = 32.0,
+    more: dict[str, Any] | None = None,
+    **knobs: Any,
+) -> None:
     metrics = {"acc": float((loglikelihood > -1).mean()), "perplexity": math.exp(-loglikelihood.mean())}
-    record = {"diagnostics": {"bits_per_weight": bits}}
+    record = {"diagnostics": {"bits_per_weight": bits}} | (more or {})
     put(top / name, outcomes(list(loglikelihood)), {"story": metrics}, record=record, **knobs)
 
 
@@ -310,3 +317,90 @@ def test_a_knob_that_another_turns_round_is_not_said_to_do_nothing(tmp_path: Pat
     assert [one.other for each in study.values for one in each.interactions] == ["scale_bits"]
     said = line(study, "Knobs")
     assert "but what it does depends on scale bits" in said and "but what it does depends on block size" in said
+
+
+def put_equal_but_for_noise(top: Path) -> None:
+    """Two configs of which one is worse by 5 % of perplexity, certainly, while noise alone makes more, of a limit."""
+    noise = {"metrics": {"story": {"perplexity": [3.5, 2.2, 2.8, 3.4], "acc": [0.5, 0.52, 0.48, 0.5]}}}
+    better = noisy(0.2, 0.1, 1)
+    worse = better - 0.05 - np.random.default_rng(9).normal(0, 0.05, N)
+    put_run(top, "base", BASE, more={"noise": noise}, format="none", limit=N)
+    put_run(top, "b16", better, 4.5, {"noise": noise}, block_size=16, limit=N)
+    put_run(top, "b32", worse, 4.25, {"noise": noise}, block_size=32, limit=N)
+    for folder in top.iterdir():
+        (folder / "lm_eval.json").write_text(json.dumps({"n-samples": {"story": {"original": 5000}}}))
+
+
+def test_noise_is_not_taken_for_too_few_examples(tmp_path: Path) -> None:
+    put_equal_but_for_noise(tmp_path)
+    study = study_of(tmp_path)
+    said = line(study, "Use")
+    assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
+    assert "and is not worse by more than the numerical noise (+5." in said and "until" not in said
+    assert "Too few" not in line(study, "How sure") and "Enough" not in line(study, "How sure")
+
+
+def test_an_interval_without_0_within_the_noise_is_said_to_be_noise(tmp_path: Path) -> None:
+    put_equal_but_for_noise(tmp_path)
+    study = study_of(tmp_path)
+    assert study.values[0].pairs[0].tests["perplexity"].measured.low > 0
+    said = line(study, "Knobs")
+    assert said.startswith("Block size 16, 32: no difference that the numerical noise would not make, within [+")
+
+
+def test_examples_are_enough_only_where_the_adjusted_tests_tell_all_from_the_best(tmp_path: Path) -> None:
+    """Three configs are worse by their own intervals alone, so that Holm's correction tells none from the best."""
+    best = noisy(0.2, 0.1, 1)
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b16", best, 4.5, block_size=16)
+    for seed, block in enumerate((32, 64, 128)):
+        cost = np.random.default_rng(20 + seed).normal(0, 0.1, N)
+        put_run(tmp_path, f"b{block}", best - (cost - cost.mean() + 0.0105), 4 + 8 / block, block_size=block)
+    study = study_of(tmp_path)
+    assert "Every other config is worse, by its own interval" in line(study, "Use")
+    assert line(study, "How sure").startswith("400 examples typically show a difference of ")
+
+
+def test_identical_configs_are_not_said_to_take_more_examples(tmp_path: Path) -> None:
+    """Without a baseline they are not one config; of 6, 8 and 12 scale bits, 6 and 8 are the same, or 8 and 12."""
+    best, other = noisy(0.2, 0.1, 1), noisy(0.2, 0.1, 4)
+    assert best.mean() > other.mean()
+    for top, of in (("first", (best, best, other)), ("last", (best, other, other))):
+        for bits, loglikelihood in zip((6, 8, 12), of, strict=True):
+            put_run(tmp_path / top, f"s{bits}", loglikelihood, 4.5, scale_bits=bits)
+    assert "Too few examples to tell scale bits 6 or 12 apart" in line(study_of(tmp_path / "first"), "How sure")
+    assert "Too few examples to tell scale bits 6 or 8 apart" in line(study_of(tmp_path / "last"), "How sure")
+
+
+def test_identical_answers_of_which_only_right_and_wrong_is_known_are_called_the_same(tmp_path: Path) -> None:
+    right = np.random.default_rng(1).integers(0, 2, N)
+    for name, answers, bits in (("base", np.ones(N, int), 32.0), ("b16", right, 4.5), ("b32", right, 4.25)):
+        knobs: dict[str, Any] = {"format": "none"} if name == "base" else {"block_size": int(name[1:])}
+        frame = outcomes([-1.0] * N, list(answers)).drop(columns="loglikelihood")
+        record = {"diagnostics": {"bits_per_weight": bits}}
+        put(tmp_path / name, frame, {"story": {"acc": float(answers.mean())}}, record=record, **knobs)
+    study = study_of(tmp_path)
+    assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
+    assert "against block size 16, and comes out the same on every example." in line(study, "Use")
+    assert "identical" in line(study, "Knobs")
+    assert "How sure" not in [each.title for each in study.verdict.lines]
+
+
+@pytest.mark.parametrize(("cost", "asked"), [(-0.1, False), (0.1, True)])
+def test_a_remedy_is_asked_for_where_something_can_be_won_back(tmp_path: Path, cost: float, asked: bool) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "b32", noisy(cost, 0.1, 1), 4.25, block_size=32)
+    said = line(study_of(tmp_path), "Use")
+    assert f"significantly {'worse' if asked else 'better'} than the baseline" in said
+    assert ("No remedy was tried" in said) is asked
+
+
+def test_of_one_example_the_cheapest_is_not_called_as_good(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE[:1], format="none")
+    put_run(tmp_path, "b16", BASE[:1] - 0.2, 4.5, block_size=16)
+    put_run(tmp_path, "b32", BASE[:1] - 0.3, 4.25, block_size=32)
+    study = study_of(tmp_path)
+    assert study.verdict.use is not None and study.verdict.use.name == "block size 16"
+    assert line(study, "Use").endswith(
+        ". The examples are too few for an interval, so whether it is better than the next is not known."
+    )
