@@ -5,6 +5,7 @@ Python reads lists in lists up to the depth that it calls functions to, and whol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -36,23 +37,63 @@ def read_row(line: str) -> Any:
 def read_fields(line: str) -> dict[str, Any] | None:
     """Return the fields of the object in a line of JSON, each that cannot be read as Unread; None of another line.
 
+    Lists that are too deep to be read are looked at for their brackets alone.
+
     Raises:
-        FieldTwiceError: two fields have one name.
+        json.JSONDecodeError: a line that is not JSON.
+        FieldTwiceError: two fields of an object have one name.
     """
-    if not (line.lstrip().startswith("{") and line.rstrip().endswith("}")):
+    is_object = line.lstrip().startswith("{")
+    try:
+        _check(line)
+    except RecursionError:
+        if is_object:
+            _check(_outline(line))
+    if not is_object:
         return None
     return _unique([(name, _read(text)) for name, text in _fields(line)])
 
 
+def _check(line: str) -> None:
+    """Refuse what is not JSON, whatever the length of its numbers. Raises what read_row raises."""
+    json.loads(line, object_pairs_hook=_unique, parse_int=str)
+
+
+def _outline(line: str) -> str:
+    """Return an object's line with null in place of each list and object in it. Raises JSONDecodeError."""
+    parts: list[str] = []
+    opened: list[str] = []
+    begin = 0
+    for match in _TOKEN.finditer(line):
+        token = match.group()
+        if token in ("[", "{"):
+            if len(opened) == 1:
+                parts += [line[begin : match.start()], "null"]
+            opened.append(token)
+        elif token in ("]", "}"):
+            if not opened or opened.pop() + token not in ("[]", "{}"):
+                raise json.JSONDecodeError(f"Unexpected {token!r}", line, match.start())
+            if len(opened) == 1:
+                begin = match.end()
+    if opened:
+        raise json.JSONDecodeError(f"Unclosed {opened[-1]!r}", line, len(line))
+    return "".join(parts) + line[begin:]
+
+
 def _read(text: str) -> Any:
+    """Return what the text of a value holds, Unread where it cannot be read. Raises as read_fields does."""
     try:
         return read_row(text)
+    except (json.JSONDecodeError, FieldTwiceError):
+        raise
     except (ValueError, RecursionError) as error:
+        with contextlib.suppress(RecursionError):
+            _check(text)
         return Unread(str(error))
 
 
 def _fields(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of each field, by counting brackets."""
+    """Yield the name and the text of each field of an object that was checked, by counting brackets."""
     depth, name, begin, before = 0, None, 0, ""
     for match in _TOKEN.finditer(line):
         token = match.group()

@@ -50,6 +50,42 @@ def test_what_is_asked_for_is_refused_by_its_line(line: str, why: str, tmp_path:
         check_rows(written(tmp_path, line), "text")
 
 
+@pytest.mark.parametrize("value", ["1", LONG, DEEP, f"[{LONG}]"], ids=["short", "long", "deep", "list"])
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{{"a": {} "text": "x"}}', "is not JSON"),
+        ('{{"a": {}, "text": "x"}} {{"text2": 1}}', "is not JSON"),
+        ('{{"a": {}, "text": "x",}}', "is not JSON"),
+        ('{{"a": {}, "text": "x"}}}}', "is not JSON"),
+        ('{{"a": {}, "text": "x"', "is not JSON"),
+        ('{{"a": {}, "text" "x"}}', "is not JSON"),
+        ('{{"a": {}, text: "x"}}', "is not JSON"),
+        ('{{"a": {}, "b": , "text": "x"}}', "is not JSON"),
+        ('{{"a": {}, "b": [1 2], "text": "x"}}', "is not JSON"),
+        ('{{"a": 1{}, "text": "x",}}', "is not JSON"),
+        ('{{"a": {}, "b": [2], "text": "x"]', "is not JSON"),
+        ('{{"a": {}, "b": {{"m": 1, "m": 2}}, "text": "x"}}', "has the field 'm' twice"),
+    ],
+)
+def test_a_mistake_is_told_whatever_stands_before_it(line: str, why: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"line 1 {why}"):
+        check_rows(written(tmp_path, line.format(value)), "text")
+
+
+def test_a_field_that_stands_twice_beside_a_long_number_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path, f'{{"b": {{"m": {LONG}, "n": 1, "n": 2}}, "text": "x"}}')
+    with pytest.raises(ConfigError, match="line 1 has the field 'n' twice"):
+        check_rows(file, "text")
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "1"), ("1", ""), ("", "]"), ("[", ""), ("[", "}"), ("[]", "")])
+def test_brackets_that_do_not_match_are_told(before: str, after: str, tmp_path: Path) -> None:
+    deep = f"{before}{DEEP}{after}"
+    with pytest.raises(ConfigError, match="line 1 is not JSON"):
+        check_rows(written(tmp_path, f'{{"a": {deep}, "text": "x"}}'), "text")
+
+
 def test_where_every_text_is_asked_for_every_value_is_read(tmp_path: Path) -> None:
     file = written(tmp_path, json.dumps({"text": "a"}), f'{{"text": "b", "x": {DEEP}}}')
     with pytest.raises(ConfigError, match="line 2 cannot be read: maximum recursion"):
