@@ -15,6 +15,7 @@ from typing import Any
 from mxsweep.config import knobs
 from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.results import identity
+from mxsweep.results.guessing import guesses
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import ladder_of
@@ -51,7 +52,7 @@ class Group:
     def guessing_baselines(self) -> list[Row]:
         """Return the baselines, of those that quantized rows have, that know no more of the task than a guess does."""
         own = {row.run.path: row for one in self.rows if not one.is_baseline and (row := self.baseline_for(one))}
-        return [row for row in own.values() if row.guesses]
+        return [row for row in own.values() if guesses(row)]
 
     def metric_names(self) -> list[str]:
         """List the metrics worth a column: the known ones, or all there are if none is known."""

@@ -17,7 +17,6 @@ from mxsweep.results.metrics import accuracy_metric
 from mxsweep.results.proven import PROVEN_BY
 from mxsweep.results.record import RunFolder
 
-GUESSED = "guessed"  # the record's entry of tasks of which the run knows no more than a guess does
 # The keys of a record's diagnostics that say of all weights what diagnostics=true says of every kind of tensor.
 WEIGHT_FIGURES = {
     "elements": "weights_quantized",
@@ -92,12 +91,6 @@ class Row:
     def products(self) -> float | None:
         """Return of how many products they are."""
         return self.number("diagnostics", "products")
-
-    @property
-    def guesses(self) -> bool:
-        """Return whether the run was seen to know no more of the task than a guess does."""
-        tasks = self.recorded(GUESSED)
-        return isinstance(tasks, list) and self.task in tasks
 
     @property
     def warnings(self) -> list[str]:

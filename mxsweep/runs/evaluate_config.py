@@ -24,9 +24,9 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.wanted_exponents import keeping_exponents
+from mxsweep.results.guessing import GUESSED
 from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
 from mxsweep.results.record import LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
-from mxsweep.results.rows import GUESSED
 from mxsweep.results.studies import same_environment
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator

@@ -404,3 +404,42 @@ def test_of_one_example_the_cheapest_is_not_called_as_good(tmp_path: Path) -> No
     assert line(study, "Use").endswith(
         ". The examples are too few for an interval, so whether it is better than the next is not known."
     )
+
+
+@pytest.mark.parametrize(
+    ("guessed", "written", "withheld"),
+    [
+        (["a", "b", "c"], True, True),
+        (["a", "b", "c"], False, True),
+        (["a", "c"], True, False),
+        (["a", "c"], False, False),
+        (["other"], True, False),
+        ([], True, False),
+    ],
+)
+def test_a_baseline_guesses_on_a_group_of_tasks_where_it_does_on_all_its_members(
+    tmp_path: Path, guessed: list[str], written: bool, withheld: bool
+) -> None:
+    """The group has a and a group of b and c; without lm-eval's file its members are those that have examples."""
+    for name, acc in (("base", 0.25), ("b16", 0.26), ("b32", 0.24)):
+        knobs: dict[str, Any] = {"format": "none"} if name == "base" else {"block_size": int(name[1:])}
+        record: dict[str, Any] = {"n_effective": dict.fromkeys("abc", 100)}
+        if name == "base" and guessed:
+            record["guessed"] = guessed
+        put(
+            tmp_path / name, None, {"all": {"acc": acc}}, record=record, task={"name": "all", "names": ["all"]}, **knobs
+        )
+        if written:
+            groups = {"all": ["a", "inner"], "inner": ["b", "c"]}
+            (tmp_path / name / "lm_eval.json").write_text(json.dumps({"group_subtasks": groups}))
+    titles = [each.title for each in study_of(tmp_path).verdict.lines]
+    assert titles == (["Baseline"] if withheld else ["Use"])
+
+
+def test_groups_of_tasks_that_hold_each_other_end(tmp_path: Path) -> None:
+    for name in ("base", "b16"):
+        knobs: dict[str, Any] = {"format": "none"} if name == "base" else {"block_size": 16}
+        put(tmp_path / name, None, {"all": {"acc": 0.5}}, record={"guessed": ["a"]}, **knobs)
+        groups = {"all": ["inner", "a", 1], "inner": ["all", "inner"]}
+        (tmp_path / name / "lm_eval.json").write_text(json.dumps({"group_subtasks": groups}))
+    assert [each.title for each in study_of(tmp_path).verdict.lines] == ["Baseline"]
