@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.refusals import matches_nothing
 from mxsweep.files.checkpoints import exported_folder, model_folder, read_mapping, weight_files, weight_roots
-from mxsweep.files.safetensors_header import SUFFIX, StoredTensor, stored_tensors
+from mxsweep.files.safetensors_header import SUFFIX, stored_tensors
 from mxsweep.formats.recipe import LINEAR_MATMULS
 
 _PROJECTIONS = {name for role in LINEAR_MATMULS for name in (role, f"{role}_proj")}
@@ -28,31 +27,30 @@ def unmatched_pattern(model: ModelConfig, patterns: list[str]) -> str | None:
     folder = model_folder(model.path)
     if folder is None or model.trust_remote_code or exported_folder(model.path) is not None:
         return None
-    config = read_mapping(folder / "config.json")
-    code, weights = _code_of(frozenset(_types(config))), _weights(folder)
+    code, weights = _code_of(frozenset(_types(read_mapping(folder / "config.json")))), _weights(folder)
     if code is None or not weights:
         return None
-    words = _PROJECTIONS | {word for name in weights for word in name.split(".")}
+    words = {*_PROJECTIONS, *code, *(word for name in weights for word in name.split("."))}
     for pattern in patterns:
         # What stands between two dots is a word of the name, unless the dots are in brackets.
         parts = [] if "[" in pattern else [part for part in pattern.split(".") if re.fullmatch(r"[A-Za-z_]\w*", part)]
-        if not words.union(code).issuperset(parts):
-            matrices = [name.removesuffix(".weight") for name, tensor in weights.items() if len(tensor.shape) == 2]
-            classes = config.get("architectures")
-            return matches_nothing(
-                pattern, str(classes[0] if isinstance(classes, list) and classes else "it"), matrices
+        if unknown := next((part for part in parts if part not in words), None):
+            # The folder's names may be others than the model's: transformers renames weights as it loads them.
+            return (
+                f"modules: the pattern {pattern!r} matches no linear layer or embedding: no module of the model has "
+                f"{unknown!r} in its name; allowed: names of its linear layers and embeddings, or patterns of them"
             )
     return None
 
 
-def _weights(folder: Path) -> dict[str, StoredTensor]:
-    """Return the weights of a folder by name; none where they are not known without reading them."""
+def _weights(folder: Path) -> list[str]:
+    """Return the names of a folder's weights; none where they are not known without reading them."""
     try:
         names = [name for root in weight_roots(folder)[:1] for name in weight_files(folder, root)]
         files = [folder / name for name in names if name.endswith(SUFFIX)]
-        return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+        return [name for file in files for name in stored_tensors(file)]
     except (OSError, ValueError):
-        return {}
+        return []
 
 
 def _types(value: Any) -> Iterator[str]:

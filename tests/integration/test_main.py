@@ -100,10 +100,10 @@ BAD_INPUT = [
     ),
     ("-m seed=1,2 hydra.sweep.dir=/proc/nowhere", "hydra.sweep.dir: '/proc/nowhere' cannot be made"),
     ("--config-dir nowhere block_size=16", "--config-dir: 'nowhere' is not a folder"),
-    ("modules={nowhere.*:none}", "modules: the pattern 'nowhere.*' matches no linear layer or embedding of Llama"),
+    ("modules={nowhere.*:none}", "modules: the pattern 'nowhere.*' matches no linear layer or embedding: no module"),
     (
         "-m modules={nowhere.*:none} block_size=16,32",
-        "modules: the pattern 'nowhere.*' matches no linear layer or embedding of Llama",
+        "modules: the pattern 'nowhere.*' matches no linear layer or embedding: no module",
     ),
     (
         "task.num_fewshot=1000",
