@@ -558,5 +558,7 @@ def test_margins_stand_in_files_tables_and_findings(tmp_path: Path) -> None:
     results, group = only(tmp_path)
     assert loss_metric(group) == "margin" and group.main_metric() == "acc"
     said = {line.title: line.text for line in study_group(results, group).verdict.lines}
-    assert said["Use"].startswith("w4a6, block size 16: mean margin −0.1000 [−0.1000, −0.1000]. Every other config is")
+    assert said["Use"].startswith(
+        "w4a6, block size 16: mean margin −0.1000 [−0.1000, −0.1000], significantly worse than"
+    )
     assert said["Knobs"].startswith("Of mean margin, block size 32 against 16: −0.4")
