@@ -52,7 +52,9 @@ def matches_nothing(pattern: str, model: str, names: Sequence[str]) -> str:
     )
 
 
-def too_many_examples(task: str, count: int, most: int, where: str, *, leaves_out: bool) -> str:
+def too_many_examples(
+    task: str, count: int, most: int, where: str, *, leaves_out: bool, needs_evaluated: bool = False
+) -> str:
     """Return what to say of ``task.num_fewshot`` where ``task`` has rows for ``most`` examples only.
 
     Args:
@@ -61,9 +63,14 @@ def too_many_examples(task: str, count: int, most: int, where: str, *, leaves_ou
         most: examples that there are rows for.
         where: what holds these rows, as "its split 'test'".
         leaves_out: whether the row that is asked is one of them, and was subtracted.
+        needs_evaluated: whether any example takes ``task.fewshot_evaluated=true``, which is not set.
     """
     left = " beside the one that is asked" if leaves_out else ""
+    allowed = f"0 to {most}"
+    if needs_evaluated:
+        more = f", or {allowed} with task.fewshot_evaluated=true, which takes them from the evaluated rows"
+        allowed = f"0{more if most else ''}"
     return (
         f"task.num_fewshot: {count} examples are more than {task} has rows for: {where} holds {most:,}{left}; "
-        f"allowed: 0 to {most}"
+        f"allowed: {allowed}"
     )

@@ -49,13 +49,24 @@ def not_a_task(names: Sequence[str], known: Collection[str], own: Sequence[str] 
     )
 
 
-@functools.cache
 def names_in_files() -> frozenset[str]:
     """Return the names of tasks, groups and tags that stand in lm-eval's files."""
+    return frozenset(_files_by_name())
+
+
+def files_naming(name: str) -> tuple[Path, ...]:
+    """Return lm-eval's files that give a name to a task, group or tag."""
+    return tuple(_files_by_name().get(name, ()))
+
+
+@functools.cache
+def _files_by_name() -> dict[str, list[Path]]:
     folder = _tasks_folder()
-    if folder is None:
-        return frozenset()
-    return frozenset(name for file in _task_files(folder) for name in _names_of(file.read_bytes() + b"\n"))
+    found: dict[str, list[Path]] = {}
+    for file in _task_files(folder) if folder is not None else ():
+        for name in _names_of(file.read_bytes() + b"\n"):
+            found.setdefault(name, []).append(file)
+    return found
 
 
 @functools.cache

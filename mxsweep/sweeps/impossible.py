@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mxsweep.config.own_tasks import read_own_tasks
 from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu, too_many_examples
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
@@ -23,6 +24,9 @@ from mxsweep.terminal.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Of a task's YAML: what may make other rows of those of a file, or take examples from elsewhere.
+_MAKES_ROWS = {"process_docs", "fewshot_config", "class"}
 
 
 def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
@@ -187,6 +191,23 @@ def _too_many_examples(config: RunConfig) -> str | None:
     count = config.task.num_fewshot or 0
     rows = config.task.rows_of_files() | ({"story": TEST_STORIES} if "story" in config.task.names else {})
     for name, number in rows.items():
-        if count >= number:
-            return too_many_examples(name, count, number - 1, "its split 'test'", leaves_out=True)
+        if count >= number and (name == "story" or _takes_rows_as_they_are(name, config)):
+            needs = name != "story" and not config.task.fewshot_evaluated
+            where = "its split 'test'"
+            return too_many_examples(name, count, number - 1, where, leaves_out=True, needs_evaluated=needs)
     return None
+
+
+def _takes_rows_as_they_are(name: str, config: RunConfig) -> bool:
+    """Return whether a task surely asks one question a row of its file, and takes its examples from these."""
+    from mxsweep.evaluate.task_names import files_naming
+
+    own = config.task.own
+    try:
+        if own is not None and name in own.tasks:
+            tasks = [own.tasks[name]]
+        else:
+            tasks = [task for file in files_naming(name) for task in read_own_tasks(str(file)).tasks.values()]
+    except ConfigError:
+        return False
+    return bool(tasks) and not any(task.config.keys() & _MAKES_ROWS for task in tasks)

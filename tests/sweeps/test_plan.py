@@ -313,3 +313,32 @@ def test_more_examples_than_the_rows_of_a_file_are_refused_when_planned(tmp_path
         "task.num_fewshot: 5 examples are more than lambada_openai has rows for: its split 'test' holds 4 beside the "
         "one that is asked; allowed: 0 to 4"
     )
+    (plain,) = (run for run in planned(*words[:2], "task.num_fewshot=5", "format=none").runs)
+    assert (why_impossible(plain) or "").endswith(
+        "beside the one that is asked; allowed: 0, or 0 to 4 with task.fewshot_evaluated=true, which takes them from "
+        "the evaluated rows"
+    )
+    file.write_text(json.dumps({"text": "the only row"}) + "\n")
+    assert (why_impossible(planned(*words[:2], "task.num_fewshot=1").runs[0]) or "").endswith("; allowed: 0")
+
+
+@pytest.mark.parametrize("line", ["process_docs: !function rows.expand", "fewshot_config: {samples: [{q: a, a: 0}]}"])
+def test_tasks_that_make_rows_of_their_own_are_judged_when_loaded(line: str, tmp_path: Path) -> None:
+    (tmp_path / "common").write_text(f"{line}\n")
+    (tmp_path / "rows.py").write_text("def expand(rows):\n    return rows\n")
+    task = "task: expanded\ndataset_path: json\ntest_split: test\ndoc_to_text: q\ndoc_to_target: a\n"
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "one", "a": "yes"}\n{"q": "two", "a": "no"}\n')
+    words = [f"task={tmp_path}/expanded.yaml", f"task.data={file}", "task.num_fewshot=3", "task.fewshot_evaluated=true"]
+    for include, is_judged in ((f"{line}\n", False), ("include: common\n", False), ("", True)):
+        (tmp_path / "expanded.yaml").write_text(task + include)
+        why = why_impossible(planned(*words).runs[0])
+        assert (why is not None and "3 examples are more than expanded has rows for" in why) == is_judged, include
+
+
+@pytest.mark.parametrize(("name", "is_judged"), [("piqa", True), ("hellaswag", False)])  # which has process_docs
+def test_tasks_of_lm_eval_that_make_rows_are_judged_when_loaded(name: str, is_judged: bool, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one"}\n{"text": "two"}\n')
+    words = [f"task={name}", f"task.data={file}", "task.num_fewshot=3", "task.fewshot_evaluated=true"]
+    assert (why_impossible(planned(*words).runs[0]) is not None) == is_judged
