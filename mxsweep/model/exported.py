@@ -68,7 +68,10 @@ def describe_exported(path: str, folder: Path) -> tuple[list[str], dict[str, Any
     layers = manifest["weights"].values()
     formats = ", ".join(dict.fromkeys(layer["weight"] for layer in layers))
     inputs = ", ".join(dict.fromkeys(layer["activation"] for layer in layers if layer["activation"]))
-    warning = f"model.path: {path!r}: the weights are those of run {manifest['run_id']}, quantized to {formats}"
+    warning = (
+        f"model.path: {path!r}: the weights are those of run {manifest['run_id']}, quantized to {formats}; a run that "
+        "has a format of weights quantizes them once more, one with format.weight=none does not"
+    )
     if inputs:
         warning += f"; inputs, which a loader quantizes to {inputs}, are quantized here only as format.activation says"
     return [warning], {"method": manifest["target"], "format": formats, "run_id": manifest["run_id"]}
