@@ -172,7 +172,7 @@ def test_phases_are_told(tmp_path: Path) -> None:
 
     record = run(compose([*W4A4, "ptq=gptq", "rotation=search", "ptq.budget=5"]), tmp_path, progress=progress)
     assert record["status"] == "done", record["error"]
-    assert phases == ["budget", "rotation search", "gptq", "answered"]
+    assert phases == ["budget", "search", "gptq", "answered"]
     assert json.loads((tmp_path / "result.json").read_text())["remedies"]["budget"]["budget"] == 5
 
 

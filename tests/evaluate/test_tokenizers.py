@@ -283,7 +283,9 @@ def test_a_record_says_what_tokenizers_do_in_every_table(saved: Any, tmp_path: P
     told = run(
         compose([*named, "task=lambada_openai", "format=mxfp4", "model.max_length=16", "model.add_bos_token=true"])
     )
-    assert told["warnings"] == [] and told["config"]["model"]["add_bos_token"] is True
+    (guess,) = told["warnings"]
+    assert "no better than a guess" in guess  # its weights are random
+    assert told["config"]["model"]["add_bos_token"] is True
     assert told["config_hash"] != done["config_hash"]
     assert told["metrics"] != done["metrics"]
 

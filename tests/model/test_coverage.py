@@ -161,9 +161,9 @@ def test_the_record_and_every_table_warn_of_experts_that_stay(
             tmp_path / "a",
         )
     assert done["status"] == "done", done["error"]
-    (warning,) = done["warnings"]
+    warning, guess = done["warnings"]
     assert warning in caplog.messages
-    assert "experts.gate_up_proj (2, " in warning
+    assert "experts.gate_up_proj (2, " in warning and "no better than a guess" in guess  # its weights are random
     bits = done["diagnostics"]["bits_per_weight"]
     assert done["diagnostics"]["bits_per_quantized_weight"] == 4.25 and 20 < bits < 32
     assert_warned_everywhere(tmp_path, warning)

@@ -43,7 +43,7 @@ def test_a_baseline_is_found_beside_a_run_and_in_sweeps(tmp_path: Path) -> None:
     assert found(one) == ["base"]
     text = collect(one).text
     assert "Baseline from" in text and "No baseline" not in text and "Cost:" in text
-    assert cost_text(one).startswith("Cost: Perplexity +") and "Compared with" in cost_text(one)
+    assert cost_text(one).startswith("Cost: Perplexity 1.319 unquantized: +") and "Compared with" in cost_text(one)
 
 
 def test_a_baseline_whose_record_makes_no_sense_is_done_without(
