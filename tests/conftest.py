@@ -2,8 +2,11 @@
 
 import logging
 import os
+import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here and in what the tests start: several test processes with a pool of threads each spend
 # most of their time waiting for one another.
@@ -22,6 +25,26 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference files at {path} (set MXSWEEP_SHARED to the folder that holds them)")
     return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Let no connection be made, though nothing forbids one; return the list of attempts."""
+    import datasets
+    import huggingface_hub
+
+    attempts: list[object] = []
+
+    def refuse(*asked: Any, **_: Any) -> Any:
+        attempts.append(asked)
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    for library in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(library, "HF_HUB_OFFLINE", False)
+    return attempts
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ class ChoiceSearch:
     """Hold what a search found.
 
     Attributes:
-        rotation: None where nothing is rotated.
+        chosen: what is rotated, and how scales are rounded.
         recipe: that of the choice.
         steps: every change that was looked at, in order.
         loss_before, loss_after: nats a token.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 def no_such_gpu(device: str, count: int) -> str:
     """Return what to say of a ``model.device`` that is none of this machine's ``count`` GPUs."""
@@ -36,20 +34,6 @@ def gguf_missing(path: str) -> str:
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"
-
-
-def matches_nothing(pattern: str, model: str, names: Sequence[str]) -> str:
-    """Return what to say of a pattern of ``modules`` that matches nothing in a model of a class.
-
-    Args:
-        pattern: as it was typed.
-        model: the name of its class.
-        names: of what can be quantized in it, in order.
-    """
-    return (
-        f"modules: the pattern {pattern!r} matches no linear layer or embedding of {model}; names look like "
-        f"{', '.join(names[1:4])}"
-    )
 
 
 def too_many_examples(

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mxsweep.config.refusals import matches_nothing
 from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.experts import MXExperts
@@ -131,7 +130,10 @@ def check_patterns(
                     f"{type(model.get_submodule(first)).__name__}, which cannot be quantized; leave it as it is with "
                     f"modules={{{pattern}: none}}"
                 )
-            raise ConfigError(matches_nothing(pattern, type(model).__name__, list(operands)))
+            raise ConfigError(
+                f"modules: the pattern {pattern!r} matches no linear layer or embedding of {type(model).__name__}; "
+                f"names look like {', '.join(list(operands)[1:4])}"
+            )
 
 
 def _is_own_router(model: PreTrainedModel, name: str) -> bool:

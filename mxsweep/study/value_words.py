@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mxsweep.results.knob_words import knob_title, value_text, value_word
 from mxsweep.results.rows import label
+from mxsweep.statistics.paired_tests import ALPHA
 from mxsweep.study.change_words import format_measured, format_span, metric_noun
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.value_pairs import KnobValues, ValuePair
@@ -61,7 +62,7 @@ def _span(pairs: Sequence[ValuePair], metric: str) -> str:
 
 def _no_difference(pair: ValuePair, metric: str) -> str:
     test = pair.tests[metric]
-    noise = test.floor is not None and test.floor >= abs(test.measured.difference) and test.p < 0.05
+    noise = test.floor is not None and test.floor >= abs(test.measured.difference) and test.p < ALPHA
     return "no difference that the numerical noise would not make" if noise else "no difference shown"
 
 

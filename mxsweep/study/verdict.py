@@ -20,6 +20,7 @@ from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
+from mxsweep.statistics.paired_tests import Z
 from mxsweep.study.change_words import format_bits, format_measured, format_size, metric_noun
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids
@@ -30,7 +31,6 @@ from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values
 
 _FOUND = 0.8416212335729143  # the normal distribution's 80 % quantile: what is found in 4 of 5 cases
-_Z = 1.959963984540054  # its 97.5 % quantile
 MOST_NAMED = 4  # configs in a sentence
 SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")
 NOTHING_DONE = {"none", "rtn"}  # their values that leave a tensor, or a method, as it is
@@ -431,7 +431,7 @@ def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
     half = halves[len(halves) // 2] if halves else 0.0
     if not half > 0:
         return None
-    n, size = paired[0].n, half * (_Z + _FOUND) / _Z
+    n, size = paired[0].n, half * (Z + _FOUND) / Z
     between = "" if unclear else " between two configs" if several else " between the config and its baseline"
     found = (
         f"{n:,} examples {'typically ' if several else ''}show a difference of {format_size(metric, size)} in "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
 from typing import Any
 
-import datasets
 import huggingface_hub
 import pytest
 
@@ -18,26 +16,10 @@ from mxsweep.model.load import load_model
 from mxsweep.terminal.errors import ConfigError
 
 
-@pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Let no connection be made; return the list of attempts."""
-    attempts: list[object] = []
-
-    def refuse(*asked: Any, **_: Any) -> Any:
-        attempts.append(asked)
-        raise OSError(101, "Network is unreachable")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(urllib.request, "getproxies", dict)
-    return attempts
-
-
-def test_offline_only_while_it_lasts(unreachable: list[object]) -> None:
+def test_offline_only_while_it_lasts(no_network: list[object]) -> None:
     with offline_where_unreachable():
         assert huggingface_hub.constants.HF_HUB_OFFLINE
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE and len(unreachable) == 1
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and len(no_network) == 1
 
 
 def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,30 +37,27 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
     [({"all": "http://proxy:1"}, "https://huggingface.co"), ({"no": "localhost"}, "a-mirror-without-a-scheme")],
 )
 def test_what_python_cannot_tell_is_left_to_the_client(
-    proxies: dict[str, str], endpoint: str, unreachable: list[object], monkeypatch: pytest.MonkeyPatch
+    proxies: dict[str, str], endpoint: str, no_network: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client knows proxies that Python's own means do not, and says itself what is wrong with an address."""
     monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     with offline_where_unreachable():
-        assert not huggingface_hub.constants.HF_HUB_OFFLINE and not unreachable
+        assert not huggingface_hub.constants.HF_HUB_OFFLINE and not no_network
 
 
-def test_a_model_on_the_hub_is_asked_for_once(unreachable: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_the_hub_is_asked_for_once(no_network: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its libraries wait before they try again; none waits here."""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
     with pytest.raises(ConfigError, match=r"'no-such-owner/no-such-model' cannot be loaded: We couldn't connect to"):
         load_model("no-such-owner/no-such-model", device="cpu")
-    assert len(unreachable) == 1
+    assert len(no_network) == 1
 
 
-def test_data_of_tasks_on_the_hub_are_asked_for_once(
-    unreachable: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_of_tasks_on_the_hub_are_asked_for_once(no_network: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of tasks whose data are here nothing is asked."""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    assert load_tasks(("story",))["tasks"] and not unreachable
+    assert load_tasks(("story",))["tasks"] and not no_network
     with pytest.raises(ConfigError, match=r"^task: lambada_openai cannot be loaded \(ConnectionError: Couldn't reach"):
         load_tasks(("lambada_openai",))
-    assert len(unreachable) == 1
+    assert len(no_network) == 1
