@@ -1,30 +1,27 @@
 """Answer what a sweep was made for: what quantizing costs, which knobs matter, what to use, and how sure that is.
 
-Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
-are not worse than the best, the interval of whose difference from it reaches 0: with the fewest bits a weight; of
-equals with the fewest bits a cached token, then with the fewest remedies. One that chance alone put ahead is never
-called the best. A runtime says who computes and is no choice: where runs differ in it, each one's are chosen from by
-themselves.
+Which configs there are, and which of them to use, `configs_to_use` judges. A runtime says who computes and is no
+choice: where runs differ in it, each one's are chosen from by themselves.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import are_all_combinations, goes_with_format, name_rows
-from mxsweep.results.memory_taken import kv_bits_per_token
+from mxsweep.results.knob_words import are_all_combinations, name_rows
 from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
 from mxsweep.statistics.paired_tests import Z
 from mxsweep.study.change_words import format_bits, format_measured, format_size, metric_noun
-from mxsweep.study.comparison import Comparison, compare_pairs
+from mxsweep.study.comparison import Comparison
+from mxsweep.study.configs_to_use import Config, Judged, find_configs, is_tested, is_worse_by_noise, judge_configs
 from mxsweep.study.finding import join_with_and, run_ids
-from mxsweep.study.headline import loss, loss_metric
+from mxsweep.study.headline import loss_metric
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
@@ -32,31 +29,6 @@ from mxsweep.study.value_words import summarize_values
 
 _FOUND = 0.8416212335729143  # the normal distribution's 80 % quantile: what is found in 4 of 5 cases
 MOST_NAMED = 4  # configs in a sentence
-SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")
-NOTHING_DONE = {"none", "rtn"}  # their values that leave a tensor, or a method, as it is
-
-
-@dataclass(frozen=True)
-class Config:
-    """Hold a config, which is all the runs that came out the same; the first is the cheapest.
-
-    Attributes:
-        name: in words, by what differs between configs.
-        one_name: of the cheapest run by itself, with what all configs have in common: what to type.
-        test: of the verdict's metric against the baseline.
-        naming: the knobs that differ between configs.
-    """
-
-    rows: list[Row]
-    name: str
-    one_name: str
-    test: MetricTest
-    naming: list[str]
-
-    @property
-    def row(self) -> Row:
-        """Return the run that stands for all."""
-        return self.rows[0]
 
 
 @dataclass(frozen=True)
@@ -88,26 +60,6 @@ class Verdict:
     use: Config | None = None
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """Hold configs, the least costly first, compared with the best of them.
-
-    Attributes:
-        tests: of each against the best; None of the best itself.
-        equal: those that are not worse than the best.
-        unclear: of these the best, and each outcome that more examples may tell from it.
-        identical: those that came out as the best did on every example.
-        use: the cheapest of the equal.
-    """
-
-    configs: list[Config]
-    tests: list[MetricTest | None]
-    equal: list[Config]
-    unclear: list[Config]
-    identical: list[Config]
-    use: Config
-
-
 def give_verdict(
     results: Results, group: Group, against: Mapping[Path, Comparison], values: Sequence[KnobValues]
 ) -> Verdict:
@@ -116,10 +68,10 @@ def give_verdict(
     metric = _metric(group, against)
     if metric is None or not quantized:
         return Verdict([], metric, [])
-    configs = _configs(results, quantized, metric, against)
+    configs = find_configs(results, quantized, metric, against)
     if not configs:
         return Verdict([], metric, [])
-    judged = _judge(group, configs, metric)
+    judged = judge_configs(group, configs, metric)
     runtimes = list(dict.fromkeys(_runtime(row) for row in quantized))
     if len(runtimes) == 1:
         use, chosen = judged.use, [_say_use(judged, metric), _say_smallest(group, judged, metric)]
@@ -135,23 +87,6 @@ def give_verdict(
     return Verdict([line for line in lines if line is not None], metric, configs, use)
 
 
-def _judge(group: Group, configs: list[Config], metric: str) -> _Judged:
-    best, others = configs[0], configs[1:]
-    compared = compare_pairs(group, [(one.row, best.row) for one in others])  # p adjusted over the others
-    tests = [metric_test(each, metric) for each in compared]
-    known = list(zip(others, compared, tests, strict=True))
-    identical = [one for one, comparison, _ in known if comparison.identical]
-    equal = [best, *(one for one, _, test in known if one in identical or _is_not_worse(test, metric))]
-    unclear = {
-        outcome_of(one.row, comparison): one
-        for one, comparison, test in reversed(known)
-        if one in equal and one not in identical and not _is_worse_by_noise(test, metric)
-    }
-    open_to_more = [best, *reversed(unclear.values())]
-    use = min(equal, key=lambda one: _price(one.row, metric))
-    return _Judged(configs, [None, *tests], equal, open_to_more, identical, use)
-
-
 def _say_use_by_runtime(
     results: Results, group: Group, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]
 ) -> list[VerdictLine | None]:
@@ -161,10 +96,10 @@ def _say_use_by_runtime(
         by_runtime.setdefault(_runtime(row), []).append(row)
     lines: list[VerdictLine | None] = []
     for runtime, computed in by_runtime.items():
-        configs = _configs(results, computed, metric, against)
+        configs = find_configs(results, computed, metric, against)
         if len(configs) > 1:
             who = RUNTIMES[runtime].phrase if runtime in RUNTIMES else "by the run's own rules"
-            lines.append(_say_use(_judge(group, configs, metric), metric, f"{who}: "))
+            lines.append(_say_use(judge_configs(group, configs, metric), metric, f"{who}: "))
     return lines
 
 
@@ -177,82 +112,6 @@ def _metric(group: Group, against: Mapping[Path, Comparison]) -> str | None:
     names = [name for name in dict.fromkeys((loss_metric(group), group.main_metric())) if name]
     tested = [name for name in names if any(metric_test(each, name).paired for each in against.values())]
     return next(iter([*tested, *names]), None)
-
-
-def _configs(results: Results, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]) -> list[Config]:
-    names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
-    names = [n for n in names if n not in goes_with_format(names, rows)]
-    whole = [*_common(rows, names), *names]
-    alike: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        if math.isfinite(loss(row, metric)):
-            alike.setdefault(outcome_of(row, against.get(row.run.path)), []).append(row)
-    configs = []
-    for same in alike.values():
-        ordered = sorted(same, key=lambda row: _price(row, metric))
-        test = metric_test(against.get(ordered[0].run.path), metric)
-        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], whole), test, names))
-    return sorted(configs, key=lambda one: _cost(one, metric))
-
-
-def _common(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Return the knobs beside `names` that say what is quantized, and how, in all of the rows."""
-    found = []
-    for name in SAYING_WHAT:
-        values = {label(row.knobs[name]) for row in rows if name in row.knobs}
-        if name not in names and len(values) == 1 and not values & NOTHING_DONE:
-            found.append(name)
-    return found
-
-
-def outcome_of(row: Row, comparison: Comparison | None) -> Hashable:
-    """Return an equal value for runs that came out the same against the same other run; their own for all else."""
-    if comparison is None or comparison.n == 0:
-        return row.run.path
-    return comparison.other.run.path, comparison.test
-
-
-def _cost(config: Config, metric: str) -> float:
-    return loss(config.row, metric) if config.test.paired is None else as_cost(metric, config.test.paired.difference)
-
-
-def _price(row: Row, metric: str) -> tuple[float, bool, float, int, float]:
-    """Return what makes one config cheaper than another, the first that differs."""
-    bits, cached = row.bits_per_weight, kv_bits_per_token(row)
-    plain_kv = label(row.knobs.get("kv_quant")) == "none"
-    return (
-        math.inf if bits is None else bits,
-        plain_kv,
-        math.inf if cached is None else cached,
-        len(applied(row.knobs)),
-        loss(row, metric),
-    )
-
-
-def _least_cost(test: MetricTest, metric: str) -> float:
-    """Return the least that a config may cost by its own interval; NaN where it has none, as from one example."""
-    if test.paired is None:
-        return math.nan
-    ends = as_cost(metric, test.paired.low), as_cost(metric, test.paired.high)
-    return math.nan if any(map(math.isnan, ends)) else min(ends)
-
-
-def _is_tested(test: MetricTest | None, metric: str) -> bool:
-    return test is not None and not math.isnan(_least_cost(test, metric))
-
-
-def _is_not_worse(test: MetricTest, metric: str) -> bool:
-    """Return whether a config was compared with the best, and is not worse by more than chance and noise.
-
-    By its own interval: the error to avoid is to recommend what is worse, which a correction for the number of configs
-    makes likelier.
-    """
-    return _least_cost(test, metric) <= 0 or _is_worse_by_noise(test, metric)
-
-
-def _is_worse_by_noise(test: MetricTest, metric: str) -> bool:
-    """Return whether a config is worse by more than chance, which more examples do not change, but not than noise."""
-    return _least_cost(test, metric) > 0 and test.above_floor is False
 
 
 def _say_cost(
@@ -326,14 +185,14 @@ def _say_knobs(values: Sequence[KnobValues]) -> VerdictLine | None:
     return VerdictLine("Knobs", text, []) if text else None
 
 
-def _say_use(judged: _Judged, metric: str, who: str = "") -> VerdictLine:
+def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
     configs, tests, equal, use = judged.configs, judged.tests, judged.equal, judged.use
     text = lead = f"{who}{use.one_name}{_bits(use)}{_measured_cost(use, metric)}"
     best = configs[0]
     if use.test.tells_apart and use.test.paired is not None:
         worse = as_cost(metric, use.test.paired.difference) > 0
         text += f", significantly {'worse' if worse else 'better'} than the baseline"
-    compared = [test for test in tests if test is not None and _is_tested(test, metric)]
+    compared = [test for test in tests if test is not None and is_tested(test, metric)]
     if len(equal) == 1 < len(configs) and not compared:
         few = any(test is not None and test.paired for test in tests)
         why = "The examples are too few for an interval" if few else "Nothing is known of single examples"
@@ -382,7 +241,7 @@ def _not_worse(use: Config, test: MetricTest | None, metric: str) -> str:
     """Say that a config is not worse than the best, as far as the examples show; more are named where there are."""
     if test is None or test.paired is None:
         return " not measurably worse"
-    if _is_worse_by_noise(test, metric):
+    if is_worse_by_noise(test, metric):
         return f" not worse by more than the numerical noise ({format_measured(metric, test.paired)})"
     size = task_size(use.row)
     n = f"{test.paired.n:,} examples"
@@ -404,19 +263,19 @@ def _bits(config: Config) -> str:
     return f" ({format_bits(bits)} bits a {'weight of the decoder blocks' if known else 'parameter'})"
 
 
-def _say_smallest(group: Group, judged: _Judged, metric: str) -> VerdictLine | None:
+def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | None:
     """Name what to use at the fewest bits, where that is not what to use: by the same rule, of the configs there."""
     sized = [one for one in judged.configs if one.row.bits_per_weight is not None]
     least = min((one.row.bits_per_weight or 0.0 for one in sized), default=math.nan)
     there = [one for one in sized if one.row.bits_per_weight == least]
     if not there or judged.use in there:
         return None
-    chosen = _judge(group, there, metric).use
+    chosen = judge_configs(group, there, metric).use
     lead = f"{chosen.one_name}{_bits(chosen)}{_measured_cost(chosen, metric)}"
     return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead)
 
 
-def _say_sure(judged: _Judged, metric: str) -> VerdictLine | None:
+def _say_sure(judged: Judged, metric: str) -> VerdictLine | None:
     """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals.
 
     Those are of the configs that more examples may tell from the best, where there are any, else of all that are not

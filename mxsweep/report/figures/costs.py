@@ -12,9 +12,9 @@ from mxsweep.report.wording import p_value
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
 from mxsweep.study.change_words import format_change, format_interval, metric_noun
+from mxsweep.study.configs_to_use import Config
 from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
-from mxsweep.study.verdict import Config
 
 ABOUT = "verdict"
 MOST_DRAWN = 16  # configs; of more, those at the ends
