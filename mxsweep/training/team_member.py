@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import threading
@@ -17,7 +18,7 @@ from mxsweep.terminal.progress_callback import silent
 from mxsweep.training.job import TrainingJob
 from mxsweep.training.loop import train
 from mxsweep.training.shared_team import SharedTeam
-from mxsweep.training.together import ERROR, JOB, LOCK, OUTCOME, report_to
+from mxsweep.training.together import ERROR, JOB, LOCK, OUTCOME, SayTo, report_to
 
 
 def main(place: Path) -> int:
@@ -26,6 +27,9 @@ def main(place: Path) -> int:
     job, folder = pickle.loads((place / JOB).read_bytes())  # which the process that started this one wrote
     assert isinstance(job, TrainingJob)
     team = SharedTeam(job.train.parallel, resolve_device(job.model.device) == "cpu")
+    if team.leads:
+        logging.getLogger("mxsweep").addHandler(SayTo(place))
+        logging.getLogger("mxsweep").setLevel(logging.INFO)
     try:
         outcome = train(job, folder, team, report_to(place) if team.leads else silent)
     except ConfigError as error:

@@ -3,14 +3,15 @@
 The run's own process, which holds its claim and writes its record, starts them under torch's launcher and waits; they
 end when it does, however it ends. What it hands to them and what they hand back goes through files in a folder within
 the run's that only this user can open, and that is gone at the end, or when the run is taken up again: ``job`` (a
-TrainingJob and the run's folder), ``progress``, and of the first process ``outcome`` or ``error``. Checkpoints and the
-trained model go straight to the run's folder.
+TrainingJob and the run's folder), ``progress``, and of the first process ``said``, what it logs, and ``outcome`` or
+``error``. Checkpoints and the trained model go straight to the run's folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -30,7 +31,7 @@ from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
 from mxsweep.training.job import TrainingJob
 
-JOB, PROGRESS, OUTCOME, ERROR, LOCK, LOG = "job", "progress", "outcome", "error", "lock", "log"
+JOB, PROGRESS, SAID, OUTCOME, ERROR, LOCK, LOG = "job", "progress", "said", "outcome", "error", "lock", "log"
 BETWEEN = ".together_"  # what a folder's name begins with
 LOOK_EVERY_S = 0.2
 SHOWN_LINES = 15  # of what the processes wrote, where they died
@@ -49,13 +50,15 @@ def train_together(job: TrainingJob, folder: Path, progress: Progress) -> dict[s
     with tempfile.TemporaryDirectory(prefix=BETWEEN, dir=folder) as temporary:
         place = Path(temporary)
         (place / JOB).write_bytes(pickle.dumps((job, folder.absolute())))
-        lock = Lock.take(place / LOCK)
+        lock, said = Lock.take(place / LOCK), _Said(place / SAID)
         assert lock is not None, f"{place / LOCK} is new, and locked"
         try:
             with (place / LOG).open("wb") as log, _started(job.train.processes, place, log) as launcher:
                 while launcher.poll() is None:
+                    said.pass_on()
                     _report(place / PROGRESS, progress)
                     time.sleep(LOOK_EVERY_S)
+            said.pass_on()
             _report(place / PROGRESS, progress)
             if (place / ERROR).exists():
                 raise ConfigError((place / ERROR).read_text(encoding="utf-8"))
@@ -78,6 +81,40 @@ def report_to(place: Path) -> Progress:
             write_atomically(place / PROGRESS, json.dumps([done, total, phase]), durable=False)
 
     return progress
+
+
+class SayTo(logging.Handler):
+    """Write what is logged, a line of JSON each, for the process that waits, which logs it."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(logging.INFO)
+        self._path = place / SAID
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        line = json.dumps([record.name, record.levelno, record.getMessage()])
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+class _Said:
+    """Log what another process wrote by `SayTo`, each line once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def pass_on(self) -> None:
+        """Log the lines that were written since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):  # the rest is being written
+                    return
+                self._read += len(line)
+                name, level, text = json.loads(line)
+                logging.getLogger(name).log(level, "%s", text)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,16 @@ def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
         assert torch.equal(shared.model.state_dict()[name], tensor)
 
 
+def test_where_two_processes_go_on_from_is_logged_by_the_one_that_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = training_job(steps=2, processes=2, dtype="float32")
+    train_shared(job, tmp_path, lambda *_: None)
+    caplog.set_level("INFO", logger="mxsweep")
+    assert train_shared(job, tmp_path, lambda *_: None).summary["resumed_from"] == 2
+    assert caplog.messages.count("Training goes on from step 2 of 2") == 1
+
+
 def test_what_a_user_can_mend_is_said_by_the_process_that_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
