@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from mxsweep.numerics.reference.rounding import round_exact
 from mxsweep.numerics.reference.scales import stored_scale
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import gptq, hessian_loss
+from mxsweep.solvers.gptq import GROUP, gptq, hessian_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -425,15 +424,12 @@ def test_gptq_without_its_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(3072, 2048), (2048, 8192)])
-def test_gptq_takes_less_than_a_second(rows: int, columns: int) -> None:
+def test_gptq_goes_through_a_large_weight_by_groups_of_columns(rows: int, columns: int) -> None:
     w = 0.02 * torch.randn(rows, columns, device="cuda")
     x = torch.randn(2 * columns, columns, device="cuda") * torch.linspace(2, 0.1, columns, device="cuda")
     hessian, fmt = 2 * x.T @ x / len(x), GPTQ_FORMATS[0]
-    seconds = []
-    for _ in range(3):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        gptq(w, hessian, fmt, search_scales(w, fmt, hessian.diagonal()))
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+    scales = search_scales(w, fmt, hessian.diagonal())
+    before = launch_count()
+    q = gptq(w, hessian, fmt, scales)
+    assert columns // GROUP <= launch_count() - before < columns // 4
+    assert hessian_loss(w, q, hessian) < hessian_loss(w, scales.quantize(w, fmt), hessian)
