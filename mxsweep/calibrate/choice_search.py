@@ -7,6 +7,9 @@ Holm's correction over the changes tried in the round, since the best of many di
 Of those that are better the one of the least loss is kept, and the search ends when none is. A change that makes a loss
 finite which was not is better, too, without a test.
 
+Where the loss is of chosen words alone, that of all tokens stands beside it, and a change that makes the latter
+significantly worse is not kept, whatever it does for the former.
+
 Losses of a choice are kept on disk as soon as they are known, so that an interrupted search goes on where it was.
 """
 
@@ -25,7 +28,8 @@ from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
 from mxsweep.statistics.paired_tests import ALPHA, MeanDifference, compare_log_perplexity, holm
 from mxsweep.terminal.progress_callback import Progress
 
-LossesOf = Callable[[Recipe], np.ndarray]  # the loss of each sequence under a recipe, (n,) float64, nats in all
+# Of each sequence under a recipe, (k, n) float64, nats in all: what is searched by, and maybe that of all tokens.
+LossesOf = Callable[[Recipe], np.ndarray]
 
 _LOSSES = "losses"
 
@@ -104,9 +108,10 @@ class Step:
 
     Attributes:
         change: a product that was rotated, or "scale_rounding=NAME".
-        loss: nats a token.
+        loss: nats a token, or a word where the search looks at words.
         difference, low, high: of the loss from that before the change, and its paired 95 % interval over sequences.
         p: adjusted over the changes of the round.
+        all_tokens: by how much the loss of all tokens changes, with its interval, where the search looks at words.
         kept: whether the search went on with it.
     """
 
@@ -117,6 +122,7 @@ class Step:
     low: float
     high: float
     p: float
+    all_tokens: dict[str, float] | None
     kept: bool
 
 
@@ -128,9 +134,11 @@ class ChoiceSearch:
         chosen: what is rotated, and how scales are rounded.
         recipe: that of the choice.
         steps: every change that was looked at, in order.
-        loss_before, loss_after: nats a token.
+        loss_before, loss_after: nats a token, or a word.
+        counted: how many tokens or words.
         gain: what was chosen, compared with what the search began with; a difference of 0 where nothing was, and NaN
             where what it began with has no finite loss.
+        all_tokens: the same of all tokens, where the search looked at words.
         looked_at: how many choices the losses were asked of, what the search began with among them.
         computed: how many losses were not kept from before.
     """
@@ -140,35 +148,39 @@ class ChoiceSearch:
     steps: tuple[Step, ...]
     loss_before: float
     loss_after: float
+    counted: int
     gain: MeanDifference
+    all_tokens: MeanDifference | None
     looked_at: int
     computed: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for the record."""
-        gain = {name: getattr(self.gain, name) for name in ("difference", "low", "high")}
+        all_tokens = {} if self.all_tokens is None else {"all_tokens": _as_dict(self.all_tokens)}
         rounding = {} if self.chosen.scale_rounding is None else {"scale_rounding": self.chosen.scale_rounding}
         return {
             "found": list(self.chosen.in_order),
             **rounding,
             "sequences": self.gain.n,
+            "counted": self.counted,
             "steps": [dataclasses.asdict(step) for step in self.steps],
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
-            **gain,
+            **_as_dict(self.gain),
+            **all_tokens,
             "looked_at": self.looked_at,
             "cached": self.computed == 0,
         }
 
 
 def search_choices(
-    choices: Choices, losses_of: LossesOf, tokens: np.ndarray, artefact: Artefact, progress: Progress
+    choices: Choices, losses_of: LossesOf, counts: np.ndarray, artefact: Artefact, progress: Progress
 ) -> ChoiceSearch:
     """Search for the changes that lower the loss.
 
     Args:
         losses_of: the losses of the sequences under a recipe; one that is no number is worse than any that is.
-        tokens: how many of each sequence are predicted, (n,).
+        counts: of how many tokens or words of each sequence each loss is, (k, n).
         artefact: where losses are kept.
         progress: how many choices were looked at, and how many there may be.
     """
@@ -180,29 +192,31 @@ def search_choices(
     while changes := choices.changes(chosen):
         number += 1
         tried = {name: losses[choice] for name, choice in changes.items()}
-        compared = _compare(losses[chosen], tried, tokens)
+        compared = _compare(losses[chosen], tried, counts)
         better = [name for name, one in compared.items() if one.is_better]
         winner = min(better, key=lambda name: compared[name].loss, default=None)
         for name, one in compared.items():
             difference = one.difference
             values = (one.loss, difference.difference, difference.low, difference.high, one.p)
-            steps.append(Step(number, name, *values, kept=name == winner))
+            all_tokens = None if one.all_tokens is None else _as_dict(one.all_tokens)
+            steps.append(Step(number, name, *values, all_tokens, kept=name == winner))
         if winner is None:
             break
         chosen = changes[winner]
-    after, total = losses[chosen], float(tokens.sum())
+    after, total = losses[chosen], int(counts[0].sum())
     progress(choices.most, choices.most)
-    gain = compare_log_perplexity(-before, -after, tokens)
-    means = float(before.sum()) / total, float(after.sum()) / total
-    return ChoiceSearch(chosen, choices.under(chosen), tuple(steps), *means, gain, losses.looked_at, losses.computed)
+    means = float(before[0].sum()) / total, float(after[0].sum()) / total
+    gain, all_tokens = _differences(before, after, counts)
+    found = chosen, choices.under(chosen), tuple(steps)
+    return ChoiceSearch(*found, *means, total, gain, all_tokens, losses.looked_at, losses.computed)
 
 
 class _Losses:
-    """Hold the losses of choices, (n,) each: those kept on disk, and those worked out when they are asked for."""
+    """Hold the losses of choices, (k, n) each: those kept on disk, and those worked out when they are asked for."""
 
     def __init__(self, choices: Choices, losses_of: LossesOf, artefact: Artefact, progress: Progress) -> None:
         self._choices, self._losses_of, self._artefact, self._progress = choices, losses_of, artefact, progress
-        self._known: dict[str, list[float]] = dict(artefact.load_json(_LOSSES) or {})
+        self._known: dict[str, list[list[float]]] = dict(artefact.load_json(_LOSSES) or {})
         self._looked_at: set[str] = set()
         self.computed = 0
 
@@ -214,7 +228,7 @@ class _Losses:
     def __getitem__(self, chosen: Chosen) -> np.ndarray:
         key = str(chosen)
         if key not in self._known:
-            self._known[key] = [float(loss) for loss in self._losses_of(self._choices.under(chosen))]
+            self._known[key] = self._losses_of(self._choices.under(chosen)).tolist()
             self._artefact.save_json(_LOSSES, self._known)
             self.computed += 1
         self._looked_at.add(key)
@@ -227,17 +241,32 @@ class _Compared:
     loss: float
     difference: MeanDifference
     p: float
+    all_tokens: MeanDifference | None
     is_better: bool
 
 
-def _compare(before: np.ndarray, tried: dict[str, np.ndarray], tokens: np.ndarray) -> dict[str, _Compared]:
+def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, _Compared]:
     """Compare the losses of each change with those before it; p values are adjusted over the changes."""
-    differences = {name: compare_log_perplexity(-before, -after, tokens) for name, after in tried.items()}
-    adjusted = holm([one.p for one in differences.values()])
-    total = float(tokens.sum())
+    differences = {name: _differences(before, after, counts) for name, after in tried.items()}
+    adjusted = holm([one.p for one, _ in differences.values()])
+    total = float(counts[0].sum())
     compared = {}
-    for (name, one), p in zip(differences.items(), adjusted, strict=True):
-        loss = float(tried[name].sum()) / total
-        mends = math.isfinite(loss) and not math.isfinite(float(before.sum()))
-        compared[name] = _Compared(loss, one, p, mends or (one.difference < 0 and p < ALPHA))
+    for (name, (one, all_tokens)), p in zip(differences.items(), adjusted, strict=True):
+        loss = float(tried[name][0].sum()) / total
+        mends = math.isfinite(loss) and not math.isfinite(float(before[0].sum()))
+        harms = all_tokens is not None and all_tokens.difference > 0 and not all_tokens.p >= ALPHA
+        is_better = mends or (one.difference < 0 and p < ALPHA and not harms)
+        compared[name] = _Compared(loss, one, p, all_tokens, is_better)
     return compared
+
+
+def _differences(
+    before: np.ndarray, after: np.ndarray, counts: np.ndarray
+) -> tuple[MeanDifference, MeanDifference | None]:
+    """Return by how much the loss that is searched by changes, and that of all tokens where it stands beside it."""
+    first, *others = (compare_log_perplexity(-old, -new, n) for old, new, n in zip(before, after, counts, strict=True))
+    return first, next(iter(others), None)
+
+
+def _as_dict(difference: MeanDifference) -> dict[str, float]:
+    return {name: getattr(difference, name) for name in ("difference", "low", "high")}

@@ -7,7 +7,7 @@ work it out again, and one that was stopped goes on where it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,21 +18,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
-from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, search_choices
+from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
 from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.inputs import calibrate_inputs
+from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
-from mxsweep.calibrate.texts import calibration_tokens
+from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
+from mxsweep.config.rules_config import ALL_TOKENS, LAST_WORDS
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
 from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine
-from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss, predicted_tokens
+from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.quantize import quantize_model
@@ -42,6 +44,8 @@ from mxsweep.numerics import Encoded, MXFormat
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
+
+STORIES_SEARCHED = 4  # times calibration.samples: a story has one last word, and a window of a text some twenty
 
 
 def prepare(
@@ -69,9 +73,7 @@ def prepare(
     bench = Workbench(model, config, progress)
     if config.needs_calibration:
         refuse_attention(model, config.recipe)  # which quantizing the model would refuse, after it
-        calibration = calibration_tokens(config.calibration, config.model, tokenizer, max_length)
-        refuse_unknown_tokens(calibration.sequences, model, tokenizer)
-        refuse_evaluated(calibration, tasks, config.task, config.calibration)
+        calibration = _calibration_of(bench, tokenizer, tasks, max_length)
         bench.use_calibration(calibration)
     # In this order: each sees what was worked out before it.
     if config.ptq.budget is not None:
@@ -79,12 +81,28 @@ def prepare(
     if config.recipe.kv.smooth > 0:
         _smooth_keys(bench)
     if config.searches:
-        _search_choices(bench)
+        positions = positions_for(config.rotation.positions, tasks)
+        read = calibration
+        if positions == LAST_WORDS and calibration.whole:
+            read = _calibration_of(bench, tokenizer, tasks, max_length, STORIES_SEARCHED)
+        _search_choices(bench, positions, read)
     if config.calibrates_inputs:
         calibrate_inputs(bench)
     if config.ptq.is_solved and config.quantizes_weights:
         _solve_weights(bench)
     return bench.result
+
+
+def _calibration_of(
+    bench: Workbench, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Any], max_length: int, times: int = 1
+) -> Calibration:
+    """Return ``times`` as many sequences as the config says, which are known not to be evaluated."""
+    config = bench.config
+    wanted = replace(config.calibration, samples=times * config.calibration.samples)
+    calibration = calibration_tokens(wanted, config.model, tokenizer, max_length)
+    refuse_unknown_tokens(calibration.sequences, bench.model, tokenizer)
+    refuse_evaluated(calibration, tasks, config.task, config.calibration)
+    return calibration
 
 
 def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> None:
@@ -129,8 +147,13 @@ def _smooth_keys(bench: Workbench) -> None:
     bench.result.prepared = replace(bench.result.prepared, key_factors=factors)
 
 
-def _search_choices(bench: Workbench) -> None:
-    """Search for the products to rotate, and for the rounding of scales."""
+def _search_choices(bench: Workbench, positions: str, read: Calibration) -> None:
+    """Search for the products to rotate, and for the rounding of scales.
+
+    Args:
+        positions: of which tokens losses are compared.
+        read: what they are taken of.
+    """
     config, result = bench.config, bench.result
     # Inputs are calibrated in the basis that is found.
     is_static = result.recipe.activation_scale == STATIC
@@ -139,29 +162,38 @@ def _search_choices(bench: Workbench) -> None:
     rotations = rotations_of(bench.model, config.candidates) if config.candidates else ()
     choices = Choices(before, rotations, {name: before.with_scale_rounding(name) for name in config.scale_roundings})
     block = config.candidates[0].block if config.candidates else None
-    artefact = bench.artefact("choices", before, block=block, judge=judge)
-    tokens = predicted_tokens(bench.sequences)
+    words = find_last_words(read) if positions == LAST_WORDS else None
+    on = {"positions": positions, "read": read.identity}
+    artefact = bench.artefact("choices", before, block=block, judge=judge, **on)
+    counts = np.array([[len(sequence) - 1 for sequence in read.sequences]])
+    if words is not None:
+        counts = np.vstack([words.counts, counts])
     with artefact.lock(), bench.accounted("search") as account:
-        search = search_choices(choices, _judge(bench), tokens, artefact, bench.phase("search"))
-        account |= search.as_dict()
-    log.info("%s", _in_words(search))
+        search = search_choices(choices, _judge(bench, read, words), counts, artefact, bench.phase("search"))
+        account |= {"positions": positions, "calibration": read.description, **search.as_dict()}
+    log.info("%s", _in_words(search, positions))
     result.recipe = replace(search.recipe, activation_scale=result.recipe.activation_scale)
 
 
-def _in_words(search: ChoiceSearch) -> str:
+def _in_words(search: ChoiceSearch, positions: str) -> str:
     """Say what a search chose, and what it gains."""
     chosen = search.chosen
     rounding = "" if chosen.scale_rounding is None else f", scales rounded by {chosen.scale_rounding}"
-    gain = search.gain
+    gain, all_tokens = search.gain, search.all_tokens
+    each, of = ("token", "") if positions == ALL_TOKENS else ("word", f" of {search.counted:,} last words")
+    beside = f"; that of all tokens by {all_tokens.difference:+.4f} nats a token" if all_tokens is not None else ""
     return (
-        f"Search: {', '.join(chosen.in_order) or 'nothing'} rotated{rounding}; the calibration loss goes from "
-        f"{search.loss_before:.4f} to {search.loss_after:.4f} nats a token ({gain.difference:+.4f} [{gain.low:+.4f}, "
-        f"{gain.high:+.4f}] over {gain.n} sequences)"
+        f"Search: {', '.join(chosen.in_order) or 'nothing'} rotated{rounding}; the calibration loss{of} goes from "
+        f"{search.loss_before:.4f} to {search.loss_after:.4f} nats a {each} ({gain.difference:+.4f} [{gain.low:+.4f}, "
+        f"{gain.high:+.4f}] over {gain.n} sequences){beside}"
     )
 
 
-def _judge(bench: Workbench) -> Callable[[Recipe], np.ndarray]:
-    """Return the calibration loss of each sequence under a recipe, with weights as the configured judge has them."""
+def _judge(bench: Workbench, read: Calibration, words: LastWords | None) -> LossesOf:
+    """Return the calibration losses of each sequence under a recipe, with weights as the configured judge has them.
+
+    They are of all tokens; where there are words, of those, and of all tokens.
+    """
     method = bench.config.judge
     proxies = _ClippedWeights(bench.model)
 
@@ -172,7 +204,11 @@ def _judge(bench: Workbench) -> Callable[[Recipe], np.ndarray]:
         elif method != ROUND_TO_NEAREST:
             weights = _solved(bench, candidate).weights
         with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=weights)):
-            return measure_loss(bench.model, bench.sequences).sums
+            of_tokens = measure_loss(bench.model, read.sequences).of_tokens
+        losses = [[each.sum() for each in of_tokens]]
+        if words is not None:
+            losses.insert(0, [each[of_words].sum() for each, of_words in zip(of_tokens, words.tokens, strict=True)])
+        return np.array(losses)
 
     return losses_of
 

@@ -54,12 +54,17 @@ class Calibration:
             tokens decoded).
         identity: plain data that tells these tokens from any others, for the keys of what is worked out on them.
         description: what they are, a phrase for people.
+        spans: int64 (T_i, 2), the characters of the text that each token is, from and up to; 0, 0 of a token in front.
+            None of a tokenizer that cannot tell.
+        whole: whether each text is a story with its end, and no window.
     """
 
     sequences: tuple[np.ndarray, ...]
     texts: tuple[str, ...]
     identity: dict[str, Any]
     description: str
+    spans: tuple[np.ndarray, ...] | None = None
+    whole: bool = False
 
     @property
     def tokens(self) -> int:
@@ -108,6 +113,12 @@ class _Tokens:
             return str(tokenizer.decode(self.ids[part]))
         return self.text[first[0] : last[1]]
 
+    def spans_of(self, part: slice, prefix: int) -> np.ndarray:
+        """Return the characters of :meth:`text_of` that each token is, behind ``prefix`` tokens that are none."""
+        spans = [self._span(index) or (0, 0) for index in range(part.start, min(part.stop, len(self)))]
+        begin = spans[0][0]
+        return np.array([(0, 0)] * prefix + [(max(0, s - begin), max(0, e - begin)) for s, e in spans], dtype=np.int64)
+
     def _span(self, index: int) -> tuple[int, int] | None:
         return None if self.encoding is None else self.encoding.token_to_chars(index)
 
@@ -142,7 +153,9 @@ def _sample(
     sequences = tuple(np.concatenate([beginning, tokens.ids[part]]) for tokens, part in chosen)
     identity = {"tokens": _digest(sequences), "sequences": len(sequences), "sampled": sampled}
     texts = tuple(tokens.text_of(part, tokenizer) for tokens, part in chosen)
-    return Calibration(sequences, texts, identity, description)
+    can_tell = all(tokens.encoding is not None for tokens, _ in chosen)
+    spans = tuple(tokens.spans_of(part, len(prefix)) for tokens, part in chosen) if can_tell else None
+    return Calibration(sequences, texts, identity, description, spans, whole=config.source == "stories" and not cut)
 
 
 def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng: random.Random) -> list[slice]:

@@ -17,7 +17,7 @@ from typing import Any
 from mxsweep.config import effects
 from mxsweep.config.checks import check_activation_scale, check_limit, check_model_path
 from mxsweep.config.knob import UNSET, Kind, Knob, Remedy, Scope
-from mxsweep.config.rules_config import RULES, SCALE_ROUNDING, SEARCHED, rule_type
+from mxsweep.config.rules_config import ALL_TOKENS, LAST_WORDS, RULES, SCALE_ROUNDING, SEARCHED, rule_type
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIME_NAMES
 from mxsweep.config.sweep_knobs import LAUNCHERS, SWEEPS, sweep_knob
 from mxsweep.config.train_knobs import PRODUCTS_OF_LAYERS, TRAIN_GROUPS, TRAINING
@@ -496,6 +496,13 @@ REMEDIES = (
         "rotation.judge",
         "of a search, with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
         Choice(words=("clip", "ptq")),
+        effect=effects.searches,
+    ),
+    _rotation(
+        "rotation.positions",
+        "of a search, whose loss is compared: of all tokens, or of the last words of sentences or stories; auto: "
+        "last_words where a task scores chosen words",
+        Choice(words=("auto", ALL_TOKENS, LAST_WORDS)),
         effect=effects.searches,
     ),
     _rotation(

@@ -73,6 +73,8 @@ def _remedies(config: RunParts) -> dict[str, Any]:
         data["rotation"]["matmuls"] = "+".join(matmuls)
     if config.searches and config.judge not in (ROUND_TO_NEAREST, "clip"):
         data["rotation"]["judge"] = config.rotation.judge
+    if config.searches:
+        data["rotation"]["positions"] = config.rotation.positions
     if config.rotation.residual:
         data["rotation"]["residual"] = True
     data["calibration"] = dataclasses.asdict(config.calibration) if config.needs_calibration else None

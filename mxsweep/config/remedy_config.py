@@ -94,3 +94,4 @@ class RotationConfig:
     matmuls: tuple[str, ...]
     residual: bool
     judge: str
+    positions: str

@@ -18,6 +18,7 @@ from mxsweep.formats.scale_rules import OWN_FLOOR, OWN_RULE, SCALE_FLOORS, SCALE
 
 THE_RUNS = "auto"  # of a rounding: the run's
 SEARCHED = "search"  # of scale_rounding: chosen on calibration data
+ALL_TOKENS, LAST_WORDS = "all", "last_words"  # of rotation.positions: what a search looks at
 SCALE_ROUNDING = Pattern(SCALE_ROUNDINGS_ALLOWED, f"{'|'.join(SCALE_ROUNDINGS)}|even([0-9]|1[0-9]|2[0-2])", "known")
 # The leaves below ``format``, which are fields of MXFormat: the type of one value, and that at which nothing changes.
 RULES: dict[str, tuple[ValueType, Any]] = {

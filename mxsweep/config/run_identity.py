@@ -178,6 +178,7 @@ def _rotation_entries(config: RunParts) -> Entries:
         entries["scale_rounding_search"] = list(config.scale_roundings)
     if config.searches:
         entries["rotation_judge"] = config.judge
+        entries["search_positions"] = config.rotation.positions
         entries["search_rule"] = SEARCH_RULE
     if config.rotation.residual:
         entries["residual"] = True

@@ -42,13 +42,13 @@ class SequenceLoss:
         nats: a token.
         stderr: over sequences, whose tokens are not independent; NaN for a single one.
         tokens: how many were predicted.
-        sums: of each sequence's tokens, (n,) float64, nats, by which two losses are paired.
+        of_tokens: the loss of each, (T - 1,) float64 of every sequence, nats, by which two losses are paired.
     """
 
     nats: float
     stderr: float
     tokens: int
-    sums: np.ndarray = field(compare=False, repr=False)
+    of_tokens: tuple[np.ndarray, ...] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +98,18 @@ def measure_loss(
     """
     kept = _with_targets(sequences)
 
-    def sum_each(batch: Batch, logits: Tensor) -> Tensor:
+    def of_each(batch: Batch, logits: Tensor) -> Tensor:
         parts = zip(batch.numbers, batch.split(logits), strict=True)
-        return torch.stack([negative_log_likelihoods(part, kept[number][1:]).sum() for number, part in parts])
+        return torch.cat([negative_log_likelihoods(part, kept[number][1:]) for number, part in parts])
 
-    sums = torch.zeros(len(kept), dtype=torch.float64)
-    for batch, values in _engine(model, batch_tokens).read(_passages(kept), sum_each):
-        sums[list(batch.numbers)] = values.cpu()
-    counts = [len(sequence) - 1 for sequence in kept]
-    return SequenceLoss(*mean_of_sums(sums.numpy(), counts), sum(counts), sums.numpy())
-
-
-def predicted_tokens(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Return how many tokens of each sequence :func:`measure_loss` predicts, (n,) int64. Raises ConfigError as it."""
-    return np.array([len(sequence) - 1 for sequence in _with_targets(sequences)])
+    losses: dict[int, np.ndarray] = {}
+    for batch, values in _engine(model, batch_tokens).read(_passages(kept), of_each):
+        ends = np.cumsum([len(kept[number]) - 1 for number in batch.numbers])[:-1]
+        losses |= zip(batch.numbers, np.split(values.cpu().numpy(), ends), strict=True)
+    of_tokens = tuple(losses[number] for number in range(len(kept)))
+    counts = [len(each) for each in of_tokens]
+    sums = np.array([each.sum() for each in of_tokens])
+    return SequenceLoss(*mean_of_sums(sums, counts), sum(counts), of_tokens)
 
 
 class Divergence:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mxsweep.config import knobs
+from mxsweep.config.rules_config import LAST_WORDS
 
 PLAIN = "plain"
 MOST_LISTED = 8  # modules by name
@@ -78,8 +79,9 @@ def _search_text(search: dict[str, Any]) -> str:
     looked_at = search.get("looked_at")
     if not isinstance(looked_at, int):
         looked_at = len(steps) + 1  # in older records each step was a loss of its own
+    of, each = (" of last words", "word") if search.get("positions") == LAST_WORDS else ("", "token")
     return (
-        f"The search took, from a calibration loss of {_nats(search.get('loss_before'))} nats a token on, "
+        f"The search took, from a calibration loss{of} of {_nats(search.get('loss_before'))} nats a {each} on, "
         f"{order or 'none'}{rest} ({looked_at} losses{_cost(search)})."
     )
 

@@ -48,7 +48,7 @@ def of_sets(losses: Mapping[str, np.ndarray], asked: list[str]) -> Callable[[Rec
         rounding = recipe.linear.weight.scale_rounding
         key = rotated if rounding == "floor" else f"{rotated} {rounding}"
         asked.append(key)
-        return losses[key]
+        return np.atleast_2d(losses[key])
 
     return loss
 
@@ -62,7 +62,7 @@ def search(
     found = search_choices(
         choices,
         of_sets(by_sequence, asked),
-        TOKENS,
+        TOKENS[None],
         kept or Kept(),  # type: ignore[arg-type]
         lambda *progress: told.append(progress[:2]),
     )
@@ -107,7 +107,7 @@ def test_a_difference_is_the_ratio_estimate_and_its_interval_students() -> None:
     kept = Kept()
     losses = {"none": before, "q": after}
     choices = Choices(RECIPE, ROTATIONS[:1])
-    found = search_choices(choices, of_sets(losses, []), tokens, kept, lambda *_: None)  # type: ignore[arg-type]
+    found = search_choices(choices, of_sets(losses, []), tokens[None], kept, lambda *_: None)  # type: ignore[arg-type]
     expected = stats.ttest_rel(after / 7, before / 7)
     interval = expected.confidence_interval(0.95)
     (step,) = found.steps
@@ -164,7 +164,7 @@ def test_an_interrupted_search_goes_on_where_it_was() -> None:
         return of_sets({name: clear(loss) for name, loss in LOSSES.items()}, [])(recipe)
 
     with pytest.raises(KeyboardInterrupt):
-        search_choices(ROTATED, interrupted, TOKENS, kept, lambda done, total: None)  # type: ignore[arg-type]
+        search_choices(ROTATED, interrupted, TOKENS[None], kept, lambda done, total: None)  # type: ignore[arg-type]
     found, asked, _ = search(LOSSES, kept)
     assert asked == ["down", "q+o", "o+down", "q+o+down"]
     assert found.recipe == search(LOSSES)[0].recipe
@@ -181,5 +181,33 @@ def test_a_loss_that_is_no_number_never_wins() -> None:
 def test_one_sequence_shows_no_spread_and_changes_nothing() -> None:
     losses = {"none": np.array([30.0]), "q": np.array([1.0])}
     choices = Choices(RECIPE, ROTATIONS[:1])
-    found = search_choices(choices, of_sets(losses, []), np.array([10]), Kept(), lambda *_: None)  # type: ignore[arg-type]
+    found = search_choices(choices, of_sets(losses, []), np.array([[10]]), Kept(), lambda *_: None)  # type: ignore[arg-type]
     assert found.recipe == RECIPE and found.steps[0].difference == pytest.approx(-2.9)
+
+
+def of_words(words: float, tokens: float) -> np.ndarray:
+    """The losses of two words and of all tokens of each sequence, whose differences are clear."""
+    return np.array([np.full(len(TOKENS), 2 * words), clear(tokens)])
+
+
+def test_what_harms_all_tokens_is_not_kept_for_the_words() -> None:
+    losses = {"none": of_words(3.0, 2.0), "q": of_words(1.0, 2.1), "o": of_words(2.5, 1.9), "down": of_words(3.5, 1.0)}
+    losses |= {"q+o": of_words(2.0, 2.5), "o+down": of_words(2.6, 0.5)}
+    counts = np.array([np.full(len(TOKENS), 2), TOKENS])
+    found = search_choices(ROTATED, of_sets(losses, []), counts, Kept(), lambda *_: None)  # type: ignore[arg-type]
+    assert found.recipe.rotation == Rotation(("o",), 32)
+    assert (found.loss_before, found.loss_after) == pytest.approx((3.0, 2.5)) and found.counted == 2 * len(TOKENS)
+    record = found.as_dict()
+    assert record["all_tokens"] == pytest.approx({"difference": -0.1, "low": -0.1, "high": -0.1})
+    first = {step["change"]: step for step in record["steps"] if step["round"] == 1}
+    assert first["q"]["all_tokens"]["difference"] == pytest.approx(0.1) and not first["q"]["kept"]
+
+
+def test_a_loss_of_all_tokens_that_may_be_as_before_forbids_nothing() -> None:
+    noise = np.where(np.arange(8) % 2, -0.5, 0.8) * TOKENS
+    losses = {"none": of_words(3.0, 2.0), "q": of_words(1.0, 2.0) + np.array([np.zeros(8), noise])}
+    counts = np.array([np.full(len(TOKENS), 2), TOKENS])
+    choices = Choices(RECIPE, ROTATIONS[:1])
+    found = search_choices(choices, of_sets(losses, []), counts, Kept(), lambda *_: None)  # type: ignore[arg-type]
+    (step,) = found.steps
+    assert step.kept and step.all_tokens is not None and step.all_tokens["low"] < 0 < step.all_tokens["difference"]

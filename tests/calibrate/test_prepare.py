@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.model.load import load_configured
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION
+from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.sweeps.plan import plan
 
 SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]
@@ -71,16 +73,36 @@ def test_clip_by_weight_needs_no_calibration_and_is_on_the_grid() -> None:
 
 
 def test_a_search_rotates_what_lowers_the_loss() -> None:
-    record = done(*W4A4, "kv_quant=int4", "rotation=search")
+    words = [*W4A4, "kv_quant=int4", "rotation.positions=all"]
+    record = done(*words, "rotation=search")
     found = record["remedies"]["search"]
     assert found["loss_after"] < found["loss_before"] and found["low"] < found["difference"] < found["high"] < 0
     assert found["difference"] == pytest.approx(found["loss_after"] - found["loss_before"])
-    assert found["sequences"] == 24
+    assert found["positions"] == "all" and found["sequences"] == 24 < found["counted"] and "all_tokens" not in found
     kept = [step["change"] for step in found["steps"] if step["kept"]]
     assert sorted(kept) == sorted(found["found"]) != []
-    fixed = done(*W4A4, "kv_quant=int4", "rotation=hadamard", f"rotation.matmuls=[{','.join(found['found'])}]")
+    fixed = done(*words, "rotation=hadamard", f"rotation.matmuls=[{','.join(found['found'])}]")
     assert fixed["metrics"] == record["metrics"]
-    assert done(*W4A4, "kv_quant=int4", "rotation=search")["remedies"]["search"]["cached"]
+    assert done(*words, "rotation=search")["remedies"]["search"]["cached"]
+
+
+def test_a_search_does_no_harm_on_the_task(tmp_path: Path) -> None:
+    words = ["kv_quant=fp4_e2m1", "model.device=cpu", "rotation.matmuls=[k,qk]"]
+    runs = {
+        name: done(*words, "rotation=search", f"rotation.positions={name}", folder=tmp_path / name)
+        for name in ("auto", "all")
+    }
+    runs["none"] = done(*words, folder=tmp_path / "none")
+    assert runs["auto"]["remedies"]["search"]["counted"] == 4 * 128
+    found = {name: runs[name]["remedies"]["search"]["found"] for name in ("auto", "all")}
+    likely = {name: _log_likelihoods(tmp_path / name) for name in runs}
+    # The loss of all tokens falls with k rotated, and the answers are lost; that of the answers says so.
+    assert "k" in found["all"] and compare_log_perplexity(likely["none"], likely["all"]).low > 0
+    assert "k" not in found["auto"] and not compare_log_perplexity(likely["none"], likely["auto"]).low > 0
+
+
+def _log_likelihoods(folder: Path) -> Any:
+    return pd.read_parquet(folder / "samples.parquet")["loglikelihood"].to_numpy()
 
 
 @pytest.mark.parametrize("ptq", ["rtn", "clip"])
