@@ -18,8 +18,10 @@ from mxsweep.config import knobs
 from mxsweep.config.calibration_data import calibration_identity
 from mxsweep.config.checks import file_digest
 from mxsweep.config.knob import UNSET, Scope
+from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_parts import RunParts
+from mxsweep.config.runtimes import NO_RUNTIME
 from mxsweep.config.training_data import corpus_identity, init_identity
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.formats import MXFormat, numerics_versions
@@ -237,18 +239,22 @@ def format_text(fmt: MXFormat | None) -> str | None:
 def run_id(config: RunParts, stamp: str, config_hash: str) -> str:
     """Return a name for the run's folder, such as ``20260207_220640_w4a6_kvfp4e2m1_bs16_sb6_ccfalse_3fa91c04``.
 
-    When, formats, the habitual knobs, and the beginning of the hash. Keys and values that stay as they are go unsaid.
-    Of a run that trains: when, how it trains, its recipe, and the beginning of the hash.
+    When, formats, the habitual knobs, and the beginning of the hash. Keys and values that stay as they are go unsaid,
+    and so do a runtime of none and the usual seed.
+    Of a run that trains: when, how it trains, its recipe, its seed, and the beginning of the hash.
     """
     if config.trains:
-        return "_".join([stamp, config.train.method, _in_file_name(config.recipe_label), config_hash[:8]])
+        recipe = _in_file_name(config.recipe_label)
+        return "_".join([stamp, config.train.method, recipe, f"s{config.seed}", config_hash[:8]])
     size = config.format.block_size
     block = "x".join(map(str, size)) if isinstance(size, tuple) else size
     modules = "+modules" if any(formats != LinearFormats() for _, formats in config.recipe.modules) else ""
+    runtime = [] if config.runtime == NO_RUNTIME else [_in_file_name(config.runtime)]
     kv = [] if config.kv_quant.name == "none" else [f"kv{_in_file_name(config.kv_quant.name)}"]
     habitual = [f"bs{block}", f"sb{config.scale_bits}", f"cc{str(config.custom_cuda).lower()}"]
-    parts = [stamp, _in_file_name(config.format.name) + modules, *kv, *habitual, config_hash[:8]]
-    return "_".join(parts)
+    seed = [] if config.seed == defaults()["seed"] else [f"s{config.seed}"]
+    format_name = _in_file_name(config.format.name) + modules
+    return "_".join([stamp, format_name, *runtime, *kv, *habitual, *seed, config_hash[:8]])
 
 
 def _in_file_name(name: str) -> str:

@@ -215,7 +215,7 @@ class _Steps:
             evaluation.counting_nats,
             evaluator.model,
             evaluator.lm.tokenizer,
-            quantized=not self._config.recipe.is_baseline,
+            quantized=not self._config.is_baseline,  # gradients of a training alone, too
             trained=f"{train.total_steps:,} steps" if train.trains else "",
         )
         for warning in guessing.warnings:

@@ -77,10 +77,12 @@ def test_a_flag_inside_modules_is_read_as_every_flag(value: str) -> None:
         (["format=none", "modules={lm_head: int8}"], "T_none+modules_bs32_sb8_ccfalse_"),
         (["format=none", "modules={lm_head: none}"], "T_none_bs32_sb8_ccfalse_"),
         (["block_size=[4,16]", "format.activation=none"], "T_wfp4e2m1-anone_bs4x16_sb8_ccfalse_"),
+        (["format=mxfp4", "runtime=vllm"], "T_mxfp4_vllm_bs32_sb8_ccfalse_"),
+        (["seed=7"], "T_w4a6_bs32_sb8_ccfalse_s7_"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_runs_name_tells_its_formats(words: list[str], beginning: str) -> None:
+def test_a_runs_name_tells_its_formats_runtime_and_seed(words: list[str], beginning: str) -> None:
     config = compose(words)
     assert config.run_id("T") == f"{beginning}{config.config_hash[:8]}"
 

@@ -328,7 +328,8 @@ def test_what_is_recorded() -> None:
     )
     assert data["matmuls"]["dgrad"] == {"grad": {"rounding": "stochastic"}, "weight": "auto", "hadamard": 0}
     assert set(data["matmuls"]) == {"fprop", "dgrad", "wgrad", "backward", "signs", "keep_high"}
-    assert trained("recipe=mxfp4").run_id("T").startswith("T_from_scratch_mxfp4_")
+    assert trained("recipe=mxfp4").run_id("T").startswith("T_from_scratch_mxfp4_s1234_")
+    assert trained("recipe=mxfp4", "seed=2").run_id("T").startswith("T_from_scratch_mxfp4_s2_")
 
 
 def test_labels_of_recipes() -> None:

@@ -152,6 +152,13 @@ def test_what_training_kept_high_the_evaluation_keeps(tmp_path: Path) -> None:
     assert record["diagnostics"]["layers_replaced"] == 7
 
 
+def test_a_training_that_quantizes_gradients_alone_is_no_baseline_that_guesses(tmp_path: Path) -> None:
+    config = compose([*TRAINED, "recipe=bf16", "matmuls.dgrad.grad=mxint8", "train.steps=1", "train.lr=1"])
+    assert config.recipe.is_baseline and not config.is_baseline
+    (warning,) = (text for text in run(config, tmp_path)["warnings"] if "a guess" in text)
+    assert "quantized in this way, the model is no better than a guess" in warning and "is no baseline" not in warning
+
+
 def test_finetuning_begins_with_the_models_weights(tmp_path: Path) -> None:
     few = ["train=finetune", "train.steps=2", "train.batch=2", "train.length=32", "train.eval_sequences=3"]
     record = run(compose([*few, "recipe=bf16", "limit=6", "model.device=cpu"]), tmp_path)
