@@ -1,16 +1,30 @@
 """Name knobs and configs in words, for sentences and figures."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mxsweep.results.groups import value_order
+from mxsweep.results.remedies import no_remedies, remedy_words
 from mxsweep.results.rows import Row, label
 
-TITLES = {"kv_quant": "KV", "ptq": "weight method", "custom_cuda": "custom CUDA"}
+TITLES = {
+    "kv_quant": "KV",
+    "ptq": "weight method",
+    "custom_cuda": "custom CUDA",
+    "kv_quant.key_axis": "axis of keys",
+    "kv_quant.rope": "keys against RoPE",
+    "kv_quant.first": "first tokens kept",
+    "kv_quant.recent": "last tokens kept",
+    "kv_quant.scales": "KV scales by",
+    "kv_quant.smooth": "smoothing of keys",
+}
 FORMAT_PARTS = ("block_size", "scale", "scale_bits")
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
 CACHED = ("kv_quant", "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
+_OF_EACH = re.compile(r"(?P<first>[wk]):(?P<one>[^,:]+),(?P<second>[av]):(?P<other>[^,:]+)")  # "w:int8,a:none"
+_TENSORS = {"w": "weights", "a": "activations", "k": "keys", "v": "values"}
 
 
 def knob_title(name: str) -> str:
@@ -20,14 +34,30 @@ def knob_title(name: str) -> str:
 
 def value_text(name: str, values: Iterable[str]) -> str:
     """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 or 8"."""
-    *others, last = (value_word(name, value) for value in values)
-    text = f"{', '.join(others)} or {last}" if others else last
-    return text if name in SPEAKING else f"{knob_title(name)} {text}"
+    values = list(values)
+    words = [value_word(name, value) for value in values]
+    text = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    speaks = name in SPEAKING or any(map(_of_each(name), values))
+    return f"{knob_title(name)} {text}" if not speaks or words == ["none"] else text
 
 
 def value_word(name: str, value: str) -> str:
-    """Return what a person calls a knob's value: that keys and values stay as they are is "unquantized"."""
-    return "unquantized" if name in CACHED and value == "none" else value
+    """Return what a person calls a knob's value.
+
+    Keys and values that stay as they are are "unquantized"; "w:int8,a:none" is "weights in int8".
+    """
+    if name in CACHED and value == "none":
+        return "unquantized"
+    found = _of_each(name)(value)
+    if found is None:
+        return value
+    formats = {_TENSORS[found["first"]]: found["one"], _TENSORS[found["second"]]: found["other"]}
+    return " and ".join(f"{tensors} in {fmt}" for tensors, fmt in formats.items() if fmt != "none")
+
+
+def _of_each(name: str) -> Callable[[str], re.Match[str] | None]:
+    """Return what reads a value of a knob that says a format of each of two kinds of tensor; None of any other."""
+    return _OF_EACH.fullmatch if name in ("format", "kv_quant") else lambda value: None
 
 
 def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
@@ -44,7 +74,8 @@ def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
 def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Name rows that came out the same by the values of these knobs; by their format where no knob tells them apart.
 
-    Rows that are not all combinations of their values are named by the first, and counted.
+    Remedies that are off go unsaid where anything else is to be said. Rows that are not all combinations of their
+    values are named by the first, and counted.
     """
     by_knob = {
         name: {label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}
@@ -56,7 +87,37 @@ def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
     different = _different(rows, list(by_knob))
     if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
         return f"{name_rows(rows[:1], names)} (and {len(different) - 1} equal to it)"
-    return ", ".join(value_text(name, _ordered(name, values)) for name, values in by_knob.items())
+    alone = _alone(rows, by_knob)
+    said = {name: values for name, values in by_knob.items() if not _is_off(name, values)} or by_knob
+    texts = [_text(name, values) for name, values in said.items() if not alone or name not in ("format", "kv_quant")]
+    return ", ".join([alone, *texts] if alone else texts)
+
+
+def _text(name: str, values: Mapping[str, Any]) -> str:
+    only = next(iter(values.values())) if len(values) == 1 else None
+    words = remedy_words(name, only) if only is not None and name not in ("ptq", "rotation") else ""
+    return words or value_text(name, _ordered(name, values))
+
+
+def _is_off(name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a remedy has this one value, and does nothing; that weights are rounded to nearest is said."""
+    off = no_remedies()
+    return name != "ptq" and name in off and list(values) == [label(off[name])]
+
+
+def _alone(rows: Sequence[Row], by_knob: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return in words what is quantized alone, where that is less than linear layers: "values alone in fp4_e2m1"."""
+    values = [list(by_knob.get(name, ())) for name in ("format", "kv_quant")]
+    if [len(each) for each in values] != [1, 1] or any(row.knobs.get("modules") for row in rows):
+        return ""
+    (linear,), (cached,) = values
+    if linear == "none" and cached != "none":
+        words = value_word("kv_quant", cached)
+        if words == cached:
+            return f"keys and values alone in {cached}"
+        return f"{words} alone" if " and " in words else words.replace(" in ", " alone in ")
+    words = value_word("format", linear)
+    return words.replace(" in ", " alone in ") if cached == "none" and linear != words and " and " not in words else ""
 
 
 def are_all_combinations(rows: Sequence[Row], names: Sequence[str]) -> bool:

@@ -47,6 +47,12 @@ def remedy_text(values: Mapping[str, Any]) -> str:
     return " + ".join(words) or PLAIN
 
 
+def remedy_words(name: str, value: Any) -> str:
+    """Return what a remedy with this value is called, as "last 32 tokens kept"; nothing where it is off, or none."""
+    there = name in knobs.remedies() and value != no_remedies()[name]
+    return _text(name, value) if there else ""
+
+
 def _text(name: str, value: Any) -> str:
     knob = knobs.remedies().get(name)
     if knob is None or knob.remedy is None:

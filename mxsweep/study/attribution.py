@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group, Results
+from mxsweep.results.knob_words import name_rows
 from mxsweep.results.rows import Row, label
 from mxsweep.results.studies import STUDY
 from mxsweep.results.tensor_errors import KIND_TITLES
@@ -240,5 +241,5 @@ def _named(results: Results, found: Sequence[Attribution]) -> list[Attribution]:
     wholes = [one.runs[one.whole] for one in found]
     telling = [name for name in results.shown if len({label(row.knobs.get(name, "")) for row in wholes}) > 1]
     names = telling or [name for name in ("format", "kv_quant") if name in results.shown]
-    configs = [" ".join(f"{name}={label(row.knobs[name])}" for name in names if name in row.knobs) for row in wholes]
+    configs = [name_rows([row], names) if names else "" for row in wholes]
     return [replace(one, config=name) for name, one in zip(configs, found, strict=True)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group
+from mxsweep.results.knob_words import value_text
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.comparison import Comparison, compare_pairs
@@ -128,7 +129,7 @@ def _ends(rows: Sequence[Row], others: Sequence[str]) -> Iterable[Ends]:
 
 def _text(found: Reversal, kind: str, costs: Sequence[Comparison]) -> str:
     small, large = found.sizes
-    where = f" with {found.knob}={found.values[0]}" if found.knob else ""
+    where = f" with {_knob_text(found, 0)}" if found.knob else ""
     text = (
         f"Smaller blocks make {KIND_TITLES[kind]}{note_sampling(kind)} worse{where}: in blocks of {small} against "
         f"{large}, {_against(found.worse, kind, rising=True)}"
@@ -137,13 +138,20 @@ def _text(found: Reversal, kind: str, costs: Sequence[Comparison]) -> str:
         distinct = {cost.test: cost for cost in costs if cost.perplexity}.values()
         significant = sum(bool(cost.perplexity_significant) for cost in distinct)
         text += (
-            f"; perplexity, of all that is quantized in blocks of that size, is {format_range(factors, '.3f')} times "
-            f"as high ({significant} of {len(distinct)} significant)"
+            f"; perplexity is {format_range(factors, '.3f')} times that in blocks of {large}, with all that is "
+            f"quantized in such blocks ({significant} of {len(distinct)} significant)"
         )
     if not found.knob:
         return f"{text}."
-    reverses = f"{found.knob}={found.values[1]} reverses it: {_against(found.better, kind, rising=False)}."
-    return f"{text}. {reverses}"
+    reverses = _knob_text(found, 1)
+    said = f"{reverses[0].upper()}{reverses[1:]} reverses it: {_against(found.better, kind, rising=False)}."
+    return f"{text}. {said}"
+
+
+def _knob_text(found: Reversal, index: int) -> str:
+    """Return the knob that reverses a direction in words, with one of its values and the arithmetic that goes along."""
+    value, _, arithmetic = found.values[index].partition(f" {FOLLOWS}=")
+    return value_text(found.knob, [value]) + (f", {value_text(FOLLOWS, [arithmetic])}" if arithmetic else "")
 
 
 def _against(ends: Sequence[Ends], kind: str, rising: bool) -> str:

@@ -18,9 +18,13 @@ LEAST_FACTOR = 1.5  # a size of ± 50 %
 MORE = "more than 10^300"
 
 
-def percent(log_ratio: float) -> str:
-    """Return a difference of logarithms as a change in %; of a factor of MOST_PERCENT or more that: "×45", "÷45"."""
-    if abs(log_ratio) < math.log(MOST_PERCENT) or math.isnan(log_ratio):
+def percent(log_ratio: float, *beside: float) -> str:
+    """Return a difference of logarithms as a change in %; of a factor of MOST_PERCENT or more that: "×45", "÷45".
+
+    So is one that stands `beside` such a factor: "×14" in "[×14, ×122]".
+    """
+    most = max((abs(each) for each in (log_ratio, *beside) if not math.isnan(each)), default=0.0)
+    if most < math.log(MOST_PERCENT) or math.isnan(log_ratio):
         return f"{math.expm1(log_ratio):+.1%}"
     sign = "×" if log_ratio > 0 else "÷"
     factor = _factor(abs(log_ratio))
@@ -35,28 +39,37 @@ def _factor(log_ratio: float) -> str:
     return MORE if math.isinf(factor) else f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
 
 
-def format_change(metric: str, difference: float) -> str:
-    """Return a metric's change, of a perplexity in %."""
-    return percent(difference) if is_perplexity(metric) else f"{difference:+.4f}"
+def format_change(metric: str, difference: float, *beside: float) -> str:
+    """Return a metric's change, of a perplexity in %, or as a factor where those that stand `beside` are."""
+    return percent(difference, *beside) if is_perplexity(metric) else f"{difference:+.4f}"
 
 
 def format_interval(metric: str, measured: Paired) -> str:
     """Return the 95 % interval of a change; empty where there is none."""
     if math.isnan(measured.low):
         return ""
-    return f"[{format_change(metric, measured.low)}, {format_change(metric, measured.high)}]"
+    return _interval(metric, measured.low, measured.high, measured.difference)
 
 
 def format_span(metric: str, low: float, high: float) -> str:
     """Return two ends of changes, as a sentence has them: "[−5.0%, +9.8%]"."""
-    return with_minus_signs(f"[{format_change(metric, low)}, {format_change(metric, high)}]")
+    return with_minus_signs(_interval(metric, low, high))
+
+
+def _interval(metric: str, low: float, high: float, *beside: float) -> str:
+    ends = [format_change(metric, end, low, high, *beside) for end in (low, high)]
+    return f"[{ends[0]}, {ends[1]}]"
 
 
 def format_measured(metric: str, measured: Paired) -> str:
     """Return a change and its interval, as a sentence has them."""
-    return with_minus_signs(
-        f"{format_change(metric, measured.difference)} {format_interval(metric, measured)}".rstrip()
-    )
+    return format_with_span(metric, measured.difference, measured.low, measured.high)
+
+
+def format_with_span(metric: str, difference: float, low: float, high: float) -> str:
+    """Return a change and the ends of its interval, as a sentence has them; the change alone where there are none."""
+    change = format_change(metric, difference, low, high)
+    return with_minus_signs(change if math.isnan(low) else f"{change} {_interval(metric, low, high, difference)}")
 
 
 def format_size(metric: str, size: float) -> str:

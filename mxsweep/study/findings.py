@@ -80,7 +80,8 @@ def _describe_noise(group: Group) -> Iterable[Finding]:
     ):
         accuracies = [spread[0] for row in rows if (spread := _largest_deviation(row, row.accuracy_name)) is not None]
         perplexities = [spread[1] for row in rows if (spread := _largest_deviation(row, row.ppl_name)) is not None]
-        parts = [f"accuracy by up to {max(accuracies):.2g}"] if accuracies else []
+        most = max(accuracies, default=0.0)
+        parts = [f"accuracy {f'by up to {most:.2g}' if most else 'not at all'}"] if accuracies else []
         size = max(perplexities, default=0.0)
         parts += [f"perplexity by {f'up to {size:.2%}' if size >= 5e-5 else 'less than 0.01%'}"] if perplexities else []
         margins = [spread[0] for row in rows if (spread := _largest_deviation(row, MARGIN)) is not None]

@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import goes_with_format
+from mxsweep.results.knob_words import goes_with_format, name_rows
 from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
+from mxsweep.study.attribution_verdict import asks_what_costs_what, say_what_costs_what
 from mxsweep.study.block_directions import describe_block_sizes
 from mxsweep.study.comparison import Comparison, compare_with_baselines
 from mxsweep.study.finding import Finding, run_ids
@@ -48,6 +49,7 @@ class Study:
     loss_metric: str | None
     attributions: list[Attribution]
     training: TrainingStudy | None = None  # of a group of the held-out losses of trained models
+    asks_what_costs_what: bool = False  # the runs were made to take configs apart
 
     @property
     def rows(self) -> list[Row]:
@@ -90,8 +92,7 @@ class Study:
     def config_text(self, row: Row, without: Sequence[str] = ()) -> str:
         """Return the knobs that tell a row from others of its kind, quantized or not; its format, if none does."""
         names = self._swept_baselines if row.is_baseline else self.swept
-        words = [f"{name}={label(row.knobs[name])}" for name in names if name in row.knobs and name not in without]
-        return " ".join(words) or f"format={label(row.knobs.get('format'))}"
+        return name_rows([row], [name for name in names if name not in without])
 
 
 def study_group(results: Results, group: Group) -> Study:
@@ -103,7 +104,9 @@ def study_group(results: Results, group: Group) -> Study:
     said = describe_trainings(training) if training is not None else []
     values = study_values(results, group)
     lines = [VerdictLine(TRAINING, finding.text, finding.runs) for finding in said[:MOST_SAID]] or _withheld(group)
-    verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values)
+    asked = asks_what_costs_what(group, attributions)
+    answers = say_what_costs_what(results, group, attributions, comparisons) if asked else []
+    verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values, answers)
     return Study(
         results,
         group,
@@ -122,6 +125,7 @@ def study_group(results: Results, group: Group) -> Study:
         loss_metric(group),
         attributions,
         training,
+        asked,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mxsweep.formats.recipe import TENSOR_KINDS
+from mxsweep.results.knob_words import knob_title, name_rows, value_text, value_word
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.statistics.paired_tests import ALPHA, holm
@@ -32,8 +33,8 @@ def describe_no_effect(effect: KnobEffect) -> Iterable[Finding]:
             continue
         counts = sorted({pair.n for pair in same})
         text = (
-            f"{effect.knob} {low} and {high} are identical in {_share_of_pairs(len(same), len(pairs))} of runs that "
-            f"differ in nothing else: every one of the {format_range(counts, ',d')} examples has the "
+            f"{_values(effect.knob, low, 'and', high)} are identical in {_share_of_pairs(len(same), len(pairs))} of "
+            f"runs that differ in nothing else: every one of the {format_range(counts, ',d')} examples has the "
             "same outcome to the last digit."
         )
         rows = [row for pair in same for row in (pair.other, pair.row)]
@@ -104,9 +105,8 @@ def describe_error_change(effects: Sequence[KnobEffect]) -> Iterable[Finding]:
                 if changes and max(map(abs, changes)) >= LEAST_DB:
                     parts.append(f"of {KIND_TITLES[kind]}{note_sampling(kind)} by {format_range(changes, '+.1f')} dB")
             if parts:
-                text = (
-                    f"{effect.knob} {low} → {high} changes the signal over quantization error {join_with_and(parts)}."
-                )
+                changed = f"changes the signal over quantization error {join_with_and(parts)}"
+                text = f"{_values(effect.knob, low, '→', high)} {changed}."
                 yield Finding("error", text, run_ids(row for pair in pairs for row in (pair.other, pair.row)))
 
 
@@ -125,10 +125,11 @@ def describe_distance(effects: Sequence[KnobEffect], shown: Sequence[str]) -> It
             ours, theirs = pair.row.distance, pair.other.distance
             low, high = (label(row.knobs.get(effect.knob)) for row in (pair.other, pair.row))
             text = (
-                f"Accuracy does not tell {effect.knob} {low} from {high}{_elsewhere(pair, effect, shown)} (p = "
-                f"{pair.accuracy_p:.2g}), the distance from the baseline does (p = {p:.2g}): Kullback-Leibler "
-                f"divergence {theirs['kl_nats']:.3g} against {ours['kl_nats']:.3g} nats, the same most likely token at "
-                f"{theirs['top1_agreement']:.1%} against {ours['top1_agreement']:.1%} of the sampled positions."
+                f"Accuracy does not tell {value_text(effect.knob, [low])} from {value_word(effect.knob, high)}"
+                f"{_elsewhere(pair, effect, shown)} (p = {pair.accuracy_p:.2g}), the distance from the baseline does "
+                f"(p = {p:.2g}): Kullback-Leibler divergence {theirs['kl_nats']:.3g} against {ours['kl_nats']:.3g} "
+                f"nats, the same most likely token at {theirs['top1_agreement']:.1%} against "
+                f"{ours['top1_agreement']:.1%} of the sampled positions."
             )
             yield Finding("distance", text, run_ids([pair.other, pair.row]))
 
@@ -150,7 +151,13 @@ def _elsewhere(pair: Comparison, effect: KnobEffect, shown: Sequence[str]) -> st
     rows = [each.row for each in effect.comparisons]
     names = [name for name in shown if name != effect.knob and name in pair.row.knobs]
     names = [name for name in names if len({label(row.knobs.get(name, "")) for row in rows}) > 1]
-    return f" at {', '.join(f'{name}={label(pair.row.knobs[name])}' for name in names)}" if names else ""
+    return f" at {name_rows([pair.row], names)}" if names else ""
+
+
+def _values(knob: str, low: str, between: str, high: str) -> str:
+    """Return a knob and two of its values in words, as the start of a sentence."""
+    text = f"{knob_title(knob)} {value_word(knob, low)} {between} {value_word(knob, high)}"
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _pairs_by_values(effect: KnobEffect) -> dict[tuple[str, str], list[Comparison]]:

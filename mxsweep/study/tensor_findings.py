@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from mxsweep.formats.recipe import TENSOR_KINDS
+from mxsweep.results.knob_words import value_text
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors
 from mxsweep.study.finding import (
@@ -90,12 +91,20 @@ def describe_clamped_scales(rows: Sequence[Row]) -> Iterable[Finding]:
                 alike.setdefault((kind, held or f"scale={label(row.knobs.get('scale'))}"), []).append((row, figure))
     for (kind, scale), members in alike.items():
         shares = [figure["clamped"] / figure["blocks"] for _, figure in members]
-        text = f"{scale} clamped the scales of {format_range(shares, '.2%')} of the blocks of {KIND_TITLES[kind]}"
+        blocks = f"{format_range(shares, '.2%')} of the blocks of {KIND_TITLES[kind]}"
+        text = f"{_scale_text(scale)} clamped the scales of {blocks}"
         span = format_exponents([figure for _, figure in members])
         if span and scale.startswith("scale_bits"):
             held = 2 ** (int(scale.partition("=")[2]) - 1) - 1
             text += f", whose exponents span {span} where ±{held} can be held"
         yield Finding("scale", f"{text}, in {format_runs(len(members))}.", run_ids(row for row, _ in members))
+
+
+def _scale_text(scale: str) -> str:
+    """Return a knob of scales and its value in words, as the start of a sentence: "Scale bits 4"."""
+    knob, _, value = scale.partition("=")
+    text = value_text(knob, [value])
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def describe_native_arithmetic(rows: Sequence[Row]) -> Iterable[Finding]:

@@ -10,6 +10,8 @@ from mxsweep.study.change_words import format_measured, format_span, metric_noun
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.value_pairs import KnobValues, ValuePair
 
+MOST_AVERAGED = 3  # knobs without an effect, of each of which it is said what it is averaged over
+
 
 def describe_values(studied: KnobValues) -> list[str]:
     """Say what a knob does in lines: which values come to the same, which cannot be told apart, what interacts."""
@@ -71,7 +73,7 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
 
     Differences are averaged over the other knobs, which is said where any of them does something.
     """
-    matter, not_matter = [], []
+    matter, untold = [], []
     for each in studied:
         metric = each.metrics[0]
         tested = [pair for pair in each.pairs if metric in pair.tests]
@@ -83,7 +85,10 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
             text = f"{against}{_averaged(each, [pair], studied)}: {format_measured(metric, measured)}"
             matter.append((abs(measured.difference), text, metric))
         elif tested:
-            not_matter.append(_why_not(each, tested, metric, studied))
+            untold.append((each, tested, metric))
+    not_matter = [_why_not(*each, studied, studied) for each in untold]
+    if len(not_matter) > MOST_AVERAGED:
+        not_matter = [_why_not(*each, studied, ()) for each in untold] + ["each averaged over the other knobs"]
     parts = []
     if matter:
         matter.sort(key=lambda one: -one[0])
@@ -108,13 +113,20 @@ def _averaged(studied: KnobValues, pairs: Sequence[ValuePair], all_studied: Sequ
     return f", averaged over {join_with_and(over)}" if over else ""
 
 
-def _why_not(studied: KnobValues, pairs: Sequence[ValuePair], metric: str, all_studied: Sequence[KnobValues]) -> str:
+def _why_not(
+    studied: KnobValues,
+    pairs: Sequence[ValuePair],
+    metric: str,
+    all_studied: Sequence[KnobValues],
+    averaging: Sequence[KnobValues],
+) -> str:
+    """Say why nothing is said of a knob; `averaging` are those of which it is said that they are averaged over."""
     values = _values(studied.knob, pairs)
     if all(pair.identical for pair in pairs):
         return f"{value_text(studied.knob, values)}: identical"
     span = _span(pairs, metric)
     within = f", within {span}" if span else ""
-    averaged = _averaged(studied, pairs, all_studied)
+    averaged = _averaged(studied, pairs, averaging)
     depends = (
         f", but what it does depends on {join_with_and(others)}" if (others := _depends(studied, all_studied)) else ""
     )

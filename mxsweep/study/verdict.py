@@ -12,11 +12,12 @@ from pathlib import Path
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import are_all_combinations, name_rows
+from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
-from mxsweep.statistics.paired_tests import Z
+from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference, Z
 from mxsweep.study.change_words import format_bits, format_measured, format_size, metric_noun
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.configs_to_use import Config, Judged, find_configs, is_tested, is_worse_by_noise, judge_configs
@@ -61,9 +62,18 @@ class Verdict:
 
 
 def give_verdict(
-    results: Results, group: Group, against: Mapping[Path, Comparison], values: Sequence[KnobValues]
+    results: Results,
+    group: Group,
+    against: Mapping[Path, Comparison],
+    values: Sequence[KnobValues],
+    answers: Sequence[VerdictLine] = (),
 ) -> Verdict:
-    """Give the verdict on a group of runs; `against` are their comparisons with baselines, by the run's folder."""
+    """Give the verdict on a group of runs.
+
+    Args:
+        against: their comparisons with baselines, by the run's folder.
+        answers: what is said in the place of what to use and of knobs, where runs were made for another question.
+    """
     quantized = [row for row in group.rows if not row.is_baseline]
     metric = _metric(group, against)
     if metric is None or not quantized:
@@ -71,6 +81,10 @@ def give_verdict(
     configs = find_configs(results, quantized, metric, against)
     if not configs:
         return Verdict([], metric, [])
+    if answers:
+        cost = _say_cost(group, configs, metric, against, None)
+        said = [*answers, cost, _say_sure_of_costs(configs, metric)]
+        return Verdict([line for line in said if line is not None], metric, configs)
     judged = judge_configs(group, configs, metric)
     runtimes = list(dict.fromkeys(_runtime(row) for row in quantized))
     if len(runtimes) == 1:
@@ -170,8 +184,12 @@ def _say_main(
     told = sum(test.tells_apart for test in tests)
     n = tests[0].paired.n if tests[0].paired is not None else 0
     if len(tests) == 1:
-        return f"{text}, {'more than chance' if told else f'no measurable difference on {n:,} examples'}"
-    return f"{text}: {_of(told, len(tests))} significantly different on {n:,} examples"
+        return f"{text}, {'more than chance' if told else f'no measurable difference on {_examples(n)}'}"
+    return f"{text}: {_of(told, len(tests))} significantly different on {_examples(n)}"
+
+
+def _examples(n: int) -> str:
+    return f"{n:,} example{'s' * (n != 1)}"
 
 
 def _of(some: int, count: int) -> str:
@@ -244,8 +262,12 @@ def _not_worse(use: Config, test: MetricTest | None, metric: str) -> str:
     if is_worse_by_noise(test, metric):
         return f" not worse by more than the numerical noise ({format_measured(metric, test.paired)})"
     size = task_size(use.row)
-    n = f"{test.paired.n:,} examples"
-    until = f", until more than {n} are measured," if size is not None and size > (use.row.n or 0) else ""
+    n = _examples(test.paired.n)
+    until = (
+        f", until more than {n} {'is' if test.paired.n == 1 else 'are'} measured,"
+        if size is not None and size > (use.row.n or 0)
+        else ""
+    )
     on = "" if until else f" on {n}"
     return f"{until} not measurably worse{on} ({format_measured(metric, test.paired)})"
 
@@ -259,6 +281,9 @@ def _bits(config: Config) -> str:
     bits = config.row.bits_per_weight
     if bits is None:
         return ""
+    cached = kv_bits_per_token(config.row)
+    if cached is not None and (kinds := kinds_of(config.row)) and kinds <= {"key", "value"}:
+        return f" ({cached:,.0f} bits a cached token)"
     known = config.row.number("diagnostics", "bits_per_weight") is not None
     return f" ({format_bits(bits)} bits a {'weight of the decoder blocks' if known else 'parameter'})"
 
@@ -286,16 +311,11 @@ def _say_sure(judged: Judged, metric: str) -> VerdictLine | None:
     told = judged.unclear if unclear else [one for one in configs if one not in judged.identical]
     of = [test for one, test in zip(configs, tests, strict=True) if one in told]
     paired = [test.paired for test in (of if several else [configs[0].test]) if test is not None and test.paired]
-    halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
-    half = halves[len(halves) // 2] if halves else 0.0
-    if not half > 0:
+    size = _smallest_found(paired)
+    if size is None:
         return None
-    n, size = paired[0].n, half * (Z + _FOUND) / Z
     between = "" if unclear else " between two configs" if several else " between the config and its baseline"
-    found = (
-        f"{n:,} examples {'typically ' if several else ''}show a difference of {format_size(metric, size)} in "
-        f"{metric_noun(metric)}{between} in 4 of 5 cases"
-    )
+    found = _found_text(paired[0].n, metric, size, several, between)
     lead, more = "", ""
     if unclear:
         lead = f"Too few examples to tell {_name_together(judged.unclear)} apart"
@@ -304,6 +324,29 @@ def _say_sure(judged: Judged, metric: str) -> VerdictLine | None:
         lead = "Enough examples to tell the best from all others"
     text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
     return VerdictLine("How sure", f"{text}. {_say_noise(configs)}", [], lead)
+
+
+def _smallest_found(paired: Sequence[AccuracyDifference | MeanDifference]) -> float | None:
+    """Return the difference that is found in 4 of 5 cases, by the median width of these intervals; None of none."""
+    halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
+    half = halves[len(halves) // 2] if halves else 0.0
+    return half * (Z + _FOUND) / Z if half > 0 else None
+
+
+def _found_text(n: int, metric: str, size: float, several: bool, between: str) -> str:
+    typically = "typically " if several else ""
+    of = f"{format_size(metric, size)} in {metric_noun(metric)}{between}"
+    return f"{_examples(n)} {typically}show{'s' * (n == 1)} a difference of {of} in 4 of 5 cases"
+
+
+def _say_sure_of_costs(configs: Sequence[Config], metric: str) -> VerdictLine | None:
+    """Say the smallest difference from the baseline that this many examples show in 4 of 5 cases."""
+    paired = [one.test.paired for one in configs if one.test.paired is not None]
+    size = _smallest_found(paired)
+    if size is None:
+        return None
+    found = _found_text(paired[0].n, metric, size, len(paired) > 1, " between a config and its baseline")
+    return VerdictLine("How sure", f"{found}. {_say_noise(configs)}", [])
 
 
 def _name_together(configs: Sequence[Config], among: Sequence[Config] = ()) -> str:

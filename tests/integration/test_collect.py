@@ -133,7 +133,7 @@ def test_warnings_of_runs_are_told(tmp_path: Path) -> None:
         record = read_record(tmp_path / name / "result.json")
         write_record(tmp_path / name, record | {"warnings": warnings})
     results = read_results(tmp_path)
-    assert "Warnings\n  block_size=16: 10 requests were cut\n  every run: small batches" in terminal_text(
+    assert "Warnings\n  block size 16: 10 requests were cut\n  every run: small batches" in terminal_text(
         results
     )  # without ids, which stand in files
     expected = ["id_a: 10 requests were cut", "every run: small batches"]

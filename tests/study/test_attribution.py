@@ -16,6 +16,7 @@ from mxsweep.results.groups import read_results
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions, kinds_text
 from mxsweep.study.comparison import compare_with_baselines
+from mxsweep.study.group_study import study_groups
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -39,6 +40,7 @@ def put_run(top: Path, kinds: str, excess: Any = 0.0, name: str = "", record: An
     identity = {"model": "m", "seed": 1, **of_run, "quantized": quantized(kinds, **more) if kinds else None}
     lost = sum((COSTS[kind] for kind in kinds), start=np.zeros(N)) + excess
     linear = {"w": "w:fp4_e2m1,a:none", "a": "w:none,a:fp6_e2m3", "wa": "w4a6"}
+    cached = {"k": "k:fp4_e2m1,v:none", "v": "k:none,v:fp4_e2m1", "kv": "fp4_e2m1"}
     knobs = {
         "format": {
             "name": linear.get("".join(kind for kind in kinds if kind in "wa"), "none"),
@@ -46,7 +48,7 @@ def put_run(top: Path, kinds: str, excess: Any = 0.0, name: str = "", record: An
             "activation": "fp6_e2m3" if "a" in kinds else "none",
         },
         "kv_quant": {
-            "name": "".join(kind for kind in kinds if kind in "kv") or "none",
+            "name": cached.get("".join(kind for kind in kinds if kind in "kv"), "none"),
             "key": "fp4_e2m1" if "k" in kinds else "none",
             "value": "fp4_e2m1" if "v" in kinds else "none",
         },
@@ -106,9 +108,7 @@ def test_the_excess_over_the_sum_is_paired(tmp_path: Path) -> None:
         assert each.p == pytest.approx(min(1, len(one.sums) * known.p)) and each.is_significant
     (text,) = (finding.text for finding in describe_attributions([one]))
     assert "more than the sum of the costs of weights, activations, keys and values" in text
-    assert text.startswith(
-        "With format=w4a6 kv_quant=kv, quantizing one kind of tensor alone changes log-perplexity by"
-    )
+    assert text.startswith("With w4a6, KV fp4_e2m1, quantizing one kind of tensor alone changes log-perplexity by")
     assert text.index("(weights)") < text.index("(keys)") < text.index("(activations)") < text.index("(values)")
     assert [row[-1].text for row in sum_table([one]).rows] == ["not told apart"] * 2 + ["more than the sum"] * 2
 
@@ -252,6 +252,58 @@ def test_words_on_scales_of_one_kind_are_no_difference_to_parts_of_the_other(tmp
     put_run(tmp_path / "b", "w", of_run={"seed": 2}, **of_weights)
     put_run(tmp_path / "b", "wa", of_run={"seed": 2}, **of_weights, **of_inputs, **calibrated)
     assert len(found(tmp_path)) == 1  # inputs under another scale are no part
+
+
+def percent(costs: Any) -> str:
+    return f"{math.expm1(np.mean(costs)):+.1%}"
+
+
+def verdict(top: Path) -> dict[str, str]:
+    (study,) = study_groups(read_results(top))
+    return {line.title: line.text for line in study.verdict.lines}
+
+
+def test_a_study_of_single_kinds_answers_which_costs_most_and_whether_costs_add_up(tmp_path: Path) -> None:
+    excess = RNG.normal(0.3, 0.2, N)
+    put_all(tmp_path, excess)
+    said = verdict(tmp_path)
+    assert list(said) == ["Costs most", "Together", "Cost", "How sure"]
+    most = said["Costs most"]
+    assert most.startswith(f"Weights alone in fp4_e2m1: perplexity {percent(COSTS['w'])} [")
+    assert ", significantly more than every other part. Then keys alone in fp4_e2m1 " in most
+    places = [
+        most.index(f"{name} {percent(COSTS[name[0]])} [")
+        for name in ("keys alone in fp4_e2m1", "activations alone in fp6_e2m3", "values alone in fp4_e2m1")
+    ]
+    assert places == sorted(places)
+    total = sum(COSTS.values())
+    assert said["Together"].startswith(
+        "The costs do not add up: together they are more than their sum. w4a6, KV fp4_e2m1: "
+        f"{percent(total + excess)}, where weights, activations, keys and values by themselves make {percent(total)} "
+        f"(excess {percent(excess)} ["
+    )
+    linear = COSTS["w"] + COSTS["a"]
+    assert (
+        f"linear layers: {percent(linear)}, where weights and activations by themselves make {percent(linear)}"
+        in (said["Together"])
+    )
+    assert said["Cost"].startswith("Perplexity ") and "(values alone in fp4_e2m1) to" in said["Cost"]
+
+
+def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = RNG.normal(0, 0.3, N)
+    monkeypatch.setitem(COSTS, "k", COSTS["w"] + noise - noise.mean() - 0.001)
+    excess = RNG.normal(0, 0.3, N)
+    put_all(tmp_path, excess - excess.mean() + 0.001)
+    said = verdict(tmp_path)
+    assert ", but not measurably more than keys. Then keys alone in fp4_e2m1 " in said["Costs most"]
+    assert said["Together"].startswith("The costs cannot be told from adding up. ")
+
+
+def test_of_more_than_the_parts_of_a_config_it_is_said_what_to_use(tmp_path: Path) -> None:
+    put_all(tmp_path)
+    put_run(tmp_path, "w", 0.1, name="other", layers=[["", "int8-b32-e8m0", None]])
+    assert "Use" in verdict(tmp_path) and "Costs most" not in verdict(tmp_path)
 
 
 def test_where_it_is_shown(tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ def test_what_reverses_it(tmp_path: Path) -> None:
     put_sweep(tmp_path, FIGURES)
     factor = np.exp(1 / 16 - 1 / 64)
     assert said(tmp_path) == [
-        "Smaller blocks make weights worse with scale_rounding=floor: in blocks of 16 against 64, signal over error is "
+        "Smaller blocks make weights worse with scale rounding floor: in blocks of 16 against 64, signal over error is "
         "18.5 against 18.9 dB, and 3.80% against 1.00% of the elements were cut to the largest value that their scale "
-        f"allows; perplexity, of all that is quantized in blocks of that size, is {factor:.3f} times as high (1 of 1 "
-        "significant). scale_rounding=even reverses it: signal over error is 19.6 against 18.9 dB, and 0.20% against "
-        "0.10% of the elements were cut to the largest value that their scale allows."
+        f"allows; perplexity is {factor:.3f} times that in blocks of 64, with all that is quantized in such blocks (1 "
+        "of 1 significant). Scale rounding even reverses it: signal over error is 19.6 against 18.9 dB, and 0.20% "
+        "against 0.10% of the elements were cut to the largest value that their scale allows."
     ]
 
 
@@ -94,8 +94,8 @@ def test_the_arithmetic_that_goes_with_a_rounding_of_scales_is_named_beside_it(t
         record = {"diagnostics": {"tensors": {"weight": figures(*each)}}}
         put(tmp_path / f"{rounding}{size}", outcomes(BASE - 1 / size), block_size=size, record=record, **more)
     (text,) = said(tmp_path)
-    assert text.startswith("Smaller blocks make weights worse with scale_rounding=floor arithmetic=native: in blocks")
-    assert ". scale_rounding=even arithmetic=exact reverses it: signal over error is 19.6 against 18.9 dB" in text
+    assert text.startswith("Smaller blocks make weights worse with scale rounding floor, arithmetic native: in blocks")
+    assert ". Scale rounding even, arithmetic exact reverses it: signal over error is 19.6 against 18.9 dB" in text
 
 
 def test_it_is_so_of_normal_numbers() -> None:

@@ -69,7 +69,7 @@ def test_scale_bits_that_agree_are_explained_by_the_exponents(tmp_path: Path) ->
         told([six, eight], an_effect("scale_bits", Comparison(eight, six, 1000, identical=True))), "no effect"
     )
     assert text == (
-        "scale_bits 6 and 8 are identical in the 1 pair of runs that differ in nothing else: every one of the 1,000 "
+        "Scale bits 6 and 8 are identical in the 1 pair of runs that differ in nothing else: every one of the 1,000 "
         "examples has the same outcome to the last digit. The scale exponents of weights span −9…4, 6 bits hold ±31: "
         "no scale was clamped."
     )
@@ -150,7 +150,7 @@ def test_the_worst_tensor_is_named_from_the_file(tmp_path: Path) -> None:
 def test_clamped_scales_are_told_with_what_the_bits_hold(tmp_path: Path) -> None:
     row = a_row(tmp_path, "a", WEIGHTS | {"weight_blocks_scale_clamped": 25}, knobs={"scale_bits": 4})
     assert texts(told([row]), "scale") == [
-        "scale_bits=4 clamped the scales of 25.00% of the blocks of weights, whose exponents span −9…4 where ±7 can be "
+        "Scale bits 4 clamped the scales of 25.00% of the blocks of weights, whose exponents span −9…4 where ±7 can be "
         "held, in 1 run."
     ]
 
@@ -171,7 +171,7 @@ def test_noise_is_told_of_quantized_and_unquantized_runs_apart(tmp_path: Path) -
     base, row = a_row(tmp_path, "base", baseline=True, noise=quiet), a_row(tmp_path, "a", noise=noise)
     found = texts(told([base, row]), "noise")
     assert found == [
-        "Repeating an unquantized config with rounding-sized perturbations moves its accuracy by up to 0 and "
+        "Repeating an unquantized config with rounding-sized perturbations moves its accuracy not at all and "
         "perplexity by less than 0.01% (1 run, 2 repeats each).",
         "Repeating a quantized config with rounding-sized perturbations moves its accuracy by up to 0.01 and "
         "perplexity by up to 2.50% (1 run, 2 repeats each).",
@@ -225,5 +225,5 @@ def test_what_a_knob_does_to_the_error_of_each_kind(tmp_path: Path) -> None:
     b = a_row(tmp_path, "b", tensors(weight=18.72, activation=28.9))
     found = texts(told([a, b], an_effect("block_size", Comparison(b, a, 1000))), "error")
     assert (
-        found[0] == "block_size 16 → 32 changes the signal over quantization error of activations (sampled) by −1.6 dB."
+        found[0] == "Block size 16 → 32 changes the signal over quantization error of activations (sampled) by −1.6 dB."
     )

@@ -1,0 +1,58 @@
+"""Configs in words: what is quantized alone, remedies that are off, values that came out the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxsweep.results.knob_words import name_rows, value_text
+from mxsweep.results.record import RunFolder
+from mxsweep.results.rows import Row
+
+
+def row(**knobs: Any) -> Row:
+    return Row(
+        RunFolder(Path(), None, None), "story", {name.replace("__", "."): knobs[name] for name in knobs}, {}, False
+    )
+
+
+@pytest.mark.parametrize(
+    ("fmt", "kv", "said"),
+    [
+        ("w4a6", "none", "w4a6, KV unquantized"),
+        ("w4a6", "fp4_e2m1", "w4a6, KV fp4_e2m1"),
+        ("none", "fp4_e2m1", "keys and values alone in fp4_e2m1"),
+        ("none", "k:none,v:fp4_e2m1", "values alone in fp4_e2m1"),
+        ("none", "k:int8,v:int4", "keys in int8 and values in int4 alone"),
+        ("w:fp4_e2m1,a:none", "none", "weights alone in fp4_e2m1"),
+        ("w:none,a:fp6_e2m3", "none", "activations alone in fp6_e2m3"),
+        ("w:fp4_e2m1,a:none", "int8", "weights in fp4_e2m1, KV int8"),
+        ("w:int8,a:int4", "none", "weights in int8 and activations in int4, KV unquantized"),
+        ("w4a6", "k:int8,v:int4", "w4a6, keys in int8 and values in int4"),
+        ("none", "none", "format none, KV unquantized"),
+    ],
+)
+def test_what_is_quantized_alone_is_said_to_be(fmt: str, kv: str, said: str) -> None:
+    assert name_rows([row(format=fmt, kv_quant=kv)], ["format", "kv_quant"]) == said
+
+
+def test_nothing_is_alone_beside_modules_with_formats_of_their_own() -> None:
+    knobs = {"format": "w:int8,a:none", "kv_quant": "none", "modules": {"lm_head": "int8"}}
+    assert name_rows([row(**knobs)], ["format", "kv_quant"]) == "weights in int8, KV unquantized"
+
+
+def test_remedies_that_are_off_go_unsaid_unless_nothing_else_is_said() -> None:
+    names = ["kv_quant", "rotation", "kv_quant.first", "kv_quant.recent", "kv_quant.smooth"]
+    off = {"kv_quant": "int4", "rotation": "none", "kv_quant__first": 0, "kv_quant__smooth": 0.0}
+    assert name_rows([row(**off, kv_quant__recent=0)], names) == "KV int4"
+    assert name_rows([row(**off, kv_quant__recent=32)], names) == "KV int4, last 32 tokens kept"
+    assert name_rows([row(**off, kv_quant__recent=0)], ["kv_quant.first"]) == "first tokens kept 0"
+    assert name_rows([row(ptq="rtn", rotation="hadamard")], ["ptq", "rotation"]) == "rtn, rotation hadamard"
+
+
+def test_values_that_came_out_the_same_are_all_named() -> None:
+    both = [row(scale_bits=bits, kv_quant="none") for bits in (8, 6)]
+    assert name_rows(both, ["scale_bits", "kv_quant"]) == "scale bits 6 or 8, KV unquantized"
+    assert value_text("rounding", ["keys"]) == "rounding keys"
