@@ -20,6 +20,7 @@ from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row
 from mxsweep.results.studies import STUDY
 from mxsweep.study.comparison import Comparison
+from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.trained_configs import has_trainings
 
 
@@ -51,7 +52,7 @@ def _mark(verdict: str, noise: str, significant: str, other: str = "") -> str:
 
 
 def _interval(change: Change) -> Cell:
-    return Cell(change.interval, change.low) if change.interval else Cell(ABSENT)
+    return Cell(with_minus_signs(change.interval), change.low) if change.interval else Cell(ABSENT)
 
 
 def _marked_p(change: Change) -> Cell:
@@ -63,7 +64,7 @@ def _marked_change(change: Change) -> Cell:
     return Cell((change.brief or change.text) + _mark(change.verdict, NOISE_MARK, SIGNIFICANT_MARK), change.number)
 
 
-_CHANGE = Facet("", lambda change: Cell(change.text, change.number))
+_CHANGE = Facet("", lambda change: Cell(with_minus_signs(change.text), change.number))
 _WITH_INTERVAL = Facet("", lambda change: Cell(" ".join(filter(None, [change.text, change.interval])), change.number))
 _IN_WORDS = Facet("Δ {} is", lambda change: Cell(change.verdict or ABSENT), _judged)
 LAYOUTS: Mapping[Output, Sequence[Facet]] = {

@@ -39,7 +39,7 @@ def measured_text(group: Group, alone: bool = False) -> str:
     model, task, limit = (known.pop(name, "") for name in ("model", "task", "limit"))
     counts = {row.n for row in group.rows}
     n = counts.pop() if len(counts) == 1 else None
-    examples = f"{n:,.0f} examples" if n is not None else ""
+    examples = f"{n:,.0f} example{'s' * (n != 1)}" if n is not None else ""
     if limit not in ("", "none") and str(n) != limit:
         examples = f"{examples}, limit {limit}".lstrip(", ")
     parts = [examples, *(f"{knob_title(name)} {value}" for name, value in known.items())]

@@ -92,7 +92,7 @@ def test_a_declared_difference_from_the_baseline_stands_beside_its_column(tmp_pa
     markdown, latex, page = ((tmp_path / name).read_text() for name in ("results.md", "results.tex", "report.html"))
     assert "Δ joules" in terminal and text in terminal and "Δ joules" in markdown and text in markdown
     assert "$\\Delta$ joules" in latex and text in latex
-    assert ">Δ joules</th>" in page and f">{text}</td>" in page
+    assert ">Δ joules</th>" in page and f">{text.replace('-', '−')}</td>" in page
 
 
 def test_a_column_without_values_is_left_out_of_tables_but_not_of_files(tmp_path: Path) -> None:

@@ -184,7 +184,10 @@ def test_the_proof_says_of_which_runs_it_is_and_calls_no_finding_an_error(tmp_pa
     collect(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert '<span class="tag">tensors</span>' in page and '<span class="tag">error</span>' not in page
-    assert "block_size: 8 pairs of runs at neighbouring values that differ in nothing else" in page
+    assert (
+        "Block size: 8 pairs of runs at neighbouring values that differ in nothing else; 4 came out as others did"
+        in page
+    )
     assert "A column without cells is of a kind that this run leaves as it is." in page
     assert '<details class="print"><summary>How to read differences</summary>' in page
     assert "no run is, by its estimate" not in page

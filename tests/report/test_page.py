@@ -92,8 +92,8 @@ def test_a_study_with_everything(tmp_path: Path) -> None:
     text = written(tmp_path).text
     for words in (
         *("baseline", "What quantizing costs, on 200 examples", "not of hardware", "How sure"),
-        *("What the numbers say", "scale_bits 6 and 8 are identical", "What each knob does", "Where error enters"),
-        *("kv_quant: 6 pairs", "identical to the last digit", "Sampled: 9 of 200 examples", "−9…4", "±31"),
+        *("What the numbers say", "Scale bits 6 and 8 are identical", "What each knob does", "Where error enters"),
+        *("KV: 6 pairs", "identical to the last digit", "Sampled: 9 of 200 examples", "−9…4", "±31"),
         *("KL divergence", "Noise floor", "farthest from it", "All runs", "Environments", "torch", "Failed: 1"),
         *("ConfigError: no GPU here", "10 requests were cut", "python -m mxsweep block_size=16 scale_bits=6"),
     ):

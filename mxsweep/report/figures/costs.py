@@ -152,7 +152,8 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
 
 
 def _words(metric: str, measured: AccuracyDifference | MeanDifference) -> tuple[str, str]:
-    change, interval = format_change(metric, measured.difference), format_interval(metric, measured)
+    change = format_change(metric, measured.difference, measured.low, measured.high)
+    interval = format_interval(metric, measured)
     return with_minus_signs(change), with_minus_signs(interval)
 
 

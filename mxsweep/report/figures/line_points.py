@@ -13,7 +13,7 @@ from typing import Any
 
 from mxsweep.report.figures.quantity import FIRST, Estimate, Quantity
 from mxsweep.results.groups import value_order
-from mxsweep.results.knob_words import name_rows, value_text
+from mxsweep.results.knob_words import name_rows, value_text, value_word
 from mxsweep.results.rows import Row, label
 
 MOST_LINES = 12
@@ -166,7 +166,7 @@ def _is_length(block_size: Any) -> bool:
 
 def place_name(knob: str, text: str) -> str:
     """Return what a place on the x axis is called."""
-    return "whole axis" if knob == "block_size" and text == "0" else text
+    return "whole axis" if knob == "block_size" and text == "0" else value_word(knob, text)
 
 
 def _shift(index: int, count: int, places: Mapping[str, float]) -> float:

@@ -139,7 +139,8 @@ def _drawn(metric: str, measured: AccuracyDifference | MeanDifference) -> Estima
     value, low, high = form(measured.difference), form(measured.low), form(measured.high)
     if value is None:
         return None
-    text = f"{format_change(metric, measured.difference)} {format_interval(metric, measured)}".rstrip()
+    change = format_change(metric, measured.difference, measured.low, measured.high)
+    text = f"{change} {format_interval(metric, measured)}".rstrip()
     return Estimate(value, low, high, text)
 
 

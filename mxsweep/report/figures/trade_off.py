@@ -48,7 +48,7 @@ from mxsweep.study.metric_test import as_cost
 from mxsweep.study.trained_configs import has_seeds
 
 ABOUT = "trade-off"
-ROOM = 0.06  # of the range of memory, left and right of it
+ROOM = 0.1  # of the range of memory, left and right of it
 MOST_NUMBERED = 12  # runs of the front that are told apart by numbers in the figure
 ALONG = ("block_size", "scale_bits")  # knobs that move a point along one curve; the others tell curves apart
 FEW_LINES = 8  # combinations of knobs, remedies among them, that are told apart one by one
@@ -68,12 +68,21 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Describe the memory: its title, what is said of it, and a run's place on it, None where it is not known."""
+    """Describe the memory: its title, in lines that a phone has room for, and what is said of it.
 
-    title: str
+    Attributes:
+        place: of a run; None where it is not known.
+    """
+
+    lines: tuple[str, ...]
     said: str
     place: Callable[[Row], float | None]
     text: Callable[[float], str]
+
+    @property
+    def title(self) -> str:
+        """Return the title as one line."""
+        return " ".join(self.lines)
 
 
 def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
@@ -137,13 +146,13 @@ def _axis(rows: Sequence[Row], terms: Terms) -> _Axis:
     if any(total(row) is not None for row in rows):
         tokens = f"keys and values of {terms.context:,} tokens"
         return _Axis(
-            f"memory, MB: parameters, and {tokens}",
+            ("memory, MB: parameters,", f"and {tokens}"),
             f"the memory of all parameters and of the {tokens}, scales included",
             total,
             lambda value: f"{size(value * MEGA)} MB",
         )
     return _Axis(
-        "bits per weight",
+        ("bits per weight",),
         "bits per weight, scales included (what these models cache is not known, so keys and values do not count)",
         lambda row: row.bits_per_weight,
         lambda value: f"{format_bits(value)} bits a weight",
@@ -205,7 +214,7 @@ def _chart(
     ends = [one.at for one in drawn]
     room = ROOM * (max(ends) - min(ends)) or ROOM * max(ends)
     scale = {"domain": [min(ends) - room, max(ends) + room], "zero": False, "nice": False}
-    x = channel("x", "quantitative", scale=scale, axis={"tickCount": 8, "format": "~g"}, title=axis.title)
+    x = channel("x", "quantitative", scale=scale, axis={"tickCount": 8, "format": "~g"}, title=list(axis.lines))
     looks = [look(index) for index in range(len(names))]
     least = min((one.estimate.value for one in drawn if one.estimate.value > 0), default=1.0)
     data = [

@@ -14,13 +14,28 @@ from mxsweep.report.wording import (
     significance,
     speed,
 )
-from mxsweep.results.metrics import LOSS, MARGIN, is_perplexity, short_title
+from mxsweep.results.knob_words import knob_title, name_rows, value_word
+from mxsweep.results.metrics import LOSS, MARGIN, short_title
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
-from mxsweep.study.change_words import percent
+from mxsweep.study.change_words import format_change
 from mxsweep.study.comparison import Comparison
+from mxsweep.study.configs_to_use import outcome_of
+from mxsweep.study.finding import format_pairs, with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.knob_effects import KnobEffect
+
+
+def effect_view(study: Study, effect: KnobEffect) -> tuple[str, str, Table]:
+    """Return a knob in words, how many pairs of runs differ in it only, and the table of them."""
+    count, against = len(effect.comparisons), study.comparisons
+    outcomes = {
+        tuple(outcome_of(row, against.get(row.run.path)) for row in (pair.other, pair.row))
+        for pair in effect.comparisons
+    }
+    pairs = f"{format_pairs(count)} of runs at neighbouring values that differ in nothing else"
+    said = f"{pairs}; {count - len(outcomes)} came out as others did" if len(outcomes) < count else pairs
+    return knob_title(effect.knob), said, effect_table(study, effect)
 
 
 def effect_table(study: Study, effect: KnobEffect) -> Table:
@@ -29,14 +44,14 @@ def effect_table(study: Study, effect: KnobEffect) -> Table:
         name for name in study.group.metric_names() if any(p_of(c, name) is not None for c in effect.comparisons)
     ]
     elsewhere = [_elsewhere(study, pair.row, effect.knob) for pair in effect.comparisons]
-    columns = [effect.knob, *(["at"] if any(elsewhere) else [])]
+    columns = [knob_title(effect.knob), *(["at"] if any(elsewhere) else [])]
     for name in metrics:
         title = short_title(name)
         columns += [f"Δ {title}", f"Δ {title}, 95 %", f"p, {title}"]
     columns += ["n", "verdict"]
     rows = []
     for pair, where in zip(effect.comparisons, elsewhere, strict=True):
-        low, high = (label(row.knobs.get(effect.knob)) for row in (pair.other, pair.row))
+        low, high = (value_word(effect.knob, label(row.knobs.get(effect.knob))) for row in (pair.other, pair.row))
         cells = [Cell(f"{low} → {high}"), *([Cell(where)] if any(elsewhere) else [])]
         for name in metrics:
             change = _change(pair, name)
@@ -48,20 +63,19 @@ def effect_table(study: Study, effect: KnobEffect) -> Table:
 def _elsewhere(study: Study, row: Row, knob: str) -> str:
     """Name the other knobs that tell this pair from other pairs."""
     names = [name for name in study.swept if name != knob and name in row.knobs]
-    return " ".join(f"{name}={label(row.knobs[name])}" for name in names)
+    return name_rows([row], names) if names else ""
 
 
 def _change(pair: Comparison, name: str) -> Cell:
     measured = paired(pair, name)
     if measured is None:
         return Cell(ABSENT)
-    text = percent(measured.difference) if is_perplexity(name) else f"{measured.difference:+.4f}"
-    return Cell(text, measured.difference)
+    return Cell(with_minus_signs(format_change(name, measured.difference)), measured.difference)
 
 
 def _interval(pair: Comparison, name: str) -> Cell:
     text, measured = interval(pair, name), paired(pair, name)
-    return Cell(text, measured.low) if text and measured else Cell(ABSENT)
+    return Cell(with_minus_signs(text), measured.low) if text and measured else Cell(ABSENT)
 
 
 def _verdict(pair: Comparison) -> str:

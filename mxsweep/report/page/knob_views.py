@@ -1,15 +1,18 @@
 """Make what the page shows of each knob: sentences, and a table of all pairs of its values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.lines import KNOB
 from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
-from mxsweep.results.knob_words import knob_title
+from mxsweep.results.knob_words import knob_title, value_word
 from mxsweep.results.metrics import short_title
 from mxsweep.study.change_words import format_change, format_interval
+from mxsweep.study.comparison import Comparison
+from mxsweep.study.configs_to_use import outcome_of
 from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.value_pairs import KnobValues, ValuePair
@@ -19,9 +22,12 @@ VALUES_NOTE = (
     "Each value against each other, averaged over the other knobs, over the same examples: of each example the mean "
     "over all combinations of the other knobs that both values were run in. [low, high] is the 95 % interval of the "
     "difference (of a perplexity: of its ratio); p of a paired t test (of accuracy in one combination McNemar's exact "
-    "test), adjusted by Holm's method over the pairs of a knob; intervals are not adjusted. Combinations that came "
-    "out the same as others are counted, too."
+    "test), adjusted by Holm's method over the pairs of a knob; intervals are not adjusted. The mean is over "
+    "combinations that came out the same as others, too; they are counted once."
 )
+
+
+CHOOSING_PARTS = ("format", "kv_quant")  # by which a config is taken apart: what they do is what the parts cost
 
 
 @dataclass(frozen=True)
@@ -37,32 +43,35 @@ class KnobView:
 def knob_views(study: Study, figures: Sequence[Figure]) -> list[KnobView]:
     """Return what every knob of the group does, each with its figures of these; none where nothing is to be seen."""
     studied = {each.knob: each for each in study.values}
+    of_parts = CHOOSING_PARTS if study.asks_what_costs_what else ()
     drawn: dict[str, list[Figure]] = {}
     for figure in figures:
         if figure.about.startswith(KNOB) and figure.in_page:
             drawn.setdefault(figure.about.removeprefix(KNOB), []).append(figure)
     views = []
     for knob in dict.fromkeys([*studied, *drawn]):
+        if knob in of_parts:
+            continue
         each = studied.get(knob)
         changes = each is None or not all(pair.identical for pair in each.pairs)
-        lines, table = ([], None) if each is None else (describe_values(each), value_table(each))
+        lines, table = ([], None) if each is None else (describe_values(each), value_table(each, study.comparisons))
         views.append(KnobView(knob_title(knob), lines, table, drawn.get(knob, []) if changes else []))
     return views
 
 
-def value_table(studied: KnobValues) -> Table:
-    """Return a row for each pair of values that are not identical."""
+def value_table(studied: KnobValues, against: Mapping[Path, Comparison]) -> Table:
+    """Return a row for each pair of values that are not identical; `against` are runs' comparisons with baselines."""
     columns = [knob_title(studied.knob)]
     for name in studied.metrics:
         columns += [f"Δ {short_title(name)}", f"Δ {short_title(name)}, 95 %", f"p, {short_title(name)}"]
     columns += ["told apart", "combinations"]
-    rows = [_cells(studied, pair) for pair in studied.pairs if not pair.identical]
+    rows = [_cells(studied, pair, against) for pair in studied.pairs if not pair.identical]
     more = " Of so many values, neighbours and the two ends are compared." if studied.more_values else ""
     return Table(f"The second value against the first.{more}" if rows else "", columns, rows)
 
 
-def _cells(studied: KnobValues, pair: ValuePair) -> list[Cell]:
-    cells = [Cell(f"{pair.low} → {pair.high}")]
+def _cells(studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparison]) -> list[Cell]:
+    cells = [Cell(f"{value_word(studied.knob, pair.low)} → {value_word(studied.knob, pair.high)}")]
     told = []
     for name in studied.metrics:
         test = pair.tests.get(name)
@@ -74,4 +83,5 @@ def _cells(studied: KnobValues, pair: ValuePair) -> list[Cell]:
         cells.append(Cell(with_minus_signs(format_interval(name, measured)) or ABSENT, measured.low))
         cells.append(Cell(p_value(test.p), test.p))
         told += [short_title(name)] if test.tells_apart else []
-    return [*cells, Cell(" and ".join(told) or "no"), Cell(str(len(pair.runs)), len(pair.runs))]
+    outcomes = {tuple(outcome_of(row, against.get(row.run.path)) for row in both) for both in pair.runs}
+    return [*cells, Cell(" and ".join(told) or "no"), Cell(str(len(outcomes)), len(outcomes))]

@@ -3,15 +3,16 @@
 import os
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
-from mxsweep.report.table import Cell
+from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT
+from mxsweep.results.knob_words import knob_title
 from mxsweep.results.manifest import MANIFEST_NAME, ManifestError, read_manifest
 from mxsweep.results.metrics import short_title
 from mxsweep.results.record import (
@@ -59,11 +60,17 @@ class RunView:
 
 @dataclass(frozen=True)
 class RunTable:
-    """Hold the full table of a group; `key` is the column that stays in view, of the change that runs are ranked by."""
+    """Hold the full table of a group.
+
+    Attributes:
+        knobs: those worth filtering by, with their values.
+        key: the column that stays in view, of the change that runs are ranked by, which is the first; None where
+            there is none.
+    """
 
     columns: list[str]
     numeric: set[int]
-    knobs: dict[str, list[str]]  # those worth filtering by, with their values
+    knobs: dict[str, list[str]]
     runs: list[RunView] = field(default_factory=list)
     key: int | None = None
 
@@ -71,7 +78,7 @@ class RunTable:
 def run_views(study: Study, page: Path) -> RunTable:
     """Return every run of the group with what it opens to; links are relative to the folder `page`."""
     group = study.group
-    table = run_table(study.results, group, Output.PAGE, study.comparisons)
+    table, key = _with_key_first(study, run_table(study.results, group, Output.PAGE, study.comparisons))
     knobs = [name for name in study.results.shown if name in table.columns]
     folders = _Folders(page)
     runs = []
@@ -80,10 +87,21 @@ def run_views(study: Study, page: Path) -> RunTable:
             folders.view(number, row, cells, {name: label(row.knobs.get(name, ABSENT)) for name in knobs}, study)
         )
     filters = {name: _in_order(runs, name) for name in knobs if count_values(group.rows, name) > 1}
-    metric = study.verdict.metric or group.main_metric()
+    titles = {name: knob_title(name) for name in knobs}
+    columns = [titles.get(name, name) for name in table.columns]
+    return RunTable(columns, table.numeric, {titles[name]: values for name, values in filters.items()}, runs, key)
+
+
+def _with_key_first(study: Study, table: Table) -> tuple[Table, int | None]:
+    """Return the table with the change that runs are ranked by in front, so that it covers nothing as it stays."""
+    metric = study.verdict.metric or study.group.main_metric()
     titles = [f"Δ {short_title(metric)}", short_title(metric)] if metric else []
     key = next((table.columns.index(title) for title in titles if title in table.columns), None)
-    return RunTable(table.columns, table.numeric, filters, runs, key)
+    if key is None:
+        return table, None
+    order = [key, *(index for index in range(len(table.columns)) if index != key)]
+    rows = [[row[index] for index in order] for row in table.rows]
+    return replace(table, columns=[table.columns[index] for index in order], rows=rows, text_columns=frozenset()), 0
 
 
 def _in_order(runs: Iterable[RunView], name: str) -> list[str]:

@@ -102,7 +102,7 @@ class GroupView:
     memory: tuple[Table, str] | None  # what memory buys
     table: RunTable
     speeds: Table
-    effects: list[tuple[str, Table]]
+    effects: list[tuple[str, str, Table]]  # a knob, how many pairs of runs, and what they differ by
     won_back: Table | None
     remedy_outcomes: list[tuple[str, str]]  # of searches and budgets: a run's config, and a sentence
     errors: Table | None
@@ -230,7 +230,7 @@ def _group(index: int, study: Study, drawn: Drawn, folder: Path, terms: Terms, a
         speeds=evidence.speed_table(study),
         won_back=won_back_table(study.group, study.remedy_steps) if study.remedy_steps else None,
         remedy_outcomes=remedy_outcomes(study),
-        effects=[(effect.knob, evidence.effect_table(study, effect)) for effect in study.effects],
+        effects=[evidence.effect_view(study, effect) for effect in study.effects],
         errors=evidence.error_table(study),
         distances=evidence.distance_table(study),
         samples=evidence.sample_descriptions(study),
