@@ -39,7 +39,7 @@ class Choices:
     """Hold what may be changed in a recipe.
 
     Attributes:
-        recipe: with which the search begins, nothing rotated.
+        recipe: with which the search begins; what is rotated there stays rotated.
         rotations: candidates, of one product each.
         scale_roundings: recipes by the way in which scales are rounded, the one to begin with first; empty where that
             is not searched.
@@ -52,7 +52,8 @@ class Choices:
     @property
     def start(self) -> Chosen:
         """Return what the search begins with."""
-        return Chosen(frozenset(), next(iter(self.scale_roundings), None))
+        rotated = frozenset(self.recipe.rotation.matmuls) if self.recipe.rotation is not None else frozenset()
+        return Chosen(rotated, next(iter(self.scale_roundings), None))
 
     def changes(self, chosen: Chosen) -> dict[str, Chosen]:
         """Return what one change makes of a choice, by what the change is called."""
@@ -75,7 +76,10 @@ class Choices:
 
     def rotation(self, chosen: Chosen) -> Rotation | None:
         """Return the rotation of a choice; None for none."""
-        return Rotation(chosen.in_order, self.rotations[0].block) if chosen.matmuls else None
+        if not chosen.matmuls:
+            return None
+        block = self.recipe.rotation.block if self.recipe.rotation is not None else self.rotations[0].block
+        return Rotation(chosen.in_order, block)
 
     @property
     def most(self) -> int:

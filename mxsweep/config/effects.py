@@ -64,9 +64,15 @@ def has_budget(values: Values) -> bool:
     return quantizes_weights(values) and values.get("ptq.budget") is not None
 
 
-def rotates(values: Values) -> bool:
-    """Return whether operands are rotated before they are quantized."""
+def rotates_products(values: Values) -> bool:
+    """Return whether operands of the products that ``rotation`` names are rotated before they are quantized."""
     return quantizes(values) and values.get("rotation.method", "none") != "none"
+
+
+def rotates(values: Values) -> bool:
+    """Return whether any operands are rotated before they are quantized."""
+    of_keys = values.get("kv_quant.rotation", "none") != "none" and values.get("kv_quant.key") != "none"
+    return rotates_products(values) or of_keys
 
 
 def searches(values: Values) -> bool:

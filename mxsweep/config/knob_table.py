@@ -411,6 +411,14 @@ KEYS_AND_VALUES = (
         remedy=Remedy("last {} tokens kept"),
     ),
     _kv(
+        "rotation",
+        "hadamard: keys for the cache, and the queries that read them, are rotated, whatever rotation says of qk",
+        Choice(words=("none", "hadamard")),
+        off="none",
+        place="rotation",
+        remedy=Remedy("keys rotated"),
+    ),
+    _kv(
         "scales",
         "block; head: one scale for a whole head of a token",
         Choice(words=("block", "head")),
@@ -489,7 +497,7 @@ REMEDIES = (
         "which products may be rotated: linear layers, all of which together mean those that the model has, and qk, "
         "keys for the cache",
         Listing(words=MATMULS),
-        effect=effects.rotates,
+        effect=effects.rotates_products,
         decided_by=("rotation", "format", "kv_quant"),  # those of what is quantized
     ),
     _rotation(

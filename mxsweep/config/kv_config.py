@@ -29,6 +29,7 @@ class KVConfig:
     scales: str
     smooth: float
     latent: str
+    rotation: str
 
     @property
     def name(self) -> str:
@@ -46,14 +47,25 @@ class KVConfig:
             self.key_axis, self.rope, self.first, self.recent, self.scales, float(self.smooth), self.latent
         )
 
-    def as_dict(self, run: FormatConfig) -> dict[str, Any]:
-        """Return, for the record, the name in tables, and what has an effect and is not the run's anyway."""
+    @property
+    def is_rotated(self) -> bool:
+        """Return whether quantized keys are rotated, whatever the run's rotation is."""
+        return self.rotation != "none" and self.key != "none"
+
+    def as_dict(self, run: FormatConfig, *, rotated: bool = False) -> dict[str, Any]:
+        """Return, for the record, the name in tables, and what has an effect and is not the run's anyway.
+
+        Args:
+            rotated: whether the run rotates keys for the cache by itself.
+        """
         data: dict[str, Any] = {"name": self.name, "key": self.key, "value": self.value}
         if self.key == self.value == "none":
             return data
         for field in ("block_size", "scale", "tensor_scale"):
             if getattr(self, field) != getattr(run, field):
                 data[field] = getattr(self, field)
+        if self.is_rotated and not rotated:
+            data["rotation"] = self.rotation
         return data | dataclasses.asdict(self.options)
 
 

@@ -11,6 +11,7 @@ from mxsweep.config import knobs
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.runtimes import OF_RUNTIMES
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
+from mxsweep.formats.recipe import QUERY_KEY
 
 
 def recorded(config: RunParts) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def recorded(config: RunParts) -> dict[str, Any]:
     _say_runtime(data, config)
     for formats in (*data["modules"].values(), *data["ptq"]["formats"].values()):
         formats.pop("name")
-    data["kv_quant"] = config.kv_quant.as_dict(config.format)
+    rotated = config.rotation.method == "hadamard" and QUERY_KEY in config.rotated_matmuls
+    data["kv_quant"] = config.kv_quant.as_dict(config.format, rotated=rotated)
     data |= _remedies(config)
     data["model"]["name"] = config.model_label
     if config.trains:
@@ -68,7 +70,7 @@ def _remedies(config: RunParts) -> dict[str, Any]:
     data: dict[str, Any] = {"ptq": config.ptq.as_dict() if config.quantizes_weights else {"method": ROUND_TO_NEAREST}}
     matmuls = config.rotated_matmuls
     data["rotation"] = {"method": config.rotation.method if matmuls else "none"}
-    data["rotation_block"] = config.rotation_block if matmuls else None
+    data["rotation_block"] = config.rotation_block if matmuls or config.kv_quant.is_rotated else None
     if matmuls:
         data["rotation"]["matmuls"] = "+".join(matmuls)
     if config.searches and config.judge not in (ROUND_TO_NEAREST, "clip"):

@@ -107,7 +107,9 @@ class RunParts:
             shares_tensor_scales=self.further["format.share_tensor_scale"] == OF_FUSED,
             activation_scale=self._activation_scale,
         )
-        if self.rotation.method == "hadamard" and (matmuls := rotatable(recipe, self.rotation.matmuls)):
+        asked = self.rotation.matmuls if self.rotation.method == "hadamard" else ()
+        asked += (QUERY_KEY,) if self.kv_quant.is_rotated else ()
+        if matmuls := rotatable(recipe, asked):
             recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
         return recipe
 
@@ -172,10 +174,14 @@ class RunParts:
 
     @property
     def candidates(self) -> tuple[Rotation, ...]:
-        """Return what a rotation search chooses among: a rotation of each matrix product with a quantized operand."""
+        """Return what a rotation search chooses among: a rotation of each matrix product with a quantized operand, but
+        those that are rotated anyway.
+        """
         if self.rotation.method != "search":
             return ()
-        return tuple(Rotation((matmul,), self._rotation_block) for matmul in self.rotated_matmuls)
+        fixed = self.recipe.rotation.matmuls if self.recipe.rotation is not None else ()
+        matmuls = (matmul for matmul in self.rotated_matmuls if matmul not in fixed)
+        return tuple(Rotation((matmul,), self._rotation_block) for matmul in matmuls)
 
     @property
     def scale_roundings(self) -> tuple[str, ...]:

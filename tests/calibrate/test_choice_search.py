@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -211,3 +212,13 @@ def test_a_loss_of_all_tokens_that_may_be_as_before_forbids_nothing() -> None:
     found = search_choices(choices, of_sets(losses, []), counts, Kept(), lambda *_: None)  # type: ignore[arg-type]
     (step,) = found.steps
     assert step.kept and step.all_tokens is not None and step.all_tokens["low"] < 0 < step.all_tokens["difference"]
+
+
+def test_what_is_rotated_to_begin_with_stays_rotated() -> None:
+    rotated = dataclasses.replace(RECIPE, rotation=Rotation(("q",), 32))
+    roundings = {name: rotated.with_scale_rounding(name) for name in ("floor", "even", "ceil")}
+    found, asked, _ = search({"q": 3.0, "q even": 2.0, "q ceil": 2.5}, choices=Choices(rotated, (), roundings))
+    assert asked == ["q", "q even", "q ceil"]
+    assert found.recipe == rotated.with_scale_rounding("even") and found.as_dict()["found"] == ["q"]
+    found, asked, _ = search({"q": 3.0, "q+o": 2.0}, choices=Choices(rotated, ROTATIONS[1:2]))
+    assert asked == ["q", "q+o"] and found.recipe.rotation == Rotation(("q", "o"), 32)

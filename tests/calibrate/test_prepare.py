@@ -105,6 +105,21 @@ def _log_likelihoods(folder: Path) -> Any:
     return pd.read_parquet(folder / "samples.parquet")["loglikelihood"].to_numpy()
 
 
+def test_rescue4_wins_back_what_four_bits_of_keys_and_values_lose() -> None:
+    words = [*SMALL, "format=none"]
+    plain, kept = done(*words, "kv_quant=fp4_e2m1"), done(*words, "kv_quant=rescue4", "kv_quant.rotation=none")
+    rescued = done(*words, "kv_quant=rescue4")
+    assert nats(done(*words, "kv_quant=none")) < nats(rescued) < nats(plain)
+    assert rescued["metrics"] != kept["metrics"]
+
+
+def test_a_search_of_scale_roundings_keeps_the_rotation() -> None:
+    words = [*W4A4, "calibration.samples=8", "rotation=hadamard"]
+    record = done(*words, "scale_rounding=search")
+    chosen = record["remedies"]["search"]["scale_rounding"]
+    assert done(*words, f"scale_rounding={chosen}")["metrics"] == record["metrics"]
+
+
 @pytest.mark.parametrize("ptq", ["rtn", "clip"])
 def test_a_search_rounds_scales_as_lowers_the_loss(ptq: str) -> None:
     record = done(*W4A4, "kv_quant=int4", "scale_rounding=search", f"ptq={ptq}")

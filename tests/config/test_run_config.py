@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from mxsweep import compose
 from mxsweep.config.option_files import option_names
 from mxsweep.config.run_config import RunConfig
+from mxsweep.formats.recipe import Rotation
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 
@@ -308,3 +309,31 @@ def _split(words: str) -> list[str]:
     import re
 
     return re.split(r" (?=[a-z_.]+=)", words)
+
+
+def test_rescue4_is_its_leaves_and_keys_rotated_by_the_rotation_of_qk() -> None:
+    rescued = compose(["format=none", "kv_quant=rescue4"])
+    kept = ["format=none", "kv_quant=fp4_e2m1", "kv_quant.first=4", "kv_quant.recent=32"]
+    assert rescued.config_hash == compose([*kept, "kv_quant.rotation=hadamard"]).config_hash
+    assert rescued.config_hash == compose([*kept, "rotation=hadamard", "rotation.matmuls=[qk]"]).config_hash
+    assert rescued.config_hash != compose(kept).config_hash
+    assert rescued.recipe.rotation == Rotation(("qk",), 32)
+    record = rescued.as_dict()
+    assert record["kv_quant"]["rotation"] == "hadamard" and record["rotation"] == {"method": "none"}
+    assert (record["kv_quant"]["first"], record["kv_quant"]["recent"], record["rotation_block"]) == (4, 32, "mx")
+    unrotated = compose(["format=none", "kv_quant=rescue4", "kv_quant.rotation=none"])
+    assert unrotated.config_hash == compose(kept).config_hash and unrotated.recipe.rotation is None
+
+
+def test_keys_rotated_for_the_cache_go_with_any_rotation() -> None:
+    assert compose(["kv_quant=rescue4", "rotation=hadamard", "rotation.matmuls=[o]"]).recipe.rotation == Rotation(
+        ("o", "qk"), 32
+    )
+    every = ["kv_quant=fp4_e2m1", "rotation=hadamard"]
+    twice = compose([*every, "kv_quant.rotation=hadamard"])
+    assert twice.config_hash == compose(every).config_hash and twice.as_dict() == compose(every).as_dict()
+    searched = compose(["kv_quant=rescue4", "rotation=search"])
+    assert searched.recipe.rotation == Rotation(("qk",), 32)
+    assert ("qk",) not in [one.matmuls for one in searched.candidates] and len(searched.candidates) == 7
+    values_alone = compose(["format=none", "kv_quant=rescue4", "kv_quant.key=none"])
+    assert values_alone.recipe.rotation is None and "rotation" not in values_alone.as_dict()["kv_quant"]
