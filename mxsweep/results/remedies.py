@@ -1,6 +1,7 @@
 """Describe remedies of the error of quantizing: which knobs they are, what tables call them, what came of them.
 
-A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without.
+A knob is a remedy's if a base configuration (formats, blocks, scales) is the same one with it and without. How scales
+are rounded is a base configuration's, but their search is a remedy of the rounding that it begins with.
 """
 
 import math
@@ -8,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mxsweep.config import knobs
-from mxsweep.config.rules_config import LAST_WORDS
+from mxsweep.config.rules_config import LAST_WORDS, SEARCHED
+from mxsweep.formats.scale import SCALE_ROUNDINGS
 
 PLAIN = "plain"
+SCALE_ROUNDING = "scale_rounding"
 MOST_LISTED = 8  # modules by name
 
 
@@ -18,6 +21,11 @@ def is_remedy(name: str) -> bool:
     """Return whether a knob is a remedy, or says how one is applied."""
     knob = knobs.names().get(name)
     return knob is not None and knob.is_of_remedies
+
+
+def in_base(name: str, value: Any) -> Any:
+    """Return a knob's value in the base configuration of a run that has this one."""
+    return SCALE_ROUNDINGS[0] if (name, value) == (SCALE_ROUNDING, SEARCHED) else value
 
 
 def no_remedies() -> dict[str, Any]:
@@ -35,9 +43,12 @@ def applied(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the remedies among a row's knobs; none where tensors are quantized as they are."""
     chosen = {name: values[name] for name, none in no_remedies().items() if name in values and values[name] != none}
     of_kv = {name: values.get(f"kv_quant.{name}") for name in knobs.of_run_and_kv()}
-    return chosen | {
-        f"kv_quant.{name}": value for name, value in of_kv.items() if value not in (None, values.get(name))
-    }
+    searched = {SCALE_ROUNDING: SEARCHED} if values.get(SCALE_ROUNDING) == SEARCHED else {}
+    return (
+        chosen
+        | searched
+        | {f"kv_quant.{name}": value for name, value in of_kv.items() if value not in (None, values.get(name))}
+    )
 
 
 def remedy_text(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mxsweep.config.knobs import of_run_and_kv
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.remedies import applied, is_remedy, ladder_of, no_remedies, remedy_text
+from mxsweep.results.remedies import applied, in_base, is_remedy, ladder_of, no_remedies, remedy_text
 from mxsweep.results.rows import Row, label
 from mxsweep.statistics.paired_tests import ShareClosed
 from mxsweep.study.comparison import Comparison, compare_pairs
@@ -60,7 +60,7 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
     families: dict[tuple[str | None, ...], list[Row]] = {}
     for row in group.rows:
         if not row.is_baseline:
-            key = tuple(label(row.knobs[name]) if name in row.knobs else None for name in names)
+            key = tuple(label(in_base(name, row.knobs[name])) if name in row.knobs else None for name in names)
             families.setdefault(key, []).append(row)
     metric = loss_metric(group)
     losses = {row.run.path: loss(row, metric) if metric else math.nan for row in group.rows}

@@ -92,6 +92,23 @@ def test_base_configurations_are_apart(tmp_path: Path) -> None:
     }
 
 
+def test_a_search_of_scale_roundings_is_a_remedy_of_what_it_begins_with(tmp_path: Path) -> None:
+    costs = [("floor", "rtn", 1.0), ("even", "rtn", 0.7), ("search", "rtn", 0.6), ("search", "search", 0.2)]
+    put(tmp_path / "base", outcomes(BASE), format="none", **REMEDIES["rtn"])
+    for rounding, name, cost in costs:
+        lost = outcomes(BASE - cost * LOST)
+        put(tmp_path / f"{rounding}_{name}", lost, scale_rounding=rounding, **REMEDIES[name])
+    (one,) = found(tmp_path)
+    assert steps(one) == {
+        "rtn": "",
+        "rtn + scale_rounding=search": "rtn",
+        "gptq + rotation search + scale_rounding=search": "rtn + scale_rounding=search",
+    }
+    assert [step.row.knobs["scale_rounding"] for step in one.steps] == ["floor", "search", "search"]
+    closed = step(one, "rtn + scale_rounding=search").closed
+    assert closed is not None and closed.share == pytest.approx(0.4)
+
+
 def test_remedies_of_keys_and_values(tmp_path: Path) -> None:
     plain = {"key_axis": "token", "rope": "after", "first": 0, "recent": 0, "scales": "block", "smooth": 0.0}
     options = {
