@@ -23,7 +23,9 @@ def check_training(config: RunParts) -> None:
     _check_evaluation(config)
     _check_device(config)
     for pattern, formats in (("", config.matmuls.linear), *config.matmuls.modules.items()):
-        _check_sequences(config.train.length, formats, f" of modules[{pattern}]" if pattern else "")
+        where = f" of modules[{pattern}]" if pattern else ""
+        _check_sequences(config.train.length, formats, where)
+        _check_prescales(config.backend, formats, where)
 
 
 def _check_untrained(config: RunParts) -> None:
@@ -108,4 +110,14 @@ def _check_sequences(length: int, formats: LayerFormats, where: str) -> None:
                 f"train.length: {length} is no multiple of {tokens}, which matmuls.{name}{where} takes "
                 "together: blocks would cross sequences, so that gradients would depend on how a batch is split; "
                 f"allowed: a multiple of {tokens}"
+            )
+
+
+def _check_prescales(backend: str, formats: LayerFormats, where: str) -> None:
+    """Refuse prescales for Microsoft's library, which multiplies nothing by them."""
+    for name, operand in formats.operands():
+        if backend == "microxcaling" and operand is not None and operand.prescale != 1:
+            raise ConfigError(
+                f"matmuls.{name}.prescale: {operand.prescale:g}{where} does not go with backend=microxcaling, which "
+                "has none; allowed: 1, or backend=torch or cuda"
             )

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mxsweep.formats.backends import BackendUnavailable, check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions
-from mxsweep.numerics.dispatch import check_arguments, draws_of
+from mxsweep.numerics.dispatch import check_arguments, draws_of, problem_of
 from mxsweep.numerics.reference.definition import elementwise_inputs, quantize_exact, without_inf
 
 
@@ -29,6 +30,7 @@ def quantize_rescaled(
     axis: int = -1,
     *,
     prescale: float = 1.0,
+    backend: str = "torch",
     generator: torch.Generator | int | None = None,
     tensor_dims: Sequence[int] | None = None,
     example_dims: int = 0,
@@ -37,18 +39,29 @@ def quantize_rescaled(
     """Return what `prescale` times x becomes, in x's shape and dtype; there is no gradient.
 
     Args:
-        prescale: a positive number, of which x / s is multiplied by.
+        prescale: a positive number, that x / s is multiplied by.
+        backend: "torch", or "cuda": the same bits from one kernel.
         generator: and all others are as for :func:`mxsweep.numerics.quantize`.
 
     Raises:
-        TypeError, ValueError: as `quantize`.
+        TypeError, ValueError, BackendUnavailable: as `quantize`.
     """
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example)
+    check_backend(backend, "exact")
+    if backend == "microxcaling":
+        raise BackendUnavailable("backend 'microxcaling' has no prescale")
+    draws = draws_of(fmt, generator, example_dims, first_example)
+    if backend == "cuda":
+        if problem := problem_of(x, backend):
+            raise BackendUnavailable(problem)
+        from mxsweep.numerics.kernels.cuda import quantize_cuda
+
+        return quantize_cuda(x.detach(), fmt, axis, draws, tensor_dims, prescale=prescale)
     x = without_inf(x.detach(), fmt)
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
-    beside = elementwise_inputs(x, fmt, draws_of(fmt, generator, example_dims, first_example), tensor_dims)
+    beside = elementwise_inputs(x, fmt, draws, tensor_dims)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
         quantize_exact(views, region.block_dims, fmt, prescale)

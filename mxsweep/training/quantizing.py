@@ -243,7 +243,7 @@ class Quantizer:
         axis, fmt = _AXES[operand], beside.pop("fmt")
         if prescale == 1:
             return quantize(x, fmt, axis, backend=self.backend, arithmetic=self.arithmetic, **beside)
-        return quantize_rescaled(x, fmt, axis, prescale=prescale, **beside)
+        return quantize_rescaled(x, fmt, axis, prescale=prescale, backend=self.backend, **beside)
 
     def _tensor_dims(self, operand: str, fmt: MXFormat) -> tuple[int, ...] | None:
         if self.whole_tensors:

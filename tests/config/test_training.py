@@ -208,6 +208,10 @@ def test_sizes() -> None:
         ("matmuls.dgrad.grad={elment:int8}", "matmuls.dgrad.grad: 'elment' is not a field; allowed: element, block"),
         ("matmuls.dgrad.grad={rounding:up}", "matmuls.dgrad.grad.rounding: 'up' is not known; allowed: nearest"),
         ("matmuls.dgrad.grad={prescale:2}", "matmuls.dgrad.grad.prescale: 2 is not allowed"),
+        (
+            "matmuls.dgrad.grad={prescale:0.5} backend=microxcaling",
+            "matmuls.dgrad.grad.prescale: 0.5 does not go with backend=microxcaling, which has none; allowed: 1, or",
+        ),
         ("matmuls.dgrad.grad={prescale:1e-45}", "prescale: 1e-45 is not allowed; allowed: 2^-24 to 1"),
         ("matmuls.dgrad.grad={four_over_six:true}", "matmuls.dgrad.grad.four_over_six: true does not go with"),
         ("matmuls.fprop.input={four_over_six:true}", "matmuls.fprop.input.four_over_six: true does not go with"),

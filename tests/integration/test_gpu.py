@@ -25,6 +25,7 @@ from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.philox import uniform_of_calls
 from mxsweep.numerics.reference.rounding import round_exact
 from mxsweep.numerics.reference.scales import stored_scale
+from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import GROUP, gptq, hessian_loss
@@ -294,6 +295,28 @@ def test_rows_and_columns_at_once_are_the_definition(row_format: MXFormat, colum
             for y, fmt, axis, key in zip(both, (row_format, column_format), (-1, -2), (2**63 + 1, 2), strict=True):
                 assert_same_bits(y, quantize(x, fmt, axis, arithmetic="exact", generator=key, **beside))
                 assert_same_bits(y, quantize(x, fmt, axis, backend="cuda", generator=key, **beside))
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        MXFormat("fp4_e2m1", 32, rounding="stochastic", scale_rounding="even"),
+        MXFormat("int8", 64, "fp32", rounding="stochastic", symmetric=False),
+        MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True, four_over_six=True),
+        MXFormat("fp4_e2m1", (8, 4), rounding="even"),
+    ],
+    ids=str,
+)
+def test_the_kernels_under_a_prescale(fmt: MXFormat, dtype: torch.dtype) -> None:
+    x = adversarial(3 * 128 * 192, 3, "cuda", finite=fmt.tensor_scale).view(3, 128, 192).to(dtype)
+    x = x.nan_to_num(posinf=1.0, neginf=1.0) if fmt.tensor_scale else x
+    beside = {"prescale": 0.75, "generator": 2**63 + 1, "example_dims": 1, "first_example": 2**32 - 2}
+    for axis in (-1, -2):
+        before = launch_count()
+        y = quantize_rescaled(x, fmt, axis, backend="cuda", **beside)
+        assert launch_count() > before
+        assert_same_bits(y, quantize_rescaled(x, fmt, axis, **beside))
 
 
 def test_the_operator_is_a_proper_torch_operator() -> None:

@@ -14,6 +14,7 @@ from mxsweep.numerics.kernels import both_cuda
 from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_formats
 from mxsweep.numerics.kernels.compile import compile_source
 from mxsweep.numerics.philox import Draws
+from mxsweep.numerics.rescaled import quantize_rescaled
 
 FP4, FP8 = MXFormat("fp4_e2m1"), MXFormat("fp8_e4m3", 16, rounding="even", scale_rounding="rceil")
 STOCHASTIC = MXFormat("fp4_e2m1", 32, rounding="stochastic")
@@ -62,6 +63,17 @@ def test_the_kernel_is_two_calls(
         assert_same_bits(by_column, quantize(x, column_format, axis, generator=KEYS[1], **beside))
         if by_row is not None and row_format is not None:
             assert_same_bits(by_row, quantize(x, row_format, generator=KEYS[0], **beside))
+
+
+@pytest.mark.parametrize("column_format", [STOCHASTIC, WIDE, SATURATING], ids=str)
+def test_columns_under_a_prescale(column_format: MXFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = HostKernels(both_source(None, column_format, torch.bfloat16, 0.75), tmp_path)
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
+    x = adversarial(2 * 64 * 40, 4).view(2, 64, 40).to(torch.bfloat16)
+    y = torch.full_like(x, 7.0)
+    launch_both(x, None, y, None, column_format, 1, 0, KEYS[1], Draws(0, 1, 9), 0.75)
+    beside = {"generator": KEYS[1], "example_dims": 1, "first_example": 9}
+    assert_same_bits(y, quantize_rescaled(x, column_format, 1, prescale=0.75, **beside))
 
 
 def test_which_tensors_and_formats_the_kernel_takes() -> None:

@@ -13,17 +13,19 @@ from helpers.adversarial import adversarial, assert_same_bits
 from helpers.kernel_host import HostKernels
 from helpers.mx_host import host_library, pointer
 
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import MXFormat
 from mxsweep.numerics.kernels import cuda
 from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
+from mxsweep.numerics.rescaled import quantize_rescaled
 
 KEY = 2**63 + 11
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
 BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate")
 
 
+@pytest.mark.parametrize("prescale", [1.0, 0.75])
 @pytest.mark.parametrize(
     ("fmt", "dtype"),
     [
@@ -40,9 +42,10 @@ BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate
     ids=str,
 )
 def test_the_kernels_are_the_definition(
-    fmt: MXFormat, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fmt: MXFormat, dtype: torch.dtype, prescale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels, used = HostKernels(kernel_source(fmt, dtype, "blocks.cu"), tmp_path, "-DMX_BLOCKS_ON_HOST"), []
+    source = kernel_source(fmt, dtype, "blocks.cu", prescale=prescale)
+    kernels, used = HostKernels(source, tmp_path, "-DMX_BLOCKS_ON_HOST"), []
     monkeypatch.setattr(cuda, "_kernels", lambda *_: kernels)
     monkeypatch.setattr(cuda, "takes", lambda *_: False)
     monkeypatch.setattr(  # the maxima of tensors, which threads that share memory find
@@ -57,9 +60,9 @@ def test_the_kernels_are_the_definition(
         part = part.contiguous()
         y = torch.full_like(part, 7.0)
         dims = dims if fmt.tensor_scale else None
-        cuda._launch(part, y, fmt, axis, dims, Draws(KEY, 1, 3), None)
+        cuda._launch(part, y, fmt, axis, dims, Draws(KEY, 1, 3), None, prescale)
         beside = {"generator": KEY, "example_dims": 1, "first_example": 3, "tensor_dims": dims}
-        assert_same_bits(y, quantize(part, fmt, axis, arithmetic="exact", **beside))
+        assert_same_bits(y, quantize_rescaled(part, fmt, axis, prescale=prescale, **beside))
         assert not y.isnan().all()
     assert used == ["mx_rows", "mx_tiles_by_warp", "mx_tiles_by_thread"]
 

@@ -91,10 +91,12 @@ def quantize_both_cuda(
 
 def launch_both(
     x: Tensor, by_row: Tensor | None, by_column: Tensor, row_format: MXFormat | None, column_format: MXFormat,
-    axis: int, row_key: int, column_key: int, draws: Draws,
+    axis: int, row_key: int, column_key: int, draws: Draws, column_prescale: float = 1.0,
 ) -> None:  # fmt: skip
     """Launch the kernel for a contiguous x and what it writes; `draws` says which examples they are of."""
-    kernels, rows, width, tiles = _launch(row_format, column_format, x.dtype, x.device.index, x.shape, axis)
+    kernels, rows, width, tiles = _launch(
+        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale
+    )
     first_example = -1 if draws.first_example is None else draws.first_example
     kernels.launch(
         "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
@@ -104,20 +106,23 @@ def launch_both(
 
 @functools.lru_cache(maxsize=4096)
 def _launch(
-    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int
-) -> tuple[Kernels, int, int, int]:
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int,
+    column_prescale: float,
+) -> tuple[Kernels, int, int, int]:  # fmt: skip
     """Return the kernels, and of the matrix that they see its rows, the vectors of a row, and how many tiles it is."""
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
-    kernels = _kernels(row_format, column_format, dtype, device)
+    kernels = _kernels(row_format, column_format, dtype, device, column_prescale)
     return kernels, rows, width, rows // block_length(column_format) * across
 
 
-def both_source(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> str:
+def both_source(
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, column_prescale: float = 1.0
+) -> str:
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
     lines = (
-        f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype)}",
+        f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype, column_prescale)}",
         f"#define MX_COLUMN_BLOCK {block_length(column_format)}",
         f"#define MX_WITH_ROWS {int(row_format is not None)}",
         f"#define MX_RESIDENT {_RESIDENT}",
@@ -138,8 +143,10 @@ def _signed(key: int) -> int:
 
 
 @functools.cache
-def _kernels(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(both_source(row_format, column_format, dtype), device)
+def _kernels(
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, column_prescale: float
+) -> Kernels:
+    return load_kernels(both_source(row_format, column_format, dtype, column_prescale), device)
 
 
 def _operator(

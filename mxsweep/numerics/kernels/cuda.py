@@ -42,8 +42,12 @@ def quantize_cuda(
     draws: Draws | None,
     tensor_dims: Sequence[int] | None,
     tensor_amax: Tensor | None = None,
+    prescale: float = 1.0,
 ) -> Tensor:
     """Quantize in exact arithmetic a tensor on a GPU, without checks and gradient.
+
+    Args:
+        prescale: as for `quantize_rescaled`.
 
     Returns:
         A contiguous tensor of x's shape and dtype.
@@ -58,18 +62,18 @@ def quantize_cuda(
         _group_size(x, tensor_dims)
     draws = draws or NO_DRAWS
     if is_plain(x):
-        return _quantize(x, fmt, axis, tensor_dims, draws, tensor_amax)
+        return _quantize(x, fmt, axis, tensor_dims, draws, tensor_amax, prescale)
     key = draws.key - 2**64 if draws.key >= 2**63 else draws.key  # an operator's integers are signed
     answer: Tensor = torch.ops.mxsweep.quantize(
         x, str(fmt), axis, None if tensor_dims is None else list(tensor_dims), key, draws.example_dims,
-        draws.first_example, tensor_amax,
+        draws.first_example, tensor_amax, prescale,
     )  # fmt: skip
     return answer
 
 
 _SCHEMA = (
     "quantize(Tensor x, str fmt, int axis, int[]? tensor_dims, int key, int example_dims, int? first_example, "
-    "Tensor? tensor_amax) -> Tensor"
+    "Tensor? tensor_amax, float prescale=1.0) -> Tensor"
 )
 _library = torch.library.Library("mxsweep", "DEF")
 _library.define(_SCHEMA)
@@ -77,19 +81,21 @@ _library.define(_SCHEMA)
 
 def _operator(
     x: Tensor, fmt: str, axis: int, tensor_dims: list[int] | None, key: int, example_dims: int,
-    first_example: int | None, tensor_amax: Tensor | None,
+    first_example: int | None, tensor_amax: Tensor | None, prescale: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    return _quantize(x, _parse(fmt), axis, tensor_dims, Draws(key % 2**64, example_dims, first_example), tensor_amax)
+    draws = Draws(key % 2**64, example_dims, first_example)
+    return _quantize(x, _parse(fmt), axis, tensor_dims, draws, tensor_amax, prescale)
 
 
 def _quantize(
-    x: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws, tensor_amax: Tensor | None
-) -> Tensor:
+    x: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws, tensor_amax: Tensor | None,
+    prescale: float,
+) -> Tensor:  # fmt: skip
     x = as_vectors(x)
     y = torch.empty_like(x)
     if x.numel():
         with on(x.device):
-            _launch(x, y, fmt, axis, tensor_dims, draws, tensor_amax)
+            _launch(x, y, fmt, axis, tensor_dims, draws, tensor_amax, prescale)
     return y
 
 
@@ -100,14 +106,14 @@ _parse = functools.cache(MXFormat.parse)
 
 def _launch(
     x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws,
-    tensor_amax: Tensor | None,
+    tensor_amax: Tensor | None, prescale: float = 1.0,
 ) -> None:  # fmt: skip
     (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
     drawn = draws if fmt.rounding == "stochastic" else None
     if first < x.ndim - 1 and takes(None, fmt, x.shape, x.dtype, first) and fits_draws(drawn, fmt, x.shape, first):
-        launch_both(x, None, y, None, fmt, first, 0, draws.key, draws)
+        launch_both(x, None, y, None, fmt, first, 0, draws.key, draws, prescale)
         return
-    kernels = _kernels(fmt, x.dtype, x.device.index)
+    kernels = _kernels(fmt, x.dtype, x.device.index, prescale)
     pointers = (x.data_ptr(), y.data_ptr())
     scales, group = _tensor_scales(x, fmt, kernels, tensor_dims, tensor_amax) if fmt.tensor_scale else (None, 1)
     first_example = -1 if draws.first_example is None else draws.first_example
@@ -194,8 +200,8 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
 
 
 @functools.cache
-def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(kernel_source(fmt, dtype, "blocks.cu"), device)
+def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float) -> Kernels:
+    return load_kernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale), device)
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:

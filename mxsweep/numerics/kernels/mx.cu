@@ -41,7 +41,7 @@ struct Grid {
     float largest, lowest;
 };
 
-// MXFormat, without its block size. Of `scale_grid` an fp32 scale has `largest` only, an e8m0 scale nothing.
+// MXFormat, without its block size, and a prescale. Of `scale_grid` an fp32 scale has `largest` only, an e8m0 scale nothing.
 struct Format {
     Grid element;
     int max_exponent;  // of the element format's largest value
@@ -51,6 +51,7 @@ struct Format {
     float smallest_scale;  // but of an e8m0 scale
     Rule rule;             // likewise
     bool symmetric, tensor_scale, saturates, four_over_six;
+    float prescale;  // that elements are multiplied by under the scales that they have without it; mostly 1
 };
 
 // What the elements of one block are divided by, or multiplied by where the rule `multiplies`; what they are read back
@@ -311,10 +312,18 @@ MX_FUNCTION float without_midpoint(float centered, BlockScale block, Format form
     return from_bits(bits_of(magnitude) | (bits_of(centered) & SIGN)) * block.read;
 }
 
+// What the format's prescale makes of a number.
+MX_FUNCTION float prescaled(float x, Format format) { return format.prescale == 1.0f ? x : x * format.prescale; }
+
+// What of the element x of a block is divided by its scale.
+MX_FUNCTION float centered_of(float x, BlockScale block, Format format) {
+    return prescaled(format.symmetric ? x : x - block.midpoint, format);
+}
+
 // What the element x of a block becomes.
 MX_FUNCTION float quantized(float x, BlockScale block, Format format, float random) {
-    const float y = without_midpoint(format.symmetric ? x : x - block.midpoint, block, format, random);
-    return format.symmetric ? y : y + block.midpoint;
+    const float y = without_midpoint(centered_of(x, block, format), block, format, random);
+    return format.symmetric ? y : y + prescaled(block.midpoint, format);
 }
 
 // Four over six: the two scales of a block, and the inverse of the power of two that its errors are relative to.
@@ -340,7 +349,7 @@ MX_FUNCTION long long squared_error(float centered, BlockScale block, float inve
 
 // How much larger the second one's squared error is. Sums of these over a block say which is better.
 MX_FUNCTION long long loss_of_second(float x, Candidates of, Format format, float random) {
-    const float centered = format.symmetric ? x : x - of.first.midpoint;
+    const float centered = centered_of(x, of.first, format);
     return squared_error(centered, of.second, of.inverse, format, random) -
            squared_error(centered, of.first, of.inverse, format, random);
 }

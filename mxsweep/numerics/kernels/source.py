@@ -28,12 +28,14 @@ _PRODUCT = {"x ((1 / d) / s)": "TIMES_INVERSE_D_OVER_S", "x (1 / (s (1 / g)))": 
 _READ = {"s / g": "S_OVER_G", "s d": "SD", "1 / (1 / (s (1 / g)))": "INVERSE_INVERSE_S_INVERSE_G"}
 
 
-def kernel_source(fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = ()) -> str:
+def kernel_source(
+    fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = (), prescale: float = 1.0
+) -> str:
     """Return mx.cu and vectors.cu with the macros in front that make them a format's, `more` lines among them, and
-    `files` behind them.
+    `files` behind them; the prescale is as `quantize_rescaled` has it.
     """
     lines = (
-        f"#define MX_FORMAT {format_initializer(fmt, dtype)}",
+        f"#define MX_FORMAT {format_initializer(fmt, dtype, prescale)}",
         f"#define MX_STORAGE {_STORAGE[dtype]}",
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
         *more,
@@ -57,8 +59,11 @@ def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
     return lanes if not rest and lanes in (1, 2, 4, 8, 16, 32) else 0
 
 
-def format_initializer(fmt: MXFormat, dtype: torch.dtype) -> str:
-    """Return mx.cu's `Format` of a format for a dtype, as C++ source. Numbers are in hexadecimal, and so exact."""
+def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:
+    """Return mx.cu's `Format` of a format for a dtype, with a prescale, as C++ source.
+
+    Numbers are in hexadecimal, and so exact.
+    """
     element, scale = fmt.element_format, fmt.scale_format
     kind = _scale_kind(scale)
     scale_grid = (
@@ -80,6 +85,7 @@ def format_initializer(fmt: MXFormat, dtype: torch.dtype) -> str:
         f"{fmt.least_scale.hex()}f",
         _rule(fmt, dtype),
         *(str(flag).lower() for flag in (fmt.symmetric, fmt.tensor_scale, fmt.inf == INF_SATURATES, fmt.four_over_six)),
+        f"{float(prescale).hex()}f",
     )
     return "{" + ", ".join(map(str, fields)) + "}"
 
