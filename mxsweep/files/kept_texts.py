@@ -20,7 +20,7 @@ def kept_text(name: str) -> str | None:
     try:
         path = cache_folder() / name
         content = read_regular(path, MOST_BYTES)
-        digest = read_regular(path.with_name(_seal(name)), MOST_BYTES).decode("ascii", "replace")
+        digest = read_regular(path.with_name(_seal(path.name)), MOST_BYTES).decode("ascii", "replace")
     except OSError:
         return None
     if digest != hashlib.sha256(content).hexdigest():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -21,6 +22,7 @@ from mxsweep.results.rows import read_rows
 from mxsweep.sweeps.alike import groups_of
 from mxsweep.sweeps.dry_run_training import training_lines
 from mxsweep.sweeps.impossible import model_without_values, why_impossible, why_not_followed, why_not_here
+from mxsweep.sweeps.kept_answers import ANSWERS
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
@@ -43,6 +45,7 @@ def preview(runs: Sequence[PlannedRun], reuse: str = NEVER) -> DryRun:
     not_here = [why or why_not_here(run) for run, why in zip(runs, impossible, strict=True)]
     asked_not_here = [why for run, why in zip(runs, not_here, strict=True) if not run.added]
     text = "\n".join([_text(runs, not_here), *(_may_be_proven(runs) if reuse == PROVEN else [])])
+    ANSWERS.keep()
     return DryRun(text, any(impossible) or all(asked_not_here))
 
 
@@ -123,16 +126,23 @@ def _exports(config: RunConfig) -> list[str]:
 
 def _why_not_exported(config: RunConfig) -> Mapping[str, str | None]:
     """Return for each target why it has no place for a run's model; None where it has, as far as formats tell."""
+    problems = None
     if config.ptq.budget is None:  # which chooses formats as the run goes
-        try:
-            model = model_without_values(config)
-            if model is not None:
-                from mxsweep.runs.export_place import why_not_model  # with torch, which the model took
+        problems = ANSWERS.ask(config, "why_not_exported", lambda: _why_not_laid_out(config))
+    return problems or {target: why_not_recipe(config.recipe, target) for target in TARGET_NAMES}
 
-                return why_not_model(model, config.recipe)
-        except ConfigError:
-            pass  # a line below the table says why
-    return {target: why_not_recipe(config.recipe, target) for target in TARGET_NAMES}
+
+def _why_not_laid_out(config: RunConfig) -> dict[str, str | None] | None:
+    """Return the same of the model's own layers; None where these cannot be looked at, or take no such recipe."""
+    try:
+        model = model_without_values(config)
+        if model is None:
+            return None
+        from mxsweep.runs.export_place import why_not_model  # with torch, which the model took
+
+        return why_not_model(model, config.recipe)
+    except ConfigError:
+        return None  # a line below the table says why
 
 
 def _numbers_of(said: Sequence[Sequence[str]]) -> dict[str, list[int]]:
@@ -191,11 +201,14 @@ def _rules_of(config: RunConfig) -> str:
 
 def _footprint(config: RunConfig) -> Footprint | None:
     """Return the bits and bytes of a run; None where its model cannot be looked at, or takes no such recipe."""
+    counted = ANSWERS.ask(config, "footprint", lambda: _counted(config))
+    return None if counted is None else Footprint(**counted)
+
+
+def _counted(config: RunConfig) -> dict[str, Any] | None:
     try:
         model = model_without_values(config)
-        if model is None:
-            return None
-        return footprint(model, config.recipe, config.ptq.budget)
+        return None if model is None else asdict(footprint(model, config.recipe, config.ptq.budget))
     except ConfigError:
         return None  # a line below the table says why
 

@@ -18,6 +18,7 @@ from mxsweep.files.gguf_header import has_package
 from mxsweep.formats.recipe import LATENT_IN_CACHE
 from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.runs.backend_check import refuse_unavailable_backend
+from mxsweep.sweeps.kept_answers import ANSWERS
 from mxsweep.sweeps.module_patterns import unmatched_pattern
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -35,7 +36,7 @@ def why_impossible(run: PlannedRun, with_model: bool = False) -> str | None:
     Args:
         run: the run.
         with_model: whether to look at the model, on the meta device, even where the run asks for nothing that models
-            differ in. That imports torch and transformers, which takes seconds.
+            differ in. That imports torch and transformers, which takes seconds, unless the answer is kept.
     """
     if run.config is None:
         return run.error
@@ -94,12 +95,16 @@ def why_not_followed(config: RunConfig) -> str | None:
     """Return why it cannot be known without values what a text reaches in the config's model; None where it can."""
     if (config.trains and config.init.is_random) or not is_here(config.model.path):
         return None
-    from mxsweep.model.meta import why_not_followed as of_model
 
-    try:
-        return of_model(config.model.path, **_as_loaded(config))
-    except ConfigError:
-        return None  # which makes the run impossible, for a reason of its own
+    def answer() -> str | None:
+        from mxsweep.model.meta import why_not_followed as of_model
+
+        try:
+            return of_model(config.model.path, **_as_loaded(config))
+        except ConfigError:
+            return None  # which makes the run impossible, for a reason of its own
+
+    return ANSWERS.ask(config, "why_not_followed", answer)
 
 
 def _as_loaded(config: RunConfig) -> dict[str, Any]:
@@ -113,6 +118,10 @@ def _as_loaded(config: RunConfig) -> dict[str, Any]:
 
 
 def _recipe_problem(config: RunConfig) -> str | None:
+    return ANSWERS.ask(config, "recipe_problem", lambda: _problem_in_model(config))
+
+
+def _problem_in_model(config: RunConfig) -> str | None:
     try:
         model = model_without_values(config)
     except ConfigError as error:
