@@ -11,6 +11,7 @@ from typing import Any
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.formats.exported_recipe import NO_EXPORT
+from mxsweep.machine.importing import importing
 from mxsweep.results.proven import PROVEN_BY, Proof
 from mxsweep.results.record import write_record
 from mxsweep.runs.backend_check import refuse_unavailable_backend
@@ -60,7 +61,10 @@ def run(
     result = None
     started = time.perf_counter()
     try:
-        refuse_unavailable_backend(config)
+        with importing():
+            refuse_unavailable_backend(config)
+            # Not before: torch, transformers and lm-eval take seconds to import.
+            import mxsweep.runs.evaluate_config  # noqa: F401
         result = _result(config, folder, progress or silent, overrides, proof, keeps_exponents)
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
@@ -109,7 +113,6 @@ def _result(
     keeps_exponents: bool,
 ) -> RunResult:
     """Do what a config says."""
-    # Imported here, after the config is known to be good: torch, transformers and lm-eval take seconds to import.
     if config.trains:
         from mxsweep.runs.trained_run import train_and_evaluate
 

@@ -17,6 +17,7 @@ from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
 from mxsweep.files.gguf_header import has_package
 from mxsweep.formats.recipe import LATENT_IN_CACHE
 from mxsweep.machine.gpus import visible_gpu_count
+from mxsweep.machine.importing import importing
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.sweeps.kept_answers import ANSWERS
 from mxsweep.sweeps.module_patterns import unmatched_pattern
@@ -86,7 +87,8 @@ def model_without_values(config: RunConfig) -> PreTrainedModel | None:
         return llama_without_values(config.init, config.train.length)
     if not is_here(config.model.path):
         return None  # without importing torch
-    from mxsweep.model.meta import meta_model
+    with importing():
+        from mxsweep.model.meta import meta_model
 
     return meta_model(config.model.path, **_as_loaded(config))
 
