@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.formats.training import LayerFormats, OperandFormat
 
@@ -16,15 +14,14 @@ def evaluated(layer: LayerFormats) -> tuple[LinearFormats, list[str]]:
     first, second = layer.fprop.first, layer.fprop.second
     for name, operand in (("inputs", first), ("weights", second)):
         left_out += _beside(name, operand)
+    first = layer.by_token.fprop.first
     weight, activation = (None if one is None else one.fmt for one in (second, first))
-    if activation is not None and isinstance(activation.block_size, tuple):
-        rows, columns = activation.block_size
-        activation = replace(activation, block_size=rows * columns)
-        if rows > 1:
-            left_out.append(
-                f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {rows * columns} along each "
-                "token: a tile spans tokens, of which an evaluation may see one at a time"
-            )
+    if tile := layer.input_tile:
+        rows, columns = tile
+        left_out.append(
+            f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {rows * columns} along each token, "
+            "also for the held-out loss: the scale of a tile tells a token of those after it, which it is to predict"
+        )
     return LinearFormats(weight=weight, activation=activation), left_out
 
 

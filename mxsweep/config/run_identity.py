@@ -141,6 +141,7 @@ def training_entries(config: RunParts) -> Entries:
             "kept": sorted(set(recipe.keep_high)),
             "backward": recipe.backward if requantizes else HIGH_PRECISION,
             "signs": recipe.signs if any(product.hadamard for product in products) else FIXED,
+            **({"heldout": "by token"} if any(formats.input_tile for _, formats in layers) else {}),
             **({"stochastic": versions} if versions else {}),
         }
     }

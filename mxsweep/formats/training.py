@@ -98,6 +98,23 @@ class LayerFormats:
             if operand is not None and operand.prescale == 1 and not getattr(self, name.partition(".")[0]).hadamard
         )
 
+    @cached_property
+    def by_token(self) -> LayerFormats:
+        """Return these formats, with fprop's inputs in blocks along each token: none depends on a later one."""
+        operand = self.fprop.first
+        if operand is None or isinstance(operand.fmt.block_size, int):
+            return self
+        rows, columns = operand.fmt.block_size
+        along = replace(operand, fmt=replace(operand.fmt, block_size=rows * columns))
+        return replace(self, fprop=replace(self.fprop, first=along))
+
+    @property
+    def input_tile(self) -> tuple[int, int] | None:
+        """Return the tile (tokens, channels) of fprop's inputs where it spans tokens, so that they share a scale."""
+        operand = self.fprop.first
+        block = 0 if operand is None else operand.fmt.block_size
+        return block if isinstance(block, tuple) and block[0] > 1 else None
+
     def operands(self) -> Iterator[tuple[str, OperandFormat | None]]:
         """Yield each operand by its name, as ``dgrad.grad``, with its format."""
         for product, names in PRODUCTS.items():

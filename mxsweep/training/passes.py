@@ -96,14 +96,17 @@ class Passes:
     def log_likelihoods(self, sequences: np.ndarray) -> np.ndarray:
         """Return each sequence's log-likelihood, given its first token, in nats: (B,) float64.
 
-        The model computes as it does in training. Where it rounds stochastically in the forward product, a sequence is
-        given the numbers that an example of its number draws in the step that was last taken.
+        The model computes as it does in training, but for inputs in tiles over tokens, which are in blocks along each
+        token: a tile's scale would tell a token of those after it, which it is to predict. Where the model rounds
+        stochastically in the forward product, a sequence is given the numbers that an example of its number draws in
+        the step that was last taken.
         """
         share = -(-len(sequences) // self._team.size)
         padded = np.resize(np.arange(len(sequences)), share * self._team.size)
         mine = range(self._team.rank * share, (self._team.rank + 1) * share)
         was_training = self._running.training
         self._running.eval()
+        self._step.validates = True
         sums = []
         for start in range(0, share, self.micro_batch):
             part = mine[start : start + self.micro_batch]
@@ -111,6 +114,7 @@ class Passes:
             logits, _ = self._read(sequences[padded[part]])
             for number, row in zip(padded[part], logits, strict=True):
                 sums.append(-negative_log_likelihoods(row, sequences[number][1:]).sum())
+        self._step.validates = False
         self._running.train(was_training)
         values: np.ndarray = self._team.joined(torch.stack(sums)).cpu().numpy()
         return values[: len(sequences)]

@@ -17,8 +17,10 @@ class Step:
             numbers do not depend on how a batch is split.
         observer: told of every operand that is quantized and of every gradient that comes of them; None for nobody.
             Experts are told of together, as ``model.layers.0.mlp.experts.down_proj``.
+        validates: whether the pass is of held-out sequences, in which no token's inputs may depend on a later token.
     """
 
     number: int = 0
     first_example: int = 0
     observer: RoleObserver | None = None
+    validates: bool = False

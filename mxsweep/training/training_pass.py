@@ -34,7 +34,7 @@ class TrainingPass:
     def quantizer(self, formats: LayerFormats, name: str, reads: str) -> Quantizer:
         """Return what makes a layer's operands in the pass that is running."""
         return Quantizer(
-            formats,
+            formats.by_token if self.step.validates else formats,
             name,
             reads,
             backward=self.recipe.backward,

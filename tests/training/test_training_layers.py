@@ -318,3 +318,15 @@ def test_a_weight_that_is_tied_gets_the_gradients_of_both_its_modules() -> None:
     torch.testing.assert_close(together[name], apart[name] + apart["lm_head.weight"])
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert not torch.equal(apart["lm_head.weight"], gradients(untied, TrainingRecipe(FP4), [ids()])["lm_head.weight"])
+
+
+@pytest.mark.parametrize(("block", "tells"), [((4, 4), True), ((16, 1), True), ((1, 16), False), (16, False)], ids=str)
+def test_no_token_depends_on_a_later_one_where_a_model_is_validated(block: int | tuple[int, int], tells: bool) -> None:
+    of_input = ProductFormats(operand("fp4_e2m1", block_size=block), operand("fp4_e2m1"))
+    step, model, batch = Step(), llama(), ids()
+    other = batch.clone()
+    other[:, -1] = other[:, -1] % 96 + 1
+    with torch.no_grad(), training_layers(model, TrainingRecipe(LayerFormats(of_input)), step):
+        assert torch.equal(model(batch).logits[:, :-1], model(other).logits[:, :-1]) != tells
+        step.validates = True
+        assert torch.equal(model(batch).logits[:, :-1], model(other).logits[:, :-1])
