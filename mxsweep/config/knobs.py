@@ -204,10 +204,9 @@ def remedies(table: Sequence[Knob]) -> dict[str, Knob]:
 def of_run_and_kv(table: Sequence[Knob]) -> tuple[str, ...]:
     """Return the knobs that keys and values have for themselves: the run's where they are not set."""
     prefix = "kv_quant."
-    paths = {knob.path: None for knob in table}
-    return tuple(
-        path.removeprefix(prefix) for path in paths if path.startswith(prefix) and path[len(prefix) :] in paths
-    )
+    paths = {knob.path for knob in table}
+    own = [knob.path for knob in table if knob.path.startswith(prefix) and knob.remedy is None]
+    return tuple(path.removeprefix(prefix) for path in own if path[len(prefix) :] in paths)
 
 
 def is_unsaid(path: str, value: Any) -> bool:

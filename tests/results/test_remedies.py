@@ -121,6 +121,10 @@ def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
         ),
         ({"kv_quant": "int4", "kv": TOKEN | {"block_size": 64}}, "rtn + kv_quant.block_size=64"),
         ({"kv_quant": "int4", "kv": TOKEN | {"rotation": "hadamard"}}, "rtn + keys rotated"),
+        (
+            {"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard"}},
+            "rtn + rotation",
+        ),
         ({"ptq": {"method": "new", "budget": "x"}}, "new + ptq.budget=x"),
     ],
 )
