@@ -208,6 +208,15 @@ MEASURED: list[Column] = [
         speed,
         outputs=frozenset({Output.STEPS, Output.DATA}),
     ),
+    measured_column(
+        "remedies_gpu_bytes",
+        "most bytes of GPU memory that torch held while one of the run's remedies was worked out",
+        lambda row: row.remedies_gpu_bytes,
+        size,
+        kind=int,
+        title="remedies' GPU, MB",
+        outputs=frozenset({Output.STEPS, Output.DATA}),
+    ),
     recorded_column("load_s", "seconds that loading the model took", "timing", "load_s"),
     recorded_column("quantize_s", "seconds that quantizing the model took", "timing", "quantize_s"),
     measured_column(

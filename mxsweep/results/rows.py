@@ -55,6 +55,14 @@ class Row:
         return self.number("timing", "remedies_s")
 
     @property
+    def remedies_gpu_bytes(self) -> float | None:
+        """Return the most bytes of GPU memory that a remedy took to work out; None where none says."""
+        account = self.recorded("remedies")
+        names = account if isinstance(account, dict) else {}
+        peaks = [self.number("remedies", name, "peak_gpu_bytes") for name in names]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    @property
     def examples_per_sec(self) -> float | None:
         """Return the examples evaluated per second, all the run's tasks together."""
         return self.number("examples_per_sec")

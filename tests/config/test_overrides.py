@@ -195,8 +195,8 @@ def test_experiment_that_makes_no_sense(tmp_path: Path, content: str) -> None:
 def test_several_experiments_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match="choose one of attribution, ex1, ex2, ex3, kv_rescue, mx_finetune, mx_training, nvfp4_training, pareto, "
-        "tutorial7",
+        match="choose one of attribution, ex1, ex2, ex3, kv_rescue, leaderboard, mx_finetune, mx_training, "
+        "nvfp4_training, pareto, tutorial7",
     ):
         prepare(["experiment=ex1,ex2"])
 

@@ -40,7 +40,7 @@ N_REAL_RUNS = 4
 # What two sweeps of the same command may differ in.
 TIMES_AND_PLACES = (  # and memory: what differs between two runs of the same config
     *("load_s", "quantize_s", "remedies_s", "eval_time_s", "total_s", "examples/sec", "examples/sec_ratio"),
-    *("peak_host_bytes", "peak_gpu_bytes", "started_at", "run_id", "folder"),
+    *("peak_host_bytes", "peak_gpu_bytes", "remedies_gpu_bytes", "started_at", "run_id", "folder"),
     *("baseline", "not_compared"),  # which name runs
 )
 PATIENCE_S = 120.0

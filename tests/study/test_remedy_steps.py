@@ -207,6 +207,17 @@ def test_how_long_it_took(tmp_path: Path) -> None:
     table = won_back_table(study.group, study.remedy_steps)
     assert [texts[table.columns.index("remedies_s")] for texts in table.texts] == ["–", "–", "12.3"]
     assert load(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
+    assert "remedies' GPU, MB" not in table.columns
+
+
+def test_how_much_memory_it_took(tmp_path: Path) -> None:
+    put_sweep(tmp_path, costs={"rtn": 1.0})
+    account = {"calibration": "stories", "search": {"peak_gpu_bytes": 4_200_000}, "ptq": {"peak_gpu_bytes": 3_000_000}}
+    put(tmp_path / "gptq", outcomes(BASE), record={"remedies": account}, **REMEDIES["gptq"])
+    (study,) = study_groups(read_results(tmp_path))
+    table = won_back_table(study.group, study.remedy_steps)
+    assert [texts[table.columns.index("remedies' GPU, MB")] for texts in table.texts] == ["–", "–", "4.2"]
+    assert load(tmp_path)["remedies_gpu_bytes"].dropna().tolist() == [4_200_000]
 
 
 def test_a_trade_off_of_many_runs_is_told_apart_by_remedies(tmp_path: Path) -> None:
