@@ -79,13 +79,17 @@ def pair_table(study: TrainingStudy) -> tuple[Table, str]:
 
 
 def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
-    """Return what the trainings of each group say of what was published of trainings, and a sentence that counts."""
+    """Return what each group's trainings say of what was published, as far as they are of it, and a sentence that counts."""
     published = reference.trainings
     rows: list[list[Cell]] = []
     studied = [(group, study) for group in results.groups if (study := study_trainings(results, group)) is not None]
     counts = dict.fromkeys((AGREES, DISAGREES, CANNOT_TELL), 0)
+    without_runs = 0
     for group, study in studied:
         for one in judge_published(published, study):
+            if not one.is_studied:
+                without_runs += 1
+                continue
             counts[one.verdict] += 1
             where = [Cell(group.title)] if len(studied) > 1 else []
             rows.append([Cell(one.name), *where, Cell(one.verdict), Cell(one.ours), Cell(one.source)])
@@ -94,8 +98,8 @@ def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
         return Table("", columns, []), "Nothing was trained here, so that nothing is said of published trainings."
     said = ", ".join(f"{verdict} with {count}" for verdict, count in counts.items() if verdict != CANNOT_TELL)
     return Table("", columns, rows, frozenset(range(len(columns)))), (
-        f"Of {len(rows)} published orderings and differences this study {said}, and cannot tell of "
-        f"{counts[CANNOT_TELL]}. {VERDICT_NOTE}"
+        f"Of {len(rows) + without_runs} published orderings and differences this study {said}, and cannot tell of "
+        f"{counts[CANNOT_TELL]}; of the other {without_runs} it has no run. {VERDICT_NOTE}"
     )
 
 

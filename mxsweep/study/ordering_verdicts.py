@@ -19,6 +19,7 @@ import numpy as np
 
 from mxsweep.results.metrics import LOSS
 from mxsweep.results.rows import Row, label
+from mxsweep.results.studies import STUDY
 from mxsweep.results.trainings import read_roles
 from mxsweep.statistics.paired_tests import MeanDifference, compare_means
 from mxsweep.study.finding import format_range, run_ids, with_minus_signs
@@ -31,9 +32,9 @@ AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 ONE_SEED, OVER_OPERANDS = "one seed in common", "operands"
 MOST_STEPS = 6  # whose numbers are given
 NEAR = 0.005  # nats: published differences are of other models and data, and one study's repeat no better than this
-# Knobs that are no difference by themselves: formats, which features tell, and who computes.
+# Knobs that are no difference by themselves: formats, which features tell, who computes, and where a run lies.
 OF_FORMATS = {"format", "recipe", "matmuls", "block", "scale", "rounding", "symmetric", "tensor", "ptq", SEED}
-OF_FORMATS |= {"custom", "arithmetic", "backend"}
+OF_FORMATS |= {"custom", "arithmetic", "backend", STUDY}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Verdict:
         verdict: AGREES, DISAGREES or CANNOT_TELL.
         ours: the numbers, or what there is no run of.
         runs: ids of those that it rests on.
+        is_studied: whether any run here is of what was published.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Verdict:
     verdict: str
     ours: str
     runs: tuple[str, ...] = ()
+    is_studied: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _judge_ordering(ordering: Ordering, study: TrainingStudy, features: Mapping[
     if not steps:
         missing = [item.name for item, many in found.items() if not many]
         ours = f"no run here of {', '.join(missing)}" if missing else "no two runs here that differ in this alone"
-        return Verdict(ordering.name, ordering.source, CANNOT_TELL, ours)
+        is_studied = any(many for item, many in found.items() if not item.is_baseline)
+        return Verdict(ordering.name, ordering.source, CANNOT_TELL, ours, is_studied=is_studied)
     verdicts = {verdict for verdict, _ in steps}
     verdict = DISAGREES if DISAGREES in verdicts else AGREES if verdicts == {AGREES} else CANNOT_TELL
     # What decides comes first.
@@ -247,7 +251,7 @@ def _judge_difference(one: PublishedDifference, study: TrainingStudy, features: 
     alike = [each for each in study.ranked if meets(features[id(each.config)], one.conditions)]
     known = [each for each in alike if each.difference is not None]
     if not known:
-        return Verdict(one.name, one.source, CANNOT_TELL, f"theirs {theirs}; no run here of it")
+        return Verdict(one.name, one.source, CANNOT_TELL, f"theirs {theirs}; no run here of it", is_studied=False)
     verdicts = {_near(each, one) for each in known}
     verdict = DISAGREES if verdicts == {DISAGREES} else AGREES if AGREES in verdicts else CANNOT_TELL
     parts = []

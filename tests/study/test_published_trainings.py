@@ -12,6 +12,7 @@ from mxsweep.config.overrides import prepare
 from mxsweep.config.recorded_config import recorded
 from mxsweep.config.run_identity import identity_of
 from mxsweep.report.collection import collect
+from mxsweep.report.training_tables import verdict_table
 from mxsweep.results.groups import read_results
 from mxsweep.results.rows import read_rows
 from mxsweep.statistics.paired_tests import residual_of, t_quantile
@@ -245,3 +246,26 @@ def test_features_of_a_run_that_is_no_training_are_none(tmp_path: Path) -> None:
     put_training(tmp_path / "a", 1, format="mxfp4")
     (run,) = read_results(tmp_path).runs
     assert operand_features(read_rows(run)[0]) == {}
+
+
+def test_runs_of_two_studies_are_judged_together(tmp_path: Path) -> None:
+    put_scales(tmp_path / "runs", ceil=0.03, floor=0.02)
+    (tmp_path / "more").mkdir()
+    for run in sorted((tmp_path / "runs").glob("ceil*")):
+        run.rename(tmp_path / "more" / run.name)
+    results = read_results([tmp_path / "runs", tmp_path / "more"])
+    study = study_trainings(results, results.groups[0])
+    assert study is not None
+    reference = load_reference(written(tmp_path / "reference"))
+    (found,) = judge_published(reference.trainings, study)
+    assert (found.verdict, found.ours.split(" [")[0]) == (AGREES, "ceil against floor: +0.0100")
+
+
+def test_what_no_run_is_of_is_counted_and_not_listed(tmp_path: Path) -> None:
+    put_scales(tmp_path / "runs", ceil=0.03, floor=0.02)
+    other = ORDER.replace("name: scales", "name: others").replace("fp4_e2m1", "int4").partition("orderings:\n")[2]
+    reference = load_reference(written(tmp_path / "reference", ORDER + other))
+    table, said = verdict_table(read_results(tmp_path / "runs"), reference)
+    assert [row[0].text for row in table.rows] == ["scales"]
+    assert said.startswith("Of 2 published orderings and differences this study agrees with 1, disagrees with 0, and")
+    assert "cannot tell of 0; of the other 1 it has no run." in said
