@@ -79,7 +79,7 @@ def pair_table(study: TrainingStudy) -> tuple[Table, str]:
 
 
 def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
-    """Return what each group's trainings say of what was published, as far as they are of it, and a sentence that counts."""
+    """Return what the trainings of each group say of what was published of such, and a sentence that counts."""
     published = reference.trainings
     rows: list[list[Cell]] = []
     studied = [(group, study) for group in results.groups if (study := study_trainings(results, group)) is not None]
