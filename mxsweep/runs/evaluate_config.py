@@ -33,6 +33,7 @@ from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
 from mxsweep.runs.process import describe_device, peak_memory, seed_and_count_memory
 from mxsweep.runs.run_result import RunFiles, RunResult
+from mxsweep.runs.stored_products import refuse_plain_products
 from mxsweep.terminal.progress_callback import Progress
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class _Steps:
 
     def _quantize(self, model: PreTrainedModel, preparation: Preparation, stack: ExitStack) -> QuantizationReport:
         """Quantize the model until the stack ends, and log what that did."""
+        refuse_plain_products(model, self._config)
         with self._timed("quantize_s"), self._kernels_counted():
             report = stack.enter_context(
                 quantize_model(

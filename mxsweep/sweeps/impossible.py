@@ -134,11 +134,15 @@ def _problem_in_model(config: RunConfig) -> str | None:
 
     if config.trains and (problem := _training_problem(model, config)):
         return problem
-    if (problem := recipe_problem(model, config.recipe)) or config.ptq.budget is None:
+    if problem := recipe_problem(model, config.recipe):
         return problem
     from mxsweep.calibrate.budget import refuse_budget
+    from mxsweep.runs.stored_products import refuse_plain_products
 
     try:
+        refuse_plain_products(model, config)
+        if config.ptq.budget is None:
+            return None
         refuse_budget(model, config.recipe, config.budget_formats, config.ptq.budget, config.ptq.fuse)
     except ConfigError as error:
         return str(error)

@@ -104,7 +104,7 @@ def _asked_of(config: RunConfig) -> list[Any]:
     formats = [fmt for recipe in recipes for fmt in recipe.formats()]
     definitions = {str(fmt): [repr(fmt.element_format), repr(fmt.scale_format)] for fmt in formats}
     budget = [config.ptq.budget, config.ptq.fuse, repr(spent_on)]
-    return [repr(config.recipe), definitions, budget, config.is_baseline]
+    return [repr(config.recipe), definitions, budget, config.is_baseline, config.runtime]
 
 
 @functools.cache
