@@ -5,7 +5,7 @@ outcomes over them, and of these the paired test. Pairs of one knob are a family
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from mxsweep.study.trained_configs import has_seeds
 
 MOST_VALUES = 10  # of a knob, of which all pairs are compared; of more, neighbours and the two ends
 Runs = list[tuple[Row, Row]]
+Context = tuple[str | None, ...]  # values of knobs; None where one has no effect
+UNKNOWN = object()  # the value of a knob that has no effect on a run
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ def _interactions(
 ) -> list[Interaction]:
     """Return, of the pair that differs most, the other knobs whose values change the difference, significantly.
 
-    Of each such knob the two values with the smallest p. All that were tested are a family.
+    At both values of such a knob the difference is averaged over the combinations of the rest that both were run in:
+    over others it could change with what else is different. Of each such knob the two values with the smallest p. All
+    that were tested are a family.
     """
     told = [pair for pair in pairs if metric in pair.tests and not pair.identical]
     if not told:
@@ -179,9 +183,13 @@ def _interactions(
         for low, high in pair.runs:
             if other in low.knobs and other in high.knobs and label(low.knobs[other]) == label(high.knobs[other]):
                 by_value.setdefault(label(low.knobs[other]), []).append((low, high))
+        rest = _rest(pair.runs, others, other)
         for first, second in itertools.islice(itertools.combinations(by_value, 2), MOST_VALUES**2):
-            tests = [examples.test(by_value[value], metric) for value in (first, second)]
-            p = examples.interaction_p(by_value[first], by_value[second], metric)
+            runs = _in_common(by_value[first], by_value[second], rest)
+            if not runs[0]:
+                continue
+            tests = [examples.test(each, metric) for each in runs]
+            p = examples.interaction_p(*runs, metric)
             if p is not None and tests[0] is not None and tests[1] is not None:
                 at = ((first, tests[0].measured), (second, tests[1].measured))
                 tried.append(Interaction(pair.low, pair.high, other, at, p))
@@ -190,6 +198,41 @@ def _interactions(
         if p < ALPHA and (each.other not in best or p < best[each.other].p):
             best[each.other] = replace(each, p=p)
     return list(best.values())
+
+
+def _rest(runs: Runs, others: Sequence[str], knob: str) -> list[str]:
+    """Return the other knobs but for one and, where that is the format, for those that go with it."""
+    bound = goes_with_format(others, [row for both in runs for row in both]) if knob == "format" else []
+    return [name for name in others if name != knob and name not in bound]
+
+
+def _in_common(first: Runs, second: Runs, rest: Sequence[str]) -> tuple[Runs, Runs]:
+    """Return of both the pairs of runs that agree with one of the others in the rest of the knobs.
+
+    A knob that has no effect on a run agrees with any value.
+    """
+
+    def context(both: tuple[Row, Row]) -> Context:
+        known = [next((row.knobs[name] for row in both if name in row.knobs), UNKNOWN) for name in rest]
+        return tuple(None if value is UNKNOWN else label(value) for value in known)
+
+    ours, theirs = [(context(both), both) for both in first], [(context(both), both) for both in second]
+    with_theirs, with_ours = _agrees(theirs), _agrees(ours)
+    return [both for key, both in ours if with_theirs(key)], [both for key, both in theirs if with_ours(key)]
+
+
+def _agrees(known: Sequence[tuple[Context, tuple[Row, Row]]]) -> Callable[[Context], bool]:
+    """Return what says whether a context agrees with one of these."""
+    contexts = {key for key, _ in known}
+    partial = [key for key in contexts if None in key]
+
+    def agrees(key: Context) -> bool:
+        others = contexts if None in key else partial
+        return key in contexts or any(
+            all(x is None or y is None or x == y for x, y in zip(key, other, strict=True)) for other in others
+        )
+
+    return agrees
 
 
 class Examples:

@@ -205,6 +205,19 @@ def test_what_another_knob_changes_is_named_once_with_the_effect_at_either_value
     assert "depends on KV: perplexity +" in describe_values(values[0])[-1]
 
 
+def test_an_effect_that_was_measured_elsewhere_at_one_value_is_no_interaction(tmp_path: Path) -> None:
+    """Keys and values cost more with blocks of 64, which were run with 6 scale bits alone: the bits change nothing."""
+    put_run(tmp_path, "base", BASE, format="none")
+    for block, bits in ((16, 6), (64, 6), (16, 8)):
+        for kv in ("none", "int8"):
+            cost = block / 100 + (block / 100 if kv == "int8" else 0)
+            samples = noisy(cost, 0.05, block + (kv == "int8"))
+            put_run(tmp_path, f"{block}{bits}{kv}", samples, 4.0, block_size=block, scale_bits=bits, kv_quant=kv)
+    values = study_of(tmp_path).values
+    assert {(each.knob, one.other) for each in values for one in each.interactions} == {("block_size", "kv_quant")}
+    assert any(len(each.pairs[0].runs) == 3 for each in values if each.knob == "kv_quant")
+
+
 def test_effects_that_add_up_are_no_interaction(tmp_path: Path) -> None:
     put_run(tmp_path, "base", BASE, format="none")
     for block, kv in ((16, "none"), (16, "int8"), (32, "none"), (32, "int8")):
