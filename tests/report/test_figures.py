@@ -196,6 +196,17 @@ def test_too_many_lines_are_averaged_example_by_example(tmp_path: Path) -> None:
         )
 
 
+def test_values_that_were_run_in_no_combination_in_common_are_joined_by_no_line(tmp_path: Path) -> None:
+    """What is different between them may be any of the other knobs: no such figure is in the page."""
+    put(tmp_path / "base", outcomes([-1.0] * 4), format="none")
+    for seed in range(2 * MOST_LINES):
+        block = 16 if seed < MOST_LINES else 32
+        put(tmp_path / f"{seed}", outcomes([-1.0 - seed / 10] * 4), seed=seed, block_size=block)
+    drawn = figure(only_study(tmp_path), "perplexity_vs_block_size")
+    assert "which are not the same at all values" in drawn.caption and not drawn.in_page
+    assert len({point["segment"] for point in data(drawn.page_spec())}) == len(data(drawn.page_spec())) == 2
+
+
 def test_places_keep_the_order_of_values(tmp_path: Path) -> None:
     for index, block in enumerate((0, [16, 16], 48, 16, 8)):
         put(tmp_path / str(index), block_size=block)

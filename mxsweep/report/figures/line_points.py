@@ -34,10 +34,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Hold a line: a combination of knobs, several that came out the same, or a value of one knob over all others."""
+    """Hold a line: a combination of knobs, several that came out the same, or a value of one knob over all others.
+
+    Where no combination of the others was run at all values of the knob, points differ in more than the knob: the line
+    is not balanced, and no stroke joins them.
+    """
 
     name: str
     points: list[Point]
+    is_balanced: bool = True
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,9 @@ def _averaged(
         for place in sorted(by_place, key=lambda text: places[text]):
             some = [row for context, row in by_place[place].items() if context in common or not common]
             if (estimate := quantity.estimate(some)) is not None:
-                segment = _segment(knob, some[0].knobs[knob], len(points))
+                segment = _segment(knob, some[0].knobs[knob], len(points)) if common else len(points)
                 points.append(Point(places[place] + _shift(index, len(alike), places), estimate, some, segment))
-        lines.append(Line(value_text(explaining, [value]) if explaining else ALL, points))
+        lines.append(Line(value_text(explaining, [value]) if explaining else ALL, points, bool(common)))
     combinations = len({tuple(label(row.knobs.get(name, "")) for name in others) for row in rows})
     return Lines(lines, places, explaining, combinations, True, balanced, left_out)
 

@@ -45,7 +45,7 @@ TIPS = {"run": "run", "config": "config", "change": "change", "said": "verdict",
 def line_figure(study: Study, metric: str, knob: str) -> Figure:
     """Return the figure of `metric` against `knob`, of the group's quantized rows that have the knob.
 
-    It is in the page where a line has more than one value of the knob.
+    It is in the page where a line has more than one value of the knob, of runs that differ in nothing else.
     """
     quantity = change_quantity(study, metric, knob)
     rows = [row for row in study.rows if knob in row.knobs and not row.is_baseline]
@@ -66,7 +66,10 @@ def line_figure(study: Study, metric: str, knob: str) -> Figure:
         columns=[knob_title(knob), "line", quantity.axis, "runs"],
         cells=_cells(drawn, knob),
         about=f"{KNOB}{knob}",
-        in_page=any(len({label(point.rows[0].knobs[knob]) for point in line.points}) > 1 for line in drawn.lines),
+        in_page=any(
+            line.is_balanced and len({label(point.rows[0].knobs[knob]) for point in line.points}) > 1
+            for line in drawn.lines
+        ),
     )
 
 
