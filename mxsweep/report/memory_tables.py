@@ -34,7 +34,7 @@ def _cells(config: str, parameters: float, cache: float, cost: Cell, verdict: st
 
 
 def _name(study: Study, one: Placed) -> str:
-    return name_rows([one.row], study.naming)
+    return name_rows([one.row], study.naming, study.usual)
 
 
 def _verdict(one: Placed, terms: Terms) -> str:

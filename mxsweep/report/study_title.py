@@ -3,7 +3,7 @@
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import knob_title
 
-MOST_NAMED = 4  # models, tasks or knobs in a title
+MOST_NAMED = 3  # models, tasks or knobs in a title
 
 
 def study_title(results: Results) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ TITLES = {
     "kv_quant": "KV",
     "ptq": "weight method",
     "custom_cuda": "custom CUDA",
+    "rotation.matmuls": "rotated products",
     "kv_quant.key_axis": "axis of keys",
     "kv_quant.rope": "keys against RoPE",
     "kv_quant.first": "first tokens kept",
@@ -20,8 +22,12 @@ TITLES = {
     "kv_quant.scales": "KV scales by",
     "kv_quant.smooth": "smoothing of keys",
 }
-FORMAT_PARTS = ("block_size", "scale", "scale_bits")
+FORMAT_PARTS = ("block_size", "scale", "scale_bits", "scale_rounding", "rounding")
+ALL_LINEAR = "q+k+v+o+gate+up+down"  # products, as rotation.matmuls has them
+ALWAYS_SAID = ("format", "kv_quant", "ptq")
+MOST_SAID = 4  # knobs in a name, before usual values go unsaid
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
+NOTHING_USUAL: Mapping[str, Any] = {}
 CACHED = ("kv_quant", "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
 _OF_EACH = re.compile(r"(?P<first>[wk]):(?P<one>[^,:]+),(?P<second>[av]):(?P<other>[^,:]+)")  # "w:int8,a:none"
 _TENSORS = {"w": "weights", "a": "activations", "k": "keys", "v": "values"}
@@ -44,10 +50,13 @@ def value_text(name: str, values: Iterable[str]) -> str:
 def value_word(name: str, value: str) -> str:
     """Return what a person calls a knob's value.
 
-    Keys and values that stay as they are are "unquantized"; "w:int8,a:none" is "weights in int8".
+    Keys and values that stay as they are are "unquantized"; "w:int8,a:none" is "weights in int8"; the products of all
+    linear layers are not listed.
     """
     if name in CACHED and value == "none":
         return "unquantized"
+    if name == "rotation.matmuls":
+        return value.replace(ALL_LINEAR, "all linear")
     found = _of_each(name)(value)
     if found is None:
         return value
@@ -71,11 +80,34 @@ def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
+def usual_values(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Return of many knobs the value that more than half of the rows have which have any; nothing of few knobs."""
+    if len(names) <= MOST_SAID:
+        return {}
+    usual: dict[str, Any] = {}
+    for name in names:
+        values = [row.knobs[name] for row in rows if name in row.knobs]
+        counts = Counter(map(label, values))
+        text, count = counts.most_common(1)[0] if values else ("", 0)
+        if name not in ALWAYS_SAID and 2 * count > len(values):
+            usual[name] = next(value for value in values if label(value) == text)
+    return usual
+
+
+def usual_text(usual: Mapping[str, Any], row: Row | None = None) -> str:
+    """Return usual values in words, but for remedies that are off; where a row is given, those that it has."""
+    said = {name: {label(value): value} for name, value in usual.items()}
+    has = {name: row is None or label(row.knobs.get(name)) in values for name, values in said.items()}
+    off = no_remedies()
+    there = {name: values for name, values in said.items() if has[name] and not _is_off(name, values, off)}
+    return ", ".join(_text(name, values, off) for name, values in there.items())
+
+
+def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any] = NOTHING_USUAL) -> str:
     """Name rows that came out the same by the values of these knobs; by their format where no knob tells them apart.
 
-    Remedies that are off go unsaid where anything else is to be said. Rows that are not all combinations of their
-    values are named by the first, and counted.
+    Remedies that are off and `usual` values go unsaid where anything else is to be said. Rows that are not all
+    combinations of their values are named by the first, and counted.
     """
     by_knob = {
         name: {label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}
@@ -86,22 +118,26 @@ def name_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
         return value_text("format", [label(rows[0].knobs.get("format"))])
     different = _different(rows, list(by_knob))
     if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
-        return f"{name_rows(rows[:1], names)} (and {len(different) - 1} equal to it)"
-    alone = _alone(rows, by_knob)
-    said = {name: values for name, values in by_knob.items() if not _is_off(name, values)} or by_knob
-    texts = [_text(name, values) for name, values in said.items() if not alone or name not in ("format", "kv_quant")]
+        return f"{name_rows(rows[:1], names, usual)} (and {len(different) - 1} equal to it)"
+    alone, off = _alone(rows, by_knob), no_remedies()
+    said = {
+        name: values
+        for name, values in by_knob.items()
+        if not _is_off(name, values, off) and not (name in usual and list(values) == [label(usual[name])])
+    } or by_knob
+    left = {name: values for name, values in said.items() if not alone or name not in ("format", "kv_quant")}
+    texts = [_text(name, values, off) for name, values in left.items()]
     return ", ".join([alone, *texts] if alone else texts)
 
 
-def _text(name: str, values: Mapping[str, Any]) -> str:
-    only = next(iter(values.values())) if len(values) == 1 else None
+def _text(name: str, values: Mapping[str, Any], off: Mapping[str, Any]) -> str:
+    only = next(iter(values.values())) if len(values) == 1 and name in off else None
     words = remedy_words(name, only) if only is not None and name not in ("ptq", "rotation") else ""
-    return words or value_text(name, _ordered(name, values))
+    return words or value_text(name, _ordered(name, values) if len(values) > 1 else values)
 
 
-def _is_off(name: str, values: Mapping[str, Any]) -> bool:
+def _is_off(name: str, values: Mapping[str, Any], off: Mapping[str, Any]) -> bool:
     """Return whether a remedy has this one value, and does nothing; that weights are rounded to nearest is said."""
-    off = no_remedies()
     return name != "ptq" and name in off and list(values) == [label(off[name])]
 
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import goes_with_format, name_rows
+from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, usual_values
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
@@ -30,9 +31,10 @@ class Config:
 
     Attributes:
         name: in words, by what differs between configs.
-        one_name: of the cheapest run by itself, with what all configs have in common: what to type.
+        one_name: of the cheapest run by itself, with what all configs have in common.
         test: of the verdict's metric against the baseline.
         naming: the knobs that differ between configs.
+        usual: the values that go unsaid, by knob.
     """
 
     rows: list[Row]
@@ -40,6 +42,12 @@ class Config:
     one_name: str
     test: MetricTest
     naming: list[str]
+    usual: dict[str, Any]
+
+    @property
+    def beside(self) -> str:
+        """Return what the cheapest run has of the usual values, which go unsaid in names; "" of none."""
+        return usual_text(self.usual, self.row)
 
     @property
     def row(self) -> Row:
@@ -91,7 +99,7 @@ def find_configs(
     """Return the configs of quantized rows with a finite loss, the least costly first."""
     names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
     names = [n for n in names if n not in goes_with_format(names, rows)]
-    whole = [*_common(rows, names), *names]
+    whole, usual = [*_common(rows, names), *names], usual_values(rows, names)
     alike: dict[Hashable, list[Row]] = {}
     for row in rows:
         if math.isfinite(loss(row, metric)):
@@ -100,7 +108,8 @@ def find_configs(
     for same in alike.values():
         ordered = sorted(same, key=lambda row: _price(row, metric))
         test = metric_test(against.get(ordered[0].run.path), metric)
-        configs.append(Config(ordered, name_rows(ordered, names), name_rows(ordered[:1], whole), test, names))
+        name, one_name = name_rows(ordered, names, usual), name_rows(ordered[:1], whole, usual)
+        configs.append(Config(ordered, name, one_name, test, names, usual))
     return sorted(configs, key=lambda one: _cost(one, metric))
 
 

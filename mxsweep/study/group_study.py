@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import goes_with_format, name_rows
+from mxsweep.results.knob_words import goes_with_format, name_rows, usual_values
 from mxsweep.results.rows import Row, label
 from mxsweep.study.attribution import Attribution, describe_attributions, find_attributions
 from mxsweep.study.attribution_verdict import asks_what_costs_what, say_what_costs_what
@@ -83,6 +84,11 @@ class Study:
         return [name for name in self.swept if name not in bound]
 
     @cached_property
+    def usual(self) -> dict[str, Any]:
+        """Return the values that go unsaid where a config is named by many knobs."""
+        return usual_values([row for row in self.rows if not row.is_baseline], self.naming)
+
+    @cached_property
     def _swept_baselines(self) -> list[str]:
         return self._varying([row for row in self.rows if row.is_baseline])
 
@@ -92,7 +98,7 @@ class Study:
     def config_text(self, row: Row, without: Sequence[str] = ()) -> str:
         """Return the knobs that tell a row from others of its kind, quantized or not; its format, if none does."""
         names = self._swept_baselines if row.is_baseline else self.swept
-        return name_rows([row], [name for name in names if name not in without])
+        return name_rows([row], [name for name in names if name not in without], self.usual)
 
 
 def study_group(results: Results, group: Group) -> Study:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mxsweep.config.knobs import of_run_and_kv
 from mxsweep.results.groups import Group, Results
+from mxsweep.results.knob_words import goes_with_format, name_rows, value_text
 from mxsweep.results.remedies import applied, in_base, is_remedy, ladder_of, no_remedies, remedy_text
 from mxsweep.results.rows import Row, label
 from mxsweep.statistics.paired_tests import ShareClosed
@@ -69,6 +70,8 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
     pairs = [(row, before) for chain in chains.values() for _, row, before in chain if before is not None]
     compared = {each.row.run.path: each for each in compare_pairs(group, pairs)}
     telling = [name for i, name in enumerate(names) if len({key[i] for key in chains}) > 1]
+    bound = goes_with_format(telling, [chain[0][1] for chain in chains.values()])
+    telling = [name for name in telling if name not in bound]
     arranged = []
     for chain in chains.values():
         plain = chain[0][1]
@@ -79,7 +82,7 @@ def arrange_remedy_steps(results: Results, group: Group) -> list[RemedySteps]:
             comparison = compared[row.run.path]
             closed = compare_share_closed(row, plain, baseline) if baseline is not None else None
             steps.append(RemedyStep(row, text, comparison, texts[comparison.other.run.path], closed))
-        config = " ".join(f"{name}={label(plain.knobs[name])}" for name in telling if name in plain.knobs)
+        config = name_rows([plain], telling) if telling else ""
         arranged.append(RemedySteps(config, baseline, steps))
     return arranged
 
@@ -129,8 +132,8 @@ def _chain(
     how = [name for name in shown if is_remedy(name) and name not in known]
     by_text: dict[str, Row] = {}
     for row in rows:
-        more = [f"{name}={label(row.knobs[name])}" for name in how if name in row.knobs]
-        by_text.setdefault(" ".join([remedy_text(row.knobs), *more]), row)
+        more = ", ".join(value_text(name, [label(row.knobs[name])]) for name in how if name in row.knobs)
+        by_text.setdefault(remedy_text(row.knobs) + (f" ({more})" if more else ""), row)
     ordered = sorted(by_text.items(), key=lambda item: _height(applied(item[1].knobs)))
     if not ordered or applied(ordered[0][1].knobs):
         return []

@@ -10,7 +10,8 @@ from mxsweep.study.change_words import format_measured, format_span, metric_noun
 from mxsweep.study.finding import join_with_and
 from mxsweep.study.value_pairs import KnobValues, ValuePair
 
-MOST_AVERAGED = 3  # knobs without an effect, of each of which it is said what it is averaged over
+MOST_AVERAGED = 3  # knobs of each of which it is said what it is averaged over
+MOST_MATTERING = 5  # knobs that are named with what they do
 
 
 def describe_values(studied: KnobValues) -> list[str]:
@@ -82,8 +83,8 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
             pair = max(telling, key=lambda one: abs(one.tests[metric].measured.difference))
             measured = pair.tests[metric].measured
             against = f"{value_text(each.knob, [pair.high])} against {value_word(each.knob, pair.low)}"
-            text = f"{against}{_averaged(each, [pair], studied)}: {format_measured(metric, measured)}"
-            matter.append((abs(measured.difference), text, metric))
+            over = _averaged(each, [pair], studied)
+            matter.append((abs(measured.difference), against, over, format_measured(metric, measured), metric))
         elif tested:
             untold.append((each, tested, metric))
     not_matter = [_why_not(*each, studied, studied) for each in untold]
@@ -92,7 +93,13 @@ def summarize_values(studied: Sequence[KnobValues]) -> str:
     parts = []
     if matter:
         matter.sort(key=lambda one: -one[0])
-        parts.append(f"Of {metric_noun(matter[0][2])}, {'; '.join(text for _, text, _ in matter)}.")
+        few = len(matter) <= MOST_AVERAGED
+        texts = [f"{against}{over if few else ''}: {size}" for _, against, over, size, _ in matter[:MOST_MATTERING]]
+        more = f"; {len(matter) - MOST_MATTERING} more, by less" if len(matter) > MOST_MATTERING else ""
+        averaged = (
+            "" if few or not any(over for _, _, over, _, _ in matter) else " (each averaged over the other knobs)"
+        )
+        parts.append(f"Of {metric_noun(matter[0][-1])}{averaged}, {'; '.join(texts)}{more}.")
     if not_matter:
         said = "; ".join(not_matter)
         parts.append(f"{said[0].upper()}{said[1:]}.")

@@ -174,18 +174,24 @@ def _say_main(
         return ""
     span = " to ".join(dict.fromkeys(f"{end:.3f}" for end in (max(values), min(values))))
     start = "" if base is None or main not in base.metrics else f" {_level(base, main)} becomes"
-    own = (
-        f" ({use.row.metrics[main]:.3f} for what to use)" if use and " to " in span and main in use.row.metrics else ""
-    )
-    text = f". {metric_noun(main).capitalize()}{start} {span}{own}"
     tests = [test for one in configs if (test := metric_test(against.get(one.row.run.path), main)).paired is not None]
+    told = sum(test.tells_apart for test in tests)
+    differ = 0 < told < len(tests)
+    own = _own_main(use, main, against, differ) if use and " to " in span and main in use.row.metrics else ""
+    text = f". {metric_noun(main).capitalize()}{start} {span}{own}"
     if not tests:
         return text
-    told = sum(test.tells_apart for test in tests)
     n = tests[0].paired.n if tests[0].paired is not None else 0
     if len(tests) == 1:
         return f"{text}, {'more than chance' if told else f'no measurable difference on {_examples(n)}'}"
     return f"{text}: {_of(told, len(tests))} significantly different on {_examples(n)}"
+
+
+def _own_main(use: Config, main: str, against: Mapping[Path, Comparison], differ: bool) -> str:
+    """Say what the metric that matters most is of what to use, and where tests `differ`, what its own says."""
+    test = metric_test(against.get(use.row.run.path), main)
+    told = f", {'' if test.tells_apart else 'not '}significantly different" if differ and test.paired else ""
+    return f" ({use.row.metrics[main]:.3f} for what to use{told})"
 
 
 def _examples(n: int) -> str:
@@ -280,12 +286,18 @@ def _measured_cost(config: Config, metric: str) -> str:
 def _bits(config: Config) -> str:
     bits = config.row.bits_per_weight
     if bits is None:
-        return ""
+        return _in_brackets(config.beside)
     cached = kv_bits_per_token(config.row)
     if cached is not None and (kinds := kinds_of(config.row)) and kinds <= {"key", "value"}:
-        return f" ({cached:,.0f} bits a cached token)"
+        return _in_brackets(config.beside, f"{cached:,.0f} bits a cached token")
     known = config.row.number("diagnostics", "bits_per_weight") is not None
-    return f" ({format_bits(bits)} bits a {'weight of the decoder blocks' if known else 'parameter'})"
+    of = "weight of the decoder blocks" if known else "parameter"
+    return _in_brackets(config.beside, f"{format_bits(bits)} bits a {of}")
+
+
+def _in_brackets(*parts: str) -> str:
+    text = "; ".join(filter(None, parts))
+    return f" ({text})" if text else ""
 
 
 def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | None:
@@ -358,7 +370,7 @@ def _name_together(configs: Sequence[Config], among: Sequence[Config] = ()) -> s
     named = [name for name in configs[0].naming if not _is_open(among or configs, name)]
     rows = [row for one in configs for row in one.rows]
     if are_all_combinations(rows, named):
-        return name_rows(rows, named)
+        return name_rows(rows, named, configs[0].usual)
     return join_with_and([one.name for one in configs]) if len(configs) < 3 else f"the best {len(configs)} configs"
 
 

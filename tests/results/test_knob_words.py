@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mxsweep.results.knob_words import name_rows, value_text
+from mxsweep.results.knob_words import name_rows, usual_text, usual_values, value_text
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
 
@@ -50,6 +50,25 @@ def test_remedies_that_are_off_go_unsaid_unless_nothing_else_is_said() -> None:
     assert name_rows([row(**off, kv_quant__recent=32)], names) == "KV int4, last 32 tokens kept"
     assert name_rows([row(**off, kv_quant__recent=0)], ["kv_quant.first"]) == "first tokens kept 0"
     assert name_rows([row(ptq="rtn", rotation="hadamard")], ["ptq", "rotation"]) == "rtn, rotation hadamard"
+
+
+def test_usual_values_of_many_knobs_go_unsaid_and_are_named_once() -> None:
+    names = ["format", "block_size", "scale_bits", "kv_quant", "ptq", "kv_quant.recent"]
+    rows = [
+        row(format=fmt, block_size=size, scale_bits=8, kv_quant=kv, ptq="rtn", kv_quant__recent=0)
+        for fmt, size, kv in (("w4a6", 32, "none"), ("w4a6", 32, "int8"), ("mxfp4", 16, "none"))
+    ]
+    usual = usual_values(rows, names)
+    assert usual == {"block_size": 32, "scale_bits": 8, "kv_quant.recent": 0}
+    assert [name_rows([one], names, usual) for one in rows] == [
+        "w4a6, KV unquantized, rtn",
+        "w4a6, KV int8, rtn",
+        "mxfp4, block size 16, KV unquantized, rtn",
+    ]
+    assert usual_text(usual) == "block size 32, scale bits 8" and usual_text(usual, rows[2]) == "scale bits 8"
+    assert usual_values(rows, names[:4]) == {}
+    even = [row(**one.knobs) for one in rows[1:]]
+    assert "block_size" not in usual_values(even, names)
 
 
 def test_values_that_came_out_the_same_are_all_named() -> None:

@@ -87,8 +87,8 @@ def test_base_configurations_are_apart(tmp_path: Path) -> None:
     put(tmp_path / "unrounded", outcomes(BASE), format="mint4", block_size=16, **REMEDIES["gptq"])
     by_config = {one.config: steps(one) for one in found(tmp_path)}
     assert by_config == {
-        "format=mxfp4": {"rtn": "", "gptq": "rtn"},
-        "format=w4a6": {"rtn": "", "clip": "rtn", "gptq": "clip", "gptq + rotation search": "gptq"},
+        "mxfp4": {"rtn": "", "gptq": "rtn"},
+        "w4a6": {"rtn": "", "clip": "rtn", "gptq": "clip", "gptq + rotation search": "gptq"},
     }
 
 

@@ -9,6 +9,7 @@ from mxsweep.report.figures.look import COLOURS
 from mxsweep.report.figures.quantity import log_axis, widened
 from mxsweep.report.study_title import measured_text
 from mxsweep.report.wording import p_value
+from mxsweep.results.knob_words import usual_text
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
 from mxsweep.study.change_words import format_change, format_interval, metric_noun
@@ -42,6 +43,8 @@ def cost_figure(study: Study) -> Figure | None:
     caption += "Blue: significant. " * (True in told)
     caption += "Orange, hollow: not measurably different from the baseline. " * (False in told)
     caption += "The short lines are at the baseline."
+    usual = usual_text(configs[0].usual)
+    caption += f" Where nothing else is said: {usual}." * bool(usual)
     caption += f" The {len(drawn)} of {len(configs)} configs at the ends; the data have all." * (drawn != configs)
     return Figure(
         stem="_".join(part for part in ("cost", study.group.slug) if part),

@@ -76,7 +76,7 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
         for piece in by_kind.values():
             pieces.setdefault(piece, len(pieces))
     parts = [[pieces[by_kind[kind]] if kind in by_kind else -1 for kind in kinds] for _, by_kind in measured]
-    names = [name_rows([row], study.naming) for row, _ in measured]
+    names = [name_rows([row], study.naming, study.usual) for row, _ in measured]
     runs = [f"{name} ({row.run.run_id})" for name, (row, _) in zip(names, measured, strict=True)]
     lists = [[_cell(tensor, column_at, layer_at) for tensor in piece] for piece in pieces]
     widths = sorted({cell[-1] for cells in lists for cell in cells}, key=lambda width: (width is None, width))

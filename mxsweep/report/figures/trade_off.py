@@ -119,7 +119,7 @@ def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
         columns=["config", axis.title, quantity.axis, "on the front", "runs"],
         cells=[
             [
-                name_rows(one.rows, study.naming),
+                name_rows(one.rows, study.naming, study.usual),
                 axis.text(one.at),
                 one.estimate.text,
                 str(front.index(one) + 1) if one in front else "no",
@@ -129,7 +129,8 @@ def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
         ],
         about=ABOUT,
         notes=[
-            f"{index}: {name_rows(one.rows, study.naming)}: {axis.text(one.at)}, {quantity.noun} {one.estimate.text}"
+            f"{index}: {name_rows(one.rows, study.naming, study.usual)}: {axis.text(one.at)}, {quantity.noun} "
+            f"{one.estimate.text}"
             for index, one in enumerate(front, 1)
         ],
         wide=True,
@@ -248,7 +249,7 @@ def _chart(
 def _tips(one: _Point, study: Study, quantity: Quantity, axis: _Axis) -> dict[str, str]:
     tips = {
         "run": ", ".join(row.run.run_id for row in one.rows),
-        "config": name_rows(one.rows, study.naming),
+        "config": name_rows(one.rows, study.naming, study.usual),
         "value": metric_cell(one.rows[0], quantity.metric),
         "memory": axis.text(one.at),
     }
