@@ -12,7 +12,7 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import config, outcomes, put
 
-from mxsweep.report.figures.costs import MOST_DRAWN
+from mxsweep.report.figures.costs import MOST_DRAWN, ROOM_FOR_NAME, shortened
 from mxsweep.report.figures.error_heat_map import heat_map
 from mxsweep.report.figures.figure import Figure, file_name
 from mxsweep.report.figures.figure_files import draw_figures, group_figures
@@ -205,6 +205,19 @@ def test_values_that_were_run_in_no_combination_in_common_are_joined_by_no_line(
     drawn = figure(only_study(tmp_path), "perplexity_vs_block_size")
     assert "which are not the same at all values" in drawn.caption and not drawn.in_page
     assert len({point["segment"] for point in data(drawn.page_spec())}) == len(data(drawn.page_spec())) == 2
+
+
+def test_long_names_keep_the_ends_that_tell_them_apart() -> None:
+    start = "w4a6, KV fp4_e2m1, gptq, rotation hadamard, first 4 tokens kept, last 32 tokens kept"
+    names = ["w4a6, KV unquantized, gptq", start, f"{start}, keys before RoPE"]
+    assert shortened(names) == [
+        names[0],
+        "w4a6, KV fp4_e2m1, …, last 32 tokens kept",
+        "w4a6, KV fp4_e2m1, …, keys before RoPE",
+    ]
+    assert all(len(name) <= ROOM_FOR_NAME for name in shortened(names))
+    # Without their middles these would be the same.
+    assert shortened([f"a, b, {one * 60}, z" for one in "cd"]) == [f"a, b, {one * 60}, z" for one in "cd"]
 
 
 def test_places_keep_the_order_of_values(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
 
 ABOUT = "verdict"
+ROOM_FOR_NAME = 56  # characters of a config's name
+HEAD = 2  # parts of a long name that stay at its beginning
 MOST_DRAWN = 16  # configs; of more, those at the ends
 ROW_HEIGHT = 34  # pixels: a line of text, and the interval below it
 TOLD, NOT_TOLD = COLOURS[2], COLOURS[0]
@@ -70,7 +72,11 @@ def _cells(metric: str, config: Config) -> list[str]:
 def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None) -> Spec:
     title = f"{metric_noun(metric)}: run / baseline" if is_perplexity(metric) else f"change of {metric_noun(metric)}"
     nothing = 1.0 if is_perplexity(metric) else 0.0
-    data = [{**_datum(metric, index, one, one is use), "nothing": nothing} for index, one in enumerate(configs)]
+    names = shortened([one.name for one in configs])
+    data = [
+        {**_datum(metric, index, one, name, one is use), "nothing": nothing}
+        for index, (one, name) in enumerate(zip(configs, names, strict=True))
+    ]
     ends = [nothing, *(datum["low"] for datum in data), *(datum["high"] for datum in data)]
     low, high = widened(min(ends), max(ends), is_perplexity(metric))
     scale = {"type": "log" if is_perplexity(metric) else "linear", "domain": [low, high], "nice": False}
@@ -130,7 +136,28 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
     }
 
 
-def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, Any]:
+def shortened(names: Sequence[str]) -> list[str]:
+    """Return names with the middle of long ones left out: their ends are what tells them from one another.
+
+    Where two would become the same, all stay as they are.
+    """
+    short = [_without_middle(name) for name in names]
+    return short if len(set(short)) == len(set(names)) else list(names)
+
+
+def _without_middle(name: str) -> str:
+    parts = name.split(", ")
+    if len(name) <= ROOM_FOR_NAME or len(parts) <= HEAD + 1:
+        return name
+    shorter = [_elided(parts, parts[at:]) for at in range(HEAD + 1, len(parts))]
+    return next((text for text in shorter if len(text) <= ROOM_FOR_NAME), shorter[-1])
+
+
+def _elided(parts: Sequence[str], tail: Sequence[str]) -> str:
+    return ", ".join([*parts[:HEAD], "…", *tail])
+
+
+def _datum(metric: str, index: int, config: Config, name: str, is_use: bool) -> dict[str, Any]:
     measured = config.test.paired
     if measured is None:
         raise ValueError(f"{config.name} was not compared with its baseline")
@@ -140,7 +167,7 @@ def _datum(metric: str, index: int, config: Config, is_use: bool) -> dict[str, A
         "row": index,
         "under_name": index + 0.02,
         "end": index + 0.36,
-        "name": f"▸ {config.name}" if is_use else config.name,
+        "name": f"▸ {name}" if is_use else name,
         "use": is_use,
         "config": config.name,
         "x": form(measured.difference),
