@@ -45,7 +45,7 @@ from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
 
-STORIES_SEARCHED = 4  # times calibration.samples: a story has one last word, and a window of a text some twenty
+READ_FOR_WORDS = 4  # times calibration.samples, by a search that looks at last words: these are few, and spread more
 
 
 def prepare(
@@ -83,8 +83,8 @@ def prepare(
     if config.searches:
         positions = positions_for(config.rotation.positions, tasks)
         read = calibration
-        if positions == LAST_WORDS and calibration.whole:
-            read = _calibration_of(bench, tokenizer, tasks, max_length, STORIES_SEARCHED)
+        if positions == LAST_WORDS:
+            read = _calibration_of(bench, tokenizer, tasks, max_length, READ_FOR_WORDS)
         _search_choices(bench, positions, read)
     if config.calibrates_inputs:
         calibrate_inputs(bench)
