@@ -202,8 +202,8 @@ def search_choices(
         for name, one in compared.items():
             difference = one.difference
             values = (one.loss, difference.difference, difference.low, difference.high, one.p)
-            all_tokens = None if one.all_tokens is None else _as_dict(one.all_tokens)
-            steps.append(Step(number, name, *values, all_tokens, kept=name == winner))
+            beside = None if one.all_tokens is None else _as_dict(one.all_tokens)
+            steps.append(Step(number, name, *values, beside, kept=name == winner))
         if winner is None:
             break
         chosen = changes[winner]
