@@ -18,7 +18,7 @@ import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
 import tqdm
-import transformers.modeling_gguf_pytorch_utils
+import transformers.modeling_gguf_pytorch_utils as gguf_reading
 import transformers.utils.logging as transformers_logging
 
 KNOWN = (
@@ -46,7 +46,7 @@ HOLDERS = (
     lm_eval.api.model,
     lm_eval.api.task,
     lm_eval.models.huggingface,
-    transformers.modeling_gguf_pytorch_utils,
+    gguf_reading,
 )
 
 
