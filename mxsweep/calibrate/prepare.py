@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.block_tuning import TUNED_SEQUENCES, BlockTuning
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
@@ -264,8 +265,11 @@ def _solved(
     bench: Workbench, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent
 ) -> SolvedWeights:
     batches = unpadded_batches(bench.sequences, bench.model.device)
-    solve = solver(bench.config.ptq)
-    return solve_weights(bench.model, recipe, bench.result.prepared, batches, solve, artefact, progress)
+    solve, tune = solver(bench.config.ptq), None
+    if steps := bench.config.ptq.tuning_steps:
+        batches = [part for batch in batches for part in batch.split(TUNED_SEQUENCES)]
+        tune = BlockTuning(bench.model, steps)
+    return solve_weights(bench.model, recipe, bench.result.prepared, batches, solve, artefact, progress, tune)
 
 
 class _ClippedWeights:

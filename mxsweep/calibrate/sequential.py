@@ -55,6 +55,9 @@ Solver = Callable[..., Encoded]
 """Return codes and scales for a weight (N, C) float32, given H (C, C) float32 if needed, a format and, by the name
 ``tensor_amax``, what a per-tensor scale is made from that several weights share."""
 
+Tuner = Callable[[BlockStates, Matrices, Sequence[Site], Mapping[str, Encoded]], dict[str, Encoded]]
+"""Return other codes for the weights of a block, all of them in place, and put those in place."""
+
 
 def given(tensor_amax: Tensor | None) -> dict[str, Tensor]:
     """Return the argument of a solver by its name; nothing where the weight's per-tensor scale is its own."""
@@ -113,6 +116,7 @@ def solve_weights(
     solve: Solver,
     artefact: Artefact | None = None,
     progress: Progress = silent,
+    tune: Tuner | None = None,
 ) -> SolvedWeights:
     """Solve for the weights of all linear layers and experts in the decoder blocks that ``recipe`` quantizes.
 
@@ -121,6 +125,7 @@ def solve_weights(
         prepared: what else was worked out, as key factors; its weights are not looked at.
         batches: the calibration sequences, ids (B, T) without padding.
         artefact: where finished blocks are kept; None for nowhere.
+        tune: changes the weights of a block once all are solved for; None to leave them.
 
     Raises:
         ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; a model without decoder blocks; states of the
@@ -147,7 +152,7 @@ def solve_weights(
             elif of_block:
                 if states is None:
                     states = BlockStates(model, list(blocks.values()), index, batches)
-                block = states.within_memory(partial(_solve_block, states, matrices, of_block, solve, maxima))
+                block = states.within_memory(partial(_solve_block, states, matrices, of_block, solve, maxima, tune))
                 _keep(artefact, index, block)
             if block is not None:
                 weights, tokens = weights | block.weights, tokens | block.tokens
@@ -182,7 +187,12 @@ def _part(index: int) -> str:
 
 
 def _solve_block(
-    states: BlockStates, matrices: Matrices, sites: Sequence[Site], solve: Solver, maxima: Mapping[str, Tensor]
+    states: BlockStates,
+    matrices: Matrices,
+    sites: Sequence[Site],
+    solve: Solver,
+    maxima: Mapping[str, Tensor],
+    tune: Tuner | None,
 ) -> _Block:
     """Solve for a block's weights and put them in place; after an error, the weights are as they were."""
     block, by_name = _Block(), {site.name: site for site in sites}
@@ -191,6 +201,8 @@ def _solve_block(
             for hessians in stage_hessians(states, matrices, stage):
                 for names, of_input in hessians.items():
                     _solve_input(matrices, [by_name[name] for name in names], of_input, solve, maxima, block)
+        if tune is not None:
+            block.weights = tune(states, matrices, sites, block.weights)
     return block
 
 

@@ -178,7 +178,8 @@ GROUPS = (
     ),
     Knob(
         "ptq",
-        "how weights are quantized; rtn: rounded to nearest; clip: scales searched; gptq: errors compensated",
+        "how weights are quantized; rtn: rounded to nearest; clip: scales searched; gptq: errors compensated; "
+        "autoround: rounding learned, block by block",
         ValueType(),
         Scope.RUN,
         off=ROUND_TO_NEAREST,
@@ -462,6 +463,12 @@ REMEDIES = (
         "of GPTQ: columns in the order of the inputs' second moments",
         Flag("true, false"),
         effect=effects.sways_weights("act_order"),
+    ),
+    _ptq(
+        "steps",
+        "of autoround: steps of sign gradient descent for each decoder block",
+        Whole("1 to 10^6", 1, 10**6),
+        effect=effects.sways_weights("steps"),
     ),
     _ptq(
         "budget",

@@ -45,6 +45,7 @@ class PTQConfig:
     clip_loss: str
     damping: float
     act_order: bool
+    steps: int
     budget: float | None
     formats: dict[str, FormatConfig]
     fuse: bool
@@ -58,6 +59,11 @@ class PTQConfig:
     def needs(self) -> Needs:
         """Return what the method looks at besides the weights."""
         return WEIGHT_METHODS[self.method].needs(self.options)
+
+    @property
+    def tuning_steps(self) -> int:
+        """Return by how many steps the weights of each decoder block are tuned; 0 for a method that does not."""
+        return self.steps if WEIGHT_METHODS[self.method].tunes else 0
 
     @property
     def is_solved(self) -> bool:

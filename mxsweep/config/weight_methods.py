@@ -32,12 +32,14 @@ class WeightMethod:
         options: the knobs below ``ptq`` that sway its answers, in the order in which records hold them.
         needs: returns what it looks at, given its options.
         module: where its ``solve`` is; by default ``mxsweep.solvers.NAME``.
+        tunes: whether what ``solve`` answers is tuned block by block, by the error of a block's output.
     """
 
     name: str
     options: tuple[str, ...] = ()
     needs: Callable[[Mapping[str, Any]], Needs] = lambda options: Needs.NOTHING
     module: str = ""
+    tunes: bool = False
 
     @property
     def solver_module(self) -> str:
@@ -68,4 +70,6 @@ def _needs_of_clip(options: Mapping[str, Any]) -> Needs:
 
 register_weight_method(WeightMethod(ROUND_TO_NEAREST))
 register_weight_method(WeightMethod("clip", ("clip_loss",), _needs_of_clip))
-register_weight_method(WeightMethod("gptq", ("clip_loss", "damping", "act_order"), lambda options: Needs.HESSIAN))
+_GPTQ = ("clip_loss", "damping", "act_order")
+register_weight_method(WeightMethod("gptq", _GPTQ, lambda options: Needs.HESSIAN))
+register_weight_method(WeightMethod("autoround", (*_GPTQ, "steps"), lambda options: Needs.HESSIAN, tunes=True))

@@ -119,6 +119,14 @@ class MXExperts(nn.Module):
         """Return the matrix (N, C) of the operand of this name as it is multiplied: a view, which changes with it."""
         return self._matrix(self._located[name])
 
+    def buffer_of(self, name: str) -> str:
+        """Return the name of the buffer that holds the operand's matrix as it is multiplied."""
+        return f"{self.parameter_of(name)}_mx"
+
+    def matrix_in(self, buffer: Tensor, name: str) -> Tensor:
+        """Return the operand's matrix (N, C) in a tensor that is laid out as the buffer, as its gradient is."""
+        return self._located[name].of(buffer)
+
     def replace(self, name: str, weight_mx: Tensor) -> None:
         """Have another matrix (N, C) multiplied in the place of the operand's."""
         self.matrix(name).copy_(weight_mx)

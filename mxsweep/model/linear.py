@@ -190,8 +190,16 @@ class MXLinear(nn.Module):
 
     def matrix(self, name: str) -> Tensor:
         """Return the matrix (N, C) of the operand of this name as it is multiplied; it does not change any more."""
+        return self.matrix_in(self.weight_mx, name)
+
+    def buffer_of(self, name: str) -> str:
+        """Return the name of the buffer that holds the operand's matrix as it is multiplied."""
+        return "weight_mx"
+
+    def matrix_in(self, buffer: Tensor, name: str) -> Tensor:
+        """Return the operand's matrix (N, C) in a tensor that is laid out as the buffer, as its gradient is."""
         rows = self._rows_of(name)
-        return self.weight_mx if rows is None else rows.of_weight(self.weight_mx).flatten(0, 1)
+        return buffer if rows is None else rows.of_weight(buffer).flatten(0, 1)
 
     def replace(self, name: str, weight_mx: Tensor) -> None:
         """Have another matrix (N, C) multiplied in the place of the operand's."""

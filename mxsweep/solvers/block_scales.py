@@ -18,7 +18,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, blocks_shape
 from mxsweep.numerics.encoding import Encoded
-from mxsweep.numerics.reference.codes import element_codes, has_negative_zero, scale_codes
+from mxsweep.numerics.reference.codes import element_codes, has_negative_zero, scale_codes, scale_values
 from mxsweep.numerics.reference.definition import (
     center_blocks,
     elementwise_inputs,
@@ -70,17 +70,33 @@ class BlockScales:
 
         return choose_scales(w, fmt, elementwise_inputs(w, fmt, None, None, tensor_amax), choose)
 
+    @staticmethod
+    def of_encoded(weight: Encoded) -> BlockScales:
+        """Return the scales of a matrix (N, C) in codes, blocked along C."""
+        fmt, (height, width) = weight.format, weight.shape
+        rows, length = (1, fmt.block_size or width) if isinstance(fmt.block_size, int) else fmt.block_size
+
+        def per_row(per_block: Tensor) -> Tensor:
+            return per_block.to(torch.float32).repeat_interleave(rows, dim=0)[:height]
+
+        stored = per_row(scale_values(weight.scales, fmt.scale_format))
+        midpoint = None if weight.midpoints is None else per_row(weight.midpoints)
+        return BlockScales(stored, midpoint, length, weight.tensor_scale)
+
+    def per_element(self, fmt: MXFormat, width: int) -> tuple[AppliedScale, Tensor | None]:
+        """Return what each element of ``width`` columns is divided by and read back with, and its midpoint, (N, C)."""
+        scale = self.applied(fmt).each(lambda values: self._per_element(values, width))
+        return scale, None if self.midpoint is None else self._per_element(self.midpoint, width)
+
     def quantize(self, w: Tensor, fmt: MXFormat) -> Tensor:
         """Return values (N, C) float32 on the grids of these scales: q((w - m) / s) * s + m, in exact arithmetic."""
-        scale = self.applied(fmt).each(lambda values: self._per_element(values, w.shape[1]))
-        midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
+        scale, midpoint = self.per_element(fmt, w.shape[1])
         return round_with_scale(without_inf(w, fmt), fmt, scale, midpoint)
 
     def encode(self, w: Tensor, fmt: MXFormat) -> Encoded:
         """Return the codes of what `quantize` returns, in float32."""
         element = fmt.element_format
-        scale = self.applied(fmt).each(lambda values: self._per_element(values, w.shape[1]))
-        midpoint = None if self.midpoint is None else self._per_element(self.midpoint, w.shape[1])
+        scale, midpoint = self.per_element(fmt, w.shape[1])
         q = round_on_grid(without_inf(w, fmt), fmt, scale, midpoint)
         rows = 1 if isinstance(fmt.block_size, int) else fmt.block_size[0]
         return Encoded(

@@ -54,6 +54,20 @@ def test_gptq_wins_back_what_rounding_lost() -> None:
     assert solved["diagnostics"]["bits_per_weight"] == rounded["diagnostics"]["bits_per_weight"]
 
 
+def test_learned_rounding_is_of_blocks_and_of_so_many_steps() -> None:
+    words = [*W4A4, "limit=20", "ptq=autoround"]
+    hashes = {compose([*words, f"ptq.steps={steps}"]).config_hash for steps in (1, 2)}
+    assert len(hashes) == 2
+    assert compose([*W4A4, "ptq=gptq", "ptq.steps=7"]).config_hash == compose([*W4A4, "ptq=gptq"]).config_hash
+    first, again = (done(*words, "ptq.steps=3") for _ in range(2))
+    assert first["config"]["ptq"] == {
+        "method": "autoround", "clip_loss": "weight", "damping": 0.01, "act_order": True, "steps": 3
+    }  # fmt: skip
+    assert first["remedies"]["ptq"]["method"] == "autoround" and first["remedies"]["ptq"]["layers"] == 21
+    assert not first["remedies"]["ptq"]["cached"] and again["remedies"]["ptq"]["cached"]
+    assert again["metrics"] == first["metrics"]
+
+
 def test_what_was_worked_out_is_not_worked_out_again() -> None:
     first, again = (done(*W4A4, "ptq=gptq") for _ in range(2))
     assert again["remedies"]["ptq"]["cached"]

@@ -114,6 +114,11 @@ def native_definition(a: Tensor, element: ElementFormat, rounding: str) -> Tenso
     return torch.where(a.isinf(), a, torch.copysign(rounded, a))
 
 
+def spacing(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
+    """Return the spacing of the grid around values, float32: a new tensor, of finite numbers where `a` is finite."""
+    return _power_of_two(a, grid).mul_(2.0**-grid.mantissa_bits)
+
+
 def _power_of_two(a: Tensor, grid: ElementFormat | ScaleFormat) -> Tensor:
     """Return t = 2^floor(log2 |a|), held to the powers of two of the smallest normal and of the largest value."""
     t = a.view(torch.int32).bitwise_and(_EXPONENT_MASK).view(torch.float32)
@@ -144,7 +149,7 @@ def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | 
     """Round toward zero, or where there are random numbers stochastically."""
     magnitude = a.abs()
     rounded = _round_even(a, grid, ties=False).abs_()
-    u = _power_of_two(a, grid).mul_(2.0**-grid.mantissa_bits)
+    u = spacing(a, grid)
     rounded -= u * (rounded > magnitude)
     if random is not None:
         # Where |a| lies above the grid's largest value, the clamp undoes what this does.

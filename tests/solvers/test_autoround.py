@@ -1,0 +1,98 @@
+"""Values that are rounded to a start's, and the steps that they take: against the start, by hand, by brute force."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.adversarial import assert_same_bits
+from torch import Tensor
+
+from mxsweep.numerics import ELEMENT_NAMES, MXFormat, decode, encode
+from mxsweep.numerics.reference.codes import element_values
+from mxsweep.numerics.reference.rounding import spacing
+from mxsweep.solvers.autoround import Unrounded, rate_of
+from mxsweep.solvers.gptq import solve
+
+FORMATS = [
+    *(MXFormat(element, 8, rounding="even") for element in ELEMENT_NAMES),
+    MXFormat("fp4_e2m1", 16, scale="e5m3"),
+    MXFormat("fp4_e2m1", 16, scale="e4m3", tensor_scale=True),
+    MXFormat("int4", 32, scale="fp32", symmetric=False),
+    MXFormat("mint4", 8, symmetric=False),
+    MXFormat("int3", (4, 8)),
+    MXFormat("fp4_e2m1", (3, 7), scale="fp32", symmetric=False),
+    MXFormat("int4", 0),
+    MXFormat("fp6_e2m3", 24, rounding="floor"),
+]
+OPTIONS = {"clip_loss": "weight", "damping": 0.01, "act_order": True}
+
+
+def weight() -> Tensor:
+    return torch.randn(12, 40, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+def hessian() -> Tensor:
+    x = torch.randn(160, 40, generator=torch.Generator().manual_seed(1)) * torch.linspace(2, 0.05, 40)
+    return 2 * x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_they_begin_with_the_values_of_the_start(fmt: MXFormat) -> None:
+    start = solve(weight(), fmt, hessian(), OPTIONS)
+    unrounded = Unrounded.of(weight(), start)
+    assert torch.equal(unrounded.values(), decode(start))
+    assert_same_bits(decode(unrounded.encoded()), unrounded.values())
+    assert torch.equal(unrounded.encoded().scales, start.scales)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_they_begin_on_the_way_to_the_weight(fmt: MXFormat) -> None:
+    w = weight()
+    start = solve(w, fmt, hessian(), OPTIONS)
+    unrounded = Unrounded.of(w, start)
+    scale, midpoint = unrounded.scales.per_element(fmt, w.shape[1])
+    where = unrounded.u * scale.read + (0 if midpoint is None else midpoint)
+    assert ((where - w).abs() <= (decode(start) - w).abs() + 1e-6).all()
+    ulp = spacing(element_values(start.codes, fmt.element_format), fmt.element_format)
+    way = (where - decode(start)).abs() / (scale.read * ulp)
+    assert (way <= 0.2501).all() and (way > 0.2499).any() and ((way > 0) & (way < 0.2499)).any()
+
+
+def test_steps_by_hand() -> None:
+    # Of 0.7, 3.2, 5.9 and 0.5 under the scale 1, fp4_e2m1 makes 0.5, 3, 6 and 0.5, with spacings of 0.5, 1, 2 and 0.5.
+    fmt = MXFormat("fp4_e2m1", 4)
+    w = torch.tensor([[0.7, 3.2, 5.9, 0.5]])
+    unrounded = Unrounded.of(w, encode(w, fmt))
+    assert unrounded.values().tolist() == [[0.5, 3.0, 6.0, 0.5]]
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.625, 3.2, 5.9, 0.5]]))  # 0.7 is further than 0.25 ulps
+    unrounded.step(torch.tensor([[-1e-9, -5.0, 3.0, 0.0]]), 0.3)
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.775, 3.5 - 1e-7, 5.3, 0.5]]))
+    assert unrounded.values()[0, 0] == 1.0 and unrounded.values()[0, 2:].tolist() == [6.0, 0.5]
+    unrounded.step(torch.tensor([[0.0, -5.0, 3.0, torch.nan]]), 0.25)
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.775, 3.75, 4.8, 0.5]]))
+    assert unrounded.values().tolist() == [[1.0, 4.0, 4.0, 0.5]]
+
+
+@pytest.mark.parametrize("fmt", [MXFormat("fp4_e2m1", 8), MXFormat("int4", 8, "fp32")], ids=str)
+def test_all_steps_together_go_to_the_next_value_at_most(fmt: MXFormat) -> None:
+    element, steps = fmt.element_format, 50
+    start = encode(weight(), fmt)
+    unrounded = Unrounded.of(weight(), start)
+    before = unrounded.u.clone()
+    for step in range(steps):
+        unrounded.step(torch.ones_like(before), rate_of(step, steps))
+    scale, _ = unrounded.scales.per_element(fmt, 40)
+    grid = element_values(torch.arange(2**element.bits, dtype=torch.uint8), element).unique()
+    grid = grid[~grid.isnan()]
+    old, new = (((w / scale.read)[..., None] - grid).abs().argmin(dim=-1) for w in (decode(start), unrounded.values()))
+    assert set((old - new).unique().tolist()) <= {0, 1} and (old != new).any()
+
+
+def test_a_block_without_a_scale_stays_so() -> None:
+    w, fmt = weight(), MXFormat("fp4_e2m1", 8)
+    w[2, 9] = torch.nan
+    unrounded = Unrounded.of(w, encode(w, fmt))
+    unrounded.step(torch.ones_like(w), 0.5)
+    values = unrounded.values()
+    assert values.isnan().sum() == 8 and values[2, 8:16].isnan().all()
+    assert_same_bits(decode(unrounded.encoded()), values)
