@@ -57,8 +57,8 @@ def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
 def test_where_two_processes_go_on_from_is_logged_by_the_one_that_waits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    train_alone(training_job(steps=2, dtype="float32"), tmp_path, lambda *_: None)
     job = training_job(steps=2, processes=2, dtype="float32")
-    train_shared(job, tmp_path, lambda *_: None)
     caplog.set_level("INFO", logger="mxsweep")
     assert train_shared(job, tmp_path, lambda *_: None).summary["resumed_from"] == 2
     assert caplog.messages.count("Training goes on from step 2 of 2") == 1
