@@ -96,7 +96,7 @@ def give_verdict(
         *chosen,
         _say_cost(group, configs, metric, against, use) if has_baseline else None,
         _say_knobs(values),
-        _say_sure(judged, metric),
+        _say_sure(judged, metric, _repeats(quantized, against)),
     ]
     return Verdict([line for line in lines if line is not None], metric, configs, use)
 
@@ -162,7 +162,7 @@ def _level(row: Row, metric: str) -> str:
     if not (math.isfinite(value) and math.isfinite(error) and error > 0) or betterness(metric) > 0:
         return f"{value:.3f}" if betterness(metric) > 0 else f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+    return f"{value:,.{digits}f} (standard error {error:,.{digits}f})"
 
 
 def _say_main(
@@ -233,7 +233,7 @@ def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
     elif len(configs) > 1:
         certain = all(test.tells_apart for test in compared)
         every = "Every other config" if len(compared) == len(configs) - 1 else "Every other config that was compared"
-        text += f". {every} is {'significantly worse' if certain else 'worse, by its own interval'}"
+        text += f". {every} is {'significantly worse than it' if certain else 'worse than it, by its own interval'}"
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
     costs = use.test.tells_apart and use.test.paired is not None and as_cost(metric, use.test.paired.difference) > 0
     if costs and weights and not any(applied(row.knobs) for one in configs for row in one.rows):
@@ -312,11 +312,19 @@ def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | No
     return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead)
 
 
-def _say_sure(judged: Judged, metric: str) -> VerdictLine | None:
+def _repeats(rows: Sequence[Row], against: Mapping[Path, Comparison]) -> int:
+    """Return how many examples comparisons left out, since they ask the same as others."""
+    return max((against[row.run.path].repeats for row in rows if row.run.path in against), default=0)
+
+
+def _say_sure(judged: Judged, metric: str, repeats: int) -> VerdictLine | None:
     """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals.
 
     Those are of the configs that more examples may tell from the best, where there are any, else of all that are not
     identical with it, against it.
+
+    Args:
+        repeats: examples that were left out, since they ask the same as others.
     """
     configs, tests = judged.configs, judged.tests
     several, unclear = len(configs) > 1, len(judged.unclear) > 1
@@ -335,7 +343,8 @@ def _say_sure(judged: Judged, metric: str) -> VerdictLine | None:
     elif several and betterness(metric) and all(test is None or test.tells_apart for test in tests):
         lead = "Enough examples to tell the best from all others"
     text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
-    return VerdictLine("How sure", f"{text}. {_say_noise(configs)}", [], lead)
+    once = f" Left out, since they ask what others do: {_examples(repeats)}." if repeats else ""
+    return VerdictLine("How sure", f"{text}.{once} {_say_noise(configs)}", [], lead)
 
 
 def _smallest_found(paired: Sequence[AccuracyDifference | MeanDifference]) -> float | None:

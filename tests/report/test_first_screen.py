@@ -87,7 +87,9 @@ def test_accuracy_of_what_to_use_stands_beside_that_of_all(tmp_path: Path) -> No
 def test_the_baseline_s_own_perplexity_stands_beside_its_changes(tmp_path: Path) -> None:
     put_blocks(tmp_path)
     ppl = math.exp(-BASE.mean())
-    assert line(study_of(tmp_path), "Cost").startswith(f"Perplexity {ppl:.2f} ± {ppl / 10:.2f} unquantized: +")
+    assert line(study_of(tmp_path), "Cost").startswith(
+        f"Perplexity {ppl:.2f} (standard error {ppl / 10:.2f}) unquantized: +"
+    )
 
 
 def test_never_more_examples_than_the_task_has_are_advised(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_dearer_config_is_named_where_the_cheaper_is_worse_by_more_than_chance
     put_run(tmp_path, "b32", noisy(0.4, 0.1, 2), 4.25, block_size=32)
     study = study_of(tmp_path)
     assert study.verdict.use is not None and study.verdict.use.name == "block size 16"
-    assert "Every other config is significantly worse" in line(study, "Use")
+    assert "Every other config is significantly worse than it." in line(study, "Use")
     assert "both configs significantly worse" in line(study, "Cost")
     assert "Enough examples to tell the best" in line(study, "How sure")
 
@@ -372,7 +372,7 @@ def test_examples_are_enough_only_where_the_adjusted_tests_tell_all_from_the_bes
         cost = np.random.default_rng(20 + seed).normal(0, 0.1, N)
         put_run(tmp_path, f"b{block}", best - (cost - cost.mean() + 0.0105), 4 + 8 / block, block_size=block)
     study = study_of(tmp_path)
-    assert "Every other config is worse, by its own interval" in line(study, "Use")
+    assert "Every other config is worse than it, by its own interval" in line(study, "Use")
     assert line(study, "How sure").startswith("400 examples typically show a difference of ")
 
 
@@ -458,3 +458,14 @@ def test_groups_of_tasks_that_hold_each_other_end(tmp_path: Path) -> None:
         groups = {"all": ["inner", "a", 1], "inner": ["all", "inner"]}
         (tmp_path / name / "lm_eval.json").write_text(json.dumps({"group_subtasks": groups}))
     assert [each.title for each in study_of(tmp_path).verdict.lines] == ["Baseline"]
+
+
+def test_examples_that_ask_the_same_are_said_to_be_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    base = -rng.gamma(0.7, 2, 200)
+    base[100:] = base[:100]
+    asked = [f"i{i % 100}" for i in range(200)]
+    for name, lost, knobs in (("base", 0.0, {"format": "none"}), ("a", 0.5, {}), ("b", 1.0, {"block_size": 64})):
+        samples = outcomes(base - lost * (1 + np.arange(200) % 100 / 100)).assign(input_hash=asked)
+        put(tmp_path / name, samples, **knobs)
+    assert "Left out, since they ask what others do: 100 examples." in line(study_of(tmp_path), "How sure")
