@@ -20,7 +20,7 @@ def evaluated(layer: LayerFormats) -> tuple[LinearFormats, list[str]]:
         rows, columns = tile
         left_out.append(
             f"inputs, in tiles of {rows}x{columns} while training, are in blocks of {rows * columns} along each token, "
-            "also for the held-out loss: the scale of a tile tells a token of those after it, which it is to predict"
+            "also for the held-out loss: a scale over tokens tells one of those after it, which it is to predict"
         )
     return LinearFormats(weight=weight, activation=activation), left_out
 

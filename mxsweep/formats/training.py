@@ -110,10 +110,12 @@ class LayerFormats:
 
     @property
     def input_tile(self) -> tuple[int, int] | None:
-        """Return the tile (tokens, channels) of fprop's inputs where it spans tokens, so that they share a scale."""
+        """Return the tile (tokens, channels) of fprop's inputs, where it makes tokens share a scale."""
         operand = self.fprop.first
-        block = 0 if operand is None else operand.fmt.block_size
-        return block if isinstance(block, tuple) and block[0] > 1 else None
+        if operand is None or isinstance(operand.fmt.block_size, int):
+            return None
+        tile = operand.fmt.block_size
+        return tile if tile[0] > 1 or operand.fmt.tensor_scale else None
 
     def operands(self) -> Iterator[tuple[str, OperandFormat | None]]:
         """Yield each operand by its name, as ``dgrad.grad``, with its format."""

@@ -99,7 +99,7 @@ def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
     said = ", ".join(f"{verdict} with {count}" for verdict, count in counts.items() if verdict != CANNOT_TELL)
     return Table("", columns, rows, frozenset(range(len(columns)))), (
         f"Of {len(rows) + without_runs} published orderings and differences this study {said}, and cannot tell of "
-        f"{counts[CANNOT_TELL]}; of the other {without_runs} it has no run. {VERDICT_NOTE}"
+        f"{counts[CANNOT_TELL]}{f'; of the other {without_runs} it has no run' if without_runs else ''}. {VERDICT_NOTE}"
     )
 
 

@@ -10,7 +10,8 @@ in micro-batches of half the size, which stay so.
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -104,20 +105,27 @@ class Passes:
         share = -(-len(sequences) // self._team.size)
         padded = np.resize(np.arange(len(sequences)), share * self._team.size)
         mine = range(self._team.rank * share, (self._team.rank + 1) * share)
+        with self._validating():
+            sums = []
+            for start in range(0, share, self.micro_batch):
+                part = mine[start : start + self.micro_batch]
+                self._step.first_example = part[0]
+                logits, _ = self._read(sequences[padded[part]])
+                for number, row in zip(padded[part], logits, strict=True):
+                    sums.append(-negative_log_likelihoods(row, sequences[number][1:]).sum())
+        values: np.ndarray = self._team.joined(torch.stack(sums)).cpu().numpy()
+        return values[: len(sequences)]
+
+    @contextmanager
+    def _validating(self) -> Iterator[None]:
         was_training = self._running.training
         self._running.eval()
         self._step.validates = True
-        sums = []
-        for start in range(0, share, self.micro_batch):
-            part = mine[start : start + self.micro_batch]
-            self._step.first_example = part[0]
-            logits, _ = self._read(sequences[padded[part]])
-            for number, row in zip(padded[part], logits, strict=True):
-                sums.append(-negative_log_likelihoods(row, sequences[number][1:]).sum())
-        self._step.validates = False
-        self._running.train(was_training)
-        values: np.ndarray = self._team.joined(torch.stack(sums)).cpu().numpy()
-        return values[: len(sequences)]
+        try:
+            yield
+        finally:
+            self._step.validates = False
+            self._running.train(was_training)
 
     def _read(self, sequences: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the logits (B, T, V) of sequences and the tokens that follow (B, T)."""

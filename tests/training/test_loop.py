@@ -26,8 +26,10 @@ from mxsweep.terminal.progress_callback import silent
 from mxsweep.training.curve import Curve
 from mxsweep.training.initial_model import _check_fits, _warnings
 from mxsweep.training.job import Rows, Trained
+from mxsweep.training.quantizing import Quantizer
 from mxsweep.training.saved_state import save_state, saved_steps
 from mxsweep.training.train_model import train_alone
+from mxsweep.training.training_pass import TrainingPass
 
 TESTS = Path(__file__).resolve().parent.parent
 KILLED_AT = 5
@@ -210,3 +212,19 @@ def test_a_large_model_that_sees_little_text_is_warned_of() -> None:
     assert said.startswith("train: llama-10m sees 768 tokens, which is 7.2e-05 for each of its 10,616,832 parameters")
     assert not _warnings(training_job(init=large, steps=10_000))
     assert not _warnings(training_job())
+
+
+def test_layers_are_told_of_held_out_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = set()
+    quantizer = TrainingPass.quantizer
+
+    def telling(self: TrainingPass, *of: Any) -> Quantizer:
+        told.add((torch.is_grad_enabled(), self.step.validates))
+        return quantizer(self, *of)
+
+    monkeypatch.setattr(TrainingPass, "quantizer", telling)
+    operand = OperandFormat(MXFormat("fp4_e2m1", (4, 4)))
+    train_alone(
+        training_job(TrainingRecipe(LayerFormats(ProductFormats(operand, operand))), eval_every=2), tmp_path, silent
+    )
+    assert told == {(True, False), (False, True)}

@@ -320,13 +320,32 @@ def test_a_weight_that_is_tied_gets_the_gradients_of_both_its_modules() -> None:
     assert not torch.equal(apart["lm_head.weight"], gradients(untied, TrainingRecipe(FP4), [ids()])["lm_head.weight"])
 
 
-@pytest.mark.parametrize(("block", "tells"), [((4, 4), True), ((16, 1), True), ((1, 16), False), (16, False)], ids=str)
-def test_no_token_depends_on_a_later_one_where_a_model_is_validated(block: int | tuple[int, int], tells: bool) -> None:
-    of_input = ProductFormats(operand("fp4_e2m1", block_size=block), operand("fp4_e2m1"))
-    step, model, batch = Step(), llama(), ids()
-    other = batch.clone()
-    other[:, -1] = other[:, -1] % 96 + 1
+@pytest.mark.parametrize(
+    ("block", "more", "tells"),
+    [
+        ((4, 4), {}, True),
+        ((16, 1), {}, True),
+        ((1, 16), {}, False),
+        (16, {}, False),
+        ((1, 16), {"scale": "e4m3", "tensor_scale": True}, True),  # whose float32 scale is a sequence's
+        (16, {"scale": "e4m3", "tensor_scale": True}, False),
+    ],
+    ids=str,
+)
+def test_no_token_depends_on_a_later_one_where_a_model_is_validated(
+    block: int | tuple[int, int], more: dict[str, Any], tells: bool
+) -> None:
+    of_input = ProductFormats(operand("fp4_e2m1", block_size=block, **more), operand("fp4_e2m1"))
+    assert (LayerFormats(of_input).input_tile is not None) == tells
+    step, model = Step(), llama()
+    batch = ids(1).repeat(96, 1)
+    batch[:, -1] = torch.arange(1, 97)  # every last token there is, behind the same others
+
+    def differs() -> bool:
+        before = model(batch).logits[:, :-1]
+        return not torch.equal(before, before[:1].expand_as(before))
+
     with torch.no_grad(), training_layers(model, TrainingRecipe(LayerFormats(of_input)), step):
-        assert torch.equal(model(batch).logits[:, :-1], model(other).logits[:, :-1]) != tells
+        assert differs() == tells
         step.validates = True
-        assert torch.equal(model(batch).logits[:, :-1], model(other).logits[:, :-1])
+        assert not differs()
