@@ -27,6 +27,14 @@ ALL_LINEAR = "q+k+v+o+gate+up+down"  # products, as rotation.matmuls has them
 ALWAYS_SAID = ("format", "kv_quant", "ptq")
 MOST_SAID = 4  # knobs in a name, before usual values go unsaid
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
+NOTHING_DONE = {  # what is said of a remedy that is off, where most have it on
+    "kv_quant.first": "no first tokens kept",
+    "kv_quant.recent": "no last tokens kept",
+    "kv_quant.rotation": "keys not rotated",
+    "kv_quant.smooth": "keys not smoothed",
+    "ptq.budget": "no budget of bits",
+    "rotation.residual": "residual stream not rotated",
+}
 NOTHING_USUAL: Mapping[str, Any] = {}
 CACHED = ("kv_quant", "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
 _OF_EACH = re.compile(r"(?P<first>[wk]):(?P<one>[^,:]+),(?P<second>[av]):(?P<other>[^,:]+)")  # "w:int8,a:none"
@@ -99,15 +107,15 @@ def usual_text(usual: Mapping[str, Any], row: Row | None = None) -> str:
     said = {name: {label(value): value} for name, value in usual.items()}
     has = {name: row is None or label(row.knobs.get(name)) in values for name, values in said.items()}
     off = no_remedies()
-    there = {name: values for name, values in said.items() if has[name] and not _is_off(name, values, off)}
+    there = {name: values for name, values in said.items() if has[name] and not _has_only(name, values, off)}
     return ", ".join(_text(name, values, off) for name, values in there.items())
 
 
 def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any] = NOTHING_USUAL) -> str:
     """Name rows that came out the same by the values of these knobs; by their format where no knob tells them apart.
 
-    Remedies that are off and `usual` values go unsaid where anything else is to be said. Rows that are not all
-    combinations of their values are named by the first, and counted.
+    `usual` values go unsaid where anything else is to be said, and so do remedies that are off, but for those that are
+    usually on. Rows that are not all combinations of their values are named by the first, and counted.
     """
     by_knob = {
         name: {label(row.knobs[name]): row.knobs[name] for row in rows if name in row.knobs}
@@ -120,11 +128,8 @@ def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any
     if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
         return f"{name_rows(rows[:1], names, usual)} (and {len(different) - 1} equal to it)"
     alone, off = _alone(rows, by_knob), no_remedies()
-    said = {
-        name: values
-        for name, values in by_knob.items()
-        if not _is_off(name, values, off) and not (name in usual and list(values) == [label(usual[name])])
-    } or by_knob
+    unsaid = {**off, **usual}
+    said = {name: values for name, values in by_knob.items() if not _has_only(name, values, unsaid)} or by_knob
     left = {name: values for name, values in said.items() if not alone or name not in ("format", "kv_quant")}
     texts = [_text(name, values, off) for name, values in left.items()]
     return ", ".join([alone, *texts] if alone else texts)
@@ -133,12 +138,13 @@ def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any
 def _text(name: str, values: Mapping[str, Any], off: Mapping[str, Any]) -> str:
     only = next(iter(values.values())) if len(values) == 1 and name in off else None
     words = remedy_words(name, only) if only is not None and name not in ("ptq", "rotation") else ""
+    words = NOTHING_DONE.get(name, "") if _has_only(name, values, off) else words
     return words or value_text(name, _ordered(name, values) if len(values) > 1 else values)
 
 
-def _is_off(name: str, values: Mapping[str, Any], off: Mapping[str, Any]) -> bool:
-    """Return whether a remedy has this one value, and does nothing; that weights are rounded to nearest is said."""
-    return name != "ptq" and name in off and list(values) == [label(off[name])]
+def _has_only(name: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Return whether a knob has its `known` value and no other; never of ptq, for rounding to nearest is said, too."""
+    return name != "ptq" and name in known and list(values) == [label(known[name])]
 
 
 def _alone(rows: Sequence[Row], by_knob: Mapping[str, Mapping[str, Any]]) -> str:

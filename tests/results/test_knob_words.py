@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mxsweep.results.knob_words import name_rows, usual_text, usual_values, value_text
+from mxsweep.config.overrides import prepare
+from mxsweep.config.recorded_config import recorded
+from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, usual_values, value_text
 from mxsweep.results.record import RunFolder
-from mxsweep.results.rows import Row
+from mxsweep.results.rows import Row, label, read_rows
+from mxsweep.sweeps.plan import plan
 
 
 def row(**knobs: Any) -> Row:
@@ -48,7 +52,7 @@ def test_remedies_that_are_off_go_unsaid_unless_nothing_else_is_said() -> None:
     off = {"kv_quant": "int4", "rotation": "none", "kv_quant__first": 0, "kv_quant__smooth": 0.0}
     assert name_rows([row(**off, kv_quant__recent=0)], names) == "KV int4"
     assert name_rows([row(**off, kv_quant__recent=32)], names) == "KV int4, last 32 tokens kept"
-    assert name_rows([row(**off, kv_quant__recent=0)], ["kv_quant.first"]) == "first tokens kept 0"
+    assert name_rows([row(**off, kv_quant__recent=0)], ["kv_quant.first"]) == "no first tokens kept"
     assert name_rows([row(ptq="rtn", rotation="hadamard")], ["ptq", "rotation"]) == "rtn, rotation hadamard"
 
 
@@ -69,6 +73,38 @@ def test_usual_values_of_many_knobs_go_unsaid_and_are_named_once() -> None:
     assert usual_values(rows, names[:4]) == {}
     even = [row(**one.knobs) for one in rows[1:]]
     assert "block_size" not in usual_values(even, names)
+
+
+def test_a_remedy_that_is_off_is_said_where_most_have_it_on() -> None:
+    names = ["format", "block_size", "kv_quant", "ptq", "rotation", "kv_quant.recent"]
+    remedies = [("hadamard", 32), ("none", 32), ("hadamard", 0)]
+    chosen = [(fmt, size, *remedies[0]) for fmt in ("w4a6", "mxfp4") for size in (16, 32)]
+    chosen += [("w4a6", size, *each) for size, each in zip((16, 32), remedies[1:], strict=True)]
+    rows = [
+        row(format=fmt, block_size=size, kv_quant="int4", ptq="gptq", rotation=rotation, kv_quant__recent=recent)
+        for fmt, size, rotation, recent in chosen
+    ]
+    usual = usual_values(rows, names)
+    assert usual_text(usual) == "rotation hadamard, last 32 tokens kept"
+    told = [name_rows([one], names, usual) for one in rows]
+    assert len(set(told)) == len(rows)
+    assert told[:2] == [f"w4a6, block size {size}, KV int4, gptq" for size in (16, 32)]
+    assert told[4:] == [f"{told[0]}, rotation none", f"{told[1]}, no last tokens kept"]
+
+
+def test_the_leaderboards_configs_have_names_of_their_own() -> None:
+    grids, sweeps = prepare(["experiment=leaderboard"])
+    configs = [one.config for one in plan(grids, sweeps).runs if one.config]
+    records = [{"config": recorded(config), "metrics": {"story": {}}} for config in configs]
+    rows = [one for record in records for one in read_rows(RunFolder(Path(), "done", record)) if not one.is_baseline]
+    knobs = dict.fromkeys(name for one in rows for name in one.knobs)
+    varying = [name for name in knobs if len({label(one.knobs.get(name)) for one in rows}) > 1]
+    bound = goes_with_format(varying, rows)
+    names = [name for name in varying if name not in bound]
+    usual = usual_values(rows, names)
+    assert usual["kv_quant.first"] == 4
+    told = [name_rows([one], names, usual) for one in rows]
+    assert len(told) == 73 and [name for name, count in Counter(told).items() if count > 1] == []
 
 
 def test_values_that_came_out_the_same_are_all_named() -> None:
