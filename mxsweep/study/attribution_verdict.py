@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Sequence
 
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.metrics import is_margin, is_perplexity
 from mxsweep.statistics.paired_tests import MeanDifference
 from mxsweep.study.attribution import Attribution, Cost, Sum, format_nats, kinds_text
-from mxsweep.study.change_words import format_change, format_with_span
-from mxsweep.study.comparison import Comparison, compare_pairs
+from mxsweep.study.change_words import format_factor, format_with_span
+from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids, with_minus_signs
 from mxsweep.study.metric_test import metric_test
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
@@ -31,9 +31,7 @@ def asks_what_costs_what(group: Group, found: Sequence[Attribution]) -> bool:
     return bool(apart) and parts >= {row.run.path for row in group.rows if not row.is_baseline}
 
 
-def say_what_costs_what(
-    results: Results, group: Group, found: Sequence[Attribution], against: Mapping[Path, Comparison]
-) -> list[VerdictLine]:
+def say_what_costs_what(results: Results, group: Group, found: Sequence[Attribution]) -> list[VerdictLine]:
     """Say of each config that was taken apart which part costs most, and whether the parts' costs add up."""
     lines = []
     for one in found[:MOST_CONFIGS]:
@@ -86,25 +84,43 @@ def _say_together(results: Results, group: Group, one: Attribution) -> VerdictLi
     if not sums or sums[0].whole != one.whole:
         return None
     whole, *between = sums
-    if whole.is_significant:
-        more = "more" if whole.excess.difference > 0 else "less"
-        lead = f"The costs do not add up: together they are {more} than their sum"
-    else:
-        lead = "The costs cannot be told from adding up"
+    lead = _lead(one.quantity, whole)
     text = f"{lead}. {_set_text(results, group, one, whole)}"
     for each in between:
         text += f"; {_set_text(results, group, one, each)}"
     return VerdictLine(TOGETHER, f"{text}.", run_ids([one.runs[one.whole]]), lead)
 
 
+def _lead(quantity: str, whole: Sum) -> str:
+    """Say whether costs add up; of a perplexity, whose logarithms are added, whether its ratios multiply."""
+    are_ratios = quantity == LOG_PERPLEXITY
+    if not whole.is_significant:
+        return f"The costs cannot be told from {'ratios that multiply' if are_ratios else 'adding up'}"
+    more = "more" if whole.excess.difference > 0 else "less"
+    if are_ratios:
+        return f"The costs do not multiply: together they are {more} than the product of their ratios"
+    return f"The costs do not add up: together they are {more} than their sum"
+
+
 def _set_text(results: Results, group: Group, one: Attribution, each: Sum) -> str:
     name = _name(results, group, one, each.whole) if each.whole == one.whole else kinds_text(each.whole)
-    total = each.total + each.excess.difference
+    total, parts = each.total + each.excess.difference, _parts_text(each)
     told = "" if each.is_significant else ", not told apart"
+    if one.quantity == LOG_PERPLEXITY:
+        return (
+            f"{name}: {PERPLEXITY} {format_factor(total)}, where {parts} by themselves multiply to "
+            f"{format_factor(each.total)} (excess {_ratio_text(each.excess)}{told})"
+        )
     return (
-        f"{name}: {_size(one.quantity, total)}, where {_parts_text(each)} by themselves make "
-        f"{_size(one.quantity, each.total)} (excess {_cost_text(one.quantity, each.excess)}{told})"
+        f"{name}: {_size(total)}, where {parts} by themselves make {_size(each.total)} "
+        f"(excess {format_nats(each.excess)}{told})"
     )
+
+
+def _ratio_text(excess: MeanDifference) -> str:
+    """Return what the product of the parts' ratios is to be multiplied by, and its 95 % interval where it has one."""
+    text = format_factor(excess.difference)
+    return text if math.isnan(excess.low) else f"{text} [{format_factor(excess.low)}, {format_factor(excess.high)}]"
 
 
 def _parts_text(each: Sum) -> str:
@@ -117,14 +133,11 @@ def _name(results: Results, group: Group, one: Attribution, kinds: Kinds) -> str
     return name_rows([one.runs[kinds]], names)
 
 
-def _size(quantity: str, difference: float) -> str:
-    """Return a cost: of a perplexity in %, for log-perplexities that add up are ratios that multiply."""
-    if quantity == LOG_PERPLEXITY:
-        return with_minus_signs(format_change(PERPLEXITY, difference))
+def _size(difference: float) -> str:
     return with_minus_signs(f"{difference:+.3g}")
 
 
-def _cost_text(quantity: str, cost: Cost | MeanDifference) -> str:
+def _cost_text(quantity: str, cost: Cost) -> str:
     if quantity == LOG_PERPLEXITY:
         return format_with_span(PERPLEXITY, cost.difference, cost.low, cost.high)
     return format_nats(cost)

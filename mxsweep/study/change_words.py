@@ -87,6 +87,14 @@ def format_bits(bits: float) -> str:
     return f"{bits:.3f}".rstrip("0").rstrip(".")
 
 
+def format_factor(log_ratio: float) -> str:
+    """Return a ratio, given as its logarithm, between a tenth and ten to three decimals: "×2.758", "×0.963"."""
+    if abs(log_ratio) < math.log(10):
+        return f"×{math.exp(log_ratio):.3f}"
+    factor = _factor(log_ratio)
+    return "> ×10^300" if factor == MORE else f"×{factor}"
+
+
 def metric_noun(metric: str) -> str:
     """Return what a sentence calls a metric."""
     return {"margin": "mean margin"}.get(metric, long_title(metric).replace("_", " "))

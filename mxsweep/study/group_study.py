@@ -111,7 +111,7 @@ def study_group(results: Results, group: Group) -> Study:
     values = study_values(results, group)
     lines = [VerdictLine(TRAINING, finding.text, finding.runs) for finding in said[:MOST_SAID]] or _withheld(group)
     asked = asks_what_costs_what(group, attributions)
-    answers = say_what_costs_what(results, group, attributions, comparisons) if asked else []
+    answers = say_what_costs_what(results, group, attributions) if asked else []
     verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values, answers)
     return Study(
         results,

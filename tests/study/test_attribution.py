@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,10 @@ def test_without_a_perplexity_margins_or_right_answers_are_lost(quantity: str, t
     assert cost_table([one]).columns[1] == {"margin": "mean margin lost", "accuracy": "accuracy lost"}[quantity]
     (text,) = (finding.text for finding in describe_attributions([one]))
     assert f"costs this much {quantity}:" in text
+    together = verdict(tmp_path)["Together"]
+    of_all = max((each for each in one.sums if each.whole == one.whole), key=lambda each: len(each.parts))
+    assert f"keys and values by themselves make {of_all.total:+.3g} (excess " in together.replace("−", "-")
+    assert "add" in together and "×" not in together
 
 
 def test_a_format_without_native_arithmetic_is_the_same_beside_one_that_has_it(tmp_path: Path) -> None:
@@ -258,6 +263,10 @@ def percent(costs: Any) -> str:
     return f"{math.expm1(np.mean(costs)):+.1%}"
 
 
+def ratio(costs: Any) -> str:
+    return f"×{math.exp(np.mean(costs)):.3f}"
+
+
 def verdict(top: Path) -> dict[str, str]:
     (study,) = study_groups(read_results(top))
     return {line.title: line.text for line in study.verdict.lines}
@@ -278,16 +287,25 @@ def test_a_study_of_single_kinds_answers_which_costs_most_and_whether_costs_add_
     assert places == sorted(places)
     total = sum(COSTS.values())
     assert said["Together"].startswith(
-        "The costs do not add up: together they are more than their sum. w4a6, KV fp4_e2m1: "
-        f"{percent(total + excess)}, where weights, activations, keys and values by themselves make {percent(total)} "
-        f"(excess {percent(excess)} ["
+        "The costs do not multiply: together they are more than the product of their ratios. w4a6, KV fp4_e2m1: "
+        f"perplexity {ratio(total + excess)}, where weights, activations, keys and values by themselves multiply to "
+        f"{ratio(total)} (excess {ratio(excess)} [×"
     )
     linear = COSTS["w"] + COSTS["a"]
     assert (
-        f"linear layers: {percent(linear)}, where weights and activations by themselves make {percent(linear)}"
-        in (said["Together"])
+        f"linear layers: perplexity {ratio(linear)}, where weights and activations by themselves multiply to "
+        f"{ratio(linear)} (excess ×1.000 [×1.000, ×1.000], not told apart)" in said["Together"]
     )
     assert said["Cost"].startswith("Perplexity ") and "(values alone in fp4_e2m1) to" in said["Cost"]
+
+
+def test_a_reader_can_multiply_what_the_parts_cost(tmp_path: Path) -> None:
+    put_all(tmp_path, RNG.normal(0.3, 0.2, N))
+    said = verdict(tmp_path)
+    shares = [float(text) for text in re.findall(r" \+([\d.]+)% \[", said["Costs most"])]
+    together, parts, excess = (float(text) for text in re.findall(r"×([\d.]+)", said["Together"])[:3])
+    assert len(shares) == 4 and math.prod(1 + share / 100 for share in shares) == pytest.approx(parts, rel=3e-3)
+    assert parts * excess == pytest.approx(together, rel=2e-3)
 
 
 def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +315,7 @@ def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path: Path, monkeypatch:
     put_all(tmp_path, excess - excess.mean() + 0.001)
     said = verdict(tmp_path)
     assert ", but not measurably more than keys. Then keys alone in fp4_e2m1 " in said["Costs most"]
-    assert said["Together"].startswith("The costs cannot be told from adding up. ")
+    assert said["Together"].startswith("The costs cannot be told from ratios that multiply. ")
 
 
 def test_of_more_than_the_parts_of_a_config_it_is_said_what_to_use(tmp_path: Path) -> None:
