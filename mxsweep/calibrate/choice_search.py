@@ -8,7 +8,7 @@ Of those that are better the one of the least loss is kept, and the search ends 
 finite which was not is better, too, without a test.
 
 Where the loss is of chosen words alone, that of all tokens stands beside it, and a change that makes the latter
-significantly worse is not kept, whatever it does for the former.
+significantly worse, or makes it no number where it was one, is not kept, whatever it does for the former.
 
 Losses of a choice are kept on disk as soon as they are known, so that an interrupted search goes on where it was.
 """
@@ -258,8 +258,9 @@ def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarra
     for (name, (one, all_tokens)), p in zip(differences.items(), adjusted, strict=True):
         loss = float(tried[name][0].sum()) / total
         mends = math.isfinite(loss) and not math.isfinite(float(before[0].sum()))
+        breaks = bool(np.isfinite(before.sum(axis=1)[1:]).any()) and not np.isfinite(tried[name]).all()
         harms = all_tokens is not None and all_tokens.difference > 0 and not all_tokens.p >= ALPHA
-        is_better = mends or (one.difference < 0 and p < ALPHA and not harms)
+        is_better = mends or (one.difference < 0 and p < ALPHA and not (breaks or harms))
         compared[name] = _Compared(loss, one, p, all_tokens, is_better)
     return compared
 

@@ -509,7 +509,7 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.judge",
-        "of a search, with ptq=gptq: by weights on searched scales (clip), or by the run's own (ptq)",
+        "of a search, with ptq=gptq or autoround: by weights on searched scales (clip), or by the run's own (ptq)",
         Choice(words=("clip", "ptq")),
         effect=effects.searches,
     ),

@@ -204,6 +204,21 @@ def test_what_harms_all_tokens_is_not_kept_for_the_words() -> None:
     assert first["q"]["all_tokens"]["difference"] == pytest.approx(0.1) and not first["q"]["kept"]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_leaves_all_tokens_no_number_is_not_kept_for_the_words(broken: float) -> None:
+    counts = np.array([np.full(len(TOKENS), 2), TOKENS])
+    choices = Choices(RECIPE, ROTATIONS[:1])
+    one_sequence = of_words(1.0, 2.0)
+    one_sequence[1, 3] = broken
+    losses = {"none": of_words(3.0, 2.0), "q": one_sequence}
+    found = search_choices(choices, of_sets(losses, []), counts, Kept(), lambda *_: None)  # type: ignore[arg-type]
+    assert found.recipe == RECIPE and not found.steps[0].kept
+    # What was no number before forbids nothing.
+    losses = {"none": of_words(3.0, broken), "q": of_words(1.0, broken)}
+    found = search_choices(choices, of_sets(losses, []), counts, Kept(), lambda *_: None)  # type: ignore[arg-type]
+    assert found.recipe.rotation == Rotation(("q",), 32) and found.steps[0].kept
+
+
 def test_a_loss_of_all_tokens_that_may_be_as_before_forbids_nothing() -> None:
     noise = np.where(np.arange(8) % 2, -0.5, 0.8) * TOKENS
     losses = {"none": of_words(3.0, 2.0), "q": of_words(1.0, 2.0) + np.array([np.zeros(8), noise])}
