@@ -14,7 +14,6 @@ from mxsweep.study.finding import format_range
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
 from mxsweep.study.tensor_kinds import Kinds
 
-ATTRIBUTION_TITLE = "What costs what"
 COST_TITLES = {LOG_PERPLEXITY: "Δ log-perplexity", MARGIN: "mean margin lost", ACCURACY: "accuracy lost"}
 COST_NOTE = (
     "Each line quantizes these tensors and no others, in the formats of the run that quantizes all. The cost is the "

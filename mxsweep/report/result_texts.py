@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mxsweep.report.attribution_tables import (
-    ATTRIBUTION_TITLE,
     COST_NOTE,
     SUM_NOTE,
     brief_tables,
@@ -33,7 +32,7 @@ from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
 from mxsweep.results.baselines import baseline_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
-from mxsweep.study.attribution import Attribution
+from mxsweep.study.attribution import ATTRIBUTION_TITLE, Attribution
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms

@@ -26,6 +26,7 @@ from mxsweep.study.finding import Finding, join_with_and, run_ids
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN, paired_values
 from mxsweep.study.tensor_kinds import LINEAR, Kinds, is_calibrated_so, kinds_of, signature
 
+ATTRIBUTION_TITLE = "What costs what"  # of the tables of all that was found
 UNITS = {LOG_PERPLEXITY: "in nats", MARGIN: "in nats", ACCURACY: "in shares of the examples"}
 
 

@@ -9,7 +9,7 @@ from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.metrics import is_margin, is_perplexity
 from mxsweep.statistics.paired_tests import MeanDifference
-from mxsweep.study.attribution import Attribution, Cost, Sum, format_nats, kinds_text
+from mxsweep.study.attribution import ATTRIBUTION_TITLE, Attribution, Cost, Sum, format_nats, kinds_text
 from mxsweep.study.change_words import format_factor, format_with_span
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids, with_minus_signs
@@ -19,7 +19,7 @@ from mxsweep.study.tensor_kinds import Kinds
 from mxsweep.study.verdict import VerdictLine
 
 MOST_CONFIGS = 2  # whose parts are told on the first screen
-COSTS_MOST, TOGETHER = "Costs most", "Together"
+COSTS_MOST, TOGETHER, OTHERS = "Costs most", "Together", "Others"
 PERPLEXITY = "perplexity"
 NOUNS = {LOG_PERPLEXITY: PERPLEXITY, MARGIN: "mean margin lost", ACCURACY: "accuracy lost"}
 
@@ -32,12 +32,24 @@ def asks_what_costs_what(group: Group, found: Sequence[Attribution]) -> bool:
 
 
 def say_what_costs_what(results: Results, group: Group, found: Sequence[Attribution]) -> list[VerdictLine]:
-    """Say of each config that was taken apart which part costs most, and whether the parts' costs add up."""
+    """Say of configs that were taken apart which part costs most, and whether the parts' costs add up.
+
+    It is said of the first MOST_CONFIGS, and then how many more there are.
+    """
     lines = []
     for one in found[:MOST_CONFIGS]:
         where = f"{_name(results, group, one, one.whole)}: " if len(found) > 1 else ""
         lines += [line for line in (_say_most(results, group, one, where), _say_together(results, group, one)) if line]
-    return lines
+    return [*lines, *_say_others(found[MOST_CONFIGS:])]
+
+
+def _say_others(found: Sequence[Attribution]) -> list[VerdictLine]:
+    """Say how many more configs were taken apart, and where what their parts cost is to be found."""
+    if not found:
+        return []
+    were, their = ("config was", "its") if len(found) == 1 else ("configs were", "their")
+    said = f"{len(found)} more {were} taken apart: what {their} parts cost stands below, under {ATTRIBUTION_TITLE}."
+    return [VerdictLine(OTHERS, said, run_ids([one.runs[one.whole] for one in found]))]
 
 
 def _single(one: Attribution) -> list[Kinds]:

@@ -37,7 +37,7 @@ def quantized(kinds: str, **more: Any) -> dict[str, Any]:
 
 def put_run(top: Path, kinds: str, excess: Any = 0.0, name: str = "", record: Any = None, **more: Any) -> None:
     """A run that quantizes these kinds, whose cost is the sum of theirs and an excess, and has more in its identity."""
-    of_run = more.pop("of_run", {})
+    of_run, of_config = more.pop("of_run", {}), more.pop("of_config", {})
     identity = {"model": "m", "seed": 1, **of_run, "quantized": quantized(kinds, **more) if kinds else None}
     lost = sum((COSTS[kind] for kind in kinds), start=np.zeros(N)) + excess
     linear = {"w": "w:fp4_e2m1,a:none", "a": "w:none,a:fp6_e2m3", "wa": "w4a6"}
@@ -54,7 +54,7 @@ def put_run(top: Path, kinds: str, excess: Any = 0.0, name: str = "", record: An
             "value": "fp4_e2m1" if "v" in kinds else "none",
         },
     }
-    fields = {"identity": identity, "config": config() | knobs, **(record or {})}
+    fields = {"identity": identity, "config": config() | knobs | of_config, **(record or {})}
     put(top / (name or kinds or "base"), outcomes(BASE - lost), record=fields)
 
 
@@ -316,6 +316,37 @@ def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path: Path, monkeypatch:
     said = verdict(tmp_path)
     assert ", but not measurably more than keys. Then keys alone in fp4_e2m1 " in said["Costs most"]
     assert said["Together"].startswith("The costs cannot be told from ratios that multiply. ")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((16, 32), None),
+        ((16, 32, 64), "1 more config was taken apart: what its parts cost stands below, under What costs what."),
+        (
+            (8, 16, 32, 64),
+            "2 more configs were taken apart: what their parts cost stands below, under What costs what.",
+        ),
+    ],
+)
+def test_configs_whose_parts_are_not_told_are_counted(sizes: tuple[int, ...], said: str | None, tmp_path: Path) -> None:
+    put_run(tmp_path, "")
+    for size in sizes:
+        for each in ALL:
+            entries = quantized(each)
+            ((name, *linear),) = entries["layers"]
+            layers, kv = (
+                [text and text.replace("b32", f"b{size}") for text in texts] for texts in (linear, entries["kv"])
+            )
+            put_run(
+                tmp_path, each, name=f"{each}{size}", layers=[[name, *layers]], kv=kv, of_config={"block_size": size}
+            )
+    (study,) = study_groups(read_results(tmp_path))
+    titles = [line.title for line in study.verdict.lines]
+    assert titles[:4] == ["Costs most", "Together"] * 2
+    assert verdict(tmp_path).get("Others") == said
+    page = collect(tmp_path).text
+    assert len(study.attributions) == len(sizes) and all(one.config in page for one in study.attributions)
 
 
 def test_of_more_than_the_parts_of_a_config_it_is_said_what_to_use(tmp_path: Path) -> None:

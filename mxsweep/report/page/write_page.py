@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.versions import version_of
-from mxsweep.report.attribution_tables import ATTRIBUTION_TITLE, COST_NOTE, SUM_NOTE, cost_table, sum_table
+from mxsweep.report.attribution_tables import COST_NOTE, SUM_NOTE, cost_table, sum_table
 from mxsweep.report.figures.costs import ABOUT as VERDICT
 from mxsweep.report.figures.error_heat_map import MEASURES, HeatMap
 from mxsweep.report.figures.figure import Figure
@@ -53,6 +53,7 @@ from mxsweep.report.table import Table
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table
 from mxsweep.results.groups import Results
 from mxsweep.results.rows import label
+from mxsweep.study.attribution import ATTRIBUTION_TITLE
 from mxsweep.study.comparison import explain_groups
 from mxsweep.study.finding import Finding
 from mxsweep.study.group_study import Study
