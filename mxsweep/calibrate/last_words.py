@@ -8,6 +8,7 @@ all tokens says little of them: it is made of words that the sentence alone tell
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,21 @@ from mxsweep.terminal.errors import ConfigError
 
 _CHOSEN = ("loglikelihood", "multiple_choice")  # lm-eval's types of tasks that score words behind a text
 
-_WORD = r"\w+(?:['\u2019-]\w+)*"
-# With what may stand behind it: marks that end a sentence, quotes and brackets that close, a space.
-_LAST_OF_SENTENCE = re.compile(rf"{_WORD}(?=[.!?\u2026]+[\"'\u201d\u2019)\]]*(?:\s|$))")
+# Signs that belong to the letter before them, as vowels in Hindi, which \w leaves out; and joiners within words.
+_SIGNS = "".join(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c))[0] == "M") + "\u200c\u200d"
+# Of Chinese and Japanese, which have no spaces between words, a word is a character, and with it the token that has it.
+_SPACELESS = "\u3005\u3041-\u30fa\u30fc-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_LETTERS = rf"(?:[^\W{_SPACELESS}]|[{_SIGNS}])+"
+_WORD = rf"(?:[{_SPACELESS}]|(?<![^\W{_SPACELESS}])(?<![{_SIGNS}]){_LETTERS}(?:['\u2019-]{_LETTERS})*)"
+# What a full stop behind does not make the end of a sentence: initials ("J.", "p.", "U.S.") and titles.
+_TITLES = "mr|mrs|ms|messrs|mme|mlle|dr|prof|rev|hon|capt|col|gen|lt|sgt|maj|st|sr|jr|esq|mt|vs|cf|pp|vol"
+_SHORTENED = rf"(?:[^\W\d_]|(?i:{_TITLES}))\.(?![.!?\u2026])"
+# With what may stand behind it: marks that end a sentence, quotes and brackets that close, a space. Marks as wide as a
+# character need no space.
+_STOPS = ".!?\u2026\u0964\u0965\u061f\u06d4"
+_CLOSING = "\"'\u201d\u2019\u00bb)\\]"
+_END = rf"[{_STOPS}]+[{_CLOSING}]*(?:\s|$)|\u2026*[\u3002\uff01\uff1f\uff61]"
+_LAST_OF_SENTENCE = re.compile(rf"(?!(?<!\w){_SHORTENED}){_WORD}(?={_END})")
 _LAST_OF_TEXT = re.compile(rf"{_WORD}(?=\W*$)")
 
 
@@ -54,7 +67,8 @@ def positions_for(asked: str, tasks: Mapping[str, Any]) -> str:
 def find_last_words(calibration: Calibration) -> LastWords:
     """Return the last words of sentences; of texts that are whole, of each text alone.
 
-    A word is left out if the sequence begins with it, since nothing predicts it.
+    Initials and titles before a full stop end no sentence. Of a script without spaces between words a last word is the
+    token that has the last character. A word is left out if the sequence begins with it, since nothing predicts it.
 
     Raises:
         ConfigError: no sequence has one, or the tokenizer cannot tell which characters a token is.
@@ -78,7 +92,7 @@ def find_last_words(calibration: Calibration) -> LastWords:
         counts.append(count)
     if not any(counts):
         raise ConfigError(
-            f"rotation.positions: {calibration.description}: no sentence ends there in a word (. ! ? or \u2026 behind "
-            "it); allowed: all, or another calibration text"
+            f"rotation.positions: {calibration.description}: no sentence ends there in a word with one of "
+            ". ! ? \u2026 \u3002 \uff01 \uff1f \u0964 \u061f behind it; allowed: all, or another calibration text"
         )
     return LastWords(tuple(tokens), np.array(counts))

@@ -30,6 +30,7 @@ from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weigh
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.rules_config import ALL_TOKENS, LAST_WORDS
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.run_identity import SEARCH_RULE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
@@ -76,17 +77,15 @@ def prepare(
         refuse_attention(model, config.recipe)  # which quantizing the model would refuse, after it
         calibration = _calibration_of(bench, tokenizer, tasks, max_length)
         bench.use_calibration(calibration)
+    if config.searches:  # what it reads is refused before anything is worked out
+        read = _read_of_search(bench, tokenizer, tasks, max_length)
     # In this order: each sees what was worked out before it.
     if config.ptq.budget is not None:
         _spend_budget(bench, config.ptq.budget, overrides)
     if config.recipe.kv.smooth > 0:
         _smooth_keys(bench)
     if config.searches:
-        positions = positions_for(config.rotation.positions, tasks)
-        read = calibration
-        if positions == LAST_WORDS:
-            read = _calibration_of(bench, tokenizer, tasks, max_length, READ_FOR_WORDS)
-        _search_choices(bench, positions, read)
+        _search_choices(bench, *read)
     if config.calibrates_inputs:
         calibrate_inputs(bench)
     if config.ptq.is_solved and config.quantizes_weights:
@@ -104,6 +103,16 @@ def _calibration_of(
     refuse_unknown_tokens(calibration.sequences, bench.model, tokenizer)
     refuse_evaluated(calibration, tasks, config.task, config.calibration)
     return calibration
+
+
+def _read_of_search(
+    bench: Workbench, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Any], max_length: int
+) -> tuple[Calibration, LastWords | None]:
+    """Return what the losses of a search are taken of, and its last words where they are of those."""
+    if positions_for(bench.config.rotation.positions, tasks) == ALL_TOKENS:
+        return _calibration_of(bench, tokenizer, tasks, max_length), None
+    read = _calibration_of(bench, tokenizer, tasks, max_length, READ_FOR_WORDS)
+    return read, find_last_words(read)
 
 
 def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> None:
@@ -148,14 +157,15 @@ def _smooth_keys(bench: Workbench) -> None:
     bench.result.prepared = replace(bench.result.prepared, key_factors=factors)
 
 
-def _search_choices(bench: Workbench, positions: str, read: Calibration) -> None:
+def _search_choices(bench: Workbench, read: Calibration, words: LastWords | None) -> None:
     """Search for the products to rotate, and for the rounding of scales.
 
     Args:
-        positions: of which tokens losses are compared.
-        read: what they are taken of.
+        read: what losses are taken of.
+        words: of which tokens; None for all.
     """
     config, result = bench.config, bench.result
+    positions = ALL_TOKENS if words is None else LAST_WORDS
     # Inputs are calibrated in the basis that is found.
     is_static = result.recipe.activation_scale == STATIC
     before = replace(result.recipe, activation_scale=DYNAMIC) if is_static else result.recipe
@@ -163,8 +173,7 @@ def _search_choices(bench: Workbench, positions: str, read: Calibration) -> None
     rotations = rotations_of(bench.model, config.candidates) if config.candidates else ()
     choices = Choices(before, rotations, {name: before.with_scale_rounding(name) for name in config.scale_roundings})
     block = config.candidates[0].block if config.candidates else None
-    words = find_last_words(read) if positions == LAST_WORDS else None
-    on = {"positions": positions, "read": read.identity}
+    on = {"positions": positions, "read": read.identity, "rule": SEARCH_RULE}
     artefact = bench.artefact("choices", before, block=block, judge=judge, **on)
     counts = np.array([[len(sequence) - 1 for sequence in read.sequences]])
     if words is not None:

@@ -33,7 +33,7 @@ from mxsweep.machine.gpus import device_type
 # It is part of the hash of every run that has one, and of the key of everything that is cached of them; what is cached
 # has a version of its own besides, for changes that leave most runs what they were.
 REMEDIES_VERSION = 1
-SEARCH_RULE = 3  # by which a search keeps a choice: raised whenever it changes, for searches alone
+SEARCH_RULE = 4  # which words a search looks at, and what it keeps: raised whenever it changes, for searches alone
 TRAINING_VERSION = 1  # raised whenever the same config comes to another trained model
 MOST_OF_A_NAME = 40  # characters of a format in a run's id
 

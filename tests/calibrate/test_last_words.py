@@ -60,6 +60,25 @@ def test_last_words_are_those_that_end_a_sentence(tmp_path: Path) -> None:
     assert "".join(words) == "".join(WORDS)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Mr. Ames met Dr. Lee, p. 5. Then J. R. Oak saw the U.S. fleet. Am I? Oh, Ann!", ["5", "fleet", "I", "Ann"]),
+        ("So said prof. Oak. The Mrs.\nWhat of Mr.? One v. two.", ["Oak", "Mr", "two"]),
+        ("他去了学校。她没有来！我用Python。", ["校", "来", "Python"]),
+        ("वह घर गया। तुम कौन हो?", ["गया", "हो"]),
+        ("هل أنت هنا؟ نعم.", ["هنا", "نعم"]),
+        ("東京に行った…。「はい。」と", ["た", "い"]),
+    ],
+    ids=["titles", "marks", "chinese", "hindi", "arabic", "japanese"],
+)  # fmt: skip
+def test_last_words_are_no_titles_and_of_any_script(text: str, words: list[str]) -> None:
+    spans = np.array([(0, 0)] + [(place, place + 1) for place in range(len(text))])  # a token a character
+    found = find_last_words(Calibration((np.zeros(len(spans), dtype=np.int64),), (text,), {}, "one text", (spans,)))
+    assert found.counts.tolist() == [len(words)]
+    assert "".join(text[place] for place in np.flatnonzero(found.tokens[0])) == "".join(words)
+
+
 def test_windows_of_a_text_have_spans_of_their_own_characters(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("\n".join(f"One two{i} three four{i}." for i in range(60)))

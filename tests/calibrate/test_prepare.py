@@ -127,6 +127,25 @@ def test_rescue4_wins_back_what_four_bits_of_keys_and_values_lose() -> None:
     assert rescued["metrics"] != kept["metrics"]
 
 
+def test_a_text_without_last_words_is_refused_before_a_budget_is_spent(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("one two three " * 40)
+    text = ["calibration=text", f"calibration.path={file}", "calibration.samples=2", "calibration.length=16"]
+    search = ["ptq.budget=5", "rotation=search", "rotation.matmuls=[q]", "rotation.positions=last_words"]
+    record = run(compose(["limit=2", "model.device=cpu", "format=mxfp4", *text, *search]))
+    assert record["status"] == "failed" and "no sentence ends there in a word" in str(record["error"])
+    assert not list((tmp_path / "cache").rglob("costs*"))
+
+
+def test_losses_of_a_search_by_an_earlier_rule_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["limit=2", "model.device=cpu", "format=mxfp4", "calibration.samples=2", "rotation=search"]
+    words += ["rotation.matmuls=[q]"]
+    assert not done(*words)["remedies"]["search"]["cached"]
+    assert done(*words)["remedies"]["search"]["cached"]
+    monkeypatch.setattr("mxsweep.calibrate.prepare.SEARCH_RULE", 0)
+    assert not done(*words)["remedies"]["search"]["cached"]
+
+
 def test_a_search_of_scale_roundings_keeps_the_rotation() -> None:
     words = [*W4A4, "calibration.samples=8", "rotation=hadamard"]
     record = done(*words, "scale_rounding=search")

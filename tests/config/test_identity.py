@@ -128,7 +128,7 @@ EARLIER = {
     "format=none": "980e5abaf096daec",
     "format=mxfp4 ptq=gptq ptq.budget=4.5": "c121e8620234e5ed",
     "format=none kv_quant=fp4_e2m1 kv_quant.smooth=0.5": "2e349fcfa849c4cb",
-    "format=mxfp4 ptq=gptq rotation=search rotation.judge=ptq": "549184c91c92155b",
+    "format=mxfp4 ptq=gptq rotation=search rotation.judge=ptq": "24f097b5533ba820",
     "block_size=[4,16] format.activation=none": "4d0c3c2486b14a2d",
     "noise=2": "c15d079217db73fc",
     "diagnostics=true": "0f10c93f9e1e328c",
