@@ -38,7 +38,9 @@ class BlockStates:
         self, model: PreTrainedModel, blocks: Sequence[nn.Module], index: int, batches: Sequence[Tensor]
     ) -> None:
         self._model, self._blocks, self._index, self._batches = model, blocks, index, list(batches)
+        self._parts = list(range(len(batches)))  # of which batch, as given, each is the whole or a part
         self._calls: list[list[Any]] = []
+        self._called_by: list[int] = []  # the batch, as given, of each call of the block
         self._states: list[Tensor] | None = None
         self._is_chain = True
         self._rope_lengths = RopeLengths(model)
@@ -48,6 +50,10 @@ class BlockStates:
         """Return how many calls of the block there are; a batch calls it once, or more often."""
         assert self._states is not None
         return len(self._states)
+
+    def calls_of(self, batch: int) -> list[int]:
+        """Return the numbers of the calls with the sequences of a batch, by its number among those given."""
+        return [number for number, of in enumerate(self._called_by) if of == batch]
 
     def run(self, number: int) -> Tensor:
         """Return the block's output in a call; called within :meth:`within_memory`."""
@@ -83,10 +89,13 @@ class BlockStates:
         if max(len(batch) for batch in self._batches) == 1:
             sequences, longest = len(self._batches), max(batch.shape[1] for batch in self._batches)
             raise ConfigError(
-                f"calibration.samples: the states of {sequences:,} sequences of up to {longest:,} tokens do not fit in "
-                "GPU memory; allowed: fewer of them, or a smaller calibration.length"
+                f"calibration.samples: the states of {sequences:,} sequences of up to {longest:,} tokens, and a "
+                "decoder block's work on one of them, do not fit in GPU memory; allowed: fewer of them, a smaller "
+                "calibration.length, or another ptq.method"
             )
-        self._batches = [half for batch in self._batches for half in batch.chunk(2)]
+        halves = [batch.chunk(2) for batch in self._batches]
+        self._parts = [part for part, of in zip(self._parts, halves, strict=True) for _ in of]
+        self._batches = [half for of in halves for half in of]
         self._states, self._calls = None, []
         torch.cuda.empty_cache()
 
@@ -94,6 +103,7 @@ class BlockStates:
         """Return the states of each batch in front of the block, and note how each block from there on is called."""
         states: list[Tensor] = []
         self._calls = [[] for _ in self._blocks]
+        self._called_by = []
         self._is_chain = True
         answered: list[Any] = [self._index - 1, None]  # the number of a block, and its answer
 
@@ -120,11 +130,12 @@ class BlockStates:
             handles.append(block.register_forward_pre_hook(note(number), with_kwargs=True))
             handles.append(block.register_forward_hook(note_answer(number)))
         try:
-            for batch in self._batches:
+            for part, batch in zip(self._parts, self._batches, strict=True):
                 answered[:] = self._index - 1, None
                 self._rope_lengths.forget()
                 # The decoder alone: nobody asks for logits.
                 self._model.get_decoder()(input_ids=batch.to(self._model.device), use_cache=False)
+                self._called_by += [part] * (len(states) - len(self._called_by))
         finally:
             for handle in handles:
                 handle.remove()

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.block_tuning import TUNED_SEQUENCES, BlockTuning
+from mxsweep.calibrate.block_tuning import BlockTuning, Groups
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
@@ -26,6 +26,7 @@ from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_f
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
+from mxsweep.calibrate.tuned import Tuning
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.rules_config import ALL_TOKENS, LAST_WORDS
@@ -233,6 +234,8 @@ def _solve_weights(bench: Workbench) -> None:
             weights, cached = solved.weights, solved.blocks_kept == solved.blocks
             if solved.experts is not None:
                 account |= _account_for_experts(bench, solved.experts)
+            if solved.tuning is not None:
+                account |= _account_for_tuning(bench, solved.tuning)
         else:
             kept = artefact.load("weights")
             known = None if kept is None else from_tensors(kept, weight_sites(bench.model, result.recipe))
@@ -270,14 +273,33 @@ def _account_for_experts(bench: Workbench, counted: ExpertTokens) -> dict[str, i
     return {f"experts{f'_{name}' * (name != 'experts')}": count for name, count in asdict(counted).items()}
 
 
+def _account_for_tuning(bench: Workbench, tuning: Tuning) -> dict[str, int | float | None]:
+    """Return what tuning did, for the record; warn of blocks that it could not tune."""
+    if tuning.not_finite:
+        warning = (
+            f"ptq.method: {len(tuning.not_finite)} of {tuning.tuned + tuning.left} decoder blocks "
+            f"({', '.join(map(str, tuning.not_finite))}, counted from 0) have outputs that are not finite on the "
+            "calibration tokens; they were not tuned, and have the weights that GPTQ chose"
+        )
+        log.warning(warning)
+        bench.result.warnings.append(warning)
+    return {
+        "blocks_tuned": tuning.tuned,
+        "blocks_left": tuning.left,
+        "blocks_not_finite": len(tuning.not_finite),
+        "error_left": tuning.error_left,
+    }
+
+
 def _solved(
     bench: Workbench, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent
 ) -> SolvedWeights:
-    batches = unpadded_batches(bench.sequences, bench.model.device)
     solve, tune = solver(bench.config.ptq), None
     if steps := bench.config.ptq.tuning_steps:
-        batches = [part for batch in batches for part in batch.split(TUNED_SEQUENCES)]
-        tune = BlockTuning(bench.model, steps)
+        groups = Groups.draw(bench.sequences, bench.model.device)
+        batches, tune = groups.batches, BlockTuning(bench.model, steps, groups)
+    else:
+        batches = unpadded_batches(bench.sequences, bench.model.device)
     return solve_weights(bench.model, recipe, bench.result.prepared, batches, solve, artefact, progress, tune)
 
 

@@ -9,7 +9,7 @@ forward pass: the block is run up to the stage, H is summed up, the stage's weig
 so that the next stage sees their effect. Then the block is run once more for the states in front of the next one.
 
 A block that is finished is kept on disk: an interrupted calibration goes on behind the finished ones. A block whose
-batches do not fit in GPU memory is solved anew in batches of half the size.
+batches do not fit in GPU memory is solved anew in batches of half the size: sums come in another order.
 
 Experts. An expert's H is of the tokens that reach it, which may be few: H of fewer tokens than channels is singular,
 and GPTQ fits the weights to directions that happened to be seen, at the cost of all others. How far that goes was
@@ -28,7 +28,7 @@ that it has. Both are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -39,6 +39,7 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.stages import InputHessian, Matrices, find_stages, stage_hessians
+from mxsweep.calibrate.tuned import BlockErrors, Tuned, Tuning
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.prepared import Prepared
@@ -55,8 +56,8 @@ Solver = Callable[..., Encoded]
 """Return codes and scales for a weight (N, C) float32, given H (C, C) float32 if needed, a format and, by the name
 ``tensor_amax``, what a per-tensor scale is made from that several weights share."""
 
-Tuner = Callable[[BlockStates, Matrices, Sequence[Site], Mapping[str, Encoded]], dict[str, Encoded]]
-"""Return other codes for the weights of a block, all of them in place, and put those in place."""
+Tuner = Callable[[BlockStates, Matrices, Sequence[Site], Mapping[str, Encoded]], Tuned]
+"""Return other codes for the weights of a block, all of them in place, and put those in place; and what that gains."""
 
 
 def given(tensor_amax: Tensor | None) -> dict[str, Tensor]:
@@ -91,20 +92,23 @@ class SolvedWeights:
         blocks: how many decoder blocks there are.
         blocks_kept: how many of these were finished before, and kept on disk.
         experts: what reached the experts; None where none was solved for.
+        tuning: what tuning did to the blocks; None where none was tuned.
     """
 
     weights: dict[str, Encoded]
     blocks: int
     blocks_kept: int
     experts: ExpertTokens | None = None
+    tuning: Tuning | None = None
 
 
 @dataclass
 class _Block:
-    """Hold what is solved for in a decoder block: weights by name, and the tokens that reached those of experts."""
+    """Hold what is solved for in a decoder block: weights by name, the tokens that reached those of experts, errors."""
 
     weights: dict[str, Encoded] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    errors: BlockErrors | None = None  # of a tuned one
 
 
 @torch.no_grad()
@@ -138,13 +142,14 @@ def solve_weights(
     maxima = shared_maxima(sites, recipe)
     weights: dict[str, Encoded] = {}
     tokens: dict[str, int] = {}
+    errors: dict[int, BlockErrors] = {}
     kept = 0
     with quantize_model(model, recipe, prepared=prepared, keep_weights=True):
         states: BlockStates | None = None
         for index, name in enumerate(blocks):
             of_block = [site for site in sites if site.operand.block == name]
             matrices = Matrices(model, of_block)
-            block = _kept(artefact, index, of_block)
+            block = _kept(artefact, index, of_block, tune is not None)
             if block is not None:
                 kept += 1
                 for matrix, weight in block.weights.items():
@@ -156,29 +161,42 @@ def solve_weights(
                 _keep(artefact, index, block)
             if block is not None:
                 weights, tokens = weights | block.weights, tokens | block.tokens
+                if block.errors is not None:
+                    errors[index] = block.errors
             if states is not None and index + 1 < len(blocks):
                 states.within_memory(states.advance)
             progress(index + 1, len(blocks))
-    return SolvedWeights(weights, len(blocks), kept, _count(sites, tokens))
+    return SolvedWeights(weights, len(blocks), kept, _count(sites, tokens), Tuning.of(errors) if errors else None)
 
 
-def _kept(artefact: Artefact | None, index: int, sites: Sequence[Site]) -> _Block | None:
+def _kept(artefact: Artefact | None, index: int, sites: Sequence[Site], is_tuned: bool) -> _Block | None:
     """Return a block that was finished before; None where it was not, or nothing is solved for in it."""
     kept = artefact.load(_part(index)) if artefact is not None and sites else None
     weights = None if kept is None else from_tensors(kept, sites)
     if artefact is None or weights is None:
         return None
-    if not any(site.operand.expert is not None for site in sites):
-        return _Block(weights)
-    tokens = artefact.load_json(f"{_part(index)}_tokens")
-    return None if tokens is None else _Block(weights, tokens)
+    block = _Block(weights)
+    if is_tuned:
+        errors = artefact.load_json(f"{_part(index)}_errors")
+        if errors is None:
+            return None
+        block.errors = BlockErrors(**errors)
+    if any(site.operand.expert is not None for site in sites):
+        tokens = artefact.load_json(f"{_part(index)}_tokens")
+        if tokens is None:
+            return None
+        block.tokens = tokens
+    return block
 
 
 def _keep(artefact: Artefact | None, index: int, block: _Block) -> None:
     if artefact is None:
         return
+    # The weights at last: they say that a block is finished.
+    if block.errors is not None:
+        artefact.save_json(f"{_part(index)}_errors", asdict(block.errors))
     if block.tokens:
-        artefact.save_json(f"{_part(index)}_tokens", block.tokens)  # first: the weights say that a block is finished
+        artefact.save_json(f"{_part(index)}_tokens", block.tokens)
     artefact.save(_part(index), as_tensors(block.weights))
 
 
@@ -202,7 +220,8 @@ def _solve_block(
                 for names, of_input in hessians.items():
                     _solve_input(matrices, [by_name[name] for name in names], of_input, solve, maxima, block)
         if tune is not None:
-            block.weights = tune(states, matrices, sites, block.weights)
+            tuned = tune(states, matrices, sites, block.weights)
+            block.weights, block.errors = tuned.weights, tuned.errors
     return block
 
 

@@ -12,6 +12,8 @@ from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
 from mxsweep.terminal.errors import ConfigError
 
+TUNING_RULE = 2  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
+
 
 @dataclass(frozen=True)
 class CalibrationConfig:
@@ -77,7 +79,13 @@ class PTQConfig:
 
     def of_weights(self) -> dict[str, Any]:
         """Return what decides the weights, given their formats."""
-        return {name: value for name, value in self.as_dict().items() if name not in ("budget", "formats", "fuse")}
+        decides = {name: value for name, value in self.as_dict().items() if name not in ("budget", "formats", "fuse")}
+        return decides | self.rule
+
+    @property
+    def rule(self) -> dict[str, int]:
+        """Return the version of how the method tunes, for hashes and keys; empty for a method that does not."""
+        return {"tuning_rule": TUNING_RULE} if self.tuning_steps else {}
 
     @property
     def needs_calibration(self) -> bool:

@@ -194,7 +194,7 @@ def _ptq_entries(config: RunParts) -> Entries:
         return {}
     if config.ptq.budget is not None:
         ptq["formats"] = [[name, *_linear_texts(formats)] for name, formats in config.budget_formats.items()]
-    return {"ptq": ptq}
+    return {"ptq": ptq | config.ptq.rule}
 
 
 def _calibration_entries(config: RunParts) -> Entries:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
-from mxsweep.calibrate import block_tuning as module
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.block_tuning import BlockTuning
+from mxsweep.calibrate.block_states import BlockStates
+from mxsweep.calibrate.block_tuning import BlockTuning, Groups
 from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
+from mxsweep.calibrate.tuned import BlockErrors, Tuning
 from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
-from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.load import load_model
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
@@ -26,6 +28,7 @@ from mxsweep.numerics import Encoded, MXFormat, decode, encode
 from mxsweep.solvers.autoround import Unrounded
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq
+from mxsweep.terminal.errors import ConfigError
 from tests.helpers.decoded import decoded
 from tests.helpers.mixtures import build
 
@@ -33,6 +36,7 @@ FP4, FP6 = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 WEIGHTS_ALONE = Recipe(LinearFormats(FP4), arithmetic="exact")
 RECIPE = Recipe(LinearFormats(FP4, FP4), arithmetic="exact")
 STEPS = 24
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +61,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def batches() -> list[Tensor]:
+def groups() -> Groups:
     drawn = np.random.default_rng(0)
-    whole = unpadded_batches([drawn.integers(2, 90, length) for length in [24] * 12 + [17] * 4], torch.device("cpu"))
-    return [part for batch in whole for part in batch.split(4)]
+    return Groups.draw([drawn.integers(2, 90, length) for length in [24] * 12 + [17] * 4], CPU)
 
 
 def by_gptq(weight: Tensor, hessian: Tensor, fmt: MXFormat, tensor_amax: Tensor | None = None) -> Encoded:
@@ -69,8 +72,8 @@ def by_gptq(weight: Tensor, hessian: Tensor, fmt: MXFormat, tensor_amax: Tensor 
 
 
 def solved(model: PreTrainedModel, recipe: Recipe, steps: int, artefact: Artefact | None = None) -> SolvedWeights:
-    tune = BlockTuning(model, steps) if steps else None
-    return solve_weights(model, recipe, Prepared(), batches(), by_gptq, artefact, tune=tune)
+    tune = BlockTuning(model, steps, groups()) if steps else None
+    return solve_weights(model, recipe, Prepared(), groups().batches, by_gptq, artefact, tune=tune)
 
 
 def first_block(model: PreTrainedModel) -> list[Tensor]:
@@ -82,7 +85,7 @@ def first_block(model: PreTrainedModel) -> list[Tensor]:
 
     handle = model.model.layers[0].register_forward_hook(note)
     with torch.no_grad():
-        for ids in batches():
+        for ids in groups().batches:
             model(input_ids=ids, use_cache=False)
     handle.remove()
     return answers
@@ -119,7 +122,10 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(name: str, m
         step(self, gradient, rate)
 
     monkeypatch.setattr(Unrounded, "step", noted)
-    monkeypatch.setattr(module, "_in_random_order", lambda count: iter([2] * STEPS))
+    (first, *_), *_ = members = groups().members
+    ids = [groups().batches[number] for number in members[0]]
+    assert first == 0 and [len(batch) for batch in ids] == [6, 2]  # two lengths, thus two calls
+    monkeypatch.setattr(Groups, "steps", lambda self: iter([members[0]] * STEPS))
     solved(model, WEIGHTS_ALONE, 1)
     assert moved and all(rate == 0.5 for _, _, rate in moved)
 
@@ -132,13 +138,15 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(name: str, m
         }
         answers: list[Tensor] = []
         hook = model.model.layers[0].register_forward_hook(lambda _, __, answer: answers.append(answer))
-        model(input_ids=batches()[2], use_cache=False)
+        for batch in ids:
+            model(input_ids=batch, use_cache=False)
         hook.remove()
-        answer = answers[0][0] if isinstance(answers[0], tuple) else answers[0]
-        gradients = torch.autograd.grad((answer - exact[2]).square().sum(), list(tensors.values()))
+        plain = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+        errors = [(one - other).square().mean(1).sum() for one, other in zip(plain, exact[:2], strict=True)]
+        gradients = torch.autograd.grad(errors[0] + errors[1], list(tensors.values()))
     wanted = dict(zip(tensors, gradients, strict=True))
     names = [name for name in starts if ".layers.0." in name]
-    ours = {name: gradient * batches()[2].numel() for name, (_, gradient, _) in zip(names, moved, strict=False)}
+    ours = {name: gradient for name, (_, gradient, _) in zip(names, moved, strict=False)}
     assert sum(gradient.numel() for gradient in ours.values()) == sum(one.numel() for one in gradients)
     most = float(max(gradient.abs().max() for gradient in gradients))
     if all(f"{name}.weight_mx" in wanted for name in ours):
@@ -178,6 +186,8 @@ def test_tuned_blocks_are_kept() -> None:
     model = MODELS["embedded"]()
     first, again = (solved(model, RECIPE, 4, Artefact({"key": "tuned"})) for _ in range(2))
     assert (first.blocks_kept, again.blocks_kept) == (0, 3)
+    assert first.tuning == again.tuning and again.tuning is not None
+    assert again.tuning.tuned == 3 and again.tuning.error_left is not None and 0.5 < again.tuning.error_left < 1
     values = decoded(again.weights)
     assert all(torch.equal(values[name], weight) for name, weight in decoded(first.weights).items())
 
@@ -202,5 +212,64 @@ def test_values_that_are_not_finite_leave_the_start() -> None:
         return encode(torch.full_like(weight, torch.inf), fmt)
 
     recipe = Recipe(modules=(("*.layers.2.mlp.down_proj", LinearFormats(FP4)),), arithmetic="exact")
-    solutions = solve_weights(model, recipe, Prepared(), batches(), infinite, tune=BlockTuning(model, 4))
+    tune = BlockTuning(model, 4, groups())
+    solutions = solve_weights(model, recipe, Prepared(), groups().batches, infinite, tune=tune)
+    assert solutions.tuning == Tuning(tuned=0, left=1, not_finite=(2,), error_left=None)
     assert all(value.isnan().all() for value in decoded(solutions.weights).values())
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 3), (8, 8), (12, 8), (13, 8), (20, 8), (128, 8)])
+def test_each_step_reads_as_many_sequences_and_each_sequence_is_read_as_often(count: int, size: int) -> None:
+    """Whatever lengths they have: a sequence is told by its tokens, which are all its number."""
+
+    def read(lengths: list[int]) -> list[list[int]]:
+        drawn = Groups.draw([np.full(length, number) for number, length in enumerate(lengths)], CPU)
+        steps = [[drawn.batches[batch][:, 0] for batch in step] for step in islice(drawn.steps(), count)]
+        return [sorted(torch.cat(step).tolist()) for step in steps]
+
+    equal, unequal = read([24] * count), read([5 + number % 7 for number in range(count)])
+    assert equal == unequal
+    assert all(len(step) == size for step in equal)
+    times = Counter(number for step in equal for number in step)
+    assert times == dict.fromkeys(range(count), size)
+
+
+def test_a_step_that_does_not_fit_in_memory_is_the_same_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in which memory runs out, so that all batches are halved, whose codes differ by the order of sums."""
+    model = MODELS["embedded"]()
+    start, whole = (solved(model, RECIPE, steps) for steps in (0, 16))
+    run, calls = BlockStates.run, list[bool]()
+
+    def out_of_memory(self: BlockStates, number: int) -> Tensor:
+        if torch.is_grad_enabled() and len((self._states or [])[number]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        calls.append(torch.is_grad_enabled())
+        return run(self, number)
+
+    monkeypatch.setattr(BlockStates, "run", out_of_memory)
+    parts = solved(model, RECIPE, 16)
+    assert sum(calls) > 3 * 16 * 2  # more calls with a gradient than steps times lengths
+
+    def differ(one: SolvedWeights, other: SolvedWeights) -> float:
+        pairs = [(one.weights[name].codes, other.weights[name].codes) for name in one.weights]
+        return sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+
+    assert differ(parts, whole) < 0.1 * differ(whole, start)
+
+
+def test_a_sequence_that_does_not_fit_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BlockStates.run
+
+    def out_of_memory(self: BlockStates, number: int) -> Tensor:
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, number)
+
+    monkeypatch.setattr(BlockStates, "run", out_of_memory)
+    with pytest.raises(ConfigError, match="16 sequences of up to 24 tokens, and a decoder block's work on one"):
+        solved(MODELS["embedded"](), RECIPE, 4)
+
+
+def test_what_tuning_did_is_summed_up() -> None:
+    errors = {0: BlockErrors(2.0, 1.0), 2: BlockErrors(4.0, 4.0), 3: BlockErrors(None, None), 5: BlockErrors(0.0, 0.0)}
+    assert Tuning.of(errors) == Tuning(tuned=1, left=3, not_finite=(3,), error_left=0.75)

@@ -13,10 +13,13 @@ import torch
 
 from mxsweep import compose, run
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.workbench import ARTEFACTS_VERSION
+from mxsweep.calibrate.prepare import _account_for_tuning
+from mxsweep.calibrate.tuned import Tuning
+from mxsweep.calibrate.workbench import ARTEFACTS_VERSION, Workbench
 from mxsweep.config.overrides import prepare
+from mxsweep.config.remedy_config import TUNING_RULE
 from mxsweep.config.run_identity import REMEDIES_VERSION
-from mxsweep.model.load import load_configured
+from mxsweep.model.load import load_configured, load_model
 from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION
 from mxsweep.statistics.paired_tests import compare_log_perplexity
@@ -66,6 +69,22 @@ def test_learned_rounding_is_of_blocks_and_of_so_many_steps() -> None:
     assert first["remedies"]["ptq"]["method"] == "autoround" and first["remedies"]["ptq"]["layers"] == 21
     assert not first["remedies"]["ptq"]["cached"] and again["remedies"]["ptq"]["cached"]
     assert again["metrics"] == first["metrics"]
+    tuned = [first["remedies"]["ptq"][name] for name in ("blocks_tuned", "blocks_left", "blocks_not_finite")]
+    assert sum(tuned[:2]) == 3 and tuned[0] > 0 and tuned[2] == 0
+    assert 0.5 < first["remedies"]["ptq"]["error_left"] < 1
+    assert again["remedies"]["ptq"]["error_left"] == first["remedies"]["ptq"]["error_left"]
+    assert first["identity"]["quantized"]["ptq"]["tuning_rule"] == TUNING_RULE
+
+
+def test_blocks_that_cannot_be_tuned_are_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Workbench(load_model("embedded", device="cpu").model, compose(["format=mxfp4"]), lambda *_: None)
+    account = _account_for_tuning(bench, Tuning(tuned=1, left=2, not_finite=(0, 2), error_left=0.75))
+    assert account == {"blocks_tuned": 1, "blocks_left": 2, "blocks_not_finite": 2, "error_left": 0.75}
+    (warning,) = bench.result.warnings
+    assert warning.startswith(
+        "ptq.method: 2 of 3 decoder blocks (0, 2, counted from 0) have outputs that are not finite"
+    )
+    assert warning in caplog.messages
 
 
 def test_what_was_worked_out_is_not_worked_out_again() -> None:
