@@ -13,6 +13,7 @@ from helpers.made_runs import outcomes, put
 
 from mxsweep.report.collection import collect
 from mxsweep.report.figures.costs import cost_figure
+from mxsweep.report.page.evidence import effect_table
 from mxsweep.report.page.knob_views import knob_views
 from mxsweep.results.groups import read_results
 from mxsweep.study.change_words import format_bits
@@ -204,6 +205,21 @@ def test_a_difference_below_zero_has_a_minus_sign(tmp_path: Path) -> None:
     assert drawn is not None and any("−" in text for text in cells)
     signed = [text for text in [*cells, *(text for row in drawn.cells for text in row)] if "%" in text]
     assert signed and not any("-" in text for text in signed)
+
+
+def test_a_change_is_a_factor_where_an_end_of_its_interval_is_one(tmp_path: Path) -> None:
+    """A perplexity a twelfth as high, or from a fifth to less than a twentieth."""
+    put(tmp_path / "base", outcomes(list(BASE)), format="none")
+    put(tmp_path / "wide", outcomes(list(noisy(0.2, 0.1, 1))), block_size=32)
+    put(tmp_path / "narrow", outcomes(list(noisy(0.2 + math.log(12), 5, 2))), block_size=16)
+    study = study_of(tmp_path)
+    (view,), (effect,) = knob_views(study, []), study.effects
+    assert view.table is not None
+    for table in (view.table, effect_table(study, effect)):
+        (row,) = table.rows
+        cells = {column: cell.text for column, cell in zip(table.columns, row, strict=True)}
+        assert cells["Δ ppl"] == "÷12"
+        assert re.fullmatch(r"\[÷[\d.]+, ÷[\d.]+\]", cells["Δ ppl, 95 %"])
 
 
 @pytest.mark.parametrize(("bits", "text"), [(4.125, "4.125"), (4.375, "4.375"), (4.25, "4.25"), (16.0, "16")])

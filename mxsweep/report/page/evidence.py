@@ -70,7 +70,8 @@ def _change(pair: Comparison, name: str) -> Cell:
     measured = paired(pair, name)
     if measured is None:
         return Cell(ABSENT)
-    return Cell(with_minus_signs(format_change(name, measured.difference)), measured.difference)
+    change = format_change(name, measured.difference, measured.low, measured.high)
+    return Cell(with_minus_signs(change), measured.difference)
 
 
 def _interval(pair: Comparison, name: str) -> Cell:

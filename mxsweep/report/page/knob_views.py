@@ -79,7 +79,8 @@ def _cells(studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparis
             cells += [Cell(ABSENT)] * 3
             continue
         measured = test.measured
-        cells.append(Cell(with_minus_signs(format_change(name, measured.difference)), measured.difference))
+        change = format_change(name, measured.difference, measured.low, measured.high)
+        cells.append(Cell(with_minus_signs(change), measured.difference))
         cells.append(Cell(with_minus_signs(format_interval(name, measured)) or ABSENT, measured.low))
         cells.append(Cell(p_value(test.p), test.p))
         told += [short_title(name)] if test.tells_apart else []
