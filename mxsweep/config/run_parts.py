@@ -21,7 +21,7 @@ from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.rules_config import SEARCHED, RulesConfig, by_its_knob
 from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
-from mxsweep.config.stored_weights import elements_under
+from mxsweep.config.stored_weights import Readings, formats_under
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
@@ -272,13 +272,15 @@ class RunParts:
 
     def _as_computed(self, runtime: Runtime, field: str, linear: LinearFormats) -> LinearFormats:
         """Return the formats of a weight and its input by the rules of a runtime."""
-        weight, activation = (UNQUANTIZED if fmt is None else fmt.element for fmt in (linear.weight, linear.activation))
-        stored: list[str] = []
-        if linear.weight is None:
+        stored: list[Readings] = []
+        if linear.weight is None and linear.activation is not None:
             pattern = field.removeprefix("modules[").removesuffix("]") if field.startswith("modules[") else None
-            stored = elements_under(self.model.path, pattern, self.modules)
-        for element in stored or [weight]:
-            runtime.check_pair(field, element, activation)
+            stored = formats_under(self.model.path, pattern, self.modules)
+            for readings in stored:
+                runtime.check_stored(field, readings, linear.activation)
+        if not stored:
+            elements = [UNQUANTIZED if fmt is None else fmt.element for fmt in (linear.weight, linear.activation)]
+            runtime.check_pair(field, *elements)
         return LinearFormats(
             weight=linear.weight and runtime.compute("weight", f"{field}.weight", linear.weight),
             activation=linear.activation and runtime.compute("activation", f"{field}.activation", linear.activation),

@@ -56,6 +56,11 @@ class Computed:
         plain = fmt.symmetric and fmt.scale_bits == DEFAULT_SCALE_BITS
         return same and plain and (fmt.block_size == self.block_size or self._repeats(kind, fmt))
 
+    @property
+    def blocks(self) -> tuple[int, str, bool]:
+        """Return what the formats of a weight and its input have to agree in, to be multiplied."""
+        return self.block_size, self.scale, self.tensor_scale
+
     def _repeats(self, kind: str, fmt: MXFormat) -> bool:
         """Return whether a weight's larger blocks are stored as blocks of this size, with scales that repeat."""
         columns = fmt.block_size if isinstance(fmt.block_size, int) else fmt.block_size[1]
@@ -131,6 +136,25 @@ class Runtime:
                 f"computes; allowed with it: weights in {pairs}"
             )
 
+    def check_stored(self, name: str, stored: Sequence[MXFormat], activation: MXFormat) -> None:
+        """Raise ConfigError for a weight's codes and an input's format that the runtime does not multiply.
+
+        Args:
+            name: the knob that the input's format is of, for messages.
+            stored: the formats that codes and scales of the weight are of, one or more.
+            activation: without the runtime's rules.
+        """
+        self.check_pair(name, stored[0].element, activation.element)
+        of_input = {one.blocks for one in self.computes if one.holds("activation", activation)}
+        of_weight = {one.blocks for one in self.computes for fmt in stored if one.holds("weight", fmt)}
+        if not of_input & of_weight:
+            allowed = "; ".join(str(one) for one in self.computes if one.activation is not None)
+            raise ConfigError(
+                f"{name}: weights stored as {' or '.join(map(str, stored))} by inputs in {activation} is no product "
+                f"that runtime={self.name} computes; allowed with it: both with the blocks and scales of one of: "
+                f"{allowed}"
+            )
+
 
 class _Microxcaling(Runtime):
     """Compute what Microsoft's library does, which has rules for every block size and few formats."""
@@ -143,6 +167,10 @@ class _Microxcaling(Runtime):
 
     def check_pair(self, name: str, weight: str, activation: str) -> None:
         """Accept any: each operand has a format of its own there."""
+
+    def check_stored(self, name: str, stored: Sequence[MXFormat], activation: MXFormat) -> None:
+        """Raise ConfigError for a weight's codes that are of no format of the library's."""
+        self.compute("weight", f"{name}: stored weights", stored[0])
 
 
 RUNTIMES: dict[str, Runtime] = {}

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.runtimes import UNQUANTIZED
-from mxsweep.config.stored_weights import stored_elements
+from mxsweep.config.stored_weights import stored_formats
 from mxsweep.model.sites import find_sites
 
 
@@ -18,8 +18,10 @@ def refuse_plain_products(model: PreTrainedModel, config: RunConfig) -> None:
     Args:
         model: of the config, unquantized, loaded or on the meta device.
     """
-    stored = stored_elements(config.model.path)
-    if config.predicts is None or not stored:
+    if config.predicts is None:
+        return
+    stored = stored_formats(config.model.path)
+    if not stored:
         return
     for site in find_sites(model, config.recipe):
         weight, activation = site.formats.weight, site.formats.activation
