@@ -1,9 +1,10 @@
 """Keep on disk what a model's shapes said of a recipe, so that asking the same again imports no torch.
 
 To build a model without values and to look at it takes milliseconds; to import torch and transformers for that takes
-seconds. What comes of it depends on the model's files and how they are loaded, on the recipe, on mxsweep's own code and
-on the packages that are installed: answers are kept in the cache folder under digests of all of these. Nothing is kept
-of a model that brings code of its own, of a training, or of an attention that a library has to be there for.
+seconds. What comes of it depends on the model's files and how they are loaded, on what a packed checkpoint says that it
+stores, on the recipe, on mxsweep's own code and on the packages that are installed: answers are kept in the cache
+folder under digests of all of these. Nothing is kept of a model that brings code of its own, of a training, or of an
+attention that a library has to be there for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.cache import cache_folder
+from mxsweep.files.checkpoints import EXPORT_MANIFEST, exported_folder, read_mapping
 from mxsweep.files.digests import file_digests, json_digest
 from mxsweep.files.kept_texts import keep_text, kept_text
 from mxsweep.formats.recipe import Recipe
@@ -94,7 +96,10 @@ def _page_of(config: RunConfig) -> str | None:
         identity = model.identity()
     except ConfigError:  # which the run itself will say
         return None
-    return f"{json_digest([asdict(model), identity, _environment()])}.json" if "files" in identity else None
+    folder = exported_folder(model.path)
+    stored = read_mapping(folder / EXPORT_MANIFEST) if folder is not None else None  # of no part of the identity
+    name = json_digest([asdict(model), identity, stored, _environment()])
+    return f"{name}.json" if "files" in identity else None
 
 
 def _asked_of(config: RunConfig) -> list[Any]:

@@ -84,6 +84,26 @@ def test_another_model_of_the_same_name_is_asked_anew(tmp_path: Path, monkeypatc
     assert shown(*words) != before
 
 
+@pytest.mark.parametrize("more", [True, False])
+def test_what_a_packed_checkpoint_stores_is_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: bool
+) -> None:
+    embedded, folder = model_folder("embedded"), tmp_path / "model"
+    assert embedded is not None
+    shutil.copytree(embedded, folder)
+
+    def shown_with(ends: list[str]) -> str:
+        layers = {f"model.layers.{n}.{end}": {"weight": "fp4_e2m1-b32-e8m0"} for n in range(3) for end in ends}
+        (folder / "export.json").write_text(json.dumps({"target": "quark", "weights": layers}))
+        _forget(monkeypatch)
+        return shown("model=hf", f"model.path={folder}", "runtime=vllm", "format=mxfp4", "format.weight=none")
+
+    every = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    problem = "weights in none by inputs in fp4_e2m1"
+    for ends in (every, every[-1:]) if more else (every[-1:], every):
+        assert (problem in shown_with(ends)) == (ends != every)
+
+
 def asked(config: RunConfig, answers: KeptAnswers, question: str = "q") -> bool:
     """Return whether a question has to be answered, rather than that the answer is kept."""
     said: list[None] = []
