@@ -8,10 +8,12 @@ there counts as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY
 from mxsweep.formats.training import OPERANDS
 
 Values = Mapping[str, Any]
@@ -24,9 +26,7 @@ def always(_: Values) -> bool:
 
 def quantizes(values: Values) -> bool:
     """Return whether any tensor gets a format."""
-    linear = any(values.get(f"format.{name}") != "none" for name in ("weight", "activation"))
-    of_modules = any(_of_modules(values, "weight", "activation"))
-    return linear or quantizes_kv(values) or of_modules or _quantizes_training(values)
+    return _quantizes_linear(values) or quantizes_kv(values)
 
 
 def trains(values: Values) -> bool:
@@ -49,14 +49,16 @@ def quantizes_kv(values: Values) -> bool:
     return any(values.get(f"kv_quant.{name}") != "none" for name in ("key", "value"))
 
 
-def sways_weights(option: str) -> Callable[[Values], bool]:
-    """Return the condition that the weight method has an option of this name, below ``ptq``."""
+@dataclass(frozen=True)
+class SwaysWeights:
+    """Say, called with values, whether the weight method has an option of this name, below ``ptq``."""
 
-    def has_option(values: Values) -> bool:
+    option: str
+
+    def __call__(self, values: Values) -> bool:
+        """Return whether it does, and some weight gets a format."""
         method = WEIGHT_METHODS.get(values.get("ptq.method", ROUND_TO_NEAREST))
-        return quantizes_weights(values) and method is not None and option in method.options
-
-    return has_option
+        return quantizes_weights(values) and method is not None and self.option in method.options
 
 
 def has_budget(values: Values) -> bool:
@@ -64,21 +66,32 @@ def has_budget(values: Values) -> bool:
     return quantizes_weights(values) and values.get("ptq.budget") is not None
 
 
+def can_rotate(values: Values) -> bool:
+    """Return whether ``rotation`` makes a difference: a product that it names is quantized, and, for a search, not
+    rotated anyway.
+    """
+    named = values.get("rotation.matmuls")
+    named = named.split("+") if isinstance(named, str) else named  # of a record one text
+    matmuls = named if isinstance(named, Sequence) else MATMULS  # a config that was refused may have anything
+    is_fixed = values.get("rotation.method") == "search" and _rotates_keys(values)
+    of_keys = QUERY_KEY in matmuls and values.get("kv_quant.key") != "none" and not is_fixed
+    return of_keys or (_quantizes_linear(values) and any(matmul in LINEAR_MATMULS for matmul in matmuls))
+
+
 def rotates_products(values: Values) -> bool:
     """Return whether operands of the products that ``rotation`` names are rotated before they are quantized."""
-    return quantizes(values) and values.get("rotation.method", "none") != "none"
+    return can_rotate(values) and values.get("rotation.method", "none") != "none"
 
 
 def rotates(values: Values) -> bool:
     """Return whether any operands are rotated before they are quantized."""
-    of_keys = values.get("kv_quant.rotation", "none") != "none" and values.get("kv_quant.key") != "none"
-    return rotates_products(values) or of_keys
+    return rotates_products(values) or _rotates_keys(values)
 
 
 def searches(values: Values) -> bool:
     """Return whether rotations or the rounding of scales are searched."""
-    of_rotations = values.get("rotation.method") == "search"
-    return quantizes(values) and (of_rotations or values.get("scale_rounding") == "search")
+    of_rotations = values.get("rotation.method") == "search" and can_rotate(values)
+    return of_rotations or (quantizes(values) and values.get("scale_rounding") == "search")
 
 
 def has_scale_bits(values: Values) -> bool:
@@ -111,6 +124,17 @@ def calibrates(values: Values) -> bool:
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
     inputs = scales_inputs(values) and values.get("format.activation_scale") == "static"
     return _solves_by_output(values) or has_budget(values) or smooths or searches(values) or inputs
+
+
+def _quantizes_linear(values: Values) -> bool:
+    """Return whether something of a linear layer gets a format, in the evaluation or while the model is trained."""
+    linear = any(values.get(f"format.{name}") != "none" for name in ("weight", "activation"))
+    return linear or any(_of_modules(values, "weight", "activation")) or _quantizes_training(values)
+
+
+def _rotates_keys(values: Values) -> bool:
+    """Return whether keys are rotated for the cache, whatever ``rotation`` is."""
+    return values.get("kv_quant.rotation", "none") != "none" and values.get("kv_quant.key") != "none"
 
 
 def _solves_by_output(values: Values) -> bool:

@@ -51,18 +51,31 @@ TITLES = {
     "hydra.launcher": "Launchers",
 }
 WHEN: dict[Callable[[effects.Values], bool], str] = {
+    effects.always: "",
     effects.quantizes: "something is quantized",
     effects.quantizes_weights: "weights are quantized",
     effects.quantizes_kv: "keys or values are quantized",
     effects.has_scale_bits: "scales are e8m0",
     effects.has_budget: "there is a budget",
+    effects.can_rotate: "something of a product in rotation.matmuls is quantized and not rotated anyway",
+    effects.rotates_products: "rotation is not none, with something of these products quantized and not rotated anyway",
     effects.rotates: "something is rotated",
     effects.searches: "something is searched",
     effects.calibrates: "something is calibrated",
     effects.trains: "the run trains",
+    effects.decays_at_the_end: "train.schedule is wsd",
     effects.scales_weights: "weights have a per-tensor scale",
     effects.scales_inputs: "activations have a per-tensor scale",
 }
+
+
+def words_of(effect: Callable[[effects.Values], bool]) -> str:
+    """Return where a knob of this condition has an effect, to stand behind "where"; nothing for everywhere.
+
+    Raises:
+        KeyError: a condition that there are no words for.
+    """
+    return "the weight method has it" if isinstance(effect, effects.SwaysWeights) else WHEN[effect]
 
 
 def knob_page() -> str:
@@ -86,7 +99,7 @@ def _row(knob: Knob, defaults: dict[str, Any]) -> str:
     values = ", ".join(f"`{value}`" for value in named_values(knob)) or _escaped(knob.type.allowed)
     default = defaults.get(knob.path, UNSET)
     shown = "" if default is UNSET else f"`{knob_defaults.written(default)}`"
-    when = WHEN.get(knob.effect, "the weight method has it" if knob.effect is not effects.always else "")
+    when = words_of(knob.effect)
     scope = SCOPES[knob.scope] + (f", where {when}" if when else "")
     return f"| `{knob.path}` | {_escaped(knob.help + KINDS[knob.kind])} | {values} | {shown} | {scope} |"
 

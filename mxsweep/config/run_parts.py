@@ -175,14 +175,10 @@ class RunParts:
 
     @property
     def candidates(self) -> tuple[Rotation, ...]:
-        """Return what a rotation search chooses among: a rotation of each matrix product with a quantized operand, but
-        those that are rotated anyway.
-        """
+        """Return what a rotation search chooses among: rotations of one matrix product each."""
         if self.rotation.method != "search":
             return ()
-        fixed = self.recipe.rotation.matmuls if self.recipe.rotation is not None else ()
-        matmuls = (matmul for matmul in self.rotated_matmuls if matmul not in fixed)
-        return tuple(Rotation((matmul,), self._rotation_block) for matmul in matmuls)
+        return tuple(Rotation((matmul,), self._rotation_block) for matmul in self.rotated_matmuls)
 
     @property
     def scale_roundings(self) -> tuple[str, ...]:
@@ -319,8 +315,14 @@ class RunParts:
 
     @property
     def rotated_matmuls(self) -> tuple[str, ...]:
-        """Return the matrix products that are rotated, or that a search chooses among: those of quantized operands."""
-        return () if self.rotation.method == "none" else rotatable(self.recipe, self.rotation.matmuls)
+        """Return the matrix products that ``rotation`` rotates, or that its search chooses among: of those named the
+        ones with a quantized operand, for a search but those that are rotated anyway.
+        """
+        if self.rotation.method == "none":
+            return ()
+        is_fixed = self.rotation.method == "search" and self.kv_quant.is_rotated
+        asked = tuple(matmul for matmul in self.rotation.matmuls if not (is_fixed and matmul == QUERY_KEY))
+        return rotatable(self.recipe, asked)
 
 
 def rotatable(recipe: Recipe, matmuls: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mxsweep.config import effects
 from mxsweep.config.knob import UNSET, Knob, Scope
-from mxsweep.config.knob_page import WHEN
+from mxsweep.config.knob_page import words_of
 from mxsweep.config.knobs import TABLE
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_config import RunConfig
@@ -23,7 +22,7 @@ def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
     """
     said = []
     for word, knob in _without_effect([run for run in runs if not run.added]):
-        when = WHEN.get(knob.effect) or ("the weight method has it" if knob.effect is not effects.always else "")
+        when = words_of(knob.effect)
         told = f"{word}: has no effect in {'this run' if len(runs) == 1 else 'any of these runs'}"
         told += f", only where {when}" if when else ""
         if knob.is_of_remedies:

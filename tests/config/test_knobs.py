@@ -16,7 +16,7 @@ from mxsweep import compose
 from mxsweep.__main__ import main
 from mxsweep.config import effects, knobs
 from mxsweep.config.knob import UNSET, Kind, Knob, Scope
-from mxsweep.config.knob_page import knob_page
+from mxsweep.config.knob_page import knob_page, words_of
 from mxsweep.config.knob_table import TABLE, by_path
 from mxsweep.config.option_files import conf_dir, option_names
 from mxsweep.config.overrides import prepare
@@ -54,6 +54,14 @@ def test_every_value_in_conf_is_a_knob_and_every_knob_has_its_default_there() ->
     with_default |= {f"logging.{leaf}" for leaf in yaml.safe_load((conf_dir() / "logging" / "none.yaml").read_text())}
     of_runs = {knob.path for group in ("", *knobs.groups()) for knob in knobs.leaves(group)} | {"stamp", "sweep"}
     assert of_runs == with_default
+
+
+def test_every_condition_of_a_knob_has_words() -> None:
+    assert "| run and baseline, where train.schedule is wsd |" in knob_page()
+    of_matmuls = next(line for line in knob_page().splitlines() if line.startswith("| `rotation.matmuls`"))
+    assert "the weight method" not in of_matmuls and "where rotation is not none" in of_matmuls
+    with pytest.raises(KeyError):
+        words_of(lambda values: True)
 
 
 def test_a_path_is_declared_once() -> None:

@@ -325,6 +325,13 @@ def test_rescue4_is_its_leaves_and_keys_rotated_by_the_rotation_of_qk() -> None:
     assert unrotated.config_hash == compose(kept).config_hash and unrotated.recipe.rotation is None
 
 
+def test_a_search_that_has_nothing_to_choose_is_recorded_as_none() -> None:
+    kept = ["format=none", "kv_quant=rescue4"]
+    searched = compose([*kept, "rotation=search"])
+    assert not searched.searches and searched.config_hash == compose(kept).config_hash
+    assert searched.as_dict() == compose(kept).as_dict()
+
+
 def test_keys_rotated_for_the_cache_go_with_any_rotation() -> None:
     assert compose(["kv_quant=rescue4", "rotation=hadamard", "rotation.matmuls=[o]"]).recipe.rotation == Rotation(
         ("o", "qk"), 32
@@ -335,5 +342,6 @@ def test_keys_rotated_for_the_cache_go_with_any_rotation() -> None:
     searched = compose(["kv_quant=rescue4", "rotation=search"])
     assert searched.recipe.rotation == Rotation(("qk",), 32)
     assert ("qk",) not in [one.matmuls for one in searched.candidates] and len(searched.candidates) == 7
+    assert "qk" not in searched.as_dict()["rotation"]["matmuls"].split("+")
     values_alone = compose(["format=none", "kv_quant=rescue4", "kv_quant.key=none"])
     assert values_alone.recipe.rotation is None and "rotation" not in values_alone.as_dict()["kv_quant"]

@@ -24,6 +24,10 @@ def told(*words: str) -> list[str]:
         "ptq.damping=0.5 ptq=clip",
         "rotation.judge=ptq",
         "rotation=search format=none",
+        "rotation=search format=none kv_quant=rescue4",
+        "rotation=search kv_quant=rescue4 rotation.matmuls=[qk]",
+        "rotation.positions=last_words rotation=none,search format=none kv_quant=rescue4",
+        "rotation=hadamard rotation.matmuls=[qk]",
         "ptq=gptq format=none kv_quant=fp4_e2m1",
         "calibration=text calibration.path=/nowhere",
         "ptq.damping=0.1,0.5 ptq=rtn,clip",
@@ -32,6 +36,13 @@ def told(*words: str) -> list[str]:
 def test_a_remedy_that_does_nothing_is_refused(words: str) -> None:
     with pytest.raises(ConfigError, match=r"has no effect in (this run|any of these runs).*leave it out"):
         told(*words.split())
+
+
+def test_a_refusal_says_where_the_knob_has_an_effect() -> None:
+    with pytest.raises(ConfigError, match="only where rotation is not none, with something of these products"):
+        told("rotation.matmuls=[q]")
+    with pytest.raises(ConfigError, match="only where the weight method has it"):
+        told("ptq.damping=0.5")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,8 @@ def test_another_knob_is_said(words: str, said: list[str]) -> None:
         "ptq=gptq format=none,mxfp4 ptq.damping=0.05",
         "scale_bits=6,8 scale=e5m3,e8m0",
         "ptq.damping=0.5 ptq=rtn,gptq",
+        "rotation=search format=none kv_quant=rescue4,fp4_e2m1",
+        "rotation=hadamard kv_quant=rescue4 rotation.matmuls=[qk] format=none",
         "experiment=attribution format=nvfp4 format.activation_scale=static calibration=stories",
         "experiment=ex1",
         "experiment=kv_rescue",
