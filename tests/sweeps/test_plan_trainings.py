@@ -136,5 +136,5 @@ def test_the_command_is_a_sweep_that_anybody_can_go_on_with(tmp_path: Path, monk
         and len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]) == 2
     )
     assert [[run_id.partition("_from_")[2].rpartition("_")[0] for run_id in ids] for ids in done] == [
-        ["scratch_bf16", "scratch_mxfp4"]
+        ["scratch_bf16_s1", "scratch_mxfp4_s1"]
     ] * 2
