@@ -38,7 +38,7 @@ from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms
 from mxsweep.study.published import Reference
 from mxsweep.study.training_ranking import TrainingStudy
-from mxsweep.study.verdict import VerdictLine
+from mxsweep.study.verdict_words import VerdictLine
 from mxsweep.terminal.escapes import for_markdown
 
 NO_BASELINE = (

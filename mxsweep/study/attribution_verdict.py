@@ -16,7 +16,7 @@ from mxsweep.study.finding import join_with_and, run_ids, with_minus_signs
 from mxsweep.study.metric_test import metric_test
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
 from mxsweep.study.tensor_kinds import Kinds
-from mxsweep.study.verdict import VerdictLine
+from mxsweep.study.verdict_words import VerdictLine
 
 MOST_CONFIGS = 2  # whose parts are told on the first screen
 COSTS_MOST, TOGETHER, OTHERS = "Costs most", "Together", "Others"

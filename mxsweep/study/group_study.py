@@ -21,7 +21,8 @@ from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, descri
 from mxsweep.study.trained_configs import has_seeds
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
 from mxsweep.study.value_pairs import Examples, KnobValues, study_values
-from mxsweep.study.verdict import Verdict, VerdictLine, give_verdict
+from mxsweep.study.verdict import Verdict, give_verdict
+from mxsweep.study.verdict_words import VerdictLine
 
 MOST_SAID = 5  # of trainings, in the verdict
 TRAINING, BASELINE = "Training", "Baseline"  # titles of lines

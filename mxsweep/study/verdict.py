@@ -11,38 +11,25 @@ from pathlib import Path
 
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
 from mxsweep.results.groups import Group, Results
-from mxsweep.results.knob_words import are_all_combinations, name_rows
+from mxsweep.results.knob_words import name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
-from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference, Z
-from mxsweep.study.change_words import format_bits, format_measured, format_size, metric_noun
+from mxsweep.study.change_words import format_bits, format_measured, metric_noun
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.configs_to_use import Config, Judged, find_configs, is_tested, is_worse_by_noise, judge_configs
-from mxsweep.study.finding import join_with_and, run_ids
+from mxsweep.study.finding import run_ids
 from mxsweep.study.headline import loss_metric
+from mxsweep.study.how_sure import count_repeats, say_sure, say_sure_of_costs
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values
+from mxsweep.study.verdict_words import VerdictLine, name_together, say_examples, values_of
 
-_FOUND = 0.8416212335729143  # the normal distribution's 80 % quantile: what is found in 4 of 5 cases
 MOST_NAMED = 4  # configs in a sentence
-
-
-@dataclass(frozen=True)
-class VerdictLine:
-    """Hold a line of the answer: what it is about, a run that it names, and the start of the text that matters most.
-
-    The start of what to use is the config and its cost.
-    """
-
-    title: str
-    text: str
-    runs: list[str]
-    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ def give_verdict(
         return Verdict([], metric, [])
     if answers:
         cost = _say_cost(group, configs, metric, against, None)
-        said = [*answers, cost, _say_sure_of_costs(configs, metric)]
+        said = [*answers, cost, say_sure_of_costs(configs, metric)]
         return Verdict([line for line in said if line is not None], metric, configs)
     judged = judge_configs(group, configs, metric)
     runtimes = list(dict.fromkeys(_runtime(row) for row in quantized))
@@ -96,7 +83,7 @@ def give_verdict(
         *chosen,
         _say_cost(group, configs, metric, against, use) if has_baseline else None,
         _say_knobs(values),
-        _say_sure(judged, metric, _repeats(quantized, against)),
+        say_sure(judged, metric, count_repeats(quantized, against)),
     ]
     return Verdict([line for line in lines if line is not None], metric, configs, use)
 
@@ -147,8 +134,8 @@ def _say_cost(
         worse = sum(one.test.tells_apart and as_cost(metric, paired.difference) > 0 for one, paired in tested)
         text = (
             f"{noun}{of or ' against the unquantized model: '}{format_measured(metric, least)} "
-            f"({_name_together([best], configs)}) to {format_measured(metric, most)} "
-            f"({_name_together([worst], configs)}); {_of(worse, count)} configs significantly worse"
+            f"({name_together([best], configs)}) to {format_measured(metric, most)} "
+            f"({name_together([worst], configs)}); {_of(worse, count)} configs significantly worse"
         )
     main = group.main_metric()
     if main and main != metric:
@@ -183,8 +170,8 @@ def _say_main(
         return text
     n = tests[0].paired.n if tests[0].paired is not None else 0
     if len(tests) == 1:
-        return f"{text}, {'more than chance' if told else f'no measurable difference on {_examples(n)}'}"
-    return f"{text}: {_of(told, len(tests))} significantly different on {_examples(n)}"
+        return f"{text}, {'more than chance' if told else f'no measurable difference on {say_examples(n)}'}"
+    return f"{text}: {_of(told, len(tests))} significantly different on {say_examples(n)}"
 
 
 def _own_main(use: Config, main: str, against: Mapping[Path, Comparison], differ: bool) -> str:
@@ -192,10 +179,6 @@ def _own_main(use: Config, main: str, against: Mapping[Path, Comparison], differ
     test = metric_test(against.get(use.row.run.path), main)
     told = f", {'' if test.tells_apart else 'not '}significantly different" if differ and test.paired else ""
     return f" ({use.row.metrics[main]:.3f} for what to use{told})"
-
-
-def _examples(n: int) -> str:
-    return f"{n:,} example{'s' * (n != 1)}"
 
 
 def _of(some: int, count: int) -> str:
@@ -243,12 +226,8 @@ def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
 
 def _other_name(config: Config, known: Config) -> str:
     """Name a config by what is different in it from one that was just named."""
-    differ = [name for name in known.naming if _values_of(config, name) != _values_of(known, name)]
+    differ = [name for name in known.naming if values_of(config, name) != values_of(known, name)]
     return name_rows(config.rows, differ) if differ else config.name
-
-
-def _values_of(config: Config, name: str) -> frozenset[str]:
-    return frozenset(label(row.knobs.get(name, "")) for row in config.rows)
 
 
 def _saving(use: Config, best: Config) -> str:
@@ -268,7 +247,7 @@ def _not_worse(use: Config, test: MetricTest | None, metric: str) -> str:
     if is_worse_by_noise(test, metric):
         return f" not worse by more than the numerical noise ({format_measured(metric, test.paired)})"
     size = task_size(use.row)
-    n = _examples(test.paired.n)
+    n = say_examples(test.paired.n)
     until = (
         f", until more than {n} {'is' if test.paired.n == 1 else 'are'} measured,"
         if size is not None and size > (use.row.n or 0)
@@ -310,96 +289,3 @@ def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | No
     chosen = judge_configs(group, there, metric).use
     lead = f"{chosen.one_name}{_bits(chosen)}{_measured_cost(chosen, metric)}"
     return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead)
-
-
-def _repeats(rows: Sequence[Row], against: Mapping[Path, Comparison]) -> int:
-    """Return how many examples comparisons left out, since they ask the same as others."""
-    return max((against[row.run.path].repeats for row in rows if row.run.path in against), default=0)
-
-
-def _say_sure(judged: Judged, metric: str, repeats: int) -> VerdictLine | None:
-    """Say the smallest difference that this many examples show in 4 of 5 cases, by the median width of intervals.
-
-    Those are of the configs that more examples may tell from the best, where there are any, else of all that are not
-    identical with it, against it.
-
-    Args:
-        repeats: examples that were left out, since they ask the same as others.
-    """
-    configs, tests = judged.configs, judged.tests
-    several, unclear = len(configs) > 1, len(judged.unclear) > 1
-    told = judged.unclear if unclear else [one for one in configs if one not in judged.identical]
-    of = [test for one, test in zip(configs, tests, strict=True) if one in told]
-    paired = [test.paired for test in (of if several else [configs[0].test]) if test is not None and test.paired]
-    size = _smallest_found(paired)
-    if size is None:
-        return None
-    between = "" if unclear else " between two configs" if several else " between the config and its baseline"
-    found = _found_text(paired[0].n, metric, size, several, between)
-    lead, more = "", ""
-    if unclear:
-        lead = f"Too few examples to tell {_name_together(judged.unclear)} apart"
-        more = _of_whole_task(judged.use.row, metric, size)
-    elif several and betterness(metric) and all(test is None or test.tells_apart for test in tests):
-        lead = "Enough examples to tell the best from all others"
-    text = f"{lead}: {found}{more}" if lead else f"{found[0].upper()}{found[1:]}"
-    once = f" Left out, since they ask what others do: {_examples(repeats)}." if repeats else ""
-    return VerdictLine("How sure", f"{text}.{once} {_say_noise(configs)}", [], lead)
-
-
-def _smallest_found(paired: Sequence[AccuracyDifference | MeanDifference]) -> float | None:
-    """Return the difference that is found in 4 of 5 cases, by the median width of these intervals; None of none."""
-    halves = sorted((one.high - one.low) / 2 for one in paired if math.isfinite(one.high - one.low))
-    half = halves[len(halves) // 2] if halves else 0.0
-    return half * (Z + _FOUND) / Z if half > 0 else None
-
-
-def _found_text(n: int, metric: str, size: float, several: bool, between: str) -> str:
-    typically = "typically " if several else ""
-    of = f"{format_size(metric, size)} in {metric_noun(metric)}{between}"
-    return f"{_examples(n)} {typically}show{'s' * (n == 1)} a difference of {of} in 4 of 5 cases"
-
-
-def _say_sure_of_costs(configs: Sequence[Config], metric: str) -> VerdictLine | None:
-    """Say the smallest difference from the baseline that this many examples show in 4 of 5 cases."""
-    paired = [one.test.paired for one in configs if one.test.paired is not None]
-    size = _smallest_found(paired)
-    if size is None:
-        return None
-    found = _found_text(paired[0].n, metric, size, len(paired) > 1, " between a config and its baseline")
-    return VerdictLine("How sure", f"{found}. {_say_noise(configs)}", [])
-
-
-def _name_together(configs: Sequence[Config], among: Sequence[Config] = ()) -> str:
-    """Name configs at once, where they are all combinations of their values.
-
-    Knobs are left out that have the same several values in each of the configs or, where given, of those `among` which
-    they stand: those tell nothing of them.
-    """
-    named = [name for name in configs[0].naming if not _is_open(among or configs, name)]
-    rows = [row for one in configs for row in one.rows]
-    if are_all_combinations(rows, named):
-        return name_rows(rows, named, configs[0].usual)
-    return join_with_and([one.name for one in configs]) if len(configs) < 3 else f"the best {len(configs)} configs"
-
-
-def _is_open(configs: Sequence[Config], name: str) -> bool:
-    """Return whether each of the configs has the same several values of a knob, so that it tells nothing of them."""
-    values = {_values_of(one, name) for one in configs}
-    return len(values) == 1 and len(values.pop()) > 1
-
-
-def _of_whole_task(row: Row, metric: str, size: float) -> str:
-    """Say the difference that the whole task would show, given that of the examples measured."""
-    whole, n = task_size(row), row.n
-    if whole is None or not n:
-        return ""
-    if whole <= n:
-        return "; the task has no more examples"
-    return f"; all {whole:,} of the task, one of about {format_size(metric, size * math.sqrt(n / whole))}"
-
-
-def _say_noise(configs: Sequence[Config]) -> str:
-    if any(one.test.above_floor is not None for one in configs):
-        return "Numerical noise was measured, and a difference within it is called none."
-    return "Numerical noise was not measured (noise=4 does)."
