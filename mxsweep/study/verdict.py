@@ -82,8 +82,8 @@ def give_verdict(
     lines = [
         *chosen,
         _say_cost(group, configs, metric, against, use) if has_baseline else None,
-        _say_knobs(values),
         say_sure(judged, metric, count_repeats(quantized, against)),
+        _say_knobs(values),
     ]
     return Verdict([line for line in lines if line is not None], metric, configs, use)
 

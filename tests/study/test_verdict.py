@@ -126,7 +126,7 @@ def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
     for name, runtime, cost in (("own", "none", 0.1), ("vllm", "vllm", 0.3)):
         put_run(tmp_path, name, noisy(cost, 0.1, len(name)), 4.25, block_size=32, runtime=runtime)
     verdict = study_of(tmp_path).verdict
-    assert verdict.use is None and [each.title for each in verdict.lines] == ["Cost", "Knobs", "How sure"]
+    assert verdict.use is None and [each.title for each in verdict.lines] == ["Cost", "How sure", "Knobs"]
     put_run(tmp_path, "vllm16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="vllm")
     study = study_of(tmp_path)
     (said,) = [each for each in study.verdict.lines if each.title == "Use"]
