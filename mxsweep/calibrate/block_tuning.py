@@ -2,8 +2,7 @@
 
 What the block answers is compared with what it answers with the solved weights, and the inputs that they multiply, as
 they are without quantization, on the same hidden states: those that the quantized blocks before it give. Keys and
-values are quantized in both. How a weight
-moves is in solvers/autoround.py.
+values are quantized in both. How a weight moves is in solvers/autoround.py.
 
 A step reads `TUNED_SEQUENCES` calibration sequences, or all where there are fewer. Which ones is drawn beforehand, and
 does not depend on their lengths nor on memory: sequences of unequal lengths, and those that do not fit in memory

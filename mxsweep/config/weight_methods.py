@@ -72,4 +72,8 @@ register_weight_method(WeightMethod(ROUND_TO_NEAREST))
 register_weight_method(WeightMethod("clip", ("clip_loss",), _needs_of_clip))
 _GPTQ = ("clip_loss", "damping", "act_order")
 register_weight_method(WeightMethod("gptq", _GPTQ, lambda options: Needs.HESSIAN))
-register_weight_method(WeightMethod("autoround", (*_GPTQ, "steps"), lambda options: Needs.HESSIAN, tunes=True))
+register_weight_method(
+    WeightMethod(
+        "autoround", (*_GPTQ, "steps"), lambda options: Needs.HESSIAN, module="mxsweep.solvers.gptq", tunes=True
+    )
+)

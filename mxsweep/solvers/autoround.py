@@ -26,14 +26,13 @@ error of the output on 8,192 other tokens, over that of GPTQ, half way and at th
     0       0.5        4.67  0.94
     0.49    0.05       1.20
 
-How a block is gone through is in calibrate/block_tuning.py.
+The start is GPTQ's own answer (config/weight_methods.py names its module); how a block is gone through is in
+calibrate/block_tuning.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,21 +42,9 @@ from mxsweep.numerics.encoding import Encoded
 from mxsweep.numerics.reference.codes import element_values
 from mxsweep.numerics.reference.definition import restore, without_inf
 from mxsweep.numerics.reference.rounding import round_exact, spacing
-from mxsweep.solvers import gptq
 from mxsweep.solvers.block_scales import BlockScales
 
 MARGIN = REACH = 0.25
-
-
-def solve(
-    weight: Tensor,
-    fmt: MXFormat,
-    hessian: Tensor | None,
-    options: Mapping[str, Any],
-    tensor_amax: Tensor | None = None,
-) -> Encoded:
-    """Return what tuning begins with for the weight (N, C) float32: what GPTQ chooses; see `solvers/methods.py`."""
-    return gptq.solve(weight, fmt, hessian, options, tensor_amax)
 
 
 def rate_of(step: int, steps: int) -> float:

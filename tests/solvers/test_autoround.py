@@ -5,25 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.adversarial import assert_same_bits
+from helpers.solved_formats import FORMATS
 from torch import Tensor
 
-from mxsweep.numerics import ELEMENT_NAMES, MXFormat, decode, encode
+from mxsweep.numerics import MXFormat, decode, encode
 from mxsweep.numerics.reference.codes import element_values
 from mxsweep.numerics.reference.rounding import spacing
 from mxsweep.solvers.autoround import Unrounded, rate_of
 from mxsweep.solvers.gptq import solve
 
-FORMATS = [
-    *(MXFormat(element, 8, rounding="even") for element in ELEMENT_NAMES),
-    MXFormat("fp4_e2m1", 16, scale="e5m3"),
-    MXFormat("fp4_e2m1", 16, scale="e4m3", tensor_scale=True),
-    MXFormat("int4", 32, scale="fp32", symmetric=False),
-    MXFormat("mint4", 8, symmetric=False),
-    MXFormat("int3", (4, 8)),
-    MXFormat("fp4_e2m1", (3, 7), scale="fp32", symmetric=False),
-    MXFormat("int4", 0),
-    MXFormat("fp6_e2m3", 24, rounding="floor"),
-]
 OPTIONS = {"clip_loss": "weight", "damping": 0.01, "act_order": True}
 
 

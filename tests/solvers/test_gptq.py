@@ -9,25 +9,15 @@ import pytest
 import torch
 from helpers.adversarial import assert_same_bits
 from helpers.mx_host import host_library, pointer
+from helpers.solved_formats import FORMATS
 from torch import Tensor
 
-from mxsweep.numerics import ELEMENT_NAMES, MXFormat, decode, quantize
+from mxsweep.numerics import MXFormat, decode, quantize
 from mxsweep.solvers import gptq as module
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq, hessian_loss
 
-FORMATS = [
-    *(MXFormat(element, 8, rounding="even") for element in ELEMENT_NAMES),
-    MXFormat("fp4_e2m1", 16, scale="e5m3"),
-    MXFormat("fp4_e2m1", 16, scale="e4m3", tensor_scale=True),
-    MXFormat("int4", 32, scale="fp32", symmetric=False),
-    MXFormat("mint4", 8, symmetric=False),
-    MXFormat("int3", (4, 8)),
-    MXFormat("fp4_e2m1", (3, 7), scale="fp32", symmetric=False),
-    MXFormat("int4", 0),
-    MXFormat("fp6_e2m3", 24, rounding="floor"),
-]
 LAZY_FORMATS = [FORMATS[6], *FORMATS[11:]]
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
 RULES = [
