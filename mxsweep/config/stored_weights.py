@@ -6,7 +6,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from functools import cache
 
-from mxsweep.files.checkpoints import EXPORT_MANIFEST, exported_folder, read_mapping
+from mxsweep.files.checkpoints import EXPORT_MANIFEST, export_manifest, packed_layers
 from mxsweep.formats import MXFormat
 from mxsweep.formats.export_targets import packing_of
 from mxsweep.terminal.errors import ConfigError
@@ -22,11 +22,10 @@ def stored_formats(path: str) -> dict[str, Readings]:
     Raises:
         ConfigError: what ``export.json`` says of a layer is no format.
     """
-    folder = exported_folder(path)
-    manifest = read_mapping(folder / EXPORT_MANIFEST) if folder is not None else {}
-    layers, target = manifest.get("weights"), str(manifest.get("target"))
+    manifest = export_manifest(path)
+    target = str(manifest.get("target"))
     formats = {}
-    for name, layer in layers.items() if isinstance(layers, dict) else ():
+    for name, layer in packed_layers(manifest).items():
         try:
             formats[name] = _readings(str(layer.get("weight") if isinstance(layer, dict) else layer), target)
         except ValueError as error:

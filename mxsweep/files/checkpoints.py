@@ -7,6 +7,7 @@ memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,23 @@ def exported_folder(path: str) -> Path | None:
     return folder if folder is not None and (folder / EXPORT_MANIFEST).is_file() else None
 
 
+def export_manifest(path: str) -> dict[str, Any]:
+    """Return what ``export.json`` says of a ``model.path`` that mxsweep packed; an empty mapping for all else."""
+    folder = exported_folder(path)
+    return {} if folder is None else read_mapping(folder / EXPORT_MANIFEST)
+
+
+def packed_layers(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of each layer that is stored in codes, by its name."""
+    layers = manifest.get("weights")
+    return layers if isinstance(layers, dict) else {}
+
+
 def rotated_layer(folder: Path) -> str | None:
     """Return the first layer that a folder which mxsweep packed has stored rotated, its input to be rotated by the
     loader; None where there is none.
     """
-    layers = read_mapping(folder / EXPORT_MANIFEST).get("weights")
-    known = layers.items() if isinstance(layers, dict) else ()
+    known = packed_layers(read_mapping(folder / EXPORT_MANIFEST)).items()
     rotated = (name for name, layer in known if isinstance(layer, dict) and "input_rotated_in_blocks_of" in layer)
     return next(rotated, None)
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.cache import cache_folder
-from mxsweep.files.checkpoints import EXPORT_MANIFEST, exported_folder, read_mapping
+from mxsweep.files.checkpoints import export_manifest
 from mxsweep.files.digests import file_digests, json_digest
 from mxsweep.files.kept_texts import keep_text, kept_text
 from mxsweep.formats.recipe import Recipe
@@ -96,8 +96,7 @@ def _page_of(config: RunConfig) -> str | None:
         identity = model.identity()
     except ConfigError:  # which the run itself will say
         return None
-    folder = exported_folder(model.path)
-    stored = read_mapping(folder / EXPORT_MANIFEST) if folder is not None else None  # of no part of the identity
+    stored = export_manifest(model.path)  # which is no part of the identity
     name = json_digest([asdict(model), identity, stored, _environment()])
     return f"{name}.json" if "files" in identity else None
 
