@@ -7,7 +7,7 @@ called the best.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ def outcome_of(row: Row, comparison: Comparison | None) -> Hashable:
     if comparison is None or comparison.n == 0:
         return row.run.path
     return comparison.other.run.path, comparison.test
+
+
+def count_outcomes(pairs: Iterable[Sequence[Row]], against: Mapping[Path, Comparison]) -> int:
+    """Return how many pairs of runs came out each in its own way: those that came out the same count once."""
+    return len({tuple(outcome_of(row, against.get(row.run.path)) for row in pair) for pair in pairs})
 
 
 def _cost(config: Config, metric: str) -> float:

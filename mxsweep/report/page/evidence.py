@@ -20,7 +20,7 @@ from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.change_words import format_change
 from mxsweep.study.comparison import Comparison
-from mxsweep.study.configs_to_use import outcome_of
+from mxsweep.study.configs_to_use import count_outcomes
 from mxsweep.study.finding import format_pairs, with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.knob_effects import KnobEffect
@@ -28,13 +28,10 @@ from mxsweep.study.knob_effects import KnobEffect
 
 def effect_view(study: Study, effect: KnobEffect) -> tuple[str, str, Table]:
     """Return a knob in words, how many pairs of runs differ in it only, and the table of them."""
-    count, against = len(effect.comparisons), study.comparisons
-    outcomes = {
-        tuple(outcome_of(row, against.get(row.run.path)) for row in (pair.other, pair.row))
-        for pair in effect.comparisons
-    }
+    count = len(effect.comparisons)
+    outcomes = count_outcomes(((pair.other, pair.row) for pair in effect.comparisons), study.comparisons)
     pairs = f"{format_pairs(count)} of runs at neighbouring values that differ in nothing else"
-    said = f"{pairs}; {count - len(outcomes)} came out as others did" if len(outcomes) < count else pairs
+    said = f"{pairs}; {count - outcomes} came out as others did" if outcomes < count else pairs
     return knob_title(effect.knob), said, effect_table(study, effect)
 
 

@@ -12,7 +12,7 @@ from mxsweep.results.knob_words import knob_title, value_word
 from mxsweep.results.metrics import short_title
 from mxsweep.study.change_words import format_change, format_interval
 from mxsweep.study.comparison import Comparison
-from mxsweep.study.configs_to_use import outcome_of
+from mxsweep.study.configs_to_use import count_outcomes
 from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
 from mxsweep.study.value_pairs import KnobValues, ValuePair
@@ -84,5 +84,5 @@ def _cells(studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparis
         cells.append(Cell(with_minus_signs(format_interval(name, measured)) or ABSENT, measured.low))
         cells.append(Cell(p_value(test.p), test.p))
         told += [short_title(name)] if test.tells_apart else []
-    outcomes = {tuple(outcome_of(row, against.get(row.run.path)) for row in both) for both in pair.runs}
-    return [*cells, Cell(" and ".join(told) or "no"), Cell(str(len(outcomes)), len(outcomes))]
+    outcomes = count_outcomes(pair.runs, against)
+    return [*cells, Cell(" and ".join(told) or "no"), Cell(str(outcomes), outcomes)]
