@@ -78,8 +78,8 @@ def prepare(
         refuse_attention(model, config.recipe)  # which quantizing the model would refuse, after it
         calibration = _calibration_of(bench, tokenizer, tasks, max_length)
         bench.use_calibration(calibration)
-    if config.searches:  # what it reads is refused before anything is worked out
-        read = _read_of_search(bench, tokenizer, tasks, max_length)
+        if config.searches:  # what it reads is refused before anything is worked out
+            read = _read_of_search(bench, calibration, tokenizer, tasks, max_length)
     # In this order: each sees what was worked out before it.
     if config.ptq.budget is not None:
         _spend_budget(bench, config.ptq.budget, overrides)
@@ -107,11 +107,15 @@ def _calibration_of(
 
 
 def _read_of_search(
-    bench: Workbench, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Any], max_length: int
+    bench: Workbench,
+    calibration: Calibration,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Any],
+    max_length: int,
 ) -> tuple[Calibration, LastWords | None]:
     """Return what the losses of a search are taken of, and its last words where they are of those."""
     if positions_for(bench.config.rotation.positions, tasks) == ALL_TOKENS:
-        return _calibration_of(bench, tokenizer, tasks, max_length), None
+        return calibration, None
     read = _calibration_of(bench, tokenizer, tasks, max_length, READ_FOR_WORDS)
     return read, find_last_words(read)
 
