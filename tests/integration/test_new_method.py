@@ -95,7 +95,7 @@ def test_a_name_stands_for_one_method(toy: Needs) -> None:
         register_weight_method(WeightMethod("toy"))
 
 
-def test_every_declared_method_has_its_file() -> None:
+def test_every_declared_method_has_its_solve() -> None:
     for name, method in WEIGHT_METHODS.items():
-        assert method.solver_module == f"mxsweep.solvers.{name}"
+        assert method.solver_module == (method.module or f"mxsweep.solvers.{name}")
         assert callable(load_method(name))
