@@ -87,6 +87,25 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
     assert [name for name in missing if "NAME" not in name and name not in LEFT_BY_RUNS] == []
 
 
+def test_the_page_of_recipes_has_each_experiment_once() -> None:
+    """By the command that does it: what trains is a recipe of ``mxsweep.train``."""
+    rows = re.findall(
+        r"^\| `python -m (\S+) experiment=(\w+)` \|", (REPOSITORY / "docs/recipes.md").read_text(), re.MULTILINE
+    )
+    files = sorted((REPOSITORY / "conf/experiment").glob("*.yaml"))
+    trained = {file.stem for file in files if "override /train:" in file.read_text(encoding="utf-8")}
+    commands = {file.stem: f"mxsweep{'.train' if file.stem in trained else ''}" for file in files}
+    assert sorted(rows) == sorted((command, name) for name, command in commands.items())
+
+
+def test_the_page_of_trainings_has_each_recipe_of_formats() -> None:
+    (sentence,) = re.findall(
+        r"`conf/recipe/` has (.*?), each with its source", (REPOSITORY / "docs/training.md").read_text(), re.DOTALL
+    )
+    files = {file.stem for file in (REPOSITORY / "conf/recipe").glob("*.yaml")} - {"none"}
+    assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(files)
+
+
 def test_targets_that_are_called_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     called = set()
