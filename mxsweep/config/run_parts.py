@@ -21,7 +21,7 @@ from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.rules_config import SEARCHED, RulesConfig, by_its_knob
 from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
-from mxsweep.config.stored_weights import Readings, formats_under
+from mxsweep.config.stored_weights import Readings, formats_under, stored_formats
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
@@ -257,6 +257,10 @@ class RunParts:
         layers = (self.recipe.linear, *(formats for _, formats in self.recipe.modules))
         return any(formats.weight is not None for formats in layers)
 
+    @cached_property
+    def _stored_formats(self) -> dict[str, Readings]:
+        return stored_formats(self.model.path)
+
     def _linear(self, field: str, formats: FormatConfig) -> LinearFormats:
         linear = LinearFormats(
             weight=self._mx(f"{field}.weight", formats.weight, formats),
@@ -271,7 +275,7 @@ class RunParts:
         stored: list[Readings] = []
         if linear.weight is None and linear.activation is not None:
             pattern = field.removeprefix("modules[").removesuffix("]") if field.startswith("modules[") else None
-            stored = formats_under(self.model.path, pattern, self.modules)
+            stored = formats_under(self._stored_formats, pattern, self.modules)
             for readings in stored:
                 runtime.check_stored(field, readings, linear.activation)
         if not stored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -48,10 +48,11 @@ def _readings(text: str, target: str) -> Readings:
     return tuple(dict.fromkeys((chosen, laid_out)))
 
 
-def formats_under(path: str, pattern: str | None, patterns: Collection[str]) -> list[Readings]:
-    """Return the formats of the stored weights that a pattern of ``modules`` names, each once. Raises ConfigError.
+def formats_under(stored: Mapping[str, Readings], pattern: str | None, patterns: Collection[str]) -> list[Readings]:
+    """Return the formats of the stored weights that a pattern of ``modules`` names, each once.
 
     Args:
+        stored: as `stored_formats` returns them.
         pattern: None for those that none of ``patterns`` names.
         patterns: all that there are.
     """
@@ -60,4 +61,4 @@ def formats_under(path: str, pattern: str | None, patterns: Collection[str]) -> 
         named = (one for one in patterns if fnmatchcase(layer, one))
         return fnmatchcase(layer, pattern) if pattern is not None else next(named, None) is None
 
-    return list(dict.fromkeys(readings for layer, readings in stored_formats(path).items() if is_meant(layer)))
+    return list(dict.fromkeys(readings for layer, readings in stored.items() if is_meant(layer)))

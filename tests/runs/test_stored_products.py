@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mxsweep import compose
+from mxsweep.config import run_parts
+from mxsweep.config.stored_weights import stored_formats
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.model.meta import meta_model
 from mxsweep.runs.stored_products import refuse_plain_products
@@ -85,6 +87,17 @@ def test_what_a_runtime_computes_of_stored_weights_is_taken(
     words = ["model=hf", f"model.path={folder}", "model.dtype=float32", "format.weight=none"]
     config = compose([*words, f"runtime={runtime}", *f"format={inputs}".split()])
     assert config.recipe.linear.weight is None and config.recipe.linear.activation is not None
+
+
+def test_what_is_stored_is_read_once_of_however_many_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = packed(tmp_path / "packed", {"mlp.down_proj": NVFP4, "mlp.up_proj": NVFP4})
+    asked: list[str] = []
+    monkeypatch.setattr(run_parts, "stored_formats", lambda path: asked.append(path) or stored_formats(path))
+    inputs = f"{{weight: none, activation: {INPUTS['nvfp4']}}}"
+    modules = f"modules={{'*.down_proj': {inputs}, '*.up_proj': {inputs}}}"
+    words = ["model=hf", f"model.path={folder}", "runtime=vllm", "format=none", "format.activation_scale=2688"]
+    assert len(compose([*words, modules]).recipe.modules) == 2
+    assert asked == [folder]
 
 
 def test_weights_of_no_format_of_the_librarys_are_refused(tmp_path: Path) -> None:
