@@ -17,6 +17,11 @@ from mxsweep.files.safetensors_header import stored_tensors
 from mxsweep.terminal.errors import ConfigError
 
 EXPORT_MANIFEST = "export.json"  # in the folder of a checkpoint that mxsweep packed: what is stored in it
+_LOADED_BY = (
+    "target",
+    "dtype",
+    "weights",
+)  # of export.json what the weights' values depend on; the rest says how it went
 EXPORTED_GGUF = f"model{SUFFIX}"  # and its weights, where they are in one such file
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 
@@ -100,7 +105,8 @@ def model_identity(
     """Return what tells a model from every other: a hub name with its revision, or the content of a folder or a file.
 
     A folder's revision means nothing, nor does a file's name. A dtype "auto" is what it comes to, as far as the files
-    tell without their weights.
+    tell without their weights. Of ``export.json`` counts what decides how codes are read, and not how long the export
+    took or what was measured then.
 
     Raises:
         ConfigError: a file vanished or cannot be read.
@@ -115,6 +121,9 @@ def model_identity(
     except OSError as error:
         which = f": {Path(error.filename).name}" if error.filename else ""
         raise ConfigError(f"model.path: {path!r} cannot be read{which}: {error.strerror or error}") from None
+    if exported_folder(path) is not None:
+        manifest = export_manifest(path)
+        digests[EXPORT_MANIFEST] = json_digest({name: manifest.get(name) for name in _LOADED_BY})
     plain = {"weights": "dequantized"} if dequantize and stored_quantization(path) else {}
     return {"files": json_digest(digests), "dtype": _dtype_named(path) if dtype == "auto" else dtype, **plain}
 
@@ -125,6 +134,8 @@ def model_stamps(path: str, code: bool) -> tuple[Any, ...]:
         files = _local_files(path, code)
     except OSError:
         return ()  # loading the model says what is wrong with it
+    if (packed := exported_folder(path)) is not None:
+        files[EXPORT_MANIFEST] = packed / EXPORT_MANIFEST
     return tuple(zip(files, stamps(files.values()), strict=True))
 
 

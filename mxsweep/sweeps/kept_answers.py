@@ -1,10 +1,9 @@
 """Keep on disk what a model's shapes said of a recipe, so that asking the same again imports no torch.
 
 To build a model without values and to look at it takes milliseconds; to import torch and transformers for that takes
-seconds. What comes of it depends on the model's files and how they are loaded, on what a packed checkpoint says that it
-stores, on the recipe, on mxsweep's own code and on the packages that are installed: answers are kept in the cache
-folder under digests of all of these. Nothing is kept of a model that brings code of its own, of a training, or of an
-attention that a library has to be there for.
+seconds. What comes of it depends on the model's files and how they are loaded, on the recipe, on mxsweep's own code and
+on the packages that are installed: answers are kept in the cache folder under digests of all of these. Nothing is kept
+of a model that brings code of its own, of a training, or of an attention that a library has to be there for.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import Any, TypeVar
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.cache import cache_folder
-from mxsweep.files.checkpoints import export_manifest
 from mxsweep.files.digests import file_digests, json_digest
 from mxsweep.files.kept_texts import keep_text, kept_text
 from mxsweep.formats.recipe import Recipe
@@ -96,8 +94,7 @@ def _page_of(config: RunConfig) -> str | None:
         identity = model.identity()
     except ConfigError:  # which the run itself will say
         return None
-    stored = export_manifest(model.path)  # which is no part of the identity
-    name = json_digest([asdict(model), identity, stored, _environment()])
+    name = json_digest([asdict(model), identity, _environment()])
     return f"{name}.json" if "files" in identity else None
 
 

@@ -24,7 +24,7 @@ from mxsweep import compose
 from mxsweep.config.checks import file_digest
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files import digests
-from mxsweep.files.checkpoints import model_folder, model_identity
+from mxsweep.files.checkpoints import model_folder, model_identity, model_stamps
 from mxsweep.formats import STOCHASTIC_VERSION
 from mxsweep.machine import gpus as devices
 from mxsweep.model.load import load_model
@@ -277,6 +277,28 @@ def test_code_counts_where_it_is_trusted(model: Path) -> None:
     assert plain == trusted
     (model / "modeling_tiny.py").write_text("1")
     assert of_model(model) == plain != of_model(model, "model.trust_remote_code=true")
+
+
+def test_how_codes_are_read_counts_and_what_an_export_measured_does_not(model: Path) -> None:
+    plain = of_model(model)
+    layers = {"model.layers.0.mlp.up_proj": {"weight": "fp4_e2m1-b32-e8m0", "activation": None}}
+    said = {"target": "quark", "dtype": "float32", "weights": layers, "run_id": "x", "seconds": {"write": 1.0}}
+    seen = []
+    for change in (
+        {},
+        {"target": "modelopt"},
+        {"dtype": "bfloat16"},
+        {"weights": {}},
+        {"weights": {"model.layers.0.mlp.up_proj": {"weight": "fp4_e2m1-b16-e8m0", "activation": None}}},
+    ):
+        (model / "export.json").write_text(json.dumps(said | change))
+        stamps = model_stamps(str(model), False)
+        seen.append(of_model(model))
+        (model / "export.json").write_text(json.dumps(said | change | {"run_id": "another", "seconds": {"write": 2}}))
+        assert of_model(model) == seen[-1] and model_stamps(str(model), False) != stamps
+    assert len({plain, *seen}) == 1 + len(seen)
+    (model / "export.json").unlink()
+    assert of_model(model) == plain
 
 
 def test_shards_are_those_of_the_index(model: Path) -> None:
