@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
+from mxsweep.formats import parse_element, parse_scale
 from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY
 from mxsweep.formats.training import OPERANDS
 
@@ -88,10 +89,24 @@ def rotates(values: Values) -> bool:
     return rotates_products(values) or _rotates_keys(values)
 
 
+def rounds_scales(values: Values) -> bool:
+    """Return whether some tensor has scales whose rounding can be chosen, powers of two of an element that does not say
+    it itself; where a budget chooses, that it may.
+    """
+    scale = values.get("scale", "e8m0")
+    of_run = {"scale": scale} | {name: values.get(f"format.{name}") for name in ("weight", "activation")}
+    of_kv = {name: values.get(f"kv_quant.{name}") for name in ("key", "value")}
+    of_kv["scale"] = values.get("kv_quant.scale", scale)
+    modules = values.get("modules")
+    groups = [of_run, of_kv, *(modules.values() if isinstance(modules, Mapping) else ())]
+    # Operands of a training may have scales of their own, too.
+    return has_budget(values) or _quantizes_training(values) or any(map(_rounds_scales_of, groups))
+
+
 def searches(values: Values) -> bool:
     """Return whether rotations or the rounding of scales are searched."""
     of_rotations = values.get("rotation.method") == "search" and can_rotate(values)
-    return of_rotations or (quantizes(values) and values.get("scale_rounding") == "search")
+    return of_rotations or (values.get("scale_rounding") == "search" and rounds_scales(values))
 
 
 def has_scale_bits(values: Values) -> bool:
@@ -155,6 +170,24 @@ def _quantizes_training(values: Values) -> bool:
         else value not in ("auto", "none", None)
         for value in of_operands
     )
+
+
+def _rounds_scales_of(formats: Any) -> bool:
+    """Return whether a scale of these formats can be rounded one way or another; what is not known may be."""
+    if not isinstance(formats, Mapping):  # of a config that was refused
+        return formats not in ("none", None)
+    scale = str(formats.get("scale", "e8m0"))
+    kinds = ("weight", "activation", "key", "value")
+    return any(_can_round(str(formats[kind]), scale) for kind in kinds if kind in formats)
+
+
+def _can_round(element: str, scale: str) -> bool:
+    if element == "none":
+        return False
+    try:
+        return parse_scale(scale).is_power_of_two and parse_element(element).scale_rounding is None
+    except ValueError:
+        return True
 
 
 def _of_modules(values: Values, *fields: str) -> list[bool]:

@@ -282,6 +282,7 @@ FORMATS = (
         Pattern(
             f"{SCALE_ROUNDINGS_ALLOWED}, {SEARCHED}", f"{SCALE_ROUNDING.expression}|{SEARCHED}", SCALE_ROUNDING.what
         ),
+        effect=effects.rounds_scales,
         decided_by=("recipe", "runtime"),
     ),
     _format("symmetric", "false: each block's midpoint is subtracted first, and kept in bfloat16", Flag("true, false")),

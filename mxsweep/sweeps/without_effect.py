@@ -8,6 +8,7 @@ from mxsweep.config.knob import UNSET, Knob, Scope
 from mxsweep.config.knob_page import words_of
 from mxsweep.config.knobs import TABLE
 from mxsweep.config.recorded_config import values_of
+from mxsweep.config.rules_config import SEARCHED
 from mxsweep.config.run_config import RunConfig
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
@@ -17,15 +18,15 @@ def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
     """Return a sentence on each word that changes none of the runs that were asked for.
 
     Raises:
-        ConfigError: such a word is of a remedy, which was surely meant: one that does nothing would be taken for one
-            that does not help.
+        ConfigError: such a word is of a remedy or a search, which was surely meant: one that does nothing would be
+            taken for one that does not help.
     """
     said = []
     for word, knob in _without_effect([run for run in runs if not run.added]):
         when = words_of(knob.effect)
         told = f"{word}: has no effect in {'this run' if len(runs) == 1 else 'any of these runs'}"
         told += f", only where {when}" if when else ""
-        if knob.is_of_remedies:
+        if knob.is_of_remedies or word.partition("=")[2] == SEARCHED:
             raise ConfigError(f"{told}; leave it out")
         said.append(told)
     return said

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from mxsweep import compose
+from mxsweep.config import effects
+from mxsweep.config.recorded_config import _flat, values_of
 from mxsweep.formats import MXFormat
 from mxsweep.terminal.errors import ConfigError
 
@@ -101,6 +103,29 @@ def test_where_no_scale_can_be_rounded_otherwise_nothing_is_searched(words: str)
     searched = compose([words, "scale_rounding=search"])
     assert not searched.searches and not searched.needs_calibration
     assert searched.config_hash == compose([words]).config_hash
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "format=mxfp4",
+        "format=nvfp4",
+        "format=mint4 kv_quant=mint4",
+        "format=none",
+        "format=none kv_quant=fp4_e2m1",
+        "format=nvfp4 kv_quant=fp4_e2m1",
+        "format=nvfp4 kv_quant=int4 kv_quant.scale=e8m0",
+        "format=mxfp4 scale=e5m3",
+        "format=nvfp4 ptq.budget=5",
+        "format=nvfp4 modules={'*.down_proj':mxfp8_e4m3}",
+        "format=nvfp4 modules={'*.down_proj':{scale:fp32}}",
+        "format=none modules={'*.down_proj':{weight:mint4}}",
+    ],
+)
+def test_a_knob_of_scale_roundings_has_an_effect_where_there_is_something_to_search(words: str) -> None:
+    config = compose([*words.split(), "scale_rounding=search"])
+    for values in (values_of(config), _flat(config.as_dict())):
+        assert effects.rounds_scales(values) == bool(config.scale_roundings) == effects.searches(values)
 
 
 def test_a_budget_of_other_formats_is_searched_after_it_is_spent() -> None:

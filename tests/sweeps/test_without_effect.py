@@ -31,6 +31,8 @@ def told(*words: str) -> list[str]:
         "ptq=gptq format=none kv_quant=fp4_e2m1",
         "calibration=text calibration.path=/nowhere",
         "ptq.damping=0.1,0.5 ptq=rtn,clip",
+        "scale_rounding=search format=nvfp4,mint4",
+        "scale_rounding=search format=none kv_quant=fp4_e2m1 scale=fp32",
     ],
 )
 def test_a_remedy_that_does_nothing_is_refused(words: str) -> None:
@@ -49,6 +51,13 @@ def test_a_refusal_says_where_the_knob_has_an_effect() -> None:
     ("words", "said"),
     [
         ("scale=e5m3 scale_bits=6", ["scale_bits=6: has no effect in this run, only where scales are e8m0"]),
+        (
+            "format=nvfp4 scale_rounding=even",
+            [
+                "scale_rounding=even: has no effect in this run, only where scales are powers of two, whose "
+                "rounding the element leaves open"
+            ],
+        ),
         ("format=none block_size=16", ["block_size=16: has no effect in this run, only where something is quantized"]),
     ],
 )
@@ -63,6 +72,8 @@ def test_another_knob_is_said(words: str, said: list[str]) -> None:
         "kv_quant.smooth=0 kv_quant.first=0 ptq=rtn rotation=none format=none",  # what does nothing was asked to
         "ptq=gptq format=none,mxfp4 ptq.damping=0.05",
         "scale_bits=6,8 scale=e5m3,e8m0",
+        "scale_rounding=floor,search format=nvfp4,mxfp4",
+        "scale_rounding=search format=nvfp4 ptq.budget=5",
         "ptq.damping=0.5 ptq=rtn,gptq",
         "rotation=search format=none kv_quant=rescue4,fp4_e2m1",
         "rotation=hadamard kv_quant=rescue4 rotation.matmuls=[qk] format=none",
