@@ -63,8 +63,7 @@ def run(
     try:
         with importing():
             refuse_unavailable_backend(config)
-            # Not before: torch, transformers and lm-eval take seconds to import.
-            import mxsweep.runs.evaluate_config  # noqa: F401
+            import_evaluation()
         result = _result(config, folder, progress or silent, overrides, proof, keeps_exponents)
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
@@ -84,6 +83,12 @@ def run(
 
             remove_checkpoints(folder)
     return record
+
+
+def import_evaluation() -> None:
+    """Import what evaluates a config, unless it is there: torch, transformers and lm-eval, which take seconds."""
+    with importing():
+        import mxsweep.runs.evaluate_config  # noqa: F401
 
 
 def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from mxsweep.files.locks import end_with
-from mxsweep.machine.importing import importing
+from mxsweep.runs.run import import_evaluation
 from mxsweep.sweeps.execute import LOG_FORMAT, SweepRun, work
 
 STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
@@ -50,10 +50,8 @@ class Worker:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             threading.Thread(target=end_with, args=(self.parent,), daemon=True).start()
         if self.threads is not None:
-            with importing():
-                import torch
-
-                import mxsweep.runs.evaluate_config  # noqa: F401 - as every run needs it
+            import_evaluation()  # of which torch is a part
+            import torch
 
             torch.set_num_threads(self.threads)
         work(self.runs, self.launch, self.retries)
