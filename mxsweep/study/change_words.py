@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mxsweep.results.metrics import is_perplexity, long_title
@@ -36,7 +37,10 @@ def _factor(log_ratio: float) -> str:
         factor = math.exp(log_ratio)
     except OverflowError:
         return MORE
-    return MORE if math.isinf(factor) else f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
+    if math.isinf(factor):
+        return MORE
+    # Beside a large factor a change of some percent is one, too: "×1.004", and not "×1".
+    return f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3f}" if factor < 1.1 else f"{factor:.3g}"
 
 
 def format_change(metric: str, difference: float, *beside: float) -> str:
@@ -44,11 +48,16 @@ def format_change(metric: str, difference: float, *beside: float) -> str:
     return percent(difference, *beside) if is_perplexity(metric) else f"{difference:+.4f}"
 
 
-def format_interval(metric: str, measured: Paired) -> str:
-    """Return the 95 % interval of a change; empty where there is none."""
+def format_interval(metric: str, measured: Paired, *beside: float) -> str:
+    """Return the 95 % interval of a change, of changes that stand `beside` others; empty where there is none."""
     if math.isnan(measured.low):
         return ""
-    return _interval(metric, measured.low, measured.high, measured.difference)
+    return _interval(metric, measured.low, measured.high, measured.difference, *beside)
+
+
+def ends_of(measured: Iterable[Paired]) -> list[float]:
+    """Return the ends of all intervals: what each row of a table stands `beside`, so that it has one kind of number."""
+    return [end for one in measured for end in (one.low, one.high)]
 
 
 def format_span(metric: str, low: float, high: float) -> str:
@@ -73,13 +82,13 @@ def format_with_span(metric: str, difference: float, low: float, high: float) ->
 
 
 def format_size(metric: str, size: float) -> str:
-    """Return a size that a change may have either way, of a perplexity that of its ratio: "± 2.1%", "a factor of 2.01".
+    """Return a size that a change may have either way, of a perplexity that of its ratio: "2.1%", "a factor of 2.01".
 
     What grows by half or more is said as a factor: a perplexity that may double may halve, and none falls by 100 %.
     """
     if not is_perplexity(metric):
-        return f"± {size:.2g}"
-    return f"± {math.expm1(size):.1%}" if size < math.log(LEAST_FACTOR) else f"a factor of {_factor(size)}"
+        return f"{size:.2g}"
+    return f"{math.expm1(size):.1%}" if size < math.log(LEAST_FACTOR) else f"a factor of {_factor(size)}"
 
 
 def format_bits(bits: float) -> str:

@@ -69,9 +69,11 @@ def _smallest_found(paired: Sequence[AccuracyDifference | MeanDifference]) -> fl
 
 
 def _found_text(n: int, metric: str, size: float, several: bool, between: str) -> str:
+    """Say which difference so many examples show; smaller ones may show, too, so it is no interval of any change."""
     typically = "typically " if several else ""
     of = f"{format_size(metric, size)} in {metric_noun(metric)}{between}"
-    return f"{say_examples(n)} {typically}show{'s' * (n == 1)} a difference of {of} in 4 of 5 cases"
+    show = f"{say_examples(n)} {typically}show{'s' * (n == 1)}"
+    return f"{show} a difference of {of} in 4 of 5 cases, a smaller one less often"
 
 
 def _of_whole_task(row: Row, metric: str, size: float) -> str:

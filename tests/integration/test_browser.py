@@ -141,6 +141,19 @@ def test_the_line_of_no_change_crosses_no_name(visit: Callable[..., Page], size:
     assert lines == 6 and crossed == []
 
 
+def test_no_name_of_a_config_is_cut_on_a_phone(visit: Callable[..., Page]) -> None:
+    plot = visit(viewport=PHONE).locator('.plot[data-figure="cost_limit-none"]')
+    names = plot.locator(".mark-text.role-mark text").filter(has_text="block size")
+    right = (plot.bounding_box() or {})["x"] + (plot.bounding_box() or {})["width"]
+    assert names.count() == 6
+    for name in names.all():
+        box = name.bounding_box()
+        assert box is not None and box["x"] + box["width"] <= right
+        assert re.fullmatch(
+            r"(▸ )?block size \d+, *scale bits 6 or 8, *KV (unquantized|fp4_e2m1)", name.text_content() or ""
+        )
+
+
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
 def test_the_first_screen_says_what_to_use(visit: Callable[..., Page], size: dict[str, int]) -> None:
     page = visit(viewport=size)

@@ -96,8 +96,8 @@ def test_the_baseline_s_own_perplexity_stands_beside_its_changes(tmp_path: Path)
 def test_never_more_examples_than_the_task_has_are_advised(tmp_path: Path) -> None:
     put_blocks(tmp_path)
     said = line(study_of(tmp_path), "How sure")
-    here, whole = (math.log1p(float(size) / 100) for size in re.findall(r"± ([0-9.]+)%", said))
-    assert f"; all {TASK:,} of the task, one of about ±" in said
+    here, whole = (math.log1p(float(size) / 100) for size in re.findall(r" ([0-9.]+)%", said))
+    assert f"; all {TASK:,} of the task, one of about " in said
     assert whole == pytest.approx(here * math.sqrt(N / TASK), rel=0.05)
     assert set(re.findall(r"\d,\d{3}|\d{4,}", said)) == {f"{TASK:,}"}
 
@@ -152,7 +152,26 @@ def test_the_smallest_difference_is_of_the_configs_that_are_not_told_apart(tmp_p
     paired = [test.paired for each in compared if (test := metric_test(each, "perplexity")).paired]
     halves = sorted((one.high - one.low) / 2 for one in paired)
     size = math.expm1(halves[len(halves) // 2] * (1.959964 + 0.841621) / 1.959964)
-    assert f"typically show a difference of ± {size:.1%} in perplexity in 4 of 5 cases" in said
+    assert f"typically show a difference of {size:.1%} in perplexity in 4 of 5 cases, a smaller one less often" in said
+
+
+def test_a_table_of_changes_has_one_kind_of_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one perplexity is 20 times its baseline's or more, each is said as a factor of it, the small ones too."""
+    monkeypatch.setitem(COSTS, 16, 0.02)
+    for worst, kind in ((0.5, r"[+−][\d.]+%"), (4.0, r"[×÷][\d.]+")):
+        monkeypatch.setitem(COSTS, 64, worst)
+        put_blocks(tmp_path / kind)
+        study = study_of(tmp_path / kind)
+        drawn = cost_figure(study)
+        assert drawn is not None
+        shown = [text for cells in drawn.cells for text in cells[1:3]]
+        (table,) = [view.table for view in knob_views(study, {}) if view.title == "block size"]
+        assert table is not None
+        at = [index for index, name in enumerate(table.columns) if name.startswith("Δ ppl")]
+        shown += [row[index].text for row in table.rows for index in at]
+        assert len(shown) == 2 * 6 + 2 * 3
+        assert all(re.fullmatch(rf"{kind}|\[{kind}, {kind}\]", text) for text in shown), shown
+    assert drawn.cells[0][1] == "×1.020"
 
 
 @pytest.mark.parametrize(("noise", "words"), [(False, "was not measured (noise=4 does)"), (True, "was measured")])

@@ -12,7 +12,7 @@ from mxsweep.report.wording import p_value
 from mxsweep.results.knob_words import usual_text
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
-from mxsweep.study.change_words import format_change, format_interval, metric_noun
+from mxsweep.study.change_words import ends_of, format_change, format_interval, metric_noun
 from mxsweep.study.configs_to_use import Config
 from mxsweep.study.finding import with_minus_signs
 from mxsweep.study.group_study import Study
@@ -22,9 +22,11 @@ ROOM_FOR_NAME = 56  # characters of a config's name
 HEAD = 2  # parts of a long name that stay at its beginning
 MOST_DRAWN = 16  # configs; of more, those at the ends
 ROW_HEIGHT = 34  # pixels: a line of text, and the interval below it
+LOWERED = 9  # pixels that the interval lies below the middle of its row
 TOLD, NOT_TOLD = COLOURS[2], COLOURS[0]
 NARROW = 420  # pixels
 CHARACTER = 6.2  # pixels, at most, of a character of a change and its interval, which stand right of the name
+OF_NAME, OF_BOLD = 6.2, 6.9  # pixels, at most, of a character of a name
 
 
 def cost_figure(study: Study) -> Figure | None:
@@ -39,6 +41,7 @@ def cost_figure(study: Study) -> Figure | None:
     if use in configs and use not in drawn and use is not None:
         drawn = [*drawn[: MOST_DRAWN - 4], use, *drawn[-3:]]
     noun = metric_noun(metric)
+    beside = ends_of([one.test.paired for one in configs if one.test.paired is not None])
     caption = f"Change of {noun} from the baseline, 95 % interval, paired over the same examples. "
     told = {one.test.tells_apart for one in drawn}
     caption += "The least costly by its estimate first. "
@@ -47,34 +50,36 @@ def cost_figure(study: Study) -> Figure | None:
     caption += "The short lines are at the baseline."
     usual = usual_text(configs[0].usual)
     caption += f" Where nothing else is said: {usual}." * bool(usual)
-    caption += f" The {len(drawn)} of {len(configs)} configs at the ends; the data have all." * (drawn != configs)
+    caption += f" Of {len(configs)} configs the least and the most costly are drawn; the data have all." * (
+        drawn != configs
+    )
     return Figure(
         stem="_".join(part for part in ("cost", study.group.slug) if part),
         title=f"What every config costs in {noun}",
         subtitle=measured_text(study.group),
         caption=caption,
-        build=lambda ink: _chart(ink, metric, drawn, use),
+        build=lambda ink: _chart(ink, metric, drawn, use, beside),
         columns=["config", f"change of {noun}", "95 % interval", "p", "runs"],
-        cells=[_cells(metric, one) for one in configs],
+        cells=[_cells(metric, one, beside) for one in configs],
         about=ABOUT,
         height=ROW_HEIGHT * len(drawn),
     )
 
 
-def _cells(metric: str, config: Config) -> list[str]:
+def _cells(metric: str, config: Config, beside: Sequence[float]) -> list[str]:
     measured = config.test.paired
     if measured is None:
         return [config.name, "", "", "", str(len(config.rows))]
-    change, interval = _words(metric, measured)
+    change, interval = _words(metric, measured, beside)
     return [config.name, change, interval, p_value(config.test.p), str(len(config.rows))]
 
 
-def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None) -> Spec:
+def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None, beside: Sequence[float]) -> Spec:
     title = f"{metric_noun(metric)}: run / baseline" if is_perplexity(metric) else f"change of {metric_noun(metric)}"
     nothing = 1.0 if is_perplexity(metric) else 0.0
     names = shortened([one.name for one in configs])
     data = [
-        {**_datum(metric, index, one, name, one is use), "nothing": nothing}
+        {**_datum(metric, index, one, name, one is use, beside), "nothing": nothing}
         for index, (one, name) in enumerate(zip(configs, names, strict=True))
     ]
     ends = [nothing, *(datum["low"] for datum in data), *(datum["high"] for datum in data)]
@@ -91,12 +96,27 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
     )
     colour = channel("told", scale={"domain": [True, False], "range": [TOLD, NOT_TOLD]}, legend=None)
     tips = tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"})
-    above = {"type": "text", "color": ink, "dy": -9, "fontSize": 12, "baseline": "middle"}
+    above = {"type": "text", "color": ink, "dy": -9, "baseline": "middle"}
     numbers = CHARACTER * max(len(datum["numbers"]) for datum in data) + 8
     # In a narrow figure names have all the room; the numbers stand in the table below.
-    left = {**above, "align": "left", "limit": {"expr": f"width < {NARROW} ? width : width - {numbers:.0f}"}}
+    room = f"(width < {NARROW} ? width : width - {numbers:.0f})"
+    left = {**above, "align": "left", "limit": {"expr": room}}
     wide = {"condition": {"test": f"width < {NARROW}", "value": 0}, "value": 1}
-    name = {"x": {"value": 0}, "y": y, "text": channel("name")}
+    named = {"x": {"value": 0}, "y": y}
+    # A name that is longer than its room stands in two small lines: cut, it would lose what tells it from others.
+    is_long = f"(datum.use ? {OF_BOLD} : {OF_NAME}) * length(datum.name) > {room}"
+    names_of = [
+        {
+            "transform": [{"filter": f"{no}({is_long}) && {'' if bold else '!'}datum.use"}],
+            "encoding": {**named, "text": channel(text)},
+            "mark": {**left, **look, **({"fontWeight": "bold"} if bold else {})},
+        }
+        for bold in (False, True)
+        for no, text, look in (
+            ("!", "name", {"fontSize": 12}),
+            ("", "lines", {"fontSize": 10, "lineHeight": 11, "dy": -12}),
+        )
+    ]
     return {
         "datasets": {"configs": data},
         "params": HIDDEN,
@@ -107,11 +127,11 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
                 "encoding": {"x": {**x, "field": "nothing"}, "y": {**y, "field": "under_name"}, "y2": {"field": "end"}},
             },
             {
-                "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": 6},
+                "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": LOWERED},
                 "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour},
             },
             {
-                "mark": {"type": "point", "size": 60, "opacity": 1, "strokeWidth": 1.8, "yOffset": 6},
+                "mark": {"type": "point", "size": 60, "opacity": 1, "strokeWidth": 1.8, "yOffset": LOWERED},
                 "encoding": {
                     "x": x,
                     "y": y,
@@ -124,8 +144,7 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None)
                     "tooltip": tips,
                 },
             },
-            {"transform": [{"filter": "!datum.use"}], "mark": left, "encoding": name},
-            {"transform": [{"filter": "datum.use"}], "mark": {**left, "fontWeight": "bold"}, "encoding": name},
+            *names_of,
             {
                 "mark": {**above, "align": "right", "fontSize": 11},
                 "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers"), "opacity": wide},
@@ -153,21 +172,30 @@ def _without_middle(name: str) -> str:
     return next((text for text in shorter if len(text) <= ROOM_FOR_NAME), shorter[-1])
 
 
+def _in_two_lines(name: str) -> list[str]:
+    """Return a name's two lines, as even as can be; of a name of one part, that."""
+    parts = name.split(", ")
+    splits = [[", ".join(parts[:at]) + ",", ", ".join(parts[at:])] for at in reversed(range(1, len(parts)))]
+    return min(splits, key=lambda lines: max(map(len, lines)), default=[name])
+
+
 def _elided(parts: Sequence[str], tail: Sequence[str]) -> str:
     return ", ".join([*parts[:HEAD], "…", *tail])
 
 
-def _datum(metric: str, index: int, config: Config, name: str, is_use: bool) -> dict[str, Any]:
+def _datum(metric: str, index: int, config: Config, name: str, is_use: bool, beside: Sequence[float]) -> dict[str, Any]:
     measured = config.test.paired
     if measured is None:
         raise ValueError(f"{config.name} was not compared with its baseline")
     form = _ratio if is_perplexity(metric) else float
-    change, interval = _words(metric, measured)
+    marked = f"▸ {name}" if is_use else name
+    change, interval = _words(metric, measured, beside)
     return {
         "row": index,
-        "under_name": index + 0.02,
-        "end": index + 0.36,
-        "name": f"▸ {name}" if is_use else name,
+        "under_name": index + 0.1,
+        "end": index + 0.44,
+        "name": marked,
+        "lines": _in_two_lines(marked),
         "use": is_use,
         "config": config.name,
         "x": form(measured.difference),
@@ -181,9 +209,9 @@ def _datum(metric: str, index: int, config: Config, name: str, is_use: bool) -> 
     }
 
 
-def _words(metric: str, measured: AccuracyDifference | MeanDifference) -> tuple[str, str]:
-    change = format_change(metric, measured.difference, measured.low, measured.high)
-    interval = format_interval(metric, measured)
+def _words(metric: str, measured: AccuracyDifference | MeanDifference, beside: Sequence[float]) -> tuple[str, str]:
+    change = format_change(metric, measured.difference, *beside)
+    interval = format_interval(metric, measured, *beside)
     return with_minus_signs(change), with_minus_signs(interval)
 
 

@@ -10,7 +10,7 @@ from mxsweep.report.table import Cell, Table
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.knob_words import knob_title, value_word
 from mxsweep.results.metrics import short_title
-from mxsweep.study.change_words import format_change, format_interval
+from mxsweep.study.change_words import ends_of, format_change, format_interval
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.configs_to_use import count_outcomes
 from mxsweep.study.finding import with_minus_signs
@@ -65,12 +65,18 @@ def value_table(studied: KnobValues, against: Mapping[Path, Comparison]) -> Tabl
     for name in studied.metrics:
         columns += [f"Δ {short_title(name)}", f"Δ {short_title(name)}, 95 %", f"p, {short_title(name)}"]
     columns += ["told apart", "combinations"]
-    rows = [_cells(studied, pair, against) for pair in studied.pairs if not pair.identical]
+    pairs = [pair for pair in studied.pairs if not pair.identical]
+    beside = {
+        name: ends_of([pair.tests[name].measured for pair in pairs if name in pair.tests]) for name in studied.metrics
+    }
+    rows = [_cells(studied, pair, against, beside) for pair in pairs]
     more = " Of so many values, neighbours and the two ends are compared." if studied.more_values else ""
     return Table(f"The second value against the first.{more}" if rows else "", columns, rows)
 
 
-def _cells(studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparison]) -> list[Cell]:
+def _cells(
+    studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparison], beside: Mapping[str, Sequence[float]]
+) -> list[Cell]:
     cells = [Cell(f"{value_word(studied.knob, pair.low)} → {value_word(studied.knob, pair.high)}")]
     told = []
     for name in studied.metrics:
@@ -79,9 +85,9 @@ def _cells(studied: KnobValues, pair: ValuePair, against: Mapping[Path, Comparis
             cells += [Cell(ABSENT)] * 3
             continue
         measured = test.measured
-        change = format_change(name, measured.difference, measured.low, measured.high)
+        change = format_change(name, measured.difference, *beside[name])
         cells.append(Cell(with_minus_signs(change), measured.difference))
-        cells.append(Cell(with_minus_signs(format_interval(name, measured)) or ABSENT, measured.low))
+        cells.append(Cell(with_minus_signs(format_interval(name, measured, *beside[name])) or ABSENT, measured.low))
         cells.append(Cell(p_value(test.p), test.p))
         told += [short_title(name)] if test.tells_apart else []
     outcomes = count_outcomes(pair.runs, against)
