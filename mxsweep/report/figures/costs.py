@@ -98,25 +98,7 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None,
     tips = tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"})
     above = {"type": "text", "color": ink, "dy": -9, "baseline": "middle"}
     numbers = CHARACTER * max(len(datum["numbers"]) for datum in data) + 8
-    # In a narrow figure names have all the room; the numbers stand in the table below.
-    room = f"(width < {NARROW} ? width : width - {numbers:.0f})"
-    left = {**above, "align": "left", "limit": {"expr": room}}
     wide = {"condition": {"test": f"width < {NARROW}", "value": 0}, "value": 1}
-    named = {"x": {"value": 0}, "y": y}
-    # A name that is longer than its room stands in two small lines: cut, it would lose what tells it from others.
-    is_long = f"(datum.use ? {OF_BOLD} : {OF_NAME}) * length(datum.name) > {room}"
-    names_of = [
-        {
-            "transform": [{"filter": f"{no}({is_long}) && {'' if bold else '!'}datum.use"}],
-            "encoding": {**named, "text": channel(text)},
-            "mark": {**left, **look, **({"fontWeight": "bold"} if bold else {})},
-        }
-        for bold in (False, True)
-        for no, text, look in (
-            ("!", "name", {"fontSize": 12}),
-            ("", "lines", {"fontSize": 10, "lineHeight": 11, "dy": -12}),
-        )
-    ]
     return {
         "datasets": {"configs": data},
         "params": HIDDEN,
@@ -144,7 +126,7 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None,
                     "tooltip": tips,
                 },
             },
-            *names_of,
+            *_names({**above, "align": "left"}, y, numbers),
             {
                 "mark": {**above, "align": "right", "fontSize": 11},
                 "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers"), "opacity": wide},
@@ -153,6 +135,27 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None,
         # A colour and a fill of one field have scales of their own.
         "resolve": {"scale": {"color": "independent", "fill": "independent", "stroke": "independent"}},
     }
+
+
+def _names(above: Spec, y: Spec, numbers: float) -> list[Spec]:
+    """Return the layers of the names, above the intervals and left of numbers that are so wide, in pixels.
+
+    A name that is longer than its room stands in two small lines: cut, it would lose what tells it from others.
+    """
+    # In a narrow figure names have all the room; the numbers stand in the table below.
+    room = f"(width < {NARROW} ? width : width - {numbers:.0f})"
+    is_long = f"(datum.use ? {OF_BOLD} : {OF_NAME}) * length(datum.name) > {room}"
+    one_line: Spec = {"fontSize": 12}
+    two_lines: Spec = {"fontSize": 10, "lineHeight": 11, "dy": -12}
+    return [
+        {
+            "transform": [{"filter": f"{no}({is_long}) && {'' if bold else '!'}datum.use"}],
+            "encoding": {"x": {"value": 0}, "y": y, "text": channel(text)},
+            "mark": above | {"limit": {"expr": room}} | look | ({"fontWeight": "bold"} if bold else {}),
+        }
+        for bold in (False, True)
+        for no, text, look in (("!", "name", one_line), ("", "lines", two_lines))
+    ]
 
 
 def shortened(names: Sequence[str]) -> list[str]:
