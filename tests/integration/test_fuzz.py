@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -265,6 +266,8 @@ FOLDERS = [
     "1e3",
     "back\\slash\\", "\\'", "#;&|<>*?!`", "true", "a: b", "...", "\u202ertl",
 ]  # fmt: skip
+# Names of which a whole process is started, which decodes what it is given by itself.
+STARTED = {"it's", "übung 模型 💥 שלום", "two\nlines"}
 STATES = ("done", "done", "done")
 
 
@@ -278,6 +281,13 @@ def in_a_shell(command: str, folder: Path, **environment: object) -> subprocess.
         ["bash", "-c", functions + command], cwd=folder, capture_output=True, text=True, errors="replace", timeout=120,
         env=stand_in.environment(Path(tempfile.gettempdir()), STAND_IN_S=0.001, **environment),
     )  # fmt: skip
+
+
+def as_a_shell_reads(command: str, folder: Path) -> list[str]:
+    """The arguments that a shell hands to `mxsweep`."""
+    functions = "mxsweep() { printf '%s\\0' \"$@\"; }; "
+    said = subprocess.run(["bash", "-c", functions + command], cwd=folder, capture_output=True, check=True).stdout
+    return [os.fsdecode(word) for word in said.split(b"\0")[:-1]]
 
 
 def states(folder: Path) -> tuple[str, ...]:
@@ -301,9 +311,16 @@ def test_what_an_interrupted_sweep_says_can_be_pasted(
     assert os.listdir() == [name]
     said = capsys.readouterr().err
     assert "1 of 3 runs are done and kept. To go on: python -m mxsweep resume=true" in said
-    answer = in_a_shell(said.partition("To go on: python -m ")[2], tmp_path)
-    assert answer.returncode == 0, answer.stderr
-    assert "1 of 3 runs are done and are skipped, 2 are missing" in answer.stdout
+    command = said.partition("To go on: python -m ")[2]
+    if name in STARTED:
+        answer = in_a_shell(command, tmp_path)
+        assert answer.returncode == 0, answer.stderr
+        said = answer.stdout
+    else:
+        monkeypatch.setattr(evaluation, "evaluate_config", evaluated)
+        assert main(as_a_shell_reads(command, tmp_path)) == 0
+        said = capsys.readouterr().out
+    assert "1 of 3 runs are done and are skipped, 2 are missing" in said
     assert os.listdir() == [name]
     assert states(Path(name)) == STATES
 
@@ -415,6 +432,16 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def sweep_to_damage(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sweep that is done, in `s`, for tests to copy."""
+    folder = tmp_path_factory.mktemp("to_damage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
+    return folder
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("name", "damage"),
@@ -429,11 +456,16 @@ DAMAGE = [
     ids=lambda text: repr(text)[:50],
 )
 def test_damaged_files_are_no_traceback(
-    name: str, damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    damage: str | None,
+    sweep_to_damage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(written_report, "draw_figures", lambda *_: {})
-    assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
+    shutil.copytree(sweep_to_damage / "s", "s")
     paths = [Path("s") / name, *Path("s").glob(f"*bs*/{name}")]
     for path in filter(Path.exists, paths):
         path.unlink()
