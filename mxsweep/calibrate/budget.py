@@ -40,7 +40,8 @@ from mxsweep.formats.recipe import DYNAMIC, STATIC, LinearFormats, Recipe
 from mxsweep.forward.sequence_loss import Divergence
 from mxsweep.model.coverage import Stored
 from mxsweep.model.operands import find_operands
-from mxsweep.model.quantize import quantize_model
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import NOTHING_PREPARED, quantize_model
 from mxsweep.model.shared_scales import fused_with
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.terminal.errors import ConfigError
@@ -136,6 +137,7 @@ def measure_costs(
     *,
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,
+    prepared: Prepared = NOTHING_PREPARED,
 ) -> Costs:
     """Return the KL divergence when one module alone has a candidate's formats, for each that can be chosen.
 
@@ -144,6 +146,7 @@ def measure_costs(
         recipe: of the run; its linear layers in decoder blocks that no pattern of ``modules`` matches are measured.
         known: what was measured before, and is not again.
         keep: called with all costs after each module.
+        prepared: with what inputs are multiplied by, where the recipe has matrices of each input's own.
 
     Returns:
         Nats a token by module and candidate; for experts by the pattern of their group.
@@ -158,7 +161,8 @@ def measure_costs(
         of_module = costs.setdefault(module, {})
         for name in candidates:
             if name not in of_module:
-                with quantize_model(model, dataclasses.replace(alone, modules=((module, candidates[name]), *rest))):
+                one = dataclasses.replace(alone, modules=((module, candidates[name]), *rest))
+                with quantize_model(model, one, prepared=prepared):
                     of_module[name] = divergence()
         if keep is not None:
             keep(costs)
@@ -251,6 +255,7 @@ def spend(
     known: Mapping[str, Mapping[str, float]] | None = None,
     keep: Callable[[Costs], object] | None = None,
     fuse: bool = False,
+    prepared: Prepared = NOTHING_PREPARED,
 ) -> tuple[Recipe, Choice, dict[str, Any]]:
     """Choose each module's formats.
 
@@ -260,7 +265,7 @@ def spend(
         candidates: ``ptq.formats`` by name, see :mod:`mxsweep.config.candidates`.
         budget: bits a weight, over all weights of the decoder blocks and what else is quantized.
         sequences: token ids that costs are measured on.
-        known, keep: as for :func:`measure_costs`, for a cache; costs do not depend on the budget.
+        known, keep, prepared: as for :func:`measure_costs`, for a cache; costs do not depend on the budget.
         fuse: whether what a runtime has as one matrix (q, k, v; gate, up) gets one format.
 
     Returns:
@@ -276,7 +281,9 @@ def spend(
     costs: Costs = {module: dict(of_module) for module, of_module in (known or {}).items()}
     if not all(name in costs.get(module, {}) for module in sizes for name in candidates):
         divergence = Divergence(model, sequences)
-        costs = measure_costs(model, recipe, candidates, divergence, progress, known=costs, keep=keep)
+        costs = measure_costs(
+            model, recipe, candidates, divergence, progress, known=costs, keep=keep, prepared=prepared
+        )
     choice = choose_formats(sizes, candidates, costs, budget, fixed=fixed, fused=fused)
     account = {
         "budget": budget,

@@ -78,8 +78,9 @@ class Choices:
         """Return the rotation of a choice; None for none."""
         if not chosen.matmuls:
             return None
-        block = self.recipe.rotation.block if self.recipe.rotation is not None else self.rotations[0].block
-        return Rotation(chosen.in_order, block)
+        if self.recipe.rotation is not None:
+            return dataclasses.replace(self.recipe.rotation, matmuls=chosen.in_order)
+        return Rotation(chosen.in_order, self.rotations[0].block)
 
     @property
     def most(self) -> int:

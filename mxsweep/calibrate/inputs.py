@@ -21,7 +21,8 @@ from mxsweep.forward.sequence_loss import TOO_LONG
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.input_maxima import has_scale
 from mxsweep.model.linear import MXLinear
-from mxsweep.model.quantize import quantize_model
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import NOTHING_PREPARED, quantize_model
 from mxsweep.model.sites import find_sites
 from mxsweep.terminal.errors import ConfigError
 
@@ -29,14 +30,12 @@ from mxsweep.terminal.errors import ConfigError
 def calibrate_inputs(bench: Workbench) -> None:
     """Work out what the per-tensor scales of inputs are made from."""
     model, recipe = bench.model, bench.result.recipe
-    passages = [Passage(sequence) for sequence in bench.sequences]
-    engine = Engine(model, BatchLimits(batch_tokens_on(model.device), padded=False), TOO_LONG)
     artefact = bench.artefact("input_maxima", recipe)
     with artefact.lock(), bench.accounted("inputs") as account:
         maxima = artefact.load("maxima")
         account["cached"] = maxima is not None
         if maxima is None:
-            maxima = measure_input_maxima(model, recipe, lambda: engine.decode(passages))
+            maxima = measure_input_maxima(model, recipe, lambda: read_calibration(bench), bench.result.prepared)
             artefact.save("maxima", maxima)
         account["largest"] = max((float(maximum) for maximum in maxima.values()), default=0.0)
     for site in find_sites(model, recipe):
@@ -50,13 +49,22 @@ def calibrate_inputs(bench: Workbench) -> None:
     bench.result.prepared = replace(bench.result.prepared, input_maxima=maxima)
 
 
+def read_calibration(bench: Workbench) -> None:
+    """Have the model read the calibration sequences as it is now, for what listens to its layers."""
+    engine = Engine(bench.model, BatchLimits(batch_tokens_on(bench.model.device), padded=False), TOO_LONG)
+    engine.decode([Passage(sequence) for sequence in bench.sequences])
+
+
 @torch.no_grad()
-def measure_input_maxima(model: PreTrainedModel, recipe: Recipe, read: Callable[[], object]) -> dict[str, Tensor]:
+def measure_input_maxima(
+    model: PreTrainedModel, recipe: Recipe, read: Callable[[], object], prepared: Prepared = NOTHING_PREPARED
+) -> dict[str, Tensor]:
     """Return the largest magnitude of every input that gets a per-tensor scale, in the basis in which it is quantized.
 
     Args:
         model: unquantized, as it is while it reads, but for rotations.
         read: has the model read the calibration sequences, without padding.
+        prepared: with the matrices that inputs are multiplied by, where the recipe has any.
 
     Returns:
         float32 scalars in host memory, by :attr:`Site.input_name`; NaN where a NaN was read. An input that nothing
@@ -75,7 +83,9 @@ def measure_input_maxima(model: PreTrainedModel, recipe: Recipe, read: Callable[
             for name in names:
                 note(name, rows)
 
-    with quantize_model(model, _weights_alone(recipe), keep_weights=True):
+    with quantize_model(
+        model, weights_alone(recipe), prepared=Prepared(input_transforms=prepared.input_transforms), keep_weights=True
+    ):
         for name, site in wanted.items():
             module = model.get_submodule(site.operand.module_name)
             if isinstance(module, MXLinear):
@@ -86,7 +96,7 @@ def measure_input_maxima(model: PreTrainedModel, recipe: Recipe, read: Callable[
     return {name: largest.to("cpu") for name, largest in seen.items()}
 
 
-def _weights_alone(recipe: Recipe) -> Recipe:
+def weights_alone(recipe: Recipe) -> Recipe:
     """Return a recipe of the same operands that leaves inputs, keys and values as they are, but for rotations."""
 
     def alone(formats: LinearFormats) -> LinearFormats:

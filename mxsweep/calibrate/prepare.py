@@ -1,4 +1,5 @@
-"""Work out what a run asks for before its model is quantized: formats under a budget, key factors, rotations, weights.
+"""Work out what a run asks for before its model is quantized: matrices of inputs, formats under a budget, key factors,
+rotations, weights.
 
 Each remedy is kept on disk under a hash of all that it depends on, so that a run that shares it with another does not
 work it out again, and one that was stopped goes on where it was.
@@ -26,6 +27,7 @@ from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_f
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
+from mxsweep.calibrate.transforms import calibrate_transforms
 from mxsweep.calibrate.tuned import Tuning
 from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
@@ -40,6 +42,7 @@ from mxsweep.forward.engine import Engine
 from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
+from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import rotations_of
@@ -81,6 +84,8 @@ def prepare(
         if config.searches:  # what it reads is refused before anything is worked out
             read = _read_of_search(bench, calibration, tokenizer, tasks, max_length)
     # In this order: each sees what was worked out before it.
+    if config.transforms_inputs:
+        calibrate_transforms(bench)
     if config.ptq.budget is not None:
         _spend_budget(bench, config.ptq.budget, overrides)
     if config.recipe.kv.smooth > 0:
@@ -139,6 +144,7 @@ def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> 
             known=known,
             keep=lambda costs: artefact.save_json("costs", costs),
             fuse=bench.config.ptq.fuse,
+            prepared=result.prepared,
         )
         costs = spent.pop("costs")
         account |= spent | {"cached": known == costs}
@@ -210,7 +216,7 @@ def _judge(bench: Workbench, read: Calibration, words: LastWords | None) -> Loss
     They are of all tokens; where there are words, of those, and of all tokens.
     """
     method = bench.config.judge
-    proxies = _ClippedWeights(bench.model)
+    proxies = _ClippedWeights(bench.model, bench.result.prepared)
 
     def losses_of(candidate: Recipe) -> np.ndarray:
         weights: Mapping[str, Encoded] = {}
@@ -242,9 +248,10 @@ def _solve_weights(bench: Workbench) -> None:
                 account |= _account_for_tuning(bench, solved.tuning)
         else:
             kept = artefact.load("weights")
-            known = None if kept is None else from_tensors(kept, weight_sites(bench.model, result.recipe))
+            sites = weight_sites(bench.model, result.recipe, result.prepared)
+            known = None if kept is None else from_tensors(kept, sites)
             cached = known is not None
-            weights = known or solve_without_data(bench.model, result.recipe, solver(ptq), progress)
+            weights = known or solve_without_data(bench.model, result.recipe, solver(ptq), progress, result.prepared)
             if not cached:
                 artefact.save("weights", as_tensors(weights))
         account |= {"method": ptq.method, "layers": len(weights), "cached": cached}
@@ -313,14 +320,14 @@ class _ClippedWeights:
     GPTQ for every candidate would take minutes to hours; searched scales are part of it and take seconds.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, prepared: Prepared) -> None:
+        self._model, self._prepared = model, prepared
         self._known: dict[tuple[str, MXFormat, int | None, float | None], Encoded] = {}
 
     @torch.no_grad()
     def under(self, recipe: Recipe) -> dict[str, Encoded]:
         """Return the weights by module name under a recipe, in host memory."""
-        weights, sites = {}, weight_sites(self._model, recipe)
+        weights, sites = {}, weight_sites(self._model, recipe, self._prepared)
         maxima = shared_maxima(sites, recipe)
         for site in sites:
             maximum = maxima.get(site.name)

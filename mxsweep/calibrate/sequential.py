@@ -138,7 +138,8 @@ def solve_weights(
     blocks = decoder_blocks(model)
     if not blocks:
         raise ConfigError(f"ptq.method: {type(model).__name__} has no decoder blocks to calibrate; allowed: rtn")
-    sites = [site for site in find_sites(model, recipe) if site.formats.weight is not None and site.operand.is_linear]
+    found = find_sites(model, recipe, prepared.input_transforms)
+    sites = [site for site in found if site.formats.weight is not None and site.operand.is_linear]
     maxima = shared_maxima(sites, recipe)
     weights: dict[str, Encoded] = {}
     tokens: dict[str, int] = {}

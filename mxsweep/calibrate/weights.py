@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from mxsweep.calibrate.sequential import Solver, given
 from mxsweep.config.remedy_config import PTQConfig
 from mxsweep.formats.recipe import Recipe
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import NOTHING_PREPARED
 from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import Site, find_sites
 from mxsweep.numerics import Encoded, MXFormat
@@ -34,22 +36,33 @@ def solver(config: PTQConfig) -> Solver:
     return with_options
 
 
-def weight_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
-    """Return the linear layers whose weights a method chooses: those in the decoder blocks that get a format."""
-    sites = find_sites(model, recipe)
+def weight_sites(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> list[Site]:
+    """Return the linear layers whose weights a method chooses: those in the decoder blocks that get a format.
+
+    Args:
+        prepared: with what inputs are multiplied by, where the recipe has matrices of each input's own.
+    """
+    sites = find_sites(model, recipe, prepared.input_transforms)
     return [site for site in sites if site.formats.weight is not None and site.operand.block is not None]
 
 
 @torch.no_grad()
 def solve_without_data(
-    model: PreTrainedModel, recipe: Recipe, solve: Solver, progress: Progress = silent
+    model: PreTrainedModel,
+    recipe: Recipe,
+    solve: Solver,
+    progress: Progress = silent,
+    prepared: Prepared = NOTHING_PREPARED,
 ) -> dict[str, Encoded]:
     """Solve for every linear layer's weight in the decoder blocks by a method that needs no calibration.
+
+    Args:
+        prepared: as for :func:`weight_sites`.
 
     Returns:
         Weights by operand name, of the model's dtype, in host memory.
     """
-    sites = weight_sites(model, recipe)
+    sites = weight_sites(model, recipe, prepared)
     maxima = shared_maxima(sites, recipe)
     weights = {}
     for done, site in enumerate(sites, 1):

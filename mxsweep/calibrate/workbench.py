@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
-from mxsweep.config.run_identity import REMEDIES_VERSION
+from mxsweep.config.run_identity import REMEDIES_VERSION, WUSH_RULE
 from mxsweep.formats import NUMERICS_VERSION, numerics_versions
-from mxsweep.formats.recipe import Recipe
+from mxsweep.formats.recipe import WUSH, Recipe
 from mxsweep.model.attention_interface import implementation_of
 from mxsweep.model.prepared import Prepared
 from mxsweep.terminal.progress_callback import Progress, in_phase
@@ -99,6 +99,8 @@ class Workbench:
             recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
         if versions:
             settings["stochastic"] = versions
+        if recipe is not None and recipe.rotation is not None and recipe.rotation.kind == WUSH:
+            settings["wush_rule"] = WUSH_RULE
         return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
 
     def phase(self, name: str) -> Progress:

@@ -10,6 +10,8 @@ from mxsweep.formats import microxcaling_problem
 from mxsweep.formats.recipe import DYNAMIC, OF_A_MATRIX
 from mxsweep.terminal.errors import ConfigError
 
+MOST_OF_A_TRANSFORM = 256  # channels: of an input of C channels the matrices take this many times C elements
+
 
 def _check_budget(config: RunParts, budget: float) -> None:
     """Refuse a budget that no choice keeps, as far as that is known before the shapes are.
@@ -43,6 +45,22 @@ def _check_runtime(config: RunParts) -> None:
         raise ConfigError(
             f"rotation: {config.rotation.method} is nothing that runtime={runtime.name} computes, which multiplies no "
             "inputs by Hadamard matrices; allowed with it: none, alone or with rotation.residual=true"
+        )
+    if config.transforms_inputs:
+        raise ConfigError(
+            f"rotation: wush is nothing that runtime={runtime.name} computes, which has one Hadamard matrix for all "
+            "blocks; allowed with it: none, hadamard"
+        )
+
+
+def _check_transforms(config: RunParts) -> None:
+    """Refuse blocks that are too long to have matrices of their own."""
+    block = config.recipe.rotation.block if config.recipe.rotation is not None else 1
+    if config.transforms_inputs and not 1 <= block <= MOST_OF_A_TRANSFORM:
+        said = config.rotation_block if config.rotation_block == block else f"mx, which is {block} here,"
+        raise ConfigError(
+            f"rotation_block: {said} does not go with rotation=wush, where each block of each input has a matrix of "
+            f"its own; allowed with it: 1 to {MOST_OF_A_TRANSFORM}"
         )
 
 
@@ -88,6 +106,7 @@ def check_combination(config: RunParts) -> None:
     _check_runtime(config)
     _check_tensor_scales(config)
     _check_search(config)
+    _check_transforms(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(

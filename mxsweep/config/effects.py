@@ -14,7 +14,7 @@ from typing import Any
 
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
 from mxsweep.formats import parse_element, parse_scale
-from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY, WUSH
 from mxsweep.formats.training import OPERANDS
 
 Values = Mapping[str, Any]
@@ -69,12 +69,13 @@ def has_budget(values: Values) -> bool:
 
 def can_rotate(values: Values) -> bool:
     """Return whether ``rotation`` makes a difference: a product that it names is quantized, and, for a search, not
-    rotated anyway.
+    rotated anyway, for WUSH one of a linear layer.
     """
     named = values.get("rotation.matmuls")
     named = named.split("+") if isinstance(named, str) else named  # of a record one text
     matmuls = named if isinstance(named, Sequence) else MATMULS  # a config that was refused may have anything
-    is_fixed = values.get("rotation.method") == "search" and _rotates_keys(values)
+    method = values.get("rotation.method")
+    is_fixed = method == WUSH or (method == "search" and _rotates_keys(values))
     of_keys = QUERY_KEY in matmuls and values.get("kv_quant.key") != "none" and not is_fixed
     return of_keys or (_quantizes_linear(values) and any(matmul in LINEAR_MATMULS for matmul in matmuls))
 
@@ -138,7 +139,13 @@ def calibrates(values: Values) -> bool:
     """Return whether something is worked out on calibration data."""
     smooths = values.get("kv_quant.key") != "none" and (values.get("kv_quant.smooth") or 0) > 0
     inputs = scales_inputs(values) and values.get("format.activation_scale") == "static"
+    inputs = inputs or _transforms_inputs(values)
     return _solves_by_output(values) or has_budget(values) or smooths or searches(values) or inputs
+
+
+def _transforms_inputs(values: Values) -> bool:
+    """Return whether inputs are multiplied by matrices of their own, which are worked out beforehand."""
+    return values.get("rotation.method") == WUSH and can_rotate(values)
 
 
 def _quantizes_linear(values: Values) -> bool:

@@ -58,7 +58,8 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.has_scale_bits: "scales are e8m0",
     effects.rounds_scales: "scales are powers of two, whose rounding the element leaves open",
     effects.has_budget: "there is a budget",
-    effects.can_rotate: "something of a product in rotation.matmuls is quantized and not rotated anyway",
+    effects.can_rotate: "something of a product in rotation.matmuls (for wush, of a linear layer) is quantized and not "
+    "rotated anyway",
     effects.rotates_products: "rotation is not none, with something of these products quantized and not rotated anyway",
     effects.rotates: "something is rotated",
     effects.searches: "something is searched",

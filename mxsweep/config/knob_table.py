@@ -40,7 +40,7 @@ from mxsweep.config.value_types import (
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHOD_NAMES
 from mxsweep.formats import ARITHMETICS, BACKENDS, ROUNDINGS, SCALE_NAMES
 from mxsweep.formats.exported_recipe import EXPORTS, NO_EXPORT
-from mxsweep.formats.recipe import DYNAMIC, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED
+from mxsweep.formats.recipe import DYNAMIC, HADAMARD, LATENT_IN_CACHE, LATENTS, MATMULS, OF_A_MATRIX, OF_FUSED, WUSH
 from mxsweep.formats.scale import SCALE_ROUNDINGS_ALLOWED
 
 MOST_NOISE = 100  # further evaluations of a run
@@ -193,7 +193,8 @@ GROUPS = (
     Knob(
         "rotation",
         "in which basis operands are quantized; hadamard: the products in rotation.matmuls rotated; search: those that "
-        "rotating significantly helps",
+        "rotating significantly helps; wush: blocks of linear layers' inputs multiplied by matrices of their own, from "
+        "calibration data",
         ValueType(),
         Scope.RUN,
         off="none",
@@ -203,12 +204,13 @@ GROUPS = (
         place="rotation",
         is_group=True,
         remedy=Remedy(
-            names=(("hadamard", "rotation"), ("search", "rotation search")), ladder=("none", "hadamard", "search")
+            names=(("hadamard", "rotation"), ("search", "rotation search"), ("wush", "WUSH")),
+            ladder=("none", "hadamard", "search", "wush"),
         ),
     ),
     Knob(
         "calibration",
-        "what gptq, clip, searches and budgets look at; auto: stories, for the embedded model; text: "
+        "what gptq, clip, wush, searches and budgets look at; auto: stories, for the embedded model; text: "
         "calibration.path=FILE; task: an lm-eval task's train split; hub: a data set",
         ValueType(),
         Scope.RUN,
@@ -496,7 +498,7 @@ REMEDIES = (
     _rotation(
         "rotation.method",
         "as rotation",
-        Choice(words=("none", "hadamard", "search")),
+        Choice(words=("none", HADAMARD, "search", WUSH)),
         off="none",
         effect=effects.can_rotate,
     ),
@@ -531,7 +533,7 @@ REMEDIES = (
     ),
     _rotation(
         "rotation_block",
-        "order of the Hadamard matrices: mx, the run's block_size; a number; 0, the whole dimension",
+        "order of the matrices: mx, the run's block_size; a number; 0, the whole dimension",
         Whole(
             "mx (the run's block_size), a whole number up to 2^24, or 0 for the whole dimension",
             0,

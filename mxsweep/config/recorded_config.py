@@ -24,7 +24,7 @@ def recorded(config: RunParts) -> dict[str, Any]:
     _say_runtime(data, config)
     for formats in (*data["modules"].values(), *data["ptq"]["formats"].values()):
         formats.pop("name")
-    rotated = config.rotation.method == "hadamard" and QUERY_KEY in config.rotated_matmuls
+    rotated = config.rotation.is_fixed and QUERY_KEY in config.rotated_matmuls
     data["kv_quant"] = config.kv_quant.as_dict(config.format, rotated=rotated)
     data |= _remedies(config)
     data["model"]["name"] = config.model_label

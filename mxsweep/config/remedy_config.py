@@ -10,6 +10,7 @@ from typing import Any
 
 from mxsweep.config.format_config import FormatConfig
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
+from mxsweep.formats.recipe import ROTATIONS
 from mxsweep.terminal.errors import ConfigError
 
 TUNING_RULE = 2  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
@@ -109,3 +110,8 @@ class RotationConfig:
     residual: bool
     judge: str
     positions: str
+
+    @property
+    def is_fixed(self) -> bool:
+        """Return whether those named are, without a search."""
+        return self.method in ROTATIONS

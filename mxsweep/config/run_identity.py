@@ -33,6 +33,7 @@ from mxsweep.machine.gpus import device_type
 # It is part of the hash of every run that has one, and of the key of everything that is cached of them; what is cached
 # has a version of its own besides, for changes that leave most runs what they were.
 REMEDIES_VERSION = 1
+WUSH_RULE = 1  # which matrices come of a model and its calibration data: raised with them, for runs with these alone
 SEARCH_RULE = 4  # which words a search looks at, and what it keeps: raised whenever it changes, for searches alone
 TRAINING_VERSION = 1  # raised whenever the same config comes to another trained model
 MOST_OF_A_NAME = 40  # characters of a format in a run's id
@@ -174,9 +175,11 @@ def _kv_entries(config: RunParts) -> Entries:
 def _rotation_entries(config: RunParts) -> Entries:
     entries: Entries = {}
     if config.recipe.rotation is not None:
-        entries["rotation"] = dataclasses.asdict(config.recipe.rotation)
+        entries["rotation"] = config.recipe.rotation.as_dict()
+    if config.transforms_inputs:
+        entries["wush_rule"] = WUSH_RULE
     if config.candidates:
-        entries["rotation_search"] = [dataclasses.asdict(candidate) for candidate in config.candidates]
+        entries["rotation_search"] = [candidate.as_dict() for candidate in config.candidates]
     if config.scale_roundings:
         entries["scale_rounding_search"] = list(config.scale_roundings)
     if config.searches:

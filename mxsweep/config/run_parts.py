@@ -27,7 +27,18 @@ from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, Needs
 from mxsweep.formats import MXFormat
-from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, OF_FUSED, QUERY_KEY, STATIC, LinearFormats, Recipe, Rotation
+from mxsweep.formats.recipe import (
+    HADAMARD,
+    LINEAR_MATMULS,
+    MATMULS,
+    OF_FUSED,
+    QUERY_KEY,
+    STATIC,
+    WUSH,
+    LinearFormats,
+    Recipe,
+    Rotation,
+)
 from mxsweep.formats.scale import SCALE_ROUNDINGS
 from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
@@ -108,10 +119,10 @@ class RunParts:
             shares_tensor_scales=self.further["format.share_tensor_scale"] == OF_FUSED,
             activation_scale=self._activation_scale,
         )
-        asked = self.rotation.matmuls if self.rotation.method == "hadamard" else ()
-        asked += (QUERY_KEY,) if self.kv_quant.is_rotated else ()
-        if matmuls := rotatable(recipe, asked):
-            recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block))
+        named = self._named(recipe) if self.rotation.is_fixed else ()
+        kind = self.rotation.method if named else HADAMARD
+        if matmuls := rotatable(recipe, named + ((QUERY_KEY,) if self.kv_quant.is_rotated else ())):
+            recipe = dataclasses.replace(recipe, rotation=Rotation(matmuls, self._rotation_block, kind))
         return recipe
 
     @property
@@ -242,6 +253,11 @@ class RunParts:
         return any(fmt is not None and fmt.tensor_scale for fmt in (getattr(layer, kind) for layer in layers))
 
     @property
+    def transforms_inputs(self) -> bool:
+        """Return whether inputs are multiplied by matrices of their own, which are worked out on calibration data."""
+        return self.recipe.rotation is not None and self.recipe.rotation.kind == WUSH
+
+    @property
     def needs_calibration(self) -> bool:
         """Return whether the run works something out on calibration data before it is quantized."""
         return (
@@ -249,6 +265,7 @@ class RunParts:
             or self.recipe.kv.smooth > 0
             or self.searches
             or self.calibrates_inputs
+            or self.transforms_inputs
         )
 
     @property
@@ -319,14 +336,19 @@ class RunParts:
 
     @property
     def rotated_matmuls(self) -> tuple[str, ...]:
-        """Return the matrix products that ``rotation`` rotates, or that its search chooses among: of those named the
-        ones with a quantized operand, for a search but those that are rotated anyway.
+        """Return the matrix products that ``rotation`` rotates, or that its search chooses among."""
+        return self._named(self.recipe)
+
+    def _named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the same, given the formats: of those named the ones with a quantized operand, for a search but those
+        that are rotated anyway. WUSH is of linear layers: without any, it is no rotation.
         """
         if self.rotation.method == "none":
             return ()
         is_fixed = self.rotation.method == "search" and self.kv_quant.is_rotated
         asked = tuple(matmul for matmul in self.rotation.matmuls if not (is_fixed and matmul == QUERY_KEY))
-        return rotatable(self.recipe, asked)
+        named = rotatable(recipe, asked)
+        return () if self.rotation.method == WUSH and not {*named} & {*LINEAR_MATMULS} else named
 
 
 def rotatable(recipe: Recipe, matmuls: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mxsweep.formats.export_targets import GGUF, TARGET_NAMES, why_not
-from mxsweep.formats.recipe import DYNAMIC, LINEAR_MATMULS, LinearFormats, Recipe
+from mxsweep.formats.recipe import DYNAMIC, LINEAR_MATMULS, WUSH, LinearFormats, Recipe
 
 # Which vLLM loads, where q, k and v are one layer, and gate and up another.
 FUSING_TARGETS = tuple(name for name in TARGET_NAMES if name != GGUF)
@@ -12,16 +12,21 @@ NO_EXPORT, AUTO = "none", "auto"
 EXPORTS = (NO_EXPORT, AUTO, *TARGET_NAMES)  # values of the knob ``export``
 
 
-def why_not_cached(recipe: Recipe) -> str | None:
-    """Return that no checkpoint holds how a recipe caches keys and values; None where it leaves them as they are."""
-    if recipe.key is None and recipe.value is None:
-        return None
-    return "keys and values in blocks have no place in a packed checkpoint; allowed: kv_quant=none"
+def why_not_anywhere(recipe: Recipe) -> str | None:
+    """Return what of a recipe no checkpoint holds, whatever the formats of its weights; None where some may."""
+    if recipe.key is not None or recipe.value is not None:
+        return "keys and values in blocks have no place in a packed checkpoint; allowed: kv_quant=none"
+    if recipe.rotation is not None and recipe.rotation.kind == WUSH:
+        return (
+            "inputs whose blocks are multiplied by matrices of their own as the model runs (rotation=wush) have no "
+            "place in a packed checkpoint; allowed: rotation=none, hadamard"
+        )
+    return None
 
 
 def why_not_recipe(recipe: Recipe, target: str) -> str | None:
     """Return why a target has no place for a recipe's formats, in whatever model; None where it has."""
-    if problem := why_not_cached(recipe):
+    if problem := why_not_anywhere(recipe):
         return problem
     weight, rotation = recipe.linear.weight, recipe.rotation
     if rotation is not None and set(rotation.matmuls) & set(LINEAR_MATMULS) and target not in ROTATING_TARGETS:

@@ -16,6 +16,7 @@ QUERY_KEY = "qk"  # the product of queries and keys, whose second operand is in 
 MATMULS = (*LINEAR_MATMULS, QUERY_KEY)
 LATENT_IN_CACHE, LATENT_EXPANDED = LATENTS = ("cache", "expanded")  # which of MLA's is quantized
 OF_A_MATRIX, OF_FUSED = "matrix", "fused"  # what a per-tensor scale is of
+HADAMARD, WUSH = ROTATIONS = ("hadamard", "wush")  # with which matrices operands are put into another basis
 DYNAMIC, STATIC = "dynamic", "static"  # what the per-tensor scale of an input is made from
 TENSOR_KINDS = ("weight", "activation", "key", "value")  # what a recipe gives formats to, in the order of tables
 
@@ -35,18 +36,31 @@ class LinearFormats:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Put operands of matrix products into another orthonormal basis, in which outliers are spread over all channels.
+    """Put operands of matrix products into another basis, in which outliers are spread over all channels.
 
-    x W^T = (x R) (W R)^T for any orthogonal R, so without quantization nothing changes; with it, what is quantized is
-    x R and W R (QuaRot, arXiv 2404.00456, section 3).
+    x W^T = (x T^T) (W T^-1)^T for any T that has an inverse, so without quantization nothing changes; with it, what is
+    quantized is x T^T and W T^-1.
 
     Attributes:
         matmuls: which of MATMULS, in their order.
-        block: R is block-diagonal with Hadamard matrices of this order; 0 for the whole dimension that is summed over.
+        block: T is block-diagonal with matrices of this order; 0 for the whole dimension that is summed over.
+        kind: HADAMARD: the matrices are Hadamard matrices, orthogonal and all alike (QuaRot, arXiv 2404.00456,
+            section 3). WUSH: each block of each input has a matrix of its own, worked out on calibration data
+            (:mod:`mxsweep.numerics.wush`); keys and queries, which have no weight, have Hadamard matrices all the same.
     """
 
     matmuls: tuple[str, ...]
     block: int = 0
+    kind: str = HADAMARD
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name; without ``kind`` by default, so that what was made before it keeps its hash."""
+        data = asdict(self)
+        return data if self.kind != HADAMARD else {name: data[name] for name in data if name != "kind"}
+
+    def __repr__(self) -> str:
+        """Return the fields of :meth:`as_dict` in brackets: what is stored under a recipe's text stays found."""
+        return f"Rotation({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
 
 
 @dataclass(frozen=True)

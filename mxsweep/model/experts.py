@@ -25,6 +25,7 @@ from mxsweep.model.expert_matrices import ExpertMatrix, expert_matrices, layout_
 from mxsweep.model.linear import AS_IT_IS, InputFormat, InputQuantizer
 from mxsweep.model.matrices import Matrix
 from mxsweep.numerics import MXFormat
+from mxsweep.numerics.bases import Basis
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,15 @@ class MXExperts(nn.Module):
         self.train(experts.training)
 
     def put(
-        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
+        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, basis: Basis | None
     ) -> None:
         """Have a matrix stand in for an expert's, and its inputs quantized.
 
         Args:
             name: the operand's, for observers.
-            weight_mx: (N, C), of the rotated matrix where ``rotated``; None for the expert's as it is.
+            weight_mx: (N, C), of the matrix in ``basis``; None for the expert's as it is.
             activation: the input's format, None to leave it.
+            basis: that inputs are put into, None to leave them.
         """
         matrix = cast(ExpertMatrix, matrix)
         if weight_mx is not None:
@@ -97,7 +99,7 @@ class MXExperts(nn.Module):
                 self.register_buffer(f"{matrix.parameter}_mx", original.clone(), persistent=False)
             self._matrix(matrix).copy_(weight_mx)
         self._names[matrix.expert, matrix.role], self._located[name] = name, matrix
-        self._formats[matrix.expert, matrix.role] = InputFormat(activation, rotated)
+        self._formats[matrix.expert, matrix.role] = InputFormat(activation, basis)
         self._first_readers.setdefault((matrix.parameter, self._formats[matrix.expert, matrix.role]), name)
 
     @contextmanager
@@ -237,7 +239,7 @@ class MXExperts(nn.Module):
             return x
         if x.dim() > 2 and x.shape[1] == 1:
             x = x.squeeze(1)  # one expert a token: (T, 1, C) would be taken for rows that an output layer reads
-        return self.inputs(x, formats.fmt, self._first_readers[parameter, formats], formats.rotated)
+        return self.inputs(x, formats.fmt, self._first_readers[parameter, formats], formats.basis)
 
     def extra_repr(self) -> str:
         return f"experts={len(self.get_parameter('down_proj'))}, of a {type(self.original).__name__}"

@@ -2,7 +2,7 @@
 
 Legend: x (..., C) input, W (N, C) weight of a linear layer, y (..., N) = Q(x) Q(W)^T + b. Both are quantized along
 C, the dimension that the product sums over, so that a block's scales could be factored out of the sum in hardware.
-Where the recipe rotates the product, y = Q(x R) Q(W R)^T + b with R orthogonal.
+Where the recipe puts the product into another basis, y = Q(x T^T) Q(W T^-1)^T + b (numerics/bases.py).
 
 Several matrices may be fused in W, as q, k and v, each with formats of its own. They are one product as long as their
 inputs become the same; where not, each run of neighbours is, whose inputs do.
@@ -32,7 +32,7 @@ from mxsweep.model.matrices import Matrix, Rows, WeightMatrix
 from mxsweep.model.observer import Observer
 from mxsweep.model.running_pass import RunningPass
 from mxsweep.numerics import MXFormat, quantize
-from mxsweep.numerics.hadamard import hadamard
+from mxsweep.numerics.bases import Basis
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -57,7 +57,7 @@ class InputQuantizer:
         self._pass = RunningPass()
         self._seen: Tensor | None = None
         # Of the tensor that was last seen.
-        self._quantized: dict[tuple[int, MXFormat | None, bool, bool, int], Tensor] = {}
+        self._quantized: dict[tuple[int, MXFormat | None, Basis | None, bool, int], Tensor] = {}
 
     @contextmanager
     def following(self, model: PreTrainedModel) -> Iterator[None]:
@@ -65,20 +65,19 @@ class InputQuantizer:
         with self._pass.followed(model) if self.draws else nullcontext():
             yield
 
-    def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool = False) -> Tensor:
-        """Return what a layer multiplies by its weight: x, rotated and quantized as asked."""
+    def __call__(self, x: Tensor, fmt: MXFormat | None, name: str, basis: Basis | None = None) -> Tensor:
+        """Return what a layer multiplies by its weight: x, in the basis and quantized as asked."""
         version = -1 if x.is_inference() else x._version
-        key = (version, fmt, rotated, torch.is_grad_enabled(), id(self._maxima.get(name)))
+        key = (version, fmt, basis, torch.is_grad_enabled(), id(self._maxima.get(name)))
         if self._seen is not x or version < 0:
             self._seen, self._quantized = x, {}
         if key not in self._quantized:
-            self._quantized[key] = self._quantize(x, fmt, name, rotated)
+            self._quantized[key] = self._quantize(x, fmt, name, basis)
         return self._quantized[key]
 
-    def _quantize(self, x: Tensor, fmt: MXFormat | None, name: str, rotated: bool) -> Tensor:
-        if rotated:
-            assert self._recipe.rotation is not None
-            x = hadamard(x, self._recipe.rotation.block)
+    def _quantize(self, x: Tensor, fmt: MXFormat | None, name: str, basis: Basis | None) -> Tensor:
+        if basis is not None:
+            x = basis.of_input(x)
         if fmt is None:
             return x
         stochastic = fmt.rounding == "stochastic"
@@ -121,7 +120,7 @@ class InputFormat:
     """Say what the input of a matrix becomes before it is multiplied."""
 
     fmt: MXFormat | None = None
-    rotated: bool = False
+    basis: Basis | None = None
 
 
 AS_IT_IS = InputFormat()
@@ -168,17 +167,18 @@ class MXLinear(nn.Module):
         self.train(linear.training)
 
     def put(
-        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, rotated: bool
+        self, name: str, matrix: Matrix, weight_mx: Tensor | None, activation: MXFormat | None, basis: Basis | None
     ) -> None:
         """Have a matrix stand in for one of the layer's, and its inputs quantized.
 
         Args:
             name: the operand's, for observers, taps and stochastic rounding.
-            weight_mx: (N, C), of the rotated matrix where ``rotated``; None for the layer's as it is.
+            weight_mx: (N, C), of the matrix in ``basis``; None for the layer's as it is.
             activation: the input's format, None to leave it.
+            basis: that inputs are put into, None to leave them.
         """
         rows = cast(WeightMatrix, matrix).rows
-        self._put[rows] = name, InputFormat(activation, rotated)
+        self._put[rows] = name, InputFormat(activation, basis)
         self._products = self._of_put()
         if weight_mx is not None:
             self.replace(name, weight_mx)
@@ -254,7 +254,7 @@ class MXLinear(nn.Module):
 
     def _input(self, x: Tensor, product: _Product) -> Tensor:
         if product.formats != AS_IT_IS:
-            x = self.inputs(x, product.formats.fmt, product.names[0], product.formats.rotated)
+            x = self.inputs(x, product.formats.fmt, product.names[0], product.formats.basis)
         for name in product.names:
             if name in self.taps:
                 self.taps[name](x)

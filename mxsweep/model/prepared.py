@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mxsweep.numerics import Encoded
+from mxsweep.numerics.bases import BlockTransform
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,11 @@ class Prepared:
             them, of the dtype of the model's; one that is not there is rounded to nearest.
         key_factors: for each attention module by name, what its keys are divided by, (H, D) float32 powers of two.
         input_maxima: float32 scalars that per-tensor scales of inputs are made from, by :attr:`Site.input_name`.
+        input_transforms: what the blocks of inputs are multiplied by, by the same names, where the recipe's rotation
+            has matrices of each input's own.
     """
 
     weights: Mapping[str, Encoded] = field(default_factory=dict)
     key_factors: Mapping[str, Tensor] = field(default_factory=dict)
     input_maxima: Mapping[str, Tensor] = field(default_factory=dict)
+    input_transforms: Mapping[str, BlockTransform] = field(default_factory=dict)

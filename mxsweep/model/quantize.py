@@ -55,7 +55,7 @@ def quantize_model(
         recipe: what each kind of tensor becomes.
         prepared: what was worked out for this recipe on calibration data, and takes the place of rounding to nearest.
         compare_exact: whether the statistics count the weights that exact arithmetic would have given another value.
-        keep_weights: whether weights stay as they are, rotated where the recipe says so: for working something out.
+        keep_weights: whether weights stay as they are, in the basis that the recipe says: for working something out.
         measure: whether there are block statistics, which take several times as long as the weights.
 
     Yields:
@@ -66,9 +66,10 @@ def quantize_model(
             blocks, weights that were offloaded, attention whose keys and values cannot be reached, or inputs that are
             rounded stochastically and do not tell which example they are of. While the context lasts, a pass raises it
             that goes through modules which a short text does not reach.
-        ValueError: weights that were prepared for what the model does not have.
+        ValueError: weights that were prepared for what the model does not have; a rotation with matrices of each
+            input's own, of which one was not prepared.
     """
-    sites = find_sites(model, recipe)
+    sites = find_sites(model, recipe, prepared.input_transforms)
     if prepared.weights and (unknown := sorted(prepared.weights.keys() - find_operands(model).keys())):
         raise ValueError(f"prepared.weights: no operand of {type(model).__name__} has the name {unknown[0]}")
     cached = cache_layers(model)
@@ -154,10 +155,9 @@ def _stand_in(model: nn.Module, site: Site, weight_mx: Tensor, inputs: InputQuan
         of_experts = operand.expert is not None
         stand_in = stand_in_for(stand_in, inputs) if of_experts else MXLinear(stand_in, operand.of_module, inputs)
         _put(model, name, stand_in)
-    activation, rotated = site.formats.activation, site.rotation_block is not None
-    changed = weight_mx if rotated or site.formats.weight is not None else None
+    changed = weight_mx if site.rotation is not None or site.formats.weight is not None else None
     assert isinstance(stand_in, MXLinear | MXExperts)
-    stand_in.put(site.name, operand.matrix, changed, activation, rotated)
+    stand_in.put(site.name, operand.matrix, changed, site.formats.activation, site.basis)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

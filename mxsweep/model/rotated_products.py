@@ -39,7 +39,7 @@ class RotatedProducts:
         if not matmuls:
             return None
         inside = [site for site in sites if site.operand.block is not None and site.operand.is_linear]
-        left = [site.operand for site in inside if site.rotation_block is None]
+        left = [site.operand for site in inside if site.rotation is None]
         chosen = any(operand.role in LINEAR_MATMULS for operand in left)
         kinds = {} if chosen else Counter(operand.kind for operand in left)
         return RotatedProducts(len(inside), len(inside) - len(left), kinds)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, LinearFormats, Recipe, Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, QUERY_KEY, WUSH, LinearFormats, Recipe, Rotation
 from mxsweep.model.decoder import block_around, decoder_blocks
 from mxsweep.model.experts import MXExperts
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.linear_layers import has_matrix
 from mxsweep.model.operands import ROUTER, Operand, find_operands, is_router
 from mxsweep.model.probe import probe
-from mxsweep.numerics.hadamard import hadamard
+from mxsweep.numerics.bases import Basis, BlockTransform, HadamardBasis
 from mxsweep.terminal.errors import ConfigError
+
+NO_TRANSFORMS: Mapping[str, BlockTransform] = {}
 
 
 @dataclass(frozen=True)
 class Site:
-    """Hold an operand, what its tensors become, and the order of its rotation (None for none)."""
+    """Hold an operand, what its tensors become, and in which basis.
+
+    Attributes:
+        rotation: the recipe's, where it names the operand; None for the basis that the operand has.
+        transform: what its input is multiplied by under a rotation with matrices of each input's own; None as long as
+            nothing was worked out.
+    """
 
     operand: Operand
     formats: LinearFormats
-    rotation_block: int | None = None
+    rotation: Rotation | None = None
+    transform: BlockTransform | None = None
 
     @property
     def name(self) -> str:
@@ -41,19 +51,51 @@ class Site:
         """
         of_expert = self.operand.expert is not None and self.operand.role == "down"
         name = self.operand.group if of_expert else self.operand.input
-        return name if self.rotation_block is None else f"{name} rotated"
+        return name if self.rotation is None else f"{name} rotated"
+
+    @property
+    def rotation_block(self) -> int | None:
+        """Return the order of the Hadamard matrices that its operands are rotated by; None for none."""
+        return None if self.rotation is None or self.has_own_basis else self.rotation.block
+
+    @property
+    def has_own_basis(self) -> bool:
+        """Return whether the blocks of its input have matrices of their own."""
+        return self.rotation is not None and self.rotation.kind == WUSH
+
+    @property
+    def basis(self) -> Basis | None:
+        """Return the basis in which its operands are quantized; None for that which they have.
+
+        Raises:
+            ValueError: matrices of its own, which were not worked out.
+        """
+        if self.rotation is None:
+            return None
+        if not self.has_own_basis:
+            return HadamardBasis(self.rotation.block)
+        if self.transform is None:
+            raise ValueError(f"prepared.input_transforms: there is none of {self.input_name}, which {self.name} reads")
+        return self.transform
 
     def weight(self) -> Tensor:
-        """Return the matrix (N, C) in the basis in which it is quantized."""
-        weight = self.operand.weight.contiguous()  # an expert's may be a transposed or interleaved view
-        return weight if self.rotation_block is None else hadamard(weight, self.rotation_block)
+        """Return the matrix (N, C) in the basis in which it is quantized. Raises ValueError as :attr:`basis`."""
+        weight, basis = (
+            self.operand.weight.contiguous(),
+            self.basis,
+        )  # an expert's may be a transposed or interleaved view
+        return weight if basis is None else basis.of_weight(weight)
 
 
-def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
+def find_sites(
+    model: PreTrainedModel, recipe: Recipe, transforms: Mapping[str, BlockTransform] = NO_TRANSFORMS
+) -> list[Site]:
     """Return the operands that ``recipe`` changes, in the model's order.
 
     Args:
         model: unquantized, loaded or on the meta device.
+        transforms: :attr:`Prepared.input_transforms`; without them weights in a basis of their own cannot be asked
+            for.
 
     Raises:
         ConfigError: a pattern of ``recipe.modules`` that matches nothing, or only what no text reaches, or only routers
@@ -79,7 +121,8 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
                 f"modules: {operand.name} {problem}; leave it as it is with modules={{{operand.name}: none}}"
             )
         rotated = recipe.rotation is not None and operand.role in recipe.rotation.matmuls
-        sites.append(Site(operand, formats, recipe.rotation.block if recipe.rotation is not None and rotated else None))
+        sites.append(Site(operand, formats, recipe.rotation if rotated else None))
+    sites = _with_transforms(sites, transforms)
     _check_rotation(model, recipe, operands)
     check_reads(model, [site.operand for site in sites])
     if recipe.linear != LinearFormats() and not any(map(is_in_blocks, operands.values())):
@@ -88,6 +131,18 @@ def find_sites(model: PreTrainedModel, recipe: Recipe) -> list[Site]:
             "allowed: none"
         )
     return sites
+
+
+def _with_transforms(sites: Sequence[Site], transforms: Mapping[str, BlockTransform]) -> list[Site]:
+    """Return sites with the transforms of their inputs, each on the device of the weights, where it is one for all."""
+    placed: dict[tuple[str, torch.device], BlockTransform] = {}
+    found = []
+    for site in sites:
+        if site.has_own_basis and (transform := transforms.get(site.input_name)) is not None:
+            device = site.operand.parameter.device
+            site = replace(site, transform=placed.setdefault((site.input_name, device), transform.to(device)))
+        found.append(site)
+    return found
 
 
 def is_in_blocks(operand: Operand) -> bool:

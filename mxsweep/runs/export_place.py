@@ -14,7 +14,7 @@ from mxsweep.export.folder import target_module
 from mxsweep.export.targets.expert_names import stored_name
 from mxsweep.export.targets.gguf_file import why_not_architecture
 from mxsweep.formats.export_targets import GGUF, TARGET_NAMES, why_not, why_not_expert
-from mxsweep.formats.exported_recipe import AUTO, FUSING_TARGETS, ROTATING_TARGETS, why_not_cached, why_not_rotated
+from mxsweep.formats.exported_recipe import AUTO, FUSING_TARGETS, ROTATING_TARGETS, why_not_anywhere, why_not_rotated
 from mxsweep.formats.recipe import DYNAMIC, LinearFormats, Recipe
 from mxsweep.model.linear_layers import is_transposed
 from mxsweep.model.operands import Operand, find_operands
@@ -55,7 +55,7 @@ def why_not_model(model: PreTrainedModel, recipe: Recipe) -> dict[str, str | Non
     """
     sites = find_sites(model, recipe)
     named = (f"{site.name} {why}" for site in sites if (why := why_not_site(site)))
-    if problem := why_not_cached(recipe) or next(named, None) or why_not_experts(model, sites):
+    if problem := why_not_anywhere(recipe) or next(named, None) or why_not_experts(model, sites):
         return dict.fromkeys(TARGET_NAMES, problem)
     layers = {site.name: _planned(site, recipe) for site in sites}
     config, fused = model.config.to_dict(), fused_layers(model)

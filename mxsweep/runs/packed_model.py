@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mxsweep.export.targets.expert_names import stored_name
-from mxsweep.formats.exported_recipe import why_not_cached
+from mxsweep.formats.exported_recipe import why_not_anywhere
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats, Recipe
 from mxsweep.model.input_maxima import fixed_maxima
@@ -81,7 +81,7 @@ def collect(model: PreTrainedModel, recipe: Recipe, prepared: Prepared) -> Packe
     Raises:
         ConfigError: something is quantized that no packed checkpoint has a place for, whatever its format.
     """
-    if problem := why_not_cached(recipe):
+    if problem := why_not_anywhere(recipe):
         raise ConfigError(f"export: {problem}")
     parts: dict[str, list[tuple[Site, Encoded]]] = defaultdict(list)
     sites = find_sites(model, recipe)

@@ -73,6 +73,8 @@ def _refuse_to_solve(config: RunConfig) -> None:
         raise ConfigError(f"ptq: {method!r} {why}; allowed here: rtn; diagnostics=true measures a run's weights")
     if config.candidates:
         raise ConfigError(f"rotation: 'search' {why}; allowed here: none, hadamard")
+    if config.transforms_inputs:
+        raise ConfigError(f"rotation: 'wush' {why}; allowed here: none, hadamard")
     if config.scale_roundings:
         raise ConfigError(f"scale_rounding: 'search' {why}; allowed here: {', '.join(config.scale_roundings)}")
 

@@ -183,13 +183,71 @@ def test_a_search_rounds_scales_as_lowers_the_loss(ptq: str) -> None:
     assert fixed["metrics"] == record["metrics"]
 
 
-@pytest.mark.parametrize("block", ["0", "mx", "48"])
-def test_rotations_change_nothing_without_quantization(block: str) -> None:
+@pytest.mark.parametrize(
+    ("rotation", "block"), [("hadamard", "0"), ("hadamard", "mx"), ("hadamard", "48"), ("wush", "mx"), ("wush", "48")]
+)
+def test_rotations_change_nothing_without_quantization(rotation: str, block: str) -> None:
     # Formats so wide that quantization is a rounding error; the rotation itself is at work all the same.
     wide = ["format=int16", "kv_quant=int16", "arithmetic=exact"]
     plain = done(*SMALL, "format=none")
-    rotated = done(*SMALL, *wide, "rotation=hadamard", f"rotation_block={block}")
+    rotated = done(*SMALL, *wide, f"rotation={rotation}", f"rotation_block={block}")
     assert nats(rotated) == pytest.approx(nats(plain), abs=2e-3)
+
+
+def test_matrices_of_inputs_are_kept_and_serve_every_format_and_weight_method() -> None:
+    words = [*SMALL, "limit=20", "rotation=wush", "calibration.samples=8"]
+    first = done(*words, "format=mxfp4")
+    account = first["remedies"]["wush"]
+    assert not account["cached"] and account["inputs"] == 12  # four of each of three layers
+    assert account["matrix_elements"] == 3 * (3 * 128 + 256) * 32
+    assert 1 < account["largest_condition"] < 1e4
+    assert first["remedies"]["calibration"].startswith("8 generated stories")
+    assert (first["diagnostics"]["products_rotated"], first["diagnostics"]["products"]) == (21, 21)
+    again = done(*words, "format=mxfp4", "calibration.seed=0")
+    assert again["remedies"]["wush"]["cached"] and again["metrics"] == first["metrics"]
+    others = (["format=int4"], ["ptq=gptq"], ["ptq=clip"], ["ptq=autoround", "ptq.steps=2"], ["scale_rounding=search"])
+    for other in others:
+        record = done(*words, "format=mxfp4", *other)
+        assert record["remedies"]["wush"]["cached"], other
+        assert record["remedies"]["wush"]["largest_condition"] == account["largest_condition"]
+        assert record["metrics"] != first["metrics"] or other == ["scale_rounding=search"]
+    for anew in (["rotation_block=16"], ["calibration.seed=1"], ["rotation.matmuls=[q,down]"]):
+        assert not done(*words, "format=mxfp4", *anew)["remedies"]["wush"]["cached"], anew
+
+
+def test_matrices_of_an_earlier_rule_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*W4A4, "limit=2", "rotation=wush", "ptq=gptq", "calibration.samples=2"]
+    config_hash = compose(words).config_hash
+    done(*words)
+    for module in ("config.run_identity", "calibrate.transforms", "calibrate.workbench"):
+        monkeypatch.setattr(f"mxsweep.{module}.WUSH_RULE", 0)
+    record = done(*words)
+    assert not record["remedies"]["wush"]["cached"] and not record["remedies"]["ptq"]["cached"]
+    assert compose(words).config_hash != config_hash
+
+
+def test_weights_of_low_rank_blocks_are_quantized_best_in_a_basis_of_their_own() -> None:
+    words = [*W4A4, "ptq=gptq"]
+    assert nats(done(*words, "rotation=wush")) < nats(done(*words, "rotation=hadamard"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["format=mxfp4", "ptq.budget=4.75", "ptq=gptq"],
+        ["format=nvfp4", "format.activation_scale=static"],
+        ["format=nvfp4", "format.share_tensor_scale=fused", "ptq=clip"],
+        ["format=mxfp4", "rounding=stochastic"],
+        ["format=mxfp4", "rotation.residual=true", "kv_quant=rescue4"],
+    ],
+    ids=" ".join,
+)
+def test_a_basis_of_their_own_goes_with_other_remedies(words: list[str]) -> None:
+    common = [*SMALL, "limit=20", "calibration.samples=8"]
+    record = done(*common, *words, "rotation=wush")
+    assert record["remedies"]["wush"]["inputs"] == 12
+    assert record["diagnostics"]["products_rotated"] == 21
+    assert record["metrics"] != done(*common, *words)["metrics"]
 
 
 def test_a_rotated_residual_stream_changes_nothing_without_quantization() -> None:

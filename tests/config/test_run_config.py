@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from mxsweep import compose
 from mxsweep.config.option_files import option_names
 from mxsweep.config.run_config import RunConfig
-from mxsweep.formats.recipe import Rotation
+from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, Rotation
 from mxsweep.numerics import MXFormat
 from mxsweep.terminal.errors import ConfigError
 
@@ -345,3 +345,61 @@ def test_keys_rotated_for_the_cache_go_with_any_rotation() -> None:
     assert "qk" not in searched.as_dict()["rotation"]["matmuls"].split("+")
     values_alone = compose(["format=none", "kv_quant=rescue4", "kv_quant.key=none"])
     assert values_alone.recipe.rotation is None and "rotation" not in values_alone.as_dict()["kv_quant"]
+
+
+def test_inputs_with_matrices_of_their_own_are_calibrated() -> None:
+    config = compose(["format=mxfp4", "rotation=wush"])
+    assert config.recipe.rotation == Rotation(LINEAR_MATMULS, 32, "wush") and not config.searches
+    assert config.transforms_inputs and config.needs_calibration
+    assert config.as_dict()["calibration"]["samples"] == 128
+    assert config.as_dict()["rotation"] == {"method": "wush", "matmuls": "+".join(LINEAR_MATMULS)}
+    hashes = {
+        compose(["format=mxfp4", *words]).config_hash
+        for words in (
+            ["rotation=none"],
+            ["rotation=hadamard"],
+            ["rotation=wush"],
+            ["rotation=wush", "calibration.samples=64"],
+            ["rotation=wush", "rotation.matmuls=[down]"],
+            ["rotation=wush", "rotation_block=16"],
+        )
+    }
+    assert len(hashes) == 6
+    unquantized = compose(["format=none", "rotation=wush"])
+    assert not unquantized.needs_calibration and unquantized.config_hash == compose(["format=none"]).config_hash
+
+
+def test_keys_are_rotated_beside_inputs_with_matrices_of_their_own() -> None:
+    cached = ["format=mxfp4", "kv_quant=fp4_e2m1", "rotation=wush"]
+    both = compose(cached)
+    assert both.recipe.rotation == Rotation(MATMULS, 32, "wush")
+    of_layers = f"rotation.matmuls=[{','.join(LINEAR_MATMULS)}]"
+    assert compose([*cached, of_layers, "kv_quant.rotation=hadamard"]).config_hash == both.config_hash
+    assert compose([*cached, of_layers]).recipe.rotation == Rotation(LINEAR_MATMULS, 32, "wush")
+    alone = ["format=none", "kv_quant=fp4_e2m1", "rotation=wush"]
+    assert compose(alone).recipe.rotation is None and not compose(alone).needs_calibration
+    assert compose(alone).as_dict() == compose(alone[:2]).as_dict()
+    kept = compose([*alone, "kv_quant.rotation=hadamard"])
+    assert kept.recipe.rotation == Rotation(("qk",), 32)
+    assert kept.config_hash == compose([*alone[:2], "kv_quant.rotation=hadamard"]).config_hash
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rotation_block=0", "rotation_block: 0 does not go with rotation=wush, where each block of each input has a"),
+        ("rotation_block=512", "rotation_block: 512 does not go with rotation=wush.*; allowed with it: 1 to 256"),
+        ("block_size=1024", "rotation_block: mx, which is 1024 here, does not go with rotation=wush"),
+        ("train=from_scratch", "rotation: does not go with train=from_scratch"),
+        ("runtime=quark", "rotation: wush is nothing that runtime=quark computes"),
+        ("runtime=vllm", "rotation: wush is nothing that runtime=vllm computes, which has one Hadamard matrix for all"),
+    ],
+)
+def test_what_matrices_of_inputs_do_not_go_with(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(["format=mxfp4", "rotation=wush", *words.split()])
+
+
+def test_the_text_of_a_rotation_is_what_it_was() -> None:
+    assert repr(Rotation(("q", "qk"), 32)) == "Rotation(matmuls=('q', 'qk'), block=32)"
+    assert repr(Rotation(("q",), 32, "wush")) == "Rotation(matmuls=('q',), block=32, kind='wush')"

@@ -21,6 +21,12 @@ def test_inputs_that_are_rotated_as_the_model_runs() -> None:
     assert why_not_recipe(replace(MXFP4, rotation=Rotation(("qk",))), "quark") is None
 
 
+def test_no_target_holds_inputs_with_matrices_of_their_own() -> None:
+    adapted = replace(MXFP4, rotation=Rotation(("o", "down"), 32, "wush"))
+    for target in TARGET_NAMES:
+        assert "(rotation=wush) have no place in a packed checkpoint" in str(why_not_recipe(adapted, target))
+
+
 def test_targets_that_rotate_say_how() -> None:
     from mxsweep.export.folder import target_module
 

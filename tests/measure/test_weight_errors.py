@@ -177,7 +177,9 @@ def test_on_a_gpu(tmp_path: Path) -> None:
         assert a["saturated"] == b["saturated"]
 
 
-@pytest.mark.parametrize("words", ["ptq=gptq", "ptq=clip", "ptq.budget=5", "rotation=search", "scale_rounding=search"])
+@pytest.mark.parametrize(
+    "words", ["ptq=gptq", "ptq=clip", "ptq.budget=5", "rotation=search", "rotation=wush", "scale_rounding=search"]
+)
 def test_what_a_run_works_out_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["format=mxfp4", *words.split()]) == 2
     assert "inspect measures weights rounded to nearest; allowed here: " in capsys.readouterr().err

@@ -465,7 +465,7 @@ def test_any_class_that_declares_its_layout_is_reached(declared: dict[str, bool]
         del experts.has_post_expert_norm, experts._is_expert_parallel
         torch.testing.assert_close(stand_in(x, index, weights), expected, rtol=1e-5, atol=1e-5)
     last = expert_matrices(experts)[-1]
-    stand_in.put("down", last, rounded(last.of(experts.down_proj.detach()), WEIGHT), INPUT, False)
+    stand_in.put("down", last, rounded(last.of(experts.down_proj.detach()), WEIGHT), INPUT, None)
     moved = (stand_in(x, index, weights) - expected).abs().amax(dim=1) > 1e-4
     assert torch.equal(moved, (index == 3).any(dim=1))
 

@@ -109,6 +109,7 @@ def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
             REMEDIES["rtn"] | {"rotation": {"method": "hadamard", "residual": True}},
             "rtn + rotation + residual stream rotated",
         ),
+        ({"ptq": {"method": "gptq"}, "rotation": {"method": "wush"}}, "gptq + WUSH"),
         ({"ptq": {"method": "gptq", "budget": 4.5}}, "gptq + budget of 4.5 bits"),
         ({"format": "none", "kv_quant": "int4", "kv": TOKEN}, "plain"),
         (

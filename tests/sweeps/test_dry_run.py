@@ -56,6 +56,12 @@ def test_why_no_target_holds_them_is_said_target_by_target_where_one_is_asked_fo
     assert dry_run("format=mxfp4", "kv_quant=fp4_e2m1", "export=auto")[-1].startswith("  keys and values in blocks")
 
 
+def test_inputs_with_matrices_of_their_own_are_planned_without_calibration_data() -> None:
+    told = dry_run("format=mxfp4", "rotation=wush", "ptq=gptq", "export=auto")
+    assert "gptq + WUSH" in told[4] and "4.25" in told[4]
+    assert told[-1].startswith("  inputs whose blocks are multiplied by matrices of their own as the model runs")
+
+
 def test_what_no_target_holds_is_said_in_one_line_where_none_was_asked_for() -> None:
     runs = plan(prepare(["format=mxfp8_e5m2", "scale=e8m0,fp32", "kv_quant=none,int8"])[0], True).runs
     said = [line for line in preview(runs).text.splitlines() if "mxsweep.export" in line]
