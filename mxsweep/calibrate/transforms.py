@@ -8,6 +8,7 @@ before it is known which of them a token goes to, and what they read between the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,8 @@ from mxsweep.numerics.bases import BlockTransform
 from mxsweep.numerics.wush import wush
 from mxsweep.terminal.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 MOST_CONDITION = 1e6  # of a matrix: float32 holds its inverse to a few digits at least
 ROWS = 4096  # that are summed up at a time: in float64 they take memory
 
@@ -40,6 +43,8 @@ def calibrate_transforms(bench: Workbench) -> None:
     recipe = bench.result.recipe
     assert recipe.rotation is not None
     read_by = {name: [site.name for site in sites] for name, sites in _readers(bench.model, recipe).items()}
+    if not read_by:  # all that the rotation names stays as it is, by modules
+        return
     artefact = bench.artefact(
         "transforms", None, block=recipe.rotation.block, rule=WUSH_RULE, read_by=json_digest(read_by)
     )
@@ -53,6 +58,11 @@ def calibrate_transforms(bench: Workbench) -> None:
         account["inputs"] = len(transforms)
         account["matrix_elements"] = sum(one.numel() for one in _as_tensors(transforms).values())
         account["largest_condition"] = max(one.condition for one in transforms.values())
+    log.info(
+        "WUSH: the blocks of %d inputs have matrices of their own, of condition numbers up to %.3g",
+        account["inputs"],
+        account["largest_condition"],
+    )
     bench.result.prepared = replace(bench.result.prepared, input_transforms=transforms)
 
 

@@ -77,7 +77,8 @@ def remedy_sentences(record: Mapping[str, Any] | None) -> list[str]:
     """Say what a run's remedies came to, a sentence each; nothing of what the record does not say."""
     account = (record or {}).get("remedies")
     account = account if isinstance(account, dict) else {}
-    writers = {"rotation": _search_text, "search": _search_text, "budget": _budget_text}  # rotation: of older records
+    # rotation: of older records
+    writers = {"rotation": _search_text, "search": _search_text, "wush": _wush_text, "budget": _budget_text}
     sentences = [write(account[name]) for name, write in writers.items() if isinstance(account.get(name), dict)]
     return [sentence for sentence in sentences if sentence]
 
@@ -109,6 +110,17 @@ def _change(step: dict[str, Any]) -> str:
     if len(known) < len(values):
         return ""
     return ", {:+.4f} [{:+.4f}, {:+.4f}]".format(*known)
+
+
+def _wush_text(account: dict[str, Any]) -> str:
+    """Say how many inputs have matrices of their own, what these take, and how far from orthogonal they are."""
+    inputs, elements, condition = (account.get(name) for name in ("inputs", "matrix_elements", "largest_condition"))
+    if not isinstance(inputs, int) or not isinstance(elements, int) or not isinstance(condition, int | float):
+        return ""
+    return (
+        f"WUSH gives the blocks of {inputs:,} inputs matrices of their own, {elements:,} numbers beside the weights, "
+        f"with condition numbers up to {condition:.3g}{_cost(account)}."
+    )
 
 
 def _budget_text(budget: dict[str, Any]) -> str:

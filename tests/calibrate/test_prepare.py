@@ -205,7 +205,7 @@ def test_matrices_of_inputs_are_kept_and_serve_every_format_and_weight_method() 
     assert (first["diagnostics"]["products_rotated"], first["diagnostics"]["products"]) == (21, 21)
     again = done(*words, "format=mxfp4", "calibration.seed=0")
     assert again["remedies"]["wush"]["cached"] and again["metrics"] == first["metrics"]
-    others = (["format=int4"], ["ptq=gptq"], ["ptq=clip"], ["ptq=autoround", "ptq.steps=2"], ["scale_rounding=search"])
+    others = (["format=int4"], ["ptq=gptq"], ["ptq=autoround", "ptq.steps=2"], ["scale_rounding=search"])
     for other in others:
         record = done(*words, "format=mxfp4", *other)
         assert record["remedies"]["wush"]["cached"], other
@@ -226,7 +226,7 @@ def test_matrices_of_an_earlier_rule_are_not_taken(monkeypatch: pytest.MonkeyPat
     assert compose(words).config_hash != config_hash
 
 
-def test_weights_of_low_rank_blocks_are_quantized_best_in_a_basis_of_their_own() -> None:
+def test_a_basis_of_its_own_leaves_less_of_the_loss_than_a_rotation() -> None:
     words = [*W4A4, "ptq=gptq"]
     assert nats(done(*words, "rotation=wush")) < nats(done(*words, "rotation=hadamard"))
 
@@ -234,7 +234,7 @@ def test_weights_of_low_rank_blocks_are_quantized_best_in_a_basis_of_their_own()
 @pytest.mark.parametrize(
     "words",
     [
-        ["format=mxfp4", "ptq.budget=4.75", "ptq=gptq"],
+        ["format=mxfp4", "ptq.budget=5", "ptq.formats=[mxfp4,mxfp8_e4m3]", "calibration.samples=2"],
         ["format=nvfp4", "format.activation_scale=static"],
         ["format=nvfp4", "format.share_tensor_scale=fused", "ptq=clip"],
         ["format=mxfp4", "rounding=stochastic"],
@@ -243,7 +243,7 @@ def test_weights_of_low_rank_blocks_are_quantized_best_in_a_basis_of_their_own()
     ids=" ".join,
 )
 def test_a_basis_of_their_own_goes_with_other_remedies(words: list[str]) -> None:
-    common = [*SMALL, "limit=20", "calibration.samples=8"]
+    common = [*SMALL, "limit=20", "calibration.samples=4"]
     record = done(*common, *words, "rotation=wush")
     assert record["remedies"]["wush"]["inputs"] == 12
     assert record["diagnostics"]["products_rotated"] == 21

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
 
-from mxsweep import LinearFormats, Recipe, quantize_model
-from mxsweep.calibrate.transforms import ROWS, Moments, measure_transforms
+from mxsweep import LinearFormats, Recipe, compose, load_model, quantize_model
+from mxsweep.calibrate.transforms import ROWS, Moments, calibrate_transforms, measure_transforms
+from mxsweep.calibrate.workbench import Workbench
 from mxsweep.formats.recipe import LINEAR_MATMULS, WUSH, Rotation
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.prepared import Prepared
@@ -21,6 +22,7 @@ from mxsweep.numerics import MXFormat
 from mxsweep.numerics.bases import BlockTransform
 from mxsweep.numerics.wush import wush
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import silent
 from tests.helpers.mixtures import build
 
 FP4, WIDE = MXFormat("fp4_e2m1", 16), MXFormat("int16", 16)
@@ -181,6 +183,20 @@ def test_only_products_that_the_rotation_names_have_matrices() -> None:
         other = model.get_submodule(f"{LAYER}.q_proj")
         assert isinstance(other, MXLinear) and other.inputs_of[f"{LAYER}.q_proj"].basis is None
     assert report.as_dict()["products_rotated"] == 4
+
+
+def test_nothing_is_worked_out_where_all_that_is_named_stays_as_it_is() -> None:
+    words = [
+        "format=mxfp4",
+        "model.device=cpu",
+        "rotation=wush",
+        "rotation.matmuls=[down]",
+        "modules={'*.down_proj': none}",
+    ]
+    config = compose([*words, "limit=2", "calibration.samples=1"])
+    bench = Workbench(load_model("embedded", device="cpu").model, config, silent)
+    calibrate_transforms(bench)
+    assert not bench.result.prepared.input_transforms and not bench.result.account
 
 
 def test_moments_do_not_depend_on_how_rows_come() -> None:

@@ -170,6 +170,15 @@ def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:
     ]
 
 
+def test_what_matrices_of_inputs_take() -> None:
+    account = {"inputs": 12, "matrix_elements": 61440, "largest_condition": 57.33, "seconds": 2.0}
+    assert remedy_sentences({"remedies": {"wush": account}}) == [
+        "WUSH gives the blocks of 12 inputs matrices of their own, 61,440 numbers beside the weights, with condition "
+        "numbers up to 57.3, 2.0 s."
+    ]
+    assert remedy_sentences({"remedies": {"wush": account | {"inputs": None}}}) == []
+
+
 def test_what_a_budget_was_spent_on() -> None:
     modules = {f"model.layers.{i}.mlp.up_proj": "mxfp4" for i in range(5)} | {"model.layers.0.mlp.down_proj": "mxint8"}
     assert remedy_sentences(
