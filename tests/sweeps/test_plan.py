@@ -14,6 +14,7 @@ from mxsweep.config.overrides import prepare
 from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.impossible import why_impossible
 from mxsweep.sweeps.plan import Plan, plan
+from mxsweep.sweeps.without_effect import check_effects
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -124,8 +125,10 @@ def test_the_grids_of_an_experiment_are_one_sweep(tmp_path: Path) -> None:
     [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26), ("attribution", 7), ("leaderboard", 87)],
 )
 def test_recipes_of_remedies(recipe: str, runs: int) -> None:
-    """Each run can be, none comes twice, and the task is left to the user."""
-    baseline, *others = planned(f"experiment={recipe}", "task=wikitext").runs
+    """Each run can be, none comes twice, no word is without effect, and the task is left to the user."""
+    runs_planned = planned(f"experiment={recipe}", "task=wikitext").runs
+    assert check_effects(runs_planned) == []
+    baseline, *others = runs_planned
     assert baseline.config is not None and baseline.config.recipe.is_baseline
     assert [run.error for run in others if run.error] == []
     assert len(others) == runs and not any(run.same for run in others)

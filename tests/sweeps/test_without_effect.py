@@ -82,9 +82,6 @@ def test_another_knob_is_said(words: str, said: list[str]) -> None:
         "rotation=wush format=none,mxfp4 kv_quant=rescue4 calibration.samples=4",
         "experiment=attribution format=nvfp4 format.activation_scale=static calibration=stories",
         "experiment=ex1",
-        "experiment=kv_rescue",
-        "experiment=leaderboard",
-        "experiment=pareto",
         "block_size=16 scale_bits=6 seed=3 limit=5 noise=2",
         "ptq=gptq calibration=text calibration.path=/nowhere",  # refused for what it is
     ],
