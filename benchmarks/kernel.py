@@ -1,7 +1,7 @@
 """How long quantizing one tensor takes, beside what bounds it: copying the tensor on the same device.
 
     python -m benchmarks.kernel                        on the GPU: every element and scale format, three block sizes
-    python -m benchmarks.kernel --device cpu           PyTorch operations on the CPU, beside microxcaling's
+    python -m benchmarks.kernel --device cpu           on the CPU: the library, PyTorch operations and microxcaling's
 
 On a GPU each time is the median over launches that were queued before the first of them began, measured by events
 between them: kernels alone, no launch overhead. On a CPU the paths take turns, and each time is the quickest: other
@@ -41,7 +41,10 @@ from mxsweep.numerics import (
     quantize,
     quantize_both,
 )
+from mxsweep.numerics.kernels.cpu_library import LIBRARY
+from mxsweep.numerics.reference.definition import quantize_torch
 
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True, rounding="even")
 SCALES = (("e8m0", False), ("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
 WARM_UP, LAUNCHES = 3, 21
 QUEUE_CYCLES = 40_000_000  # of a GPU's clock, some 20 ms: while it spins, all launches are queued
@@ -194,39 +197,53 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
 
 
 def on_cpu(shape: tuple[int, int], blocks: Sequence[int]) -> dict[str, Any]:
-    """Seconds of our PyTorch path and of microxcaling's, and whether they give the same bits."""
+    """Seconds of a copy, of the library, our PyTorch operations and microxcaling's, and whether all agree."""
     torch.manual_seed(0)
     x = torch.randn(shape)
     problem = backend_problem("microxcaling")
+    LIBRARY.build()
     rows = []
-    for element in ("fp4_e2m1", "fp6_e2m3", "int8"):
-        for block in blocks:
-            fmt = MXFormat(element, block)
-            say(str(fmt))
-            calls = [lambda fmt=fmt: quantize(x, fmt)]
-            if problem is None:
-                calls.append(lambda fmt=fmt: quantize(x, fmt, backend="microxcaling"))
-            seconds = cpu_seconds(calls)
-            row: dict[str, Any] = {"format": str(fmt), "torch_s": seconds[0]}
-            if problem is None:
-                row |= {"microxcaling_torch_s": seconds[1], "same_bits": torch.equal(*(call() for call in calls))}
-            rows.append(row)
-    return {"rows": rows, "microxcaling": problem}
+    for fmt in [*(MXFormat(name, block) for name in ("fp4_e2m1", "fp6_e2m3", "int8") for block in blocks), NVFP4]:
+        say(str(fmt))
+        dims = (-1,) if fmt.tensor_scale else None  # as of inputs
+        calls: dict[str, Call] = {
+            "copy": x.clone,
+            "library": lambda fmt=fmt, dims=dims: quantize(x, fmt, tensor_dims=dims),
+            "torch": lambda fmt=fmt, dims=dims: quantize_torch(x, fmt, -1, "native", None, dims),
+        }
+        if LIBRARY.built_by is None:
+            del calls["library"]
+        if problem is None and microxcaling_problem(fmt, "native") is None:
+            calls["microxcaling"] = lambda fmt=fmt: quantize(x, fmt, backend="microxcaling")
+        seconds = dict(zip(calls, cpu_seconds(list(calls.values())), strict=True))
+        same = all(torch.equal(calls["torch"](), call()) for name, call in calls.items() if name != "copy")
+        rows.append({"format": str(fmt), **{f"{name}_s": one for name, one in seconds.items()}, "same_bits": same})
+    return {"rows": rows, "microxcaling": problem, "library": LIBRARY.built_by}
 
 
 def cpu_report(found: dict[str, Any]) -> str:
     rows = [
         [
             row["format"],
-            f"{row['torch_s'] * 1e3:.0f}",
-            f"{row['microxcaling_torch_s'] * 1e3:.0f}" if "microxcaling_torch_s" in row else "-",
-            ratio(row.get("microxcaling_torch_s"), row["torch_s"]),
-            {True: "yes", False: "NO", None: "-"}[row.get("same_bits")],
+            f"{row['copy_s'] * 1e3:.2f}",
+            *(ratio(row.get(f"{name}_s"), row["copy_s"]) for name in ("library", "torch", "microxcaling")),
+            ratio(row["torch_s"], row.get("library_s")),
+            "yes" if row["same_bits"] else "NO",
         ]
         for row in found["rows"]
     ]
-    table = markdown_table(["format", "mxsweep, ms", "microxcaling, ms", "times as fast", "same bits"], rows)
-    return table + (f"\n\nmicroxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else "")
+    headers = [
+        "format",
+        "copying, ms",
+        "library, copies",
+        "torch, copies",
+        "microxcaling, copies",
+        "torch / library",
+        "same bits",
+    ]
+    built = f"The library was built by {found['library']}." if found["library"] else "There was no compiler."
+    note = f" microxcaling was not measured: {found['microxcaling']}." if found["microxcaling"] else ""
+    return f"{markdown_table(headers, rows)}\n\n{built}{note}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

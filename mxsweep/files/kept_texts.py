@@ -1,4 +1,4 @@
-"""Keep texts in the cache folder, each beside its digest, so that one that was cut or changed is made again."""
+"""Keep contents in the cache folder, each beside its digest, so that one that was cut or changed is made again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ MOST_BYTES = 64_000_000
 
 def kept_text(name: str) -> str | None:
     """Return a text that was kept; None where there is none, or where it is not what was kept, which is said."""
+    content = kept_content(name)
+    return None if content is None else content.decode("utf-8")
+
+
+def keep_text(name: str, text: str) -> None:
+    """Keep a text. Where that is not possible, it is made again next time."""
+    keep_content(name, text.encode("utf-8"))
+
+
+def kept_content(name: str) -> bytes | None:
+    """Return what was kept under a name; None as for :func:`kept_text`."""
     try:
         path = cache_folder() / name
         content = read_regular(path, MOST_BYTES)
@@ -26,14 +37,14 @@ def kept_text(name: str) -> str | None:
     if digest != hashlib.sha256(content).hexdigest():
         log.warning("%s is damaged, and is made again", path)
         return None
-    return content.decode("utf-8")
+    return content
 
 
-def keep_text(name: str, text: str) -> None:
-    """Keep a text. Where that is not possible, it is made again next time."""
+def keep_content(name: str, content: bytes) -> None:
+    """Keep a content. Where that is not possible, it is made again next time."""
     with contextlib.suppress(OSError):
-        write_atomically(cache_folder() / name, text, durable=False)
-        write_atomically(cache_folder() / _seal(name), hashlib.sha256(text.encode("utf-8")).hexdigest(), durable=False)
+        write_atomically(cache_folder() / name, content, durable=False)
+        write_atomically(cache_folder() / _seal(name), hashlib.sha256(content).hexdigest(), durable=False)
 
 
 def _seal(name: str) -> str:

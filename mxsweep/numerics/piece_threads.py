@@ -44,6 +44,20 @@ def on_pieces(work: Callable[..., None], views: Sequence[Tensor], block_dims: tu
             pass  # an error in a thread is raised here
 
 
+def in_threads(work: Callable[[], None], threads: int) -> None:
+    """Call `work`, which takes what is left to do until nothing is, in this thread and beside it in others.
+
+    Those that have not begun when this one is done are not waited for: nothing is left for them.
+    """
+    others = [_pool(os.getpid(), torch.get_num_threads()).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for other in others:
+            if not other.cancel():
+                other.result()
+
+
 @functools.lru_cache(maxsize=1)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Return so many threads in which torch has no others. A forked process, which inherits none, has its own."""

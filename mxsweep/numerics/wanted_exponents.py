@@ -44,10 +44,13 @@ class WantedExponents:
         if amax.dtype != torch.float16:
             wants &= amax > 0
         # 0 in the place of the others, which any scale holds.
-        low, high = torch.where(wants, exponent, 0.0).to(torch.float32).aminmax()
+        self.note_range(*torch.where(wants, exponent, 0.0).to(torch.float32).aminmax())
+
+    def note_range(self, low: Tensor, high: Tensor) -> None:
+        """Note the least and the largest exponent that blocks want, float32 of no dimension; of some without any, 0."""
         with self._lock:
             self.notes += 1
-            waiting = self._waiting.setdefault(amax.device, [])
+            waiting = self._waiting.setdefault(low.device, [])
             waiting += [-low, high]
             if len(waiting) >= _MOST_WAITING:
                 lows, highs = (torch.stack(waiting[side::2]).amax() for side in (0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.compile import launch_count
+from mxsweep.numerics.kernels.cpu import call_count
 from mxsweep.numerics.wanted_exponents import keeping_exponents
 from mxsweep.results.guessing import GUESSED
 from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
@@ -71,6 +72,10 @@ def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[s
         return _Steps(config, proof, keeps_exponents=True).do(progress, overrides)
 
 
+# What says by which kernels a run was quantized: launched on a GPU, or calls of the library that was built for the CPU.
+_KERNEL_COUNTS: dict[str, Callable[[], int]] = {"cuda_kernel_launches": launch_count, "cpu_kernel_calls": call_count}
+
+
 class _Steps:
     """Do the steps of a run, timed, with the kernels counted that they launch."""
 
@@ -79,7 +84,7 @@ class _Steps:
         self._proof = proof
         self._keeps_exponents = keeps_exponents
         self._seconds: dict[str, float] = {}
-        self._kernel_launches = 0
+        self._kernel_counts = dict.fromkeys(_KERNEL_COUNTS, 0)
 
     def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
         config = self._config
@@ -174,7 +179,7 @@ class _Steps:
         own = [*evaluator.warnings, *preparation.warnings, *report.warnings]
         taken = {name: proof.record[name] for name in ("metrics", "n_effective", "memory")}
         noise = proof.record.get("noise")
-        launches = {"cuda_kernel_launches": proof.record["diagnostics"].get("cuda_kernel_launches")}
+        launches = {name: proof.record["diagnostics"].get(name) for name in _KERNEL_COUNTS}
         taken |= {GUESSED: proof.record[GUESSED]} if GUESSED in proof.record else {}
         entries = taken | {
             "timing": {},
@@ -254,7 +259,7 @@ class _Steps:
             "n_effective": evaluation.n_effective,
             "timing": seconds,
             "examples_per_sec": evaluation.examples_per_sec,
-            "diagnostics": report.as_dict() | {"cuda_kernel_launches": self._kernel_launches},
+            "diagnostics": report.as_dict() | self._kernel_counts,
             "memory": memory | {"batch_tokens": evaluation.batch_tokens},
             "warnings": warnings,
         }
@@ -272,10 +277,11 @@ class _Steps:
 
     @contextmanager
     def _kernels_counted(self) -> Iterator[None]:
-        """Count the CUDA kernels that quantizing something launches."""
-        before = launch_count()
+        """Count the kernels that quantizing something takes."""
+        before = {name: count() for name, count in _KERNEL_COUNTS.items()}
         yield
-        self._kernel_launches += launch_count() - before
+        for name, count in _KERNEL_COUNTS.items():
+            self._kernel_counts[name] += count() - before[name]
 
 
 def _is_of_here(record: Mapping[str, Any], model: PreTrainedModel) -> bool:

@@ -3,8 +3,8 @@
 //
 // Compiled at first use by NVRTC (source.py), which prepends the format and the storage type as macros, so that every
 // choice below that depends on them is made by the compiler. No header is needed, CUDA's included. This file is plain
-// C++ that a host compiler accepts as well: there a Format is an ordinary argument, and the tests compare what it
-// computes with the torch definition on machines without a GPU.
+// C++ that a host compiler accepts as well: there a Format is an ordinary argument. On a CPU rows.cpp quantizes with it,
+// and the tests compare what it computes with the torch definition on machines without a GPU.
 //
 // Every operation is one IEEE 754 float32 operation, rounded to nearest even, subnormals kept. A compiler must not
 // contract a product and a sum into one (NVRTC: -fmad=false, g++: -ffp-contract=off). Where fused operations are
@@ -13,7 +13,9 @@
 #ifdef __CUDACC__
 #define MX_FUNCTION __device__ __forceinline__
 #else
-#include <math.h>
+// <math.h> takes a compiler as long as all that is below.
+extern "C" float fabsf(float) noexcept, fminf(float, float) noexcept, fmaxf(float, float) noexcept;
+extern "C" float fmaf(float, float, float) noexcept;
 #define MX_FUNCTION static inline
 #endif
 
@@ -90,6 +92,16 @@ MX_FUNCTION float sum_toward_zero(float small, float large) {
 #endif
 }
 
+// The lesser of |a| and a positive limit, which a NaN becomes.
+MX_FUNCTION float held_magnitude(float a, float limit) {
+#ifdef __CUDA_ARCH__
+    return fminf(fabsf(a), limit);
+#else
+    const unsigned magnitude = bits_of(a) & ~SIGN;  // ordered as the magnitudes are, NaN above; compilers make vectors of it
+    return from_bits(magnitude < bits_of(limit) ? magnitude : bits_of(limit));
+#endif
+}
+
 // |a| on a grid, saturated. Adding and subtracting 1.5 * 2^23 * u leaves no bit below u, and the addition rounds to
 // nearest even. The other roundings are made from that one:
 //   NEAREST     Ties go away from zero: setting the lowest bit of |a| lifts a tie, whose low bits are all zero, above
@@ -101,7 +113,7 @@ MX_FUNCTION float sum_toward_zero(float small, float large) {
 // A NaN becomes `largest`: its block's scale is NaN, by which it is multiplied next.
 MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float random) {
     // The same constant of every format but mint<n>.
-    float magnitude = fminf(fabsf(a), grid.lowest < -grid.largest && a < 0.0f ? -grid.lowest : grid.largest);
+    float magnitude = held_magnitude(a, grid.lowest < -grid.largest && a < 0.0f ? -grid.lowest : grid.largest);
     // From the power of two 2^max(exponent, min_exponent) = u * 2^mantissa_bits, all in the bits of a float.
     const unsigned to_shift = (unsigned(MANTISSA_BITS - grid.mantissa_bits) << MANTISSA_BITS) + HALF_ONE;
     const unsigned least = (unsigned(grid.min_exponent + BIAS) << MANTISSA_BITS) + to_shift;
@@ -126,8 +138,8 @@ MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float rand
     return rounded;
 }
 
-// The exponent that a block's e8m0 scale holds, before NaN above `max_scale_exponent`: scales.py's `exact_exponent`.
-MX_FUNCTION int scale_exponent(float amax, Format format) {
+// The exponent that a block's e8m0 scale wants: scales.py's `exact_exponent`.
+MX_FUNCTION int wanted_exponent(float amax, Format format) {
     const bool by_quotient = format.scale_rounding == SCALE_RCEIL;
     int bits = int(bits_of(by_quotient ? amax / format.element.largest : amax));
     if (bits < int(IMPLICIT_ONE)) {
@@ -137,7 +149,12 @@ MX_FUNCTION int scale_exponent(float amax, Format format) {
     }
     if (format.scale_rounding == SCALE_EVEN) bits += 1 << (MANTISSA_BITS - 1 - format.even_bits);
     if (format.scale_rounding == SCALE_CEIL || by_quotient) bits += int(IMPLICIT_ONE) - 1;
-    const int exponent = (bits >> MANTISSA_BITS) - BIAS - (by_quotient ? 0 : format.max_exponent);
+    return (bits >> MANTISSA_BITS) - BIAS - (by_quotient ? 0 : format.max_exponent);
+}
+
+// The one that it holds, before NaN above `max_scale_exponent`.
+MX_FUNCTION int scale_exponent(float amax, Format format) {
+    const int exponent = wanted_exponent(amax, format);
     return exponent < -format.max_scale_exponent ? -format.max_scale_exponent : exponent;
 }
 
@@ -305,11 +322,15 @@ MX_FUNCTION float quotient(float x, BlockScale block, Format format) {
     return x / block.by;
 }
 
-// What x, lessened by its block's midpoint, becomes without it. The sign is that of what was rounded, a zero's too.
-MX_FUNCTION float without_midpoint(float centered, BlockScale block, Format format, float random) {
-    const float a = quotient(centered, block, format);
+// What is read back of a quotient. The sign is that of what was divided, a zero's too.
+MX_FUNCTION float read_back(float a, float divided, BlockScale block, Format format, float random) {
     const float magnitude = magnitude_on_grid(a, format.element, format.rounding, random);
-    return from_bits(bits_of(magnitude) | (bits_of(centered) & SIGN)) * block.read;
+    return from_bits(bits_of(magnitude) | (bits_of(divided) & SIGN)) * block.read;
+}
+
+// What x, lessened by its block's midpoint, becomes without it.
+MX_FUNCTION float without_midpoint(float centered, BlockScale block, Format format, float random) {
+    return read_back(quotient(centered, block, format), centered, block, format, random);
 }
 
 // What the format's prescale makes of a number.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from importlib import resources
 
 import torch
@@ -14,18 +15,45 @@ from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.formats.scale_rules import DIVISOR, DIVISOR_BY_RECIPROCAL, FACTOR
 
 VECTOR_BYTES = 16  # read by a thread at once
-_STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
-# mx.cu's words for what a rule says (formats/scale_rules.py).
-_TENSOR_SCALE = {DIVISOR: "DIVISOR", DIVISOR_BY_RECIPROCAL: "DIVISOR_BY_RECIPROCAL", FACTOR: "FACTOR"}
-_WANTED = {
-    "(a g) / E": "AG_OVER_E",
-    "(a / E) / d": "A_OVER_E_OVER_D",
-    "a / (E d)": "A_OVER_ED",
-    "g (a / E)": "G_A_OVER_E",
-    "g (a (1 / E))": "G_A_INVERSE_E",
+
+# mx.cu's enumerations, in its order: the numbers are those that it compiles to.
+Scale = IntEnum("Scale", "E8M0 MINIFLOAT FP32", start=0)
+Storage = IntEnum("Storage", "FLOAT32 BFLOAT16 FLOAT16", start=0)
+TensorScale = IntEnum("TensorScale", "DIVISOR DIVISOR_BY_RECIPROCAL FACTOR", start=0)
+Wanted = IntEnum("Wanted", "AG_OVER_E A_OVER_E_OVER_D A_OVER_ED G_A_OVER_E G_A_INVERSE_E", start=0)
+Quotient = IntEnum("Quotient", "OVER_READ TIMES_INVERSE_D_OVER_S TIMES_INVERSE_S_INVERSE_G", start=0)
+Read = IntEnum("Read", "S_OVER_G SD INVERSE_INVERSE_S_INVERSE_G", start=0)
+
+STORAGE = {
+    torch.float32: Storage.FLOAT32,
+    torch.bfloat16: Storage.BFLOAT16,
+    torch.float16: Storage.FLOAT16,
 }
-_PRODUCT = {"x ((1 / d) / s)": "TIMES_INVERSE_D_OVER_S", "x (1 / (s (1 / g)))": "TIMES_INVERSE_S_INVERSE_G"}
-_READ = {"s / g": "S_OVER_G", "s d": "SD", "1 / (1 / (s (1 / g)))": "INVERSE_INVERSE_S_INVERSE_G"}
+# What a rule says (formats/scale_rules.py) in mx.cu's words.
+_TENSOR_SCALE = {
+    DIVISOR: TensorScale.DIVISOR,
+    DIVISOR_BY_RECIPROCAL: TensorScale.DIVISOR_BY_RECIPROCAL,
+    FACTOR: TensorScale.FACTOR,
+}
+_WANTED = {
+    "(a g) / E": Wanted.AG_OVER_E,
+    "(a / E) / d": Wanted.A_OVER_E_OVER_D,
+    "a / (E d)": Wanted.A_OVER_ED,
+    "g (a / E)": Wanted.G_A_OVER_E,
+    "g (a (1 / E))": Wanted.G_A_INVERSE_E,
+}
+_PRODUCT = {
+    "x ((1 / d) / s)": Quotient.TIMES_INVERSE_D_OVER_S,
+    "x (1 / (s (1 / g)))": Quotient.TIMES_INVERSE_S_INVERSE_G,
+}
+_READ = {
+    "s / g": Read.S_OVER_G,
+    "s d": Read.SD,
+    "1 / (1 / (s (1 / g)))": Read.INVERSE_INVERSE_S_INVERSE_G,
+}
+
+# A struct of mx.cu, field by field: of structs, numbers, words and flags.
+Fields = tuple["Fields | int | float | IntEnum | bool", ...]
 
 
 def kernel_source(
@@ -36,15 +64,16 @@ def kernel_source(
     """
     lines = (
         f"#define MX_FORMAT {format_initializer(fmt, dtype, prescale)}",
-        f"#define MX_STORAGE {_STORAGE[dtype]}",
+        f"#define MX_STORAGE {STORAGE[dtype].name}",
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
         *more,
     )
-    return "\n".join((*lines, *(f'#line 1 "{name}"\n{_text(name)}' for name in ("mx.cu", "vectors.cu", *files))))
+    return "\n".join((*lines, *(f'#line 1 "{name}"\n{source_text(name)}' for name in ("mx.cu", "vectors.cu", *files))))
 
 
 @functools.cache
-def _text(name: str) -> str:
+def source_text(name: str) -> str:
+    """Return what stands in a file of this folder."""
     return resources.files("mxsweep.numerics.kernels").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -60,50 +89,61 @@ def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
 
 
 def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:
-    """Return mx.cu's `Format` of a format for a dtype, with a prescale, as C++ source.
+    """Return `format_fields` as C++ source. Numbers are in hexadecimal, and so exact."""
+    return _initializer(format_fields(fmt, dtype, prescale))
 
-    Numbers are in hexadecimal, and so exact.
-    """
+
+def _initializer(field: Fields | float) -> str:
+    if isinstance(field, tuple):
+        return "{" + ", ".join(map(_initializer, field)) + "}"
+    if isinstance(field, IntEnum):
+        return field.name
+    return f"{field.hex()}f" if isinstance(field, float) else str(field).lower()
+
+
+def format_fields(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> Fields:
+    """Return mx.cu's `Format` of a format for a dtype, with a prescale."""
     element, scale = fmt.element_format, fmt.scale_format
     kind = _scale_kind(scale)
-    scale_grid = (
-        (scale.mantissa_bits, scale.min_exponent, scale.largest) if kind == "MINIFLOAT" else (0, 0, scale.largest)
-    )
-
-    def grid(mantissa_bits: int, min_exponent: int, largest: float, lowest: float = 0.0) -> str:
-        return f"{{{mantissa_bits}, {min_exponent}, {largest.hex()}f, {lowest.hex()}f}}"
-
-    fields = (
-        grid(element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
+    minifloat = (scale.mantissa_bits, scale.min_exponent) if kind is Scale.MINIFLOAT else (0, 0)
+    return (
+        (element.mantissa_bits, element.min_exponent, element.largest, element.lowest),
         element.max_exponent if fmt.scale_emax else 0,
         ROUNDINGS.index(fmt.rounding),
         kind,
         SCALE_ROUNDINGS.index("even" if fmt.even_bits is not None else fmt.scale_rounding),
         fmt.max_scale_exponent,
         fmt.even_bits or 0,
-        grid(*scale_grid),
-        f"{fmt.least_scale.hex()}f",
+        (*minifloat, float(scale.largest), 0.0),
+        float(fmt.least_scale),
         _rule(fmt, dtype),
-        *(str(flag).lower() for flag in (fmt.symmetric, fmt.tensor_scale, fmt.inf == INF_SATURATES, fmt.four_over_six)),
-        f"{float(prescale).hex()}f",
+        *(fmt.symmetric, fmt.tensor_scale, fmt.inf == INF_SATURATES, fmt.four_over_six),
+        float(prescale),
     )
-    return "{" + ", ".join(map(str, fields)) + "}"
 
 
-def _rule(fmt: MXFormat, dtype: torch.dtype) -> str:
+def flat_fields(fields: Fields) -> Iterator[int | float | bool]:
+    """Give the numbers and flags of a struct in the order in which they lie in memory."""
+    for field in fields:
+        if isinstance(field, tuple):
+            yield from flat_fields(field)
+        else:
+            yield field
+
+
+def _rule(fmt: MXFormat, dtype: torch.dtype) -> Fields:
     """Return mx.cu's `Rule` of a format."""
     rule = fmt.rule
-    words = (
+    return (
         _TENSOR_SCALE[rule.tensor_scale],
         _WANTED[rule.wanted],
-        "OVER_READ" if rule.quotient == f"x / ({rule.read})" else _PRODUCT[rule.quotient],
+        Quotient.OVER_READ if rule.quotient == f"x / ({rule.read})" else _PRODUCT[rule.quotient],
         _READ[rule.read],
-        _STORAGE[dtype if rule.in_dtype else torch.float32],
-        f"{(2.0**-fmt.scale_format.mantissa_bits if rule.zero_becomes_epsilon else 0.0).hex()}f",
+        STORAGE[dtype if rule.in_dtype else torch.float32],
+        2.0**-fmt.scale_format.mantissa_bits if rule.zero_becomes_epsilon else 0.0,
     )
-    return "{" + ", ".join(words) + "}"
 
 
-def _scale_kind(scale: ScaleFormat) -> str:
+def _scale_kind(scale: ScaleFormat) -> Scale:
     """Return mx.cu's word for how a scale is computed."""
-    return "E8M0" if scale.is_power_of_two else "FP32" if scale.is_float32 else "MINIFLOAT"
+    return Scale.E8M0 if scale.is_power_of_two else Scale.FP32 if scale.is_float32 else Scale.MINIFLOAT

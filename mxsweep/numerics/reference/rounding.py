@@ -79,7 +79,7 @@ def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
         rounding: "nearest", "even" or "floor".
     """
     if a.dtype != torch.float32:
-        table = _native_table(element, rounding, a.dtype, a.device)
+        table = native_table(element, rounding, a.dtype, a.device)
         # Read as a signed number, a code is the table's index once shifted to start at zero.
         index = a.view(torch.int16).to(torch.int32).add_(2**15)
         return table.index_select(0, index.reshape(-1)).reshape(a.shape)
@@ -87,7 +87,7 @@ def round_native(a: Tensor, element: ElementFormat, rounding: str) -> Tensor:
         return native_definition(a, element, rounding)
     # Twice the bits drops the sign; two ulps more and the one magnitude that native rounds up is above its tie.
     bits = a.view(torch.int32)
-    bits = torch.add(bits, (bits << 1) == 2 * _bits_just_below_half(element.smallest_subnormal), alpha=2)
+    bits = torch.add(bits, (bits << 1) == 2 * bits_just_below_half(element.smallest_subnormal), alpha=2)
     return (
         _ties_away(bits.bitwise_or_(1), element) if rounding == "nearest" else _round_even(bits.view(a.dtype), element)
     )
@@ -157,14 +157,14 @@ def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | 
     return rounded.copysign_(a).clamp_(grid.lowest, grid.largest)
 
 
-def _bits_just_below_half(spacing: float) -> int:
+def bits_just_below_half(spacing: float) -> int:
     """Return the bits of the largest float32 below half a spacing that is a power of two."""
     return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32).view(torch.int32))
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the table outlives the caller's mode
-def _native_table(element: ElementFormat, rounding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+def native_table(element: ElementFormat, rounding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return what each of the 65,536 values of a 16-bit dtype becomes, indexed by its bits as int16 plus 2^15.
 
     Made on the CPU for every device, whose log2 may differ in the last bit.

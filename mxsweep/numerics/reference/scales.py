@@ -204,6 +204,11 @@ def native_scale(amax: Tensor, fmt: MXFormat) -> Tensor:
     """Return what native arithmetic divides a block by: in amax's dtype, where 0, Inf and NaN are possible."""
     exponent = native_exponent(amax, fmt)
     note_exponents(amax, exponent)
+    return native_power(exponent, fmt)
+
+
+def native_power(exponent: Tensor, fmt: MXFormat) -> Tensor:
+    """Return the scale that native arithmetic makes of what `native_exponent` gives, in the same dtype."""
     return 2.0 ** held_exponent(exponent, fmt)
 
 

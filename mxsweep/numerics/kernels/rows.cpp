@@ -1,0 +1,253 @@
+// Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing. Compiled behind mx.cu,
+// whose arithmetic it is, by the machine's C++ compiler (cpu_library.py), once for all formats and dtypes.
+//
+// What an element costs is decided by `elements_of`, a loop that a compiler makes vectors of: one for each rounding of the
+// formats that are usual. All others go through one loop in which the format is read for each element.
+
+typedef long long i64;
+
+// Native arithmetic, which is defined by logarithms in the tensor's own dtype (definition.py): cpu.py has torch compute
+// them for whatever may be asked, and what follows is looked up here.
+struct Native {
+    // float32. An exponent e - 149 begins at `least[e]`, a float's bits, and not at its power of two; `scales[e]` is what
+    // blocks have whose maximum is of that exponent. A quotient of the magnitude `lifted` is rounded as if above its tie.
+    const unsigned* least;
+    const float* scales;
+    unsigned lifted;
+    // bfloat16 and float16, by the code of the largest magnitude: the exponent that it wants, and the scale; and by the code
+    // of a quotient the code that it becomes.
+    const float* exponents;
+    const float* scales_of_codes;
+    const unsigned short* rounded;
+};
+
+// What is to be done, the same in all threads. The fields are those of cpu.py's `_Job`.
+struct Job {
+    const void* x;  // contiguous, of `rows` times `length` elements
+    void* y;
+    i64 rows, length, block;
+    const float* tensor_scales;  // of each row; null where the format has none
+    const Format* format;
+    const Native* native;  // null for exact arithmetic
+    i64 storage;
+    i64 together;  // rows that a thread takes at once
+    i64 next;      // the first row that no thread has taken
+};
+
+// The least and the largest exponent that e8m0 scales wanted; a block that wants none counts as one that wants 0.
+struct Exponents {
+    float low, high;
+};
+
+constexpr int CHUNK = 512;  // elements that are float32 meanwhile, where the tensor is not
+
+static inline float widened(unsigned short code, int storage) {
+    if (storage == BFLOAT16) return from_bits(unsigned(code) << 16);
+    const unsigned magnitude = code & 0x7fffu, sign = unsigned(code & 0x8000u) << 16;
+    const float finite = from_bits(magnitude << 13) * 0x1p112f;  // which is exact, of subnormals, too
+    return from_bits((magnitude < 0x7c00u ? bits_of(finite) : INFINITY_BITS | (magnitude & 0x3ffu) << 13) | sign);
+}
+
+static inline unsigned short narrowed(float value, int storage) {
+    const unsigned sign = bits_of(value) >> 16 & 0x8000u, magnitude = bits_of(value) & ~SIGN;
+    unsigned code;
+    if (storage == BFLOAT16) {
+        code = bits_of(nearest_bfloat16(from_bits(magnitude))) >> 16;
+    } else {
+        const Grid float16 = {10, -14, 65504.0f, -65504.0f};
+        const float rounded = magnitude_on_grid(from_bits(magnitude), float16, EVEN, 0.0f);
+        code = magnitude < bits_of(65520.0f) ? bits_of(rounded * 0x1p-112f) >> 13 : 0x7c00u;
+    }
+    return (unsigned short)((magnitude > INFINITY_BITS ? 0x7fffu : code) | sign);
+}
+
+static inline float element(const Job& job, i64 i) {
+    const int storage = int(job.storage);
+    return storage == FLOAT32 ? static_cast<const float*>(job.x)[i]
+                              : widened(static_cast<const unsigned short*>(job.x)[i], storage);
+}
+
+// The bits, as a float32, of the largest magnitude of `count` elements; a NaN's are above an Inf's.
+static unsigned largest_of(const float* x, i64 count) {
+    unsigned largest = 0;
+    for (i64 i = 0; i < count; ++i) {
+        const unsigned magnitude = bits_of(x[i]) & ~SIGN;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+static unsigned largest_code(const unsigned short* x, i64 count) {
+    unsigned short largest = 0;
+    for (i64 i = 0; i < count; ++i) {
+        const unsigned short magnitude = x[i] & 0x7fffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+typedef void (*Elements)(const float* x, float* y, i64 count, BlockScale block, const Format& format, unsigned lifted);
+
+static inline float lifted_above_tie(float a, unsigned lifted) {
+    return from_bits(bits_of(a) + ((bits_of(a) & ~SIGN) == lifted ? 2u : 0u));
+}
+
+// Elements of a symmetric format whose grid is the same on both sides of zero. `PRODUCT`: multiplied by `reciprocal`, as by
+// that of a power of two, and not divided.
+template <int ROUNDING, bool PRODUCT, bool NATIVE>
+static void usual(const float* __restrict x, float* __restrict y, i64 count, BlockScale block, const Format& of,
+                  unsigned lifted) {
+    Format format = of;
+    format.rounding = ROUNDING;
+    format.element.lowest = -format.element.largest;
+    if (ROUNDING == EVEN && format.element.mantissa_bits == 0) __builtin_unreachable();
+    for (i64 i = 0; i < count; ++i) {
+        const float a = PRODUCT ? x[i] * block.reciprocal : x[i] / block.by;
+        y[i] = read_back(NATIVE ? lifted_above_tie(a, lifted) : a, x[i], block, format, 0.0f);
+    }
+}
+
+template <bool NATIVE>
+static void unusual(const float* x, float* y, i64 count, BlockScale block, const Format& of, unsigned lifted) {
+    const Format format = of;
+    for (i64 i = 0; i < count; ++i)
+        y[i] = NATIVE ? read_back(lifted_above_tie(x[i] * block.reciprocal, lifted), x[i], block, format, 0.0f)
+                      : quantized(x[i], block, format, 0.0f);
+}
+
+template <bool PRODUCT>
+static Elements usual_of(const Format& format) {
+    switch (format.rounding) {
+        case NEAREST: return usual<NEAREST, PRODUCT, false>;
+        case EVEN: return usual<EVEN, PRODUCT, false>;
+        case FLOOR: return usual<FLOOR, PRODUCT, false>;
+        default: return usual<TIES_TO_ZERO, PRODUCT, false>;
+    }
+}
+
+static Elements elements_of(const Format& format, bool native) {
+    const bool is_usual = format.symmetric && format.prescale == 1.0f && format.element.lowest >= -format.element.largest &&
+                          !(format.rounding == EVEN && format.element.mantissa_bits == 0);
+    if (native && is_usual) return format.rounding == EVEN ? usual<EVEN, true, true> : usual<NEAREST, true, true>;
+    if (!is_usual) return native ? unusual<true> : unusual<false>;
+    return format.scale == E8M0 || multiplies(format) ? usual_of<true>(format) : usual_of<false>(format);
+}
+
+static void count_in(Exponents& wanted, float exponent) {
+    wanted.low = exponent < wanted.low ? exponent : wanted.low;
+    wanted.high = exponent > wanted.high ? exponent : wanted.high;
+}
+
+// The scale of a block in native arithmetic of float32.
+static BlockScale native_scale(unsigned largest, const Format& format, const Native& native, Exponents& wanted) {
+    const float nan = not_a_number();
+    if (largest >= INFINITY_BITS) return count_in(wanted, 0.0f), BlockScale{nan, nan, nan, 0.0f, false};
+    const unsigned power = largest >= IMPLICIT_ONE ? (largest >> MANTISSA_BITS) + 22 : 31 - __builtin_clz(largest | 1);
+    const unsigned e = power + (largest >= native.least[power + 1]);
+    count_in(wanted, largest ? float(int(e) - 149 - format.max_exponent) : 0.0f);
+    const float scale = native.scales[e];
+    return {scale, scale, 1.0f / scale, 0.0f, false};
+}
+
+// The scale of a block, the elements from `first` on, in exact arithmetic.
+static BlockScale exact_scale(const Job& job, i64 first, i64 count, unsigned largest, float g, Exponents& wanted) {
+    const Format& format = *job.format;
+    float low = 0.0f, high = 0.0f, midpoint;
+    if (!format.symmetric && largest < INFINITY_BITS) {
+        low = high = element(job, first);
+        for (i64 i = first; i < first + count; ++i) {
+            const float value = element(job, i);
+            low = value < low ? value : low;
+            high = value > high ? value : high;
+        }
+    }
+    float amax = amax_of_block(format, largest, low, high, midpoint);
+    if (format.four_over_six) {
+        const Candidates candidates = candidates_of_block(format, amax, midpoint, g);
+        i64 loss = 0;
+        for (i64 i = first; i < first + count; ++i) loss += loss_of_second(element(job, i), candidates, format, 0.0f);
+        if (loss < 0) amax *= SECOND;
+    }
+    if (format.scale == E8M0)
+        count_in(wanted, amax > 0.0f && bits_of(amax) < INFINITY_BITS ? float(wanted_exponent(amax, format)) : 0.0f);
+    BlockScale block = scale_of_block(format, amax, midpoint, g);
+    if (format.scale != E8M0 && multiplies(format)) block.reciprocal = block.by;  // what `usual` multiplies by
+    return block;
+}
+
+static void quantize_block(const Job& job, Elements elements, i64 first, i64 count, float g, Exponents& wanted) {
+    const int storage = int(job.storage);
+    const unsigned short* codes = static_cast<const unsigned short*>(job.x) + first;
+    const float* floats = static_cast<const float*>(job.x) + first;
+    const unsigned largest = storage == FLOAT32 ? largest_of(floats, count)
+                                                : bits_of(widened((unsigned short)largest_code(codes, count), storage));
+    const BlockScale block = job.native ? native_scale(largest, *job.format, *job.native, wanted)
+                                        : exact_scale(job, first, count, largest, g, wanted);
+    const unsigned lifted = job.native ? job.native->lifted : 0u;
+    if (storage == FLOAT32) {
+        elements(floats, static_cast<float*>(job.y) + first, count, block, *job.format, lifted);
+        return;
+    }
+    unsigned short* results = static_cast<unsigned short*>(job.y) + first;
+    float values[CHUNK], rounded[CHUNK];
+    for (i64 done = 0; done < count; done += CHUNK) {
+        const i64 here = count - done < CHUNK ? count - done : CHUNK;
+        for (i64 i = 0; i < here; ++i) values[i] = widened(codes[done + i], storage);
+        elements(values, rounded, here, block, *job.format, lifted);
+        for (i64 i = 0; i < here; ++i) results[done + i] = narrowed(rounded[i], storage);
+    }
+}
+
+// A block in native arithmetic of bfloat16 or float16.
+static void look_up_block(const Job& job, i64 first, i64 count, Exponents& wanted) {
+    const int storage = int(job.storage);
+    const unsigned short* codes = static_cast<const unsigned short*>(job.x) + first;
+    unsigned short* results = static_cast<unsigned short*>(job.y) + first;
+    const unsigned largest = largest_code(codes, count);
+    const bool finite = bits_of(widened((unsigned short)largest, storage)) < INFINITY_BITS;
+    // In float16 zeros want an exponent, minus infinity: see wanted_exponents.py.
+    count_in(wanted, finite && (largest || storage == FLOAT16) ? job.native->exponents[largest] : 0.0f);
+    const float scale = job.native->scales_of_codes[largest];
+    for (i64 i = 0; i < count; ++i) {
+        const unsigned short quotient = narrowed(widened(codes[i], storage) / scale, storage);
+        results[i] = narrowed(widened(job.native->rounded[quotient], storage) * scale, storage);
+    }
+}
+
+// Whether this thread makes zeros of subnormals (torch.set_flush_denormal), for which nothing here is made.
+extern "C" int mx_flushes() {
+    volatile float least = from_bits(1), normal = from_bits(IMPLICIT_ONE), half = 0.5f;
+    return least * 1.0f == 0.0f || normal * half == 0.0f;
+}
+
+extern "C" i64 mx_format_size() { return sizeof(Format); }
+
+// Quantize rows until all are taken; with several threads, each calls this. Returns whether the thread could.
+extern "C" int mx_quantize_rows(Job* shared, Exponents* wanted) {
+    if (mx_flushes()) return 0;
+    const Job& job = *shared;
+    const bool looks_up = job.native && job.storage != FLOAT32;
+    const Elements elements = elements_of(*job.format, job.native != nullptr);
+    for (;;) {
+        const i64 row = __atomic_fetch_add(&shared->next, job.together, __ATOMIC_RELAXED);
+        if (row >= job.rows) return 1;
+        const i64 end = row + job.together < job.rows ? row + job.together : job.rows;
+        for (i64 i = row; i < end; ++i) {
+            const float g = job.tensor_scales ? job.tensor_scales[i] : 1.0f;
+            for (i64 column = 0; column < job.length; column += job.block) {
+                const i64 count = job.block < job.length - column ? job.block : job.length - column;
+                if (looks_up)
+                    look_up_block(job, i * job.length + column, count, *wanted);
+                else
+                    quantize_block(job, elements, i * job.length + column, count, g, *wanted);
+            }
+        }
+    }
+}
+
+extern "C" const char* mx_compiler() {
+#ifdef __clang__
+    return __VERSION__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}

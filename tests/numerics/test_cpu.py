@@ -1,0 +1,280 @@
+"""The library that quantizes on a CPU: the torch definition's bits, and what is left to torch's operations."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.adversarial import adversarial, assert_same_bits
+from helpers.kernel_formats import FORMATS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mxsweep.numerics import MXFormat, dispatch, quantize
+from mxsweep.numerics.kernels import cpu, cpu_library, native_tables
+from mxsweep.numerics.kernels.cpu_library import LIBRARY, CpuLibrary
+from mxsweep.numerics.philox import draws_of
+from mxsweep.numerics.reference.definition import quantize_torch
+from mxsweep.numerics.reference.scales import native_exponent
+from mxsweep.numerics.rescaled import quantize_rescaled
+from mxsweep.numerics.wanted_exponents import keeping_exponents
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MXFP4 = MXFormat("fp4_e2m1", 32)
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
+TAKEN = [fmt for fmt in FORMATS if fmt.rounding != "stochastic"]
+NATIVE = [fmt for fmt in TAKEN if fmt.has_native_arithmetic]
+
+
+@pytest.fixture(autouse=True)
+def library() -> ctypes.CDLL:
+    built = LIBRARY.build()
+    if built is None:
+        pytest.skip("no C++ compiler on this machine")
+    return built
+
+
+def by_library(x: Tensor, fmt: MXFormat, axis: int = -1, arithmetic: str = "exact", *beside: object) -> Tensor:
+    assert cpu.supports(x, fmt, arithmetic), fmt
+    y = cpu.quantize_by_library(x, fmt, axis, arithmetic, *(beside or (None,)))
+    assert y is not None
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exact_arithmetic_is_the_definition(dtype: torch.dtype) -> None:
+    x = adversarial(6 * 64 * 8, 3).view(48, 64).to(dtype)
+    for fmt in TAKEN:
+        dims = (-1,) if fmt.tensor_scale else None  # so that not all is NaN
+        expected = quantize_torch(x, fmt, -1, "exact", None, dims)
+        assert not expected.isnan().all(), fmt
+        try:
+            assert_same_bits(by_library(x, fmt, -1, "exact", dims), expected)
+        except AssertionError as error:
+            raise AssertionError(f"{fmt}: {error}") from None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_native_arithmetic_is_the_definition(dtype: torch.dtype) -> None:
+    x = adversarial(6 * 64 * 16, 4).view(96, 64).to(dtype)
+    most = torch.finfo(dtype).max  # which torch's operations want to hold the largest element, too
+    taken = [fmt for fmt in NATIVE if fmt.element_format.largest <= most and cpu.supports(x, fmt, "native")]
+    assert len(taken) > 20 and {fmt.rounding for fmt in taken} >= {"nearest", "even"}
+    for fmt in taken:
+        try:
+            assert_same_bits(by_library(x, fmt, -1, "native"), quantize_torch(x, fmt, -1, "native", None, None))
+        except AssertionError as error:
+            raise AssertionError(f"{fmt}: {error}") from None
+
+
+def test_native_exponents_rise_where_torchs_logarithm_does() -> None:
+    """Beside every power of two that a float32 can be, the scale of a block is that of its maximum's own logarithm."""
+    exponents = torch.arange(-149, 128)
+    powers = torch.where(exponents < -126, 1 << (exponents + 149).clamp(max=22), (exponents + 127) << 23)
+    bits = (powers[:, None] + torch.arange(-300, 300)).clamp(1, 0x7F7FFFFF).to(torch.int32)
+    maxima = bits.view(torch.float32).reshape(-1, 1)
+    fmt = MXFormat("int8", 1, scale_bits=8)
+    assert_same_bits(by_library(maxima, fmt, -1, "native"), quantize_torch(maxima, fmt, -1, "native", None, None))
+    assert (native_exponent(maxima, fmt) != torch.frexp(maxima.double())[1] - 1).any()  # it is not the exact exponent
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "native"])
+@pytest.mark.parametrize(
+    "fmt", [MXFP4, MXFormat("fp6_e2m3", 0), NVFP4, MXFormat("int4", 48, "fp32", symmetric=False)], ids=str
+)
+def test_blocks_lie_along_any_axis_of_any_layout(fmt: MXFormat, arithmetic: str) -> None:
+    x = torch.randn(6, 70, 90, generator=torch.Generator().manual_seed(5))
+    layouts = {
+        "contiguous": x, "transposed": x.transpose(1, 2), "gaps": x[:, ::2, 3:], "expanded": x[:1].expand(4, -1, -1),
+        "backwards in memory": x.permute(2, 1, 0), "one row": x.reshape(-1)[None, 1:], "one dimension": x[0, 0, 1:],
+        "channels last": x[None].contiguous(memory_format=torch.channels_last),
+    }  # fmt: skip
+    for name, each in layouts.items():
+        for axis in range(each.ndim):
+            before = each.clone()
+            for dtype in DTYPES:
+                ours = by_library(each.to(dtype), fmt, axis, arithmetic)
+                expected = quantize_torch(each.to(dtype), fmt, axis, arithmetic, None, None)
+                assert_same_bits(ours, expected)
+                assert ours.stride() == expected.stride(), name
+            assert torch.equal(each, before), name
+
+
+def test_a_tensors_scale_is_over_what_is_asked_for_or_is_given() -> None:
+    x = torch.randn(3, 40, 64) * torch.tensor([1.0, 1e3, 1e-3])[:, None, None]
+    for axis, dims, amax in (
+        (-1, None, None), (-1, (1, 2), None), (2, (2,), None), (1, (0, 1), None), (-1, (-1,), torch.tensor(2.0)),
+        (1, (1, 2), torch.tensor([1.0, 0.0, torch.inf])[:, None, None]),
+    ):  # fmt: skip
+        expected = quantize_torch(x, NVFP4, axis, "exact", None, dims, amax)
+        assert_same_bits(by_library(x, NVFP4, axis, "exact", dims, amax), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_make_no_difference_nor_what_they_note(threads: int, library: ctypes.CDLL) -> None:
+    x = adversarial(6 * 64 * 3000, 8).view(-1, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for arithmetic, dtype in (("exact", torch.float32), ("native", torch.float32), ("native", torch.float16)):
+            each = x.to(dtype)
+            ranges = []
+            for by in (by_library, lambda *of: quantize_torch(*of, None, None)):
+                with keeping_exponents() as kept:
+                    y = by(each, MXFP4, -1, arithmetic)
+                ranges.append(kept.range())
+                assert kept.is_complete and kept.notes
+            assert ranges[0] == ranges[1] and (ranges[0] is None) == (dtype == torch.float16)
+            assert_same_bits(y, by_library(each, MXFP4, -1, arithmetic))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("fmt", "arithmetic"), [(MXFP4, "exact"), (MXFP4, "native"), (MXFormat("int8"), "native")])
+def test_the_range_of_wanted_exponents_is_the_definitions(fmt: MXFormat, arithmetic: str) -> None:
+    for x in (
+        torch.tensor([[1e-40] * 32, [2.0**-126] * 32]), torch.tensor([[0.0] * 32, [2.0**90] * 32]), torch.zeros(2, 32),
+        torch.tensor([[torch.nan] * 32, [torch.inf] * 32, [3e-30] * 32]), torch.full((1, 32), 3.4028e38),
+    ):  # fmt: skip
+        ranges = []
+        for by in (by_library, lambda *of: quantize_torch(*of, None, None)):
+            with keeping_exponents() as kept:
+                by(x, fmt, -1, arithmetic)
+            ranges.append(kept.range())
+        assert ranges[0] == ranges[1]
+
+
+def test_quantize_asks_the_library_and_its_gradient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = cpu.quantize_by_library
+    monkeypatch.setattr(dispatch, "quantize_by_library", lambda *of: (asked.append(of), whole(*of))[1])
+    parameter = nn.Parameter(torch.randn(4, 64))
+    y = quantize(parameter, MXFP4)
+    y.sum().backward()
+    assert len(asked) == 1 and torch.equal(parameter.grad, torch.ones(4, 64))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        z = quantize(parameter, MXFP4)
+    assert z.is_inference() and len(asked) == 2
+    assert torch.equal(y, z) and torch.equal(z, quantize_torch(parameter.detach(), MXFP4, -1, "native", None, None))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "arithmetic", "shape"),
+    [
+        (MXFormat("fp4_e2m1", rounding="stochastic"), "exact", (4, 64)),
+        (MXFormat("fp4_e2m1", (4, 4)), "exact", (4, 64)),
+        (MXFormat("fp4_e2m1", rounding="floor"), "native", (4, 64)),
+        (MXFP4, "exact", (0, 64)),
+    ],
+    ids=str,
+)
+def test_what_the_library_does_not_take_is_torchs(fmt: MXFormat, arithmetic: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    assert not cpu.supports(x, fmt, arithmetic)
+    expected = quantize_torch(x, fmt, -1, arithmetic, draws_of(fmt, 5, 0, None), None)
+    assert_same_bits(quantize(x, fmt, arithmetic=arithmetic, generator=5), expected)
+
+
+def test_tensors_that_stand_for_others_are_torchs() -> None:
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.zeros(2, 32))
+        assert not cpu.supports(fake, MXFP4, "exact") and quantize(fake, MXFP4).shape == (2, 32)
+    assert not cpu.supports(torch.zeros(2, 32, device="meta"), MXFP4, "exact")
+    negative = torch.complex(torch.ones(2, 32), torch.ones(2, 32)).conj().imag
+    assert negative.is_neg() and not cpu.supports(negative, MXFP4, "exact")
+    assert torch.equal(quantize(negative, MXFP4), -torch.ones(2, 32))
+    taken: list[bool] = []
+    torch.func.vmap(lambda row: (taken.append(cpu.supports(row, MXFP4, "exact")), row)[1])(torch.ones(2, 32))
+    assert taken == [False]
+
+
+@contextlib.contextmanager
+def flushing() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU flushes nothing")
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_thread_that_flushes_subnormals_is_left_to_torch() -> None:
+    x = torch.tensor([[0.0] * 32, [1e-40] * 32])
+    with flushing():
+        assert cpu.quantize_by_library(x, MXFP4, -1, "exact", None) is None
+        assert_same_bits(quantize(x, MXFP4, arithmetic="exact"), quantize_torch(x, MXFP4, -1, "exact", None, None))
+    assert cpu.quantize_by_library(x, MXFP4, -1, "exact", None) is not None
+
+
+@pytest.mark.parametrize("prescale", [1.0, 0.75])
+def test_a_prescale_is_the_definitions(prescale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = adversarial(6 * 64 * 4, 9).view(24, 64)
+    for fmt in (MXFP4, NVFP4, MXFormat("int4", 16, symmetric=False), MXFormat("mint4", rounding="even")):
+        dims = (-1,) if fmt.tensor_scale else None
+        ours = by_library(x, fmt, -1, "exact", dims, None, prescale)
+        monkeypatch.setattr(LIBRARY, "for_elements", lambda _: None)
+        assert_same_bits(ours, quantize_rescaled(x, fmt, prescale=prescale, tensor_dims=dims))
+        monkeypatch.undo()
+
+
+def test_the_library_is_built_once_it_is_worth_it_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh = CpuLibrary()
+    assert fresh.for_elements(1000) is None and fresh.built_by is None
+    assert not list(tmp_path.rglob("*.so"))
+    fresh.for_elements(cpu_library.WORTH_BUILDING)
+    assert fresh.build() is not None and fresh.built_by
+    (kept,) = tmp_path.rglob("*.so")
+    monkeypatch.setattr(cpu_library, "_built_library", lambda: pytest.fail("built again"))
+    assert CpuLibrary().for_elements(1) is not None
+    kept.write_bytes(kept.read_bytes()[:5000])  # cut short
+    assert CpuLibrary().for_elements(1) is None
+
+
+def test_another_compiler_is_named_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu_library, "_compiler", cpu_library._compiler.__wrapped__)
+    for named, said in (("", ""), ("no-such-compiler", "no-such-compiler"), (sys.executable, "built no library")):
+        monkeypatch.setenv("CXX", named)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            none = CpuLibrary()
+            assert none.build() is None and none.built_by is None
+        assert said in caplog.text and bool(caplog.text) == bool(said)
+
+
+def test_a_logarithm_that_is_not_as_expected_leaves_native_arithmetic_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.log2
+    monkeypatch.setattr(torch, "log2", lambda x: right(x) - 1e-3)
+    native_tables.native_tables.cache_clear()
+    native_tables._least_bits.cache_clear()
+    try:
+        assert cpu.quantize_by_library(torch.ones(1, 32), MXFP4, -1, "native", None) is None
+    finally:
+        monkeypatch.undo()
+        native_tables.native_tables.cache_clear()
+        native_tables._least_bits.cache_clear()
+    assert cpu.quantize_by_library(torch.ones(1, 32), MXFP4, -1, "native", None) is not None
+
+
+def test_a_format_lies_in_memory_as_the_library_reads_it(library: ctypes.CDLL) -> None:
+    assert {ctypes.sizeof(cpu._format(fmt, torch.float32, 1.0)) for fmt in TAKEN} == {library.mx_format_size()}
+
+
+def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = "from mxsweep.numerics.kernels.cpu_library import LIBRARY; assert LIBRARY.build(); print(LIBRARY.built_by)"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [each.communicate()[0].strip() for each in started] == [LIBRARY.built_by] * 2
+    assert len(list(tmp_path.rglob("*.so"))) == 1
