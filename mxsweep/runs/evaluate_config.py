@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -72,8 +72,9 @@ def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[s
         return _Steps(config, proof, keeps_exponents=True).do(progress, overrides)
 
 
-# What says by which kernels a run was quantized: launched on a GPU, or calls of the library that was built for the CPU.
-_KERNEL_COUNTS: dict[str, Callable[[], int]] = {"cuda_kernel_launches": launch_count, "cpu_kernel_calls": call_count}
+def _kernel_counts() -> dict[str, int]:
+    """Return how many kernels this process launched on a GPU, and how often it called the library built for the CPU."""
+    return {"cuda_kernel_launches": launch_count(), "cpu_kernel_calls": call_count()}
 
 
 class _Steps:
@@ -84,7 +85,7 @@ class _Steps:
         self._proof = proof
         self._keeps_exponents = keeps_exponents
         self._seconds: dict[str, float] = {}
-        self._kernel_counts = dict.fromkeys(_KERNEL_COUNTS, 0)
+        self._kernel_counts = {"cuda_kernel_launches": 0, "cpu_kernel_calls": 0}
 
     def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
         config = self._config
@@ -179,7 +180,7 @@ class _Steps:
         own = [*evaluator.warnings, *preparation.warnings, *report.warnings]
         taken = {name: proof.record[name] for name in ("metrics", "n_effective", "memory")}
         noise = proof.record.get("noise")
-        launches = {name: proof.record["diagnostics"].get(name) for name in _KERNEL_COUNTS}
+        launches = {name: proof.record["diagnostics"].get(name) for name in self._kernel_counts}
         taken |= {GUESSED: proof.record[GUESSED]} if GUESSED in proof.record else {}
         entries = taken | {
             "timing": {},
@@ -278,10 +279,10 @@ class _Steps:
     @contextmanager
     def _kernels_counted(self) -> Iterator[None]:
         """Count the kernels that quantizing something takes."""
-        before = {name: count() for name, count in _KERNEL_COUNTS.items()}
+        before = _kernel_counts()
         yield
-        for name, count in _KERNEL_COUNTS.items():
-            self._kernel_counts[name] += count() - before[name]
+        for name, count in _kernel_counts().items():
+            self._kernel_counts[name] += count - before[name]
 
 
 def _is_of_here(record: Mapping[str, Any], model: PreTrainedModel) -> bool:

@@ -1,4 +1,4 @@
-"""Have numerics tested by the definition itself, in torch's operations: only test_cpu.py takes the library of the CPU."""
+"""Have numerics tested by the definition itself, in torch's operations: only test_cpu.py takes the CPU's library."""
 
 from collections.abc import Iterator
 

@@ -23,9 +23,10 @@ from mxsweep.numerics.piece_threads import in_threads
 from mxsweep.numerics.reference.definition import tensor_scale_over, without_inf
 from mxsweep.numerics.wanted_exponents import kept_exponents
 
-# Elements that a thread takes at once, and of which there are at least so many for each thread that wakes up.
-_TOGETHER = 2**14
-_LEAST_FOR_THREADS = 2**17
+_TOGETHER = 2**14  # elements that a thread takes at once
+# There are at least so many elements for each thread that wakes up. Fewer are quantized in half a millisecond, while a
+# thread may wait many times that for its turn on a busy core.
+_LEAST_FOR_THREADS = 2**19
 
 _calls = 0
 
