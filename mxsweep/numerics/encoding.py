@@ -202,7 +202,7 @@ def _is_native(arithmetic: str, x: Tensor, fmt: MXFormat) -> bool:
         return False
     # A quotient is below 2^(max_exponent + 1); what a dtype does not hold becomes Inf, or is rounded off the grid.
     largest, beyond = fmt.element_format.largest, 2.0 ** (fmt.element_format.max_exponent + 1)
-    if torch.tensor([largest, beyond]).to(x.dtype).tolist() != [largest, beyond]:
+    if torch.tensor([largest, beyond], dtype=torch.float64, device="cpu").to(x.dtype).tolist() != [largest, beyond]:
         raise ValueError(
             f"arithmetic: 'native' rounds {fmt.element} to values of {x.dtype} that it has no codes for; allowed: exact"
         )

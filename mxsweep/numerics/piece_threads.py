@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -49,8 +49,9 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
 
     Those that have not begun when this one is done are not waited for: nothing is left for them.
     """
-    others = [_pool(os.getpid(), torch.get_num_threads()).submit(work) for _ in range(threads - 1)]
+    others: list[Future[None]] = []
     try:
+        others.extend(_pool(os.getpid(), torch.get_num_threads()).submit(work) for _ in range(threads - 1))
         work()
     finally:
         for other in others:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, local
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class WantedExponents:
 
 
 _kept: WantedExponents | None = None
+_of_thread = local()
 
 
 @contextmanager
@@ -87,11 +88,22 @@ def keeping_exponents() -> Iterator[WantedExponents]:
 
 
 def kept_exponents() -> WantedExponents | None:
-    """Return what is being kept; None where nothing is."""
-    return _kept
+    """Return what is being kept; None where nothing is, or where this thread is in `not_kept`."""
+    return None if getattr(_of_thread, "left_out", False) else _kept
+
+
+@contextmanager
+def not_kept() -> Iterator[None]:
+    """Leave out what this thread quantizes while the context lasts, as it is none of a run's tensors."""
+    _of_thread.left_out = True
+    try:
+        yield
+    finally:
+        _of_thread.left_out = False
 
 
 def note_exponents(amax: Tensor, exponent: Tensor) -> None:
     """Note what blocks want where it is kept."""
-    if _kept is not None and amax.numel():
-        _kept.note(amax, exponent)
+    kept = kept_exponents()
+    if kept is not None and amax.numel():
+        kept.note(amax, exponent)

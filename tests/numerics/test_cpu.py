@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from helpers.kernel_formats import FORMATS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mxsweep.files.kept_texts import keep_content
 from mxsweep.numerics import MXFormat, dispatch, quantize
-from mxsweep.numerics.kernels import cpu, cpu_library, native_tables
+from mxsweep.numerics.kernels import cpu, cpu_build, cpu_check, cpu_library, cpu_rows, native_tables
 from mxsweep.numerics.kernels.cpu_library import LIBRARY, CpuLibrary
 from mxsweep.numerics.philox import draws_of
+from mxsweep.numerics.reference import rounding
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.reference.scales import native_exponent
 from mxsweep.numerics.rescaled import quantize_rescaled
@@ -31,6 +34,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MXFP4 = MXFormat("fp4_e2m1", 32)
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
 TAKEN = [fmt for fmt in FORMATS if fmt.rounding != "stochastic"]
+# What stands in the command against options that change bits.
+GUARDS = (
+    "-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-finite-math-only", "-fno-associative-math",
+    "-fno-reciprocal-math", "-fsigned-zeros", "-fno-rounding-math", "-ffp-contract=off", "-nostartfiles",
+)  # fmt: skip
 NATIVE = [fmt for fmt in TAKEN if fmt.has_native_arithmetic]
 
 
@@ -233,24 +241,175 @@ def test_the_library_is_built_once_it_is_worth_it_and_kept(tmp_path: Path, monke
     fresh.for_elements(cpu_library.WORTH_BUILDING)
     assert fresh.build() is not None and fresh.built_by
     (kept,) = tmp_path.rglob("*.so")
-    monkeypatch.setattr(cpu_library, "_built_library", lambda: pytest.fail("built again"))
+    monkeypatch.setattr(cpu_library, "_built_library", lambda _: pytest.fail("built again"))
     assert CpuLibrary().for_elements(1) is not None
     kept.write_bytes(kept.read_bytes()[:5000])  # cut short
     assert CpuLibrary().for_elements(1) is None
 
 
-def test_another_compiler_is_named_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CpuLibrary:
+    """Return what knows of no library yet, in an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_library, "_compiler", cpu_library._compiler.__wrapped__)
-    for named, said in (("", ""), ("no-such-compiler", "no-such-compiler"), (sys.executable, "built no library")):
-        monkeypatch.setenv("CXX", named)
+    return CpuLibrary()
+
+
+def warnings_of(library: CpuLibrary, caplog: pytest.LogCaptureFixture, named: str) -> list[str]:
+    """Return what is logged where a compiler is named by which none comes to be, however often it is asked for."""
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setenv("CXX", named)
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            none = CpuLibrary()
-            assert none.build() is None and none.built_by is None
-        assert said in caplog.text and bool(caplog.text) == bool(said)
+        for _ in range(2):
+            assert library.for_elements(1) is None and library.build() is None and library.built_by is None
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("no-such-compiler", "there is no program 'no-such-compiler'"),
+        (f"{sys.executable} -m", "built none"),
+        ('g++ -DX="a', "cannot be split into words"),
+        ("c++ -Dmx_quantize_rows=other", "is no library that quantizes"),
+        ("c++ -Dmx_compiler=other", "is no library that quantizes"),
+    ],
+)
+def test_a_compiler_that_is_named_and_builds_none_is_one_warning(
+    named: str, said: str, fresh: CpuLibrary, caplog: pytest.LogCaptureFixture
+) -> None:
+    (warning,) = warnings_of(fresh, caplog, named)
+    assert said in warning and f"CXX={named!r}" in warning
+
+
+def test_no_compiler_may_be_asked_for(fresh: CpuLibrary, caplog: pytest.LogCaptureFixture) -> None:
+    assert not warnings_of(fresh, caplog, "")
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("threading.Thread.start", RuntimeError("can't start new thread")),
+        ("tempfile.TemporaryDirectory", OSError(28, "No space left on device")),
+        ("pathlib.Path.stat", OSError(5, "Input/output error")),
+    ],
+    ids=["thread", "folder", "stat"],
+)
+def test_whatever_goes_wrong_is_one_warning(
+    where: str, what: Exception, fresh: CpuLibrary, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise what
+
+    named = cpu_build.compiler()[0]
+    monkeypatch.setattr(where, fail)
+    (warning,) = warnings_of(fresh, caplog, named)
+    monkeypatch.undo()
+    assert str(what) in warning
+
+
+@pytest.mark.parametrize("option", ["-ffast-math", "-Ofast -freciprocal-math"])
+def test_options_that_change_bits_are_undone(option: str, fresh: CpuLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{cpu_build.compiler()[0]} {option}")
+    built = fresh.build()
+    assert built is not None and not built.mx_flushes()
+    x = adversarial(6 * 64 * 4, 3).view(24, 64)
+    for fmt in TAKEN[::7]:
+        dims = (-1,) if fmt.tensor_scale else None
+        ours = cpu_rows.quantize_rows(built, x, fmt, -1, "exact", dims)
+        assert ours is not None
+        assert_same_bits(ours, quantize_torch(x, fmt, -1, "exact", None, dims))
+
+
+@pytest.mark.parametrize(
+    ("option", "said", "kept"),
+    [
+        ("-ffast-math", "subnormal", True),
+        ("-ffast-math -nostartfiles", "does not quantize as torch's operations do", False),
+        ("-freciprocal-math", "does not quantize as torch's operations do", True),
+        ("-DPRESCALE_IS_DOUBLE", "bytes for a format", False),
+    ],
+)
+def test_a_library_with_other_bits_is_not_used_and_not_kept(
+    option: str,
+    said: str,
+    kept: bool,
+    fresh: CpuLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unguarded = [flag for flag in cpu_build.FLAGS if flag not in GUARDS]
+    monkeypatch.setattr(cpu_build, "FLAGS", (*unguarded, *option.split()))
+    text = cpu_build.source()
+    if "DOUBLE" in option:
+        text = text.replace("    float prescale;", "    double prescale;")
+        assert "double prescale" in text
+        monkeypatch.setattr(cpu_build, "source", lambda: text)
+    if kept:
+        cpu_build.Compilation().build(tmp_path / "rows.so")
+        keep_content(cpu_build.library_name(), (tmp_path / "rows.so").read_bytes())
+    (warning,) = warnings_of(fresh, caplog, cpu_build.compiler()[0])
+    assert said in warning and "CXX=" in warning and LIBRARY.built_by in warning  # type: ignore[operator]
+    assert (torch.tensor([1e-40]) * 1).item() > 0  # nothing flushes subnormals here, nor in threads begun from here
+    assert len(list((tmp_path / "mxsweep").rglob("*.so"))) == kept
+
+
+def test_trying_a_library_notes_no_exponents(library: ctypes.CDLL) -> None:
+    with keeping_exponents() as kept:
+        assert cpu_check._differs(library) == ""
+    assert not kept.notes
+
+
+def test_a_default_device_is_not_where_tables_are() -> None:
+    x = adversarial(6 * 64, 5).view(-1, 32)
+    for cached in (
+        native_tables.native_tables, native_tables._least_bits, cpu_rows.format_in_memory, rounding.native_table
+    ):  # fmt: skip
+        cached.cache_clear()
+    for dtype in DTYPES:
+        for arithmetic in ("exact", "native"):
+            with torch.device("meta"), keeping_exponents() as kept:
+                ours = by_library(x.to(dtype), MXFP4, -1, arithmetic)
+                definition = quantize_torch(x.to(dtype), MXFP4, -1, arithmetic, None, None)
+            assert kept.notes
+            assert_same_bits(ours, definition)
+
+
+def test_a_library_is_tried_and_loaded_under_a_default_device(fresh: CpuLibrary) -> None:
+    with torch.device("meta"):
+        assert fresh.build() is not None and CpuLibrary().for_elements(1) is not None
+
+
+def test_a_process_ends_without_its_compiler(tmp_path: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("processes are looked for in /proc")
+    slow, temporary, started = tmp_path / "slow", tmp_path / "temporary", tmp_path / "started"
+    temporary.mkdir()
+    slow.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! > {started}.new\nmv {started}.new {started}\nwait\n")
+    slow.chmod(0o755)
+    code = (
+        "import time; from pathlib import Path; from mxsweep.numerics.kernels.cpu_library import LIBRARY\n"
+        f"LIBRARY.for_elements(2**40)\nwhile not Path({str(started)!r}).exists(): time.sleep(0.01)"
+    )
+    environment = os.environ | {"CXX": str(slow), "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, timeout=100, check=True, capture_output=True, text=True
+    )
+    assert not done.stderr and not list(temporary.iterdir())
+    for process in started.read_text().split():
+        with contextlib.suppress(FileNotFoundError):
+            assert Path(f"/proc/{process}/stat").read_text().split(")")[-1].split()[0] == "Z"
+
+
+def test_what_a_thread_may_still_read_is_held_as_long_as_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(cpu_rows, "in_threads", lambda work, _: (left.append(work), work()))
+    by_library(torch.ones(1, 32), MXFP4)
+    held = weakref.ref(cpu_rows.format_in_memory(MXFP4, torch.float32, 1.0))
+    cpu_rows.format_in_memory.cache_clear()
+    assert held() is not None
+    left.clear()
+    assert held() is None
 
 
 def test_a_logarithm_that_is_not_as_expected_leaves_native_arithmetic_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +427,9 @@ def test_a_logarithm_that_is_not_as_expected_leaves_native_arithmetic_to_torch(m
 
 
 def test_a_format_lies_in_memory_as_the_library_reads_it(library: ctypes.CDLL) -> None:
-    assert {ctypes.sizeof(cpu._format(fmt, torch.float32, 1.0)) for fmt in TAKEN} == {library.mx_format_size()}
+    assert {ctypes.sizeof(cpu_rows.format_in_memory(fmt, torch.float32, 1.0)) for fmt in TAKEN} == {
+        library.mx_format_size()
+    }
 
 
 def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:

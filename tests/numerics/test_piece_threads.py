@@ -3,14 +3,15 @@
 import multiprocessing
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
 from helpers.numerics_oracle import assert_same
 from torch import Tensor
 
-from mxsweep.numerics import MXFormat, decode, encode, quantize
-from mxsweep.numerics.piece_threads import on_pieces
+from mxsweep.numerics import MXFormat, decode, encode, piece_threads, quantize
+from mxsweep.numerics.piece_threads import in_threads, on_pieces
 
 
 @pytest.fixture
@@ -97,3 +98,28 @@ def test_a_forked_process_has_threads_of_its_own(three_threads: None) -> None:
     if alive:
         child.kill()
     assert not alive and child.exitcode == 0 and answer.get()
+
+
+def test_a_thread_that_has_begun_is_waited_for_where_another_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the thread writes to is its caller's, who may take it away when `in_threads` is left."""
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(60)
+        ended.set()
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *of: object, **named: object) -> Future[None]:
+            if not begun.is_set():
+                future = super().submit(*of, **named)  # type: ignore[arg-type]
+                assert begun.wait(60)
+                return future
+            threading.Timer(0.2, may_end.set).start()
+            raise RuntimeError("can't start new thread")
+
+    with Pool(1) as pool:
+        monkeypatch.setattr(piece_threads, "_pool", lambda *_: pool)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            in_threads(work, 3)
+        assert ended.is_set()

@@ -59,11 +59,13 @@ def native_tables(fmt: MXFormat, dtype: torch.dtype) -> NativeTables | None:
         least = _least_bits()
         if least is None:
             return None
-        exponents = torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float32) - fmt.element_format.max_exponent
+        exponents = (
+            torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float32, device="cpu") - fmt.element_format.max_exponent
+        )
         tensors = (least, native_power(exponents, fmt))
         lifted = bits_just_below_half(fmt.element_format.smallest_subnormal)
         return NativeTables(_Native(*(tensor.data_ptr() for tensor in tensors), lifted), tensors)
-    magnitudes = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    magnitudes = torch.arange(2**15, dtype=torch.int32, device="cpu").to(torch.int16).view(dtype)
     exponents = native_exponent(magnitudes, fmt)
     rounded = native_table(fmt.element_format, fmt.rounding, dtype, torch.device("cpu"))
     by_code = rounded.roll(2**15)  # codes as unsigned numbers
@@ -78,9 +80,9 @@ def _least_bits() -> Tensor | None:
 
     None where floor(log2 x) falls again, or does not rise beside a power of two.
     """
-    exponents = torch.arange(_LOWEST, _HIGHEST + 1)
+    exponents = torch.arange(_LOWEST, _HIGHEST + 1, device="cpu")
     powers = torch.where(exponents < -126, 1 << (exponents - _LOWEST).clamp(max=22), (exponents + 127) << 23)
-    beside = powers[:, None] + torch.arange(-_BESIDE, _BESIDE)
+    beside = powers[:, None] + torch.arange(-_BESIDE, _BESIDE, device="cpu")
     real = (beside > 0) & (beside < 0x7F800000)
     values = beside.clamp(1, 0x7F7FFFFF).to(torch.int32).view(torch.float32)
     reaches = torch.where(real, torch.log2(values).floor() >= exponents[:, None], beside > 0)

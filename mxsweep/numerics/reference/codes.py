@@ -107,8 +107,9 @@ def _order(values: Tensor) -> Tensor:
 @torch.inference_mode(False)  # the table outlives the caller's mode
 def _table(grid: ElementFormat | ScaleFormat, device: torch.device) -> _Table:
     meanings = [grid.decode(code) for code in range(grid.codes)]
-    value = torch.full((2**grid.bits,), torch.nan)  # a code with the sign bit of a scale set means nothing
-    value[: grid.codes] = torch.tensor(meanings)
+    # A code with the sign bit of a scale set means nothing.
+    value = torch.full((2**grid.bits,), torch.nan, dtype=torch.float32, device="cpu")
+    value[: grid.codes] = torch.tensor(meanings, dtype=torch.float32, device="cpu")
     value.masked_fill_(value.isinf(), torch.nan)
     code = value.isfinite().nonzero().squeeze(1)
     order, by_order = _order(value[code]).sort()
@@ -124,7 +125,8 @@ def _by_upper_half(value: Tensor, code: Tensor, grid: ElementFormat | ScaleForma
     bits = value.view(torch.int32)
     if (bits & 0xFFFF).any():
         return None
-    codes = torch.zeros(2**16, dtype=torch.int32)  # where there is one zero, its code is also that of -0
+    # Where there is one zero, its code is also that of -0.
+    codes = torch.zeros(2**16, dtype=torch.int32, device="cpu")
     codes[(bits >> 16) & 0xFFFF] = code
     if isinstance(grid, ScaleFormat):
         codes[0x7F80:0x8000] = grid.codes - 1  # NaN, whatever its payload

@@ -159,7 +159,7 @@ def _toward_zero(a: Tensor, grid: ElementFormat | ScaleFormat, random: Tensor | 
 
 def bits_just_below_half(spacing: float) -> int:
     """Return the bits of the largest float32 below half a spacing that is a power of two."""
-    return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32).view(torch.int32))
+    return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32, device="cpu").view(torch.int32))
 
 
 @lru_cache(maxsize=64)
@@ -169,5 +169,5 @@ def native_table(element: ElementFormat, rounding: str, dtype: torch.dtype, devi
 
     Made on the CPU for every device, whose log2 may differ in the last bit.
     """
-    codes = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    codes = torch.arange(-(2**15), 2**15, dtype=torch.int32, device="cpu").to(torch.int16)
     return native_definition(codes.view(dtype), element, rounding).to(device)
