@@ -225,6 +225,11 @@ def _check_rotation(model: PreTrainedModel, recipe: Recipe, operands: dict[str, 
     missing = _missing_roles(recipe.rotation.matmuls if recipe.rotation else (), roles)
     if missing:
         allowed = [role for role in LINEAR_MATMULS if role in roles]
+        if not allowed and recipe.rotation is not None and recipe.rotation.kind == WUSH:
+            raise ConfigError(
+                f"rotation: {WUSH!r} multiplies inputs of linear layers by matrices of their own, and "
+                f"{type(model).__name__} has none of {', '.join(LINEAR_MATMULS)}; allowed: rotation=none"
+            )
         raise ConfigError(
             f"rotation.matmuls: {missing[0]!r} is no linear layer of {type(model).__name__}; allowed: "
             f"{', '.join([*allowed, QUERY_KEY])}"

@@ -127,11 +127,12 @@ MEASURED: list[Column] = [
     ),
     Column(
         "products_rotated",
-        "quantized products of the decoder blocks that are rotated; in tables of how many",
+        "quantized products of the decoder blocks that are rotated, or under rotation=wush multiplied by matrices of "
+        "their inputs' own; in tables of how many",
         lambda row: row.products_rotated,
         lambda row: ABSENT if row.products_rotated is None else f"{row.products_rotated:g} of {row.products or 0:g}",
         kind=int,
-        title="products rotated",
+        title="products transformed",
         outputs=PAGE_AND_DATA | {Output.MARKDOWN},
         more=(Field("products", "quantized products of the decoder blocks", int, lambda entry: entry.row.products),),
     ),
@@ -302,9 +303,19 @@ COMPARED = (  # what a row is compared with, in files for programs
     ),
 )
 
+_OWN_METRIC = (
+    "; of weights and activations under rotation=wush in the basis of its matrices, which are not orthogonal: not to "
+    "be compared with another basis"
+)
 TENSOR_FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "sqnr_db": ("signal over quantization error, dB; with diagnostics=true", lambda one: one.get("sqnr_db")),
-    "rmse": ("root mean square of the quantization error; with diagnostics=true", lambda one: one.get("rmse")),
+    "sqnr_db": (
+        f"signal over quantization error, dB; with diagnostics=true{_OWN_METRIC}",
+        lambda one: one.get("sqnr_db"),
+    ),
+    "rmse": (
+        f"root mean square of the quantization error; with diagnostics=true{_OWN_METRIC}",
+        lambda one: one.get("rmse"),
+    ),
     "saturated": (
         "share of elements that were larger than the largest value",
         lambda one: one["saturated"] / one["elements"],

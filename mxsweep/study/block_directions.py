@@ -15,6 +15,7 @@ from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group
 from mxsweep.results.knob_words import value_text
 from mxsweep.results.rows import Row, label
+from mxsweep.results.tensor_bases import are_comparable
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.finding import Finding, format_range, note_sampling, run_ids
@@ -40,7 +41,11 @@ class Ends:
         return self.small.knobs[KNOB], self.large.knobs[KNOB]
 
     def change(self, kind: str) -> float:
-        """Return the signal over error with small blocks minus that with large ones, dB; NaN if not known."""
+        """Return the signal over error with small blocks minus that with large ones, dB; NaN if not known, or if the
+        two are in two metrics.
+        """
+        if not are_comparable(self.small, self.large, kind):
+            return math.nan
         small, large = (_number(row, kind, "sqnr_db") for row in (self.small, self.large))
         return small - large if math.isfinite(small) and math.isfinite(large) else math.nan
 

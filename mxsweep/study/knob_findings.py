@@ -7,6 +7,7 @@ from pathlib import Path
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.knob_words import knob_title, name_rows, value_text, value_word
 from mxsweep.results.rows import Row, label
+from mxsweep.results.tensor_bases import are_comparable
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.statistics.paired_tests import ALPHA, holm
 from mxsweep.study.comparison import Comparison
@@ -93,13 +94,18 @@ def describe_cost_of_kv(effects: Sequence[KnobEffect], against: Mapping[Path, Co
 
 
 def describe_error_change(effects: Sequence[KnobEffect]) -> Iterable[Finding]:
-    """Say of which kinds of tensor the signal over error changes with a knob, and by how much."""
+    """Say of which kinds of tensor the signal over error changes with a knob, and by how much.
+
+    Nothing of a pair whose errors are in two metrics, as those of weights with and without matrices of their inputs'.
+    """
     for effect in effects:
         for (low, high), pairs in _pairs_by_values(effect).items():
             parts = []
             for kind in TENSOR_KINDS:
                 both = [
-                    (signal_over_error(pair.other).get(kind), signal_over_error(pair.row).get(kind)) for pair in pairs
+                    (signal_over_error(pair.other).get(kind), signal_over_error(pair.row).get(kind))
+                    for pair in pairs
+                    if are_comparable(pair.other, pair.row, kind)
                 ]
                 changes = [after - before for before, after in both if before is not None and after is not None]
                 if changes and max(map(abs, changes)) >= LEAST_DB:

@@ -8,6 +8,7 @@ from typing import Any
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.knob_words import value_text
 from mxsweep.results.rows import Row, label
+from mxsweep.results.tensor_bases import NOTE, has_own_metric
 from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors
 from mxsweep.study.finding import (
     Finding,
@@ -22,17 +23,18 @@ from mxsweep.study.finding import (
 
 def describe_largest_error(rows: Sequence[Row]) -> Iterable[Finding]:
     """Say which kind of tensor has the least signal over error, in one sentence for runs of which the same is true."""
-    alike: dict[tuple[str, ...], list[Row]] = {}
+    alike: dict[tuple[bool, tuple[str, ...]], list[Row]] = {}
     for row in rows:
         ratios = signal_over_error(row)
         if len(ratios) > 1:
-            alike.setdefault(tuple(sorted(ratios, key=lambda kind: ratios[kind])), []).append(row)
-    for order, members in alike.items():
+            own_metric = any(has_own_metric(row, kind) for kind in ratios)
+            alike.setdefault((own_metric, tuple(sorted(ratios, key=lambda kind: ratios[kind]))), []).append(row)
+    for (own_metric, order), members in alike.items():
         ratios_by_kind = {kind: [signal_over_error(row)[kind] for row in members] for kind in order}
         spans = [f"{KIND_TITLES[kind]} {format_range(values, '.1f')} dB" for kind, values in ratios_by_kind.items()]
         text = (
             f"Signal over quantization error is lowest for {KIND_TITLES[order[0]]} in {format_runs(len(members))}: "
-            f"{', '.join(spans)}."
+            f"{', '.join(spans)}." + (f" {NOTE}" if own_metric else "")
         )
         yield Finding("error", text, run_ids(members))
 
@@ -45,20 +47,22 @@ def signal_over_error(row: Row) -> dict[str, float]:
 
 def describe_worst_tensor(rows: Sequence[Row]) -> Iterable[Finding]:
     """Name the tensor with the least signal over error, and how far it is below the median of its kind."""
-    alike: dict[tuple[str, str], list[tuple[Row, float, float]]] = {}
+    alike: dict[tuple[str, str, bool], list[tuple[Row, float, float]]] = {}
     for row in rows:
         tensors = [tensor for tensor in read_tensors(row.run) if math.isfinite(tensor.sqnr_db)]
         if len(tensors) < 2:
             continue
         worst = min(tensors, key=lambda tensor: tensor.sqnr_db)
         middle = median(tensor.sqnr_db for tensor in tensors if tensor.kind == worst.kind)
-        alike.setdefault((worst.kind, worst.module), []).append((row, worst.sqnr_db, middle))
-    for (kind, module), members in alike.items():
+        own_metric = any(has_own_metric(row, tensor.kind) for tensor in tensors)
+        alike.setdefault((worst.kind, worst.module, own_metric), []).append((row, worst.sqnr_db, middle))
+    for (kind, module, own_metric), members in alike.items():
         lowest, middles = [ratio for _, ratio, _ in members], [middle for _, _, middle in members]
         text = (
             f"The tensor with the least signal over error is {KIND_TITLES[kind]} of {module} in "
             f"{format_runs(len(members))}: {format_range(lowest, '.1f')} dB, "
             f"where the median of {KIND_TITLES[kind]} is {format_range(middles, '.1f')} dB."
+            + (f" {NOTE}" if own_metric else "")
         )
         yield Finding("error", text, run_ids(row for row, _, _ in members))
 

@@ -274,6 +274,16 @@ def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are
     )
 
 
+def test_matrices_of_inputs_are_refused_of_a_model_that_has_no_such_input() -> None:
+    formats = LinearFormats(MXFormat("fp4_e2m1"), MXFormat("fp4_e2m1"))
+    mamba = build(MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=1), "meta")
+    problem = recipe_problem(mamba, Recipe(formats, rotation=Rotation(LINEAR_MATMULS, 16, "wush")))
+    assert problem == (
+        "rotation: 'wush' multiplies inputs of linear layers by matrices of their own, and MambaForCausalLM has none "
+        "of q, k, v, o, gate, up, down; allowed: rotation=none"
+    )
+
+
 def test_all_linear_layers_together_mean_those_that_the_model_has() -> None:
     """GPT-2 has no gate, and its other products are rotated."""
     gpt2 = build(ARCHITECTURES["gpt2"][0], "meta")

@@ -20,6 +20,7 @@ from mxsweep.report.figures.line_points import MOST_LINES, places_of
 from mxsweep.report.figures.look import look
 from mxsweep.report.figures.panels import Panel, both_ways, draw_weights
 from mxsweep.report.figures.panels import chart as panels_chart
+from mxsweep.report.page.evidence import error_table
 from mxsweep.results.groups import read_results
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.group_study import Study, study_groups
@@ -384,6 +385,17 @@ def test_heat_map_has_every_run_and_holds_equal_tensors_once(tmp_path: Path) -> 
     assert heat.pieces[heat.parts[0][0]][0] == [0, 0, 17.75, 0.02, 0.13, 0.0, 4]
     assert heat.widths == [4, 6]
     assert heat.figure.cells[0][:3] == ["0", "17.8", "18.8"]
+
+
+@pytest.mark.parametrize("method", ["hadamard", "wush"])
+def test_errors_in_a_metric_of_their_own_are_said_to_be(tmp_path: Path, method: str) -> None:
+    put_study(tmp_path, blocks=(16,), scale_bits=(8,), kv=("none",), noise=False)
+    study = only_study(tmp_path)
+    study.rows[-1].knobs["rotation"] = method
+    heat, table = heat_map(study), error_table(study)
+    assert heat is not None and table is not None
+    for said in (heat.figure.caption, table.caption):
+        assert ("not to be compared with those in another basis" in said) == (method == "wush")
 
 
 def test_each_width_of_elements_has_a_scale_of_colours(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Findings: each sentence where its data are, and none where they are not."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row
 from mxsweep.results.tensor_errors import read_tensors
 from mxsweep.statistics.paired_tests import AccuracyDifference, LogPerplexityDifference
+from mxsweep.study.block_directions import Ends
 from mxsweep.study.comparison import Comparison, Floor
 from mxsweep.study.finding import Finding
 from mxsweep.study.findings import list_findings
@@ -218,6 +220,48 @@ def test_a_file_with_other_values_is_as_none(tmp_path: Path, column: dict[str, A
     path.unlink()
     parquet.write_table(pa.table(good | column), path)
     assert read_tensors(row.run) == []
+
+
+WUSH_MX = {"rotation": "wush", "rotation_block": "mx"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kinds"),
+    [
+        ({"rotation": "hadamard"}, {"rotation": "none"}, "weights by +1.0 dB, of activations (sampled) by +1.0 dB and"),
+        ({"rotation": "wush"}, {"rotation": "hadamard"}, None),
+        ({"rotation": "none"}, {"rotation": "wush"}, None),
+        ({"rotation": "wush", "rotation_block": 16}, {"rotation": "wush", "rotation_block": 32}, None),
+        (WUSH_MX | {"block_size": 16}, WUSH_MX, None),
+        ({"rotation": "wush", "scale_bits": 6}, {"rotation": "wush"}, "weights by +1.0 dB"),
+    ],
+)  # fmt: skip
+def test_errors_in_two_metrics_are_not_compared(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], kinds: str | None
+) -> None:
+    a = a_row(tmp_path, "a", tensors(weight=18.0, activation=28.0, key=20.0), knobs=theirs)
+    b = a_row(tmp_path, "b", tensors(weight=19.0, activation=29.0, key=21.0), knobs=ours)
+    knob = next(name for name in ("block_size", "rotation_block", "scale_bits", "rotation") if name in ours)
+    found = [text for text in texts(told([a, b], an_effect(knob, Comparison(b, a, 1000))), "error") if "chang" in text]
+    assert len(found) == 1 and "keys (sampled) by +1.0 dB" in found[0]
+    assert "activations" not in found[0] if kinds is None else kinds in found[0]
+
+
+def test_a_metric_of_its_own_is_said_beside_its_figures(tmp_path: Path) -> None:
+    figures = tensors(weight=18.0, activation=28.0, key=20.0)
+    plain, own = (a_row(tmp_path, name, figures, knobs={"rotation": name}) for name in ("none", "wush"))
+    of_both = [text for text in texts(told([plain, own]), "error") if "lowest" in text]
+    assert [("not to be compared" in text, "1 run:" in text) for text in of_both] == [(False, True), (True, True)]
+
+
+def test_smaller_blocks_are_not_held_against_larger_ones_in_another_metric(tmp_path: Path) -> None:
+    for method, change in (("none", -2.0), ("wush", None)):
+        knobs = {"rotation": method, "rotation_block": "mx"}
+        small = a_row(tmp_path, "a", tensors(weight=18.0, key=18.0), knobs=knobs | {"block_size": 16})
+        large = a_row(tmp_path, "b", tensors(weight=20.0, key=20.0), knobs=knobs)
+        ends = Ends((), small, large)
+        assert ends.change("key") == -2.0
+        assert math.isnan(ends.change("weight")) if change is None else ends.change("weight") == change
 
 
 def test_what_a_knob_does_to_the_error_of_each_kind(tmp_path: Path) -> None:

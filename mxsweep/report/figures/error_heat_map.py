@@ -16,6 +16,7 @@ from mxsweep.report.figures.look import FILE_INK
 from mxsweep.report.study_title import measured_text
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.rows import Row
+from mxsweep.results.tensor_bases import NOTE, has_own_metric
 from mxsweep.results.tensor_errors import KIND_TITLES, TensorError, in_order_of_kinds, read_tensors
 from mxsweep.study.group_study import Study
 
@@ -90,6 +91,7 @@ def heat_map(study: Study, most_cells: int = MOST_CELLS) -> HeatMap | None:
             "Signal over quantization error (10 log10 of the sums of squares) of each quantized tensor; little means "
             "much error. Each width of elements has its colours. Weights are whole, activations, keys and values "
             "sampled. A column without cells is of a kind that this run leaves as it is. "
+            + (f"{NOTE} " if any(has_own_metric(row, kind) for row, by_kind in measured for kind in by_kind) else "")
             + (f"The page has those of {len(runs)} runs, for its size." if has_more else "")
         ),
         build=lambda ink: _chart(ink, columns, layers, first, widths if ink != FILE_INK else None),

@@ -17,6 +17,7 @@ from mxsweep.report.wording import (
 from mxsweep.results.knob_words import knob_title, name_rows, value_word
 from mxsweep.results.metrics import LOSS, MARGIN, short_title
 from mxsweep.results.rows import Row, label
+from mxsweep.results.tensor_bases import NOTE, has_own_metric
 from mxsweep.results.tensor_errors import KIND_TITLES
 from mxsweep.study.change_words import format_change
 from mxsweep.study.comparison import Comparison
@@ -113,7 +114,9 @@ def error_table(study: Study) -> Table | None:
                 Cell(row.run.run_id),
             ]
         )
-    return Table("Errors of quantizing, pooled over the layers, by run and kind of tensor", columns, rows)
+    title = "Errors of quantizing, pooled over the layers, by run and kind of tensor"
+    own_metric = any(has_own_metric(row, kind) for row, kind, _ in figures_by_row)
+    return Table(f"{title}. {NOTE}" if own_metric else title, columns, rows)
 
 
 def _limit(row: Row, figures: dict[str, Any]) -> float | None:
