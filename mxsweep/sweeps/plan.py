@@ -70,7 +70,7 @@ class PlannedRun:
         config_hash: the config's; of a run that cannot be, a hash of what was asked for.
         run_id: stamp, habitual knobs, and the hash's beginning.
         subdir: its folder below the sweep's.
-        same: the overrides of further runs that would be the same one.
+        repeats: further runs that would be the same one.
         yaml: what Hydra composed, file name to content.
         added: a baseline that nobody asked for.
     """
@@ -83,9 +83,15 @@ class PlannedRun:
     config_hash: str
     run_id: str
     subdir: str
-    same: tuple[tuple[str, ...], ...] = ()
+    repeats: tuple[PlannedRun, ...] = ()
     yaml: dict[str, str] = field(default_factory=dict)
     added: bool = False
+
+    @property
+    def same(self) -> tuple[tuple[str, ...], ...]:
+        """Return the overrides of the further runs, where they are typed otherwise, each once."""
+        different = dict.fromkeys(one.overrides for one in self.repeats)
+        return tuple(words for words in different if words != self.overrides)
 
 
 @dataclass(frozen=True)
@@ -304,13 +310,12 @@ def _model_by_model(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
-    """Yield the first of the runs that come to the same, with the others' overrides."""
+    """Yield the first of the runs that come to the same, with the others."""
     alike: dict[str, list[PlannedRun]] = {}
     for run in runs:
         alike.setdefault(run.config_hash, []).append(run)
     for first, *others in alike.values():
-        different = dict.fromkeys(other.overrides for other in others if other.overrides != first.overrides)
-        yield replace(first, same=tuple(different))
+        yield replace(first, repeats=tuple(others))
 
 
 def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[PlannedRun]:

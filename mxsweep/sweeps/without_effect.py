@@ -22,9 +22,11 @@ def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
             taken for one that does not help.
     """
     said = []
-    for word, knob in _without_effect([run for run in runs if not run.added]):
+    # A run that comes to the same as an earlier one was asked for all the same: what is said does not go by the order.
+    asked = [one for run in runs if not run.added for one in (run, *run.repeats)]
+    for word, knob in _without_effect(asked):
         when = words_of(knob.effect)
-        told = f"{word}: has no effect in {'this run' if len(runs) == 1 else 'any of these runs'}"
+        told = f"{word}: has no effect in {'this run' if len(asked) == 1 else 'any of these runs'}"
         told += f", only where {when}" if when else ""
         if knob.is_of_remedies or word.partition("=")[2] == SEARCHED:
             raise ConfigError(f"{told}; leave it out")

@@ -35,6 +35,13 @@ def told(*words: str) -> list[str]:
         "ptq.damping=0.1,0.5 ptq=rtn,clip",
         "scale_rounding=search format=nvfp4,mint4",
         "scale_rounding=search format=none kv_quant=fp4_e2m1 scale=fp32",
+        # the same in either order, though the two come to one run
+        "scale_rounding=search,floor format=nvfp4",
+        "scale_rounding=floor,search format=nvfp4",
+        "rotation=none,wush format=none kv_quant=rescue4",
+        "rotation=wush,none format=none kv_quant=rescue4",
+        "ptq=rtn,gptq format=none kv_quant=fp4_e2m1",
+        "ptq=gptq,rtn format=none kv_quant=fp4_e2m1",
     ],
 )
 def test_a_remedy_that_does_nothing_is_refused(words: str) -> None:
@@ -58,6 +65,13 @@ def test_a_refusal_says_where_the_knob_has_an_effect() -> None:
             [
                 "scale_rounding=even: has no effect in this run, only where scales are powers of two, whose "
                 "rounding the element leaves open"
+            ],
+        ),
+        (
+            "format=none block_size=16,32",
+            [
+                f"block_size={n}: has no effect in any of these runs, only where something is quantized"
+                for n in (16, 32)
             ],
         ),
         ("format=none block_size=16", ["block_size=16: has no effect in this run, only where something is quantized"]),
