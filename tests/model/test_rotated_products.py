@@ -62,6 +62,28 @@ def test_how_many_products_are_rotated(
     assert "in_proj_qkv (3), " in warning and "out_proj (3)" in warning
 
 
+@pytest.mark.parametrize(("kind", "verb"), [("hadamard", "Rotated"), ("wush", "Transformed")])
+@pytest.mark.parametrize(
+    ("matmuls", "left", "key", "said"),
+    [
+        (LINEAR_MATMULS, "*.layers.*", None, "in this run, where none of q, k, v, o, gate, up, down is quantized"),
+        (("q",), "*.q_proj", None, "in this run, where none of q is quantized"),
+        (("q", "qk"), "*.q_proj", FP4, "on linear layers in this run, where none of q is quantized; keys are rotated"),
+    ],
+)
+def test_a_rotation_of_what_stays_as_it_is_is_said_to_have_no_effect(
+    kind: str, verb: str, matmuls: tuple[str, ...], left: str, key: MXFormat | None, said: str
+) -> None:
+    model = build(LLAMA)
+    modules = ((left, LinearFormats()), ("lm_head", FORMATS))
+    recipe = Recipe(FORMATS, key=key, rotation=Rotation(matmuls, 16, kind), modules=modules)
+    assert f"rotation={kind}: has no effect {said}" in footprint(model, recipe).warnings
+    with quantize_model(model, recipe) as report:
+        assert f"rotation={kind}: has no effect {said}" in report.warnings
+    inside = 0 if matmuls == LINEAR_MATMULS else 12
+    assert f"{verb} 0 of {inside} quantized products in the decoder blocks" in report.lines()
+
+
 def test_a_recipe_without_a_rotation_says_nothing_of_any() -> None:
     model = build(LLAMA)
     with quantize_model(model, Recipe(FORMATS)) as report:

@@ -62,6 +62,15 @@ def test_inputs_with_matrices_of_their_own_are_planned_without_calibration_data(
     assert told[-1].startswith("  inputs whose blocks are multiplied by matrices of their own as the model runs")
 
 
+@pytest.mark.parametrize("method", ["hadamard", "wush"])
+@pytest.mark.parametrize("words", ["format=mxfp4 modules={'*':none}", "format=none modules={lm_head:mxfp4}"])
+def test_a_rotation_of_what_stays_as_it_is_is_said_to_have_no_effect(method: str, words: str) -> None:
+    told = dry_run(*words.split(), f"rotation={method}")
+    assert any(line.startswith(f"warning, of run 1: rotation={method}: has no effect in this run") for line in told)
+    told = dry_run("format=mxfp4", f"rotation={method}")
+    assert not any("has no effect" in line for line in told)
+
+
 def test_what_no_target_holds_is_said_in_one_line_where_none_was_asked_for() -> None:
     runs = plan(prepare(["format=mxfp8_e5m2", "scale=e8m0,fp32", "kv_quant=none,int8"])[0], True).runs
     said = [line for line in preview(runs).text.splitlines() if "mxsweep.export" in line]
