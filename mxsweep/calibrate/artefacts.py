@@ -96,7 +96,7 @@ class Artefact:
         copies = {key: _copy(tensor) for key, tensor in tensors.items()}
 
         def content() -> bytes:
-            return safetensors.torch.save(copies, metadata={_DIGEST: _digest(copies)})
+            return safetensors.torch.save(copies, metadata={_DIGEST: tensors_digest(copies)})
 
         self._write(f"{_checked(name)}.safetensors", content)
 
@@ -177,8 +177,8 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 (hex) of names, dtypes, shapes and values: safetensors checks sizes, not whether a bit flipped."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return SHA-256 (hex) of names, dtypes, shapes and values of contiguous tensors on the CPU."""
     content = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         content.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -193,7 +193,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         # Copies, since a tensor of the file's own memory is lost with the file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
         expected = (file.metadata() or {}).get(_DIGEST)
-    if _digest(tensors) != expected:
+    if tensors_digest(tensors) != expected:  # safetensors checks sizes, not whether a bit flipped
         raise ValueError("it does not hold what was written")
     return tensors
 

@@ -315,14 +315,14 @@ def _solved(
 
 
 class _ClippedWeights:
-    """Hold weights on searched scales, rotated and not, each worked out once: what a search judges by.
+    """Hold weights on searched scales, in each basis, worked out once: what a search judges by.
 
     GPTQ for every candidate would take minutes to hours; searched scales are part of it and take seconds.
     """
 
     def __init__(self, model: PreTrainedModel, prepared: Prepared) -> None:
         self._model, self._prepared = model, prepared
-        self._known: dict[tuple[str, MXFormat, int | None, float | None], Encoded] = {}
+        self._known: dict[tuple[str, MXFormat, tuple[str, int] | None, float | None], Encoded] = {}
 
     @torch.no_grad()
     def under(self, recipe: Recipe) -> dict[str, Encoded]:
@@ -333,7 +333,9 @@ class _ClippedWeights:
             maximum = maxima.get(site.name)
             fmt = site.formats.weight
             assert fmt is not None
-            key = site.name, fmt, site.rotation_block, None if maximum is None else float(maximum)
+            # Which other products are rotated changes nothing of this one.
+            basis = None if site.rotation is None else (site.rotation.kind, site.rotation.block)
+            key = site.name, fmt, basis, None if maximum is None else float(maximum)
             if key not in self._known:
                 self._known[key] = clipped(site.weight(), fmt, maximum).to("cpu")
             weights[site.name] = self._known[key]

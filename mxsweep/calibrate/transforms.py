@@ -9,7 +9,7 @@ before it is known which of them a token goes to, and what they read between the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mxsweep.calibrate.inputs import read_calibration, weights_alone
+from mxsweep.calibrate.kept_transforms import as_tensors, from_tensors
 from mxsweep.calibrate.workbench import Workbench
 from mxsweep.config.run_identity import WUSH_RULE
 from mxsweep.files.digests import json_digest
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 MOST_CONDITION = 1e6  # of a matrix: float32 holds its inverse to a few digits at least
 ROWS = 4096  # that are summed up at a time: in float64 they take memory
 
-_REST = " rest"  # behind the name of an input, where the matrix of its shorter block is kept
-
 
 def calibrate_transforms(bench: Workbench) -> None:
     """Work out the matrices of every input that the recipe puts into a basis of its own."""
@@ -51,12 +50,12 @@ def calibrate_transforms(bench: Workbench) -> None:
     with artefact.lock(), bench.accounted("wush") as account:
         kept = artefact.load("matrices")
         account["cached"] = kept is not None
-        transforms = None if kept is None else _from_tensors(kept)
+        transforms = None if kept is None else from_tensors(kept)
         if transforms is None:
             transforms = measure_transforms(bench.model, recipe, lambda: read_calibration(bench))
-            artefact.save("matrices", _as_tensors(transforms))
+            artefact.save("matrices", as_tensors(transforms))
         account["inputs"] = len(transforms)
-        account["matrix_elements"] = sum(one.numel() for one in _as_tensors(transforms).values())
+        account["matrix_elements"] = sum(one.numel() for one in as_tensors(transforms).values())
         account["largest_condition"] = max(one.condition for one in transforms.values())
     log.info(
         "WUSH: the blocks of %d inputs have matrices of their own, of condition numbers up to %.3g",
@@ -108,11 +107,15 @@ class Moments:
     Args:
         width: of a row.
         order: channels of a block; the last is shorter where ``order`` does not divide ``width``.
+
+    Attributes:
+        order: channels of a whole block, those of a row at most.
+        count: rows so far.
     """
 
     def __init__(self, width: int, order: int) -> None:
+        self.order = min(order, width)
         self.count = 0
-        self._order = min(order, width)
         self._whole: Tensor | None = None
         self._rest: Tensor | None = None
 
@@ -121,9 +124,9 @@ class Moments:
         for part in rows.detach().flatten(0, -2).split(ROWS):
             # float64 holds the square of every float32; an MPS device has none.
             wide = (part.cpu() if part.device.type == "mps" else part).double()
-            blocks = wide.shape[1] // self._order
-            inside, rest = wide[:, : blocks * self._order], wide[:, blocks * self._order :]
-            by_block = inside.unflatten(1, (blocks, self._order)).permute(1, 2, 0)
+            blocks = wide.shape[1] // self.order
+            inside, rest = wide[:, : blocks * self.order], wide[:, blocks * self.order :]
+            by_block = inside.unflatten(1, (blocks, self.order)).permute(1, 2, 0)
             self._whole = _added(self._whole, by_block @ by_block.mT)
             self._rest = _added(self._rest, (rest.T @ rest)[None])
             self.count += len(part)
@@ -152,7 +155,7 @@ def _transform_of(sites: Sequence[Site], read: Moments) -> BlockTransform:
     refusal = partial(_refusal, sites[0].name)
     if not read.count:
         raise refusal("is read by no calibration token", ", or more calibration.samples")
-    rows = Moments(sites[0].operand.shape[1], read._order)
+    rows = Moments(sites[0].operand.shape[1], read.order)
     for site in sites:
         rows.add(site.operand.weight)
     of_inputs, of_weights = read.mean(), rows.mean()
@@ -172,13 +175,3 @@ def _refusal(site: str, problem: str, more: str = "") -> ConfigError:
         f"rotation: 'wush' cannot be worked out: the input of {site} {problem}; allowed: none, hadamard, "
         f"modules={{{site}: none}}{more}"
     )
-
-
-def _as_tensors(transforms: Mapping[str, BlockTransform]) -> dict[str, Tensor]:
-    tensors = {name: one.whole for name, one in transforms.items()}
-    return tensors | {name + _REST: one.rest for name, one in transforms.items() if one.rest is not None}
-
-
-def _from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, BlockTransform]:
-    names = [name for name in tensors if not name.endswith(_REST)]
-    return {name: BlockTransform(tensors[name], tensors.get(name + _REST)) for name in names}

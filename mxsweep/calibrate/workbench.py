@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.artefacts import Artefact, tensors_digest
+from mxsweep.calibrate.kept_transforms import as_tensors
 from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
-from mxsweep.config.run_identity import REMEDIES_VERSION, WUSH_RULE
+from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.formats import NUMERICS_VERSION, numerics_versions
-from mxsweep.formats.recipe import WUSH, Recipe
+from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_interface import implementation_of
 from mxsweep.model.prepared import Prepared
 from mxsweep.terminal.progress_callback import Progress, in_phase
@@ -90,6 +91,9 @@ class Workbench:
     def artefact(self, kind: str, recipe: Recipe | None, **settings: Any) -> Artefact:
         """Return the artefact that depends on these, the model and the calibration.
 
+        With a recipe it depends on the matrices of inputs, too, by their values: worked out again, elsewhere, they may
+        be others that are as good (numerics/wush.py), and what was made in the basis of the first is wrong in theirs.
+
         Args:
             recipe: None where nothing of it matters.
             settings: plain data that the recipe does not tell.
@@ -99,8 +103,8 @@ class Workbench:
             recipe = dataclasses.replace(recipe, seed=0)  # nothing draws from it
         if versions:
             settings["stochastic"] = versions
-        if recipe is not None and recipe.rotation is not None and recipe.rotation.kind == WUSH:
-            settings["wush_rule"] = WUSH_RULE
+        if recipe is not None and self.result.prepared.input_transforms:
+            settings["input_transforms"] = tensors_digest(as_tensors(self.result.prepared.input_transforms))
         return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
 
     def phase(self, name: str) -> Progress:

@@ -216,14 +216,49 @@ def test_matrices_of_inputs_are_kept_and_serve_every_format_and_weight_method() 
 
 
 def test_matrices_of_an_earlier_rule_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*W4A4, "limit=2", "rotation=wush", "ptq=gptq", "calibration.samples=2"]
+    words = [*W4A4, "limit=2", "rotation=wush", "calibration.samples=2"]
     config_hash = compose(words).config_hash
     done(*words)
-    for module in ("config.run_identity", "calibrate.transforms", "calibrate.workbench"):
+    for module in ("config.run_identity", "calibrate.transforms"):
         monkeypatch.setattr(f"mxsweep.{module}.WUSH_RULE", 0)
-    record = done(*words)
-    assert not record["remedies"]["wush"]["cached"] and not record["remedies"]["ptq"]["cached"]
+    assert not done(*words)["remedies"]["wush"]["cached"]
     assert compose(words).config_hash != config_hash
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["format=mxfp4", "ptq=clip"], "ptq"),
+        (["format=mxfp4", "ptq=gptq"], "ptq"),
+        (["format=mxfp4", "scale_rounding=search"], "search"),
+        (["format=mxfp4", "ptq.budget=5", "ptq.formats=[mxfp4,mxfp8_e4m3]"], "budget"),
+        (["format=nvfp4", "format.activation_scale=static"], "inputs"),
+    ],
+    ids=["clip", "gptq", "search", "budget", "static"],
+)
+def test_what_was_made_in_the_basis_of_lost_matrices_is_not_taken(
+    words: list[str], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, "limit=20", "rotation=wush", "calibration.samples=4", *words]
+    first = done(*words)
+    assert done(*words)["remedies"][remedy]["cached"]
+    svd = torch.linalg.svd
+
+    def as_good(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what another machine may answer: signs of singular vectors are free."""
+        left, values, right = svd(a)
+        signs = 1 - 2.0 * (torch.arange(values.shape[-1]) % 3 == 0)  # % 2 would permute the rows of H alone
+        return left * signs.to(left), values, signs.to(right)[:, None] * right
+
+    monkeypatch.setattr(torch.linalg, "svd", as_good)
+    (matrices,) = (tmp_path / "cache").rglob("matrices.safetensors")
+    matrices.unlink()
+    record = done(*words)
+    assert not record["remedies"]["wush"]["cached"] and not record["remedies"][remedy]["cached"]
+    again = done(*words)
+    assert again["remedies"][remedy]["cached"] and again["metrics"] == record["metrics"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    assert done(*words)["metrics"] == record["metrics"] != first["metrics"]
 
 
 def test_a_basis_of_its_own_leaves_less_of_the_loss_than_a_rotation() -> None:
