@@ -17,11 +17,8 @@ from mxsweep.files.safetensors_header import stored_tensors
 from mxsweep.terminal.errors import ConfigError
 
 EXPORT_MANIFEST = "export.json"  # in the folder of a checkpoint that mxsweep packed: what is stored in it
-_LOADED_BY = (
-    "target",
-    "dtype",
-    "weights",
-)  # of export.json what the weights' values depend on; the rest says how it went
+# Of it what the weights' values depend on; the rest says how the export went.
+_LOADED_BY = ("target", "dtype", "weights")
 EXPORTED_GGUF = f"model{SUFFIX}"  # and its weights, where they are in one such file
 EMBEDDED = "embedded"  # the model.path of the model that ships with mxsweep
 

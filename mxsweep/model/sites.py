@@ -80,10 +80,8 @@ class Site:
 
     def weight(self) -> Tensor:
         """Return the matrix (N, C) in the basis in which it is quantized. Raises ValueError as :attr:`basis`."""
-        weight, basis = (
-            self.operand.weight.contiguous(),
-            self.basis,
-        )  # an expert's may be a transposed or interleaved view
+        weight = self.operand.weight.contiguous()  # an expert's may be a transposed or interleaved view
+        basis = self.basis
         return weight if basis is None else basis.of_weight(weight)
 
 

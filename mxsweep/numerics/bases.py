@@ -9,6 +9,7 @@ Both are computed in float32 (float64 for float64) and rounded once at the end, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -62,8 +63,14 @@ class BlockTransform:
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """Return W T^-1 (N, C), of the weight's dtype."""
-        # The inverse of what inputs are multiplied by, which is T rounded to float32: so the product stays what it was.
-        return _multiplied(weight, _inverse(self.whole), None if self.rest is None else _inverse(self.rest))
+        return _multiplied(weight, *self._inverses)
+
+    @cached_property
+    def _inverses(self) -> tuple[Tensor, Tensor | None]:
+        """Return the inverses of both, once for all weights that read the input."""
+        # Those of what inputs are multiplied by, which is T rounded to float32: so the product stays what it was.
+        with torch.inference_mode(False):  # they outlive the caller's mode
+            return _inverse(self.whole), None if self.rest is None else _inverse(self.rest)
 
     def to(self, device: torch.device) -> BlockTransform:
         """Return the transform on a device: this one where it is there."""
@@ -76,6 +83,12 @@ class BlockTransform:
         """Return the largest condition number of a block."""
         blocks = [self.whole] if self.rest is None else [self.whole, self.rest]
         return max(float(torch.linalg.cond(block.cpu().double()).max()) for block in blocks if block.numel())
+
+
+def matrix_elements(width: int, order: int) -> int:
+    """Count the elements of the matrices of blocks of ``order`` channels, of ``width``; the last may be shorter."""
+    blocks, rest = divmod(width, order)
+    return blocks * order**2 + rest**2
 
 
 def _inverse(matrices: Tensor) -> Tensor:
