@@ -21,6 +21,7 @@ from mxsweep.model.decoder import block_around, decoder_blocks, without_numbers
 from mxsweep.model.operands import Operand, find_operands
 from mxsweep.model.probe import probe
 from mxsweep.model.sites import Site
+from mxsweep.numerics.bases import matrix_elements
 
 MOST_KINDS = 4  # named in a warning
 
@@ -46,6 +47,8 @@ class Stored:
         block_weights, block_weights_kept: elements of the matrices in the decoder blocks that a text reaches; those of
             them that stay as they are.
         block_bits_kept: what the latter take.
+        input_matrix_bits: what the matrices take, beside the parameters, that inputs are multiplied by under a rotation
+            with matrices of each input's own, in float32 as they are applied; 0 under any other.
         unreached: elements of the model's matrices that no text reaches, wherever they are.
         left: of those that stay, those that neither a pattern of ``modules`` nor the format asks to leave, by kind.
     """
@@ -57,6 +60,7 @@ class Stored:
     block_weights: int
     block_weights_kept: int
     block_bits_kept: int
+    input_matrix_bits: int
     unreached: int
     left: Mapping[str, Left]
 
@@ -101,6 +105,7 @@ class Stored:
             block_weights,
             kept,
             kept_bits,
+            _input_matrix_bits(sites),
             sum(unreached.values()),
             _by_kind(blocks, left),
         )
@@ -141,6 +146,16 @@ class Stored:
             f"{self.quantized_bits / self.quantized:.4g}. If that is meant, say so: "
             f"modules={{{patterns}}}"
         ]
+
+
+def _input_matrix_bits(sites: Sequence[Site]) -> int:
+    """Count the bits of the matrices of inputs, those of each input once, however many operands read it."""
+    elements = {
+        site.input_name: matrix_elements(site.operand.shape[1], site.rotation.block)
+        for site in sites
+        if site.rotation is not None and site.has_own_basis
+    }
+    return 32 * sum(elements.values())
 
 
 def first_kinds(kinds: Sequence[str], most: int) -> str:

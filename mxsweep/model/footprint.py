@@ -18,7 +18,7 @@ class Footprint:
     Attributes:
         bits_per_weight: over all weights of the decoder blocks and what else it quantizes, scales included; None where
             it quantizes none.
-        stored_bytes: the whole model's, stored at those bits.
+        stored_bytes: the whole model's, stored at those bits, and those of the matrices of inputs, where it has any.
         simulated_bytes: the whole model's while it is simulated: every original, and beside it the quantized copies.
         warnings: what a reader of the results should know.
     """
@@ -57,4 +57,4 @@ def footprint(model: PreTrainedModel, recipe: Recipe, budget: float | None = Non
         bits, total = budget, stored.bits_under(budget)
     rotated = RotatedProducts.of(sites, recipe)
     warnings = (*stored.warnings, *(rotated.warnings if rotated else []))
-    return Footprint(bits, round(total / 8), originals + sum(copied.values()), warnings)
+    return Footprint(bits, round((total + stored.input_matrix_bits) / 8), originals + sum(copied.values()), warnings)

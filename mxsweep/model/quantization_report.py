@@ -127,8 +127,8 @@ class QuantizationReport:
 
     @property
     def parameter_bytes(self) -> int:
-        """Return the bytes that storing the whole model takes."""
-        return round(self.stored.bits / 8)
+        """Return the bytes that storing the whole model takes, the matrices of inputs included."""
+        return round((self.stored.bits + self.stored.input_matrix_bits) / 8)
 
     def _sum(self, field: str) -> int:
         return sum(getattr(layer.statistics, field) for layer in self.layers if layer.statistics is not None)
@@ -183,9 +183,11 @@ class QuantizationReport:
                 + (f", expanded from latents that stay as they are in {expanded} (MLA)" if expanded else "")
             )
         if data["weight_blocks"]:
+            matrices = self.stored.input_matrix_bits / 8e6
             lines.append(
                 f"{self.bits_per_quantized_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} "
-                f"bits a parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB)"
+                f"bits a parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB"
+                + (f", {matrices:,.1f} MB of them matrices of inputs)" if matrices else ")")
             )
             span = scales = ""
             if data["weights_prepared"]:

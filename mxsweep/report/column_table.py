@@ -138,7 +138,7 @@ MEASURED: list[Column] = [
     ),
     measured_column(
         "parameter_bytes",
-        "bytes that the whole model's parameters take, scales included",
+        "bytes that the whole model's parameters take, scales and the float32 matrices of rotation=wush included",
         _bytes,
         size,
         kind=int,

@@ -1,9 +1,9 @@
 """Set what runs cost against all the memory that they take, by rules that say the same of a run whatever else was run.
 
-Memory is that of the parameters and of the keys and values of one sequence. The cost is the change of log-perplexity
-from the baseline. A run is on the front where no other takes less memory and costs less. The rule is the least memory
-within a share of the baseline's perplexity: by the estimate, and by the whole 95 % interval, which few examples leave
-too wide for most runs.
+Memory is that of the parameters, with the matrices of inputs under rotation=wush, and of the keys and values of one
+sequence. The cost is the change of log-perplexity from the baseline. A run is on the front where no other takes less
+memory and costs less. The rule is the least memory within a share of the baseline's perplexity: by the estimate, and by
+the whole 95 % interval, which few examples leave too wide for most runs.
 """
 
 from __future__ import annotations

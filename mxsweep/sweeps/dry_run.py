@@ -63,6 +63,8 @@ def _text(runs: Sequence[PlannedRun], problems: Sequence[str | None]) -> str:
         )
         if any(run.config and run.config.ptq.budget is not None for run in runs):
             lines.append("Under a budget (≤) bits/weight and stored are the most that may come of it.")
+        if any(run.config and run.config.transforms_inputs for run in runs):
+            lines.append("Under rotation=wush stored has the matrices of inputs in it, bits/weight has not.")
     for problem, numbers in _numbers_of([(problem,) if problem else () for problem in problems]).items():
         words = f" ({' '.join(runs[numbers[0] - 1].overrides)})" if len(numbers) == 1 else ""
         lines.append(f"{_runs(numbers)}{words} cannot be: {problem}")

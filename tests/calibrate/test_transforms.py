@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
 
 from mxsweep import LinearFormats, Recipe, compose, load_model, quantize_model
+from mxsweep.calibrate.prepare import _ClippedWeights
 from mxsweep.calibrate.transforms import ROWS, Moments, calibrate_transforms, measure_transforms
 from mxsweep.calibrate.workbench import Workbench
 from mxsweep.formats.recipe import LINEAR_MATMULS, WUSH, Rotation
+from mxsweep.model.footprint import footprint
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.sites import find_sites
-from mxsweep.numerics import MXFormat
+from mxsweep.numerics import MXFormat, decode
 from mxsweep.numerics.bases import BlockTransform
 from mxsweep.numerics.wush import wush
 from mxsweep.terminal.errors import ConfigError
@@ -170,6 +172,49 @@ def test_experts_of_a_module_share_the_matrices_of_each_step() -> None:
     assert len(of_experts) == 2 * model.config.num_hidden_layers
     sites = [site for site in find_sites(model, RECIPE, transforms) if ".experts." in site.name]
     assert len({id(site.transform) for site in sites}) == len(of_experts) and len(sites) > 2 * len(of_experts)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_matrices_are_inverted_once_however_many_weights_read_an_input(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(name)
+    transforms, inverse, inverted = transforms_of(model), torch.linalg.inv, []
+    monkeypatch.setattr(torch.linalg, "inv", lambda matrices: inverted.append(matrices) or inverse(matrices))
+    logits_under(model, RECIPE, transforms)
+    assert len(inverted) == sum(2 if one.rest is not None else 1 for one in transforms.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral"])
+def test_matrices_are_in_the_bytes_of_the_parameters_and_in_no_bits_a_weight(name: str) -> None:
+    model = make(name)
+    transforms = transforms_of(model)
+    elements = sum(one.whole.numel() + (one.rest.numel() if one.rest is not None else 0) for one in transforms.values())
+    with quantize_model(model, RECIPE, prepared=Prepared(input_transforms=transforms)) as report:
+        pass
+    rotated = replace(RECIPE, rotation=Rotation(LINEAR_MATMULS, 16))
+    with quantize_model(model, rotated) as plain:
+        pass
+    assert report.parameter_bytes == plain.parameter_bytes + 4 * elements
+    assert (report.bits_per_weight, report.bits_per_parameter) == (plain.bits_per_weight, plain.bits_per_parameter)
+    assert f"{4 * elements / 1e6:,.1f} MB of them matrices of inputs)" in " ".join(report.lines())
+    assert "matrices of inputs" not in " ".join(plain.lines())
+    for recipe, found in ((RECIPE, report), (rotated, plain)):
+        assert footprint(model, recipe).stored_bytes == found.parameter_bytes
+    at_most = [footprint(model, recipe, budget=5.0).stored_bytes for recipe in (RECIPE, rotated)]
+    assert at_most[0] == at_most[1] + 4 * elements
+
+
+def test_a_search_judges_each_basis_by_weights_of_its_own() -> None:
+    model = make()
+    clipped = _ClippedWeights(model, Prepared(input_transforms=transforms_of(model)))
+    rotations = (None, Rotation(LINEAR_MATMULS, 16), RECIPE.rotation)
+    layer = f"{LAYER}.k_proj"
+    found = [clipped.under(replace(RECIPE, rotation=rotation))[layer] for rotation in rotations]
+    plain, rotated, own = (decode(one) for one in found)
+    assert not (torch.equal(plain, own) or torch.equal(rotated, own) or torch.equal(plain, rotated))
+    for rotation, known in zip((Rotation(("q",), 16), Rotation(("q", "k"), 16)), found, strict=False):
+        assert clipped.under(replace(RECIPE, rotation=rotation))[layer] is known
 
 
 def test_only_products_that_the_rotation_names_have_matrices() -> None:

@@ -169,6 +169,9 @@ def test_a_dry_run_names_the_remedies() -> None:
     assert names == ["rtn", "rtn + rotation", f"rtn + {kept}", f"rtn + rotation + {kept}"]
     text = preview(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs).text
     assert re.search(r"gptq \+ budget of 4.5 bits .* ≤ 4.5 ", text) and "Under a budget (≤)" in text
+    assert "matrices" not in text
+    text = preview(planned("format=mxfp4", "rotation=wush").runs).text
+    assert "Under rotation=wush stored has the matrices of inputs in it" in text
 
 
 def test_more_runs_than_anybody_means(tmp_path: Path) -> None:
