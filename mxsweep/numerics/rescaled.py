@@ -59,7 +59,7 @@ def quantize_rescaled(
 
         return quantize_cuda(x.detach(), fmt, axis, draws, tensor_dims, prescale=prescale)
     x = x.detach()
-    if supports(x, fmt, "exact"):
+    if supports(x, fmt, "exact", prescale):
         quantized = quantize_by_library(x, fmt, axis, "exact", tensor_dims, prescale=prescale)
         if quantized is not None:
             return quantized

@@ -24,6 +24,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.kernels.cpu import call_count
+from mxsweep.numerics.kernels.cpu_library import LIBRARY
 from mxsweep.numerics.wanted_exponents import keeping_exponents
 from mxsweep.results.guessing import GUESSED
 from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
@@ -180,7 +181,7 @@ class _Steps:
         own = [*evaluator.warnings, *preparation.warnings, *report.warnings]
         taken = {name: proof.record[name] for name in ("metrics", "n_effective", "memory")}
         noise = proof.record.get("noise")
-        launches = {name: proof.record["diagnostics"].get(name) for name in self._kernel_counts}
+        launches = {name: proof.record["diagnostics"].get(name) for name in self._kernels()}
         taken |= {GUESSED: proof.record[GUESSED]} if GUESSED in proof.record else {}
         entries = taken | {
             "timing": {},
@@ -260,7 +261,7 @@ class _Steps:
             "n_effective": evaluation.n_effective,
             "timing": seconds,
             "examples_per_sec": evaluation.examples_per_sec,
-            "diagnostics": report.as_dict() | self._kernel_counts,
+            "diagnostics": report.as_dict() | self._kernels(),
             "memory": memory | {"batch_tokens": evaluation.batch_tokens},
             "warnings": warnings,
         }
@@ -268,6 +269,14 @@ class _Steps:
             entries["remedies"] = preparation.account
             seconds["remedies_s"] = remedies_s
         return entries
+
+    def _kernels(self) -> dict[str, int | str | None]:
+        """Return how many kernels the run took, and by which compiler the CPU's were built; None where it took none.
+
+        That is no part of the environment, by which runs are grouped: a run may be over before the library is built.
+        """
+        compiler = LIBRARY.built_by if self._kernel_counts["cpu_kernel_calls"] else None
+        return {**self._kernel_counts, "cpu_kernel_compiler": compiler}
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

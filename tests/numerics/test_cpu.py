@@ -233,6 +233,16 @@ def test_a_prescale_is_the_definitions(prescale: float, monkeypatch: pytest.Monk
         monkeypatch.undo()
 
 
+def test_a_prescale_above_1_is_torchs() -> None:
+    """Products may be beyond what float32 holds."""
+    x = torch.full((1, 32), 3.3e38)
+    before = cpu.call_count()
+    quantize_rescaled(x, MXFP4, prescale=1.25)
+    assert cpu.call_count() == before and not cpu.supports(x, MXFP4, "exact", 1.25)
+    quantize_rescaled(x, MXFP4, prescale=0.75)
+    assert cpu.call_count() == before + 1
+
+
 def test_the_library_is_built_once_it_is_worth_it_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fresh = CpuLibrary()

@@ -20,6 +20,7 @@ from mxsweep.model.footprint import footprint
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.load import load_model
 from mxsweep.model.meta import meta_model, recipe_problem
+from mxsweep.numerics.kernels.cpu_library import CpuLibrary
 from mxsweep.results.record import read_record
 from mxsweep.runs.new_record import summarize_record
 
@@ -226,6 +227,16 @@ def test_kernel_launches_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("mxsweep.runs.evaluate_config.launch_count", lambda: next(counts))
     record = run(compose(FEW))
     assert record["diagnostics"]["cuda_kernel_launches"] == 42
+
+
+def test_the_compiler_of_the_cpus_library_is_named_where_the_run_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuLibrary, "built_by", "GCC 1.2.3")
+    for counts, named in (([7, 7, 7, 7], None), ([7, 7, 7, 9], "GCC 1.2.3")):
+        monkeypatch.setattr("mxsweep.runs.evaluate_config.call_count", iter(counts).__next__)
+        record = run(compose(FEW))
+        assert record["diagnostics"]["cpu_kernel_calls"] == counts[-1] - 7
+        assert record["diagnostics"]["cpu_kernel_compiler"] == named
+        assert "GCC 1.2.3" not in str(record["environment"])
 
 
 def test_custom_cuda_without_a_gpu_says_so_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

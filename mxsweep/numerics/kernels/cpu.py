@@ -24,7 +24,7 @@ def call_count() -> int:
     return _calls
 
 
-def supports(x: Tensor, fmt: MXFormat, arithmetic: str) -> bool:
+def supports(x: Tensor, fmt: MXFormat, arithmetic: str, prescale: float = 1.0) -> bool:
     """Return whether the library can quantize x, which is on a CPU, if there is a library."""
     return (
         x.device.type == "cpu"
@@ -33,6 +33,8 @@ def supports(x: Tensor, fmt: MXFormat, arithmetic: str) -> bool:
         and fmt.rounding != "stochastic"
         # Rounding toward zero depends on each element's logarithm there.
         and not (is_native(fmt, arithmetic) and fmt.rounding == "floor" and x.dtype == torch.float32)
+        # A product with more than 1 may be beyond float32, of which torch's operations and mx.cu make other things.
+        and prescale <= 1.0
         and is_plain(x)
         and x.layout == torch.strided
         and not x.is_neg()
