@@ -16,7 +16,7 @@ from mxsweep.formats.backends import BackendUnavailable, check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.kernels.cpu import quantize_by_library, supports
+from mxsweep.numerics.kernels.cpu import quantize_by_library
 from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
 from mxsweep.numerics.reference.definition import quantize_torch, reduced_shape
 from mxsweep.numerics.wanted_exponents import kept_exponents
@@ -189,10 +189,9 @@ def _quantize_by(
     tensor_amax: Tensor | None,
 ) -> Tensor:
     if backend == "torch":
-        if supports(x, fmt, arithmetic):
-            y = quantize_by_library(x, fmt, axis, arithmetic, tensor_dims, tensor_amax)
-            if y is not None:
-                return y
+        y = quantize_by_library(x, fmt, axis, arithmetic, tensor_dims, tensor_amax)
+        if y is not None:
+            return y
         return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)
     if problem := problem_of(x, backend):
         raise BackendUnavailable(problem)

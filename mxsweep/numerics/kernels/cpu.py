@@ -51,14 +51,17 @@ def quantize_by_library(
     tensor_amax: Tensor | None = None,
     prescale: float = 1.0,
 ) -> Tensor | None:
-    """Quantize what `supports` takes, as `quantize_torch` does; None where there is no library, or none yet.
+    """Quantize as `quantize_torch` does; None where that is left to it.
 
-    None, too, in a thread that makes zeros of subnormal numbers (`torch.set_flush_denormal`).
+    That is what `supports` does not take, where there is no library, or none yet, and in a thread that makes zeros of
+    subnormal numbers (`torch.set_flush_denormal`).
 
     Args:
         prescale: as for `quantize_rescaled`, in exact arithmetic.
     """
     global _calls
+    if not supports(x, fmt, arithmetic, prescale):
+        return None
     library = LIBRARY.for_elements(x.numel())
     if library is None or library.mx_flushes():
         return None
