@@ -1,12 +1,12 @@
 // Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing. Compiled behind mx.cu,
-// whose arithmetic it is, by the machine's C++ compiler (cpu_library.py), once for all formats and dtypes.
+// whose arithmetic it is, by the machine's C++ compiler (cpu_build.py), once for all formats and dtypes.
 //
 // What an element costs is decided by `elements_of`, a loop that a compiler makes vectors of: one for each rounding of the
 // formats that are usual. All others go through one loop in which the format is read for each element.
 
 typedef long long i64;
 
-// Native arithmetic, which is defined by logarithms in the tensor's own dtype (definition.py): cpu.py has torch compute
+// Native arithmetic, which is defined by logarithms in the tensor's own dtype (definition.py): native_tables.py has torch compute
 // them for whatever may be asked, and what follows is looked up here.
 struct Native {
     // float32. An exponent e - 149 begins at `least[e]`, a float's bits, and not at its power of two; `scales[e]` is what
@@ -21,7 +21,7 @@ struct Native {
     const unsigned short* rounded;
 };
 
-// What is to be done, the same in all threads. The fields are those of cpu.py's `_Job`.
+// What is to be done, the same in all threads. The fields are those of cpu_rows.py's `_Job`.
 struct Job {
     const void* x;  // contiguous, of `rows` times `length` elements
     void* y;
