@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.block_tuning import BlockTuning, Groups
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
-from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.inputs import calibrate_inputs
 from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
 from mxsweep.calibrate.leak import refuse_evaluated
-from mxsweep.calibrate.sequential import LEAST_TOKENS, ExpertTokens, SolvedWeights, solve_weights
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.calibrate.transforms import calibrate_transforms
-from mxsweep.calibrate.tuned import Tuning
-from mxsweep.calibrate.weights import clipped, solve_without_data, solver, weight_sites
+from mxsweep.calibrate.weight_remedy import calibrated_weights, solve_for_weights
+from mxsweep.calibrate.weights import clipped, weight_sites
 from mxsweep.calibrate.workbench import Preparation, Workbench
 from mxsweep.config.rules_config import ALL_TOKENS, LAST_WORDS
 from mxsweep.config.run_config import RunConfig
@@ -37,7 +33,7 @@ from mxsweep.config.run_identity import SEARCH_RULE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
-from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on, unpadded_batches
+from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on
 from mxsweep.forward.engine import Engine
 from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
 from mxsweep.model.attention import refuse_attention
@@ -47,7 +43,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.model.shared_scales import shared_maxima
 from mxsweep.model.sites import rotations_of
 from mxsweep.numerics import Encoded, MXFormat
-from mxsweep.terminal.progress_callback import Progress, silent
+from mxsweep.terminal.progress_callback import Progress
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +91,7 @@ def prepare(
     if config.calibrates_inputs:
         calibrate_inputs(bench)
     if config.ptq.is_solved and config.quantizes_weights:
-        _solve_weights(bench)
+        solve_for_weights(bench)
     return bench.result
 
 
@@ -223,7 +219,7 @@ def _judge(bench: Workbench, read: Calibration, words: LastWords | None) -> Loss
         if method == "clip":
             weights = proxies.under(candidate)
         elif method != ROUND_TO_NEAREST:
-            weights = _solved(bench, candidate).weights
+            weights = calibrated_weights(bench, candidate)
         with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=weights)):
             of_tokens = measure_loss(bench.model, read.sequences).of_tokens
         losses = [[each.sum() for each in of_tokens]]
@@ -232,86 +228,6 @@ def _judge(bench: Workbench, read: Calibration, words: LastWords | None) -> Loss
         return np.array(losses)
 
     return losses_of
-
-
-def _solve_weights(bench: Workbench) -> None:
-    """Quantize the weights by the configured method."""
-    ptq, result = bench.config.ptq, bench.result
-    artefact, progress = bench.artefact("weights", result.recipe, ptq=ptq.of_weights()), bench.phase(ptq.method)
-    with artefact.lock(), bench.accounted("ptq") as account:
-        if ptq.by_output:
-            solved = _solved(bench, result.recipe, artefact, progress)
-            weights, cached = solved.weights, solved.blocks_kept == solved.blocks
-            if solved.experts is not None:
-                account |= _account_for_experts(bench, solved.experts)
-            if solved.tuning is not None:
-                account |= _account_for_tuning(bench, solved.tuning)
-        else:
-            kept = artefact.load("weights")
-            sites = weight_sites(bench.model, result.recipe, result.prepared)
-            known = None if kept is None else from_tensors(kept, sites)
-            cached = known is not None
-            weights = known or solve_without_data(bench.model, result.recipe, solver(ptq), progress, result.prepared)
-            if not cached:
-                artefact.save("weights", as_tensors(weights))
-        account |= {"method": ptq.method, "layers": len(weights), "cached": cached}
-    result.prepared = replace(result.prepared, weights=weights)
-
-
-def _account_for_experts(bench: Workbench, counted: ExpertTokens) -> dict[str, int | None]:
-    """Return what reached the experts, for the record; log it, and warn of those that too few tokens reached."""
-    calibration = bench.config.calibration
-    if counted.fewest is not None:
-        log.info(
-            "%d experts were calibrated on the tokens that reach each, %d at the least",
-            counted.experts - counted.rounded,
-            counted.fewest,
-        )
-    if counted.few:
-        channels = f"{counted.few} of {counted.experts} experts got fewer calibration tokens than they have channels"
-        done = "All were calibrated on what they got"
-        if counted.rounded:
-            done = (
-                f"The {counted.rounded} with fewer than {LEAST_TOKENS:.0%} of that were rounded to nearest on the "
-                "scales of least weight error, the others calibrated on what they got"
-            )
-        warning = (
-            f"ptq.method: {channels}, {counted.unreached} of them none. {done}. More calibration.samples "
-            f"({calibration.samples} here) or a larger calibration.length ({calibration.length}) reach more"
-        )
-        log.warning(warning)
-        bench.result.warnings.append(warning)
-    return {f"experts{f'_{name}' * (name != 'experts')}": count for name, count in asdict(counted).items()}
-
-
-def _account_for_tuning(bench: Workbench, tuning: Tuning) -> dict[str, int | float | None]:
-    """Return what tuning did, for the record; warn of blocks that it could not tune."""
-    if tuning.not_finite:
-        warning = (
-            f"ptq.method: {len(tuning.not_finite)} of {tuning.tuned + tuning.left} decoder blocks "
-            f"({', '.join(map(str, tuning.not_finite))}, counted from 0) have outputs that are not finite on the "
-            "calibration tokens; they were not tuned, and have the weights that GPTQ chose"
-        )
-        log.warning(warning)
-        bench.result.warnings.append(warning)
-    return {
-        "blocks_tuned": tuning.tuned,
-        "blocks_left": tuning.left,
-        "blocks_not_finite": len(tuning.not_finite),
-        "error_left": tuning.error_left,
-    }
-
-
-def _solved(
-    bench: Workbench, recipe: Recipe, artefact: Artefact | None = None, progress: Progress = silent
-) -> SolvedWeights:
-    solve, tune = solver(bench.config.ptq), None
-    if steps := bench.config.ptq.tuning_steps:
-        groups = Groups.draw(bench.sequences, bench.model.device)
-        batches, tune = groups.batches, BlockTuning(bench.model, steps, groups)
-    else:
-        batches = unpadded_batches(bench.sequences, bench.model.device)
-    return solve_weights(bench.model, recipe, bench.result.prepared, batches, solve, artefact, progress, tune)
 
 
 class _ClippedWeights:

@@ -39,7 +39,7 @@ from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.calibrate.encoded_weights import as_tensors, from_tensors
 from mxsweep.calibrate.stages import InputHessian, Matrices, find_stages, stage_hessians
-from mxsweep.calibrate.tuned import BlockErrors, Tuned, Tuning
+from mxsweep.calibrate.tuned import Errors, Tuned, Tuning
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.prepared import Prepared
@@ -108,7 +108,7 @@ class _Block:
 
     weights: dict[str, Encoded] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
-    errors: BlockErrors | None = None  # of a tuned one
+    errors: Errors | None = None  # of a tuned one
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def solve_weights(
     maxima = shared_maxima(sites, recipe)
     weights: dict[str, Encoded] = {}
     tokens: dict[str, int] = {}
-    errors: dict[int, BlockErrors] = {}
+    errors: dict[int, Errors] = {}
     kept = 0
     with quantize_model(model, recipe, prepared=prepared, keep_weights=True):
         states: BlockStates | None = None
@@ -181,7 +181,7 @@ def _kept(artefact: Artefact | None, index: int, sites: Sequence[Site], is_tuned
         errors = artefact.load_json(f"{_part(index)}_errors")
         if errors is None:
             return None
-        block.errors = BlockErrors(**errors)
+        block.errors = Errors(**errors)
     if any(site.operand.expert is not None for site in sites):
         tokens = artefact.load_json(f"{_part(index)}_tokens")
         if tokens is None:

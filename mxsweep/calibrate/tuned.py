@@ -1,4 +1,4 @@
-"""Hold what tuning did to decoder blocks, and sum it up over a model.
+"""Hold what tuning did to weights, and sum it up over the decoder blocks of a model.
 
 Legend: the error of a block is the squared error of its output per token, in the mean over the calibration sequences.
 """
@@ -13,8 +13,8 @@ from mxsweep.numerics import Encoded
 
 
 @dataclass(frozen=True)
-class BlockErrors:
-    """Hold a block's error before tuning and with the weights that were kept; None where it is not finite."""
+class Errors:
+    """Hold the error before tuning and with the weights that were kept; None where it is not finite."""
 
     first: float | None
     best: float | None
@@ -22,10 +22,10 @@ class BlockErrors:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Hold a block's weights by name, in host memory, and its errors."""
+    """Hold weights by name, in host memory, and the errors that they were tuned by."""
 
     weights: dict[str, Encoded]
-    errors: BlockErrors
+    errors: Errors
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tuning:
     error_left: float | None
 
     @staticmethod
-    def of(errors: Mapping[int, BlockErrors]) -> Tuning:
+    def of(errors: Mapping[int, Errors]) -> Tuning:
         """Sum up the errors of blocks, by their numbers."""
         shares = [one.best / one.first for one in errors.values() if one.first and one.best is not None]
         tuned = sum(one.best != one.first for one in errors.values())

@@ -179,7 +179,7 @@ GROUPS = (
     Knob(
         "ptq",
         "how weights are quantized; rtn: rounded to nearest; clip: scales searched; gptq: errors compensated; "
-        "autoround: rounding learned, block by block",
+        "autoround: rounding learned, block by block; qat: finetuned, the whole model at once",
         ValueType(),
         Scope.RUN,
         off=ROUND_TO_NEAREST,
@@ -469,7 +469,7 @@ REMEDIES = (
     ),
     _ptq(
         "steps",
-        "of autoround: steps of sign gradient descent for each decoder block",
+        "steps of sign gradient descent: of autoround for each decoder block, of qat for the whole model",
         Whole("1 to 10^6", 1, 10**6),
         effect=effects.SwaysWeights("steps"),
     ),
@@ -512,7 +512,7 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.judge",
-        "of a search, with ptq=gptq or autoround: by weights on searched scales (clip), or by the run's own (ptq)",
+        "of a search, with ptq=gptq, autoround or qat: by weights on searched scales (clip), or by the run's own (ptq)",
         Choice(words=("clip", "ptq")),
         effect=effects.searches,
     ),

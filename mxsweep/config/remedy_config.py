@@ -5,7 +5,7 @@ Checks of single values are in the knob table; here are those that several knobs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mxsweep.config.format_config import FormatConfig
@@ -14,6 +14,7 @@ from mxsweep.formats.recipe import ROTATIONS
 from mxsweep.terminal.errors import ConfigError
 
 TUNING_RULE = 2  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
+FINETUNING_RULE = 1  # likewise, by which whole models are finetuned
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class PTQConfig:
         return self.steps if WEIGHT_METHODS[self.method].tunes else 0
 
     @property
+    def start(self) -> PTQConfig | None:
+        """Return how the weights are quantized that finetuning begins with; None for a method that does not."""
+        method = WEIGHT_METHODS[self.method].starts_from
+        return replace(self, method=method) if method else None
+
+    @property
     def is_solved(self) -> bool:
         """Return whether weights are solved for beforehand, not rounded where they are used."""
         return self.method != ROUND_TO_NEAREST
@@ -86,6 +93,8 @@ class PTQConfig:
     @property
     def rule(self) -> dict[str, int]:
         """Return the version of how the method tunes, for hashes and keys; empty for a method that does not."""
+        if self.start is not None:
+            return {"finetuning_rule": FINETUNING_RULE}
         return {"tuning_rule": TUNING_RULE} if self.tuning_steps else {}
 
     @property

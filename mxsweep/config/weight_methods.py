@@ -33,6 +33,8 @@ class WeightMethod:
         needs: returns what it looks at, given its options.
         module: where its ``solve`` is; by default ``mxsweep.solvers.NAME``.
         tunes: whether what ``solve`` answers is tuned block by block, by the error of a block's output.
+        starts_from: the method whose weights, of the whole model, are finetuned by what the model answers; empty for a
+            method that does not finetune.
     """
 
     name: str
@@ -40,6 +42,7 @@ class WeightMethod:
     needs: Callable[[Mapping[str, Any]], Needs] = lambda options: Needs.NOTHING
     module: str = ""
     tunes: bool = False
+    starts_from: str = ""
 
     @property
     def solver_module(self) -> str:
@@ -75,5 +78,10 @@ register_weight_method(WeightMethod("gptq", _GPTQ, lambda options: Needs.HESSIAN
 register_weight_method(
     WeightMethod(
         "autoround", (*_GPTQ, "steps"), lambda options: Needs.HESSIAN, module="mxsweep.solvers.gptq", tunes=True
+    )
+)
+register_weight_method(
+    WeightMethod(
+        "qat", (*_GPTQ, "steps"), lambda options: Needs.HESSIAN, module="mxsweep.solvers.gptq", starts_from="gptq"
     )
 )

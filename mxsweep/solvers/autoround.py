@@ -47,9 +47,9 @@ from mxsweep.solvers.block_scales import BlockScales
 MARGIN = REACH = 0.25
 
 
-def rate_of(step: int, steps: int) -> float:
-    """Return by how many ulps values move in a step, of which the first is 0."""
-    return 2 * REACH * (1 - step / steps) / steps
+def rates(steps: int, reach: float) -> list[float]:
+    """Return by how many ulps values move in each step: less and less, and by about ``reach`` in all."""
+    return [2 * reach * (1 - step / steps) / steps for step in range(steps)]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.block_states import BlockStates
-from mxsweep.calibrate.block_tuning import BlockTuning, Groups
+from mxsweep.calibrate.block_tuning import BlockTuning
 from mxsweep.calibrate.sequential import SolvedWeights, solve_weights
-from mxsweep.calibrate.tuned import BlockErrors, Tuning
+from mxsweep.calibrate.tuned import Errors, Tuning
+from mxsweep.calibrate.tuning_steps import Groups
 from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
 from mxsweep.model.load import load_model
 from mxsweep.model.prepared import Prepared
@@ -271,5 +272,5 @@ def test_a_sequence_that_does_not_fit_by_itself_is_refused(monkeypatch: pytest.M
 
 
 def test_what_tuning_did_is_summed_up() -> None:
-    errors = {0: BlockErrors(2.0, 1.0), 2: BlockErrors(4.0, 4.0), 3: BlockErrors(None, None), 5: BlockErrors(0.0, 0.0)}
+    errors = {0: Errors(2.0, 1.0), 2: Errors(4.0, 4.0), 3: Errors(None, None), 5: Errors(0.0, 0.0)}
     assert Tuning.of(errors) == Tuning(tuned=1, left=3, not_finite=(3,), error_left=0.75)

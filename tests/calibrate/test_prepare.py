@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 
 from mxsweep import compose, run
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.prepare import _account_for_tuning
 from mxsweep.calibrate.tuned import Tuning
+from mxsweep.calibrate.weight_remedy import _account_for_tuning
 from mxsweep.calibrate.workbench import ARTEFACTS_VERSION, Workbench
 from mxsweep.config.overrides import prepare
-from mxsweep.config.remedy_config import TUNING_RULE
+from mxsweep.config.remedy_config import FINETUNING_RULE, TUNING_RULE
 from mxsweep.config.run_identity import REMEDIES_VERSION
 from mxsweep.model.load import load_configured, load_model
 from mxsweep.model.quantize import quantize_model
@@ -74,6 +75,26 @@ def test_learned_rounding_is_of_blocks_and_of_so_many_steps() -> None:
     assert 0.5 < first["remedies"]["ptq"]["error_left"] < 1
     assert again["remedies"]["ptq"]["error_left"] == first["remedies"]["ptq"]["error_left"]
     assert first["identity"]["quantized"]["ptq"]["tuning_rule"] == TUNING_RULE
+
+
+def test_finetuning_begins_with_what_gptq_left_and_is_kept() -> None:
+    words = [*W4A4, "limit=20"]
+    solved, first, again, other = (
+        done(*words, *of) for of in (["ptq=gptq"], *(["ptq=qat", f"ptq.steps={steps}"] for steps in (4, 4, 3)))
+    )
+    assert first["config"]["ptq"] == {
+        "method": "qat", "clip_loss": "weight", "damping": 0.01, "act_order": True, "steps": 4
+    }  # fmt: skip
+    account = first["remedies"]["ptq"]
+    assert account["method"] == "qat" and account["layers"] == 21 and not account["cached"]
+    assert 0 < account["divergence_after"] < account["divergence_before"]
+    assert first["metrics"] != solved["metrics"]
+    assert again["remedies"]["ptq"] | {"seconds": 0} == account | {"cached": True, "seconds": 0}
+    assert again["metrics"] == first["metrics"]
+    assert not other["remedies"]["ptq"]["cached"]
+    assert other["remedies"]["ptq"]["divergence_before"] == account["divergence_before"]
+    assert first["identity"]["quantized"]["ptq"]["finetuning_rule"] == FINETUNING_RULE
+    assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("block_0000.safetensors"))) == 1  # solved for once
 
 
 def test_blocks_that_cannot_be_tuned_are_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:

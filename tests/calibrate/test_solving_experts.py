@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from mxsweep import compose, run
 from mxsweep.calibrate import stages
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.prepare import _account_for_experts
 from mxsweep.calibrate.sequential import ExpertTokens, SolvedWeights, solve_weights
+from mxsweep.calibrate.weight_remedy import _account_for_experts
 from mxsweep.calibrate.workbench import Workbench
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation

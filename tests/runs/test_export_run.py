@@ -46,6 +46,7 @@ def exported(tmp_path: Path, *words: str, **arguments: Any) -> tuple[Path, dict[
     ("words", "bits"),
     [
         (["format=mxfp4", *CALIBRATED], 4.25),
+        (["format=mxfp4", *CALIBRATED, "ptq=qat", "ptq.steps=4"], 4.25),
         (["format=mxfp4", "ptq=clip", "ptq.clip_loss=weight", "model.dtype=bfloat16"], 4.25),
         (["format=mxfp8_e4m3", "runtime=transformers"], 8.25),
         (["format=mxfp6_e2m3", "format.activation=none", "block_size=128"], 6.25),
@@ -54,7 +55,7 @@ def exported(tmp_path: Path, *words: str, **arguments: Any) -> tuple[Path, dict[
         (["format=mxint4", *WEIGHTS], 4.5),
         (["format=mxfp4", "modules={*.down_proj: mxfp8_e4m3}"], None),
     ],
-    ids=["gptq", "clip-bfloat16", "runtime", "blocks-of-128", "tiles", "rotated", "integers", "mixed"],
+    ids=["gptq", "qat", "clip-bfloat16", "runtime", "blocks-of-128", "tiles", "rotated", "integers", "mixed"],
 )
 def test_what_is_written_is_the_runs_model(words: list[str], bits: float | None, tmp_path: Path) -> None:
     out, manifest, record = exported(tmp_path, *words)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mxsweep.numerics import MXFormat, decode, encode
 from mxsweep.numerics.reference.codes import element_values
 from mxsweep.numerics.reference.rounding import spacing
-from mxsweep.solvers.autoround import Unrounded, rate_of
+from mxsweep.solvers.autoround import REACH, Unrounded, rates
 from mxsweep.solvers.gptq import solve
 
 OPTIONS = {"clip_loss": "weight", "damping": 0.01, "act_order": True}
@@ -69,8 +69,8 @@ def test_all_steps_together_go_to_the_next_value_at_most(fmt: MXFormat) -> None:
     start = encode(weight(), fmt)
     unrounded = Unrounded.of(weight(), start)
     before = unrounded.u.clone()
-    for step in range(steps):
-        unrounded.step(torch.ones_like(before), rate_of(step, steps))
+    for rate in rates(steps, REACH):
+        unrounded.step(torch.ones_like(before), rate)
     scale, _ = unrounded.scales.per_element(fmt, 40)
     grid = element_values(torch.arange(2**element.bits, dtype=torch.uint8), element).unique()
     grid = grid[~grid.isnan()]

@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip": {"clip_loss": "output"},
     "gptq": {"clip_loss": "weight", "damping": 0.02, "act_order": False},
     "autoround": {"clip_loss": "weight", "damping": 0.02, "act_order": False, "steps": 10},
+    "qat": {"clip_loss": "weight", "damping": 0.02, "act_order": False, "steps": 10},
 }
 FMT = MXFormat("fp4_e2m1", 16)
 
@@ -44,6 +45,7 @@ def test_options_are_those_that_are_declared() -> None:
         ("clip", {"clip_loss": "weight"}, Needs.NOTHING),
         ("gptq", OPTIONS["gptq"], Needs.HESSIAN),
         ("autoround", OPTIONS["autoround"], Needs.HESSIAN),
+        ("qat", OPTIONS["qat"], Needs.HESSIAN),
     ],
 )
 def test_what_a_method_needs_is_enough(
@@ -67,6 +69,7 @@ def test_methods_are_their_algorithms(problem: tuple[Tensor, Tensor]) -> None:
     by_weight = search_scales(weight, FMT)
     expected = gptq(weight, hessian, FMT, by_weight, damping=0.02, act_order=False)
     assert torch.equal(solved["gptq"], expected)
-    assert torch.equal(solved.pop("autoround"), expected)  # which tuning begins with
+    for tuned in ("autoround", "qat"):
+        assert torch.equal(solved.pop(tuned), expected)  # which tuning and finetuning begin with
     losses = [hessian_loss(weight, q, hessian) for q in solved.values()]
     assert losses == sorted(losses, reverse=True) and len(set(losses)) == 3

@@ -1,0 +1,218 @@
+"""Finetune a model's quantized weights by what the model answers: quantization-aware training from what GPTQ chose.
+
+GPTQ makes the error of each layer's output small, and tuning that of each block's. Here a step takes the whole model as
+the run quantizes it, inputs, keys and values too, and moves all weights at once by the gradient of its divergence from
+the unquantized model. The gradient goes straight through every rounding; weights move as in solvers/autoround.py, but
+by `REACH` ulps in all, and stay on the scales that they have. Nothing else is trained, so that what comes of it is
+codes in the places of GPTQ's, and packs as these do.
+
+The divergence is KL(p || q) in nats, p the distribution of the next token of the unquantized model and q that of the
+model as it is, in the mean over the tokens of the calibration sequences. All of p would be gigabytes: of each token its
+`LIKELIEST` most likely followers are kept, and what is left for all others together. With these as one outcome, the
+divergence is exact for a vocabulary of no more than `LIKELIEST` tokens, and at most KL(p || q) for a larger one.
+
+Legend: B sequences of T tokens in a call, V vocabulary, K the number of followers kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mxsweep.calibrate.stages import Matrices
+from mxsweep.calibrate.tuned import Tuned
+from mxsweep.calibrate.tuning_steps import Groups, tune
+from mxsweep.formats.recipe import Recipe
+from mxsweep.forward.batches import Batch, BatchLimits, Passage, batch_tokens_on
+from mxsweep.forward.engine import Engine, vocabulary_size
+from mxsweep.forward.sequence_loss import BATCH_LOGITS, TOO_LONG
+from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import quantize_model
+from mxsweep.model.rope_lengths import RopeLengths
+from mxsweep.model.sites import find_sites
+from mxsweep.numerics import Encoded, decode
+from mxsweep.solvers.autoround import rates
+from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.progress_callback import Progress, silent
+
+log = logging.getLogger(__name__)
+
+REACH = 0.5  # ulps that a weight may move
+LIKELIEST = 512
+CALL_LOGITS = 2**26  # B T V of a call: 256 MiB in float32, of which a gradient needs several
+
+
+@dataclass(frozen=True)
+class Followers:
+    """Hold what the unquantized model says of the token after each of a sequence's (T,); in host memory.
+
+    Attributes:
+        ids: (T, K) int32, the most likely tokens.
+        log_p: (T, K + 1) float32, the logarithms of their probabilities, and at last of that of all others together.
+    """
+
+    ids: Tensor
+    log_p: Tensor
+
+    @staticmethod
+    def of(logits: Tensor) -> Followers:
+        """Return the followers of logits (T, V)."""
+        logits = logits.detach()
+        ids = logits.float().topk(min(LIKELIEST, logits.shape[-1]), dim=-1).indices
+        return Followers(ids.int().cpu(), _of_outcomes(logits, ids).cpu())
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """Return the sum over all tokens of the divergence of logits (T, V) from these, nats."""
+        log_p = self.log_p.to(logits.device)
+        log_q = _of_outcomes(logits, self.ids.to(logits.device).long())
+        # An outcome of probability 0 adds nothing, whatever q says of it.
+        return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum()
+
+
+def _of_outcomes(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return log-probabilities (T, K + 1) float32 of tokens ``ids`` (T, K), and of all others together."""
+    logits = logits.float()
+    whole = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(-1, ids)
+    if ids.shape[-1] == logits.shape[-1]:
+        others = torch.full_like(whole, -torch.inf)  # there are none, and a gradient of their sum would be NaN
+    else:
+        others = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([chosen, others], -1) - whole
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """Measure how far the model as it is has gone from what it was.
+
+    Attributes:
+        sequences: ids (T,) int64.
+        followers: of each sequence.
+        calls: the numbers of sequences of one length that are read together.
+        of_batch: the numbers of each batch's calls.
+    """
+
+    model: PreTrainedModel
+    sequences: Sequence[Tensor]
+    followers: Sequence[Followers]
+    calls: Sequence[range]
+    of_batch: Sequence[range]
+    rope_lengths: RopeLengths
+
+    @staticmethod
+    def of(model: PreTrainedModel, batches: Sequence[Tensor], followers: Sequence[Followers], most: int) -> _Divergence:
+        """Read the sequences of batches (B, T) in calls of ``most`` tokens, or of one sequence."""
+        calls: list[range] = []
+        of_batch: list[range] = []
+        first = 0
+        for batch in batches:
+            count, length = batch.shape
+            together, before = max(1, most // length), len(calls)
+            for start in range(first, first + count, together):
+                calls.append(range(start, min(start + together, first + count)))
+            of_batch.append(range(before, len(calls)))
+            first += count
+        sequences = [ids for batch in batches for ids in batch]
+        return _Divergence(model, sequences, followers, calls, of_batch, RopeLengths(model))
+
+    @property
+    def reads_one_at_a_time(self) -> bool:
+        """Return whether no call can be of fewer sequences."""
+        return all(len(call) == 1 for call in self.calls)
+
+    def calls_of(self, batch: int) -> Sequence[int]:
+        return self.of_batch[batch]
+
+    def of_call(self, number: int) -> Tensor:
+        numbers = self.calls[number]
+        ids = torch.stack([self.sequences[number] for number in numbers]).to(self.model.device)
+        self.rope_lengths.forget()
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        return torch.stack(
+            [self.followers[number].divergence(of_one) for number, of_one in zip(numbers, logits, strict=True)]
+        ).sum()
+
+    def mean(self) -> float:
+        """Return the divergence of a token in the mean, nats."""
+        sums = [float(self.of_call(number)) for number in range(len(self.calls))]
+        return sum(sums) / sum(len(sequence) for sequence in self.sequences)
+
+
+@torch.no_grad()
+def finetune(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    prepared: Prepared,
+    sequences: Sequence[np.ndarray],
+    weights: Mapping[str, Encoded],
+    steps: int,
+    progress: Progress = silent,
+) -> Tuned:
+    """Return the weights of the least divergence that was seen in ``steps`` steps, and the first and the least.
+
+    Args:
+        model: unquantized; it is quantized inside, and afterwards as before.
+        prepared: what else was worked out, as key factors; its weights are not looked at.
+        sequences: calibration tokens (T,).
+        weights: what finetuning begins with, by operand name.
+
+    Raises:
+        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; a sequence that does not fit in memory by itself.
+    """
+    groups = Groups.draw(sequences, model.device)
+    followers = _followers(model, groups.batches)
+    most = CALL_LOGITS // vocabulary_size(model)
+    sites = [site for site in find_sites(model, recipe, prepared.input_transforms) if site.name in weights]
+    with quantize_model(model, recipe, prepared=prepared, keep_weights=True, measure=False):
+        matrices = Matrices(model, sites)
+        while True:
+            for name, weight in weights.items():
+                matrices.put(name, decode(weight))
+            divergence = _Divergence.of(model, groups.batches, followers, most)
+            try:
+                tuned = tune(matrices, sites, weights, divergence, groups.steps(), rates(steps, REACH), progress)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                _refuse_to_shrink(divergence, error)
+            # Here, where the error is gone, and with it the frames that hold the tensors of the failed pass.
+            most = max(len(call) * len(divergence.sequences[call[0]]) for call in divergence.calls) // 2
+            torch.cuda.empty_cache()
+    if tuned.errors.best is not None:
+        log.info(
+            "Finetuned: on the calibration tokens the divergence from the unquantized model goes from %.4f to %.4f "
+            "nats a token",
+            *(tuned.errors.first, tuned.errors.best),
+        )
+    return tuned
+
+
+def _followers(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Followers]:
+    """Return what the model as it is says of each sequence, in the order of the batches (B, T)."""
+    passages = [Passage(ids.numpy()) for batch in batches for ids in batch]
+    limits = BatchLimits(min(batch_tokens_on(model.device), BATCH_LOGITS // vocabulary_size(model)), padded=False)
+    found: dict[int, Followers] = {}
+    for batch, of_batch in Engine(model, limits, TOO_LONG).read(passages, _of_each):
+        found |= zip(batch.numbers, of_batch, strict=True)
+    return [found[number] for number in range(len(passages))]
+
+
+def _of_each(batch: Batch, logits: Tensor) -> list[Followers]:
+    return [Followers.of(of_one) for of_one in batch.split(logits)]
+
+
+def _refuse_to_shrink(divergence: _Divergence, error: Exception) -> None:
+    if divergence.reads_one_at_a_time:
+        longest = max(len(sequence) for sequence in divergence.sequences)
+        raise ConfigError(
+            f"calibration.length: a sequence of {longest:,} tokens and the gradients of all weights do not fit in "
+            "GPU memory; allowed: a smaller one, or another ptq.method"
+        ) from error

@@ -1,0 +1,167 @@
+"""Tune quantized weights by gradient descent on an error, steps and checks alike whatever the error is of.
+
+A step reads `TUNED_SEQUENCES` calibration sequences, or all where there are fewer. Which ones is drawn beforehand, and
+does not depend on their lengths nor on memory: sequences of unequal lengths, and those that do not fit in memory
+together, are several calls, whose gradients are added up before the step. Each sequence comes once before any comes
+again. The mean error over all sequences is taken before the first step and `CHECKS` times on the way, and the weights
+of the least are kept. So weights are never left worse on the calibration sequences than they were.
+
+What the error is of: calibrate/block_tuning.py and calibrate/finetuning.py. How a weight moves: solvers/autoround.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mxsweep.calibrate.stages import Matrices
+from mxsweep.calibrate.tuned import Errors, Tuned
+from mxsweep.forward.batches import unpadded_batches
+from mxsweep.model.sites import Site
+from mxsweep.numerics import Encoded, decode
+from mxsweep.solvers.autoround import Unrounded
+from mxsweep.terminal.progress_callback import Progress, silent
+
+TUNED_SEQUENCES = 8  # of a step, as in the paper of solvers/autoround.py
+CHECKS = 4
+
+
+class Objective(Protocol):
+    """Measure the error that is to become small, of the weights that are in place."""
+
+    def calls_of(self, batch: int) -> Sequence[int]:
+        """Return the numbers of the calls that the sequences of a batch are read in."""
+
+    def of_call(self, number: int) -> Tensor:
+        """Return the sum of the errors of a call, with what its gradient needs."""
+
+    def mean(self) -> float:
+        """Return the mean error over all calls."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Hold calibration sequences in groups of one size, of which a step reads one or several.
+
+    Attributes:
+        batches: ids (B, T) int64 without padding, in host memory; each of sequences of one group.
+        members: the numbers of each group's batches.
+        of_step: how many groups a step reads.
+    """
+
+    batches: list[Tensor]
+    members: list[list[int]]
+    of_step: int
+
+    @staticmethod
+    def draw(sequences: Sequence[np.ndarray], device: torch.device) -> Groups:
+        """Draw groups of sequences (T,), always the same, so large that groups and steps come out even."""
+        size = min(TUNED_SEQUENCES, len(sequences))
+        of_group = math.gcd(size, len(sequences))
+        order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(0)).tolist()
+        batches: list[Tensor] = []
+        members = []
+        for start in range(0, len(order), of_group):
+            of_one = unpadded_batches([sequences[number] for number in order[start : start + of_group]], device)
+            members.append(list(range(len(batches), len(batches) + len(of_one))))
+            batches += of_one
+        return Groups(batches, members, size // of_group)
+
+    def steps(self) -> Iterator[list[int]]:
+        """Yield the batches of each step without end, all groups in random order, and again; the same each time."""
+        order = _in_random_order(len(self.members))
+        while True:
+            yield [batch for group in islice(order, self.of_step) for batch in self.members[group]]
+
+
+def tune(
+    matrices: Matrices,
+    sites: Sequence[Site],
+    weights: Mapping[str, Encoded],
+    objective: Objective,
+    steps: Iterator[list[int]],
+    rates: Sequence[float],
+    progress: Progress = silent,
+) -> Tuned:
+    """Return the weights of the least error that was seen, which are put in place, and the first and the least error.
+
+    Args:
+        matrices: of ``sites``, with ``weights`` in their places, by name.
+        steps: the batches of each step.
+        rates: by how many ulps values move in each step.
+    """
+    unrounded = {
+        site.name: Unrounded.of(site.weight().to(device).float(), weights[site.name].to(device))
+        for site, device in ((site, matrices.weight(site.name).device) for site in sites)
+    }
+    first = best = objective.mean()
+    kept = dict(weights)
+    if not math.isfinite(first):
+        return Tuned(kept, Errors(None, None))  # a gradient would say nothing
+    checked = {len(rates) * check // CHECKS for check in range(1, CHECKS + 1)}
+    for done, rate in enumerate(rates, 1):
+        calls = [call for batch in next(steps) for call in objective.calls_of(batch)]
+        _step(matrices, unrounded, objective.of_call, calls, rate)
+        if done in checked and (error := objective.mean()) < best:
+            best = error
+            kept = {name: _encoded(unrounded[name], weights[name]) for name in weights}
+        progress(done, len(rates))
+    for name, weight in kept.items():
+        matrices.put(name, decode(weight))
+    return Tuned(kept, Errors(first, best))
+
+
+def _in_random_order(count: int) -> Iterator[int]:
+    """Yield the numbers below ``count`` without end, all in random order, and again; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+def _step(
+    matrices: Matrices,
+    unrounded: Mapping[str, Unrounded],
+    of_call: Callable[[int], Tensor],
+    calls: Sequence[int],
+    rate: float,
+) -> None:
+    """Move all weights by the gradient of the error in these calls together, and put them in place."""
+    buffers = {(matrices.module(name), matrices.module(name).buffer_of(name)): name for name in unrounded}
+    tensors = [module.get_buffer(buffer).requires_grad_() for module, buffer in buffers]
+    sums: list[Tensor | None] = [None] * len(tensors)
+    try:
+        for number in calls:
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(of_call(number), tensors, allow_unused=True)
+            sums = [_added(so_far, one) for so_far, one in zip(sums, gradients, strict=True)]
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+        for module, _ in buffers:
+            module.inputs.forget()  # which would hold the graph
+    of_buffer = dict(zip(buffers, sums, strict=True))
+    for name, weight in unrounded.items():
+        module = matrices.module(name)
+        gradient = of_buffer[module, module.buffer_of(name)]
+        if gradient is not None:  # None: no token came to any expert
+            weight.step(module.matrix_in(gradient, name), rate)
+            matrices.put(name, weight.values())
+
+
+def _added(so_far: Tensor | None, one: Tensor | None) -> Tensor | None:
+    """Return the sum in float32 of what two calls give for one tensor; None where neither reached it."""
+    if one is None or so_far is None:
+        return so_far if one is None else one.float()
+    return so_far + one
+
+
+def _encoded(weight: Unrounded, like: Encoded) -> Encoded:
+    """Return a weight in codes, in host memory, of the dtype of ``like``."""
+    return replace(weight.encoded(), dtype=like.dtype).to("cpu")

@@ -1,0 +1,202 @@
+"""Whole models finetuned by what they answer, against divergences and gradients of models with plain weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mxsweep.calibrate import finetuning
+from mxsweep.calibrate.finetuning import Followers, finetune
+from mxsweep.calibrate.sequential import solve_weights
+from mxsweep.calibrate.tuned import Errors, Tuned
+from mxsweep.calibrate.tuning_steps import Groups
+from mxsweep.formats.recipe import LinearFormats, Recipe, Rotation
+from mxsweep.forward.losses import kl_divergences
+from mxsweep.model.load import load_model
+from mxsweep.model.prepared import Prepared
+from mxsweep.model.quantize import quantize_model
+from mxsweep.numerics import Encoded, MXFormat, decode, encode
+from mxsweep.solvers.autoround import Unrounded
+from mxsweep.solvers.clip import search_scales
+from mxsweep.solvers.gptq import gptq
+from mxsweep.terminal.errors import ConfigError
+from tests.helpers.decoded import decoded
+from tests.helpers.mixtures import build
+
+FP4 = MXFormat("fp4_e2m1")
+WEIGHTS_ALONE = Recipe(LinearFormats(FP4), arithmetic="exact")
+RECIPE = Recipe(LinearFormats(FP4, FP4), key=FP4, value=FP4, arithmetic="exact", rotation=Rotation(("q", "down"), 32))
+CPU = torch.device("cpu")
+
+
+@cache
+def embedded() -> PreTrainedModel:
+    return load_model("embedded", device="cpu").model
+
+
+def sequences() -> list[np.ndarray]:
+    drawn = np.random.default_rng(0)
+    return [drawn.integers(2, 90, length) for length in [24] * 8 + [17] * 4]
+
+
+def by_gptq(weight: Tensor, hessian: Tensor, fmt: MXFormat, tensor_amax: Tensor | None = None) -> Encoded:
+    scales = search_scales(weight, fmt, tensor_amax=tensor_amax)
+    return scales.encode_chosen(gptq(weight, hessian, fmt, scales), fmt)
+
+
+def start_of(model: PreTrainedModel, recipe: Recipe) -> dict[str, Encoded]:
+    return solve_weights(model, recipe, Prepared(), Groups.draw(sequences(), CPU).batches, by_gptq).weights
+
+
+def finetuned(model: PreTrainedModel, recipe: Recipe, start: Mapping[str, Encoded], steps: int = 8) -> Tuned:
+    return finetune(model, recipe, Prepared(), sequences(), start, steps)
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel) -> list[Tensor]:
+    return [model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0] for ids in sequences()]
+
+
+def same(one: Mapping[str, Encoded], other: Mapping[str, Encoded]) -> bool:
+    return all(torch.equal(one[name].codes, other[name].codes) for name in one | other)
+
+
+@pytest.mark.parametrize("kept", [97, 20], ids=["all", "some"])
+def test_the_divergence_is_that_of_the_likeliest_and_of_all_others_together(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "LIKELIEST", kept)
+    drawn = torch.Generator().manual_seed(0)
+    p, q = (2 * torch.randn(11, 97, generator=drawn) for _ in range(2))
+    q.requires_grad_()
+    with_graph = Followers.of(p).divergence(q)
+    divergence = float(with_graph.detach())
+    likeliest = p.argsort(-1, descending=True)
+    of_p, of_q = (one.double().softmax(-1).gather(-1, likeliest) for one in (p, q.detach()))
+    of_p, of_q = (torch.cat([one[:, :kept], one[:, kept:].sum(-1, keepdim=True)], -1) for one in (of_p, of_q))
+    wanted = torch.where(of_p == 0, 0.0, of_p * (of_p / of_q).log()).sum()
+    assert divergence == pytest.approx(float(wanted), rel=1e-5)
+    whole = kl_divergences(p, q.detach()).sum()
+    assert divergence == pytest.approx(float(whole), rel=1e-5) if kept == 97 else divergence < whole
+    (gradient,) = torch.autograd.grad(with_graph, q)
+    if kept == 97:
+        torch.testing.assert_close(gradient, q.detach().softmax(-1) - p.softmax(-1), rtol=1e-4, atol=1e-6)
+    assert gradient.isfinite().all()
+
+
+def test_a_token_of_probability_0_adds_nothing() -> None:
+    p = torch.tensor([[0.0, 1.0, -torch.inf]])
+    followers = Followers.of(p)
+    assert float(followers.divergence(p)) == 0
+    q = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(followers.divergence(q), q)
+    torch.testing.assert_close(gradient, q.detach().softmax(-1) - p.softmax(-1))
+
+
+@pytest.mark.parametrize("name", ["embedded", "mixtral"])
+def test_the_model_answers_more_nearly_what_it_should(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "LIKELIEST", 10**4)  # all of a vocabulary, so that the divergence is KL
+    model = embedded() if name == "embedded" else build(name)
+    recipe = RECIPE if name == "embedded" else replace(RECIPE, rotation=None)
+    exact, start = logits_of(model), start_of(model, recipe)
+    tuned = finetuned(model, recipe, start)
+    assert all(torch.equal(one, other) for one, other in zip(logits_of(model), exact, strict=True))
+    means = []
+    for weights in (start, tuned.weights):
+        with quantize_model(model, recipe, prepared=Prepared(weights=weights)):
+            pairs = zip(exact, logits_of(model), strict=True)
+            means.append(float(torch.cat([kl_divergences(p, q) for p, q in pairs]).mean()))
+    assert tuned.errors.first == pytest.approx(means[0], rel=1e-4)
+    assert tuned.errors.best == pytest.approx(means[1], rel=1e-4)
+    assert means[1] < 0.95 * means[0]
+    for name, weight in start.items():
+        assert torch.equal(tuned.weights[name].scales, weight.scales)
+        assert tuned.weights[name].dtype == weight.dtype
+    assert same(finetuned(model, recipe, start).weights, tuned.weights)
+
+
+def test_a_step_goes_against_the_gradient_of_the_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("embedded", device="cpu").model
+    start, exact = start_of(model, WEIGHTS_ALONE), logits_of(model)
+    moved: list[Tensor] = []
+    monkeypatch.setattr(finetuning, "LIKELIEST", 10**4)
+    monkeypatch.setattr(Unrounded, "step", lambda self, gradient, rate: moved.append(gradient.clone()))
+    finetuned(model, WEIGHTS_ALONE, start, steps=1)
+    groups = Groups.draw(sequences(), CPU)
+    (first,) = islice(groups.steps(), 1)
+    read = [ids for number in first for ids in groups.batches[number]]
+    assert len(read) == 8 and len({len(ids) for ids in read}) == 2
+
+    order = {ids.tobytes(): number for number, ids in enumerate(sequences())}
+    with torch.no_grad():
+        parameters = {name: model.get_submodule(name).weight for name in start}
+        before = {name: parameter.clone() for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(decode(start[name]))
+    losses = []
+    for ids in read:
+        log_p = exact[order[ids.numpy().tobytes()]].log_softmax(-1)
+        log_q = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+        losses.append((log_p.exp() * (log_p - log_q)).sum())
+    wanted = torch.autograd.grad(sum(losses), list(parameters.values()))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+    most = float(max(gradient.abs().max() for gradient in wanted))
+    for gradient, of_parameter in zip(moved, wanted, strict=True):
+        torch.testing.assert_close(gradient, of_parameter, rtol=1e-3, atol=1e-4 * most)
+
+
+def test_no_step_that_helps_leaves_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, step = start_of(embedded(), RECIPE), Unrounded.step
+    monkeypatch.setattr(Unrounded, "step", lambda self, gradient, rate: step(self, -gradient, rate))  # uphill
+    tuned = finetuned(embedded(), RECIPE, start)
+    assert same(tuned.weights, start) and tuned.errors.best == tuned.errors.first
+
+
+def test_answers_that_are_not_finite_leave_the_start() -> None:
+    start = start_of(embedded(), RECIPE)
+    name = next(iter(start))
+    start[name] = encode(torch.full_like(decode(start[name]), torch.inf), FP4)
+    tuned = finetuned(embedded(), RECIPE, start)
+    assert same(tuned.weights, start) and tuned.errors == Errors(None, None)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_half_precision(dtype: str) -> None:
+    model = load_model("embedded", device="cpu", dtype=dtype).model
+    start = start_of(model, RECIPE)
+    tuned = finetuned(model, RECIPE, start)
+    assert tuned.errors.first is not None and tuned.errors.best is not None
+    assert tuned.errors.best < 0.95 * tuned.errors.first
+    assert {weight.dtype for weight in tuned.weights.values()} == {getattr(torch, dtype)}
+
+
+def test_what_does_not_fit_in_memory_is_read_in_parts_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, start = embedded(), start_of(embedded(), RECIPE)
+    whole = finetuned(model, RECIPE, start)
+    of_call, room = finetuning._Divergence.of_call, 3
+
+    def out_of_memory(self: finetuning._Divergence, number: int) -> Tensor:
+        if torch.is_grad_enabled() and len(self.calls[number]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return of_call(self, number)
+
+    monkeypatch.setattr(finetuning._Divergence, "of_call", out_of_memory)
+    parts = finetuned(model, RECIPE, start)
+
+    def differ(one: Mapping[str, Encoded], other: Mapping[str, Encoded]) -> float:
+        return sum(float((a != b).sum()) for a, b in zip(decoded(one).values(), decoded(other).values(), strict=True))
+
+    assert differ(parts.weights, whole.weights) < 0.1 * differ(whole.weights, start)
+    room = 0
+    with pytest.raises(ConfigError, match="a sequence of 24 tokens and the gradients of all weights do not fit"):
+        finetuned(model, RECIPE, start)
