@@ -51,10 +51,12 @@ class BlockTuning:
             weights: what stands in their places, by name.
         """
         error = _BlockError(states, self._unquantized(states, sites))
-        tuned = tune(matrices, sites, weights, error, self.groups.steps(), rates(self.steps, REACH))
+        tuned = tune(matrices, sites, weights, error, error.mean, self.groups.steps(), rates(self.steps, REACH))
         if tuned.errors.best is not None:
             left = tuned.errors.best / (tuned.errors.first or 1.0)
             log.info("Tuned a decoder block: its output has %.3g of the squared error that it had", left)
+        if tuned.steps_not_finite:
+            log.warning("Gradients of a decoder block were not finite in %d steps", tuned.steps_not_finite)
         return tuned
 
     def _unquantized(self, states: BlockStates, sites: Sequence[Site]) -> list[Tensor]:

@@ -2,12 +2,17 @@
 
 GPTQ makes the error of each layer's output small, and tuning that of each block's. Here a step takes the whole model as
 the run quantizes it, inputs, keys and values too, and moves all weights at once by the gradient of its divergence from
-the unquantized model. The gradient goes straight through every rounding; weights move as in solvers/autoround.py, but
-by `REACH` ulps in all, and stay on the scales that they have. Nothing else is trained, so that what comes of it is
-codes in the places of GPTQ's, and packs as these do.
+the unquantized model. The gradient goes straight through every rounding; weights move as in solvers/autoround.py, by
+rates that add up to `REACH` (n + 1) / n ulps in n steps, and stay on the scales that they have. Nothing else is
+trained, so that what comes of it is codes in the places of GPTQ's, and packs as these do. What is quantized besides, as
+a head or an embedding that `modules` names, is rounded as in the run, and stays.
+
+Every `HELD_BACK`-th calibration sequence is not stepped on. The start and the weights on the way are compared by their
+divergence on these sequences alone: on those that are stepped on it becomes less with too little text as well, and then
+says nothing of other text.
 
 The divergence is KL(p || q) in nats, p the distribution of the next token of the unquantized model and q that of the
-model as it is, in the mean over the tokens of the calibration sequences. All of p would be gigabytes: of each token its
+model as it is, in the mean over the tokens of sequences. All of p would be gigabytes: of each token its
 `LIKELIEST` most likely followers are kept, and what is left for all others together. With these as one outcome, the
 divergence is exact for a vocabulary of no more than `LIKELIEST` tokens, and at most KL(p || q) for a larger one.
 
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +34,7 @@ from mxsweep.calibrate.stages import Matrices
 from mxsweep.calibrate.tuned import Tuned
 from mxsweep.calibrate.tuning_steps import Groups, tune
 from mxsweep.formats.recipe import Recipe
-from mxsweep.forward.batches import Batch, BatchLimits, Passage, batch_tokens_on
+from mxsweep.forward.batches import Batch, BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine, vocabulary_size
 from mxsweep.forward.sequence_loss import BATCH_LOGITS, TOO_LONG
 from mxsweep.machine.out_of_memory import is_out_of_memory
@@ -44,7 +49,8 @@ from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
 
-REACH = 0.5  # ulps that a weight may move
+REACH = 0.5  # ulps: what a weight moves by where its gradient never turns, beside the first of the falling rates
+HELD_BACK = 8
 LIKELIEST = 512
 CALL_LOGITS = 2**26  # B T V of a call: 256 MiB in float32, of which a gradient needs several
 
@@ -84,7 +90,9 @@ def _of_outcomes(logits: Tensor, ids: Tensor) -> Tensor:
     if ids.shape[-1] == logits.shape[-1]:
         others = torch.full_like(whole, -torch.inf)  # there are none, and a gradient of their sum would be NaN
     else:
-        others = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        rest = logits.scatter(-1, ids, -torch.inf)
+        none = rest.detach().amax(-1, keepdim=True) == -torch.inf  # of these as well the gradient would be NaN
+        others = rest.masked_fill_(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
     return torch.cat([chosen, others], -1) - whole
 
 
@@ -123,9 +131,9 @@ class _Divergence:
         return _Divergence(model, sequences, followers, calls, of_batch, RopeLengths(model))
 
     @property
-    def reads_one_at_a_time(self) -> bool:
-        """Return whether no call can be of fewer sequences."""
-        return all(len(call) == 1 for call in self.calls)
+    def largest_call(self) -> int:
+        """Return the most tokens of a call that can be of fewer sequences; 0 where none can."""
+        return max((len(call) * len(self.sequences[call[0]]) for call in self.calls if len(call) > 1), default=0)
 
     def calls_of(self, batch: int) -> Sequence[int]:
         return self.of_batch[batch]
@@ -157,42 +165,58 @@ def finetune(
 ) -> Tuned:
     """Return the weights of the least divergence that was seen in ``steps`` steps, and the first and the least.
 
+    These are divergences on the sequences that are held back: the first, and each `HELD_BACK`-th after it.
+
     Args:
         model: unquantized; it is quantized inside, and afterwards as before.
         prepared: what else was worked out, as key factors; its weights are not looked at.
-        sequences: calibration tokens (T,).
+        sequences: calibration tokens (T,), two or more.
         weights: what finetuning begins with, by operand name.
 
     Raises:
-        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; a sequence that does not fit in memory by itself.
+        ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; fewer than two sequences; one that does not fit
+            in memory by itself; an unquantized model whose logits are not finite.
     """
-    groups = Groups.draw(sequences, model.device)
-    followers = _followers(model, groups.batches)
+    refuse_too_few(sequences)
+    held = unpadded_batches(sequences[::HELD_BACK], model.device)
+    groups = Groups.draw([one for number, one in enumerate(sequences) if number % HELD_BACK], model.device)
+    read = [(batches, _followers(model, batches)) for batches in (groups.batches, held)]
     most = CALL_LOGITS // vocabulary_size(model)
     sites = [site for site in find_sites(model, recipe, prepared.input_transforms) if site.name in weights]
-    with quantize_model(model, recipe, prepared=prepared, keep_weights=True, measure=False):
+    by_step = rates(steps, REACH) if sites else []  # a head alone may be quantized, which is not finetuned
+    with quantize_model(model, recipe, prepared=replace(prepared, weights=weights), measure=False):
         matrices = Matrices(model, sites)
         while True:
             for name, weight in weights.items():
                 matrices.put(name, decode(weight))
-            divergence = _Divergence.of(model, groups.batches, followers, most)
+            stepped, checked = (_Divergence.of(model, batches, followers, most) for batches, followers in read)
             try:
-                tuned = tune(matrices, sites, weights, divergence, groups.steps(), rates(steps, REACH), progress)
+                tuned = tune(matrices, sites, weights, stepped, checked.mean, groups.steps(), by_step, progress)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                _refuse_to_shrink(divergence, error)
+                most = max(stepped.largest_call, checked.largest_call) // 2
+                if not most:
+                    raise _too_long(sequences) from error
             # Here, where the error is gone, and with it the frames that hold the tensors of the failed pass.
-            most = max(len(call) * len(divergence.sequences[call[0]]) for call in divergence.calls) // 2
             torch.cuda.empty_cache()
     if tuned.errors.best is not None:
         log.info(
-            "Finetuned: on the calibration tokens the divergence from the unquantized model goes from %.4f to %.4f "
-            "nats a token",
+            "Finetuned: on the calibration tokens that are held back the divergence from the unquantized model goes "
+            "from %.4f to %.4f nats a token",
             *(tuned.errors.first, tuned.errors.best),
         )
     return tuned
+
+
+def refuse_too_few(sequences: Sequence[np.ndarray]) -> None:
+    """Raise ConfigError where calibration tokens are too short to hold back a part."""
+    if len(sequences) < 2:
+        raise ConfigError(
+            "calibration: the text comes out as one sequence, and ptq=qat holds one back; allowed with it: more text, "
+            "or a smaller calibration.length"
+        )
 
 
 def _followers(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Followers]:
@@ -202,6 +226,12 @@ def _followers(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Follow
     found: dict[int, Followers] = {}
     for batch, of_batch in Engine(model, limits, TOO_LONG).read(passages, _of_each):
         found |= zip(batch.numbers, of_batch, strict=True)
+    # A token that cannot come has a probability of 0, and no more; what is NaN comes of logits that are NaN or inf.
+    if any(bool(one.log_p.isnan().any()) for one in found.values()):
+        raise ConfigError(
+            "ptq.method: on the calibration tokens the unquantized model's own logits are not finite, so nothing can "
+            "be finetuned toward them; allowed: another ptq.method, or a model.dtype with a wider range"
+        )
     return [found[number] for number in range(len(passages))]
 
 
@@ -209,10 +239,9 @@ def _of_each(batch: Batch, logits: Tensor) -> list[Followers]:
     return [Followers.of(of_one) for of_one in batch.split(logits)]
 
 
-def _refuse_to_shrink(divergence: _Divergence, error: Exception) -> None:
-    if divergence.reads_one_at_a_time:
-        longest = max(len(sequence) for sequence in divergence.sequences)
-        raise ConfigError(
-            f"calibration.length: a sequence of {longest:,} tokens and the gradients of all weights do not fit in "
-            "GPU memory; allowed: a smaller one, or another ptq.method"
-        ) from error
+def _too_long(sequences: Sequence[np.ndarray]) -> ConfigError:
+    longest = max(len(sequence) for sequence in sequences)
+    return ConfigError(
+        f"calibration.length: a sequence of {longest:,} tokens and the gradients of all weights do not fit in GPU "
+        "memory; allowed: a smaller one, or another ptq.method"
+    )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
+from mxsweep.calibrate.finetuning import refuse_too_few
 from mxsweep.calibrate.inputs import calibrate_inputs
 from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
 from mxsweep.calibrate.leak import refuse_evaluated
@@ -77,6 +78,8 @@ def prepare(
         refuse_attention(model, config.recipe)  # which quantizing the model would refuse, after it
         calibration = _calibration_of(bench, tokenizer, tasks, max_length)
         bench.use_calibration(calibration)
+        if config.ptq.start is not None and config.quantizes_weights:
+            refuse_too_few(calibration.sequences)
         if config.searches:  # what it reads is refused before anything is worked out
             read = _read_of_search(bench, calibration, tokenizer, tasks, max_length)
     # In this order: each sees what was worked out before it.

@@ -22,10 +22,15 @@ class Errors:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Hold weights by name, in host memory, and the errors that they were tuned by."""
+    """Hold weights by name, in host memory, and the errors that they were tuned by.
+
+    Attributes:
+        steps_not_finite: steps in which some gradient was not finite; where it is NaN, the weight stays.
+    """
 
     weights: dict[str, Encoded]
     errors: Errors
+    steps_not_finite: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 A step reads `TUNED_SEQUENCES` calibration sequences, or all where there are fewer. Which ones is drawn beforehand, and
 does not depend on their lengths nor on memory: sequences of unequal lengths, and those that do not fit in memory
 together, are several calls, whose gradients are added up before the step. Each sequence comes once before any comes
-again. The mean error over all sequences is taken before the first step and `CHECKS` times on the way, and the weights
-of the least are kept. So weights are never left worse on the calibration sequences than they were.
+again. The mean error over the sequences that are checked on is taken before the first step and `CHECKS` times on the
+way, and the weights of the least are kept. So weights are never left worse on these sequences than they were.
 
 What the error is of: calibrate/block_tuning.py and calibrate/finetuning.py. How a weight moves: solvers/autoround.py.
 """
@@ -41,9 +41,6 @@ class Objective(Protocol):
 
     def of_call(self, number: int) -> Tensor:
         """Return the sum of the errors of a call, with what its gradient needs."""
-
-    def mean(self) -> float:
-        """Return the mean error over all calls."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ def tune(
     sites: Sequence[Site],
     weights: Mapping[str, Encoded],
     objective: Objective,
+    check: Callable[[], float],
     steps: Iterator[list[int]],
     rates: Sequence[float],
     progress: Progress = silent,
@@ -94,6 +92,8 @@ def tune(
 
     Args:
         matrices: of ``sites``, with ``weights`` in their places, by name.
+        objective: what steps make small.
+        check: returns the mean error of the weights that are in place, by which they are kept.
         steps: the batches of each step.
         rates: by how many ulps values move in each step.
     """
@@ -101,21 +101,22 @@ def tune(
         site.name: Unrounded.of(site.weight().to(device).float(), weights[site.name].to(device))
         for site, device in ((site, matrices.weight(site.name).device) for site in sites)
     }
-    first = best = objective.mean()
+    first = best = check()
     kept = dict(weights)
+    not_finite = 0
     if not math.isfinite(first):
         return Tuned(kept, Errors(None, None))  # a gradient would say nothing
     checked = {len(rates) * check // CHECKS for check in range(1, CHECKS + 1)}
     for done, rate in enumerate(rates, 1):
         calls = [call for batch in next(steps) for call in objective.calls_of(batch)]
-        _step(matrices, unrounded, objective.of_call, calls, rate)
-        if done in checked and (error := objective.mean()) < best:
+        not_finite += not _step(matrices, unrounded, objective.of_call, calls, rate)
+        if done in checked and (error := check()) < best:
             best = error
             kept = {name: _encoded(unrounded[name], weights[name]) for name in weights}
         progress(done, len(rates))
     for name, weight in kept.items():
         matrices.put(name, decode(weight))
-    return Tuned(kept, Errors(first, best))
+    return Tuned(kept, Errors(first, best), not_finite)
 
 
 def _in_random_order(count: int) -> Iterator[int]:
@@ -131,8 +132,12 @@ def _step(
     of_call: Callable[[int], Tensor],
     calls: Sequence[int],
     rate: float,
-) -> None:
-    """Move all weights by the gradient of the error in these calls together, and put them in place."""
+) -> bool:
+    """Move all weights by the gradient of the error in these calls together, and put them in place.
+
+    Returns:
+        Whether all of the gradient is finite.
+    """
     buffers = {(matrices.module(name), matrices.module(name).buffer_of(name)): name for name in unrounded}
     tensors = [module.get_buffer(buffer).requires_grad_() for module, buffer in buffers]
     sums: list[Tensor | None] = [None] * len(tensors)
@@ -153,6 +158,7 @@ def _step(
         if gradient is not None:  # None: no token came to any expert
             weight.step(module.matrix_in(gradient, name), rate)
             matrices.put(name, weight.values())
+    return all(bool(gradient.isfinite().all()) for gradient in sums if gradient is not None)
 
 
 def _added(so_far: Tensor | None, one: Tensor | None) -> Tensor | None:

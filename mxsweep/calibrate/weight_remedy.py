@@ -65,28 +65,48 @@ def _kept_finetuned(
     known = None if kept is None else from_tensors(kept, sites)
     if known is not None and told is not None:
         experts = None if told["experts"] is None else ExpertTokens(**told["experts"])
-        return known, True, _account_for_finetuning(bench, Errors(**told["errors"]), experts)
+        tuned = Tuned(known, Errors(**told["errors"]), told["steps_not_finite"])
+        return known, True, _account_for_finetuning(bench, tuned, experts)
     of_start = bench.artefact("weights", bench.result.recipe, ptq=start.of_weights())
     with of_start.lock():
         solved = _solved(bench, bench.result.recipe, start, of_start, bench.phase(start.method))
     tuned = _finetuned(bench, bench.result.recipe, solved, progress)
     counted = None if solved.experts is None else asdict(solved.experts)
     # The weights at last: they say that finetuning is finished.
-    artefact.save_json("finetuning", {"errors": asdict(tuned.errors), "experts": counted})
+    told = {"errors": asdict(tuned.errors), "steps_not_finite": tuned.steps_not_finite, "experts": counted}
+    artefact.save_json("finetuning", told)
     artefact.save("weights", as_tensors(tuned.weights))
-    return tuned.weights, False, _account_for_finetuning(bench, tuned.errors, solved.experts)
+    return tuned.weights, False, _account_for_finetuning(bench, tuned, solved.experts)
 
 
-def _account_for_finetuning(bench: Workbench, errors: Errors, experts: ExpertTokens | None) -> dict[str, Any]:
-    """Return what finetuning did, for the record; warn where it could do nothing."""
+def _account_for_finetuning(bench: Workbench, tuned: Tuned, experts: ExpertTokens | None) -> dict[str, Any]:
+    """Return what finetuning did, for the record; warn where it did nothing, or not what it should."""
+    errors, steps = tuned.errors, bench.config.ptq.steps
+    warnings = []
     if errors.first is None:
-        warning = (
-            "ptq.method: on the calibration tokens the logits are not finite, with the weights that GPTQ chose; they "
-            "were not finetuned"
+        warnings.append(
+            "ptq.method: quantized, with the weights that GPTQ chose, the model has no finite divergence from the "
+            "unquantized one on the calibration tokens that are held back; these weights were not finetuned"
         )
+    elif tuned.weights and errors.best == errors.first:
+        warnings.append(
+            f"ptq.method: none of the checks in {steps} steps of finetuning found a smaller divergence on the "
+            "calibration tokens that are held back; the weights are those that GPTQ chose. More "
+            "calibration.samples may help"
+        )
+    if tuned.steps_not_finite:
+        warnings.append(
+            f"ptq.method: in {tuned.steps_not_finite} of {steps} steps of finetuning some gradients were not finite; "
+            "weights stay where theirs is NaN"
+        )
+    for warning in warnings:
         log.warning(warning)
-        bench.result.warnings.append(warning)
-    account: dict[str, Any] = {"divergence_before": errors.first, "divergence_after": errors.best}
+    bench.result.warnings += warnings
+    account: dict[str, Any] = {
+        "divergence_before": errors.first,
+        "divergence_after": errors.best,
+        "steps_not_finite": tuned.steps_not_finite,
+    }
     return account if experts is None else account | _account_for_experts(bench, experts)
 
 

@@ -96,6 +96,15 @@ def _check_search(config: RunParts) -> None:
             )
 
 
+def _check_finetuning(config: RunParts) -> None:
+    """Refuse to finetune where no calibration sequence can be held back."""
+    if config.quantizes_weights and config.ptq.start is not None and config.calibration.samples < 2:
+        raise ConfigError(
+            f"calibration.samples: {config.calibration.samples} does not go with ptq={config.ptq.method}, which trains "
+            "on some sequences and checks on others; allowed with it: 2 or more"
+        )
+
+
 def _rounds_weights_stochastically(config: RunParts) -> bool:
     return config.rules.of("weight", config.rounding, config.scale_rounding)["rounding"] == "stochastic"
 
@@ -107,6 +116,7 @@ def check_combination(config: RunParts) -> None:
     _check_tensor_scales(config)
     _check_search(config)
     _check_transforms(config)
+    _check_finetuning(config)
     if config.ptq.budget is not None:
         if not config.quantizes_weights:
             raise ConfigError(

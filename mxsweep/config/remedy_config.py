@@ -14,7 +14,7 @@ from mxsweep.formats.recipe import ROTATIONS
 from mxsweep.terminal.errors import ConfigError
 
 TUNING_RULE = 2  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
-FINETUNING_RULE = 1  # likewise, by which whole models are finetuned
+FINETUNING_RULE = 2  # likewise, by which whole models are finetuned
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class PTQConfig:
 
     @property
     def rule(self) -> dict[str, int]:
-        """Return the version of how the method tunes, for hashes and keys; empty for a method that does not."""
+        """Return the versions of how the method, and that which it starts from, tune, for hashes and keys."""
         if self.start is not None:
-            return {"finetuning_rule": FINETUNING_RULE}
+            return self.start.rule | {"finetuning_rule": FINETUNING_RULE}
         return {"tuning_rule": TUNING_RULE} if self.tuning_steps else {}
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 import pytest
@@ -60,9 +60,26 @@ def finetuned(model: PreTrainedModel, recipe: Recipe, start: Mapping[str, Encode
     return finetune(model, recipe, Prepared(), sequences(), start, steps)
 
 
+def held_back() -> list[np.ndarray]:
+    return [sequences()[0], sequences()[8]]
+
+
+def stepped_on() -> list[np.ndarray]:
+    return [ids for number, ids in enumerate(sequences()) if number not in (0, 8)]
+
+
 @torch.no_grad()
-def logits_of(model: PreTrainedModel) -> list[Tensor]:
-    return [model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0] for ids in sequences()]
+def logits_of(model: PreTrainedModel, read: list[np.ndarray] | None = None) -> list[Tensor]:
+    read = sequences() if read is None else read
+    return [model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0] for ids in read]
+
+
+def divergence_of(model: PreTrainedModel, recipe: Recipe, weights: Mapping[str, Encoded]) -> float:
+    """Return the KL divergence of the run's model on what is held back, nats a token in the mean."""
+    exact = logits_of(model, held_back())
+    with quantize_model(model, recipe, prepared=Prepared(weights=weights)):
+        pairs = zip(exact, logits_of(model, held_back()), strict=True)
+        return float(torch.cat([kl_divergences(p, q) for p, q in pairs]).mean())
 
 
 def same(one: Mapping[str, Encoded], other: Mapping[str, Encoded]) -> bool:
@@ -101,26 +118,113 @@ def test_a_token_of_probability_0_adds_nothing() -> None:
     torch.testing.assert_close(gradient, q.detach().softmax(-1) - p.softmax(-1))
 
 
+def test_where_none_of_the_others_can_come_the_gradient_is_that_of_the_likeliest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finetuning, "LIKELIEST", 3)
+    p, q = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([[1.0, 1.5, 0.0], [0.5, 0.0, 1.0]])
+    nothing = torch.full((2, 4), -torch.inf)
+    padded = torch.cat([q, nothing], -1).requires_grad_()
+    (gradient,) = torch.autograd.grad(Followers.of(torch.cat([p, nothing], -1)).divergence(padded), padded)
+    torch.testing.assert_close(gradient[:, :3], q.softmax(-1) - p.softmax(-1))
+    assert torch.equal(gradient[:, 3:], torch.zeros(2, 4))
+
+
 @pytest.mark.parametrize("name", ["embedded", "mixtral"])
 def test_the_model_answers_more_nearly_what_it_should(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetuning, "LIKELIEST", 10**4)  # all of a vocabulary, so that the divergence is KL
     model = embedded() if name == "embedded" else build(name)
     recipe = RECIPE if name == "embedded" else replace(RECIPE, rotation=None)
+    # What random experts do to some tokens says nothing of others: they read what is held back as well.
+    read = sequences() if name == "embedded" else [held_back()[0]] * 8 + [held_back()[1]] * 4
     exact, start = logits_of(model), start_of(model, recipe)
-    tuned = finetuned(model, recipe, start)
+    tuned = finetune(model, recipe, Prepared(), read, start, 8)
     assert all(torch.equal(one, other) for one, other in zip(logits_of(model), exact, strict=True))
-    means = []
-    for weights in (start, tuned.weights):
-        with quantize_model(model, recipe, prepared=Prepared(weights=weights)):
-            pairs = zip(exact, logits_of(model), strict=True)
-            means.append(float(torch.cat([kl_divergences(p, q) for p, q in pairs]).mean()))
+    means = [divergence_of(model, recipe, weights) for weights in (start, tuned.weights)]
     assert tuned.errors.first == pytest.approx(means[0], rel=1e-4)
     assert tuned.errors.best == pytest.approx(means[1], rel=1e-4)
     assert means[1] < 0.95 * means[0]
     for name, weight in start.items():
         assert torch.equal(tuned.weights[name].scales, weight.scales)
         assert tuned.weights[name].dtype == weight.dtype
-    assert same(finetuned(model, recipe, start).weights, tuned.weights)
+    assert same(finetune(model, recipe, Prepared(), read, start, 8).weights, tuned.weights)
+
+
+@pytest.mark.parametrize("modules", [("lm_head",), ("*embed_tokens",), ("lm_head", "*embed_tokens")])
+def test_heads_and_embeddings_are_quantized_in_steps_and_checks_as_in_the_run(
+    modules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, modules=tuple((name, LinearFormats(FP4)) for name in modules))
+    start, seen = start_of(embedded(), recipe), set()
+    of_call = finetuning._Divergence.of_call
+
+    def noted(self: finetuning._Divergence, number: int) -> Tensor:
+        seen.add(torch.is_grad_enabled())
+        for name in modules:
+            module = self.model.get_submodule(name.replace("*", "model."))
+            weight = module.weight if isinstance(module, torch.nn.Embedding) else module.matrix(name)
+            assert len(weight[0, :32].abs().unique()) <= 8  # one block: no more than fp4_e2m1 has
+        return of_call(self, number)
+
+    monkeypatch.setattr(finetuning._Divergence, "of_call", noted)
+    tuned = finetuned(embedded(), recipe, start)
+    assert seen == {False, True}
+    assert tuned.errors.first == pytest.approx(divergence_of(embedded(), recipe, start), rel=1e-4)
+    assert tuned.errors.best == pytest.approx(divergence_of(embedded(), recipe, tuned.weights), rel=1e-4)
+    assert tuned.errors.best < tuned.errors.first
+
+
+def test_what_is_held_back_is_not_stepped_on_and_alone_is_checked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: dict[bool, set[bytes]] = {False: set(), True: set()}
+    of_call = finetuning._Divergence.of_call
+
+    def noted(self: finetuning._Divergence, number: int) -> Tensor:
+        ids = {self.sequences[one].numpy().tobytes() for one in self.calls[number]}
+        read[torch.is_grad_enabled()] |= ids
+        return of_call(self, number)
+
+    monkeypatch.setattr(finetuning._Divergence, "of_call", noted)
+    finetuned(embedded(), RECIPE, start_of(embedded(), RECIPE), steps=4)
+    assert read[True] == {ids.tobytes() for ids in stepped_on()}
+    assert read[False] == {ids.tobytes() for ids in held_back()}
+
+
+def test_two_sequences_are_enough_and_one_is_not() -> None:
+    start = start_of(embedded(), RECIPE)
+    tuned = finetune(embedded(), RECIPE, Prepared(), sequences()[:2], start, 2)
+    assert tuned.errors.first is not None
+    with pytest.raises(ConfigError, match="calibration: the text comes out as one sequence, and ptq=qat holds one"):
+        finetune(embedded(), RECIPE, Prepared(), sequences()[:1], start, 2)
+
+
+def test_steps_with_gradients_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, of_call, calls = start_of(embedded(), RECIPE), finetuning._Divergence.of_call, count()
+
+    def with_nan(self: finetuning._Divergence, number: int) -> Tensor:
+        loss = of_call(self, number)
+        if torch.is_grad_enabled() and next(calls) < 2:  # calls of the first step: one of each length
+            zero = loss - loss.detach()
+            loss = loss + zero.sqrt() * 0  # finite, with a gradient that is not
+        return loss
+
+    assert finetuned(embedded(), RECIPE, start, steps=3).steps_not_finite == 0
+    monkeypatch.setattr(finetuning._Divergence, "of_call", with_nan)
+    assert finetuned(embedded(), RECIPE, start, steps=3).steps_not_finite == 1
+
+
+def test_an_unquantized_model_whose_own_logits_are_not_finite_is_named() -> None:
+    model, start = embedded(), start_of(embedded(), RECIPE)
+    with (
+        model.get_submodule("model.norm").register_forward_hook(lambda _, __, states: states * torch.nan),
+        pytest.raises(ConfigError, match="the unquantized model's own logits are not finite"),
+    ):
+        finetuned(model, RECIPE, start)
+
+
+def test_where_nothing_in_the_blocks_is_quantized_nothing_moves() -> None:
+    recipe = Recipe(LinearFormats(None, None), modules=(("lm_head", LinearFormats(FP4)),))
+    tuned = finetuned(embedded(), recipe, {})
+    assert tuned.weights == {} and tuned.errors.best == tuned.errors.first
 
 
 def test_a_step_goes_against_the_gradient_of_the_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +234,7 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(monkeypatch:
     monkeypatch.setattr(finetuning, "LIKELIEST", 10**4)
     monkeypatch.setattr(Unrounded, "step", lambda self, gradient, rate: moved.append(gradient.clone()))
     finetuned(model, WEIGHTS_ALONE, start, steps=1)
-    groups = Groups.draw(sequences(), CPU)
+    groups = Groups.draw(stepped_on(), CPU)
     (first,) = islice(groups.steps(), 1)
     read = [ids for number in first for ids in groups.batches[number]]
     assert len(read) == 8 and len({len(ids) for ids in read}) == 2

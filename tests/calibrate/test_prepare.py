@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,22 @@ import torch
 
 from mxsweep import compose, run
 from mxsweep.calibrate.artefacts import Artefact
-from mxsweep.calibrate.tuned import Tuning
-from mxsweep.calibrate.weight_remedy import _account_for_tuning
+from mxsweep.calibrate.tuned import Errors, Tuned, Tuning
+from mxsweep.calibrate.weight_remedy import _account_for_finetuning, _account_for_tuning
 from mxsweep.calibrate.workbench import ARTEFACTS_VERSION, Workbench
 from mxsweep.config.overrides import prepare
 from mxsweep.config.remedy_config import FINETUNING_RULE, TUNING_RULE
 from mxsweep.config.run_identity import REMEDIES_VERSION
+from mxsweep.config.weight_methods import WEIGHT_METHODS
 from mxsweep.model.load import load_configured, load_model
 from mxsweep.model.quantize import quantize_model
-from mxsweep.numerics import NUMERICS_VERSION
+from mxsweep.numerics import NUMERICS_VERSION, MXFormat, encode
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.sweeps.plan import plan
 
 SMALL = ["limit=150", "calibration.samples=24", "model.device=cpu"]
 W4A4 = [*SMALL, "format=mxfp4"]
+ONE_WEIGHT = {"q": encode(torch.ones(1, 32), MXFormat("fp4_e2m1"))}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +110,48 @@ def test_blocks_that_cannot_be_tuned_are_counted_and_warned_of(caplog: pytest.Lo
         "ptq.method: 2 of 3 decoder blocks (0, 2, counted from 0) have outputs that are not finite"
     )
     assert warning in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("tuned", "warning"),
+    [
+        (Tuned(ONE_WEIGHT, Errors(0.2, 0.1)), None),
+        (
+            Tuned(ONE_WEIGHT, Errors(0.2, 0.2)),
+            "none of the checks in 200 steps .* are those that GPTQ chose",
+        ),
+        (Tuned(ONE_WEIGHT, Errors(None, None)), "no finite divergence from the unquantized one .* were not finetuned"),
+        (Tuned(ONE_WEIGHT, Errors(0.2, 0.1), 3), "in 3 of 200 steps of finetuning some gradients were not finite"),
+        (Tuned({}, Errors(0.2, 0.2)), None),
+    ],
+    ids=["better", "no-better", "not-finite", "gradients", "nothing-to-do"],
+)
+def test_finetuning_that_did_nothing_or_could_not_is_warned_of(tuned: Tuned, warning: str | None) -> None:
+    bench = Workbench(load_model("embedded", device="cpu").model, compose(["format=mxfp4", "ptq=qat"]), lambda *_: None)
+    assert _account_for_finetuning(bench, tuned, None) == {
+        "divergence_before": tuned.errors.first,
+        "divergence_after": tuned.errors.best,
+        "steps_not_finite": tuned.steps_not_finite,
+    }
+    assert len(bench.result.warnings) == (warning is not None)
+    assert warning is None or re.search(warning, bench.result.warnings[0])
+
+
+def test_text_of_one_sequence_is_refused_before_weights_are_solved_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mxsweep.calibrate.prepare.solve_for_weights", lambda bench: pytest.fail("solved for"))
+    file = tmp_path / "short.txt"
+    file.write_text("Mia gave Tom a red ball and a blue one.")
+    record = run(compose([*W4A4, "ptq=qat", "calibration=text", f"calibration.path={file}"]))
+    assert record["status"] == "failed" and "the text comes out as one sequence" in str(record["error"])
+
+
+def test_a_finetuned_method_has_the_rules_of_what_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    ptq = compose(["format=mxfp4", "ptq=qat"]).ptq
+    assert ptq.rule == {"finetuning_rule": FINETUNING_RULE}
+    monkeypatch.setitem(WEIGHT_METHODS, "qat", replace(WEIGHT_METHODS["qat"], starts_from="autoround"))
+    assert ptq.rule == {"tuning_rule": TUNING_RULE, "finetuning_rule": FINETUNING_RULE}
 
 
 def test_what_was_worked_out_is_not_worked_out_again() -> None:

@@ -176,6 +176,11 @@ def lambada_file(tmp_path: Path) -> Path:
             f"calibration.samples={10**12}",
             f"calibration.samples: {10**12} is not allowed; allowed: sequences, 1 to 10^6",
         ),
+        (
+            "ptq=qat calibration.samples=1",
+            "calibration.samples: 1 does not go with ptq=qat, which trains on some sequences and checks on others; "
+            "allowed with it: 2 or more",
+        ),
         (f"calibration.length={10**21}", f"calibration.length: {10**21} is not allowed"),
         (f"kv_quant.recent={10**21}", f"kv_quant.recent: {10**21} is not allowed; allowed: tokens, 0 to 10^9"),
         (f"task.num_fewshot={10**21}", f"task.num_fewshot: {10**21} is not allowed; allowed: 0 to 10,000"),
