@@ -20,7 +20,7 @@ from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
 from mxsweep.calibrate.finetuning import refuse_too_few
-from mxsweep.calibrate.inputs import calibrate_inputs
+from mxsweep.calibrate.inputs import calibrate_inputs, read_calibration
 from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
 from mxsweep.calibrate.leak import refuse_evaluated
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
@@ -34,9 +34,7 @@ from mxsweep.config.run_identity import SEARCH_RULE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.evaluate.input_limits import refuse_unknown_tokens
 from mxsweep.formats.recipe import DYNAMIC, STATIC, KVOptions, Recipe
-from mxsweep.forward.batches import BatchLimits, Passage, batch_tokens_on
-from mxsweep.forward.engine import Engine
-from mxsweep.forward.sequence_loss import TOO_LONG, measure_loss
+from mxsweep.forward.sequence_loss import measure_loss
 from mxsweep.model.attention import refuse_attention
 from mxsweep.model.kv import key_factors
 from mxsweep.model.prepared import Prepared
@@ -153,15 +151,13 @@ def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> 
 
 def _smooth_keys(bench: Workbench) -> None:
     """Work out what keys are divided by."""
-    model, kv = bench.model, bench.result.recipe.kv
-    passages = [Passage(sequence) for sequence in bench.sequences]
-    engine = Engine(model, BatchLimits(batch_tokens_on(model.device), padded=False), TOO_LONG)
+    kv = bench.result.recipe.kv
     artefact = bench.artefact("key_factors", None, smooth=kv.smooth, rope=kv.rope)
     with artefact.lock(), bench.accounted("smooth") as account:
         factors = artefact.load("factors")
         account["cached"] = factors is not None
         if factors is None:
-            factors = key_factors(model, lambda: engine.decode(passages), kv.smooth, kv.rope)
+            factors = key_factors(bench.model, lambda: read_calibration(bench), kv.smooth, kv.rope)
             artefact.save("factors", factors)
         account["largest_factor"] = max((float(factor.max()) for factor in factors.values()), default=1.0)
     bench.result.prepared = replace(bench.result.prepared, key_factors=factors)
