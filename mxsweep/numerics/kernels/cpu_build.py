@@ -14,10 +14,10 @@ import shutil
 import signal
 import subprocess
 import threading
-from importlib import resources
 from pathlib import Path
 
 from mxsweep.numerics.kernels.cpu_check import NoLibrary
+from mxsweep.numerics.kernels.source import joined_files
 
 COMPILERS = ("c++", "g++", "clang++")
 SOURCES = ("mx.cu", "rows.cpp")
@@ -114,9 +114,7 @@ def command_line() -> list[str]:
 
 def source() -> str:
     """Return the C++ source."""
-    folder = resources.files("mxsweep.numerics.kernels")
-    texts = ((name, folder.joinpath(name).read_text(encoding="utf-8")) for name in SOURCES)
-    return "\n".join(f'#line 1 "{name}"\n{text}' for name, text in texts)
+    return joined_files(*SOURCES)
 
 
 def library_name() -> str:

@@ -68,12 +68,16 @@ def kernel_source(
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
         *more,
     )
-    return "\n".join((*lines, *(f'#line 1 "{name}"\n{source_text(name)}' for name in ("mx.cu", "vectors.cu", *files))))
+    return "\n".join((*lines, joined_files("mx.cu", "vectors.cu", *files)))
+
+
+def joined_files(*names: str) -> str:
+    """Return files of this folder as one source, of which a compiler's messages name the file and the line."""
+    return "\n".join(f'#line 1 "{name}"\n{_text(name)}' for name in names)
 
 
 @functools.cache
-def source_text(name: str) -> str:
-    """Return what stands in a file of this folder."""
+def _text(name: str) -> str:
     return resources.files("mxsweep.numerics.kernels").joinpath(name).read_text(encoding="utf-8")
 
 
