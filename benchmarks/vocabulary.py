@@ -1,7 +1,8 @@
 """Measure what scoring takes with a large vocabulary, beside the decoder alone over the same batches.
 
 A Llama of random weights in bfloat16 scores words (the last tokens of short passages) and texts (every token of long
-ones). The decoder alone is the same forward pass without its output layer and without log-likelihoods.
+ones). The decoder alone is the same forward pass without its output layer and without log-likelihoods; the logits are
+the same pass with its output layer, so that scoring beyond them is what log-likelihoods take.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def compare(shape: str, vocabulary: int, tokens: int, repeats: int) -> dict[str,
     """Return for each kind of request the seconds and GiB of scoring ``tokens`` tokens, and of the decoder alone."""
     import numpy as np
     import torch
+    from torch import Tensor
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from mxsweep.forward.batches import BatchLimits, batch_tokens_on
+    from mxsweep.forward.batches import Batch, BatchLimits, Passage, batch_tokens_on
     from mxsweep.forward.engine import Engine
     from mxsweep.forward.scoring import BATCH_LOGITS, TOO_LONG, Scorer, ScoringRequest, unique_inputs
 
@@ -65,6 +67,14 @@ def compare(shape: str, vocabulary: int, tokens: int, repeats: int) -> dict[str,
     with device:
         model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     limit, draw, figures = batch_tokens_on(device), np.random.default_rng(0), {}
+
+    def read_logits(engine: Engine, passages: Sequence[Passage]) -> None:
+        for _ in engine.read(passages, drop):
+            pass
+
+    def drop(_batch: Batch, _logits: Tensor) -> None:
+        pass
+
     for kind, (length, targets) in KINDS.items():
         ids = draw.integers(vocabulary, size=(max(1, tokens // length), length), dtype=np.int32)
         requests = [ScoringRequest(row, targets) for row in ids]
@@ -72,8 +82,10 @@ def compare(shape: str, vocabulary: int, tokens: int, repeats: int) -> dict[str,
         scorer = Scorer(model, limit, length)
         engine = Engine(model, BatchLimits(limit, BATCH_LOGITS), TOO_LONG)
         scored, scored_gib = measure(lambda scorer=scorer, asked=requests: scorer.score(asked), repeats)
+        logits, _ = measure(lambda engine=engine, read=passages: read_logits(engine, read), repeats)
         alone, alone_gib = measure(lambda engine=engine, read=passages: engine.decode(read), repeats)
-        figures[kind] = {"scored": scored, "decoder": alone, "scored_gib": scored_gib, "decoder_gib": alone_gib}
+        figures[kind] = {"scored": scored, "logits": logits, "decoder": alone}
+        figures[kind] |= {"scored_gib": scored_gib, "decoder_gib": alone_gib}
     return figures
 
 
@@ -96,10 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{entries:,} entries")
         figures[entries] = compare(args.shape, entries, args.tokens, args.repeats)
         for kind, each in figures[entries].items():
-            seconds = [f"{each['scored']:.3f}", f"{each['decoder']:.3f}", ratio(each["scored"], each["decoder"])]
+            seconds = [f"{each[name]:.3f}" for name in ("scored", "logits", "decoder")]
+            seconds += [ratio(each["scored"], each[name]) for name in ("logits", "decoder")]
             rows.append([kind, f"{entries:,}", *seconds, *(gib(each[name]) for name in ("scored_gib", "decoder_gib"))])
     print("\n".join(machine_lines(machine)))
-    headers = ["scored", "entries", "scoring, s", "decoder alone, s", "x decoder", "scoring, GiB", "decoder, GiB"]
+    headers = ["scored", "entries", "scoring, s", "logits, s", "decoder alone, s", "x logits", "x decoder"]
+    headers += ["scoring, GiB", "decoder, GiB"]
     print("\n" + markdown_table(headers, rows) + f"\n\nMeant to be at most {LIMIT} x the decoder; GiB are of a GPU.")
     write_json(args.json, {"machine": machine, "limit": LIMIT, "figures": figures})
     return 0

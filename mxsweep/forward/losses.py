@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SOFTMAX_PIECE = 2**27  # logits in float32 at a time: 0.5 GiB, and the same again for their exponentials
+from mxsweep.numerics.piece_threads import on_pieces
+
+SOFTMAX_PIECE = 2**27  # logits in float32 at a time on a GPU: 0.5 GiB; on a CPU what a core's cache holds
 LOSS_PIECE = 2**26  # logits in float32 at a time: 0.25 GiB
 KL_PIECE = 2**22  # logits in float64 at a time: 32 MiB, a few times over
 
@@ -37,13 +39,20 @@ def score_targets(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
 
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's largest logit, its token, and log(sum(exp(logits - largest))), (N,) each, in float32."""
-    parts = []
-    for part in logits.split(max(1, SOFTMAX_PIECE // logits.shape[1])):
-        values = part.float()
-        best, most_likely = values.max(dim=-1)
-        parts.append((best, most_likely, (values - best[:, None]).exp_().sum(dim=-1).log_()))
-    best, most_likely, normalizer = (torch.cat(column) for column in zip(*parts, strict=True))
-    return best, most_likely, normalizer
+    rows = len(logits)
+    best, normalizer = (torch.empty((rows, 1), dtype=torch.float32, device=logits.device) for _ in range(2))
+    most_likely = torch.empty((rows, 1), dtype=torch.int64, device=logits.device)
+
+    def work(logits: Tensor, best: Tensor, most_likely: Tensor, normalizer: Tensor) -> None:
+        narrow, token = logits.max(dim=1, keepdim=True)  # widening loses nothing, so that it can wait
+        best.copy_(narrow)
+        most_likely.copy_(token)
+        torch.sum(torch.sub(logits, best).exp_(), dim=1, keepdim=True, out=normalizer)
+
+    step = max(1, SOFTMAX_PIECE // logits.shape[1])
+    for parts in zip(*(each.split(step) for each in (logits, best, most_likely, normalizer)), strict=True):
+        on_pieces(work, parts, (1,))
+    return best[:, 0], most_likely[:, 0], normalizer.log_()[:, 0]
 
 
 def negative_log_likelihoods(logits: Tensor, targets: np.ndarray) -> Tensor:

@@ -260,6 +260,13 @@ class TestLosses:
     def logits(self) -> Tensor:
         return torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0)) * 3
 
+    @pytest.fixture
+    def one_thread(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # or torch would share out the sum of a single row, in another order
+        yield
+        torch.set_num_threads(threads)
+
     def test_log_likelihoods_agree_with_each_other(self, logits: Tensor) -> None:
         targets = np.arange(9) * 5
         rows = torch.arange(9)
@@ -273,6 +280,26 @@ class TestLosses:
         logits[0, 0, 7] = torch.nan
         scores, greedy = score_targets(logits[0], torch.zeros(2, dtype=torch.long), torch.tensor([7, 8]))
         assert scores.isnan().all() and greedy.tolist() == [0, 0]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    @pytest.mark.parametrize("shape", [(5, 65_537), (300, 3_001), (1_000, 7)], ids=str)
+    def test_scores_in_pieces_have_the_bits_of_all_logits_at_once(
+        self, shape: tuple[int, int], dtype: torch.dtype, one_thread: None
+    ) -> None:
+        logits = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
+        logits[0, 3], logits[2, :4], logits[3, 5], logits[4] = torch.inf, -torch.inf, torch.nan, -torch.inf
+        tied = logits[1].argmax()
+        logits[1, 0] = logits[1, tied]  # the first of equals is the likeliest
+        rows = torch.arange(len(logits)).repeat(2)
+        targets = torch.cat([logits.argmax(1), torch.full((len(logits),), 1)])
+        whole = logits.float()
+        largest, token = whole.max(dim=1)
+        normalizer = (whole - largest[:, None]).exp().sum(dim=1).log()
+        expected = whole[rows, targets] - largest[rows] - normalizer[rows]
+        scores, greedy = score_targets(logits, rows, targets)
+        assert torch.equal(scores.nan_to_num(1.0), expected.nan_to_num(1.0))
+        assert greedy.bool().tolist() == ((targets == token[rows]) & ~expected.isnan()).tolist()
+        assert greedy[: len(logits)].sum() == len(logits) - 3 and greedy[1] == 1 and scores[2].isfinite()
 
     def test_divergences(self, logits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         p, q = (one.double().log_softmax(-1) for one in logits)

@@ -113,7 +113,7 @@ def test_scoring_is_measured_beside_the_decoder(tmp_path: Path, capsys: pytest.C
     assert [list(figures[entries]) for entries in ("512", "1024")] == [["words", "texts"]] * 2
     for kind, each in figures["1024"].items():
         assert each["scored"] > 0 and each["decoder"] > 0
-        shown = f"{each['scored']:.3f}", f"{each['scored'] / each['decoder']:.2f}"
+        shown = [f"{each['scored']:.3f}"] + [f"{each['scored'] / each[name]:.2f}" for name in ("logits", "decoder")]
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {kind}") and "1,024" in line]
         assert all(figure in line for figure in shown)
 
