@@ -21,6 +21,8 @@ from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions, pieces
 from mxsweep.numerics.dispatch import check_arguments
+from mxsweep.numerics.kernels.cpu import measure_by_library
+from mxsweep.numerics.kernels.cpu_rows import Asked
 from mxsweep.numerics.philox import draws_of
 from mxsweep.numerics.reference.definition import (
     SECOND,
@@ -40,6 +42,7 @@ from mxsweep.numerics.reference.scales import (
     stored_scale,
     wanted_scale,
 )
+from mxsweep.numerics.wanted_exponents import not_kept
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,9 @@ def measure_blocks(
 ) -> PendingStatistics:
     """Gather the statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are; wait for no device.
 
+    The numbers are the same however they are gathered, but that float64 sums are added up in another order by the
+    library for a CPU, by torch's operations there, and by those on a GPU.
+
     Args:
         generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
             `elements_flushed`, and those little.
@@ -155,25 +161,28 @@ def measure_blocks(
     if y is None:
         draws = draws_of(fmt, generator, example_dims, first_example)
         y = quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)
-    native = arithmetic == "native" and fmt.has_native_arithmetic
-    totals = _Totals()
+    asked = Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax, prescale)
+    compares = compare_exact and asked.is_native
+    measured = measure_by_library(x, y, asked, compares)
+    blocks, numbers = measured if measured is not None else _measure_by_torch(x, y, asked, compares)
+    return PendingStatistics(x.numel(), blocks, numbers, fmt.scale_format.is_power_of_two, compares)
+
+
+def _measure_by_torch(x: Tensor, y: Tensor, asked: Asked, compares: bool) -> tuple[int, Tensor]:
+    """Return the number of blocks, and the entries of `_NUMBERS`, float64."""
+    totals, fmt = _Totals(), asked.fmt
     if x.numel():
-        beside = elementwise_inputs(x, fmt, None, tensor_dims, tensor_amax)
-        for region in block_regions(x.shape, fmt.block_size, axis):
+        beside = elementwise_inputs(x, fmt, None, asked.tensor_dims, asked.tensor_amax)
+        for region in block_regions(x.shape, fmt.block_size, asked.axis):
             views = [region.view(tensor) for tensor in (x, y, *beside)]
             for x_piece, y_piece, *beside_piece in pieces(views, region.block_dims):
                 totals.add_elements(x_piece, y_piece)
-                totals.add_blocks(x_piece, region.block_dims, fmt, native, beside_piece, prescale)
-        if native and compare_exact:
-            exact = quantize_torch(x, fmt, axis, "exact", None, tensor_dims)
+                totals.add_blocks(x_piece, region.block_dims, fmt, asked.is_native, beside_piece, asked.prescale)
+        if compares:
+            with not_kept():  # which is none of a run's tensors
+                exact = quantize_torch(x, fmt, asked.axis, "exact", None, asked.tensor_dims)
             totals.add("unlike", ((y != exact) & ~(y.isnan() & exact.isnan())).sum())
-    return PendingStatistics(
-        elements=x.numel(),
-        blocks=totals.blocks,
-        numbers=totals.numbers(x.device),
-        has_exponents=fmt.scale_format.is_power_of_two,
-        has_unlike=native and compare_exact,
-    )
+    return totals.blocks, totals.numbers(x.device)
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -298,11 +307,13 @@ def _result(pending: PendingStatistics, numbers: dict[str, float]) -> BlockStati
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise) in decibels; inf without noise, -inf without signal, NaN where either is NaN."""
+    """Return 10 log10(signal / noise) in decibels: inf without noise, NaN where either is NaN.
+
+    -inf without signal, and where an element became Inf, as one beyond the largest float16 does.
+    """
     if math.isnan(signal) or math.isnan(noise):
         return math.nan
     if noise == 0:
         return math.inf
-    if signal == 0:
-        return -math.inf
-    return 10 * math.log10(signal / noise)
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio != 0 else -math.inf

@@ -17,6 +17,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.cpu import quantize_by_library
+from mxsweep.numerics.kernels.cpu_rows import Asked
 from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
 from mxsweep.numerics.reference.definition import quantize_torch, reduced_shape
 from mxsweep.numerics.wanted_exponents import kept_exponents
@@ -189,7 +190,7 @@ def _quantize_by(
     tensor_amax: Tensor | None,
 ) -> Tensor:
     if backend == "torch":
-        y = quantize_by_library(x, fmt, axis, arithmetic, tensor_dims, tensor_amax)
+        y = quantize_by_library(x, Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax))
         if y is not None:
             return y
         return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)

@@ -22,6 +22,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.dispatch import check_arguments, draws_of, problem_of
 from mxsweep.numerics.kernels.cpu import quantize_by_library
+from mxsweep.numerics.kernels.cpu_rows import Asked
 from mxsweep.numerics.reference.definition import elementwise_inputs, quantize_exact, without_inf
 
 
@@ -59,7 +60,7 @@ def quantize_rescaled(
 
         return quantize_cuda(x.detach(), fmt, axis, draws, tensor_dims, prescale=prescale)
     x = x.detach()
-    quantized = quantize_by_library(x, fmt, axis, "exact", tensor_dims, prescale=prescale)
+    quantized = quantize_by_library(x, Asked(fmt, axis, "exact", tensor_dims, prescale=prescale))
     if quantized is not None:
         return quantized
     x = without_inf(x, fmt)

@@ -74,6 +74,14 @@ def test_nothing_lost_is_infinite_and_zeros_lose_nothing() -> None:
     assert block_statistics(torch.zeros(8), MXFormat("int8")).sqnr_db == math.inf
 
 
+def test_an_element_that_becomes_infinite_is_infinite_noise() -> None:
+    x = torch.tensor([65504.0, 4.0], dtype=torch.float16)
+    fmt = MXFormat("fp4_e2m1", 2, scale_rounding="ceil")
+    assert quantize(x, fmt, arithmetic="exact")[0].isinf()
+    statistics = block_statistics(x, fmt, arithmetic="exact")
+    assert statistics.noise == math.inf and statistics.sqnr_db == -math.inf
+
+
 def test_regions_and_pieces_add_up() -> None:
     x = torch.randn(300, 700, generator=torch.Generator().manual_seed(1))
     fmt = MXFormat("int4", 32)

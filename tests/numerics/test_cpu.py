@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import logging
 import os
 import subprocess
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mxsweep.files.kept_texts import keep_content
-from mxsweep.numerics import MXFormat, dispatch, quantize
+from mxsweep.numerics import BlockStatistics, MXFormat, block_measures, dispatch, quantize
 from mxsweep.numerics.kernels import cpu, cpu_build, cpu_check, cpu_library, cpu_rows, native_tables
 from mxsweep.numerics.kernels.cpu_library import LIBRARY, CpuLibrary
+from mxsweep.numerics.kernels.cpu_rows import Asked
 from mxsweep.numerics.philox import draws_of
 from mxsweep.numerics.reference import rounding
 from mxsweep.numerics.reference.definition import quantize_torch
@@ -33,6 +35,7 @@ from mxsweep.numerics.wanted_exponents import keeping_exponents
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MXFP4 = MXFormat("fp4_e2m1", 32)
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
+EXACT = Asked(MXFP4, -1, "exact")
 TAKEN = [fmt for fmt in FORMATS if fmt.rounding != "stochastic"]
 # What stands in the command against options that change bits.
 GUARDS = (
@@ -51,8 +54,9 @@ def library() -> ctypes.CDLL:
 
 
 def by_library(x: Tensor, fmt: MXFormat, axis: int = -1, arithmetic: str = "exact", *beside: object) -> Tensor:
-    assert cpu.supports(x, fmt, arithmetic), fmt
-    y = cpu.quantize_by_library(x, fmt, axis, arithmetic, *(beside or (None,)))
+    asked = Asked(fmt, axis, arithmetic, *beside)  # type: ignore[arg-type]
+    assert cpu.supports(x, asked), fmt
+    y = cpu.quantize_by_library(x, asked)
     assert y is not None
     return y
 
@@ -74,7 +78,7 @@ def test_exact_arithmetic_is_the_definition(dtype: torch.dtype) -> None:
 def test_native_arithmetic_is_the_definition(dtype: torch.dtype) -> None:
     x = adversarial(6 * 64 * 16, 4).view(96, 64).to(dtype)
     most = torch.finfo(dtype).max  # which torch's operations want to hold the largest element, too
-    taken = [fmt for fmt in NATIVE if fmt.element_format.largest <= most and cpu.supports(x, fmt, "native")]
+    taken = [fmt for fmt in NATIVE if fmt.element_format.largest <= most and cpu.supports(x, Asked(fmt, -1, "native"))]
     assert len(taken) > 20 and {fmt.rounding for fmt in taken} >= {"nearest", "even"}
     for fmt in taken:
         try:
@@ -124,6 +128,94 @@ def test_a_tensors_scale_is_over_what_is_asked_for_or_is_given() -> None:
     ):  # fmt: skip
         expected = quantize_torch(x, NVFP4, axis, "exact", None, dims, amax)
         assert_same_bits(by_library(x, NVFP4, axis, "exact", dims, amax), expected)
+
+
+def test_maxima_of_tensor_scales_are_the_definitions_whoever_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = adversarial(6 * 64 * 8, 3).view(6, 8, 2, 32)
+    x[0, 1, 0, 3], x[2, 0, 1, 5], x[4] = torch.nan, torch.inf, 0.0
+    mine, own = [], cpu_rows.tensor_scale_over
+    monkeypatch.setattr(cpu_rows, "tensor_scale_over", lambda *of: (mine.append(of), own(*of))[1])
+    layouts = (
+        (x, -1, (-1,), True), (x, -1, (2, 3), True), (x, 3, (1, -2, -1), True), (x, -1, None, True), (x, 1, (1,), True),
+        (x, 2, (1, 2), False), (x, -1, (0, 3), False), (x[:, :1, :1], -1, (0, 3), True), (x[0, 0, 0], 0, (0,), True),
+        (x.expand(64, -1, -1, -1, -1), -1, (0, 1, 2, 3, 4), False), (x.transpose(1, 2), -1, (2, 3), True),
+    )  # fmt: skip
+    for each, axis, dims, by_library_too in layouts:
+        for fmt in (fmt for fmt in TAKEN if fmt.tensor_scale):
+            for dtype in DTYPES:
+                mine.clear()
+                ours = by_library(each.to(dtype), fmt, axis, "exact", dims)
+                assert bool(mine) != by_library_too, (each.shape, axis, dims)
+                assert_same_bits(ours, quantize_torch(each.to(dtype), fmt, axis, "exact", None, dims))
+
+
+def measured(x: Tensor, asked: Asked, by_torch: bool) -> BlockStatistics:
+    """Return what quantizing x did, by the library or by torch's operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        ways: list[object] = []
+        own = block_measures.measure_by_library
+        patch.setattr(
+            block_measures, "measure_by_library", lambda *of: (ways.append(None if by_torch else own(*of)), ways[-1])[1]
+        )
+        y = quantize_rescaled(x, asked.fmt, asked.axis, prescale=asked.prescale, tensor_dims=asked.tensor_dims)
+        if asked.is_native:
+            y = quantize_torch(x, asked.fmt, asked.axis, "native", None, None)
+        fmt, axis, arithmetic, *_ = asked
+        more = {"prescale": asked.prescale, "tensor_dims": asked.tensor_dims, "compare_exact": True, "quantized": y}
+        statistics = block_measures.block_statistics(x, fmt, axis, arithmetic=arithmetic, **more)
+        assert [way is None for way in ways] == [by_torch]
+    return statistics
+
+
+def assert_same_measures(x: Tensor, asked: Asked) -> BlockStatistics:
+    ours, expected = (measured(x, asked, by_torch) for by_torch in (False, True))
+    for field in dataclasses.fields(BlockStatistics):
+        here, there = (getattr(statistics, field.name) for statistics in (ours, expected))
+        exact = field.name not in ("signal", "noise", "sqnr_db")
+        assert here == (there if exact else pytest.approx(there, rel=1e-13, nan_ok=True)), (field.name, asked)
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_quantizing_did_is_measured_as_torchs_operations_measure_it(dtype: torch.dtype) -> None:
+    odd = adversarial(6 * 64 * 8, 3).view(48, 64)
+    usual = torch.randn(70, 130, generator=torch.Generator().manual_seed(6)) * 1.5 ** torch.arange(-65, 65)
+    for fmt in TAKEN:
+        dims = (-1,) if fmt.tensor_scale else None
+        most = torch.finfo(dtype).max
+        native = fmt.has_native_arithmetic and fmt.rounding != "floor" and dtype == torch.float32
+        for arithmetic in ("exact", "native") if native else ("exact",):
+            for x in (odd, usual, usual[:, 3:].T, torch.zeros(2, 32)):
+                x = x.clamp(-most, most).to(dtype)
+                found = assert_same_measures(x, Asked(fmt, -1, arithmetic, dims))
+                assert (found.unlike_exact is not None) == (arithmetic == "native")
+        assert_same_measures(usual.to(dtype), Asked(fmt, 0, "exact", (0,) if dims else None, None, 0.75))
+
+
+def test_what_is_measured_does_not_depend_on_threads_nor_on_what_takes_them() -> None:
+    x = torch.randn(3000, 512, generator=torch.Generator().manual_seed(7))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 3):
+            torch.set_num_threads(threads)
+            found.append(measured(x, Asked(MXFP4, -1, "native"), False))
+    finally:
+        torch.set_num_threads(before)
+    assert len({(one.signal, one.noise, one.elements_flushed) for one in found}) == 1
+
+
+def test_measuring_notes_no_exponents() -> None:
+    """What exact arithmetic would have given is none of a run's tensors."""
+    x = torch.full((1, 32), torch.nextafter(torch.tensor(4.0), torch.tensor(0.0)).item())
+    for by_torch in (False, True):
+        with keeping_exponents() as kept:
+            y = quantize_torch(x, MXFP4, -1, "native", None, None)
+            noted = kept.range()
+            with pytest.MonkeyPatch.context() as patch:
+                if by_torch:
+                    patch.setattr(LIBRARY, "for_elements", lambda _: None)
+                block_measures.measure_blocks(x, MXFP4, quantized=y, compare_exact=True)
+        assert kept.range() == noted
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -186,7 +278,7 @@ def test_quantize_asks_the_library_and_its_gradient_stays(monkeypatch: pytest.Mo
 )
 def test_what_the_library_does_not_take_is_torchs(fmt: MXFormat, arithmetic: str, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    assert not cpu.supports(x, fmt, arithmetic)
+    assert not cpu.supports(x, Asked(fmt, -1, arithmetic))
     expected = quantize_torch(x, fmt, -1, arithmetic, draws_of(fmt, 5, 0, None), None)
     assert_same_bits(quantize(x, fmt, arithmetic=arithmetic, generator=5), expected)
 
@@ -194,13 +286,13 @@ def test_what_the_library_does_not_take_is_torchs(fmt: MXFormat, arithmetic: str
 def test_tensors_that_stand_for_others_are_torchs() -> None:
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(torch.zeros(2, 32))
-        assert not cpu.supports(fake, MXFP4, "exact") and quantize(fake, MXFP4).shape == (2, 32)
-    assert not cpu.supports(torch.zeros(2, 32, device="meta"), MXFP4, "exact")
+        assert not cpu.supports(fake, EXACT) and quantize(fake, MXFP4).shape == (2, 32)
+    assert not cpu.supports(torch.zeros(2, 32, device="meta"), EXACT)
     negative = torch.complex(torch.ones(2, 32), torch.ones(2, 32)).conj().imag
-    assert negative.is_neg() and not cpu.supports(negative, MXFP4, "exact")
+    assert negative.is_neg() and not cpu.supports(negative, EXACT)
     assert torch.equal(quantize(negative, MXFP4), -torch.ones(2, 32))
     taken: list[bool] = []
-    torch.func.vmap(lambda row: (taken.append(cpu.supports(row, MXFP4, "exact")), row)[1])(torch.ones(2, 32))
+    torch.func.vmap(lambda row: (taken.append(cpu.supports(row, EXACT)), row)[1])(torch.ones(2, 32))
     assert taken == [False]
 
 
@@ -217,9 +309,9 @@ def flushing() -> Iterator[None]:
 def test_a_thread_that_flushes_subnormals_is_left_to_torch() -> None:
     x = torch.tensor([[0.0] * 32, [1e-40] * 32])
     with flushing():
-        assert cpu.quantize_by_library(x, MXFP4, -1, "exact", None) is None
+        assert cpu.quantize_by_library(x, EXACT) is None
         assert_same_bits(quantize(x, MXFP4, arithmetic="exact"), quantize_torch(x, MXFP4, -1, "exact", None, None))
-    assert cpu.quantize_by_library(x, MXFP4, -1, "exact", None) is not None
+    assert cpu.quantize_by_library(x, EXACT) is not None
 
 
 @pytest.mark.parametrize("prescale", [1.0, 0.75])
@@ -238,7 +330,7 @@ def test_a_prescale_above_1_is_torchs() -> None:
     x = torch.full((1, 32), 3.3e38)
     before = cpu.call_count()
     quantize_rescaled(x, MXFP4, prescale=1.25)
-    assert cpu.call_count() == before and not cpu.supports(x, MXFP4, "exact", 1.25)
+    assert cpu.call_count() == before and not cpu.supports(x, EXACT._replace(prescale=1.25))
     quantize_rescaled(x, MXFP4, prescale=0.75)
     assert cpu.call_count() == before + 1
 
@@ -325,7 +417,7 @@ def test_options_that_change_bits_are_undone(option: str, fresh: CpuLibrary, mon
     x = adversarial(6 * 64 * 4, 3).view(24, 64)
     for fmt in TAKEN[::7]:
         dims = (-1,) if fmt.tensor_scale else None
-        ours = cpu_rows.quantize_rows(built, x, fmt, -1, "exact", dims)
+        ours = cpu_rows.quantize_rows(built, x, Asked(fmt, -1, "exact", dims))
         assert ours is not None
         assert_same_bits(ours, quantize_torch(x, fmt, -1, "exact", None, dims))
 
@@ -428,12 +520,12 @@ def test_a_logarithm_that_is_not_as_expected_leaves_native_arithmetic_to_torch(m
     native_tables.native_tables.cache_clear()
     native_tables._least_bits.cache_clear()
     try:
-        assert cpu.quantize_by_library(torch.ones(1, 32), MXFP4, -1, "native", None) is None
+        assert cpu.quantize_by_library(torch.ones(1, 32), Asked(MXFP4, -1, "native")) is None
     finally:
         monkeypatch.undo()
         native_tables.native_tables.cache_clear()
         native_tables._least_bits.cache_clear()
-    assert cpu.quantize_by_library(torch.ones(1, 32), MXFP4, -1, "native", None) is not None
+    assert cpu.quantize_by_library(torch.ones(1, 32), Asked(MXFP4, -1, "native")) is not None
 
 
 def test_a_format_lies_in_memory_as_the_library_reads_it(library: ctypes.CDLL) -> None:

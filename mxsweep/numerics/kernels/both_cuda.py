@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import Kernels, is_plain, load_kernels, on
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
+from mxsweep.numerics.kernels.plain_tensors import is_plain
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 

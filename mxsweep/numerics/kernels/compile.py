@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
@@ -87,19 +86,6 @@ _parameters = _Parameters()
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which a GPU is the current one, with less ado than torch's where it is already."""
     return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
-
-
-def is_plain(x: Tensor) -> bool:
-    """Return whether a kernel may be launched for x without asking torch's dispatcher, which takes a while.
-
-    Not where something follows operators, or where x stands for other tensors: a compiler, a transform, a mode.
-    """
-    return (
-        type(x) is Tensor
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
-    )
 
 
 @functools.cache

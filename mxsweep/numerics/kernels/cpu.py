@@ -6,15 +6,14 @@ takes, `supports` says; everything else, and everything where there is no compil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
 
 import torch
 from torch import Tensor
 
-from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import is_plain
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
-from mxsweep.numerics.kernels.cpu_rows import is_native, quantize_rows
+from mxsweep.numerics.kernels.cpu_rows import Asked, measure_rows, quantize_rows
+from mxsweep.numerics.kernels.plain_tensors import is_plain
 
 _calls = 0
 
@@ -24,48 +23,65 @@ def call_count() -> int:
     return _calls
 
 
-def supports(x: Tensor, fmt: MXFormat, arithmetic: str, prescale: float = 1.0) -> bool:
+def supports(x: Tensor, asked: Asked) -> bool:
     """Return whether the library can quantize x, which is on a CPU, if there is a library."""
+    fmt = asked.fmt
     return (
-        x.device.type == "cpu"
-        and x.numel() > 0
+        x.numel() > 0
         and isinstance(fmt.block_size, int)
         and fmt.rounding != "stochastic"
         # Rounding toward zero depends on each element's logarithm there.
-        and not (is_native(fmt, arithmetic) and fmt.rounding == "floor" and x.dtype == torch.float32)
+        and not (asked.is_native and fmt.rounding == "floor" and x.dtype == torch.float32)
         # A product with more than 1 may be beyond float32, of which torch's operations and mx.cu make other things.
-        and prescale <= 1.0
+        and asked.prescale <= 1.0
+        and _is_in_memory(x)
+    )
+
+
+def supports_measuring(x: Tensor, y: Tensor, asked: Asked) -> bool:
+    """Return whether the library can measure what quantizing x to y did, if there is a library."""
+    return (
+        supports(x, asked)
+        # Native arithmetic of other dtypes has quotients of their own, and no prescale.
+        and not (asked.is_native and (x.dtype != torch.float32 or asked.prescale != 1.0))
+        and y.shape == x.shape
+        and y.dtype == x.dtype
+        and _is_in_memory(y)
+    )
+
+
+def quantize_by_library(x: Tensor, asked: Asked) -> Tensor | None:
+    """Quantize as `quantize_torch` does; None where that is left to it.
+
+    That is what `supports` does not take, where there is no library, or none yet, and in a thread that makes zeros of
+    subnormal numbers (`torch.set_flush_denormal`).
+    """
+    global _calls
+    library = _library(x.numel()) if supports(x, asked) else None
+    y = None if library is None else quantize_rows(library, x, asked)
+    if y is not None:
+        _calls += 1
+    return y
+
+
+def measure_by_library(x: Tensor, y: Tensor, asked: Asked, compares: bool) -> tuple[int, Tensor] | None:
+    """Measure as `measure_rows` does; None where that is left to torch's operations."""
+    library = _library(0) if supports_measuring(x, y, asked) else None  # to measure alone, none is built
+    return None if library is None else measure_rows(library, x, y, asked, compares)
+
+
+def _library(elements: int) -> ctypes.CDLL | None:
+    """Return the library, to quantize so many elements with, if there is one and it can be used in this thread."""
+    library = LIBRARY.for_elements(elements)
+    return None if library is None or library.mx_flushes() else library
+
+
+def _is_in_memory(x: Tensor) -> bool:
+    """Return whether the elements of x are what its memory on the CPU holds."""
+    return (
+        x.device.type == "cpu"
         and is_plain(x)
         and x.layout == torch.strided
         and not x.is_neg()
         and not torch.jit.is_tracing()
     )
-
-
-def quantize_by_library(
-    x: Tensor,
-    fmt: MXFormat,
-    axis: int,
-    arithmetic: str,
-    tensor_dims: Sequence[int] | None,
-    tensor_amax: Tensor | None = None,
-    prescale: float = 1.0,
-) -> Tensor | None:
-    """Quantize as `quantize_torch` does; None where that is left to it.
-
-    That is what `supports` does not take, where there is no library, or none yet, and in a thread that makes zeros of
-    subnormal numbers (`torch.set_flush_denormal`).
-
-    Args:
-        prescale: as for `quantize_rescaled`, in exact arithmetic.
-    """
-    global _calls
-    if not supports(x, fmt, arithmetic, prescale):
-        return None
-    library = LIBRARY.for_elements(x.numel())
-    if library is None or library.mx_flushes():
-        return None
-    y = quantize_rows(library, x, fmt, axis, arithmetic, tensor_dims, tensor_amax, prescale)
-    if y is not None:
-        _calls += 1
-    return y

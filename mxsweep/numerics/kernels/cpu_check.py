@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.cpu_rows import format_in_memory, quantize_rows
+from mxsweep.numerics.kernels.cpu_rows import Asked, format_in_memory, quantize_rows
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.wanted_exponents import not_kept
 
@@ -46,6 +46,7 @@ def load_and_try(path: Path) -> ctypes.CDLL:
         library.mx_compiler.restype = ctypes.c_char_p
         library.mx_format_size.restype = ctypes.c_int64
         library.mx_quantize_rows.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        library.mx_measure_rows.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     except AttributeError as error:
         raise NoLibrary(f"what the compiler built is no library that quantizes: {error}") from None
     compiler = library.mx_compiler().decode(errors="replace")
@@ -68,7 +69,7 @@ def _differs(library: ctypes.CDLL) -> str:
             for fmt in _TRIED:
                 dims = (-1,) if fmt.tensor_scale else None  # so that a NaN does not make all NaN
                 for arithmetic in ("exact", "native"):
-                    ours = quantize_rows(library, each, fmt, -1, arithmetic, dims)
+                    ours = quantize_rows(library, each, Asked(fmt, -1, arithmetic, dims))
                     if ours is None:  # torch's logarithm is not as expected, which was logged
                         continue
                     if not _same_bits(ours, quantize_torch(each, fmt, -1, arithmetic, None, dims)):

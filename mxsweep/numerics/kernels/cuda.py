@@ -24,7 +24,8 @@ from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_draws, launch_both, takes
-from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, is_plain, load_kernels, on
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels, on
+from mxsweep.numerics.kernels.plain_tensors import is_plain
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over

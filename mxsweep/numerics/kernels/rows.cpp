@@ -1,5 +1,6 @@
-// Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing. Compiled behind mx.cu,
-// whose arithmetic it is, by the machine's C++ compiler (cpu_build.py), once for all formats and dtypes.
+// Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing, and what was lost by it,
+// in one reading of both. Compiled behind mx.cu, whose arithmetic it is, by the machine's C++ compiler (cpu_build.py), once
+// for all formats and dtypes.
 //
 // What an element costs is decided by `elements_of`, a loop that a compiler makes vectors of: one for each rounding of the
 // formats that are usual. All others go through one loop in which the format is read for each element.
@@ -26,12 +27,22 @@ struct Job {
     const void* x;  // contiguous, of `rows` times `length` elements
     void* y;
     i64 rows, length, block;
-    const float* tensor_scales;  // of each row; null where the format has none
+    const float* tensor_scales;  // of each row; null where the format has none, and where the maximum is taken here
+    i64 under_one;               // rows that share a per-tensor scale, made from their maximum; 0 where there is nothing to take
     const Format* format;
     const Native* native;  // null for exact arithmetic
     i64 storage;
-    i64 together;  // rows that a thread takes at once
+    i64 together;  // rows that a thread takes at once, a multiple of `under_one`
     i64 next;      // the first row that no thread has taken
+};
+
+constexpr int LANES = 8;  // sums of their own, so that a compiler can make vectors of them
+
+// What quantizing did to some rows, as block_measures.py has it. Counts are exact up to 2^53. The fields are those of
+// cpu_rows.py's `_found`.
+struct Measures {
+    double signal[LANES], noise[LANES];
+    double saturated, flushed, clamped, unlike, exponent_min, exponent_max;
 };
 
 // The least and the largest exponent that e8m0 scales wanted; a block that wants none counts as one that wants 0.
@@ -148,10 +159,11 @@ static BlockScale native_scale(unsigned largest, const Format& format, const Nat
     return {scale, scale, 1.0f / scale, 0.0f, false};
 }
 
-// The scale of a block, the elements from `first` on, in exact arithmetic.
-static BlockScale exact_scale(const Job& job, i64 first, i64 count, unsigned largest, float g, Exponents& wanted) {
+// What the scale of a block, the elements from `first` on, is made from in exact arithmetic: its largest magnitude, or what
+// puts that at the second scale.
+static float exact_amax(const Job& job, i64 first, i64 count, unsigned largest, float g, float& midpoint) {
     const Format& format = *job.format;
-    float low = 0.0f, high = 0.0f, midpoint;
+    float low = 0.0f, high = 0.0f;
     if (!format.symmetric && largest < INFINITY_BITS) {
         low = high = element(job, first);
         for (i64 i = first; i < first + count; ++i) {
@@ -167,6 +179,11 @@ static BlockScale exact_scale(const Job& job, i64 first, i64 count, unsigned lar
         for (i64 i = first; i < first + count; ++i) loss += loss_of_second(element(job, i), candidates, format, 0.0f);
         if (loss < 0) amax *= SECOND;
     }
+    return amax;
+}
+
+// The scale of a block in exact arithmetic.
+static BlockScale exact_scale(const Format& format, float amax, float midpoint, float g, Exponents& wanted) {
     if (format.scale == E8M0)
         count_in(wanted, amax > 0.0f && bits_of(amax) < INFINITY_BITS ? float(wanted_exponent(amax, format)) : 0.0f);
     BlockScale block = scale_of_block(format, amax, midpoint, g);
@@ -174,14 +191,26 @@ static BlockScale exact_scale(const Job& job, i64 first, i64 count, unsigned lar
     return block;
 }
 
+// The bits, as a float32, of the largest magnitude of the elements from `first` on.
+static unsigned largest_from(const Job& job, i64 first, i64 count) {
+    const int storage = int(job.storage);
+    if (storage == FLOAT32) return largest_of(static_cast<const float*>(job.x) + first, count);
+    return bits_of(widened((unsigned short)largest_code(static_cast<const unsigned short*>(job.x) + first, count), storage));
+}
+
 static void quantize_block(const Job& job, Elements elements, i64 first, i64 count, float g, Exponents& wanted) {
     const int storage = int(job.storage);
     const unsigned short* codes = static_cast<const unsigned short*>(job.x) + first;
     const float* floats = static_cast<const float*>(job.x) + first;
-    const unsigned largest = storage == FLOAT32 ? largest_of(floats, count)
-                                                : bits_of(widened((unsigned short)largest_code(codes, count), storage));
-    const BlockScale block = job.native ? native_scale(largest, *job.format, *job.native, wanted)
-                                        : exact_scale(job, first, count, largest, g, wanted);
+    const unsigned largest = largest_from(job, first, count);
+    BlockScale block;
+    if (job.native) {
+        block = native_scale(largest, *job.format, *job.native, wanted);
+    } else {
+        float midpoint;
+        const float amax = exact_amax(job, first, count, largest, g, midpoint);
+        block = exact_scale(*job.format, amax, midpoint, g, wanted);
+    }
     const unsigned lifted = job.native ? job.native->lifted : 0u;
     if (storage == FLOAT32) {
         elements(floats, static_cast<float*>(job.y) + first, count, block, *job.format, lifted);
@@ -213,6 +242,113 @@ static void look_up_block(const Job& job, i64 first, i64 count, Exponents& wante
     }
 }
 
+// Whether a scale format does not hold what a block's scale would be.
+static bool beyond_scales(float amax, float g, const Format& format) {
+    const Grid grid = format.scale_grid;
+    const float wanted = wanted_scale(amax, g, format);
+    const float least = format.scale == FP32 ? from_bits(1) : power_of_two(grid.min_exponent - grid.mantissa_bits);
+    return wanted < least || wanted < format.smallest_scale || wanted > grid.largest;
+}
+
+static inline void add_squares(const float* x, const float* y, int lanes, Measures& found) {
+    for (int lane = 0; lane < lanes; ++lane) {
+        const double value = x[lane], error = value - y[lane];
+        found.signal[lane] += value * value;
+        found.noise[lane] += error * error;
+    }
+}
+
+// Add to `found` what became of elements, and count those of which the quotient is beyond the grid. `PRODUCT` as for `usual`;
+// `scaled`: whether elements are divided by anything.
+template <bool PRODUCT>
+static void measure_elements(const float* __restrict x, const float* __restrict y, i64 count, BlockScale block,
+                             const Format& format, bool scaled, Measures& found) {
+    const float largest = scaled ? format.element.largest : from_bits(INFINITY_BITS);
+    const float lowest = scaled ? format.element.lowest : -from_bits(INFINITY_BITS);
+    const float midpoint = format.symmetric ? 0.0f : block.midpoint, prescale = format.prescale;
+    int saturated = 0, flushed = 0;
+    for (i64 i = 0; i < count; ++i) {
+        const float centered = (x[i] - midpoint) * prescale;
+        const float a = PRODUCT ? centered * block.reciprocal : centered / block.by;
+        saturated += (a > largest) | (a < lowest);
+        flushed += (x[i] != 0.0f) & (y[i] == 0.0f);
+    }
+    i64 i = 0;
+    for (; i + LANES <= count; i += LANES) add_squares(x + i, y + i, LANES, found);
+    add_squares(x + i, y + i, int(count - i), found);
+    found.saturated += saturated;
+    found.flushed += flushed;
+}
+
+// Add to `found` what became of a block; in native arithmetic of float32 alone. `exact`: what computes a symmetric block's
+// elements in exact arithmetic, to be compared; null for none.
+static void measure_block(const Job& job, Elements exact, i64 first, i64 count, float g, Measures& found) {
+    const Format& format = *job.format;
+    const int storage = int(job.storage);
+    const unsigned largest = largest_from(job, first, count);
+    float midpoint, amax = exact_amax(job, first, count, largest, g, midpoint);
+    Exponents wanted = {from_bits(INFINITY_BITS), -from_bits(INFINITY_BITS)}, not_asked = wanted;
+    const BlockScale own = exact_scale(format, amax, midpoint, g, job.native ? not_asked : wanted);
+    const BlockScale block = job.native ? native_scale(largest, format, *job.native, wanted) : own;
+    if (amax > 0.0f && bits_of(amax) < INFINITY_BITS) {
+        if (format.scale == E8M0) {
+            found.exponent_min = wanted.low < found.exponent_min ? wanted.low : found.exponent_min;
+            found.exponent_max = wanted.high > found.exponent_max ? wanted.high : found.exponent_max;
+            found.clamped += fabsf(wanted.low) > float(format.max_scale_exponent);
+        } else {
+            found.clamped += beyond_scales(amax, g, format);
+        }
+    }
+    const bool scaled = block.read > 0.0f;  // not of a NaN, nor of a scale that is 0
+    const bool product = job.native || format.scale == E8M0 || multiplies(format);
+    float xs[CHUNK], ys[CHUNK];
+    for (i64 done = 0; done < count; done += CHUNK) {
+        const i64 here = count - done < CHUNK ? count - done : CHUNK, at = first + done;
+        const float* x = static_cast<const float*>(job.x) + at;
+        const float* y = static_cast<const float*>(job.y) + at;
+        if (storage != FLOAT32) {
+            for (i64 i = 0; i < here; ++i) {
+                xs[i] = widened(static_cast<const unsigned short*>(job.x)[at + i], storage);
+                ys[i] = widened(static_cast<const unsigned short*>(job.y)[at + i], storage);
+            }
+            x = xs, y = ys;
+        }
+        (product ? measure_elements<true> : measure_elements<false>)(x, y, here, block, format, scaled, found);
+        if (exact) {  // asked for of float32 alone, so that `xs` is free
+            exact(x, xs, here, own, format, 0u);
+            int unlike = 0;
+            for (i64 i = 0; i < here; ++i) unlike += (y[i] != xs[i]) & ((y[i] == y[i]) | (xs[i] == xs[i]));
+            found.unlike += unlike;
+        }
+    }
+}
+
+// The per-tensor scale of row i: given, or made from the maximum of its rows, of which it is the first. `g` is the one before.
+static float tensor_scale_at(const Job& job, i64 i, float g) {
+    if (job.tensor_scales) return job.tensor_scales[i];
+    if (!job.under_one || i % job.under_one) return g;
+    return tensor_scale_of(from_bits(largest_from(job, i * job.length, job.under_one * job.length)), *job.format);
+}
+
+// Give each block of the rows that are left, and its per-tensor scale, to `work`, with the number of what was taken at once.
+template <typename Work>
+static void each_block(Job* shared, const Work& work) {
+    const Job& job = *shared;
+    for (;;) {
+        const i64 row = __atomic_fetch_add(&shared->next, job.together, __ATOMIC_RELAXED);
+        if (row >= job.rows) return;
+        const i64 end = row + job.together < job.rows ? row + job.together : job.rows;
+        float g = 1.0f;
+        for (i64 i = row; i < end; ++i) {
+            g = tensor_scale_at(job, i, g);
+            for (i64 column = 0; column < job.length; column += job.block) {
+                const i64 count = job.block < job.length - column ? job.block : job.length - column;
+                work(i * job.length + column, count, g, row / job.together);
+            }
+        }
+    }
+}
+
 // Whether this thread makes zeros of subnormals (torch.set_flush_denormal), for which nothing here is made.
 extern "C" int mx_flushes() {
     volatile float least = from_bits(1), normal = from_bits(IMPLICIT_ONE), half = 0.5f;
@@ -227,21 +363,25 @@ extern "C" int mx_quantize_rows(Job* shared, Exponents* wanted) {
     const Job& job = *shared;
     const bool looks_up = job.native && job.storage != FLOAT32;
     const Elements elements = elements_of(*job.format, job.native != nullptr);
-    for (;;) {
-        const i64 row = __atomic_fetch_add(&shared->next, job.together, __ATOMIC_RELAXED);
-        if (row >= job.rows) return 1;
-        const i64 end = row + job.together < job.rows ? row + job.together : job.rows;
-        for (i64 i = row; i < end; ++i) {
-            const float g = job.tensor_scales ? job.tensor_scales[i] : 1.0f;
-            for (i64 column = 0; column < job.length; column += job.block) {
-                const i64 count = job.block < job.length - column ? job.block : job.length - column;
-                if (looks_up)
-                    look_up_block(job, i * job.length + column, count, *wanted);
-                else
-                    quantize_block(job, elements, i * job.length + column, count, g, *wanted);
-            }
-        }
-    }
+    each_block(shared, [&](i64 first, i64 count, float g, i64) {
+        if (looks_up)
+            look_up_block(job, first, count, *wanted);
+        else
+            quantize_block(job, elements, first, count, g, *wanted);
+    });
+    return 1;
+}
+
+// Measure rows until all are taken, likewise: `y` is what they became. What is `found` of the rows taken at once stands in a
+// place of its own, so that sums do not depend on who took them. `compares`: whether elements that exact arithmetic would
+// have given another value are counted, of native arithmetic.
+extern "C" int mx_measure_rows(Job* shared, Measures* found, int compares) {
+    if (mx_flushes()) return 0;
+    const Elements exact = compares ? elements_of(*shared->format, false) : nullptr;
+    each_block(shared, [&](i64 first, i64 count, float g, i64 taken) {
+        measure_block(*shared, exact, first, count, g, found[taken]);
+    });
+    return 1;
 }
 
 extern "C" const char* mx_compiler() {

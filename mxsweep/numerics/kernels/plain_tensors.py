@@ -1,0 +1,19 @@
+"""Say of which tensors a kernel may be told where they are, on a GPU as on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_plain(x: Tensor) -> bool:
+    """Return whether a kernel may be launched for x without asking torch's dispatcher, which takes a while.
+
+    Not where something follows operators, or where x stands for other tensors: a compiler, a transform, a mode.
+    """
+    return (
+        type(x) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_compiling()
+    )
