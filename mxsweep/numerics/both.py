@@ -11,6 +11,7 @@ from torch import Tensor
 from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.dispatch import check_arguments, problem_of, quantize
+from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.philox import draws_of
 
 ALONG_ROWS, ALONG_COLUMNS = -1, -2
@@ -27,15 +28,18 @@ def quantize_both(
     tensor_dims: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
     example_dims: int = 0,
     first_example: int | None = None,
+    column_rotation: SignedHadamard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `quantize` gives of `x` along its last axis, and along its last but one, both in x's layout.
 
-    The same bits as two calls. Where blocks of 16, 32 or 64 divide x evenly and no format has a per-tensor scale, the
-    backend "cuda" reads x once. x gets no gradient.
+    The same bits as two calls. Where blocks of 16, 32 or 64 divide x evenly, the backend "cuda" reads x once; twice
+    where a format has a per-tensor scale, that of rows a row's and that of columns a matrix's. Of one format in tiles
+    both answers are one tensor. x gets no gradient.
 
     Args:
         x: at least two dimensions.
         generators, tensor_dims: for rows and for columns; everything else is as in `quantize`, and for both.
+        column_rotation: what x is multiplied by along its last axis but one before it is quantized along that.
 
     Raises:
         TypeError, ValueError, BackendUnavailable: as `quantize`, for either.
@@ -48,20 +52,35 @@ def quantize_both(
     check_backend(backend, arithmetic or "exact")
     x = x.detach()
     if x.is_cuda and backend == "cuda" and arithmetic != "native" and not problem_of(x, backend):
-        from mxsweep.numerics.kernels.both_cuda import fits_draws, quantize_both_cuda, takes
+        from mxsweep.numerics.kernels.both_cuda import fits_draws, quantize_both_cuda, takes_both
 
         row_draws = draws_of(row_format, by_rows, example_dims, first_example)
         column_draws = draws_of(column_format, by_columns, example_dims, first_example)
         fits = fits_draws(row_draws or column_draws, column_format, x.shape, x.ndim - 2)
-        if fits and takes(row_format, column_format, x.shape, x.dtype, x.ndim - 2):
-            return quantize_both_cuda(x, row_format, column_format, row_draws, column_draws)
+        dims = tuple(None if over is None else tuple(over) for over in tensor_dims)
+        if fits and takes_both(row_format, column_format, x.shape, x.dtype, dims, column_rotation):
+            return quantize_both_cuda(x, row_format, column_format, row_draws, column_draws, column_rotation)
     beside: dict[str, Any] = {
         "backend": backend,
         "arithmetic": arithmetic,
         "example_dims": example_dims,
         "first_example": first_example,
     }
-    return (
-        quantize(x, row_format, ALONG_ROWS, generator=by_rows, tensor_dims=over_rows, **beside),
-        quantize(x, column_format, ALONG_COLUMNS, generator=by_columns, tensor_dims=over_columns, **beside),
+    by_row = quantize(x, row_format, ALONG_ROWS, generator=by_rows, tensor_dims=over_rows, **beside)
+    if column_rotation is None and _is_one(x.ndim, row_format, column_format, over_rows, over_columns):
+        return by_row, by_row
+    rotated = x if column_rotation is None else column_rotation.rotate(x, ALONG_COLUMNS)
+    return by_row, quantize(
+        rotated, column_format, ALONG_COLUMNS, generator=by_columns, tensor_dims=over_columns, **beside
     )
+
+
+def _is_one(
+    ndim: int, row_format: MXFormat, column_format: MXFormat, over_rows: Sequence[int] | None,
+    over_columns: Sequence[int] | None,
+) -> bool:  # fmt: skip
+    """Return whether tiles have one answer, whichever of the two axes is asked for: those that draw nothing have."""
+    if isinstance(row_format.block_size, int) or row_format != column_format or row_format.rounding == "stochastic":
+        return False
+    rows, columns = (None if over is None else {dim % ndim for dim in over} for over in (over_rows, over_columns))
+    return not row_format.tensor_scale or rows == columns

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,6 +68,39 @@ def matrix(order: int, dtype: torch.dtype = torch.float32, device: torch.device 
     log_rest = (order // len(base)).bit_length() - 1
     signs = torch.from_numpy(sylvester(log_rest)).to(torch.float64)
     return torch.kron(base, signs * 2 ** (-log_rest / 2)).to(device, dtype)
+
+
+@dataclass(frozen=True)
+class SignedHadamard:
+    """Describe the orthogonal matrix D R: signs on a diagonal, then the matrix R of that order.
+
+    Attributes:
+        order: of R.
+        negative: bit i is set where the sign of row i is -1.
+    """
+
+    order: int
+    negative: int
+
+    def rotate(self, x: Tensor, axis: int = -1, *, inverse: bool = False) -> Tensor:
+        """Multiply each block of ``order`` elements along an axis of x by the matrix (``inverse``: by its transpose).
+
+        Where the axis is no multiple of the order, the last block is shorter, and has signs from the first on.
+
+        Returns:
+            x's shape and dtype; contiguous where the axis is the last.
+        """
+        x = x.transpose(axis, -1)
+        signs = _signs(self, x.dtype, x.device)
+        signs = signs.repeat(-(-x.shape[-1] // self.order))[: x.shape[-1]]
+        x = hadamard(x, self.order, inverse=True) * signs if inverse else hadamard(x * signs, self.order)
+        return x.transpose(axis, -1)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # signs outlive the caller's mode
+def _signs(of: SignedHadamard, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([-1.0 if of.negative >> row & 1 else 1.0 for row in range(of.order)]).to(device, dtype)
 
 
 class _Rotation(torch.autograd.Function):

@@ -29,7 +29,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import BY_STEP, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
 from mxsweep.numerics import quantize, quantize_both
-from mxsweep.numerics.hadamard import hadamard
+from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.philox import uniform
 from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.training.roles import RoleObserver
@@ -175,7 +175,7 @@ class Quantizer:
         Two that are made of x itself are made at once, which a kernel does in one reading.
         """
         remade = self.backward == REQUANTIZED and operands[-1] in _REMADE
-        if len(operands) < 2 or remade or not self.formats.by_format_alone.issuperset(operands):
+        if len(operands) < 2 or remade or not self._are_made_at_once(*operands):
             return tuple(self.make(operand, self.backward_source(operand, x)) for operand in operands)
         row, column = self._arguments(operands[0], x), self._arguments(operands[1], x)
         quantized = quantize_both(
@@ -188,11 +188,19 @@ class Quantizer:
             tensor_dims=(row.tensor_dims, column.tensor_dims),
             example_dims=row.example_dims,
             first_example=row.first_example,
+            column_rotation=self._rotation(operands[1]),
         )
         if self.observer is not None:
             for operand, y in zip(operands, quantized, strict=True):
                 self._tell(operand, x, y)
         return quantized
+
+    def _are_made_at_once(self, row: str, column: str) -> bool:
+        alone = self.formats.by_format_alone
+        if row not in alone or column in alone:
+            return row in alone
+        of_column = self.formats.by_operand[column]  # an observer is told of what is rotated, which is then made first
+        return of_column is not None and of_column.prescale == 1 and self.observer is None
 
     def unscaled(self, product: str, y: Tensor) -> Tensor:
         """Return a product's answer without the prescales of its operands; y is changed."""
@@ -214,16 +222,16 @@ class Quantizer:
         return self._rotated(of_fprop, quantized, inverse=True)
 
     def _rotated(self, operand: str, x: Tensor, inverse: bool = False) -> Tensor:
+        rotation = self._rotation(operand)
+        return x if rotation is None else rotation.rotate(x, _AXES[operand], inverse=inverse)
+
+    def _rotation(self, operand: str) -> SignedHadamard | None:
         product = _PRODUCTS[operand]
         formats = self.product(product)
         if not formats.hadamard or formats.is_plain:
-            return x
-        x = x.transpose(_AXES[operand], -1)
+            return None
         key = random_key(self.seed, self.step if self.signs == BY_STEP else "fixed", product, "signs")
-        signs = _signs(key, formats.hadamard, x.dtype, x.device)
-        signs = signs.repeat(-(-x.shape[-1] // len(signs)))[: x.shape[-1]]
-        x = hadamard(x, formats.hadamard, inverse=True) * signs if inverse else hadamard(x * signs, formats.hadamard)
-        return x.transpose(_AXES[operand], -1)
+        return _signed_hadamard(key, formats.hadamard)
 
     def _arguments(self, operand: str, x: Tensor) -> _Arguments:
         fmt = self._format(operand).fmt
@@ -258,6 +266,6 @@ def random_key(seed: int, step: int | str, module: str, operand: str) -> int:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # signs outlive the caller's mode
-def _signs(key: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return (1 - 2 * (uniform(key, order, torch.device("cpu"))[0] < 0.5).to(dtype)).to(device)
+def _signed_hadamard(key: int, order: int) -> SignedHadamard:
+    drawn = uniform(key, order, torch.device("cpu"))[0] < 0.5
+    return SignedHadamard(order, sum(1 << row for row, is_negative in enumerate(drawn.tolist()) if is_negative))

@@ -19,7 +19,7 @@ struct uint4 {
 struct Index {
     unsigned x;
 };
-static const Index blockDim = {256};
+static Index blockDim = {256};
 static Index gridDim;
 static thread_local Index blockIdx, threadIdx;
 static std::barrier<> warp(32);
@@ -39,10 +39,11 @@ static inline unsigned __vmaxu2(unsigned a, unsigned b) {
     const unsigned low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = (a >> 16) > (b >> 16) ? a : b;
     return (low & 0xffffu) | (high & 0xffff0000u);
 }
+static inline unsigned __vminu2(unsigned a, unsigned b) { return a ^ b ^ __vmaxu2(a, b); }
 
 // Of kernels that are compiled and not run.
 #define __shared__ static
-static inline void __syncthreads() {}
+static inline void __syncthreads() { warp.arrive_and_wait(); }  // of thread blocks of one warp
 static inline void __threadfence() {}
 static inline unsigned atomicMax(unsigned*, unsigned) { return 0; }
 static inline unsigned atomicAdd(unsigned*, unsigned) { return 0; }
@@ -68,12 +69,22 @@ static void launch(long threads, Kernel kernel) {
 
 #ifdef MX_COLUMN_FORMAT
 extern "C" void both_on_host(long threads, const void* x, void* by_row, void* by_column, i64 rows, i64 width, u64 row_key,
-                             u64 column_key, i64 example, i64 first_example) {
+                             u64 column_key, i64 example, i64 first_example, const float* row_scales,
+                             const unsigned* strip_maxima, i64 strips, u64 negative) {
     launch(threads, [=] {
         mx_both(static_cast<const uint4*>(x), static_cast<uint4*>(by_row), static_cast<uint4*>(by_column), rows, width,
-                row_key, column_key, example, first_example);
+                row_key, column_key, example, first_example, row_scales, strip_maxima, strips, negative);
     });
 }
+#ifdef MX_MAXIMA_ON_HOST
+extern "C" void maxima_on_host(long threads, const void* x, float* row_scales, unsigned* strip_maxima, i64 width,
+                               u64 negative) {
+    const long thread_blocks = threads / blockDim.x;
+    blockDim.x = 32;
+    launch(thread_blocks * 32, [=] { mx_maxima(static_cast<const uint4*>(x), row_scales, strip_maxima, width, negative); });
+    blockDim.x = 256;
+}
+#endif
 #endif
 #ifdef MX_BLOCKS_ON_HOST
 extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, BESIDE_ARGUMENTS) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from helpers.adversarial import adversarial, assert_same_bits
 from helpers.kernel_host import HostKernels
 
 from mxsweep.numerics import BackendUnavailable, MXFormat, quantize, quantize_both
+from mxsweep.numerics.hadamard import SignedHadamard, hadamard
 from mxsweep.numerics.kernels import both_cuda
-from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_formats
+from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_both, takes_formats
 from mxsweep.numerics.kernels.compile import compile_source
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.rescaled import quantize_rescaled
@@ -21,6 +23,10 @@ STOCHASTIC = MXFormat("fp4_e2m1", 32, rounding="stochastic")
 NV = MXFormat("fp4_e2m1", 16, "e4m3", rounding="stochastic")
 WIDE = MXFormat("int8", 64, "fp32", rounding="stochastic", symmetric=False)
 SATURATING = MXFormat("fp4_e2m1", 16, "e5m3", rounding="ties_to_zero", scale_rule="vllm", inf="saturate")
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)
+NVFP4_DRAWN = replace(NVFP4, rounding="stochastic")
+ROTATION = SignedHadamard(16, 0b0110_1100_0101_1110)
+BY_TOKEN_AND_SEQUENCE = ((-1,), (-2, -1))
 KEYS = (2**63 + 11, 5)
 
 
@@ -76,6 +82,112 @@ def test_columns_under_a_prescale(column_format: MXFormat, tmp_path: Path, monke
     assert_same_bits(y, quantize_rescaled(x, column_format, 1, prescale=0.75, **beside))
 
 
+@pytest.mark.parametrize(
+    ("row_format", "column_format", "dtype", "rotation"),
+    [
+        (NVFP4, NVFP4, torch.bfloat16, ROTATION),
+        (NVFP4_DRAWN, NVFP4_DRAWN, torch.bfloat16, None),
+        (
+            NVFP4_DRAWN,
+            STOCHASTIC,
+            torch.float32,
+            SignedHadamard(32, 0xA5A5_1234),
+        ),  # two bits of a row's number are a lane's
+        (FP4, NVFP4_DRAWN, torch.bfloat16, SignedHadamard(2, 1)),
+    ],
+    ids=str,
+)
+def test_per_tensor_scales_and_rotated_columns_are_those_of_two_calls(
+    row_format: MXFormat,
+    column_format: MXFormat,
+    dtype: torch.dtype,
+    rotation: SignedHadamard | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = 1 if rotation is None else rotation.order
+    source = both_source(row_format, column_format, dtype, order=order)
+    kernels = HostKernels(source, tmp_path, *["-DMX_MAXIMA_ON_HOST"] * ("mx_maxima" in source))
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
+    ordinary = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 96)
+    for x in (ordinary.to(dtype), adversarial(2 * 64 * 96, 4, finite=True).view(2, 64, 96).to(dtype)):
+        assert takes_both(row_format, column_format, x.shape, dtype, BY_TOKEN_AND_SEQUENCE, rotation)
+        by_row, by_column = torch.full_like(x, 7.0), torch.full_like(x, 7.0)
+        launch_both(x, by_row, by_column, row_format, column_format, 1, *KEYS, Draws(0, 1, 3), rotation=rotation)
+        rotated = x if rotation is None else _by_butterflies(x.mT, rotation).mT
+        beside = {"arithmetic": "exact", "example_dims": 1, "first_example": 3}
+        assert_same_bits(by_row, quantize(x, row_format, generator=KEYS[0], tensor_dims=(-1,), **beside))
+        assert_same_bits(
+            by_column, quantize(rotated, column_format, -2, generator=KEYS[1], tensor_dims=(-2, -1), **beside)
+        )
+
+
+def _by_butterflies(x: torch.Tensor, rotation: SignedHadamard) -> torch.Tensor:
+    """Multiply the last dimension as hadamard.cu does, whose sums are rounded in an order of their own."""
+    rows = torch.arange(rotation.order)
+    signs = torch.tensor([-1.0 if rotation.negative >> row & 1 else 1.0 for row in rows.tolist()])
+    y = x.float().unflatten(-1, (-1, rotation.order)) * signs * rotation.order**-0.5
+    for bit in range(rotation.order.bit_length() - 1):
+        low, high = y[..., rows & ~(1 << bit)], y[..., rows | 1 << bit]
+        y = torch.where(rows >> bit & 1 == 1, low - high, low + high)
+    return y.flatten(-2).to(x.dtype)
+
+
+def test_a_rotation_is_signs_and_a_hadamard_matrix() -> None:
+    x = torch.randn(3, 64, 8, generator=torch.Generator().manual_seed(0))
+    signs = torch.tensor([-1.0 if ROTATION.negative >> row & 1 else 1.0 for row in range(16)]).repeat(4)
+    rotated = ROTATION.rotate(x, -2)
+    assert torch.equal(rotated, hadamard((x * signs[:, None]).mT, 16).mT)
+    torch.testing.assert_close(ROTATION.rotate(rotated, -2, inverse=True), x)
+    torch.testing.assert_close(_by_butterflies(x.mT, ROTATION).mT, rotated)
+
+
+def test_columns_are_rotated_before_they_are_quantized() -> None:
+    x = torch.randn(3, 32, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    by_row, by_column = quantize_both(x, FP4, NVFP4, tensor_dims=(None, (-2, -1)), column_rotation=ROTATION)
+    assert_same_bits(by_row, quantize(x, FP4))
+    assert_same_bits(by_column, quantize(ROTATION.rotate(x, -2), NVFP4, -2, tensor_dims=(-2, -1)))
+
+
+def test_tiles_of_one_format_are_made_once() -> None:
+    x = torch.randn(2, 32, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tile = replace(NVFP4, block_size=(16, 32))
+    by_row, by_column = quantize_both(x, tile, tile, tensor_dims=((-2, -1), (1, 2)))
+    assert by_row is by_column
+    assert_same_bits(by_column, quantize(x, tile, -2, tensor_dims=(-2, -1)))
+    for other, dims, rotation in (
+        (tile, ((-2, -1), None), None),
+        (tile, ((-2, -1), (-2, -1)), ROTATION),
+        (replace(tile, rounding="stochastic"), ((-2, -1), (-2, -1)), None),
+        (replace(tile, block_size=(32, 16)), ((-2, -1), (-2, -1)), None),
+    ):
+        by_row, by_column = quantize_both(
+            x, tile, other, generators=(None, 5), tensor_dims=dims, column_rotation=rotation
+        )
+        rotated = x if rotation is None else rotation.rotate(x, -2)
+        assert_same_bits(by_column, quantize(rotated, other, -2, generator=5, tensor_dims=dims[1]))
+        assert by_row is not by_column
+
+
+def test_which_per_tensor_scales_and_rotations_the_kernels_take() -> None:
+    def taken(
+        *, over: object = BY_TOKEN_AND_SEQUENCE, order: int = 16, column: MXFormat = NVFP4, ndim: int = 3
+    ) -> bool:
+        shape = torch.Size([*[2] * (ndim - 2), 32, 64])
+        rotation = SignedHadamard(order, 1) if order else None
+        return takes_both(NVFP4, column, shape, torch.bfloat16, over, rotation)  # type: ignore[arg-type]
+
+    assert taken() and taken(order=0) and taken(ndim=2) and taken(ndim=2, over=((1,), None)) and taken(order=4)
+    assert taken(column=FP4, over=((2,), None)) and taken(column=FP4, order=32)
+    assert not taken(over=((-1,), None)) and not taken(
+        over=((-2, -1), (-2, -1))
+    )  # a scale of the batch, and of a matrix
+    assert not taken(over=((-1,), (-1, -2, -3))) and not taken(over=(None, (-2, -1)))
+    assert not taken(order=32) and not taken(order=12) and not taken(order=1)
+    assert not taken(column=replace(NVFP4, four_over_six=True))
+    assert not takes_both(NVFP4, NVFP4, torch.Size((24, 64)), torch.bfloat16, (None, None), None)
+
+
 def test_which_tensors_and_formats_the_kernel_takes() -> None:
     def taken(row: MXFormat | None, column: MXFormat, *shape: int, axis: int = -2) -> bool:
         return takes(row, column, torch.Size(shape), torch.bfloat16, axis % len(shape))
@@ -107,7 +219,11 @@ def test_blocks_that_lie_over_two_examples_are_not_drawn_for_at_once() -> None:
 def test_the_kernel_compiles(arch: str) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for source in (both_source(NV, FP8, dtype), both_source(None, FP4, dtype)):
+        for source in (
+            both_source(NV, FP8, dtype),
+            both_source(None, FP4, dtype),
+            both_source(NVFP4, NV, dtype, order=16),
+        ):
             assert b"mx_both" in compile_source(source, arch).code
 
 

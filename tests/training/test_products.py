@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats
 from mxsweep.numerics import MXFormat, quantize
-from mxsweep.numerics.hadamard import matrix
+from mxsweep.numerics.hadamard import SignedHadamard, matrix
 from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.training import quantizing
 from mxsweep.training.products import linear
@@ -113,8 +113,9 @@ def test_nvfp4_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     (case,) = (case for case in CASES if case["kind"] == "nvfp4")
     _, golden = of_case(case)
-    signs = torch.tensor(case["options"]["signs"], dtype=torch.bfloat16)
-    monkeypatch.setattr(quantizing, "_signs", lambda *_: signs)
+    signs = case["options"]["signs"]
+    rotation = SignedHadamard(len(signs), sum(1 << row for row, sign in enumerate(signs) if sign < 0))
+    monkeypatch.setattr(quantizing, "_signed_hadamard", lambda *_: rotation)
     row, tile = operand("fp4_e2m1", **NVFP4), operand("fp4_e2m1", **NVFP4 | {"block_size": (16, 16)})
     formats = LayerFormats(ProductFormats(row, tile), ProductFormats(row, tile), ProductFormats(row, row, hadamard=16))
     quantizer = Quantizer(formats, whole_tensors=True)

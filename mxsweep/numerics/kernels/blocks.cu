@@ -93,15 +93,6 @@ extern "C" __global__ void __launch_bounds__(256)
     tiles<1>(x, y, TILING, BESIDE);
 }
 
-MX_FUNCTION unsigned largest_of_warp(unsigned value) {
-#pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
-        const unsigned other = __shfl_xor_sync(ALL, value, distance);
-        value = other > value ? other : value;
-    }
-    return value;
-}
-
 // The largest of a thread block's values; right in its first warp.
 MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
     __shared__ unsigned of_warp[32];

@@ -1,7 +1,8 @@
 """Quantize a matrix along its rows and along its columns on a GPU in one reading, or along its columns alone: both.cu.
 
-The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a per-tensor scale or a choice of two. It is
-the torch operator `mxsweep::quantize_both`, whose arguments are the formats' texts.
+The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a choice of two scales. A row's own
+per-tensor scale and a matrix's for its columns, rotated or not, take another kernel, and reading, before. Both together
+are the torch operator `mxsweep::quantize_both`, whose arguments are the formats' texts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
+from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
+from mxsweep.numerics.hadamard import SignedHadamard
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
 from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
 from mxsweep.numerics.philox import Draws
@@ -36,8 +38,46 @@ def takes(
         row_format: that along the last axis; None where only ``axis`` is asked for.
         column_format: that along ``axis``, which is none of the last.
     """
-    if not takes_formats(row_format, column_format, dtype):
+    return takes_formats(row_format, column_format, dtype) and _are_whole(row_format, column_format, shape, dtype, axis)
+
+
+@functools.lru_cache(maxsize=4096)
+def takes_both(
+    row_format: MXFormat, column_format: MXFormat, shape: torch.Size, dtype: torch.dtype,
+    tensor_dims: tuple[tuple[int, ...] | None, ...], rotation: SignedHadamard | None,
+) -> bool:  # fmt: skip
+    """Return whether kernels can quantize a tensor of ``shape`` along its last axis and along the last but one.
+
+    Args:
+        tensor_dims: of rows and of columns, as in `quantize`; those of a format with a per-tensor scale have to be
+            a row's, and the last two dimensions.
+        rotation: of the columns.
+    """
+    ndim = len(shape)
+    over = [None if dims is None else {dim % ndim for dim in dims} for dims in tensor_dims]
+    whole = [set(range(ndim)) if dims is None else dims for dims in over]
+    if (row_format.tensor_scale and whole[0] != {ndim - 1}) or (
+        column_format.tensor_scale and whole[1] != {ndim - 2, ndim - 1}
+    ):
         return False
+    if rotation is not None:
+        order = rotation.order
+        if (
+            order < 2
+            or order & (order - 1)
+            or block_length(column_format) % order
+            or column_format.inf == INF_SATURATES
+        ):
+            return False
+    return _takes_blocks(row_format, column_format, dtype) and _are_whole(
+        row_format, column_format, shape, dtype, ndim - 2
+    )
+
+
+def _are_whole(
+    row_format: MXFormat | None, column_format: MXFormat, shape: torch.Size, dtype: torch.dtype, axis: int
+) -> bool:
+    """Return whether blocks, and the vectors that threads read, cut a tensor evenly."""
     width = math.prod(shape[axis + 1 :])
     row = 0 if row_format is None else block_length(row_format)
     return (
@@ -52,7 +92,13 @@ def takes(
 def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
     """Return whether there is a kernel for these formats."""
     formats = (column_format,) if row_format is None else (row_format, column_format)
-    if any(fmt.tensor_scale or fmt.four_over_six or block_length(fmt) not in BLOCKS for fmt in formats):
+    return not any(fmt.tensor_scale for fmt in formats) and _takes_blocks(row_format, column_format, dtype)
+
+
+@functools.cache
+def _takes_blocks(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
+    formats = (column_format,) if row_format is None else (row_format, column_format)
+    if any(fmt.four_over_six or block_length(fmt) not in BLOCKS for fmt in formats):
         return False
     if len({fmt.inf for fmt in formats}) > 1:  # what was read is changed once for both
         return False
@@ -67,11 +113,12 @@ def fits_draws(draws: Draws | None, column_format: MXFormat, shape: torch.Size, 
 
 
 def quantize_both_cuda(
-    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_draws: Draws | None, column_draws: Draws | None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_draws: Draws | None, column_draws: Draws | None,
+    rotation: SignedHadamard | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Quantize along the last axis and along the last but one, in exact arithmetic, without checks and gradient.
 
-    `takes` and `fits_draws` hold of the arguments; both draws are of the same examples.
+    `takes_both` and `fits_draws` hold of the arguments; both draws are of the same examples.
 
     Returns:
         Two contiguous tensors of x's shape and dtype.
@@ -82,10 +129,11 @@ def quantize_both_cuda(
     draws = row_draws or column_draws or NO_DRAWS
     row_key, column_key = ((one or NO_DRAWS).key for one in (row_draws, column_draws))
     if is_plain(x):
-        return _quantize(x, row_format, column_format, row_key, column_key, draws)
+        return _quantize(x, row_format, column_format, row_key, column_key, draws, rotation)
+    order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
     answer: tuple[Tensor, Tensor] = torch.ops.mxsweep.quantize_both(
         x, str(row_format), str(column_format), _signed(row_key), _signed(column_key), draws.example_dims,
-        draws.first_example,
+        draws.first_example, order, _signed(negative),
     )  # fmt: skip
     return answer
 
@@ -93,34 +141,47 @@ def quantize_both_cuda(
 def launch_both(
     x: Tensor, by_row: Tensor | None, by_column: Tensor, row_format: MXFormat | None, column_format: MXFormat,
     axis: int, row_key: int, column_key: int, draws: Draws, column_prescale: float = 1.0,
+    rotation: SignedHadamard | None = None,
 ) -> None:  # fmt: skip
-    """Launch the kernel for a contiguous x and what it writes; `draws` says which examples they are of."""
+    """Launch the kernels for a contiguous x and what they write; `draws` says which examples they are of."""
+    order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
     kernels, rows, width, tiles = _launch(
-        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale
+        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order
     )
     first_example = -1 if draws.first_example is None else draws.first_example
+    row_scales = maxima = strips = 0
+    if (row_format is not None and row_format.tensor_scale) or column_format.tensor_scale:
+        block = block_length(column_format)
+        scratch = torch.empty(rows + rows // block, dtype=torch.float32, device=x.device)
+        row_scales, strips = scratch.data_ptr(), x.shape[axis] // block
+        maxima = row_scales + rows * scratch.itemsize
+        kernels.launch(
+            "mx_maxima", rows // block * THREADS, x.data_ptr(), row_scales, maxima, width, negative
+        )  # fmt: skip
     kernels.launch(
         "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
-        rows, width, row_key, column_key, draws.example_size(x.shape), first_example,
+        rows, width, row_key, column_key, draws.example_size(x.shape), first_example, row_scales, maxima, strips,
+        negative,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
 def _launch(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int,
-    column_prescale: float,
+    column_prescale: float, order: int,
 ) -> tuple[Kernels, int, int, int]:  # fmt: skip
     """Return the kernels, and of the matrix that they see its rows, the vectors of a row, and how many tiles it is."""
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
-    kernels = _kernels(row_format, column_format, dtype, device, column_prescale)
+    kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order)
     return kernels, rows, width, rows // block_length(column_format) * across
 
 
 def both_source(
-    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, column_prescale: float = 1.0
-) -> str:
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, column_prescale: float = 1.0,
+    order: int = 1,
+) -> str:  # fmt: skip
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
     lines = (
         f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype, column_prescale)}",
@@ -128,9 +189,12 @@ def both_source(
         f"#define MX_WITH_ROWS {int(row_format is not None)}",
         f"#define MX_RESIDENT {_RESIDENT}",
         f"#define MX_ACROSS {_lanes_across(row_format, column_format, dtype)}",
+        f"#define MX_LOG_ROTATION {order.bit_length() - 1}",
+        f"#define MX_ROTATION_SCALE {(order**-0.5).hex()}f",
     )
     fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
-    return kernel_source(fmt, dtype, "both.cu", more=lines)
+    files = ("both.cu", "maxima.cu") if fmt.tensor_scale or column_format.tensor_scale else ("both.cu",)
+    return kernel_source(fmt, dtype, *files, more=lines)
 
 
 @functools.cache
@@ -145,26 +209,31 @@ def _signed(key: int) -> int:
 
 @functools.cache
 def _kernels(
-    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, column_prescale: float
-) -> Kernels:
-    return load_kernels(both_source(row_format, column_format, dtype, column_prescale), device)
+    row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, column_prescale: float,
+    order: int,
+) -> Kernels:  # fmt: skip
+    return load_kernels(both_source(row_format, column_format, dtype, column_prescale, order), device)
 
 
 def _operator(
     x: Tensor, row_format: str, column_format: str, row_key: int, column_key: int, example_dims: int,
-    first_example: int | None,
+    first_example: int | None, order: int = 1, negative: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     draws = Draws(0, example_dims, first_example)
-    return _quantize(x, _parse(row_format), _parse(column_format), row_key % 2**64, column_key % 2**64, draws)
+    rotation = None if order == 1 else SignedHadamard(order, negative % 2**64)
+    return _quantize(x, _parse(row_format), _parse(column_format), row_key % 2**64, column_key % 2**64, draws, rotation)
 
 
 def _quantize(
-    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_key: int, column_key: int, draws: Draws
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, row_format: MXFormat, column_format: MXFormat, row_key: int, column_key: int, draws: Draws,
+    rotation: SignedHadamard | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     x = as_vectors(x)
     by_row, by_column = torch.empty_like(x), torch.empty_like(x)
     with on(x.device):
-        launch_both(x, by_row, by_column, row_format, column_format, x.ndim - 2, row_key, column_key, draws)
+        launch_both(
+            x, by_row, by_column, row_format, column_format, x.ndim - 2, row_key, column_key, draws, rotation=rotation
+        )
     return by_row, by_column
 
 
@@ -182,7 +251,7 @@ _parse = functools.cache(MXFormat.parse)
 _library = torch.library.Library("mxsweep", "FRAGMENT")
 _library.define(
     "quantize_both(Tensor x, str row_format, str column_format, int row_key, int column_key, int example_dims, "
-    "int? first_example) -> (Tensor, Tensor)"
+    "int? first_example, int order=1, int negative=0) -> (Tensor, Tensor)"
 )
 _library.impl("quantize_both", _operator, "CUDA")
 _library.impl("quantize_both", _meta, "Meta")

@@ -1,4 +1,4 @@
-"""Write the source of kernels for a format: macros, mx.cu and vectors.cu, and the kernels' file behind them."""
+"""Write the source of kernels for a format: macros, what all kernels need, and the kernels' files behind that."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ Fields = tuple["Fields | int | float | IntEnum | bool", ...]
 def kernel_source(
     fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = (), prescale: float = 1.0
 ) -> str:
-    """Return mx.cu and vectors.cu with the macros in front that make them a format's, `more` lines among them, and
-    `files` behind them; the prescale is as `quantize_rescaled` has it.
+    """Return what all kernels need with the macros in front that make it a format's, `more` lines among them, and
+    `files` behind it; the prescale is as `quantize_rescaled` has it.
     """
     lines = (
         f"#define MX_FORMAT {format_initializer(fmt, dtype, prescale)}",
@@ -68,7 +68,7 @@ def kernel_source(
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
         *more,
     )
-    return "\n".join((*lines, joined_files("mx.cu", "vectors.cu", *files)))
+    return "\n".join((*lines, joined_files("mx.cu", "pairs.cu", "vectors.cu", *files)))
 
 
 def joined_files(*names: str) -> str:

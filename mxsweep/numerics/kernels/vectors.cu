@@ -1,4 +1,5 @@
-// What kernels on a GPU need beside the arithmetic: elements in memory, 16 bytes at a time. Compiled behind mx.cu.
+// What kernels on a GPU need beside the arithmetic: elements in memory, 16 bytes at a time. Compiled behind mx.cu
+// and pairs.cu.
 //
 // MX_FORMAT   the initializer of a Format
 // MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
@@ -175,6 +176,15 @@ MX_FUNCTION i64 sum_of_lanes(i64 share, int lanes) {
     return share;
 }
 
+MX_FUNCTION unsigned largest_of_warp(unsigned value) {
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) {
+        const unsigned other = __shfl_xor_sync(ALL, value, distance);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+
 // Four over six: whether the second scale is the better one for the block, of which MX_LANES neighbouring threads have a
 // vector each, that of this thread beginning with the element `first`.
 MX_FUNCTION bool second_is_better(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
@@ -192,6 +202,12 @@ MX_FUNCTION bool second_is_better(const unsigned (&words)[4], Extremes of, float
 // whether the block has its second scale.
 MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
                                    bool second = false) {
+    if (takes_pairs(format, STORAGE)) {
+        const unsigned halves_changed = of.magnitude << 16 | of.magnitude >> 16;
+        const PairScale block = scale_of_pair(format, __vmaxu2(of.magnitude, halves_changed));
+        return uint4{quantized_pair(words[0], block, format), quantized_pair(words[1], block, format),
+                     quantized_pair(words[2], block, format), quantized_pair(words[3], block, format)};
+    }
     float random[PER_VECTOR] = {}, result[PER_VECTOR];
     if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
     float midpoint;
