@@ -33,7 +33,7 @@ from mxsweep.results.studies import same_environment
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
-from mxsweep.runs.process import describe_device, peak_memory, seed_and_count_memory
+from mxsweep.runs.process import describe_device, peak_memory, prepare_process
 from mxsweep.runs.run_result import RunFiles, RunResult
 from mxsweep.runs.stored_products import refuse_plain_products
 from mxsweep.terminal.progress_callback import Progress
@@ -90,7 +90,7 @@ class _Steps:
 
     def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
         config = self._config
-        seed_and_count_memory(config.seed)
+        prepare_process(config.seed, config.model.device)
         with self._timed("load_s"):
             evaluator = load_evaluator(config)
         model, lm = evaluator.model, evaluator.lm

@@ -11,18 +11,26 @@ import torch
 from transformers import PreTrainedModel
 
 from mxsweep.forward.seeding import seed_generators
+from mxsweep.machine.memory import keep_freed_memory
+from mxsweep.model.load import resolve_device
 
 
-def seed_and_count_memory(seed: int) -> None:
-    """Seed every generator, and count the peak of GPU memory from here."""
+def prepare_process(seed: int, device: str) -> None:
+    """Seed every generator, count the peak of GPU memory from here, and keep freed memory for a model on a CPU.
+
+    Args:
+        device: the knob.
+    """
     seed_generators(seed)
+    if resolve_device(device) == "cpu":
+        keep_freed_memory()
     if torch.cuda.is_initialized():  # before that there is no peak to reset, and asking is an error
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Return peaks in bytes: the process' since it began, and the GPUs' since :func:`seed_and_count_memory`."""
+    """Return peaks in bytes: the process' since it began, and the GPUs' since :func:`prepare_process`."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     gpu = [torch.cuda.max_memory_allocated(index) for index in devices]

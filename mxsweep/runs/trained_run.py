@@ -22,7 +22,7 @@ from mxsweep.model.load import forget_models, load_configured
 from mxsweep.results.trainings import VALIDATION
 from mxsweep.runs.evaluate_config import evaluate_config
 from mxsweep.runs.evaluator import load_configured_tasks
-from mxsweep.runs.process import describe_device, peak_memory, seed_and_count_memory
+from mxsweep.runs.process import describe_device, peak_memory, prepare_process
 from mxsweep.runs.run_result import Rows, RunFiles, RunResult
 from mxsweep.terminal.progress_callback import Progress
 from mxsweep.training.evaluated import as_trained
@@ -138,7 +138,7 @@ class _Training:
 
 def _train(config: RunConfig, folder: Path, progress: Progress) -> _Training:
     """Train; the model is gone from memory afterwards, and on disk."""
-    seed_and_count_memory(config.seed)
+    prepare_process(config.seed, config.model.device)
     started = time.perf_counter()
     with no_progress_bars():
         trained = train_model(config, folder, progress)
