@@ -5,7 +5,8 @@ import logging
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
+from hydra._internal import defaults_list
+from hydra.core.default_element import InputDefault
 from omegaconf._utils import get_yaml_loader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Return one process more than there are CPUs: some tests wait, for Slurm or for processes that they start."""
+    return (yield) + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, marked `long`, and then those of many tests: a process does a file, and
+    none is to be at one when the others have nothing left to do.
+    """
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, -tests[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +62,22 @@ def _texts_of_yaml_are_parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_map_of_choices_that_nothing_refers_to() -> Iterator[None]:
+    """Have Hydra make no config of all choices at each of thirty options, a quarter of the time that it composes in.
+
+    It looks into one only where an option of a list of defaults refers to another choice.
+    """
+    make = defaults_list._create_interpolation_map
+
+    def made(overrides: Any, defaults: Sequence[InputDefault], self_added: bool) -> Any:
+        return make(overrides, defaults, self_added) if any(one.is_interpolation() for one in defaults) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults_list, "_create_interpolation_map", made)
         yield
 
 

@@ -23,6 +23,8 @@ from mxsweep.results.record import RunFolder, find_runs
 from mxsweep.sweeps import launch, launchers, on_slurm
 from mxsweep.sweeps.plan import plan
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=0")
