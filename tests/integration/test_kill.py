@@ -1,6 +1,7 @@
 """Sweeps that are killed, interrupted, or run out of disk: resumed, they end as if nothing had happened.
 
-MXSWEEP_KILLS=200 kills more often than the twenty times of a plain run.
+A plain run kills ten times: once in each of nine kinds, and once with the real model. MXSWEEP_KILLS=200 kills more
+often, at other instants.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ from helpers.stand_in import FAILS, Event, command, environment, processes, read
 from mxsweep.__main__ import main
 from mxsweep.files.locks import CLAIM_NAME
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
+]
 
-KILLS = int(os.environ.get("MXSWEEP_KILLS", "20"))
-REAL_KILLS = 2  # of these, with the real model
+KINDS = 9
+KILLS = int(os.environ.get("MXSWEEP_KILLS", KINDS + 1))
+REAL_KILLS = 1  # of these, with the real model
 # Nine runs: a baseline, and two block sizes by four seeds, of which one is named twice and one fails.
 SWEEP = ("-m", "block_size=16,32", f"seed=1,2,3,{FAILS},3", "limit=10", "model.device=cpu")
 N_RUNS, N_FAILING = 9, 2
@@ -118,7 +123,7 @@ def without_traceback(folder: Path) -> bool:
     return not any("Traceback" in (folder / name).read_text() for name in ("out", "err"))
 
 
-# -------------------------------------------------------------------------------------------- twenty kills
+# ----------------------------------------------------------------------------------------------- ten kills
 
 
 @pytest.fixture(scope="module")
@@ -194,19 +199,22 @@ def kill_one(victim: str, process: subprocess.Popen[str], folder: Path, draw: ra
 @pytest.mark.parametrize("seed", range(KILLS - REAL_KILLS))
 def test_killed_and_resumed(seed: int, tmp_path: Path, uninterrupted: list[dict[str, str]], fallen: Fallen) -> None:
     draw = random.Random(seed)
-    victim = {2: "the parent", 4: "a worker", 7: "all of them"}.get(seed % 9, "the process")
+    kind = seed % KINDS
+    victim = {2: "the parent", 4: "a worker", 7: "all of them"}.get(kind, "the process")
     launcher = () if victim == "the process" else WORKERS
     typed = (*SWEEP, *launcher, "hydra.sweep.dir=sweep")
     sweep, log = tmp_path / "sweep", tmp_path / "evaluations.log"
-    process = start(command(*typed), tmp_path, STAND_IN_S=0.1 if launcher else 0.04)
+    # Of many samples, so that it takes its time to write them, where the kill is to fall into that.
+    samples = 4_000_000 if kind % 3 == 1 else 1000
+    process = start(command(*typed), tmp_path, STAND_IN_S=0.1 if launcher else 0.04, STAND_IN_SAMPLES=samples)
 
     # A random instant, counted from what has happened, so that a busy machine does not move it to another phase.
-    if seed % 9 == 0:  # while it plans, or starts
-        time.sleep(draw.uniform(0.2, 1.0))
-    elif seed % 9 == 5:  # when every run was evaluated: the last result, or the tables
+    if kind == 0:  # while it plans, or starts
+        time.sleep(draw.uniform(0.2, 0.8))
+    elif kind == 5:  # when every run was evaluated: the last result, or the tables
         wait_for(lambda: sum(event.what == "end" for event in read_log(log)) == N_RUNS, process)
         time.sleep(draw.uniform(0.0, 0.3))
-    elif seed % 3 == 1:  # just after an evaluation: results are being written
+    elif kind % 3 == 1:  # just after an evaluation: results are being written
         count = draw.randrange(1, N_RUNS)
         wait_for(lambda: sum(event.what == "end" for event in read_log(log)) >= count, process)
         time.sleep(draw.uniform(0.0, 0.01))
@@ -279,8 +287,9 @@ def test_killed_and_resumed_with_the_real_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
-@pytest.mark.parametrize("launcher", [(), WORKERS], ids=["one process", "workers"])
+@pytest.mark.parametrize(  # neither is handled: what differs is who has the runs
+    ("sent", "launcher"), [(signal.SIGTERM, ()), (signal.SIGHUP, WORKERS)], ids=["SIGTERM", "SIGHUP, workers"]
+)
 def test_ended_by_a_polite_signal_and_resumed(
     sent: signal.Signals, launcher: tuple[str, ...], tmp_path: Path, uninterrupted: list[dict[str, str]]
 ) -> None:
@@ -300,8 +309,8 @@ def test_ended_by_a_polite_signal_and_resumed(
 
 
 def test_the_kills_fell_everywhere(fallen: Fallen) -> None:
-    if sum(fallen.phases.values()) < KILLS or KILLS < 20:
-        pytest.skip("looks back at twenty kills")
+    if sum(fallen.phases.values()) < KILLS or KILLS <= KINDS:
+        pytest.skip("looks back at a kill of each kind")
     assert {"evaluating", "collecting"} <= set(fallen.phases)
     assert fallen.phases["planning"] + fallen.phases["starting"] > 0
     assert fallen.phases["writing a result"] + fallen.phases["between runs"] > 0
