@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from mxsweep.results.record import find_runs
 from mxsweep.runs import backend_check, trained_run
 from mxsweep.runs import evaluate_config as evaluation
 from mxsweep.runs.run_result import RunFiles, RunResult
+
+pytestmark = pytest.mark.long
 
 JARGON = (
     "Traceback", "is not in struct", "full_key:", "object_type=", "hydra.cc", "HYDRA_FULL_ERROR", "Config search path",
@@ -252,7 +255,7 @@ def test_odd_but_meant(arguments: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@fuzzing(150)
+@fuzzing(75)
 @given(words)
 def test_fuzz(arguments: list[str]) -> None:
     check(arguments)
@@ -326,29 +329,40 @@ def test_what_an_interrupted_sweep_says_can_be_pasted(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
-def test_work_in_an_odd_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / name)
+@pytest.mark.parametrize("names", [FOLDERS[first::6] for first in range(6)], ids=ascii)  # one inside the other
+def test_work_in_odd_folders(names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path.joinpath(*names)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
     assert main(["-m", "block_size=16,32"]) == 0
     assert main(["block_size=16"]) == 0
     assert main(["resume=true"]) == 0
-    assert states(tmp_path / name / "multirun") == STATES
+    assert states(folder / "multirun") == STATES
     assert collect(["--status"]) == 0
-    assert collect(["--status", str(tmp_path / name)]) == 0
+    assert collect(["--status", str(folder)]) == 0
 
 
-@pytest.mark.parametrize("name", ["übung 模型, it's=50% [$x]\n💥", "n" * 200])
-def test_the_embedded_model_in_an_odd_folder(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
+def test_the_embedded_model_in_odd_folders(tmp_path: Path) -> None:
+    folder, name = tmp_path / ("n" * 200), "übung 模型, it's=50% [$x]\n💥"
+    (folder / name).mkdir(parents=True)
     command = [sys.executable, "-m", "mxsweep", "-m", "limit=1", "baseline=false", f"hydra.sweep.dir={name}"]
-    answer = subprocess.run(command, cwd=tmp_path / name, capture_output=True, text=True, timeout=300)
+    answer = subprocess.run(command, cwd=folder / name, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
-    assert states(tmp_path / name / name) == ("done",)
-    assert {"results.csv", "results.md", "results.parquet"} <= set(os.listdir(tmp_path / name / name))
+    assert states(folder / name / name) == ("done",)
+    assert {"results.csv", "results.md", "results.parquet"} <= set(os.listdir(folder / name / name))
 
 
-# Command, exit code, and what is said of it.
+@pytest.fixture(scope="module")
+def done_sweep(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that is done, for tests to copy."""
+    folder = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
+    return folder / "s"
+
+
+# Command, exit code, and what is said of it, where a process of its own is what matters.
 SURROUNDINGS = [
     ("mxsweep -m baseline=false | head -0", 0, ""),
     ("PYTHONUNBUFFERED=1 mxsweep -m baseline=false | head -0", 0, ""),
@@ -374,6 +388,17 @@ SURROUNDINGS = [
     ("mkdir d; cd d; rmdir ../d; mxsweep", 2, "the folder that this was started in is gone"),
     ("mkdir d; cd d; rmdir ../d; collect", 2, "no run below"),
     ("mkdir d; cd d; rmdir ../d; collect --status ../d", 2, "no such folder"),
+    (
+        "collect $DONE --output /proc/nowhere",
+        1,
+        "cannot write to /proc/nowhere",
+    ),
+    ("collect --status $DONE | head -0", 0, ""),
+    ("collect $DONE >/dev/full", 1, "the output could not be written"),
+]
+
+# The same of commands that answer as much in this process, after what a shell does first.
+IN_THE_WAY = [
     ("touch f; mxsweep hydra.run.dir=f", 2, "hydra.run.dir: 'f' cannot be made or written (File exists)"),
     ("touch f; mxsweep hydra.run.dir=f/g", 2, "hydra.run.dir: 'f/g' cannot be made or written (Not a directory)"),
     ("touch f; mxsweep -m hydra.sweep.dir=f", 2, "hydra.sweep.dir: 'f' cannot be made or written (File exists)"),
@@ -401,19 +426,12 @@ SURROUNDINGS = [
     ("mkdir 'ü'; collect --status ü", 2, "no run in ü"),
     ("collect /proc/self/task", 2, "no run in /proc/self/task"),
     ("collect --nope", 2, "usage: "),
-    (
-        "mxsweep -m baseline=false hydra.sweep.dir=s; collect s --output /proc/nowhere",
-        1,
-        "cannot write to /proc/nowhere",
-    ),
-    ("mxsweep -m baseline=false hydra.sweep.dir=s; collect --status s | head -0", 0, ""),
-    ("mxsweep -m baseline=false hydra.sweep.dir=s; collect s >/dev/full", 1, "the output could not be written"),
 ]
 
 
 @pytest.mark.parametrize(("command", "code", "message"), SURROUNDINGS, ids=[case[0][:70] for case in SURROUNDINGS])
-def test_surroundings(command: str, code: int, message: str, tmp_path: Path) -> None:
-    answer = in_a_shell(command, tmp_path)
+def test_surroundings(command: str, code: int, message: str, tmp_path: Path, done_sweep: Path) -> None:
+    answer = in_a_shell(command, tmp_path, DONE=done_sweep)
     said = answer.stdout + answer.stderr
     assert answer.returncode == code, said
     assert message in said
@@ -421,6 +439,33 @@ def test_surroundings(command: str, code: int, message: str, tmp_path: Path) -> 
         assert word not in said or "--help" in command
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("command", "code", "message"), IN_THE_WAY, ids=[case[0][:70] for case in IN_THE_WAY])
+def test_what_is_in_the_way(
+    command: str,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *first, last = command.split("; ")
+    for line in first:
+        subprocess.run(["bash", "-c", line], check=True)
+    name, *words = shlex.split(last)
+    try:
+        answered: object = {"mxsweep": main, "collect": collect}[name](words)
+    except SystemExit as end:  # of argparse
+        answered = end.code
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert answered == code, said
+    assert message in said
+    assert not any(word in said for word in JARGON)
+
+
+# None: a folder takes the file's place.
 DAMAGE = [
     "", "{", "[]", "null", "1", '"x"', "\0\0\0", "[" * 100_000, '{"schema": 1}', '{"schema": 2}', '{"schema": null}',
     '{"schema": 1, "commands": [], "runs": []}', '{"schema": 1, "commands": {}, "runs": 3}', '{"schema": NaN}',
@@ -428,46 +473,33 @@ DAMAGE = [
     '{"schema": 1, "commands": [{"overrides": [1]}], "runs": []}',
     '{"schema": 1, "commands": [{"overrides": [], "config_dir": "/nowhere"}], "runs": []}',
     '{"schema": 1, "commands": [{"overrides": [], "config_dir": 3}], "runs": []}',
-    '{"schema": 1, "commands": [], "runs": [{"run_id": 1, "folder": 2, "config_hash": 3, "overrides": 4}]}',
+    '{"schema": 1, "commands": [], "runs": [{"run_id": 1, "folder": 2, "config_hash": 3, "overrides": 4}]}', None,
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sweep_to_damage(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a sweep that is done, in `s`, for tests to copy."""
-    folder = tmp_path_factory.mktemp("to_damage")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["-m", "block_size=16,32", "hydra.sweep.dir=s"]) == 0
-    return folder
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("names", "damages"),
     [
-        *((name, damage) for name in ("sweep.json", "result.json") for damage in (*DAMAGE, None)),
-        *(
-            (name, damage)
-            for name in (".claim", ".sweep.lock", ".hydra/overrides.yaml")
-            for damage in ("\0", "[]", None)
-        ),
+        *((("sweep.json",), (damage,)) for damage in DAMAGE),
+        *((("result.json",), DAMAGE[first : first + 2]) for first in range(0, len(DAMAGE), 2)),  # of each run another
+        *(((".claim", ".sweep.lock", ".hydra/overrides.yaml"), (damage,)) for damage in ("\0", "[]", None)),
     ],
-    ids=lambda text: repr(text)[:50],
+    ids=lambda texts: " ".join(repr(text)[:50] for text in texts),
 )
 def test_damaged_files_are_no_traceback(
-    name: str,
-    damage: str | None,
-    sweep_to_damage: Path,
+    names: tuple[str, ...],
+    damages: Sequence[str | None],
+    done_sweep: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(written_report, "draw_figures", lambda *_: {})
-    shutil.copytree(sweep_to_damage / "s", "s")
-    paths = [Path("s") / name, *Path("s").glob(f"*bs*/{name}")]
-    for path in filter(Path.exists, paths):
+    shutil.copytree(done_sweep, "s")
+    paths = [path for name in names for path in (Path("s") / name, *sorted(Path("s").glob(f"*bs*/{name}")))]
+    for path, damage in zip(filter(Path.exists, paths), cycle(damages), strict=False):
         path.unlink()
         if damage is None:
             path.mkdir()
