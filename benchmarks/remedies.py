@@ -36,6 +36,9 @@ from benchmarks.material import Material, add_arguments, with_material
 REMEDIES = {  # name: (knobs, the part of the record's account that is timed)
     "gptq": (["ptq=gptq"], "ptq"),
     "gptq-rotated": (["ptq=gptq", "rotation=hadamard"], "ptq"),
+    "gptq-wush": (["ptq=gptq", "rotation=wush"], "ptq"),
+    "autoround": (["ptq=autoround", "rotation=hadamard"], "ptq"),
+    "qat": (["ptq=qat", "rotation=hadamard"], "ptq"),
     "clip": (["ptq=clip"], "ptq"),
     "smooth": (["kv_quant.smooth=0.5"], "smooth"),
     "search": (["rotation=search"], "search"),
