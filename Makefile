@@ -1,7 +1,7 @@
 # What is done here, by name; .ci/run calls these targets. Use a virtual environment: `make install` fills it.
 PYTHON ?= python
 
-.PHONY: help install test lint format types check docs models peers wheel ci
+.PHONY: help install test lint format types check docs models peers pictures wheel ci
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ models: ## docs/models.md, measured on every architecture of tests/matrix/ (minu
 
 peers: ## docs/peers.md, measured on every tool of the extra "peers", which this needs (minutes)
 	PYTHONPATH=.:tests $(PYTHON) -m peers.page
+
+pictures: ## the pictures of docs/, from a sweep of the embedded model and a browser (a minute)
+	PYTHONPATH=.:tests $(PYTHON) -m helpers.pictures
 
 check: lint types test ## all three
 
