@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mxsweep.numerics.kernels.softmax_cuda import normalize_rows, takes_logits
 from mxsweep.numerics.piece_threads import on_pieces
 
 SOFTMAX_PIECE = 2**27  # logits in float32 at a time on a GPU: 0.5 GiB; on a CPU what a core's cache holds
@@ -39,6 +40,8 @@ def score_targets(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
 
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's largest logit, its token, and log(sum(exp(logits - largest))), (N,) each, in float32."""
+    if takes_logits(logits):
+        return normalize_rows(logits)
     rows = len(logits)
     best, normalizer = (torch.empty((rows, 1), dtype=torch.float32, device=logits.device) for _ in range(2))
     most_likely = torch.empty((rows, 1), dtype=torch.int64, device=logits.device)

@@ -29,15 +29,21 @@ _launches = 0
 
 
 def launch_count() -> int:
-    """Return how many kernels this process launched so far; the difference shows that a run used them."""
+    """Return how many kernels this process launched so far that quantize, or help to; the difference shows that a run
+    used them.
+    """
     return _launches
 
 
 class Kernels:
-    """Launch the kernels of a compiled source (one format and dtype, say) on one GPU, in thread blocks of ``block``."""
+    """Launch the kernels of a compiled source (one format and dtype, say) on one GPU, in thread blocks of ``block``.
 
-    def __init__(self, module: Any, device: int, block: int = THREADS) -> None:
-        self._module, self._device, self._block = module, device, block
+    Args:
+        counted: whether `launch_count` counts them.
+    """
+
+    def __init__(self, module: Any, device: int, block: int = THREADS, *, counted: bool = True) -> None:
+        self._module, self._device, self._block, self._counts = module, device, block, int(counted)
         self._kernels: dict[str, tuple[Any, int]] = {}  # with the driver's handles
 
     def launch(self, name: str, threads: int, *arguments: int) -> None:
@@ -56,7 +62,7 @@ class Kernels:
         status = _driver().cuLaunchKernel(handle, grid, 1, 1, self._block, 1, 1, 0, stream, pointers, None)
         if status:
             raise RuntimeError(f"CUDA's driver could not launch {name}: error {status}")
-        _launches += 1
+        _launches += self._counts
 
 
 class _Parameters(threading.local):
@@ -96,8 +102,11 @@ def _driver() -> Any:
     return driver
 
 
-def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
+def load_kernels(source: str, device: int, block: int = THREADS, *, counted: bool = True) -> Kernels:
     """Compile CUDA source for a GPU, or take it from the folder that keeps what was compiled.
+
+    Args:
+        block, counted: as for `Kernels`.
 
     Raises:
         BackendUnavailable: as :func:`compile_source`.
@@ -106,7 +115,7 @@ def load_kernels(source: str, device: int, block: int = THREADS) -> Kernels:
 
     Device(device).set_current()
     major, minor = torch.cuda.get_device_capability(device)
-    return Kernels(compile_source(source, f"sm_{major}{minor}", _disk_cache()), device, block)
+    return Kernels(compile_source(source, f"sm_{major}{minor}", _disk_cache()), device, block, counted=counted)
 
 
 def compile_source(source: str, arch: str, cache: Any = None) -> Any:

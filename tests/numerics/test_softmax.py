@@ -1,0 +1,94 @@
+"""What a softmax over rows of logits needs, as softmax.cu finds it: on the host, and where there is a GPU there."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mxsweep.formats.backends import BackendUnavailable
+from mxsweep.numerics.kernels import softmax_cuda
+from mxsweep.numerics.kernels.compile import compile_source
+from mxsweep.numerics.kernels.hadamard_cuda import STORAGE
+
+HOST = Path(__file__).parents[1] / "helpers" / "softmax_host.cpp"
+DTYPES = pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+
+
+def special_rows(entries: int, dtype: torch.dtype) -> Tensor:
+    """(8, entries), six logits apart from each other in memory: ties, infinities and NaN among ordinary ones."""
+    logits = torch.randn((8, entries + 6), generator=torch.Generator().manual_seed(entries)) * 9
+    logits = logits.to(dtype)[:, :entries]
+    logits[1] = logits[1].round()  # many are equal
+    logits[2, :-1] = -torch.inf
+    logits[3, entries // 2] = torch.inf
+    logits[4, entries // 2] = torch.nan
+    logits[5] = -torch.inf
+    logits[6, : entries // 2] = -torch.inf
+    logits[7] = 0.0
+    return logits
+
+
+def assert_as_defined(logits: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> None:
+    """In float64; of rows with an Inf, a NaN or nothing else than -Inf, that log-probabilities are NaN."""
+    largest, token, normalizer = (each.cpu() for each in found)
+    wide = logits.cpu().double()
+    sound = torch.tensor([0, 1, 2, 6, 7])
+    assert torch.equal(largest[sound].double(), wide[sound].amax(1))
+    first = [int((row == row.max()).nonzero()[0]) for row in wide[sound]]
+    assert token[sound].tolist() == first
+    expected = (wide[sound] - wide[sound].amax(1, keepdim=True)).exp().sum(1).log()
+    torch.testing.assert_close(normalizer[sound].double(), expected, rtol=1.5e-7, atol=1.5e-7)
+    assert normalizer[7] == pytest.approx(math.log(logits.shape[1]), rel=1e-6)
+    assert (wide[:, 0] - largest - normalizer)[3:6].isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("entries", [1, 7, 50, 2_048, 50_257])
+def test_the_kernel_on_the_host(entries: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    if (compiler := shutil.which("g++")) is None:
+        pytest.skip("no g++ on this machine")
+    with resources.as_file(resources.files("mxsweep.numerics.kernels").joinpath("softmax.cu")) as source:
+        macros = [f"-DSTORAGE={STORAGE[dtype]}", f"-DTHREADS={softmax_cuda.THREADS}", f'-DSOFTMAX_SOURCE="{source}"']
+        subprocess.run(
+            [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *macros,
+             "-shared", "-fPIC", "-o", tmp_path / "softmax.so", HOST],
+            check=True,
+        )  # fmt: skip
+    library = ctypes.CDLL(str(tmp_path / "softmax.so"))
+    logits = special_rows(entries, dtype)
+    largest, normalizer, token = torch.zeros(8), torch.zeros(8), torch.zeros(8, dtype=torch.int64)
+    numbers = (8, logits.data_ptr(), logits.stride(0) * logits.itemsize, entries)
+    library.softmax_rows_on_host(*map(ctypes.c_longlong, numbers), *(
+        ctypes.c_void_p(each.data_ptr()) for each in (largest, token, normalizer)
+    ))  # fmt: skip
+    assert_as_defined(logits, (largest, token, normalizer))
+
+
+@DTYPES
+def test_the_kernel_compiles_without_a_gpu(dtype: torch.dtype) -> None:
+    try:
+        compiled = compile_source(softmax_cuda.softmax_source(dtype), "sm_90")
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert b"softmax_rows" in bytes(compiled.code)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@DTYPES
+@pytest.mark.parametrize("entries", [1, 7, 50, 2_048, 50_257, 262_144])
+def test_the_kernel_on_a_gpu(entries: int, dtype: torch.dtype) -> None:
+    logits = special_rows(entries, dtype).to("cuda")
+    assert softmax_cuda.takes_logits(logits)
+    found = softmax_cuda.normalize_rows(logits)
+    assert_as_defined(logits, found)
+    alone = softmax_cuda.normalize_rows(logits[1:2])
+    assert [each[0].item() for each in alone] == [each[1].item() for each in found]
