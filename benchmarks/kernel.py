@@ -48,6 +48,12 @@ NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True, rounding="even")
 SCALES = (("e8m0", False), ("e5m3", False), ("e4m3", False), ("e4m3", True), ("fp32", False))
 WARM_UP, LAUNCHES = 3, 21
 QUEUE_CYCLES = 40_000_000  # of a GPU's clock, some 20 ms: while it spins, all launches are queued
+OTHERS = {  # beside the kernels, for the table
+    "microxcaling_cuda": "microxcaling CUDA",
+    "microxcaling_torch": "microxcaling PyTorch",
+    "torch": "mxsweep PyTorch",
+    "operations": "its operations alone",
+}
 CPU_ROUNDS = 5
 
 Call = Callable[[], Tensor]
@@ -133,9 +139,11 @@ def of_training(x: Tensor) -> list[dict[str, Any]]:
 
 
 def beside(x: Tensor, fmt: MXFormat, problem: str | None) -> dict[str, float]:
-    """Seconds of our PyTorch path and, where they can answer, of microxcaling's two."""
+    """Seconds of our PyTorch path, of its operations alone and, where they can answer, of microxcaling's two."""
     arithmetic = "native" if fmt.has_native_arithmetic else "exact"
     seconds = {"torch_s": gpu_seconds(lambda: quantize(x, fmt, arithmetic=arithmetic))}
+    dims = (-1,) if fmt.tensor_scale else None
+    seconds["operations_s"] = gpu_seconds(lambda: quantize_torch(x, fmt, -1, arithmetic, None, dims))
     if problem is None and microxcaling_problem(fmt, "exact") is None:
         for name, arithmetic in (("microxcaling_cuda_s", "exact"), ("microxcaling_torch_s", "native")):
             seconds[name] = gpu_seconds(
@@ -160,8 +168,7 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
         for block in blocks
     ]
     others = [
-        [row["format"], f"{row['cuda_s'] * 1e3:.3f}"]
-        + [ratio(row.get(f"{name}_s"), row["cuda_s"]) for name in ("microxcaling_cuda", "microxcaling_torch", "torch")]
+        [row["format"], f"{row['cuda_s'] * 1e3:.3f}"] + [ratio(row.get(f"{name}_s"), row["cuda_s"]) for name in OTHERS]
         for row in rows
         if "torch_s" in row
     ]
@@ -184,9 +191,7 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
                 markdown_table(["scale", *ELEMENT_NAMES], kernels),
                 "Other paths, as multiples of the kernel's time (ours and microxcaling's PyTorch path: native "
                 "arithmetic where there is one):",
-                markdown_table(
-                    ["format", "kernel, ms", "microxcaling CUDA", "microxcaling PyTorch", "mxsweep PyTorch"], others
-                ),
+                markdown_table(["format", "kernel, ms", *OTHERS.values()], others),
                 "What training asks for beside, fp4_e2m1; the least is what reading the tensor once and writing each "
                 "answer once would take at a copy's speed:",
                 markdown_table(["what", "ms", "copies", "times the least"], training),

@@ -18,6 +18,7 @@ from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.cpu import quantize_by_library
 from mxsweep.numerics.kernels.cpu_rows import Asked
+from mxsweep.numerics.native_triton import quantize_fused
 from mxsweep.numerics.philox import LAST_EXAMPLE, Draws, draws_of
 from mxsweep.numerics.reference.definition import quantize_torch, reduced_shape
 from mxsweep.numerics.wanted_exponents import kept_exponents
@@ -191,6 +192,8 @@ def _quantize_by(
 ) -> Tensor:
     if backend == "torch":
         y = quantize_by_library(x, Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax))
+        if y is None:
+            y = quantize_fused(x, fmt, axis, arithmetic)
         if y is not None:
             return y
         return quantize_torch(x, fmt, axis, arithmetic, draws, tensor_dims, tensor_amax)

@@ -22,6 +22,7 @@ from mxsweep.machine.versions import record_environment
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
+from mxsweep.numerics import native_triton
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.kernels.cpu import call_count
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
@@ -74,8 +75,12 @@ def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[s
 
 
 def _kernel_counts() -> dict[str, int]:
-    """Return how many kernels this process launched on a GPU, and how often it called the library built for the CPU."""
-    return {"cuda_kernel_launches": launch_count(), "cpu_kernel_calls": call_count()}
+    """Return how often this process launched kernels of its own, called Triton's, and the library built for the CPU."""
+    return {
+        "cuda_kernel_launches": launch_count(),
+        "triton_kernel_calls": native_triton.call_count(),
+        "cpu_kernel_calls": call_count(),
+    }
 
 
 class _Steps:
@@ -86,7 +91,7 @@ class _Steps:
         self._proof = proof
         self._keeps_exponents = keeps_exponents
         self._seconds: dict[str, float] = {}
-        self._kernel_counts = {"cuda_kernel_launches": 0, "cpu_kernel_calls": 0}
+        self._kernel_counts = {"cuda_kernel_launches": 0, "triton_kernel_calls": 0, "cpu_kernel_calls": 0}
 
     def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
         config = self._config
