@@ -18,7 +18,7 @@ from torch import Tensor
 from mxsweep.numerics.kernels.softmax_cuda import normalize_rows, takes_logits
 from mxsweep.numerics.piece_threads import on_pieces
 
-SOFTMAX_PIECE = 2**27  # logits in float32 at a time on a GPU: 0.5 GiB; on a CPU what a core's cache holds
+SOFTMAX_PIECE = 2**27  # logits at a time: 0.5 GiB in float32 on a GPU; a CPU's threads take what a cache holds of them
 LOSS_PIECE = 2**26  # logits in float32 at a time: 0.25 GiB
 KL_PIECE = 2**22  # logits in float64 at a time: 32 MiB, a few times over
 
@@ -26,11 +26,14 @@ KL_PIECE = 2**22  # logits in float64 at a time: 32 MiB, a few times over
 def score_targets(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     """Return targets' log-probabilities, and 1 where a target is the most likely token, else 0: (2, M) float32.
 
+    There is no gradient. A row's bits depend neither on the rows beside it nor on how many threads there are.
+
     Args:
         logits: (N, V).
         rows: the row of each target, (M,) int64: several may ask for different tokens of one row.
         targets: tokens, (M,) int64.
     """
+    logits = logits.detach()
     best, most_likely, normalizer = _normalize(logits)
     log_probabilities = logits[rows, targets].float() - best[rows] - normalizer[rows]
     # The maximum of a row with a NaN is that NaN, wherever it stands: no token is the most likely one there.

@@ -30,8 +30,8 @@ def on_pieces(work: Callable[..., None], views: Sequence[Tensor], block_dims: tu
     if views[0].device.type != "cpu" or threads == 1:
         for parts in pieces(views, block_dims):
             work(*parts)
-    elif size < _FEW:
-        for parts in pieces(views, block_dims, GRAIN_SIZE - 1):  # which ATen does not share out
+    elif small := _pieces_not_shared_out(views, block_dims):
+        for parts in small:
             work(*parts)
     else:
         inference = torch.is_inference_mode_enabled()  # of this thread only, while its tensors want it in all
@@ -42,6 +42,17 @@ def on_pieces(work: Callable[..., None], views: Sequence[Tensor], block_dims: tu
 
         for _ in _pool(os.getpid(), threads).map(call, pieces(views, block_dims, min(PIECE, -(-size // threads)))):
             pass  # an error in a thread is raised here
+
+
+def _pieces_not_shared_out(views: Sequence[Tensor], block_dims: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
+    """Return the pieces of a tensor of few elements, of which torch shares out no operation; none where one is larger.
+
+    The sum of a longer block, which is a piece that cannot be cut, would be shared out, and added up in another order.
+    """
+    if views[0].numel() >= _FEW:
+        return []
+    small = list(pieces(views, block_dims, GRAIN_SIZE - 1))
+    return small if all(parts[0].numel() < GRAIN_SIZE for parts in small) else []
 
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
