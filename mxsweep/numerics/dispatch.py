@@ -191,7 +191,7 @@ def _quantize_by(
     tensor_amax: Tensor | None,
 ) -> Tensor:
     if backend == "torch":
-        y = quantize_by_library(x, Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax))
+        y = quantize_by_library(x, Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax, draws=draws))
         if y is None:
             y = quantize_fused(x, fmt, axis, arithmetic)
         if y is not None:

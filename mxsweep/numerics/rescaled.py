@@ -60,7 +60,7 @@ def quantize_rescaled(
 
         return quantize_cuda(x.detach(), fmt, axis, draws, tensor_dims, prescale=prescale)
     x = x.detach()
-    quantized = quantize_by_library(x, Asked(fmt, axis, "exact", tensor_dims, prescale=prescale))
+    quantized = quantize_by_library(x, Asked(fmt, axis, "exact", tensor_dims, prescale=prescale, draws=draws))
     if quantized is not None:
         return quantized
     x = without_inf(x, fmt)

@@ -25,7 +25,7 @@ from mxsweep.numerics import BlockStatistics, MXFormat, block_measures, dispatch
 from mxsweep.numerics.kernels import cpu, cpu_build, cpu_check, cpu_library, cpu_rows, native_tables
 from mxsweep.numerics.kernels.cpu_library import LIBRARY, CpuLibrary
 from mxsweep.numerics.kernels.cpu_rows import Asked
-from mxsweep.numerics.philox import draws_of
+from mxsweep.numerics.philox import Draws, draws_of
 from mxsweep.numerics.reference import rounding
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.reference.scales import native_exponent
@@ -72,6 +72,53 @@ def test_exact_arithmetic_is_the_definition(dtype: torch.dtype) -> None:
             assert_same_bits(by_library(x, fmt, -1, "exact", dims), expected)
         except AssertionError as error:
             raise AssertionError(f"{fmt}: {error}") from None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stochastic_rounding_is_the_definition(dtype: torch.dtype) -> None:
+    stochastic = [fmt for fmt in FORMATS if fmt.rounding == "stochastic" and not fmt.four_over_six]
+    stochastic += [
+        dataclasses.replace(fmt, rounding="stochastic")
+        for fmt in (NVFP4, MXFormat("int4", 48, "fp32", symmetric=False))
+    ]
+    key = 2**63 + 2**31 + 5
+    x = adversarial(6 * 64 * 8, 3).view(6, 4, 8, 16).to(dtype)
+    for fmt in stochastic:
+        for draws in (
+            Draws(key, 0, None),
+            Draws(key, 1, None),
+            Draws(key, 2, 2**33 - 3),
+            Draws(key - 1, 3, 2**62),
+            Draws(0, 0, 7),
+        ):
+            dims = (-1,) if fmt.tensor_scale else None
+            expected = quantize_torch(x, fmt, -1, "exact", draws, dims)
+            assert_same_bits(by_library(x, fmt, -1, "exact", dims, None, 1.0, draws), expected)
+            assert not cpu.supports(x, Asked(fmt, 1, "exact", (1,) if dims else None, draws=draws))
+        ours = quantize_rescaled(x, fmt, prescale=0.75, generator=5, tensor_dims=(-1,) if fmt.tensor_scale else None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LIBRARY, "for_elements", lambda _: None)
+            theirs = quantize_rescaled(
+                x, fmt, prescale=0.75, generator=5, tensor_dims=(-1,) if fmt.tensor_scale else None
+            )
+        assert_same_bits(ours, theirs)
+
+
+def test_stochastic_rounding_draws_alike_in_any_layout_and_by_any_threads() -> None:
+    x = torch.randn(3001, 7, 52, generator=torch.Generator().manual_seed(8))
+    fmt, draws, before = MXFormat("fp4_e2m1", 32, rounding="stochastic"), Draws(77, 1, 2), torch.get_num_threads()
+    for each in (x, x.transpose(0, 2), x[:, ::2, 3:], x[:1].expand(5, -1, -1)):
+        expected = quantize_torch(each, fmt, -1, "exact", draws, None)
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                assert_same_bits(by_library(each, fmt, -1, "exact", None, None, 1.0, draws), expected)
+        finally:
+            torch.set_num_threads(before)
+    assert (
+        len({float(one) for one in by_library(torch.full((1, 4096), 0.3), fmt, -1, "exact", None, None, 1.0, draws)[0]})
+        == 2
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -269,7 +316,7 @@ def test_quantize_asks_the_library_and_its_gradient_stays(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("fmt", "arithmetic", "shape"),
     [
-        (MXFormat("fp4_e2m1", rounding="stochastic"), "exact", (4, 64)),
+        (MXFormat("fp4_e2m1", 16, "e4m3", rounding="stochastic", four_over_six=True), "exact", (4, 64)),
         (MXFormat("fp4_e2m1", (4, 4)), "exact", (4, 64)),
         (MXFormat("fp4_e2m1", rounding="floor"), "native", (4, 64)),
         (MXFP4, "exact", (0, 64)),

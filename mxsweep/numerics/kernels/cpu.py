@@ -29,7 +29,7 @@ def supports(x: Tensor, asked: Asked) -> bool:
     return (
         x.numel() > 0
         and isinstance(fmt.block_size, int)
-        and fmt.rounding != "stochastic"
+        and (fmt.rounding != "stochastic" or _draws(x, asked))
         # Rounding toward zero depends on each element's logarithm there.
         and not (asked.is_native and fmt.rounding == "floor" and x.dtype == torch.float32)
         # A product with more than 1 may be beyond float32, of which torch's operations and mx.cu make other things.
@@ -74,6 +74,16 @@ def _library(elements: int) -> ctypes.CDLL | None:
     """Return the library, to quantize so many elements with, if there is one and it can be used in this thread."""
     library = LIBRARY.for_elements(elements)
     return None if library is None or library.mx_flushes() else library
+
+
+def _draws(x: Tensor, asked: Asked) -> bool:
+    """Return whether the library rounds stochastically as is asked.
+
+    Not where that chooses between two scales, nor where blocks lie along another axis than the last: there each element
+    would work out what eight share, and torch's operations are as quick.
+    """
+    along_last = asked.axis % x.ndim == x.ndim - 1
+    return asked.draws is not None and along_last and not asked.fmt.four_over_six and not asked.is_native
 
 
 def _is_in_memory(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.kernels.cpu_rows import Asked, format_in_memory, quantize_rows
+from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.wanted_exponents import not_kept
 
@@ -29,6 +30,7 @@ _TRIED = tuple(
         "fp4_e2m1-b32-e8m0", "fp6_e2m3-b32-e8m0-round_even", "int8-b32-e8m0-scale_even-round_ties_to_zero",
         "fp4_e2m1-b16-e4m3-tensor-round_even", "fp8_e4m3-b32-fp32-round_floor", "int4-b32-fp32-asym",
         "int4-b16-e4m3-tensor-round_ties_to_zero-rule_torchao-4over6", "fp4_e2m1-b16-e4m3-rule_auto_round",
+        "fp4_e2m1-b32-e8m0-round_stochastic", "int4-b16-e4m3-tensor-asym-round_stochastic",
     )
 )  # fmt: skip
 
@@ -68,11 +70,12 @@ def _differs(library: ctypes.CDLL) -> str:
             each = x.to(dtype)
             for fmt in _TRIED:
                 dims = (-1,) if fmt.tensor_scale else None  # so that a NaN does not make all NaN
+                draws = Draws(2**63 + 2**31 + 5, 1, 2**33 - 7) if fmt.rounding == "stochastic" else None
                 for arithmetic in ("exact", "native"):
-                    ours = quantize_rows(library, each, Asked(fmt, -1, arithmetic, dims))
+                    ours = quantize_rows(library, each, Asked(fmt, -1, arithmetic, dims, draws=draws))
                     if ours is None:  # torch's logarithm is not as expected, which was logged
                         continue
-                    if not _same_bits(ours, quantize_torch(each, fmt, -1, arithmetic, None, dims)):
+                    if not _same_bits(ours, quantize_torch(each, fmt, -1, arithmetic, draws, dims)):
                         return f"{fmt}, {arithmetic} arithmetic of {dtype}"
     return ""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.kernels.native_tables import NativeTables, native_tables
 from mxsweep.numerics.kernels.source import STORAGE, flat_fields, format_fields
+from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.piece_threads import in_threads
 from mxsweep.numerics.reference.definition import tensor_scale_over, without_inf
 from mxsweep.numerics.wanted_exponents import kept_exponents
@@ -32,10 +33,11 @@ _LANES = 8  # rows.cpp's `LANES`
 
 
 class Asked(NamedTuple):
-    """Say what a tensor is to become: what `quantize_torch` is told beside the tensor and its random numbers.
+    """Say what a tensor is to become: what `quantize_torch` is told beside the tensor.
 
     Attributes:
         prescale: as for `quantize_rescaled`, in exact arithmetic.
+        draws: for stochastic rounding.
     """
 
     fmt: MXFormat
@@ -44,6 +46,7 @@ class Asked(NamedTuple):
     tensor_dims: Sequence[int] | None = None
     tensor_amax: Tensor | None = None
     prescale: float = 1.0
+    draws: Draws | None = None
 
     @property
     def is_native(self) -> bool:
@@ -110,6 +113,8 @@ class _Job(ctypes.Structure):
         ("x", ctypes.c_void_p), ("y", ctypes.c_void_p), ("rows", ctypes.c_int64), ("length", ctypes.c_int64),
         ("block", ctypes.c_int64), ("tensor_scales", ctypes.c_void_p), ("under_one", ctypes.c_int64),
         ("format", ctypes.c_void_p), ("native", ctypes.c_void_p), ("storage", ctypes.c_int64),
+        ("key", ctypes.c_uint64), ("example", ctypes.c_int64), ("first_example", ctypes.c_int64),
+        ("numbers_examples", ctypes.c_int64),
         ("together", ctypes.c_int64), ("next", ctypes.c_int64),
     ]  # fmt: skip
 
@@ -146,7 +151,8 @@ class _Work(NamedTuple):
         job = _Job(
             rows.data_ptr(), results.data_ptr(), rows.numel() // length, length, block,
             None if scales is None else scales.data_ptr(), under_one, ctypes.addressof(fields),
-            None if tables is None else tables.address, int(STORAGE[x.dtype]), together, 0,
+            None if tables is None else tables.address, int(STORAGE[x.dtype]),
+            *_drawn_from(x, asked.draws), together, 0,
         )  # fmt: skip
         return cls(job, (rows, results, scales, fields, tables))
 
@@ -164,6 +170,14 @@ class _Work(NamedTuple):
 
         elements = self.job.rows * self.job.length
         in_threads(take_holding, min(torch.get_num_threads(), elements // _LEAST_FOR_THREADS))
+
+
+def _drawn_from(x: Tensor, draws: Draws | None) -> tuple[int, int, int, int]:
+    """Return the fields of `_Job` that say which random number an element draws: `key` to `numbers_examples`."""
+    if draws is None:
+        return 0, 1, 0, 0
+    numbers = draws.first_example is not None
+    return draws.key, draws.example_size(x.shape), draws.first_example or 0, int(numbers)
 
 
 def _rows_under_one(shape: Sequence[int], dims: int, asked: Asked) -> int:

@@ -28,10 +28,13 @@ struct Job {
     void* y;
     i64 rows, length, block;
     const float* tensor_scales;  // of each row; null where the format has none, and where the maximum is taken here
-    i64 under_one;               // rows that share a per-tensor scale, made from their maximum; 0 where there is nothing to take
+    i64 under_one;  // rows that share a per-tensor scale, made from their maximum; 0 where none is taken
     const Format* format;
     const Native* native;  // null for exact arithmetic
     i64 storage;
+    // Of stochastic rounding: the key, the elements of an example, the number of the first, and whether numbers count.
+    unsigned long long key;
+    i64 example, first_example, numbers_examples;
     i64 together;  // rows that a thread takes at once, a multiple of `under_one`
     i64 next;      // the first row that no thread has taken
 };
@@ -96,7 +99,9 @@ static unsigned largest_code(const unsigned short* x, i64 count) {
     return largest;
 }
 
-typedef void (*Elements)(const float* x, float* y, i64 count, BlockScale block, const Format& format, unsigned lifted);
+// `randoms`: of each element, for stochastic rounding alone.
+typedef void (*Elements)(const float* x, float* y, i64 count, BlockScale block, const Format& format, unsigned lifted,
+                         const float* randoms);
 
 static inline float lifted_above_tie(float a, unsigned lifted) {
     return from_bits(bits_of(a) + ((bits_of(a) & ~SIGN) == lifted ? 2u : 0u));
@@ -106,23 +111,25 @@ static inline float lifted_above_tie(float a, unsigned lifted) {
 // that of a power of two, and not divided.
 template <int ROUNDING, bool PRODUCT, bool NATIVE>
 static void usual(const float* __restrict x, float* __restrict y, i64 count, BlockScale block, const Format& of,
-                  unsigned lifted) {
+                  unsigned lifted, const float* __restrict randoms) {
     Format format = of;
     format.rounding = ROUNDING;
     format.element.lowest = -format.element.largest;
     if (ROUNDING == EVEN && format.element.mantissa_bits == 0) __builtin_unreachable();
     for (i64 i = 0; i < count; ++i) {
         const float a = PRODUCT ? x[i] * block.reciprocal : x[i] / block.by;
-        y[i] = read_back(NATIVE ? lifted_above_tie(a, lifted) : a, x[i], block, format, 0.0f);
+        const float random = ROUNDING == STOCHASTIC ? randoms[i] : 0.0f;
+        y[i] = read_back(NATIVE ? lifted_above_tie(a, lifted) : a, x[i], block, format, random);
     }
 }
 
 template <bool NATIVE>
-static void unusual(const float* x, float* y, i64 count, BlockScale block, const Format& of, unsigned lifted) {
+static void unusual(const float* x, float* y, i64 count, BlockScale block, const Format& of, unsigned lifted,
+                    const float* randoms) {
     const Format format = of;
     for (i64 i = 0; i < count; ++i)
         y[i] = NATIVE ? read_back(lifted_above_tie(x[i] * block.reciprocal, lifted), x[i], block, format, 0.0f)
-                      : quantized(x[i], block, format, 0.0f);
+                      : quantized(x[i], block, format, randoms ? randoms[i] : 0.0f);
 }
 
 template <bool PRODUCT>
@@ -131,6 +138,7 @@ static Elements usual_of(const Format& format) {
         case NEAREST: return usual<NEAREST, PRODUCT, false>;
         case EVEN: return usual<EVEN, PRODUCT, false>;
         case FLOOR: return usual<FLOOR, PRODUCT, false>;
+        case STOCHASTIC: return usual<STOCHASTIC, PRODUCT, false>;
         default: return usual<TIES_TO_ZERO, PRODUCT, false>;
     }
 }
@@ -198,6 +206,21 @@ static unsigned largest_from(const Job& job, i64 first, i64 count) {
     return bits_of(widened((unsigned short)largest_code(static_cast<const unsigned short*>(job.x) + first, count), storage));
 }
 
+// The random numbers of elements that follow each other.
+struct Randoms {
+    const Job& job;
+    i64 place;  // of the next element in the tensor
+
+    void fill(float* randoms, i64 count) {
+        for (i64 i = 0; i < count;) {
+            const i64 example = place / job.example, within = place % job.example;
+            const Bits bits = random_bits(job.key, within / 8, job.numbers_examples ? job.first_example + example : 0);
+            const i64 eight = within / 8 * 8 + 8, end = (eight < job.example ? eight : job.example) - within;
+            for (i64 k = 0; k < end && i < count; ++k, ++i, ++place) randoms[i] = random_of(bits, int((within + k) % 8));
+        }
+    }
+};
+
 static void quantize_block(const Job& job, Elements elements, i64 first, i64 count, float g, Exponents& wanted) {
     const int storage = int(job.storage);
     const unsigned short* codes = static_cast<const unsigned short*>(job.x) + first;
@@ -212,17 +235,24 @@ static void quantize_block(const Job& job, Elements elements, i64 first, i64 cou
         block = exact_scale(*job.format, amax, midpoint, g, wanted);
     }
     const unsigned lifted = job.native ? job.native->lifted : 0u;
-    if (storage == FLOAT32) {
-        elements(floats, static_cast<float*>(job.y) + first, count, block, *job.format, lifted);
+    const bool draws = job.format->rounding == STOCHASTIC;
+    if (storage == FLOAT32 && !draws) {
+        elements(floats, static_cast<float*>(job.y) + first, count, block, *job.format, lifted, nullptr);
         return;
     }
-    unsigned short* results = static_cast<unsigned short*>(job.y) + first;
-    float values[CHUNK], rounded[CHUNK];
+    Randoms randoms = {job, first};
+    float values[CHUNK], rounded[CHUNK], drawn[CHUNK];
     for (i64 done = 0; done < count; done += CHUNK) {
         const i64 here = count - done < CHUNK ? count - done : CHUNK;
+        if (draws) randoms.fill(drawn, here);
+        if (storage == FLOAT32) {
+            elements(floats + done, static_cast<float*>(job.y) + first + done, here, block, *job.format, lifted, drawn);
+            continue;
+        }
+        unsigned short* results = static_cast<unsigned short*>(job.y) + first + done;
         for (i64 i = 0; i < here; ++i) values[i] = widened(codes[done + i], storage);
-        elements(values, rounded, here, block, *job.format, lifted);
-        for (i64 i = 0; i < here; ++i) results[done + i] = narrowed(rounded[i], storage);
+        elements(values, rounded, here, block, *job.format, lifted, draws ? drawn : nullptr);
+        for (i64 i = 0; i < here; ++i) results[i] = narrowed(rounded[i], storage);
     }
 }
 
@@ -315,7 +345,7 @@ static void measure_block(const Job& job, Elements exact, i64 first, i64 count, 
         }
         (product ? measure_elements<true> : measure_elements<false>)(x, y, here, block, format, scaled, found);
         if (exact) {  // asked for of float32 alone, so that `xs` is free
-            exact(x, xs, here, own, format, 0u);
+            exact(x, xs, here, own, format, 0u, nullptr);
             int unlike = 0;
             for (i64 i = 0; i < here; ++i) unlike += (y[i] != xs[i]) & ((y[i] == y[i]) | (xs[i] == xs[i]));
             found.unlike += unlike;
