@@ -1,12 +1,13 @@
 """Fixtures that several test modules share."""
 
 import copy
+import gc
 import logging
 import os
 import socket
 import urllib.request
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
-from hydra._internal import defaults_list
-from hydra.core.default_element import InputDefault
+from helpers.quick_hydra import quicken
 from omegaconf._utils import get_yaml_loader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.get_closest_marker("long") is None, -tests[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Have Python's search for garbage leave out the modules and tests that are there from now on."""
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,18 +72,9 @@ def _texts_of_yaml_are_parsed_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_map_of_choices_that_nothing_refers_to() -> Iterator[None]:
-    """Have Hydra make no config of all choices at each of thirty options, a quarter of the time that it composes in.
-
-    It looks into one only where an option of a list of defaults refers to another choice.
-    """
-    make = defaults_list._create_interpolation_map
-
-    def made(overrides: Any, defaults: Sequence[InputDefault], self_added: bool) -> Any:
-        return make(overrides, defaults, self_added) if any(one.is_interpolation() for one in defaults) else None
-
+def _hydra_is_quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(defaults_list, "_create_interpolation_map", made)
+        quicken(patch)
         yield
 
 
