@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cmp_to_key
 from typing import Any
 
 from tabulate import tabulate
 
 from mxsweep.measure.weight_errors import Inspected
+from mxsweep.statistics.decibels import compare_db
 
 
 def one_text(inspected: Inspected) -> str:
@@ -43,40 +45,47 @@ def side_by_side_text(inspected: Sequence[Inspected]) -> str:
 
 def verdict(inspected: Sequence[Inspected]) -> str:
     """Say which of two or more configs keeps the weights best, by how much, and in how many weights."""
-    ordered = sorted(inspected, key=lambda one: _rank(one.total["sqnr_db"]), reverse=True)
-    best, second = ordered[:2]
-    gap = best.total["sqnr_db"] - second.total["sqnr_db"]
-    if not gap > 0:
+    totals = [one.total["sqnr_db"] for one in inspected]
+    first, next_best = _two_best(totals)
+    best, second = inspected[first], inspected[next_best]
+    if compare_db(totals[first], totals[next_best]) == 0:
         return f"{best.label} and {second.label} keep the weights equally well."
     others = [
         {tensor.module: tensor.statistics.sqnr_db for tensor in one.tensors} for one in inspected if one is not best
     ]
     wins = sum(
-        all(_rank(tensor.statistics.sqnr_db) > _rank(of_one.get(tensor.module)) for of_one in others)
+        all(compare_db(tensor.statistics.sqnr_db, of_one.get(tensor.module)) > 0 for of_one in others)
         for tensor in best.tensors
     )
     bits = best.bits_per_weight - second.bits_per_weight
     cost = "the same bits" if bits == 0 else f"{abs(bits):.2f} {'more' if bits > 0 else 'fewer'} bits a weight"
     than = second.label if len(inspected) == 2 else f"{second.label}, the next best,"
+    by = _distance(totals[first], totals[next_best])
     return (
-        f"{best.label} keeps the weights better than {than} by {gap:.2f} dB over all of them, at {cost}; it is the "
-        f"best in {wins:,} of {len(best.tensors):,} weights."
+        f"{best.label} keeps the weights better than {than}{f' by {by} dB' if by else ''} over all of them, at {cost}; "
+        f"it is the best in {wins:,} of {len(best.tensors):,} weights."
     )
 
 
 def _better(inspected: Sequence[Inspected], values: Sequence[float | None]) -> dict[str, str]:
     """Return the best of a row and its distance from the next; nothing where both are equal."""
-    ordered = sorted(range(len(inspected)), key=lambda index: _rank(values[index]), reverse=True)
-    first, second = values[ordered[0]], values[ordered[1]]
-    gap = _rank(first) - _rank(second)
-    if not gap > 0:
+    first, second = _two_best(values)
+    if compare_db(values[first], values[second]) == 0:
         return {"better": "-", "by": "-"}
-    return {"better": inspected[ordered[0]].label, "by": f"{gap:.2f}" if math.isfinite(gap) else "-"}
+    return {"better": inspected[first].label, "by": _distance(values[first], values[second]) or "-"}
 
 
-def _rank(value: float | None) -> float:
-    """Return what configs are ordered by: NaN, which a block without a scale brings, is the worst."""
-    return -math.inf if value is None or math.isnan(value) else value
+def _two_best(values: Sequence[float | None]) -> list[int]:
+    """Return where the best value is, and the next best; of equal ones the first."""
+    key = cmp_to_key(compare_db)
+    return sorted(range(len(values)), key=lambda index: key(values[index]), reverse=True)[:2]
+
+
+def _distance(value: float | None, other: float | None) -> str:
+    """Return how far apart two ratios are, in dB; "" where one is infinite, or there is none."""
+    if value is None or other is None or not math.isfinite(value - other):
+        return ""
+    return f"{value - other:.2f}"
 
 
 def _row(name: str, numbers: dict[str, Any]) -> dict[str, str]:

@@ -10,8 +10,9 @@ number of tensors in one transfer: on a GPU each number fetched by itself would 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ParamSpec
 
 import torch
@@ -43,11 +44,12 @@ from mxsweep.numerics.reference.scales import (
     wanted_scale,
 )
 from mxsweep.numerics.wanted_exponents import not_kept
+from mxsweep.statistics.decibels import compare_db
 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Hold what quantizing one tensor did.
+    """Hold what quantizing one tensor did. Two are equal whose counts are, and whose `sqnr_db` are by `compare_db`.
 
     Attributes:
         blocks: number of blocks.
@@ -72,10 +74,16 @@ class BlockStatistics:
     elements_flushed: int
     exponent_min: int | None
     exponent_max: int | None
-    sqnr_db: float
+    sqnr_db: float = field(hash=False)
     signal: float = field(default=math.nan, compare=False)  # sqnr_db is compared, which is their ratio
     noise: float = field(default=math.nan, compare=False)
     unlike_exact: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BlockStatistics):
+            return NotImplemented
+        counts = ([getattr(one, name) for name in _COUNTS] for one in (self, other))
+        return operator.eq(*counts) and compare_db(self.sqnr_db, other.sqnr_db) == 0
 
     @property
     def rmse(self) -> float:
@@ -101,6 +109,9 @@ class BlockStatistics:
             noise=noise,
             unlike_exact=sum(unlike) if unlike else None,
         )
+
+
+_COUNTS = tuple(each.name for each in fields(BlockStatistics) if each.compare and each.name != "sqnr_db")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cmp_to_key
 from statistics import median
 from typing import Any
 
@@ -10,6 +11,7 @@ from mxsweep.results.knob_words import value_text
 from mxsweep.results.rows import Row, label
 from mxsweep.results.tensor_bases import NOTE, has_own_metric
 from mxsweep.results.tensor_errors import KIND_TITLES, read_tensors
+from mxsweep.statistics.decibels import compare_db
 from mxsweep.study.finding import (
     Finding,
     format_exponents,
@@ -20,6 +22,8 @@ from mxsweep.study.finding import (
     run_ids,
 )
 
+_BY_RATIO = cmp_to_key(compare_db)
+
 
 def describe_largest_error(rows: Sequence[Row]) -> Iterable[Finding]:
     """Say which kind of tensor has the least signal over error, in one sentence for runs of which the same is true."""
@@ -28,7 +32,9 @@ def describe_largest_error(rows: Sequence[Row]) -> Iterable[Finding]:
         ratios = signal_over_error(row)
         if len(ratios) > 1:
             own_metric = any(has_own_metric(row, kind) for kind in ratios)
-            alike.setdefault((own_metric, tuple(sorted(ratios, key=lambda kind: ratios[kind]))), []).append(row)
+            alike.setdefault((own_metric, tuple(sorted(ratios, key=lambda kind: _BY_RATIO(ratios[kind])))), []).append(
+                row
+            )
     for (own_metric, order), members in alike.items():
         ratios_by_kind = {kind: [signal_over_error(row)[kind] for row in members] for kind in order}
         spans = [f"{KIND_TITLES[kind]} {format_range(values, '.1f')} dB" for kind, values in ratios_by_kind.items()]
@@ -52,7 +58,7 @@ def describe_worst_tensor(rows: Sequence[Row]) -> Iterable[Finding]:
         tensors = [tensor for tensor in read_tensors(row.run) if math.isfinite(tensor.sqnr_db)]
         if len(tensors) < 2:
             continue
-        worst = min(tensors, key=lambda tensor: tensor.sqnr_db)
+        worst = min(tensors, key=lambda tensor: _BY_RATIO(tensor.sqnr_db))
         middle = median(tensor.sqnr_db for tensor in tensors if tensor.kind == worst.kind)
         own_metric = any(has_own_metric(row, tensor.kind) for tensor in tensors)
         alike.setdefault((worst.kind, worst.module, own_metric), []).append((row, worst.sqnr_db, middle))

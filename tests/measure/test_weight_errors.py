@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.inspect import main
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.measure.weight_errors import Inspected
+from mxsweep.measure.weight_tables import side_by_side_text, verdict
+from mxsweep.model.tensor_statistics import TensorStatistics
+from mxsweep.numerics import BlockStatistics, MXFormat, quantize
 
 Printed = pytest.CaptureFixture[str]
 
@@ -183,3 +186,32 @@ def test_on_a_gpu(tmp_path: Path) -> None:
 def test_what_a_run_works_out_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["format=mxfp4", *words.split()]) == 2
     assert "inspect measures weights rounded to nearest; allowed here: " in capsys.readouterr().err
+
+
+def inspected(label: str, *ratios: float) -> Inspected:
+    """Return a config whose weights, of 32 elements and a signal of 1 each, have these ratios in dB."""
+    tensors = []
+    for index, ratio in enumerate(ratios):
+        noise = math.nan if math.isnan(ratio) else 10 ** (-ratio / 10)
+        of = BlockStatistics(1, 0, 32, 0, 0, 0, 0, sqnr_db=ratio, signal=1.0, noise=noise)
+        tensors.append(TensorStatistics("weight", str(index), None, MXFormat("fp4_e2m1"), of))
+    return Inspected(label, tensors, 4.25)
+
+
+def test_configs_whose_sums_were_added_up_in_another_order_are_equally_good() -> None:
+    for a, b in ((20.0, math.nextafter(20.0, 99)), (math.nextafter(20.0, 99), 20.0), (math.inf, math.inf)):
+        same = [inspected("a", a, 10.0), inspected("b", b, 10.0)]
+        text = side_by_side_text(same)
+        assert verdict(same) == "a and b keep the weights equally well." and verdict(same) in text
+        assert not re.search(r" 0\.00$", text, re.MULTILINE)
+    assert verdict([inspected("c", 9.0), *same]).startswith("a and b keep")
+    close = [inspected("c", 9.0), inspected("a", 20.0), inspected("b", 20.5)]
+    assert verdict(close).startswith("b keeps the weights better than a, the next best, by 0.50 dB over all of them")
+
+
+@pytest.mark.parametrize(("better", "worse"), [(math.inf, 20.0), (20.0, -math.inf), (20.0, math.nan)])
+def test_an_infinite_distance_is_not_said_in_decibels(better: float, worse: float) -> None:
+    text = verdict([inspected("a", worse), inspected("b", better)])
+    assert text == (
+        "b keeps the weights better than a over all of them, at the same bits; it is the best in 1 of 1 weights."
+    )

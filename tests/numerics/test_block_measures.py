@@ -1,5 +1,6 @@
 """Block statistics on blocks counted by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -24,8 +25,19 @@ def test_counts_by_hand() -> None:
         elements_flushed=2,
         exponent_min=0,
         exponent_max=8,
-        sqnr_db=pytest.approx(10 * math.log10(float(BLOCKS.double().square().sum()) / noise)),
+        sqnr_db=10 * math.log10(float(BLOCKS.double().square().sum()) / noise),
     )
+
+
+def test_statistics_are_equal_whose_sums_differ_in_the_last_bits_alone() -> None:
+    """As those of the same values do that were added up in another order."""
+    one = block_statistics(BLOCKS, MXFormat("fp4_e2m1", 2))
+    other = dataclasses.replace(one, sqnr_db=math.nextafter(one.sqnr_db, 0), noise=math.nextafter(one.noise, 0))
+    assert one == other and hash(one) == hash(other) and one.sqnr_db != other.sqnr_db
+    assert one != dataclasses.replace(one, sqnr_db=one.sqnr_db + 1e-6)
+    assert one != dataclasses.replace(one, elements_flushed=one.elements_flushed + 1)
+    lost, kept = (dataclasses.replace(one, sqnr_db=ratio) for ratio in (math.nan, math.inf))
+    assert lost == dataclasses.replace(lost) and kept == dataclasses.replace(kept) and lost != kept
 
 
 @pytest.mark.parametrize("arithmetic", ["native", "exact"])

@@ -127,8 +127,8 @@ def test_exact_runs_say_nothing_of_arithmetic(tmp_path: Path) -> None:
     assert not texts(told([a_row(tmp_path, "a", figures)]), "arithmetic")
 
 
-def test_the_worst_tensor_is_named_from_the_file(tmp_path: Path) -> None:
-    row = a_row(tmp_path, "a")
+def with_tensors(row: Row, *sqnr_db: float) -> Row:
+    """Have a run's file of diagnostics hold the errors of three weights."""
     row.run.path.mkdir()
     names = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
     table = {
@@ -137,16 +137,29 @@ def test_the_worst_tensor_is_named_from_the_file(tmp_path: Path) -> None:
         "layer": [0, 1, 1],
         "elements": [100] * 3,
         "blocks": [10] * 3,
-        "sqnr_db": [18.0, 19.0, 12.0],
+        "sqnr_db": list(sqnr_db),
         "saturated": [0] * 3,
         "flushed": [0] * 3,
         "clamped": [0] * 3,
     }
     parquet.write_table(pa.table(table), row.run.path / "diagnostics.parquet")
-    (text,) = texts(told([row]), "error")
+    return row
+
+
+def test_the_worst_tensor_is_named_from_the_file(tmp_path: Path) -> None:
+    (text,) = texts(told([with_tensors(a_row(tmp_path, "a"), 18.0, 19.0, 12.0)]), "error")
     assert text.endswith(
         "weights of model.layers.1.mlp.down_proj in 1 run: 12.0 dB, where the median of weights is 18.0 dB."
     )
+
+
+def test_the_order_in_which_squares_were_added_up_decides_nothing(tmp_path: Path) -> None:
+    above = math.nextafter(12.0, 99)
+    rows = [with_tensors(a_row(tmp_path, "a"), 12.0, 19.0, above), with_tensors(a_row(tmp_path, "b"), above, 19.0, 12)]
+    (text,) = texts(told(rows), "error")
+    assert "weights of model.layers.0.mlp.up_proj in 2 runs: 12.0 dB" in text
+    rows = [a_row(tmp_path, "c", tensors(key=12.0, value=above)), a_row(tmp_path, "d", tensors(key=above, value=12.0))]
+    assert "lowest for keys in 2 runs" in texts(told(rows), "error")[0]
 
 
 def test_clamped_scales_are_told_with_what_the_bits_hold(tmp_path: Path) -> None:
