@@ -1,4 +1,4 @@
-"""Make one C++ source of mx.cu and rows.cpp, and have this machine's compiler build a library of it.
+"""Make one C++ source of mx.cu, rows.cpp and measures.cpp, and have this machine's compiler build a library of it.
 
 ``CXX`` names another compiler than the first of `COMPILERS`, with options behind it, or is empty for none.
 """
@@ -20,7 +20,7 @@ from mxsweep.numerics.kernels.cpu_check import NoLibrary
 from mxsweep.numerics.kernels.source import joined_files
 
 COMPILERS = ("c++", "g++", "clang++")
-SOURCES = ("mx.cu", "rows.cpp")
+SOURCES = ("mx.cu", "rows.cpp", "measures.cpp")
 # They stand behind options of CXX, as the last one counts. A product and a sum stay two roundings, and nothing else may
 # change a bit either. Without start files, of which the source needs none, none is among them that has a process make
 # zeros of subnormal numbers.

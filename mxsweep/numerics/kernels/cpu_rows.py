@@ -29,7 +29,7 @@ _MOST_UNDER_ONE = 2**16
 # There are at least so many elements for each thread that wakes up. Fewer are quantized in half a millisecond, while a
 # thread may wait many times that for its turn on a busy core.
 _LEAST_FOR_THREADS = 2**19
-_LANES = 8  # rows.cpp's `LANES`
+_LANES = 8  # measures.cpp's `LANES`
 
 
 class Asked(NamedTuple):

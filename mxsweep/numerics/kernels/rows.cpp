@@ -1,6 +1,5 @@
-// Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing, and what was lost by it,
-// in one reading of both. Compiled behind mx.cu, whose arithmetic it is, by the machine's C++ compiler (cpu_build.py), once
-// for all formats and dtypes.
+// Fake quantization of the rows of a tensor on a CPU, in one reading from memory and one writing. Compiled behind mx.cu,
+// whose arithmetic it is, by the machine's C++ compiler (cpu_build.py), once for all formats and dtypes.
 //
 // What an element costs is decided by `elements_of`, a loop that a compiler makes vectors of: one for each rounding of the
 // formats that are usual. All others go through one loop in which the format is read for each element.
@@ -37,15 +36,6 @@ struct Job {
     i64 example, first_example, numbers_examples;
     i64 together;  // rows that a thread takes at once, a multiple of `under_one`
     i64 next;      // the first row that no thread has taken
-};
-
-constexpr int LANES = 8;  // sums of their own, so that a compiler can make vectors of them
-
-// What quantizing did to some rows, as block_measures.py has it. Counts are exact up to 2^53. The fields are those of
-// cpu_rows.py's `_found`.
-struct Measures {
-    double signal[LANES], noise[LANES];
-    double saturated, flushed, clamped, unlike, exponent_min, exponent_max;
 };
 
 // The least and the largest exponent that e8m0 scales wanted; a block that wants none counts as one that wants 0.
@@ -272,87 +262,6 @@ static void look_up_block(const Job& job, i64 first, i64 count, Exponents& wante
     }
 }
 
-// Whether a scale format does not hold what a block's scale would be.
-static bool beyond_scales(float amax, float g, const Format& format) {
-    const Grid grid = format.scale_grid;
-    const float wanted = wanted_scale(amax, g, format);
-    const float least = format.scale == FP32 ? from_bits(1) : power_of_two(grid.min_exponent - grid.mantissa_bits);
-    return wanted < least || wanted < format.smallest_scale || wanted > grid.largest;
-}
-
-static inline void add_squares(const float* x, const float* y, int lanes, Measures& found) {
-    for (int lane = 0; lane < lanes; ++lane) {
-        const double value = x[lane], error = value - y[lane];
-        found.signal[lane] += value * value;
-        found.noise[lane] += error * error;
-    }
-}
-
-// Add to `found` what became of elements, and count those of which the quotient is beyond the grid. `PRODUCT` as for `usual`;
-// `scaled`: whether elements are divided by anything.
-template <bool PRODUCT>
-static void measure_elements(const float* __restrict x, const float* __restrict y, i64 count, BlockScale block,
-                             const Format& format, bool scaled, Measures& found) {
-    const float largest = scaled ? format.element.largest : from_bits(INFINITY_BITS);
-    const float lowest = scaled ? format.element.lowest : -from_bits(INFINITY_BITS);
-    const float midpoint = format.symmetric ? 0.0f : block.midpoint, prescale = format.prescale;
-    int saturated = 0, flushed = 0;
-    for (i64 i = 0; i < count; ++i) {
-        const float centered = (x[i] - midpoint) * prescale;
-        const float a = PRODUCT ? centered * block.reciprocal : centered / block.by;
-        saturated += (a > largest) | (a < lowest);
-        flushed += (x[i] != 0.0f) & (y[i] == 0.0f);
-    }
-    i64 i = 0;
-    for (; i + LANES <= count; i += LANES) add_squares(x + i, y + i, LANES, found);
-    add_squares(x + i, y + i, int(count - i), found);
-    found.saturated += saturated;
-    found.flushed += flushed;
-}
-
-// Add to `found` what became of a block; in native arithmetic of float32 alone. `exact`: what computes a symmetric block's
-// elements in exact arithmetic, to be compared; null for none.
-static void measure_block(const Job& job, Elements exact, i64 first, i64 count, float g, Measures& found) {
-    const Format& format = *job.format;
-    const int storage = int(job.storage);
-    const unsigned largest = largest_from(job, first, count);
-    float midpoint, amax = exact_amax(job, first, count, largest, g, midpoint);
-    Exponents wanted = {from_bits(INFINITY_BITS), -from_bits(INFINITY_BITS)}, not_asked = wanted;
-    const BlockScale own = exact_scale(format, amax, midpoint, g, job.native ? not_asked : wanted);
-    const BlockScale block = job.native ? native_scale(largest, format, *job.native, wanted) : own;
-    if (amax > 0.0f && bits_of(amax) < INFINITY_BITS) {
-        if (format.scale == E8M0) {
-            found.exponent_min = wanted.low < found.exponent_min ? wanted.low : found.exponent_min;
-            found.exponent_max = wanted.high > found.exponent_max ? wanted.high : found.exponent_max;
-            found.clamped += fabsf(wanted.low) > float(format.max_scale_exponent);
-        } else {
-            found.clamped += beyond_scales(amax, g, format);
-        }
-    }
-    const bool scaled = block.read > 0.0f;  // not of a NaN, nor of a scale that is 0
-    const bool product = job.native || format.scale == E8M0 || multiplies(format);
-    float xs[CHUNK], ys[CHUNK];
-    for (i64 done = 0; done < count; done += CHUNK) {
-        const i64 here = count - done < CHUNK ? count - done : CHUNK, at = first + done;
-        const float* x = static_cast<const float*>(job.x) + at;
-        const float* y = static_cast<const float*>(job.y) + at;
-        if (storage != FLOAT32) {
-            for (i64 i = 0; i < here; ++i) {
-                xs[i] = widened(static_cast<const unsigned short*>(job.x)[at + i], storage);
-                ys[i] = widened(static_cast<const unsigned short*>(job.y)[at + i], storage);
-            }
-            x = xs, y = ys;
-        }
-        (product ? measure_elements<true> : measure_elements<false>)(x, y, here, block, format, scaled, found);
-        if (exact) {  // asked for of float32 alone, so that `xs` is free
-            exact(x, xs, here, own, format, 0u, nullptr);
-            int unlike = 0;
-            for (i64 i = 0; i < here; ++i) unlike += (y[i] != xs[i]) & ((y[i] == y[i]) | (xs[i] == xs[i]));
-            found.unlike += unlike;
-        }
-    }
-}
-
 // The per-tensor scale of row i: given, or made from the maximum of its rows, of which it is the first. `g` is the one before.
 static float tensor_scale_at(const Job& job, i64 i, float g) {
     if (job.tensor_scales) return job.tensor_scales[i];
@@ -398,18 +307,6 @@ extern "C" int mx_quantize_rows(Job* shared, Exponents* wanted) {
             look_up_block(job, first, count, *wanted);
         else
             quantize_block(job, elements, first, count, g, *wanted);
-    });
-    return 1;
-}
-
-// Measure rows until all are taken, likewise: `y` is what they became. What is `found` of the rows taken at once stands in a
-// place of its own, so that sums do not depend on who took them. `compares`: whether elements that exact arithmetic would
-// have given another value are counted, of native arithmetic.
-extern "C" int mx_measure_rows(Job* shared, Measures* found, int compares) {
-    if (mx_flushes()) return 0;
-    const Elements exact = compares ? elements_of(*shared->format, false) : nullptr;
-    each_block(shared, [&](i64 first, i64 count, float g, i64 taken) {
-        measure_block(*shared, exact, first, count, g, found[taken]);
     });
     return 1;
 }
