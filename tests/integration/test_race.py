@@ -48,8 +48,7 @@ def rows(sweep: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("how", [(), ("resume=true",)], ids=["the same command", "both resume"])
-@pytest.mark.parametrize("repetition", range(2))
-def test_two_processes_share_a_sweep(how: tuple[str, ...], repetition: int, tmp_path: Path) -> None:
+def test_two_processes_share_a_sweep(how: tuple[str, ...], tmp_path: Path) -> None:
     typed = (*SWEEP, IN_SWEEP, *how)
     answers = together(tmp_path, typed, typed, STAND_IN_S=0.4)
     assert [answer.returncode for answer in answers] == [0, 0], [answer.stderr for answer in answers]
@@ -77,8 +76,7 @@ def test_two_processes_resume_a_sweep_without_knobs(tmp_path: Path) -> None:
     assert [row["status"] for row in rows(tmp_path / "sweep")] == ["done"] * 7
 
 
-@pytest.mark.parametrize("repetition", range(2))
-def test_two_commands_that_overlap_share_a_folder(repetition: int, tmp_path: Path) -> None:
+def test_two_commands_that_overlap_share_a_folder(tmp_path: Path) -> None:
     first = ("-m", "block_size=16,32", "seed=1,2", "model.device=cpu", IN_SWEEP)
     second = ("-m", "block_size=32,64", "seed=1,2", "model.device=cpu", IN_SWEEP)
     answers = together(tmp_path, first, second, STAND_IN_S=0.4)
