@@ -1,7 +1,8 @@
-"""Several processes train one model as one process does, on the CPU."""
+"""Several processes train one model as one process does, or go on where one was, on the CPU."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.training.saved_state import FOLDER
 from mxsweep.training.together import BETWEEN, _last_lines
 from mxsweep.training.train_model import train_alone, train_shared
 from tests.helpers.training_jobs import training_job
@@ -25,18 +27,29 @@ def recipe() -> TrainingRecipe:
     )
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parallel", "begun"), [("ddp", None), ("fsdp", 1)], ids=["ddp", "fsdp, begun by one"])
+def test_two_processes_train_as_one_does(
+    parallel: str, begun: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[tuple[int, int, str]] = []
 
     def progress(done: int, total: int, phase: str = "") -> None:
         seen.append((done, total, phase))
 
-    options = {"steps": 3, "dtype": "float32", "micro_batch": 1}
+    options = {"steps": 3, "dtype": "float32", "micro_batch": 1, "checkpoint_every": 1, "keep": 3}
     alone = train_alone(training_job(recipe(), **options), tmp_path / "alone", progress)
+    if begun is not None:
+        saved = Path(FOLDER, f"step_{begun}")
+        shutil.copytree(tmp_path / "alone" / saved, tmp_path / "shared" / saved)
     seen.clear()
+    caplog.set_level("INFO", logger="mxsweep")
     job = training_job(recipe(), **options, processes=2, parallel=parallel)
     shared = train_shared(job, tmp_path / "shared", progress)
+    # The process that waits for the two says where they go on from.
+    assert shared.summary["resumed_from"] == begun
+    assert [message for message in caplog.messages if "goes on" in message] == (
+        [] if begun is None else [f"Training goes on from step {begun} of 3"]
+    )
     for one, other in zip(alone.curve, shared.curve, strict=True):
         # Of sums in another order; with other random numbers the first gradients would differ by a tenth.
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -52,16 +65,6 @@ def test_two_processes_train_as_one_does(parallel: str, tmp_path: Path) -> None:
     assert gone_on.summary["resumed_from"] == 3
     for name, tensor in gone_on.model.state_dict().items():
         assert torch.equal(shared.model.state_dict()[name], tensor)
-
-
-def test_where_two_processes_go_on_from_is_logged_by_the_one_that_waits(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train_alone(training_job(steps=2, dtype="float32"), tmp_path, lambda *_: None)
-    job = training_job(steps=2, processes=2, dtype="float32")
-    caplog.set_level("INFO", logger="mxsweep")
-    assert train_shared(job, tmp_path, lambda *_: None).summary["resumed_from"] == 2
-    assert caplog.messages.count("Training goes on from step 2 of 2") == 1
 
 
 def test_what_a_user_can_mend_is_said_by_the_process_that_waits(
