@@ -194,6 +194,10 @@ class MXFormat:
         has_rounding = self.rounding not in ("stochastic", "ties_to_zero")
         return floor_of_log2 and self.symmetric and has_rounding and self.inf == INF_IS_NAN
 
+    def is_native(self, arithmetic: str) -> bool:
+        """Return whether what is asked for is native arithmetic, and not the exact one that others have, too."""
+        return arithmetic == "native" and self.has_native_arithmetic
+
     @property
     def bits_per_element(self) -> float:
         """Return the stored bits per element, with the block's share of scale and midpoint.

@@ -200,7 +200,7 @@ def _quantize_by(
     if problem := problem_of(x, backend):
         raise BackendUnavailable(problem)
     if backend == "cuda":
-        if arithmetic == "native" and fmt.has_native_arithmetic:
+        if fmt.is_native(arithmetic):
             raise BackendUnavailable("backend 'cuda' computes arithmetic exact and has no native")
         from mxsweep.numerics.kernels.cuda import quantize_cuda
 

@@ -198,7 +198,7 @@ def _decode_piece(encoded: Encoded, block_dims: tuple[int, ...], given: int, *pa
 def _is_native(arithmetic: str, x: Tensor, fmt: MXFormat) -> bool:
     """Return whether native arithmetic is asked for, and differs from exact; refuse what it has no codes for."""
     check_backend("torch", arithmetic)
-    if arithmetic != "native" or not fmt.has_native_arithmetic:
+    if not fmt.is_native(arithmetic):
         return False
     # A quotient is below 2^(max_exponent + 1); what a dtype does not hold becomes Inf, or is rounded off the grid.
     largest, beyond = fmt.element_format.largest, 2.0 ** (fmt.element_format.max_exponent + 1)

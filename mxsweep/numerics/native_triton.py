@@ -47,8 +47,7 @@ def takes(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> bool:
     return (
         x.is_cuda
         and x.dtype in DTYPES
-        and arithmetic == "native"
-        and fmt.has_native_arithmetic
+        and fmt.is_native(arithmetic)
         and fmt.inf != INF_SATURATES
         and isinstance(fmt.block_size, int)
         and fmt.block_size in _BLOCKS

@@ -95,11 +95,12 @@ def kept_exponents() -> WantedExponents | None:
 @contextmanager
 def not_kept() -> Iterator[None]:
     """Leave out what this thread quantizes while the context lasts, as it is none of a run's tensors."""
+    before = getattr(_of_thread, "left_out", False)
     _of_thread.left_out = True
     try:
         yield
     finally:
-        _of_thread.left_out = False
+        _of_thread.left_out = before
 
 
 def note_exponents(amax: Tensor, exponent: Tensor) -> None:

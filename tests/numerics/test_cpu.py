@@ -27,7 +27,7 @@ from mxsweep.numerics.kernels.cpu_library import LIBRARY, CpuLibrary
 from mxsweep.numerics.kernels.cpu_rows import Asked
 from mxsweep.numerics.philox import Draws, draws_of
 from mxsweep.numerics.reference import rounding
-from mxsweep.numerics.reference.definition import quantize_torch
+from mxsweep.numerics.reference.definition import quantize_torch, without_inf
 from mxsweep.numerics.reference.scales import native_exponent
 from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.numerics.wanted_exponents import keeping_exponents
@@ -204,9 +204,10 @@ def measured(x: Tensor, asked: Asked, by_torch: bool) -> BlockStatistics:
         patch.setattr(
             block_measures, "measure_by_library", lambda *of: (ways.append(None if by_torch else own(*of)), ways[-1])[1]
         )
-        y = quantize_rescaled(x, asked.fmt, asked.axis, prescale=asked.prescale, tensor_dims=asked.tensor_dims)
         if asked.is_native:
             y = quantize_torch(x, asked.fmt, asked.axis, "native", None, None)
+        else:
+            y = quantize_rescaled(x, asked.fmt, asked.axis, prescale=asked.prescale, tensor_dims=asked.tensor_dims)
         fmt, axis, arithmetic, *_ = asked
         more = {"prescale": asked.prescale, "tensor_dims": asked.tensor_dims, "compare_exact": True, "quantized": y}
         statistics = block_measures.block_statistics(x, fmt, axis, arithmetic=arithmetic, **more)
@@ -216,10 +217,9 @@ def measured(x: Tensor, asked: Asked, by_torch: bool) -> BlockStatistics:
 
 def assert_same_measures(x: Tensor, asked: Asked) -> BlockStatistics:
     ours, expected = (measured(x, asked, by_torch) for by_torch in (False, True))
-    for field in dataclasses.fields(BlockStatistics):
-        here, there = (getattr(statistics, field.name) for statistics in (ours, expected))
-        exact = field.name not in ("signal", "noise", "sqnr_db")
-        assert here == (there if exact else pytest.approx(there, rel=1e-13, nan_ok=True)), (field.name, asked)
+    assert ours == expected, asked
+    for name in ("signal", "noise"):
+        assert getattr(ours, name) == pytest.approx(getattr(expected, name), rel=1e-13, nan_ok=True), (name, asked)
     return ours
 
 
@@ -239,7 +239,23 @@ def test_what_quantizing_did_is_measured_as_torchs_operations_measure_it(dtype: 
         assert_same_measures(usual.to(dtype), Asked(fmt, 0, "exact", (0,) if dims else None, None, 0.75))
 
 
-def test_what_is_measured_does_not_depend_on_threads_nor_on_what_takes_them() -> None:
+def test_inf_is_taken_out_of_what_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time takes another tensor of its size."""
+    x, fmt, taken_out = torch.randn(48, 64), MXFormat("fp4_e2m1", 32, inf="saturate"), []
+    x[3, 4], x[5, 6] = torch.inf, -torch.inf
+    assert assert_same_measures(x, Asked(fmt, -1, "exact")).noise < torch.inf
+    y = quantize(x, fmt)
+    for module in (block_measures, cpu_rows):
+        monkeypatch.setattr(module, "without_inf", lambda *of: (taken_out.append(of), without_inf(*of))[1])
+    block_measures.measure_blocks(x, fmt, quantized=y)
+    assert len(taken_out) == 1
+
+
+@pytest.mark.parametrize("together", [2**14, 2**6], ids=["few sums", "more than torch adds up in one thread"])
+def test_what_is_measured_does_not_depend_on_threads_nor_on_what_takes_them(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_rows, "_TOGETHER", together)
     x = torch.randn(3000, 512, generator=torch.Generator().manual_seed(7))
     before, found = torch.get_num_threads(), []
     try:
@@ -473,10 +489,15 @@ def test_options_that_change_bits_are_undone(option: str, fresh: CpuLibrary, mon
     ("option", "said", "kept"),
     [
         ("-ffast-math", "subnormal", True),
-        ("-ffast-math -nostartfiles", "does not quantize as torch's operations do", False),
-        ("-freciprocal-math", "does not quantize as torch's operations do", True),
-        ("-DPRESCALE_IS_DOUBLE", "bytes for a format", False),
+        ("-ffast-math -nostartfiles", "does not quantize in fp4_e2m1-b32-e8m0, ", False),
+        ("-freciprocal-math", "does not quantize in ", True),
+        ("    float prescale;|    double prescale;", "bytes for a format", False),
+        ("double saturated, |double rounded_up, saturated, ", "bytes for measures, not 176", False),
+        ("found.flushed += flushed;|found.flushed += saturated;", "does not measure in fp4_e2m1-b32-e8m0, exact", True),
+        ("found.unlike += unlike;|", "does not measure in fp4_e2m1-b32-e8m0, native", False),
+        ("+= error * error;|+= float(error * error);", "does not measure in fp4_e2m1-b32-e8m0, exact", False),
     ],
+    ids=str,
 )
 def test_a_library_with_other_bits_is_not_used_and_not_kept(
     option: str,
@@ -487,13 +508,13 @@ def test_a_library_with_other_bits_is_not_used_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    unguarded = [flag for flag in cpu_build.FLAGS if flag not in GUARDS]
-    monkeypatch.setattr(cpu_build, "FLAGS", (*unguarded, *option.split()))
-    text = cpu_build.source()
-    if "DOUBLE" in option:
-        text = text.replace("    float prescale;", "    double prescale;")
-        assert "double prescale" in text
-        monkeypatch.setattr(cpu_build, "source", lambda: text)
+    if option.startswith("-"):
+        unguarded = [flag for flag in cpu_build.FLAGS if flag not in GUARDS]
+        monkeypatch.setattr(cpu_build, "FLAGS", (*unguarded, *option.split()))
+    else:
+        text, (here, instead) = cpu_build.source(), option.split("|")
+        assert text.count(here) == 1
+        monkeypatch.setattr(cpu_build, "source", lambda: text.replace(here, instead))
     if kept:
         cpu_build.Compilation().build(tmp_path / "rows.so")
         keep_content(cpu_build.library_name(), (tmp_path / "rows.so").read_bytes())

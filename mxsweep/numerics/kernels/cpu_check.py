@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.cpu_rows import Asked, format_in_memory, quantize_rows
+from mxsweep.numerics.block_totals import measure_by_torch
+from mxsweep.numerics.kernels.cpu_rows import MEASURES_SIZE, Asked, format_in_memory, measure_rows, quantize_rows
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.wanted_exponents import not_kept
@@ -36,7 +37,7 @@ _TRIED = tuple(
 
 
 def load_and_try(path: Path) -> ctypes.CDLL:
-    """Load a library, and quantize some elements by it, which must become what torch's operations make of them.
+    """Load a library, and quantize and measure some elements by it, which must be done as by torch's operations.
 
     Raises:
         OSError: it cannot be loaded here.
@@ -46,25 +47,32 @@ def load_and_try(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     try:
         library.mx_compiler.restype = ctypes.c_char_p
-        library.mx_format_size.restype = ctypes.c_int64
+        library.mx_format_size.restype = library.mx_measures_size.restype = ctypes.c_int64
         library.mx_quantize_rows.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         library.mx_measure_rows.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     except AttributeError as error:
         raise NoLibrary(f"what the compiler built is no library that quantizes: {error}") from None
     compiler = library.mx_compiler().decode(errors="replace")
-    size = ctypes.sizeof(format_in_memory(_TRIED[0], torch.float32, 1.0))
-    if library.mx_format_size() != size:
-        raise NoLibrary(f"what {compiler} built takes {library.mx_format_size()} bytes for a format, not {size}")
+    for what, takes, size in (
+        ("a format", library.mx_format_size(), ctypes.sizeof(format_in_memory(_TRIED[0], torch.float32, 1.0))),
+        ("measures", library.mx_measures_size(), MEASURES_SIZE),
+    ):
+        if takes != size:
+            raise NoLibrary(f"what {compiler} built takes {takes} bytes for {what}, not {size}")
     if library.mx_flushes():
         raise NoLibrary(f"what {compiler} built makes zeros of subnormal numbers")
     if differs := _differs(library):
-        raise NoLibrary(f"what {compiler} built does not quantize as torch's operations do: {differs}")
+        raise NoLibrary(f"what {compiler} built does not {differs}, as torch's operations do")
     return library
 
 
 def _differs(library: ctypes.CDLL) -> str:
-    """Return the first format and dtype in which a library has other bits than the definition; "" where in none."""
+    """Return the first thing that a library does otherwise than torch's operations do; "" where there is none.
+
+    Bits are to be those of the definition; of what is measured, counts the same, and sums but for their order.
+    """
     x = trial()
+    ordinary = x.abs().amax(1) < 2.0**15  # which each dtype has, and of which sums are finite
     with not_kept(), torch.no_grad():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             each = x.to(dtype)
@@ -72,12 +80,28 @@ def _differs(library: ctypes.CDLL) -> str:
                 dims = (-1,) if fmt.tensor_scale else None  # so that a NaN does not make all NaN
                 draws = Draws(2**63 + 2**31 + 5, 1, 2**33 - 7) if fmt.rounding == "stochastic" else None
                 for arithmetic in ("exact", "native"):
-                    ours = quantize_rows(library, each, Asked(fmt, -1, arithmetic, dims, draws=draws))
+                    asked = Asked(fmt, -1, arithmetic, dims, draws=draws)
+                    ours = quantize_rows(library, each, asked)
                     if ours is None:  # torch's logarithm is not as expected, which was logged
                         continue
-                    if not _same_bits(ours, quantize_torch(each, fmt, -1, arithmetic, draws, dims)):
-                        return f"{fmt}, {arithmetic} arithmetic of {dtype}"
+                    expected = quantize_torch(each, fmt, -1, arithmetic, draws, dims)
+                    in_which = f"{fmt}, {arithmetic} arithmetic of {dtype}"
+                    if not _same_bits(ours, expected):
+                        return f"quantize in {in_which}"
+                    is_measured = fmt == _TRIED[0] or dtype == torch.float32  # one tensor a kind: torch takes a while
+                    is_measured &= draws is None and not (asked.is_native and dtype != torch.float32)
+                    if is_measured and not _measures_alike(library, each[ordinary], expected[ordinary], asked):
+                        return f"measure in {in_which}"
     return ""
+
+
+def _measures_alike(library: ctypes.CDLL, x: Tensor, y: Tensor, asked: Asked) -> bool:
+    ours = measure_rows(library, x, y, asked, asked.is_native)
+    if ours is None:
+        return True
+    (blocks, numbers), (expected_blocks, expected) = ours, measure_by_torch(x, y, asked, asked.is_native)
+    same_sums = torch.allclose(numbers[:2], expected[:2], rtol=1e-12, atol=0.0)
+    return blocks == expected_blocks and torch.equal(numbers[2:], expected[2:]) and same_sums
 
 
 def trial() -> Tensor:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ _MOST_UNDER_ONE = 2**16
 # thread may wait many times that for its turn on a busy core.
 _LEAST_FOR_THREADS = 2**19
 _LANES = 8  # measures.cpp's `LANES`
+MEASURES_SIZE = 8 * (2 * _LANES + 6)  # bytes of its `Measures`: two sums in lanes, and what follows them
 
 
 class Asked(NamedTuple):
@@ -51,7 +53,7 @@ class Asked(NamedTuple):
     @property
     def is_native(self) -> bool:
         """Return whether the format has another arithmetic than exact, and that is asked for."""
-        return self.arithmetic == "native" and self.fmt.has_native_arithmetic
+        return self.fmt.is_native(self.arithmetic)
 
 
 def quantize_rows(library: ctypes.CDLL, x: Tensor, asked: Asked) -> Tensor | None:
@@ -85,25 +87,27 @@ def measure_rows(library: ctypes.CDLL, x: Tensor, y: Tensor, asked: Asked, compa
     """Count the blocks of x, and measure what quantizing x to y did, as `measure_blocks` does.
 
     Args:
-        x: as cpu.py's `supports_measuring` takes it.
+        x: as cpu.py's `supports_measuring` takes it, made by `without_inf`.
         y: of its shape and dtype.
-        compares: whether elements are counted that exact arithmetic would have given another value.
+        compares: whether elements are counted that exact arithmetic would have given another value, of native
+            arithmetic alone.
 
     Returns:
-        The number of blocks, and float64 (8,) as block_measures.py's `_NUMBERS`. None where torch's logarithm is not as
+        The number of blocks, and float64 (8,) as block_totals.py's `NUMBERS`. None where torch's logarithm is not as
         the library has it.
     """
-    x = without_inf(x, asked.fmt)
     rows, results = (tensor.movedim(asked.axis, -1).contiguous() for tensor in (x, y))
     work = _Work.of(x, rows, results, asked)
     if work is None:
         return None
     job = work.job
-    found = torch.zeros(-(-job.rows // job.together), 2 * _LANES + 6, dtype=torch.float64, device="cpu")
+    # Added up by NumPy, in one order: torch shares out a sum of many to threads.
+    found = np.zeros((-(-job.rows // job.together), MEASURES_SIZE // 8))
     found[:, -2], found[:, -1] = math.inf, -math.inf
-    work.do(lambda: library.mx_measure_rows(work.address, found.data_ptr(), int(compares and asked.is_native)))
+    work.do(lambda: library.mx_measure_rows(work.address, found.ctypes.data, int(compares)))
     sums = [found[:, :_LANES].sum(), found[:, _LANES : 2 * _LANES].sum(), *found[:, 2 * _LANES : -2].sum(0)]
-    return job.rows * -(-job.length // job.block), torch.stack([*sums, found[:, -2].amin(), found[:, -1].amax()])
+    numbers = [float(number) for number in (*sums, found[:, -2].min(), found[:, -1].max())]
+    return job.rows * -(-job.length // job.block), torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 class _Job(ctypes.Structure):

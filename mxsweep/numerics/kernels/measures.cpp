@@ -3,7 +3,7 @@
 
 constexpr int LANES = 8;  // sums of their own, so that a compiler can make vectors of them
 
-// What quantizing did to some rows, as block_measures.py has it. Counts are exact up to 2^53. The fields are the columns
+// What quantizing did to some rows, as block_totals.py has it. Counts are exact up to 2^53. The fields are the columns
 // that cpu_rows.py's `measure_rows` reads.
 struct Measures {
     double signal[LANES], noise[LANES];
@@ -91,9 +91,11 @@ static void measure_block(const Job& job, Elements exact, i64 first, i64 count, 
     }
 }
 
-// Measure rows until all are taken, as `mx_quantize_rows` quantizes them: `y` is what they became. What is `found` of the rows taken at once stands in a
-// place of its own, so that sums do not depend on who took them. `compares`: whether elements that exact arithmetic would
-// have given another value are counted, of native arithmetic.
+extern "C" i64 mx_measures_size() { return sizeof(Measures); }
+
+// Measure rows until all are taken, as `mx_quantize_rows` quantizes them: `y` is what they became. What is `found` of the
+// rows taken at once stands in a place of its own, so that sums do not depend on who took them. `compares`: whether elements
+// that exact arithmetic would have given another value are counted, of native arithmetic.
 extern "C" int mx_measure_rows(Job* shared, Measures* found, int compares) {
     if (mx_flushes()) return 0;
     const Elements exact = compares ? elements_of(*shared->format, false) : nullptr;

@@ -82,11 +82,10 @@ def quantize_torch(
     if x.numel() == 0:
         return y
     x = without_inf(x, fmt)
-    native = arithmetic == "native" and fmt.has_native_arithmetic
     beside = elementwise_inputs(x, fmt, draws, tensor_dims, tensor_amax)
     for region in block_regions(x.shape, fmt.block_size, axis):
         views = [region.view(tensor) for tensor in (x, y, *beside)]
-        if native:
+        if fmt.is_native(arithmetic):
             _quantize_native(views[0], views[1], region.block_dims, fmt)
         else:
             quantize_exact(views, region.block_dims, fmt)
