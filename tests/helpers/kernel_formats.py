@@ -1,8 +1,16 @@
 """Every element format, every scale, every rounding and every rule that the CUDA kernels are tested with."""
 
+import torch
+
 from mxsweep.formats.scale_rules import SCALE_RULE_NAMES
 from mxsweep.numerics import ELEMENT_NAMES, ROUNDINGS, SCALE_ROUNDINGS, MXFormat
 
+# Architectures that kernels are compiled for, with types of tensors: their source is another below sm_80 than above.
+COMPILED_FOR = [
+    *((arch, dtype) for arch in ("sm_75", "sm_100") for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    ("sm_80", torch.bfloat16),
+    ("sm_90", torch.bfloat16),
+]
 GENERAL_ELEMENTS = ("fp3_e1m1", "fp8_e3m4", "fp6_e5m0", "fp12_e6m5", "fp16_e7m8", "int11")
 MINTS = ("mint2", "mint4", "mint8")
 # With a rule: rounding, floor, what becomes of Inf, whether there is a choice of two scales, whether it is symmetric.

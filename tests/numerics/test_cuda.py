@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits, beside
-from helpers.kernel_formats import FORMATS
+from helpers.kernel_formats import COMPILED_FOR, FORMATS
 from helpers.mx_host import host_library, pointer
 from safetensors import safe_open
 
@@ -166,8 +166,7 @@ def test_midpoints_of_huge_values_do_not_overflow(on_host: Callable[..., torch.T
     assert on_host(x, fmt).isfinite().all()
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("arch", "dtype"), COMPILED_FOR, ids=str)
 def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     for fmt in (

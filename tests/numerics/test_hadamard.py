@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from helpers.kernel_formats import COMPILED_FOR
 
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
@@ -264,8 +265,7 @@ def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library
             assert all(len(np.unique(warp[:, i] % 32)) == 32 for i in range(2**plan.log_kept))
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+@pytest.mark.parametrize(("arch", "dtype"), COMPILED_FOR, ids=str)
 def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     for log_order in (1, 5, 9, 10, 13, 14):
