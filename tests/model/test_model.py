@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mxsweep import LinearFormats, Recipe, quantize_model
 from mxsweep.model import linear, offload, quantized_weights
@@ -320,8 +321,10 @@ def test_unmeasured_it_computes_the_same() -> None:
     assert report.bits_per_quantized_weight == measured.bits_per_quantized_weight == 4.25
 
 
-def test_model_whose_attention_cannot_be_reached_is_refused() -> None:
+def test_model_whose_attention_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
-    model.config._attn_implementation_internal = "flex_attention"
-    with pytest.raises(ConfigError, match="kv_quant: the attention of LlamaForCausalLM"):
+    # By another name than those that are listened to, as flex_attention, which the probing pass would compile.
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "of_its_own", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    model.config._attn_implementation_internal = "of_its_own"
+    with pytest.raises(ConfigError, match=r"kv_quant: the attention of LlamaForCausalLM \(of_its_own\)"):
         quantize_model(model, Recipe(key=KV)).__enter__()
