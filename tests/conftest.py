@@ -26,8 +26,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Return one process more than there are CPUs: some tests wait, for Slurm or for processes that they start."""
-    return (yield) + 1
+    """Return one process more than there are CPUs: some tests wait, for Slurm or for processes that they start.
+
+    The number that the environment asks for is what was asked for.
+    """
+    return (yield) + (not os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -128,3 +128,10 @@ def test_public_names_are_those_that_dir_shows() -> None:
     assert all(getattr(mxsweep, name) is not None for name in mxsweep.__all__)
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         mxsweep.nothing_of_this_name  # noqa: B018
+
+
+def test_as_many_test_processes_begin_as_the_environment_asks_for(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
+    assert pytestconfig.hook.pytest_xdist_auto_num_workers(config=pytestconfig) == 3

@@ -18,7 +18,9 @@ def physical_memory() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep up to 256 MiB that tensors on a CPU leave, for the next ones; return whether it does so.
+    """Have the C library keep up to 256 MiB that tensors on a CPU leave, for the next ones.
+
+    Return whether it took one of the two settings for that, each of which holds without the other.
 
     Every layer of a pass frees what the one before it had. Unasked, glibc gives that back to the system time and again,
     and the system fills page after page with zeros when it is wanted again: an eighth of the time of evaluating a small
@@ -30,4 +32,5 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, _MOST_KEPT))
+    settings = ((_MMAP_THRESHOLD, _LARGEST_KEPT), (_TRIM_THRESHOLD, _MOST_KEPT))
+    return any([library.mallopt(*setting) for setting in settings])  # each holds without the other

@@ -13,7 +13,6 @@ float32 (float64 for float64), rounded once at the end.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mxsweep.numerics.kept_tensors import kept_tensors
 from mxsweep.numerics.paley import base_factor, sylvester
 
 DENSE_BITS, FACTOR_BITS = 6, 5  # a transform of up to 2^6 is one product, a longer one several of up to 2^5
@@ -97,8 +97,7 @@ class SignedHadamard:
         return x.transpose(axis, -1)
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # signs outlive the caller's mode
+@kept_tensors(64)
 def _signs(of: SignedHadamard, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([-1.0 if of.negative >> row & 1 else 1.0 for row in range(of.order)]).to(device, dtype)
 
@@ -164,7 +163,7 @@ def _sylvester(x: Tensor, order: int) -> Tensor:
     return y.view(x.shape).to(x.dtype)
 
 
-@functools.lru_cache(maxsize=128)
+@kept_tensors(128)
 def _factors(log_order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Return symmetric matrices whose Kronecker product is Sylvester's orthogonal one, the innermost first.
 
@@ -172,13 +171,11 @@ def _factors(log_order: int, dtype: torch.dtype, device: torch.device) -> tuple[
     """
     count = 1 if log_order <= DENSE_BITS else math.ceil(log_order / FACTOR_BITS)
     bits = [log_order // count + (index < log_order % count) for index in range(count)]
-    with torch.inference_mode(False):  # or a gradient could not go through them later
-        factors = [torch.from_numpy(sylvester(log_size)).to(device, dtype) for log_size in bits]
-        factors[0] = factors[0] * 2 ** (-log_order / 2)
+    factors = [torch.from_numpy(sylvester(log_size)).to(device, dtype) for log_size in bits]
+    factors[0] = factors[0] * 2 ** (-log_order / 2)
     return tuple(factors)
 
 
-@functools.lru_cache(maxsize=128)
+@kept_tensors(128)
 def _base(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.from_numpy(base_factor(order)).to(device, dtype)
+    return torch.from_numpy(base_factor(order)).to(device, dtype)

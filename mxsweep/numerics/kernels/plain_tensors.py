@@ -11,9 +11,13 @@ def is_plain(x: Tensor) -> bool:
 
     Not where something follows operators, or where x stands for other tensors: a compiler, a transform, a mode.
     """
+    return type(x) is Tensor and are_plain()
+
+
+def are_plain() -> bool:
+    """Return whether tensors that this thread makes now are what they seem to be, and nothing follows its operators."""
     return (
-        type(x) is Tensor
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
     )

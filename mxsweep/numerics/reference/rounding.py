@@ -33,13 +33,13 @@ Shapes: any; all functions are elementwise.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mxsweep.formats.element import ElementFormat
 from mxsweep.formats.scale import ScaleFormat
+from mxsweep.numerics.kept_tensors import kept_tensors
 
 _SIGN, _MAGNITUDE = -0x80000000, 0x7FFFFFFF  # bits of a float32
 _EXPONENT_MASK = 0x7F800000  # of a float32
@@ -162,8 +162,7 @@ def bits_just_below_half(spacing: float) -> int:
     return int(torch.tensor(_HALF_BELOW * spacing, dtype=torch.float32, device="cpu").view(torch.int32))
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # the table outlives the caller's mode
+@kept_tensors(64)
 def native_table(element: ElementFormat, rounding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return what each of the 65,536 values of a 16-bit dtype becomes, indexed by its bits as int16 plus 2^15.
 
