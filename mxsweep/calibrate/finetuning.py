@@ -43,7 +43,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.model.sites import find_sites
 from mxsweep.numerics import Encoded, decode
-from mxsweep.solvers.autoround import rates
+from mxsweep.solvers.autoround import by_a_margin, rates
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -191,7 +191,8 @@ def finetune(
                 matrices.put(name, decode(weight))
             stepped, checked = (_Divergence.of(model, batches, followers, most) for batches, followers in read)
             try:
-                tuned = tune(matrices, sites, weights, stepped, checked.mean, groups.steps(), by_step, progress)
+                steps_of = groups.steps()
+                tuned = tune(matrices, sites, weights, stepped, checked.mean, steps_of, by_step, progress, by_a_margin)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):

@@ -26,7 +26,7 @@ from mxsweep.calibrate.tuned import Errors, Tuned
 from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.sites import Site
 from mxsweep.numerics import Encoded, decode
-from mxsweep.solvers.autoround import Unrounded
+from mxsweep.solvers.autoround import Begin, Unrounded, half_way
 from mxsweep.terminal.progress_callback import Progress, silent
 
 TUNED_SEQUENCES = 8  # of a step, as in the paper of solvers/autoround.py
@@ -87,6 +87,7 @@ def tune(
     steps: Iterator[list[int]],
     rates: Sequence[float],
     progress: Progress = silent,
+    begin: Begin = half_way,
 ) -> Tuned:
     """Return the weights of the least error that was seen, which are put in place, and the first and the least error.
 
@@ -96,9 +97,10 @@ def tune(
         check: returns the mean error of the weights that are in place, by which they are kept.
         steps: the batches of each step.
         rates: by how many ulps values move in each step.
+        begin: how far from ``weights`` what is rounded to them begins.
     """
     unrounded = {
-        site.name: Unrounded.of(site.weight().to(device).float(), weights[site.name].to(device))
+        site.name: Unrounded.of(site.weight().to(device).float(), weights[site.name].to(device), begin)
         for site, device in ((site, matrices.weight(site.name).device) for site in sites)
     }
     first = best = check()

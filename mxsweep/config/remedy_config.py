@@ -13,7 +13,7 @@ from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Need
 from mxsweep.formats.recipe import ROTATIONS
 from mxsweep.terminal.errors import ConfigError
 
-TUNING_RULE = 2  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
+TUNING_RULE = 3  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
 FINETUNING_RULE = 2  # likewise, by which whole models are finetuned
 
 

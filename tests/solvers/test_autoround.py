@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers.adversarial import assert_same_bits
@@ -11,7 +13,7 @@ from torch import Tensor
 from mxsweep.numerics import MXFormat, decode, encode
 from mxsweep.numerics.reference.codes import element_values
 from mxsweep.numerics.reference.rounding import spacing
-from mxsweep.solvers.autoround import REACH, Unrounded, rates
+from mxsweep.solvers.autoround import REACH, Unrounded, by_a_margin, rates
 from mxsweep.solvers.gptq import solve
 
 OPTIONS = {"clip_loss": "weight", "damping": 0.01, "act_order": True}
@@ -36,10 +38,11 @@ def test_they_begin_with_the_values_of_the_start(fmt: MXFormat) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_they_begin_on_the_way_to_the_weight(fmt: MXFormat) -> None:
+def test_they_may_begin_within_a_margin(fmt: MXFormat) -> None:
     w = weight()
     start = solve(w, fmt, hessian(), OPTIONS)
-    unrounded = Unrounded.of(w, start)
+    unrounded = Unrounded.of(w, start, by_a_margin)
+    assert torch.equal(unrounded.values(), decode(start))
     scale, midpoint = unrounded.scales.per_element(fmt, w.shape[1])
     where = unrounded.u * scale.read + (0 if midpoint is None else midpoint)
     assert ((where - w).abs() <= (decode(start) - w).abs() + 1e-6).all()
@@ -48,18 +51,53 @@ def test_they_begin_on_the_way_to_the_weight(fmt: MXFormat) -> None:
     assert (way <= 0.2501).all() and (way > 0.2499).any() and ((way > 0) & (way < 0.2499)).any()
 
 
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_they_begin_half_way_to_the_weight_and_on_no_tie(fmt: MXFormat) -> None:
+    w = weight()
+    start = solve(w, fmt, hessian(), OPTIONS)
+    unrounded = Unrounded.of(w, start)
+    scale, midpoint = unrounded.scales.per_element(fmt, w.shape[1])
+    grid = element_values(torch.arange(2**fmt.element_format.bits, dtype=torch.uint8), fmt.element_format)
+    grid = grid[grid.isfinite()].unique()
+    q = element_values(start.codes, fmt.element_format)
+    way = (w if midpoint is None else w - midpoint) / scale.read - q
+    beside = torch.searchsorted(grid, q) + way.sign().long()  # the value on the way
+    has_one = (beside >= 0) & (beside < len(grid)) & (way != 0)
+    if fmt.rounding == "floor":  # nearer to zero than q would be another value
+        has_one &= (way > 0) == (q > 0)
+    gap = (grid[beside.clamp(0, len(grid) - 1)] - q).abs()
+    wanted = way.sign() * torch.minimum(way.abs() / 2, 0.45 * gap)
+    torch.testing.assert_close((unrounded.u - q)[has_one], wanted[has_one], rtol=1e-3, atol=1e-5)
+    assert (way.abs() > 0.5 * gap)[has_one].any()  # GPTQ's rounding is not to the nearest value
+
+
+@pytest.mark.parametrize("fmt", [MXFormat("fp4_e2m1", 8), MXFormat("fp4_e3m0", 8)], ids=str)
+def test_a_small_step_changes_few_values(fmt: MXFormat) -> None:
+    """Where many stand on ties, or equally far from them, one step of any size changes all of these at once."""
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1024, 256, generator=torch.Generator().manual_seed(1)) * torch.linspace(2, 0.05, 256)
+    start = solve(w, fmt, 2 * x.T @ x / len(x), OPTIONS)
+    for sign in (1, -1):
+        unrounded, changed = Unrounded.of(w, start), [0.0]
+        for _ in range(8):
+            unrounded.step(torch.full_like(w, sign), 0.05)
+            changed.append(float((unrounded.values() != decode(start)).float().mean()))
+        each = [after - before for before, after in pairwise(changed)]
+        assert max(each) < 0.1
+
+
 def test_steps_by_hand() -> None:
     # Of 0.7, 3.2, 5.9 and 0.5 under the scale 1, fp4_e2m1 makes 0.5, 3, 6 and 0.5, with spacings of 0.5, 1, 2 and 0.5.
     fmt = MXFormat("fp4_e2m1", 4)
     w = torch.tensor([[0.7, 3.2, 5.9, 0.5]])
     unrounded = Unrounded.of(w, encode(w, fmt))
     assert unrounded.values().tolist() == [[0.5, 3.0, 6.0, 0.5]]
-    torch.testing.assert_close(unrounded.u, torch.tensor([[0.625, 3.2, 5.9, 0.5]]))  # 0.7 is further than 0.25 ulps
-    unrounded.step(torch.tensor([[-1e-9, -5.0, 3.0, 0.0]]), 0.3)
-    torch.testing.assert_close(unrounded.u, torch.tensor([[0.775, 3.5 - 1e-7, 5.3, 0.5]]))
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.6, 3.1, 5.95, 0.5]]))
+    unrounded.step(torch.tensor([[-1e-9, -5.0, 3.0, 0.0]]), 0.32)
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.76, 3.42, 5.31, 0.5]]))
     assert unrounded.values()[0, 0] == 1.0 and unrounded.values()[0, 2:].tolist() == [6.0, 0.5]
     unrounded.step(torch.tensor([[0.0, -5.0, 3.0, torch.nan]]), 0.25)
-    torch.testing.assert_close(unrounded.u, torch.tensor([[0.775, 3.75, 4.8, 0.5]]))
+    torch.testing.assert_close(unrounded.u, torch.tensor([[0.76, 3.67, 4.81, 0.5]]))
     assert unrounded.values().tolist() == [[1.0, 4.0, 4.0, 0.5]]
 
 
