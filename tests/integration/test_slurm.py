@@ -296,8 +296,9 @@ def test_two_tasks_of_a_job_share_runs_of_which_some_fail(cluster: Cluster, tmp_
     said = cluster.sweep(*knobs, *slurm, "hydra.launcher.runs_per_job=2", cwd=tmp_path, code=1)
     assert "PENDING" not in cluster.in_queue(job_of(said))  # the second job, for which no GPU was left
     logs = sorted((tmp_path / "sweep" / ".launches").rglob("*_log.out"))
-    assert len(logs) == 2
-    assert [file.read_text().count("Replaced 21 layers") for file in logs] == [1, 1]
+    # On a slow machine the second job begins before it is cancelled, when the first one has left it nothing to do.
+    replaced = [file.read_text().count("Replaced 21 layers") for file in logs]
+    assert replaced[:2] == [1, 1] and not any(replaced[2:])
     assert "2 done, 2 failed" in said
     for run in runs(tmp_path, "failed"):
         assert "model.device=auto" in run.overrides
