@@ -2,7 +2,7 @@
 // HADAMARD_SOURCE is hadamard.cu with a plan's macros in front.
 #include HADAMARD_SOURCE
 
-extern "C" void hadamard_on_host(const uint4* x, uint4* y, long long vectors) {
+extern "C" void hadamard_on_host(const Read* x, uint4* y, long long vectors) {
     for (long long first = 0; first < vectors; first += PARTS * TILE / VECTOR)
         hadamard_of_thread_block(x, y, vectors, first);
 }

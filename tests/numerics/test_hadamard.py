@@ -22,7 +22,8 @@ from helpers.kernel_formats import COMPILED_FOR
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
 from mxsweep.numerics.kernels import compile as kernels
-from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, STORAGE, Plan, can_transform, plan_of
+from mxsweep.numerics.kernels import hadamard_cuda
+from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, STORAGE, Plan, can_transform, dense_source, plan_of
 from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
 
 HOST = Path(__file__).parents[1] / "helpers" / "hadamard_host.cpp"
@@ -210,7 +211,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     folder = tmp_path_factory.mktemp("hadamard_host")
 
     def compiled(plan: Plan) -> ctypes.CDLL:
-        name = folder / f"{plan.log_order}_{plan.storage}"
+        name = folder / f"{plan.log_order}_{plan.read}{plan.storage}"
         source, built = name.with_suffix(".cu"), name.with_suffix(".so")
         source.write_text(plan.source, encoding="utf-8")
         subprocess.run(
@@ -240,6 +241,22 @@ def test_the_kernel_is_the_transform(log_order: int, dtype: torch.dtype, library
     else:
         assert (y == expected).float().mean() > 0.99
         assert (y.float() - expected.float()).abs().max() <= 2**-6  # a step at the largest of some 10^4 numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("log_order", [2, 5, 8, 11, 14])
+def test_float32_is_written_of_what_is_narrower_as_of_float32(
+    log_order: int, dtype: torch.dtype, library: Library
+) -> None:
+    plan = plan_of(log_order, torch.float32, dtype)
+    x = randn(plan.elements + 2**log_order, dtype=dtype)
+    answers = []
+    for of, read in ((plan, x), (plan_of(log_order, torch.float32), x.float())):
+        y = torch.full_like(x, 7.0, dtype=torch.float32)
+        vectors = ctypes.c_longlong(y.nbytes // 16)
+        library(of).hadamard_on_host(ctypes.c_void_p(read.data_ptr()), ctypes.c_void_p(y.data_ptr()), vectors)
+        answers.append(y)
+    assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
@@ -274,6 +291,16 @@ def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtyp
         assert b"hadamard" in code
 
 
+@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+def test_the_kernel_for_a_dense_factor_compiles(dtype: torch.dtype) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    for order, width in ((48, 4), (28 * 16, 2)):
+        for inverse in (False, True):
+            source = dense_source(order, inverse, width, dtype)
+            assert b"dense_factor" in kernels.compile_source(source, "sm_90").code
+    assert b"hadamard" in kernels.compile_source(plan_of(4, torch.float32, torch.float16).source, "sm_90").code
+
+
 def test_the_kernel_is_asked_for_what_it_can_do_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mxsweep.numerics.kernels.hadamard_cuda._kernels_can_work", lambda: True)
 
@@ -298,10 +325,10 @@ def test_the_kernel_is_asked_for_what_it_can_do_only(monkeypatch: pytest.MonkeyP
     assert not can_transform(torch.zeros(64), 32)
 
 
-def test_the_operator_can_be_traced() -> None:
-    x = torch.empty(4, 64, dtype=torch.bfloat16, device="meta").t()
-    y = torch.ops.mxsweep.hadamard(x, 4)
-    assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
+def test_the_operators_can_be_traced() -> None:
+    x = torch.empty(48, 64, dtype=torch.bfloat16, device="meta").t()
+    for y in (torch.ops.mxsweep.hadamard(x, 4), torch.ops.mxsweep.dense_hadamard(x, 48, False)):
+        assert (y.shape, y.dtype, y.device.type, y.is_contiguous()) == (x.shape, x.dtype, "meta", True)
 
 
 def test_the_benchmark_measures_what_it_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +347,7 @@ def test_the_benchmark_measures_what_it_is_asked(tmp_path: Path, capsys: pytest.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 class TestOnGPU:
     @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
-    @pytest.mark.parametrize("order", [*(2**log for log in LOG_ORDERS), 12, 92, 896, 4864, 11008, 2**15])
+    @pytest.mark.parametrize("order", [*(2**log for log in LOG_ORDERS), 12, 92, 768, 896, 4864, 5632, 11008, 2**15])
     def test_the_answer_is_the_cpus(self, order: int, dtype: torch.dtype) -> None:
         x = randn(33 * max(1, 2048 // order), order, dtype=dtype)
         before = kernels.launch_count()
@@ -333,6 +360,19 @@ class TestOnGPU:
                 assert (y.float() - expected.float()).abs().max() <= 2**-6
         if order in (2**log for log in range(3, MAX_LOG_ORDER + 1)):
             assert kernels.launch_count() == before + 2
+
+    @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
+    @pytest.mark.parametrize("order", [48, 384, 768, 896, 1152, 5120, 5632])
+    def test_a_dense_factor_has_the_bits_of_torchs_product(
+        self, order: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x = randn(37, order, dtype=dtype).cuda()
+        before = kernels.launch_count()
+        answers = [hadamard(x, inverse=inverse) for inverse in (False, True)]
+        assert kernels.launch_count() == before + 4
+        monkeypatch.setattr(hadamard_cuda, "can_multiply", lambda *_: False)
+        for inverse, y in zip((False, True), answers, strict=True):
+            assert torch.equal(y, hadamard(x, inverse=inverse))
 
     def test_strides_blocks_and_gradients(self) -> None:
         x = randn(6, 200, 5).cuda().transpose(1, 2).requires_grad_()

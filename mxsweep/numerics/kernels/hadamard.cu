@@ -4,7 +4,8 @@
 //
 // Compiled at first use by NVRTC (hadamard_cuda.py), which prepends
 //   LOG_ORDER  log2 of the order, 1 to 14
-//   STORAGE    FLOAT32, BFLOAT16 or FLOAT16
+//   STORAGE    FLOAT32, BFLOAT16 or FLOAT16: of what is written, and of what is read but where READ_AS says otherwise
+//   READ_AS    of what is read where FLOAT32 is written: BFLOAT16 or FLOAT16; not there where both are alike
 //   SCALE      2^(-LOG_ORDER / 2), by which elements are multiplied as they are read: no sum then leaves the range of
 //              float32 unless an answer nearly does
 //   LOG_KEPT, PARTS, THREADS   see below
@@ -48,6 +49,18 @@ struct uint4 {
 
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
 constexpr bool WIDE = STORAGE == FLOAT32;
+#ifdef READ_AS
+#ifndef __CUDACC__
+struct uint2 {
+    unsigned x, y;
+};
+#endif
+typedef uint2 Read;
+constexpr int READ = READ_AS;
+#else
+typedef uint4 Read;
+constexpr int READ = STORAGE;
+#endif
 constexpr int LOG_VECTOR = WIDE ? 2 : 3;  // elements in the 16 bytes that are read at once
 constexpr int VECTOR = 1 << LOG_VECTOR;
 constexpr int KEPT = 1 << LOG_KEPT;
@@ -68,7 +81,7 @@ FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, val
 FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
 
 FUNCTION float widened(unsigned short code) {
-    if (STORAGE == BFLOAT16) return from_bits(unsigned(code) << 16);
+    if (READ == BFLOAT16) return from_bits(unsigned(code) << 16);
 #ifdef __CUDACC__
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
@@ -107,11 +120,16 @@ FUNCTION unsigned packed(float low, float high) {
 #endif
 }
 
-FUNCTION void read_vector(float* value, uint4 read) {
-    const unsigned words[4] = {read.x, read.y, read.z, read.w};
+FUNCTION void read_vector(float* value, Read read) {
+    constexpr bool HALVES = READ != FLOAT32;
+    unsigned words[sizeof(Read) / 4];
+    words[0] = read.x, words[1] = read.y;
+#ifndef READ_AS
+    words[2] = read.z, words[3] = read.w;
+#endif
     UNROLL for (int i = 0; i < VECTOR; ++i) {
-        const unsigned word = words[WIDE ? i : i / 2];
-        value[i] = SCALE * (WIDE ? from_bits(word) : widened((unsigned short)(i % 2 ? word >> 16 : word)));
+        const unsigned word = words[HALVES ? i / 2 : i];
+        value[i] = SCALE * (HALVES ? widened((unsigned short)(i % 2 ? word >> 16 : word)) : from_bits(word));
     }
 }
 
@@ -152,10 +170,10 @@ FUNCTION void butterflies(float (&value)[KEPT]) {
     }
 }
 
-// `vectors` counts the 16-byte pieces of x and y, which hold a whole number of rows.
+// `vectors` counts the 16-byte pieces of y, and as many of x, which hold a whole number of rows.
 #ifdef __CUDACC__
 extern "C" __global__ void __launch_bounds__(THREADS, THREAD_BLOCKS)
-    hadamard(const uint4* x, uint4* y, long long vectors) {
+    hadamard(const Read* x, uint4* y, long long vectors) {
     __shared__ float shared[SHARED];
     const long long first = (long long)blockIdx.x * (PARTS * TILE / VECTOR);
     const int thread = threadIdx.x;
@@ -163,14 +181,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREAD_BLOCKS)
 #else
 static float values[THREADS][PARTS][KEPT], sent[THREADS][KEPT], shared[SHARED];
 #define value values[thread]
-static void hadamard_of_thread_block(const uint4* x, uint4* y, long long vectors, long long first) {
+static void hadamard_of_thread_block(const Read* x, uint4* y, long long vectors, long long first) {
 #endif
     EACH_THREAD {
         UNROLL for (int part = 0; part < PARTS; ++part) {
             UNROLL for (int i = 0; i < VECTORS; ++i) {
                 const int place = part * TILE + thread_as_read(thread) + number_as_read(i * VECTOR);
                 const long long at = first + place / VECTOR;
-                read_vector(value[part] + i * VECTOR, at < vectors ? x[at] : uint4{0, 0, 0, 0});
+                read_vector(value[part] + i * VECTOR, at < vectors ? x[at] : Read{});
             }
             butterflies<0, (LOG_PART < LOG_KEPT ? LOG_PART : LOG_KEPT)>(value[part]);
         }

@@ -1,8 +1,8 @@
-"""Transform by Sylvester's matrix on a GPU: hadamard.cu compiled for an order and a dtype.
+"""Transform by Hadamard matrices on a GPU: Sylvester's by hadamard.cu, a dense factor by dense.cu.
 
-The kernel is the torch operator `mxsweep::hadamard`, launched on torch's current stream. The first call for an order, a
-dtype and a GPU compiles it and loads it (a few tenths of a second, once on a machine: compile.py keeps what it
-compiled); after that, it can be captured in a CUDA graph.
+The kernels are the torch operators `mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on
+torch's current stream. The first call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a
+second, once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from importlib import resources
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels
-from mxsweep.numerics.kernels.source import VECTOR_BYTES
+from mxsweep.numerics.kernels.source import VECTOR_BYTES, joined_files
+from mxsweep.numerics.paley import base_factor
 
 MAX_LOG_ORDER = 14
+MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
+WIDEST, _MOST_OF_WIDEST = 4, 20  # neighbouring columns that a thread takes, up to which factor; beyond half as many
 STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 
 
@@ -32,6 +35,7 @@ class Plan:
             row to one warp; of longer rows 64, with which two arrangements cover up to 12 of the index's bits.
         parts: into how many parts the row is cut.
         threads: to a thread block, which then holds threads * 2^log_kept elements in at most 34 KB of shared memory.
+        read: what is read as, where float32 is written of it; empty where it is as what is written.
     """
 
     log_order: int
@@ -39,6 +43,7 @@ class Plan:
     log_kept: int
     parts: int
     threads: int
+    read: str = ""
 
     @property
     def elements(self) -> int:
@@ -55,22 +60,23 @@ class Plan:
             f"#define LOG_KEPT {self.log_kept}",
             f"#define PARTS {self.parts}",
             f"#define THREADS {self.threads}",
-            "#line 1",
+            *[f"#define READ_AS {self.read}"] * bool(self.read),
         )
-        return "\n".join((*lines, _source()))
+        return "\n".join((*lines, joined_files("hadamard.cu")))
 
 
-@functools.cache
-def _source() -> str:
-    return resources.files("mxsweep.numerics.kernels").joinpath("hadamard.cu").read_text(encoding="utf-8")
+def plan_of(log_order: int, dtype: torch.dtype, read: torch.dtype | None = None) -> Plan:
+    """Return the plan for rows of 2^log_order elements, 1 <= log_order <= MAX_LOG_ORDER.
 
-
-def plan_of(log_order: int, dtype: torch.dtype) -> Plan:
-    """Return the plan for rows of 2^log_order elements, 1 <= log_order <= MAX_LOG_ORDER."""
+    Args:
+        dtype: of what is written; in its arrangement the sums are added up.
+        read: that of what is read, where float32 is written of a narrower one.
+    """
     log_vector = (VECTOR_BYTES // dtype.itemsize).bit_length() - 1
     log_kept = 6 if log_order > 10 else max(log_vector, log_order - 5)
     parts = 2 if log_order == MAX_LOG_ORDER else 1
-    return Plan(log_order, STORAGE[dtype], log_kept, parts, 128 if log_order >= 10 else 256)
+    read_as = "" if read in (None, dtype) else STORAGE[read]
+    return Plan(log_order, STORAGE[dtype], log_kept, parts, 128 if log_order >= 10 else 256, read_as)
 
 
 def can_transform(x: Tensor, order: int) -> bool:
@@ -97,18 +103,73 @@ def sylvester_cuda(x: Tensor, order: int) -> Tensor:
 
 
 def _operator(x: Tensor, order: int) -> Tensor:
+    return _sylvester(x, order, x.dtype)
+
+
+def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
+    """Return the transform in x's dtype, or in float32."""
     x = x.contiguous()
     if x.data_ptr() % VECTOR_BYTES:
         x = x.clone()  # a view that begins between the 16-byte steps that a thread reads
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=dtype)
     if x.numel():
-        plan = plan_of(order.bit_length() - 1, x.dtype)
+        plan = plan_of(order.bit_length() - 1, dtype, x.dtype)
         with torch.cuda.device(x.device):
             thread_blocks = math.ceil(x.numel() / plan.elements)
             _kernels(plan, x.device.index).launch(
-                "hadamard", thread_blocks * plan.threads, x.data_ptr(), y.data_ptr(), x.nbytes // VECTOR_BYTES
+                "hadamard", thread_blocks * plan.threads, x.data_ptr(), y.data_ptr(), y.nbytes // VECTOR_BYTES
             )
     return y
+
+
+def can_multiply(x: Tensor, order: int) -> bool:
+    """Return whether `dense_hadamard_cuda` takes x, rows of ``order`` elements, on this machine."""
+    size = len(base_factor(order))
+    return (
+        1 < size <= MOST_DENSE
+        and order // size >= WIDEST
+        and can_transform(x, order // size)
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool) -> Tensor:
+    """Return each run of ``order`` elements of x times the orthogonal matrix of an order with a dense factor."""
+    answer: Tensor = torch.ops.mxsweep.dense_hadamard(x, order, inverse)
+    return answer
+
+
+def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
+    size = len(base_factor(order))
+    inner = order // size
+    transformed = _sylvester(x, inner, torch.float32)
+    y = torch.empty_like(transformed, dtype=x.dtype)
+    if x.numel():
+        width = WIDEST if size <= _MOST_OF_WIDEST else WIDEST // 2
+        with torch.cuda.device(x.device):
+            _dense_kernels(order, inverse, width, x.dtype, x.device.index).launch(
+                "dense_factor", x.numel() // (size * width),
+                transformed.data_ptr(), y.data_ptr(), x.numel() // order, inner // width,
+            )  # fmt: skip
+    return y
+
+
+def dense_source(order: int, inverse: bool, width: int, dtype: torch.dtype) -> str:
+    """Return dense.cu for the dense factor of an order."""
+    factor = base_factor(order).astype(np.float32)
+    rows = (", ".join(f"{entry.hex()}f" for entry in row.tolist()) for row in (factor.T if inverse else factor))
+    lines = (
+        f"#define SIZE {len(factor)}",
+        f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
+        f"#define STORAGE {STORAGE[dtype]}",
+        f"#define WIDTH {width}",
+    )
+    return "\n".join((*lines, joined_files("dense.cu")))
+
+
+@functools.cache
+def _dense_kernels(order: int, inverse: bool, width: int, dtype: torch.dtype, device: int) -> Kernels:
+    return load_kernels(dense_source(order, inverse, width, dtype), device)
 
 
 @functools.cache
@@ -119,4 +180,7 @@ def _kernels(plan: Plan, device: int) -> Kernels:
 _library = torch.library.Library("mxsweep", "FRAGMENT")
 _library.define("hadamard(Tensor x, int order) -> Tensor")
 _library.impl("hadamard", _operator, "CUDA")
+_library.define("dense_hadamard(Tensor x, int order, bool inverse) -> Tensor")
+_library.impl("dense_hadamard", _dense_operator, "CUDA")
+_library.impl("dense_hadamard", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
 _library.impl("hadamard", lambda x, order: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
