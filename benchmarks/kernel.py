@@ -16,6 +16,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mxsweep.numerics import (
     quantize,
     quantize_both,
 )
+from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
 from mxsweep.numerics.reference.definition import quantize_torch
 
@@ -111,9 +113,15 @@ def on_gpu(shape: tuple[int, int], dtype: torch.dtype, blocks: Sequence[int]) ->
             if fmt.element == "fp4_e2m1":
                 row |= beside(x, fmt, problem)
             rows.append(row)
-    training = of_training(x)
+    training, others = of_training(x), of_other_blocks(x)
     # Measured last, when the clocks are those of the rest.
-    return {"copy_s": gpu_seconds(lambda: y.copy_(x)), "rows": rows, "training": training, "microxcaling": problem}
+    return {
+        "copy_s": gpu_seconds(lambda: y.copy_(x)),
+        "rows": rows,
+        "training": training,
+        "other_blocks": others,
+        "microxcaling": problem,
+    }
 
 
 def of_training(x: Tensor) -> list[dict[str, Any]]:
@@ -135,6 +143,27 @@ def of_training(x: Tensor) -> list[dict[str, Any]]:
         call = functools.partial(quantize_both, x, row_format, column_format, backend="cuda", generators=(5, 6))
         # Reading once and writing twice moves one and a half times the bytes of a copy.
         rows.append({"what": f"rows and columns, {name}", "copies": 1.5, "cuda_s": gpu_seconds(call)})
+    return rows
+
+
+def of_other_blocks(x: Tensor) -> list[dict[str, Any]]:
+    """Seconds of tiles, and of blocks of lengths that are no power of two, longer or whole, along both axes."""
+    rows = []
+    for size in (48, 100, 128, 1024, 0):
+        for axis, along in ((-1, "rows"), (-2, "columns")):
+            call = functools.partial(quantize, x, MXFormat("fp4_e2m1", size), axis, backend="cuda")
+            rows.append({"what": f"{along}, {f'blocks of {size}' if size else 'whole'}", "cuda_s": gpu_seconds(call)})
+    tiles = [MXFormat("fp4_e2m1", (size, size)) for size in (16, 32, 128)]
+    for fmt in (*tiles, replace(NVFP4, block_size=(16, 16)), replace(NVFP4, block_size=(16, 1))):
+        call = functools.partial(quantize, x, fmt, backend="cuda")
+        rows.append({"what": f"tiles, {fmt}", "cuda_s": gpu_seconds(call)})
+    for rounding in ("even", "stochastic"):
+        fmt = replace(NVFP4, rounding=rounding)
+        call = functools.partial(
+            quantize_both, x.view(8, -1, x.shape[-1]), fmt, fmt, backend="cuda", generators=(5, 6),
+            tensor_dims=((-1,), (-2, -1)), example_dims=1, column_rotation=SignedHadamard(16, 0b0110_1100_0101_1110),
+        )  # fmt: skip
+        rows.append({"what": f"rows and rotated columns, {fmt}", "cuda_s": gpu_seconds(call)})
     return rows
 
 
@@ -181,6 +210,9 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
         ]
         for row in found["training"]
     ]
+    others_of_ours = [
+        [row["what"], f"{row['cuda_s'] * 1e3:.4f}", ratio(row["cuda_s"], copy_s)] for row in found["other_blocks"]
+    ]
     note = f"microxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else ""
     return "\n\n".join(
         filter(
@@ -195,6 +227,8 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
                 "What training asks for beside, fp4_e2m1; the least is what reading the tensor once and writing each "
                 "answer once would take at a copy's speed:",
                 markdown_table(["what", "ms", "copies", "times the least"], training),
+                "Blocks of other kinds, fp4_e2m1:",
+                markdown_table(["what", "ms", "copies"], others_of_ours),
                 note,
             ),
         )

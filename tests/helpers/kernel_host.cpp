@@ -26,14 +26,21 @@ static std::barrier<> warp(32);
 static unsigned long long exchanged[32];
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
-    const int lane = threadIdx.x % 32;
-    memcpy(&exchanged[lane], &value, sizeof(T));
+T __shfl_sync(unsigned, T value, int lane) {
+    memcpy(&exchanged[threadIdx.x % 32], &value, sizeof(T));
     warp.arrive_and_wait();
     T other;
-    memcpy(&other, &exchanged[lane ^ distance], sizeof(T));
+    memcpy(&other, &exchanged[lane % 32], sizeof(T));
     warp.arrive_and_wait();
     return other;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int distance) {
+    return __shfl_sync(all, value, int(threadIdx.x % 32) ^ distance);
+}
+static inline bool __all_sync(unsigned all, bool value) {
+    for (int distance = 16; distance; distance /= 2) value = __shfl_xor_sync(all, value, distance) && value;
+    return value;
 }
 static inline unsigned __vmaxu2(unsigned a, unsigned b) {
     const unsigned low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = (a >> 16) > (b >> 16) ? a : b;
@@ -67,22 +74,32 @@ static void launch(long threads, Kernel kernel) {
     for (auto& lane : lanes) lane.join();
 }
 
-#ifdef MX_COLUMN_FORMAT
+// Thread blocks that share memory, each of one warp.
+template <class Kernel>
+static void launch_thread_blocks(long threads, Kernel kernel) {
+    const long thread_blocks = threads / blockDim.x;
+    blockDim.x = 32;
+    launch(thread_blocks * 32, kernel);
+    blockDim.x = 256;
+}
+
+#ifdef MX_COLUMN_BLOCK
 extern "C" void both_on_host(long threads, const void* x, void* by_row, void* by_column, i64 rows, i64 width, u64 row_key,
                              u64 column_key, i64 example, i64 first_example, const float* row_scales,
-                             const unsigned* strip_maxima, i64 strips, u64 negative) {
+                             const unsigned* strip_maxima, i64 strips, u64 negative, i64 across, u64 multiplier,
+                             i64 shift) {
     launch(threads, [=] {
         mx_both(static_cast<const uint4*>(x), static_cast<uint4*>(by_row), static_cast<uint4*>(by_column), rows, width,
-                row_key, column_key, example, first_example, row_scales, strip_maxima, strips, negative);
+                row_key, column_key, example, first_example, row_scales, strip_maxima, strips, negative, across,
+                multiplier, shift);
     });
 }
 #ifdef MX_MAXIMA_ON_HOST
 extern "C" void maxima_on_host(long threads, const void* x, float* row_scales, unsigned* strip_maxima, i64 width,
                                u64 negative) {
-    const long thread_blocks = threads / blockDim.x;
-    blockDim.x = 32;
-    launch(thread_blocks * 32, [=] { mx_maxima(static_cast<const uint4*>(x), row_scales, strip_maxima, width, negative); });
-    blockDim.x = 256;
+    launch_thread_blocks(threads, [=] {
+        mx_maxima(static_cast<const uint4*>(x), row_scales, strip_maxima, width, negative);
+    });
 }
 #endif
 #endif
@@ -93,14 +110,17 @@ extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, 
                 first_example);
     });
 }
-extern "C" void tiles_by_warp_on_host(long threads, const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
-    launch(threads, [=] {
-        mx_tiles_by_warp(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);
-    });
-}
-extern "C" void tiles_by_thread_on_host(long threads, const void* x, void* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
-    launch(threads, [=] {
-        mx_tiles_by_thread(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);
-    });
-}
+#endif
+#ifdef MX_TILES_ON_HOST
+#define TILE_KERNEL(name, type, by)                                                                                          \
+    extern "C" void name##_on_host(long threads, const type* x, type* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {              \
+        by(threads, [=] {                                                                                                    \
+            mx_##name(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);         \
+        });                                                                                                                  \
+    }
+TILE_KERNEL(tiles_by_warp, void, launch)
+TILE_KERNEL(tiles_by_thread, void, launch)
+TILE_KERNEL(vector_tiles_by_warp, uint4, launch)
+TILE_KERNEL(vector_tiles, uint4, launch_thread_blocks)
+TILE_KERNEL(long_columns, uint4, launch_thread_blocks)
 #endif

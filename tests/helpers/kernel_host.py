@@ -17,6 +17,7 @@ class HostKernels:
         compiler = shutil.which("g++")
         if compiler is None:
             pytest.skip("no g++ on this machine")
+        folder.mkdir(exist_ok=True)
         written, built = folder / "kernel.cu", folder / "kernel.so"
         written.write_text(source, encoding="utf-8")
         subprocess.run(

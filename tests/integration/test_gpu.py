@@ -20,6 +20,7 @@ from mxsweep.model import offload
 from mxsweep.model.operands import find_operands
 from mxsweep.model.quantize import left_out
 from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize, quantize_both
+from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.kernels.both_cuda import takes
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.philox import uniform_of_calls
@@ -267,6 +268,49 @@ def test_the_kernels_run_on_the_current_stream_and_pass_gradients() -> None:
     assert_same_bits(z.detach(), quantize((2 * x).detach(), MXFormat("fp4_e2m1"), arithmetic="exact"))
     assert torch.equal(y.grad, torch.ones_like(x))
     assert launch_count() == before + 1
+
+
+NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True, rounding="even")
+
+
+@pytest.mark.parametrize("block_size", [24, 48, 100, 128, 0, (16, 16), (16, 24), (100, 64), (128, 256)], ids=str)
+def test_tiles_and_blocks_of_every_length_are_the_definition(block_size: int | tuple[int, int]) -> None:
+    """Which whole thread blocks share, which a warp holds as long columns, or of which it has a few at a time."""
+    for dtype, shape in itertools.product(KERNEL_DTYPES, ((2, 384, 768), (3, 301, 520))):
+        x = adversarial(torch.Size(shape).numel(), 3, "cuda", finite=True).view(shape).to(dtype)
+        x = x.nan_to_num(posinf=1.0, neginf=1.0)
+        for fmt, axis in itertools.product(
+            (
+                MXFormat("fp4_e2m1", block_size),
+                replace(NVFP4, block_size=block_size),
+                replace(NVFP4, block_size=block_size, rounding="stochastic", four_over_six=True),
+                MXFormat("int4", block_size, "fp32", symmetric=False),
+            ),
+            (-1, -2, 0) if isinstance(block_size, int) else (-1,),
+        ):
+            dims = (-2, -1) if axis else None
+            beside = {"generator": 7, "example_dims": 1, "first_example": 3, "tensor_dims": dims}
+            ours = quantize(x, fmt, axis, backend="cuda", **beside)
+            assert_same_bits(ours, quantize(x, fmt, axis, arithmetic="exact", **beside))
+
+
+@pytest.mark.parametrize("rotation", [None, SignedHadamard(16, 0b0110_1100_0101_1110), SignedHadamard(4, 5)], ids=str)
+@pytest.mark.parametrize("rounding", ["even", "stochastic"])
+def test_per_tensor_scales_and_rotated_columns_take_two_kernels(rounding: str, rotation: SignedHadamard | None) -> None:
+    fmt = replace(NVFP4, rounding=rounding)
+    for dtype, shape in itertools.product(KERNEL_DTYPES, ((3, 128, 192), (64, 4096), (2, 5, 64, 336), (48, 144))):
+        x = adversarial(torch.Size(shape).numel(), len(shape), "cuda", finite=True).view(shape).to(dtype)
+        x = x.nan_to_num(posinf=1.0, neginf=1.0)
+        beside = {"example_dims": len(shape) - 2, "first_example": 5 if len(shape) > 2 else None}
+        dims = ((-1,), (-2, -1))
+        before = launch_count()
+        both = quantize_both(
+            x, fmt, fmt, backend="cuda", generators=(2**63 + 1, 2), tensor_dims=dims, column_rotation=rotation, **beside
+        )
+        assert launch_count() == before + 2
+        columns = x if rotation is None else rotation.rotate(x, -2)
+        for y, of, axis, key, over in zip(both, (x, columns), (-1, -2), (2**63 + 1, 2), dims, strict=True):
+            assert_same_bits(y, quantize(of, fmt, axis, arithmetic="exact", generator=key, tensor_dims=over, **beside))
 
 
 BOTH = [

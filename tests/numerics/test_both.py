@@ -16,6 +16,7 @@ from mxsweep.numerics.kernels import both_cuda
 from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_both, takes_formats
 from mxsweep.numerics.kernels.compile import compile_source
 from mxsweep.numerics.philox import Draws
+from mxsweep.numerics.reference.definition import tensor_scale_over
 from mxsweep.numerics.rescaled import quantize_rescaled
 
 FP4, FP8 = MXFormat("fp4_e2m1"), MXFormat("fp8_e4m3", 16, rounding="even", scale_rounding="rceil")
@@ -43,6 +44,9 @@ KEYS = (2**63 + 11, 5)
         (None, STOCHASTIC, torch.float32, (32, 3, 20), 0),
         (SATURATING, SATURATING, torch.bfloat16, (32, 64), 0),
         (None, SATURATING, torch.float32, (48, 32), 0),
+        (FP4, MXFormat("fp4_e2m1", 24), torch.bfloat16, (48, 64), 0),
+        (None, MXFormat("fp4_e2m1", 48), torch.bfloat16, (2, 96, 40), 1),
+        (None, MXFormat("int4", 128, "e5m3"), torch.bfloat16, (256, 24), 0),
     ],
     ids=str,
 )
@@ -69,6 +73,21 @@ def test_the_kernel_is_two_calls(
         assert_same_bits(by_column, quantize(x, column_format, axis, generator=KEYS[1], **beside))
         if by_row is not None and row_format is not None:
             assert_same_bits(by_row, quantize(x, row_format, generator=KEYS[0], **beside))
+
+
+@pytest.mark.parametrize("dims", [(-2, -1), (0, 1, 2)], ids=str)
+def test_columns_under_per_tensor_scales_that_are_given(
+    dims: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = HostKernels(both_source(None, NVFP4_DRAWN, torch.bfloat16), tmp_path)
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
+    x = adversarial(3 * 48 * 40, 4, finite=True).view(3, 48, 40).to(torch.bfloat16)
+    y = torch.full_like(x, 7.0)
+    scales = tensor_scale_over(x, NVFP4_DRAWN, dims).contiguous()
+    group = x.numel() // scales.numel()
+    launch_both(x, None, y, None, NVFP4_DRAWN, 1, 0, KEYS[1], Draws(0, 1, 9), scales=(scales.data_ptr(), group))
+    beside = {"generator": KEYS[1], "example_dims": 1, "first_example": 9, "tensor_dims": dims}
+    assert_same_bits(y, quantize(x, NVFP4_DRAWN, 1, arithmetic="exact", **beside))
 
 
 @pytest.mark.parametrize("column_format", [STOCHASTIC, WIDE, SATURATING], ids=str)
@@ -198,7 +217,8 @@ def test_which_tensors_and_formats_the_kernel_takes() -> None:
     assert not taken(None, FP8, 16, 3, 3, axis=0)  # no whole vectors
     assert not taken(FP4, FP8, 0, 32)
     for other in (MXFormat("int8", 8), MXFormat("int8", (32, 32)), MXFormat("int8", 0), MXFormat("int8", 128)):
-        assert not takes_formats(FP4, other, torch.bfloat16)
+        assert takes_formats(FP4, other, torch.bfloat16) == (other.block_size == 8)
+        assert takes_formats(None, other, torch.bfloat16) == (other.block_size in (8, 128))
         assert not takes_formats(other, FP4, torch.bfloat16)
     assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True), torch.bfloat16)
     assert not takes_formats(FP4, MXFormat("fp4_e2m1", 16, "e4m3", four_over_six=True), torch.bfloat16)

@@ -25,7 +25,8 @@ from mxsweep.numerics import (
     quantize,
 )
 from mxsweep.numerics.blocks import block_regions
-from mxsweep.numerics.kernels.cuda import compile_kernels, quantize_cuda
+from mxsweep.numerics.kernels.compile import compile_source
+from mxsweep.numerics.kernels.cuda import TILE_KERNELS, compile_kernels, quantize_cuda, tile_source
 from mxsweep.numerics.kernels.source import lanes_of
 from mxsweep.numerics.reference.definition import without_inf
 
@@ -179,9 +180,16 @@ def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -
     ):
         code = compile_kernels(fmt, dtype, arch).code
         assert code[:4] == b"\x7fELF"
-        assert all(
-            name in code for name in (b"mx_rows", b"mx_tiles_by_warp", b"mx_tiles_by_thread", b"mx_tensor_scales")
-        )
+        assert all(name in code for name in (b"mx_rows", b"mx_tensor_scales"))
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_kernels_for_tiles_compile(arch: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
+    fmt = MXFormat("int4", (8, 8), "fp32", rounding="stochastic", symmetric=False, four_over_six=True)
+    code = compile_source(tile_source(fmt, dtype, 1.0, 2, *TILE_KERNELS), arch).code
+    assert all(name.encode() in code for name in TILE_KERNELS)
 
 
 def test_products_and_sums_are_not_contracted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,10 +249,10 @@ def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
         (8, torch.float16, 1),
         (256, torch.bfloat16, 32),
         (512, torch.bfloat16, 0),  # more than a warp
-        (48, torch.bfloat16, 0),  # no power of two
+        (48, torch.bfloat16, 6),
         (4, torch.bfloat16, 0),  # less than what a thread reads
         (0, torch.bfloat16, 0),
-        ((8, 8), torch.bfloat16, 0),
+        ((4, 8), torch.bfloat16, 1),  # of a row of a tile
     ],
 )
 def test_lanes_of_a_block(block_size: int | tuple[int, int], dtype: torch.dtype, lanes: int) -> None:

@@ -1,7 +1,6 @@
-// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind vectors.cu,
-// whose format is that of the rows.
+// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind columns.cu;
+// the format of vectors.cu is that of the rows.
 //
-// MX_COLUMN_FORMAT  the initializer of the columns' Format
 // MX_COLUMN_BLOCK   how many elements of a column are a block
 // MX_WITH_ROWS      0 where only the columns are wanted
 // MX_RESIDENT       thread blocks that are to fit on a multiprocessor at a time
@@ -13,7 +12,6 @@
 // another. Nothing is exchanged but by shuffles. Where a format has a per-tensor scale, that of the rows a token's and that
 // of the columns a sequence's, another kernel finds the maxima before: the second reading is mostly from the L2 cache.
 
-constexpr Format COLUMN_FORMAT = MX_COLUMN_FORMAT;
 constexpr int DOWN = 32 / MX_ACROSS, HELD = MX_COLUMN_BLOCK / DOWN;
 constexpr int ORDER = 1 << MX_LOG_ROTATION;
 constexpr bool DRAWS = (MX_WITH_ROWS && FORMAT.rounding == STOCHASTIC) || COLUMN_FORMAT.rounding == STOCHASTIC;
@@ -81,71 +79,12 @@ MX_FUNCTION unsigned largest_magnitudes(const unsigned (&words)[4]) {
     return larger(larger(magnitudes(words[0]), magnitudes(words[1])), larger(magnitudes(words[2]), magnitudes(words[3])));
 }
 
-// Of each element of a vector.
-struct ColumnExtremes {
-    unsigned magnitudes[4];  // as stored, as many to a word as there are elements
-    float low[PER_VECTOR], high[PER_VECTOR];
-};
-
-MX_FUNCTION ColumnExtremes extremes_of_columns(const unsigned (&words)[HELD][4]) {
-    ColumnExtremes of = {};
+// Those of the columns of a tile, which lanes below another hold.
+MX_FUNCTION ColumnExtremes extremes_of_tile(const unsigned (&words)[HELD][4]) {
+    ColumnExtremes of = extremes_of_columns(words);
 #pragma unroll
-    for (int word = 0; word < 4; ++word) {
-        unsigned largest = magnitudes(words[0][word]);
-#pragma unroll
-        for (int held = 1; held < HELD; ++held) largest = larger(largest, magnitudes(words[held][word]));
-#pragma unroll
-        for (int distance = MX_ACROSS; distance < 32; distance *= 2)
-            largest = larger(largest, __shfl_xor_sync(ALL, largest, distance));
-        of.magnitudes[word] = largest;
-    }
-    if (COLUMN_FORMAT.symmetric) return of;
-#pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) {
-        float low = element_of(words[0], i), high = low;
-#pragma unroll
-        for (int held = 1; held < HELD; ++held) {
-            low = fminf(low, element_of(words[held], i));
-            high = fmaxf(high, element_of(words[held], i));
-        }
-#pragma unroll
-        for (int distance = MX_ACROSS; distance < 32; distance *= 2) {
-            low = fminf(low, __shfl_xor_sync(ALL, low, distance));
-            high = fmaxf(high, __shfl_xor_sync(ALL, high, distance));
-        }
-        of.low[i] = low;
-        of.high[i] = high;
-    }
+    for (int distance = MX_ACROSS; distance < 32; distance *= 2) of = joined(of, of_other_lane(of, distance));
     return of;
-}
-
-// The scales of a vector's columns; `quick` says whether all may be divided by quickly, and then it is so in each.
-MX_FUNCTION void scales_of_columns(BlockScale (&blocks)[PER_VECTOR], bool& quick, const ColumnExtremes& of, float t) {
-    float amax[PER_VECTOR], midpoint[PER_VECTOR];
-    quick = true;
-#pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) {
-        const unsigned word = of.magnitudes[i / PER_WORD];
-        const unsigned bits = WIDE ? word : bits_of(widened((unsigned short)(i % 2 ? word >> 16 : word)));
-        amax[i] = amax_of_block(COLUMN_FORMAT, bits, of.low[i], of.high[i], midpoint[i]);
-        blocks[i] = quick_scale_of_block(COLUMN_FORMAT, amax[i], midpoint[i], t);
-        quick = quick && blocks[i].quick;
-    }
-    if (quick) return;
-#pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) blocks[i] = scale_of_block(COLUMN_FORMAT, amax[i], midpoint[i], t);
-}
-
-MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale (&blocks)[PER_VECTOR], bool quick, u64 key,
-                                    Place place) {
-    float random[PER_VECTOR] = {}, result[PER_VECTOR];
-    if (COLUMN_FORMAT.rounding == STOCHASTIC) draw_vector(random, key, place);
-#pragma unroll
-    for (int i = 0; i < PER_VECTOR; ++i) {
-        const BlockScale block = {blocks[i].by, blocks[i].read, blocks[i].reciprocal, blocks[i].midpoint, quick};
-        result[i] = quantized(element_of(words, i), block, COLUMN_FORMAT, random[i]);
-    }
-    return packed_vector(result);
 }
 
 // The per-tensor scale of the columns of a sequence, that is of `strips` strips, of which `strip` is one.
@@ -156,19 +95,21 @@ MX_FUNCTION float scale_of_sequence(const unsigned* strip_maxima, i64 strip, i64
     return tensor_scale_of(from_bits(largest_of_warp(largest)), COLUMN_FORMAT);
 }
 
-// `rows` is a multiple of MX_COLUMN_BLOCK, `width` counts vectors; of stochastic rounding, `example` elements are a multiple
-// of those of a tile's rows, so that a tile lies within one example.
+// A row is `width` vectors, and `across` tiles, by which is divided by a product and a shift; `rows` is a multiple of
+// MX_COLUMN_BLOCK. Of stochastic rounding, `example` elements are a multiple of those of a tile's rows, so that a tile
+// lies within one example. Where only the columns are wanted, `strips` elements share one of the `row_scales`.
 extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
     mx_both(const uint4* x, uint4* by_row, uint4* by_column, i64 rows, i64 width, u64 row_key, u64 column_key, i64 example,
-            i64 first_example, const float* row_scales, const unsigned* strip_maxima, i64 strips, u64 negative) {
-    const i64 tile = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32, across = (width + MX_ACROSS - 1) / MX_ACROSS;
-    const i64 below = divided(tile, across);
-    if (below * MX_COLUMN_BLOCK >= rows) return;  // whole warps leave together
+            i64 first_example, const float* row_scales, const unsigned* strip_maxima, i64 strips, u64 negative, i64 across,
+            u64 multiplier, i64 shift) {
+    const unsigned tile = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const unsigned below = unsigned(u64(tile) * unsigned(multiplier) >> shift);  // tile / across
+    if (i64(below) * MX_COLUMN_BLOCK >= rows) return;  // whole warps leave together
     const int lane = threadIdx.x % 32;
-    const i64 column = (tile - below * across) * MX_ACROSS + lane % MX_ACROSS;
+    const i64 column = i64(tile - below * unsigned(across)) * MX_ACROSS + lane % MX_ACROSS;
     // Lanes past the end of a row read its last vector again, and write nothing.
     const bool inside = column < width;
-    const i64 row = below * MX_COLUMN_BLOCK + lane / MX_ACROSS, step = DOWN * width;
+    const i64 row = i64(below) * MX_COLUMN_BLOCK + lane / MX_ACROSS, step = DOWN * width;
     const i64 first = row * width + (inside ? column : width - 1);
 
     unsigned words[HELD][4];
@@ -189,39 +130,15 @@ extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
         }
     }
     if (ORDER > 1) rotate_columns(words, negative);
-    const ColumnExtremes of = extremes_of_columns(words);
-    uint4* to = by_column + first;
-    if (takes_pairs(COLUMN_FORMAT, STORAGE)) {
-        PairScale pairs[4];
-#pragma unroll
-        for (int word = 0; word < 4; ++word) pairs[word] = scale_of_pair(COLUMN_FORMAT, of.magnitudes[word]);
-#pragma unroll
-        for (int held = 0; held < HELD; ++held, to += step) {
-            const uint4 written = {quantized_pair(words[held][0], pairs[0], COLUMN_FORMAT),
-                                   quantized_pair(words[held][1], pairs[1], COLUMN_FORMAT),
-                                   quantized_pair(words[held][2], pairs[2], COLUMN_FORMAT),
-                                   quantized_pair(words[held][3], pairs[3], COLUMN_FORMAT)};
-            if (inside) *to = written;
-        }
-        return;
-    }
-    BlockScale blocks[PER_VECTOR];
-    bool quick;
-    scales_of_columns(blocks, quick, of, COLUMN_FORMAT.tensor_scale ? scale_of_sequence(strip_maxima, below, strips) : 1.0f);
-    // Two loops, since a choice inside one would be made for each element.
-    if (quick) {
+    float t = 1.0f;
+    if (COLUMN_FORMAT.tensor_scale)
+        t = MX_WITH_ROWS ? scale_of_sequence(strip_maxima, below, strips) : row_scales[divided(first * PER_VECTOR, strips)];
+    with_scales_of_columns<MX_ACROSS>(extremes_of_tile(words), t, column_key, [&](auto quantized) {
+        uint4* to = by_column + first;
 #pragma unroll
         for (int held = 0; held < HELD; ++held, to += step) {
-            const Place here = {place.example, place.i + held * apart};
-            const uint4 written = quantized_columns(words[held], blocks, true, column_key, here);
+            const uint4 written = quantized(words[held], Place{place.example, place.i + held * apart});
             if (inside) *to = written;
         }
-    } else {
-#pragma unroll
-        for (int held = 0; held < HELD; ++held, to += step) {
-            const Place here = {place.example, place.i + held * apart};
-            const uint4 written = quantized_columns(words[held], blocks, false, column_key, here);
-            if (inside) *to = written;
-        }
-    }
+    });
 }

@@ -1,8 +1,8 @@
 """Quantize a matrix along its rows and along its columns on a GPU in one reading, or along its columns alone: both.cu.
 
-The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, without a choice of two scales. A row's own
-per-tensor scale and a matrix's for its columns, rotated or not, take another kernel, and reading, before. Both together
-are the torch operator `mxsweep::quantize_both`, whose arguments are the formats' texts.
+The kernel takes blocks of 16, 32 or 64 that cut the matrix evenly, along columns others, too, without a choice of two
+scales. A row's own per-tensor scale and a matrix's for its columns, rotated or not, take another kernel, and reading,
+before. Both together are the torch operator `mxsweep::quantize_both`, whose arguments are the formats' texts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
-from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, format_initializer, kernel_source, lanes_of
+from mxsweep.numerics.kernels.source import (
+    VECTOR_BYTES,
+    WARP,
+    block_length,
+    format_initializer,
+    kernel_source,
+    lanes_of,
+)
 from mxsweep.numerics.philox import Draws
 
-WARP = 32
-BLOCKS = (16, 32, 64)
-_ACROSS = 8  # lanes that lie side by side along a row, at least: 128 bytes are read and written together
-_MOST_HELD = 8  # vectors in a thread's registers; where there would be more, fewer lanes lie side by side
-_RESIDENT = 2
+_ROW_BLOCKS = (16, 32, 64)
+# Lanes that lie side by side along a row, and how many vectors a thread may then hold, in the order in which they are
+# tried: by 8 lanes 128 bytes are read and written together. The latter ones are for columns alone.
+_LAYOUTS, _MORE_LAYOUTS = ((8, 8), (16, 8), (32, 8), (4, 8)), ((8, 16), (4, 16), (2, 16))
+# Thread blocks that are to fit on a multiprocessor at a time, where a thread holds up to so many vectors, and else: a
+# third would leave too few registers for more.
+_FEW_HELD, _RESIDENT, _RESIDENT_ELSE = 4, 3, 2
 NO_DRAWS = Draws(0, 0, None)
 
 
@@ -92,17 +101,20 @@ def _are_whole(
 def takes_formats(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
     """Return whether there is a kernel for these formats."""
     formats = (column_format,) if row_format is None else (row_format, column_format)
-    return not any(fmt.tensor_scale for fmt in formats) and _takes_blocks(row_format, column_format, dtype)
+    scaled = row_format is not None and any(fmt.tensor_scale for fmt in formats)  # which takes_both asks about
+    return not scaled and _takes_blocks(row_format, column_format, dtype)
 
 
 @functools.cache
 def _takes_blocks(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> bool:
     formats = (column_format,) if row_format is None else (row_format, column_format)
-    if any(fmt.four_over_six or block_length(fmt) not in BLOCKS for fmt in formats):
+    if any(fmt.four_over_six or not block_length(fmt) for fmt in formats):
+        return False
+    if row_format is not None and block_length(row_format) not in _ROW_BLOCKS:
         return False
     if len({fmt.inf for fmt in formats}) > 1:  # what was read is changed once for both
         return False
-    return block_length(column_format) * _lanes_across(row_format, column_format, dtype) <= WARP * _MOST_HELD
+    return _lanes_across(row_format, column_format, dtype) > 0
 
 
 def fits_draws(draws: Draws | None, column_format: MXFormat, shape: torch.Size, axis: int) -> bool:
@@ -141,27 +153,30 @@ def quantize_both_cuda(
 def launch_both(
     x: Tensor, by_row: Tensor | None, by_column: Tensor, row_format: MXFormat | None, column_format: MXFormat,
     axis: int, row_key: int, column_key: int, draws: Draws, column_prescale: float = 1.0,
-    rotation: SignedHadamard | None = None,
+    rotation: SignedHadamard | None = None, scales: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    """Launch the kernels for a contiguous x and what they write; `draws` says which examples they are of."""
+    """Launch the kernels for a contiguous x and what they write; `draws` says which examples they are of.
+
+    Args:
+        scales: of columns alone, the address of per-tensor scales and how many neighbouring elements share one.
+    """
     order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
-    kernels, rows, width, tiles = _launch(
+    kernels, rows, width, across, multiplier, shift = _launch(
         row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order
     )
     first_example = -1 if draws.first_example is None else draws.first_example
-    row_scales = maxima = strips = 0
-    if (row_format is not None and row_format.tensor_scale) or column_format.tensor_scale:
-        block = block_length(column_format)
+    block = block_length(column_format)
+    row_scales, strips, maxima = *scales, 0
+    if row_format is not None and (row_format.tensor_scale or column_format.tensor_scale):
         scratch = torch.empty(rows + rows // block, dtype=torch.float32, device=x.device)
         row_scales, strips = scratch.data_ptr(), x.shape[axis] // block
         maxima = row_scales + rows * scratch.itemsize
-        kernels.launch(
-            "mx_maxima", rows // block * THREADS, x.data_ptr(), row_scales, maxima, width, negative
-        )  # fmt: skip
+        kernels.launch("mx_maxima", rows // block * THREADS, x.data_ptr(), row_scales, maxima, width, negative)
     kernels.launch(
-        "mx_both", tiles * WARP, x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(),
-        rows, width, row_key, column_key, draws.example_size(x.shape), first_example, row_scales, maxima, strips,
-        negative,
+        "mx_both", rows // block * across * WARP,
+        x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(), rows, width, row_key,
+        column_key, draws.example_size(x.shape), first_example, row_scales, maxima, strips, negative, across,
+        multiplier, shift,
     )  # fmt: skip
 
 
@@ -169,13 +184,16 @@ def launch_both(
 def _launch(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int,
     column_prescale: float, order: int,
-) -> tuple[Kernels, int, int, int]:  # fmt: skip
-    """Return the kernels, and of the matrix that they see its rows, the vectors of a row, and how many tiles it is."""
+) -> tuple[Kernels, int, int, int, int, int]:  # fmt: skip
+    """Return the kernels, and of the matrix that they see its rows, the vectors of a row, how many tiles these are, and
+    a multiplier and a shift that divide by that number: tile * multiplier >> shift, of tiles below 2^31.
+    """
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
     kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order)
-    return kernels, rows, width, rows // block_length(column_format) * across
+    bits = 31 + (across - 1).bit_length()
+    return kernels, rows, width, across, -(-(2**bits) // across), bits
 
 
 def both_source(
@@ -183,24 +201,30 @@ def both_source(
     order: int = 1,
 ) -> str:  # fmt: skip
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
+    across, block = _lanes_across(row_format, column_format, dtype), block_length(column_format)
     lines = (
         f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype, column_prescale)}",
-        f"#define MX_COLUMN_BLOCK {block_length(column_format)}",
+        f"#define MX_COLUMN_BLOCK {block}",
         f"#define MX_WITH_ROWS {int(row_format is not None)}",
-        f"#define MX_RESIDENT {_RESIDENT}",
-        f"#define MX_ACROSS {_lanes_across(row_format, column_format, dtype)}",
+        f"#define MX_RESIDENT {_RESIDENT if block * across <= WARP * _FEW_HELD else _RESIDENT_ELSE}",
+        f"#define MX_ACROSS {across}",
         f"#define MX_LOG_ROTATION {order.bit_length() - 1}",
         f"#define MX_ROTATION_SCALE {(order**-0.5).hex()}f",
     )
     fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
-    files = ("both.cu", "maxima.cu") if fmt.tensor_scale or column_format.tensor_scale else ("both.cu",)
-    return kernel_source(fmt, dtype, *files, more=lines)
+    scaled = row_format is not None and (row_format.tensor_scale or column_format.tensor_scale)
+    return kernel_source(fmt, dtype, "columns.cu", "both.cu", *["maxima.cu"] * scaled, more=lines)
 
 
 @functools.cache
 def _lanes_across(row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype) -> int:
-    least = min(_ACROSS, WARP * _MOST_HELD // block_length(column_format))
-    return least if row_format is None else max(least, lanes_of(row_format, dtype))
+    """Return how many lanes lie side by side; 0 where a warp cannot hold a block of a column."""
+    block, lanes = block_length(column_format), 1 if row_format is None else lanes_of(row_format, dtype)
+    for across, most in _LAYOUTS + (_MORE_LAYOUTS if row_format is None else ()):
+        held, rest = divmod(block * across, WARP)
+        if across >= lanes and not rest and held <= most:
+            return across
+    return 0
 
 
 def _signed(key: int) -> int:

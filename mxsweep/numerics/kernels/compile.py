@@ -127,8 +127,9 @@ def compile_source(source: str, arch: str, cache: Any = None) -> Any:
     try:
         from cuda.core import Program, ProgramOptions
 
-        # A product and a sum must stay two roundings.
-        program = Program(source, "c++", ProgramOptions(arch=arch, std="c++17", fma=False))
+        # A product and a sum must stay two roundings; functions without a word before them, as lambdas, are the GPU's.
+        options = ProgramOptions(arch=arch, std="c++17", fma=False, device_as_default_execution_space=True)
+        program = Program(source, "c++", options)
         if cache is not None:
             try:
                 kept = program.compile("cubin", cache=cache)

@@ -1,9 +1,9 @@
-"""Quantize on a GPU: mx.cu and blocks.cu compiled for a format, launched on torch's current stream.
+"""Quantize on a GPU: kernels compiled for a format, launched on torch's current stream.
 
 One pass over memory: each thread reads 16 bytes, the threads of a block exchange its maximum, and the elements are
-written. Blocks along another axis go to the kernel of both_cuda.py, where that takes them. What does not fit either
-(tiles, blocks that end short or have an odd size) goes to a kernel that takes any block, a warp or a thread each. A
-per-tensor scale costs one more reading of the tensor.
+written. Blocks along another axis go to the kernel of both_cuda.py, where that takes them. Tiles, long blocks and those
+that end short go to tiles.cu's: a warp or a thread block has each, 16 bytes to a thread; where rows are no whole pieces
+of these, a warp or a thread, an element at a time. A per-tensor scale costs one more reading of the tensor.
 
 The kernels are the torch operator `mxsweep::quantize`, whose arguments are plain values, so that torch.compile
 and other followers of operators see it; where there are none, the dispatcher is not asked.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,17 @@ from torch import Tensor
 from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, WARP, as_vectors, fits_draws, launch_both, takes
+from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, as_vectors, fits_draws, launch_both, takes
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
-from mxsweep.numerics.kernels.source import VECTOR_BYTES, block_length, kernel_source, lanes_of
+from mxsweep.numerics.kernels.source import (
+    VECTOR_BYTES,
+    WARP,
+    block_length,
+    format_initializer,
+    kernel_source,
+    lanes_of,
+)
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
 
@@ -34,6 +41,15 @@ from mxsweep.numerics.reference.definition import tensor_scale_over
 # blocks that a large group gets at most, about as many as a GPU runs at once.
 _THREAD_BLOCK_READS = 16384
 _GROUP_THREAD_BLOCKS = 1024
+_ACROSS = 8  # tiles.cu's
+_MOST_KEPT = 8
+TILE_KERNELS = (
+    "mx_vector_tiles_by_warp",
+    "mx_vector_tiles",
+    "mx_long_columns",
+    "mx_tiles_by_warp",
+    "mx_tiles_by_thread",
+)
 
 
 def quantize_cuda(
@@ -109,27 +125,37 @@ def _launch(
     x: Tensor, y: Tensor, fmt: MXFormat, axis: int, tensor_dims: Sequence[int] | None, draws: Draws,
     tensor_amax: Tensor | None, prescale: float = 1.0,
 ) -> None:  # fmt: skip
+    fmt, axis = _as_block(fmt, axis)
     (first, *_) = blocked = block_axes(x.ndim, fmt.block_size, axis)
+    first_example = -1 if draws.first_example is None else draws.first_example
+    scales, group = _tensor_scales(x, fmt, tensor_dims, tensor_amax) if fmt.tensor_scale else (None, 1)
+    scales_at = 0 if scales is None else scales.data_ptr()
     drawn = draws if fmt.rounding == "stochastic" else None
     if first < x.ndim - 1 and takes(None, fmt, x.shape, x.dtype, first) and fits_draws(drawn, fmt, x.shape, first):
-        launch_both(x, None, y, None, fmt, first, 0, draws.key, draws, prescale)
+        launch_both(x, None, y, None, fmt, first, 0, draws.key, draws, prescale, scales=(scales_at, group))
         return
-    kernels = _kernels(fmt, x.dtype, x.device.index, prescale)
-    pointers = (x.data_ptr(), y.data_ptr())
-    scales, group = _tensor_scales(x, fmt, kernels, tensor_dims, tensor_amax) if fmt.tensor_scale else (None, 1)
-    first_example = -1 if draws.first_example is None else draws.first_example
-    beside = (
-        0 if scales is None else scales.data_ptr(), group, draws.key, draws.example_size(x.shape), first_example,
+    pointers, beside = (
+        (x.data_ptr(), y.data_ptr()), (scales_at, group, draws.key, draws.example_size(x.shape), first_example),
     )  # fmt: skip
-    if lanes_of(fmt, x.dtype) and blocked == (x.ndim - 1,) and x.shape[-1] % block_length(fmt) == 0:
+    lanes = lanes_of(fmt, x.dtype)
+    shared = lanes and not (fmt.four_over_six and lanes & (lanes - 1))  # errors are summed up by halves
+    if shared and blocked == (x.ndim - 1,) and x.shape[-1] % block_length(fmt) == 0:
         vectors = x.nbytes // VECTOR_BYTES
-        kernels.launch("mx_rows", vectors, *pointers, vectors, *beside)
+        threads = -(-vectors // (WARP // lanes * lanes)) * WARP
+        _kernels(fmt, x.dtype, x.device.index, prescale).launch("mx_rows", threads, *pointers, vectors, *beside)
         return
-    tiling = _tiling(x, fmt, first)
-    blocks = tiling.outer * -(-tiling.height // tiling.rows) * -(-tiling.width // tiling.columns)
-    by_thread = tiling.columns == 1 and tiling.width > 1
-    name, lanes = ("mx_tiles_by_thread", 1) if by_thread else ("mx_tiles_by_warp", WARP)
-    kernels.launch(name, blocks * lanes, *pointers, *tiling.arguments, *beside)
+    way = _way(x.shape, x.dtype, fmt, first, 0 if drawn is None else drawn.example_size(x.shape))
+    kernels = _tile_kernels(fmt, x.dtype, x.device.index, prescale, way.kernel, way.kept)
+    kernels.launch(way.kernel, way.threads, *pointers, *way.tiling.arguments, *beside)
+
+
+@functools.cache
+def _as_block(fmt: MXFormat, axis: int) -> tuple[MXFormat, int]:
+    """Return a format and an axis with the same answer: those of a block where a tile is one row or one column."""
+    if isinstance(fmt.block_size, int) or min(fmt.block_size) > 1:
+        return fmt, axis
+    rows, columns = fmt.block_size
+    return replace(fmt, block_size=rows * columns), (-1 if rows == 1 else -2)
 
 
 @dataclass(frozen=True)
@@ -146,18 +172,72 @@ class _Tiling:
     def arguments(self) -> tuple[int, ...]:
         return (self.outer, self.height, self.width, self.rows, self.columns)
 
+    @property
+    def count(self) -> int:
+        """Return how many tiles there are."""
+        return self.outer * -(-self.height // self.rows) * -(-self.width // self.columns)
 
-def _tiling(x: Tensor, fmt: MXFormat, first: int) -> _Tiling:
+
+@dataclass(frozen=True)
+class _Way:
+    """Say by which kernel of tiles.cu a tensor is quantized.
+
+    Attributes:
+        threads: how many are launched.
+        tiling: in vectors along a row where the kernel takes these.
+        kept: vectors that a thread keeps in registers.
+    """
+
+    kernel: str
+    threads: int
+    tiling: _Tiling
+    kept: int = 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _way(shape: torch.Size, dtype: torch.dtype, fmt: MXFormat, first: int, example: int) -> _Way:
+    """Return the way for blocks of a format that extend along dimension ``first`` and, in tiles, the next.
+
+    Args:
+        example: how many elements draw random numbers as an example, within which a thread's 16 bytes have to lie; 0
+            where none does.
+    """
+    tiling = _tiling(shape, fmt, first)
+    vector = VECTOR_BYTES // dtype.itemsize
+    is_column = tiling.columns == 1 and tiling.width > 1
+    by_vectors = tiling.width % vector == 0 and example % vector == 0 and not (is_column and fmt.four_over_six)
+    if by_vectors and is_column:
+        tiling = replace(tiling, width=tiling.width // vector)
+        threads = replace(tiling, columns=_ACROSS).count * THREADS
+        return _Way("mx_long_columns", threads, tiling, _kept(min(tiling.rows, tiling.height) * _ACROSS, THREADS))
+    if by_vectors and (tiling.columns % vector == 0 or tiling.columns >= tiling.width):
+        tiling = replace(tiling, width=tiling.width // vector, columns=-(-tiling.columns // vector))
+        vectors = min(tiling.rows, tiling.height) * min(tiling.columns, tiling.width)
+        if vectors <= WARP * _MOST_KEPT:
+            return _Way("mx_vector_tiles_by_warp", tiling.count * WARP, tiling, _kept(vectors, WARP))
+        return _Way("mx_vector_tiles", tiling.count * THREADS, tiling, _kept(vectors, THREADS))
+    if is_column:
+        return _Way("mx_tiles_by_thread", tiling.count, tiling)
+    return _Way("mx_tiles_by_warp", tiling.count * WARP, tiling)
+
+
+def _kept(vectors: int, threads: int) -> int:
+    """Return how many vectors of a block a thread keeps: a power of two, so that kernels are few."""
+    return min(_MOST_KEPT, 1 << (-(-vectors // threads) - 1).bit_length())
+
+
+def _tiling(shape: torch.Size, fmt: MXFormat, first: int) -> _Tiling:
     """Return the tiles that blocks from dimension `first` on are; a block along one dimension is a tile one wide."""
+    elements = math.prod(shape)
     if not isinstance(fmt.block_size, int):
         rows, columns = fmt.block_size
-        return _Tiling(x.numel() // (x.shape[-2] * x.shape[-1]), x.shape[-2], x.shape[-1], rows, columns)
-    length = x.shape[first]
+        return _Tiling(elements // (shape[-2] * shape[-1]), shape[-2], shape[-1], rows, columns)
+    length = shape[first]
     size = fmt.block_size or length
-    inner = math.prod(x.shape[first + 1 :])
+    inner = math.prod(shape[first + 1 :])
     if inner == 1:
-        return _Tiling(x.numel() // length, 1, length, 1, size)
-    return _Tiling(x.numel() // (length * inner), length, inner, size, 1)
+        return _Tiling(elements // length, 1, length, 1, size)
+    return _Tiling(elements // (length * inner), length, inner, size, 1)
 
 
 def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
@@ -172,7 +252,7 @@ def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
 
 
 def _tensor_scales(
-    x: Tensor, fmt: MXFormat, kernels: Kernels, tensor_dims: Sequence[int] | None, tensor_amax: Tensor | None
+    x: Tensor, fmt: MXFormat, tensor_dims: Sequence[int] | None, tensor_amax: Tensor | None
 ) -> tuple[Tensor, int]:
     """Return (the per-tensor scale g of each group of neighbouring elements, the size of a group)."""
     group = _group_size(x, tensor_dims)
@@ -182,7 +262,7 @@ def _tensor_scales(
     scales = torch.empty(groups, dtype=torch.float32, device=x.device)
     thread_blocks = min(_GROUP_THREAD_BLOCKS, -(-group // _THREAD_BLOCK_READS))
     work = _workspace(x.device, torch.cuda.current_stream(x.device).cuda_stream, groups) if thread_blocks > 1 else None
-    kernels.launch(
+    _kernels(fmt, x.dtype, x.device.index, 1.0).launch(
         "mx_tensor_scales", groups * thread_blocks * THREADS,
         x.data_ptr(), scales.data_ptr(), 0 if work is None else work.data_ptr(), group, thread_blocks,
     )  # fmt: skip
@@ -203,6 +283,21 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
 @functools.cache
 def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float) -> Kernels:
     return load_kernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale), device)
+
+
+@functools.cache
+def _tile_kernels(fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, name: str, kept: int) -> Kernels:
+    return load_kernels(tile_source(fmt, dtype, prescale, kept, name), device)
+
+
+def tile_source(fmt: MXFormat, dtype: torch.dtype, prescale: float, kept: int, *names: str) -> str:
+    """Return the source of kernels for tiles, and for blocks of every other kind: those of these names."""
+    lines = (
+        f"#define MX_KEPT {kept}",
+        f"#define MX_COLUMN_FORMAT {format_initializer(fmt, dtype, prescale)}",
+        *(f"#define WITH_{name}" for name in names),
+    )
+    return kernel_source(fmt, dtype, "columns.cu", "tiles.cu", more=lines, prescale=prescale)
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:

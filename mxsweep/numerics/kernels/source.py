@@ -15,6 +15,7 @@ from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.formats.scale_rules import DIVISOR, DIVISOR_BY_RECIPROCAL, FACTOR
 
 VECTOR_BYTES = 16  # read by a thread at once
+WARP = 32
 
 # mx.cu's enumerations, in its order: the numbers are those that it compiles to.
 Scale = IntEnum("Scale", "E8M0 MINIFLOAT FP32", start=0)
@@ -87,9 +88,10 @@ def block_length(fmt: MXFormat) -> int:
 
 
 def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
-    """Return how many threads share one block of neighbours; 0 for a block that cannot be shared so."""
-    lanes, rest = divmod(block_length(fmt) * dtype.itemsize, VECTOR_BYTES)
-    return lanes if not rest and lanes in (1, 2, 4, 8, 16, 32) else 0
+    """Return how many threads share one block of neighbours, or a row of a tile; 0 where these cannot be shared so."""
+    columns = fmt.block_size if isinstance(fmt.block_size, int) else fmt.block_size[1]
+    lanes, rest = divmod(columns * dtype.itemsize, VECTOR_BYTES)
+    return lanes if not rest and lanes <= WARP else 0
 
 
 def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:

@@ -3,7 +3,7 @@
 //
 // MX_FORMAT   the initializer of a Format
 // MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
-// MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
+// MX_LANES    threads that share a block of neighbouring elements, up to 32
 
 constexpr Format FORMAT = MX_FORMAT;
 constexpr int STORAGE = MX_STORAGE;
@@ -158,13 +158,35 @@ MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format forma
     }
     return of;
 }
+MX_FUNCTION Extremes extremes_of_both(Extremes a, Extremes b, Format format) {
+    a.magnitude = larger(a.magnitude, b.magnitude);
+    if (format.symmetric) return a;
+    return {a.magnitude, fminf(a.low, b.low), fmaxf(a.high, b.high)};
+}
+MX_FUNCTION Extremes extremes_of_lane(Extremes of, int lane, Format format) {
+    Extremes from = {__shfl_sync(ALL, of.magnitude, lane), 0.0f, 0.0f};
+    if (format.symmetric) return from;
+    from.low = __shfl_sync(ALL, of.low, lane);
+    from.high = __shfl_sync(ALL, of.high, lane);
+    return from;
+}
 MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
+    const int lane = threadIdx.x % 32;
+    if ((MX_LANES & (MX_LANES - 1)) == 0) {
 #pragma unroll
-    for (int distance = MX_LANES / 2; distance; distance /= 2) {
-        of.magnitude = larger(of.magnitude, __shfl_xor_sync(ALL, of.magnitude, distance));
-        if (format.symmetric) continue;
-        of.low = fminf(of.low, __shfl_xor_sync(ALL, of.low, distance));
-        of.high = fmaxf(of.high, __shfl_xor_sync(ALL, of.high, distance));
+        for (int distance = MX_LANES / 2; distance; distance /= 2)
+            of = extremes_of_both(of, extremes_of_lane(of, lane ^ distance, format), format);
+        return of;
+    }
+    // Of as many lanes from each one on as are `done`, around the block; a lane may be seen twice.
+    const int within = lane % MX_LANES;
+    int done = 1;
+#pragma unroll
+    for (int i = 0; i < 5; ++i) {
+        const int step = done < MX_LANES - done ? done : MX_LANES - done;
+        if (step == 0) break;
+        of = extremes_of_both(of, extremes_of_lane(of, lane - within + (within + step) % MX_LANES, format), format);
+        done += step;
     }
     return of;
 }
@@ -185,9 +207,9 @@ MX_FUNCTION unsigned largest_of_warp(unsigned value) {
     return value;
 }
 
-// Four over six: whether the second scale is the better one for the block, of which MX_LANES neighbouring threads have a
-// vector each, that of this thread beginning with the element `first`.
-MX_FUNCTION bool second_is_better(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
+// Four over six: how much larger the error of a vector, which begins with the element `first`, is under its block's second
+// scale than under the first.
+MX_FUNCTION i64 loss_of_vector(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
     float random[PER_VECTOR] = {}, midpoint;
     if (FORMAT.rounding == STOCHASTIC) draw_vector(random, beside.key, place_of_vector(beside, first));
     const float amax = amax_of_block(FORMAT, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
@@ -195,35 +217,48 @@ MX_FUNCTION bool second_is_better(const unsigned (&words)[4], Extremes of, float
     i64 loss = 0;
 #pragma unroll
     for (int i = 0; i < PER_VECTOR; ++i) loss += loss_of_second(element_of(words, i), candidates, FORMAT, random[i]);
-    return sum_of_lanes(loss, MX_LANES) < 0;
+    return loss;
 }
 
-// What the elements of a vector, all of one block, become. `place` is read for stochastic rounding only; `second` says
-// whether the block has its second scale.
-MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
-                                   bool second = false) {
+// Calls `each` with a function that quantizes a vector of a block, given its place, which stochastic rounding reads;
+// `second` says whether the block has its second scale.
+template <class Each>
+MX_FUNCTION void with_scale_of_block(Extremes of, Format format, float g, u64 key, bool second, Each each) {
     if (takes_pairs(format, STORAGE)) {
         const unsigned halves_changed = of.magnitude << 16 | of.magnitude >> 16;
         const PairScale block = scale_of_pair(format, __vmaxu2(of.magnitude, halves_changed));
-        return uint4{quantized_pair(words[0], block, format), quantized_pair(words[1], block, format),
-                     quantized_pair(words[2], block, format), quantized_pair(words[3], block, format)};
+        each([&](const unsigned (&words)[4], Place) {
+            return uint4{quantized_pair(words[0], block, format), quantized_pair(words[1], block, format),
+                         quantized_pair(words[2], block, format), quantized_pair(words[3], block, format)};
+        });
+        return;
     }
-    float random[PER_VECTOR] = {}, result[PER_VECTOR];
-    if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
+    const auto quantize = [&](const unsigned (&words)[4], BlockScale block, Place place) {
+        float random[PER_VECTOR] = {}, result[PER_VECTOR];
+        if (format.rounding == STOCHASTIC) draw_vector(random, key, place);
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
+        return packed_vector(result);
+    };
     float midpoint;
     float amax = amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
     if (second) amax *= SECOND;
-    // Two loops, since a choice inside one would be made for each element.
+    // Twice, since a choice inside would be made for each element.
     BlockScale block = quick_scale_of_block(format, amax, midpoint, g);
     if (block.quick) {
         block.quick = true;
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
+        each([&](const unsigned (&words)[4], Place place) { return quantize(words, block, place); });
     } else {
         block = scale_of_block(format, amax, midpoint, g);
         block.quick = false;
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR; ++i) result[i] = quantized(element_of(words, i), block, format, random[i]);
+        each([&](const unsigned (&words)[4], Place place) { return quantize(words, block, place); });
     }
-    return packed_vector(result);
+}
+
+// What the elements of a vector, all of one block, become.
+MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
+                                   bool second = false) {
+    uint4 result;
+    with_scale_of_block(of, format, g, key, second, [&](auto quantized) { result = quantized(words, place); });
+    return result;
 }
