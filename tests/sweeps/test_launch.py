@@ -40,6 +40,7 @@ def spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
     ("visible", "words", "gpus"),
     [
         ("", [], {"0", "1", "2"}),
+        ("", ["hydra.launcher.n=2"], {"0", "1"}),
         ("5,3,1", ["hydra.launcher.n=2"], {"5", "3"}),
         ("", ["model.device=cpu"], {"none"}),
     ],
