@@ -483,7 +483,12 @@ DAMAGE = [
     [
         *((("sweep.json",), (damage,)) for damage in DAMAGE),
         *((("result.json",), DAMAGE[first : first + 2]) for first in range(0, len(DAMAGE), 2)),  # of each run another
-        *(((".claim", ".sweep.lock", ".hydra/overrides.yaml"), (damage,)) for damage in ("\0", "[]", None)),
+        # Apart, as what is damaged in one may end a command before it reads the other.
+        *(
+            (names, (damage,))
+            for names in ((".claim", ".sweep.lock"), (".hydra/overrides.yaml",))
+            for damage in ("\0", "[]", None)
+        ),
     ],
     ids=lambda texts: " ".join(repr(text)[:50] for text in texts),
 )
