@@ -16,6 +16,8 @@ from mxsweep.training.together import BETWEEN, _last_lines
 from mxsweep.training.train_model import train_alone, train_shared
 from tests.helpers.training_jobs import training_job
 
+pytestmark = pytest.mark.long
+
 
 def recipe() -> TrainingRecipe:
     """Return a recipe that rounds gradients stochastically."""
@@ -27,16 +29,20 @@ def recipe() -> TrainingRecipe:
     )
 
 
-@pytest.mark.parametrize(("parallel", "begun"), [("ddp", None), ("fsdp", 1)], ids=["ddp", "fsdp, begun by one"])
+@pytest.mark.parametrize(
+    ("parallel", "begun", "steps"),
+    [("ddp", None, 3), ("ddp", 1, 2), ("fsdp", None, 2), ("fsdp", 1, 3)],
+    ids=["ddp", "ddp, begun by one", "fsdp", "fsdp, begun by one"],
+)
 def test_two_processes_train_as_one_does(
-    parallel: str, begun: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    parallel: str, begun: int | None, steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[tuple[int, int, str]] = []
 
     def progress(done: int, total: int, phase: str = "") -> None:
         seen.append((done, total, phase))
 
-    options = {"steps": 3, "dtype": "float32", "micro_batch": 1, "checkpoint_every": 1, "keep": 3}
+    options = {"steps": steps, "dtype": "float32", "micro_batch": 1, "checkpoint_every": 1, "keep": 3}
     alone = train_alone(training_job(recipe(), **options), tmp_path / "alone", progress)
     if begun is not None:
         saved = Path(FOLDER, f"step_{begun}")
@@ -48,7 +54,7 @@ def test_two_processes_train_as_one_does(
     # The process that waits for the two says where they go on from.
     assert shared.summary["resumed_from"] == begun
     assert [message for message in caplog.messages if "goes on" in message] == (
-        [] if begun is None else [f"Training goes on from step {begun} of 3"]
+        [] if begun is None else [f"Training goes on from step {begun} of {steps}"]
     )
     for one, other in zip(alone.curve, shared.curve, strict=True):
         # Of sums in another order; with other random numbers the first gradients would differ by a tenth.
@@ -57,12 +63,12 @@ def test_two_processes_train_as_one_does(
     assert [row["doc_hash"] for row in alone.validation] == [row["doc_hash"] for row in shared.validation]
     assert alone.summary["validation_loss"] == pytest.approx(shared.summary["validation_loss"], rel=1e-4)
     assert shared.summary["processes"] == 2
-    assert (3, 3, "training") in seen
+    assert (steps, steps, "training") in seen
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(shared.model.state_dict()[name], tensor, atol=2e-3, rtol=0)
     assert (tmp_path / "shared" / "model" / "model.safetensors").exists()
     gone_on = train_alone(training_job(recipe(), **options), tmp_path / "shared", progress)  # from what two have saved
-    assert gone_on.summary["resumed_from"] == 3
+    assert gone_on.summary["resumed_from"] == steps
     for name, tensor in gone_on.model.state_dict().items():
         assert torch.equal(shared.model.state_dict()[name], tensor)
 
