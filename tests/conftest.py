@@ -24,7 +24,7 @@ from omegaconf._utils import get_yaml_loader
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Return one process more than there are CPUs: some tests wait, for Slurm or for processes that they start.
 

@@ -130,8 +130,21 @@ def test_public_names_are_those_that_dir_shows() -> None:
         mxsweep.nothing_of_this_name  # noqa: B018
 
 
-def test_as_many_test_processes_begin_as_the_environment_asks_for(
+def test_as_many_test_processes_begin_as_are_asked_for_or_one_more_than_there_are_cpus(
     pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not pytestconfig.pluginmanager.has_plugin("xdist"):
+        pytest.skip("pytest runs without xdist")
+    from xdist.plugin import pytest_xdist_auto_num_workers
+
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
     assert pytestconfig.hook.pytest_xdist_auto_num_workers(config=pytestconfig) == 3
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    count = pytest_xdist_auto_num_workers(pytestconfig)
+    assert pytestconfig.hook.pytest_xdist_auto_num_workers(config=pytestconfig) == count + 1
+
+
+def test_tests_run_without_xdist() -> None:
+    words = ["-o", "addopts=", "-p", "no:xdist", "--import-mode=importlib", "--collect-only", "tests/test_words.py"]
+    answer = subprocess.run([sys.executable, "-m", "pytest", *words], capture_output=True, text=True, cwd=REPOSITORY)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
