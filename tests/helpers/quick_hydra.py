@@ -25,12 +25,25 @@ from mxsweep.config.option_files import conf_dir
 
 STORE = ""  # the path of Hydra's ConfigStore, which has Hydra's own options, and those that were typed
 KEPT = {"hydra.conf", str(conf_dir())}
+REPLACED = [  # with what Hydra has there, found when this module is imported
+    (owner, name, getattr(owner, name))
+    for owner, name in (
+        (ConfigRepository, "load_config"),
+        (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
+        (defaults_list, "_create_interpolation_map"),
+    )
+]
+
+
+def make_plain(patch: pytest.MonkeyPatch) -> None:
+    """Have Hydra do everything each time, as it does by itself."""
+    for owner, name, plain in REPLACED:
+        patch.setattr(owner, name, plain)
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Have Hydra do once what comes out the same each time."""
-    load, merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
-    map_choices = defaults_list._create_interpolation_map
+    load, merge, map_choices = (plain for _, _, plain in REPLACED)
     loaded: dict[str, ConfigResult | None] = {}
     merged: dict[str, bytes] = {}
 
@@ -55,9 +68,8 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
         """Make no config of all choices, at each of thirty options, where no default refers to another choice."""
         return map_choices(overrides, defaults, self_added) if any(one.is_interpolation() for one in defaults) else None
 
-    patch.setattr(ConfigRepository, "load_config", load_once)
-    patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
-    patch.setattr(defaults_list, "_create_interpolation_map", map_if_looked_into)
+    for (owner, name, _), quick in zip(REPLACED, (load_once, merge_once, map_if_looked_into), strict=True):
+        patch.setattr(owner, name, quick)
 
 
 def _all_kept(repo: ConfigRepository | CachingConfigRepository) -> bool:
