@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 
 from mxsweep.forward.batches import Batch, BatchLimits, Passage, longest_first, next_batch, to_device
 from mxsweep.machine.out_of_memory import is_out_of_memory
-from mxsweep.model.attention_bands import attention_in_bands
 from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.terminal.errors import ConfigError
 
@@ -130,7 +129,7 @@ class Engine:
         try:
             self._rope_lengths.forget()
             # Not inference mode, whose tensors have no version by which MX layers recognize a shared input.
-            with torch.no_grad(), attention_in_bands():
+            with torch.no_grad():
                 return (run(batch),)
         except Exception as error:
             if not is_out_of_memory(error):

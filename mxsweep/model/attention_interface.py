@@ -62,7 +62,7 @@ class Listener(Protocol):
         """Compute the attention of queries (B, Hq, Tq, D) over keys and values (B, H, Tk, D)."""
 
 
-class ListeningFunction:
+class _ListeningFunction:
     """Stand in for the attention function of a name, for as many contexts as use it at a time."""
 
     def __init__(self, name: str, function: Callable[..., Attended]) -> None:
@@ -92,10 +92,10 @@ class ListeningFunction:
 def _listening_function(functions: MutableMapping[str, Any], key: str, name: str) -> Iterator[None]:
     """Let the attention function under ``key`` hand its calls to listeners while the context lasts."""
     before = functions[key]
-    if isinstance(before, ListeningFunction):  # another context put it there
+    if isinstance(before, _ListeningFunction):  # another context put it there
         listening_function = before
     else:
-        listening_function = functions[key] = ListeningFunction(name, before)
+        listening_function = functions[key] = _ListeningFunction(name, before)
     listening_function.uses += 1
     try:
         yield

@@ -118,21 +118,6 @@ def test_scoring_is_measured_beside_the_decoder(tmp_path: Path, capsys: pytest.C
         assert all(figure in line for figure in shown)
 
 
-def test_long_texts_are_measured_beside_short_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks import windows
-
-    output = tmp_path / "figures.json"
-    options = ["--shape", "tiny", "--documents", "2", "--longest", "300", "--repeats", "1", "--json", str(output)]
-    assert windows.main(options) == 0
-    text, figures = capsys.readouterr().out, json.loads(output.read_text())["figures"]
-    assert figures["lengths"] == [150, 301] and figures["same_bits"] and "the bits are the same" in text
-    for name in ("whole", "in bands", "short texts"):
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
-        first, again = figures[name]
-        assert first > 0 and again > 0 and f"{again:.3f}" in line
-        assert f"{first / figures['short texts'][1]:.2f}" in line
-
-
 def test_missing_data_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.evaluate", *TINY]
     environment = {**os.environ, "MXSWEEP_SHARED": str(tmp_path)}
