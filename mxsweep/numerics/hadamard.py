@@ -99,7 +99,8 @@ class SignedHadamard:
 
 @kept_tensors(64)
 def _signs(of: SignedHadamard, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor([-1.0 if of.negative >> row & 1 else 1.0 for row in range(of.order)]).to(device, dtype)
+    signs = [-1.0 if of.negative >> row & 1 else 1.0 for row in range(of.order)]
+    return torch.tensor(signs, device="cpu").to(device, dtype)  # whatever the default device is
 
 
 class _Rotation(torch.autograd.Function):

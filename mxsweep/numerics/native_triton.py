@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
+from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.kernels.compile import on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
 from mxsweep.numerics.reference.definition import quantize_torch
@@ -30,9 +31,10 @@ from mxsweep.numerics.wanted_exponents import kept_exponents, not_kept
 
 log = logging.getLogger(__name__)
 
-DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = (torch.bfloat16, torch.float16)
 _BLOCKS = (8, 16, 32, 64, 128, 256)  # elements
 _PROGRAM = 4096  # elements that a program of Triton quantizes
+_ALIGNED = 16  # bytes: for a tensor that begins elsewhere Triton compiles a kernel of its own, which was not tried
 
 _calls = 0
 
@@ -88,6 +90,8 @@ class Fused:
         """Return what x [..., n], n a multiple of the block, becomes."""
         if x.stride(-1) != 1:
             x = x.contiguous()
+        if x.data_ptr() % _ALIGNED:
+            x = x.clone()
         y = torch.empty_like(x)
         if y.stride() != x.stride():  # x has gaps, or overlaps itself
             x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -110,6 +114,8 @@ def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device) -> Fused | N
         with not_kept(), torch.no_grad():
             differing = _count_differing(fused(x), quantize_torch(x, fmt, -1, "native", None, None))
     except Exception as error:  # of whatever Triton, its compiler, the host's and the driver raise
+        if is_out_of_memory(error):  # says nothing of Triton: another batch may have room
+            raise
         _say_once(f"{type(error).__name__}: {error}".splitlines()[0])
         return None
     if differing:

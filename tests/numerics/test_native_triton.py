@@ -44,7 +44,19 @@ def stand_in(change: Tensor | None = None) -> type:
     return StandIn
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_a_shortage_of_memory_while_it_is_tried_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(native_triton, "Fused", stand_in())
+    with monkeypatch.context() as context:
+        context.setattr(native_triton, "trial", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            native_triton._fused(FORMAT, torch.bfloat16, CPU)
+    assert native_triton._fused(FORMAT, torch.bfloat16, CPU) is not None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", [8, 32, 256])
 def test_it_is_tried_on_every_largest_magnitude_and_others_beside_it(block: int, dtype: torch.dtype) -> None:
     x = trial(block, dtype, CPU)
@@ -95,7 +107,7 @@ def test_on_a_cpu_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 class TestOnGPU:
-    @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize(
         "fmt",
         [

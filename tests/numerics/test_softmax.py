@@ -92,3 +92,16 @@ def test_the_kernel_on_a_gpu(entries: int, dtype: torch.dtype) -> None:
     assert_as_defined(logits, found)
     alone = softmax_cuda.normalize_rows(logits[1:2])
     assert [each[0].item() for each in alone] == [each[1].item() for each in found]
+
+
+def test_logits_are_read_by_operations_where_the_kernel_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+    monkeypatch.setattr(softmax_cuda, "load_kernels", refuse)
+    softmax_cuda._kernels.cache_clear()
+    assert softmax_cuda._kernels(torch.float32, 0) is None
+    softmax_cuda._kernels.cache_clear()
+    assert "PyTorch's operations" in caplog.text and "UNSUPPORTED_PTX" in caplog.text
