@@ -18,14 +18,13 @@ def physical_memory() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep up to 256 MiB that tensors on a CPU leave, for the next ones.
-
-    Return whether it took one of the two settings for that, each of which holds without the other.
+    """Have the C library keep memory that tensors on a CPU leave, for the next ones; return whether it took a setting.
 
     Every layer of a pass frees what the one before it had. Unasked, glibc gives that back to the system time and again,
     and the system fills page after page with zeros when it is wanted again: an eighth of the time of evaluating a small
-    model. Tensors of more than 32 MiB come from the system as ever. Nothing is done where the C library is another one,
-    nor where the environment says what it is to do.
+    model. What is kept is up to 256 MiB at the end of the heap, and whatever lies below memory that is in use. Tensors
+    of more than 32 MiB come from the system as ever. Nothing is done where the C library is another one, nor where the
+    environment says what it is to do.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _OWN_SETTINGS):
         return False

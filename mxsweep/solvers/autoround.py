@@ -34,9 +34,8 @@ tokens, 60 steps, the squared error of the output, over that of GPTQ's, on the c
     mirrored    0.25         0.82   0.97       1.00   1.00
     mirrored    0.1          0.85   0.95       1.00   1.00
 
-Whole models are finetuned from values within a margin (calibrate/finetuning.py): of the embedded model under w4a6, 96
-steps of 64 stories took the divergence on those held back from 0.083 to 0.038 nats, from half way to 0.043; 24 steps
-to 0.047 and 0.042.
+Whole models are finetuned from values within a margin (calibrate/finetuning.py): on the embedded model neither start
+was better in both of two lengths that were tried.
 
 The start is GPTQ's own answer (config/weight_methods.py names its module); how a block is gone through is in
 calibrate/block_tuning.py.
@@ -63,7 +62,7 @@ MARGIN = 0.25  # ulps
 NEAREST = 0.45  # of the way to the next value: a tie is at 0.5
 
 Begin = Callable[[Tensor, Tensor, ElementFormat], Tensor]
-"""Return what begins as values (N, C) of a grid: between these and those wanted, (N, C) float32."""
+"""Return where elements begin, between the start's values and the weights: (N, C) float32 each, over the scale."""
 
 
 def half_way(values: Tensor, wanted: Tensor, element: ElementFormat) -> Tensor:
