@@ -58,7 +58,8 @@ def quantize_both(
         column_draws = draws_of(column_format, by_columns, example_dims, first_example)
         fits = fits_draws(row_draws or column_draws, column_format, x.shape, x.ndim - 2)
         dims = tuple(None if over is None else tuple(over) for over in tensor_dims)
-        if fits and takes_both(row_format, column_format, x.shape, x.dtype, dims, column_rotation):
+        order = None if column_rotation is None else column_rotation.order
+        if fits and takes_both(row_format, column_format, x.shape, x.dtype, dims, order):
             return quantize_both_cuda(x, row_format, column_format, row_draws, column_draws, column_rotation)
     beside: dict[str, Any] = {
         "backend": backend,

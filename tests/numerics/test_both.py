@@ -130,7 +130,8 @@ def test_per_tensor_scales_and_rotated_columns_are_those_of_two_calls(
     monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
     ordinary = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 96)
     for x in (ordinary.to(dtype), adversarial(2 * 64 * 96, 4, finite=True).view(2, 64, 96).to(dtype)):
-        assert takes_both(row_format, column_format, x.shape, dtype, BY_TOKEN_AND_SEQUENCE, rotation)
+        asked = None if rotation is None else order
+        assert takes_both(row_format, column_format, x.shape, dtype, BY_TOKEN_AND_SEQUENCE, asked)
         by_row, by_column = torch.full_like(x, 7.0), torch.full_like(x, 7.0)
         launch_both(x, by_row, by_column, row_format, column_format, 1, *KEYS, Draws(0, 1, 3), rotation=rotation)
         rotated = x if rotation is None else _by_butterflies(x.mT, rotation).mT
@@ -193,8 +194,7 @@ def test_which_per_tensor_scales_and_rotations_the_kernels_take() -> None:
         *, over: object = BY_TOKEN_AND_SEQUENCE, order: int = 16, column: MXFormat = NVFP4, ndim: int = 3
     ) -> bool:
         shape = torch.Size([*[2] * (ndim - 2), 32, 64])
-        rotation = SignedHadamard(order, 1) if order else None
-        return takes_both(NVFP4, column, shape, torch.bfloat16, over, rotation)  # type: ignore[arg-type]
+        return takes_both(NVFP4, column, shape, torch.bfloat16, over, order or None)  # type: ignore[arg-type]
 
     assert taken() and taken(order=0) and taken(ndim=2) and taken(ndim=2, over=((1,), None)) and taken(order=4)
     assert taken(column=FP4, over=((2,), None)) and taken(column=FP4, order=32)

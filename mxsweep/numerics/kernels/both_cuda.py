@@ -53,14 +53,14 @@ def takes(
 @functools.lru_cache(maxsize=4096)
 def takes_both(
     row_format: MXFormat, column_format: MXFormat, shape: torch.Size, dtype: torch.dtype,
-    tensor_dims: tuple[tuple[int, ...] | None, ...], rotation: SignedHadamard | None,
+    tensor_dims: tuple[tuple[int, ...] | None, ...], order: int | None,
 ) -> bool:  # fmt: skip
     """Return whether kernels can quantize a tensor of ``shape`` along its last axis and along the last but one.
 
     Args:
         tensor_dims: of rows and of columns, as in `quantize`; those of a format with a per-tensor scale have to be
             a row's, and the last two dimensions.
-        rotation: of the columns.
+        order: of the rotation of the columns, whose signs may be others each time; None without one.
     """
     ndim = len(shape)
     over = [None if dims is None else {dim % ndim for dim in dims} for dims in tensor_dims]
@@ -69,15 +69,10 @@ def takes_both(
         column_format.tensor_scale and whole[1] != {ndim - 2, ndim - 1}
     ):
         return False
-    if rotation is not None:
-        order = rotation.order
-        if (
-            order < 2
-            or order & (order - 1)
-            or block_length(column_format) % order
-            or column_format.inf == INF_SATURATES
-        ):
-            return False
+    if order is not None and (
+        order < 2 or order & (order - 1) or block_length(column_format) % order or column_format.inf == INF_SATURATES
+    ):
+        return False
     return _takes_blocks(row_format, column_format, dtype) and _are_whole(
         row_format, column_format, shape, dtype, ndim - 2
     )
