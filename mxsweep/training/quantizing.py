@@ -197,8 +197,10 @@ class Quantizer:
 
     def _are_made_at_once(self, row: str, column: str) -> bool:
         alone = self.formats.by_format_alone
-        if row not in alone or column in alone:
-            return row in alone
+        if row not in alone:
+            return False
+        if column in alone:
+            return True
         of_column = self.formats.by_operand[column]  # an observer is told of what is rotated, which is then made first
         return of_column is not None and of_column.prescale == 1 and self.observer is None
 
