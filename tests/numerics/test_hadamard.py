@@ -23,7 +23,8 @@ from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
 from mxsweep.numerics.kernels import compile as kernels
 from mxsweep.numerics.kernels import hadamard_cuda
-from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, STORAGE, Plan, can_transform, dense_source, plan_of
+from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, Plan, can_transform, dense_source, plan_of
+from mxsweep.numerics.kernels.source import STORAGE
 from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
 
 HOST = Path(__file__).parents[1] / "helpers" / "hadamard_host.cpp"

@@ -6,7 +6,6 @@ import ctypes
 import math
 import shutil
 import subprocess
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from torch import Tensor
 from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.numerics.kernels import softmax_cuda
 from mxsweep.numerics.kernels.compile import compile_source
-from mxsweep.numerics.kernels.hadamard_cuda import STORAGE
+from mxsweep.numerics.kernels.source import STORAGE
 
 HOST = Path(__file__).parents[1] / "helpers" / "softmax_host.cpp"
 DTYPES = pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
@@ -55,13 +54,13 @@ def assert_as_defined(logits: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> N
 def test_the_kernel_on_the_host(entries: int, dtype: torch.dtype, tmp_path: Path) -> None:
     if (compiler := shutil.which("g++")) is None:
         pytest.skip("no g++ on this machine")
-    with resources.as_file(resources.files("mxsweep.numerics.kernels").joinpath("softmax.cu")) as source:
-        macros = [f"-DSTORAGE={STORAGE[dtype]}", f"-DTHREADS={softmax_cuda.THREADS}", f'-DSOFTMAX_SOURCE="{source}"']
-        subprocess.run(
-            [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *macros,
-             "-shared", "-fPIC", "-o", tmp_path / "softmax.so", HOST],
-            check=True,
-        )  # fmt: skip
+    source = tmp_path / "softmax.cu"
+    source.write_text(softmax_cuda.softmax_source(dtype), encoding="utf-8")
+    subprocess.run(
+        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
+         f'-DSOFTMAX_SOURCE="{source}"', "-shared", "-fPIC", "-o", tmp_path / "softmax.so", HOST],
+        check=True,
+    )  # fmt: skip
     library = ctypes.CDLL(str(tmp_path / "softmax.so"))
     logits = special_rows(entries, dtype)
     largest, normalizer, token = torch.zeros(8), torch.zeros(8), torch.zeros(8, dtype=torch.int64)
@@ -100,6 +99,7 @@ def test_logits_are_read_by_operations_where_the_kernel_cannot_be_made(
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
+    monkeypatch.setattr(softmax_cuda, "backend_problem", lambda _: None)
     monkeypatch.setattr(softmax_cuda, "load_kernels", refuse)
     softmax_cuda._kernels.cache_clear()
     assert softmax_cuda._kernels(torch.float32, 0) is None

@@ -16,7 +16,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
-from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.plain_tensors import as_vectors, is_plain
 from mxsweep.numerics.kernels.source import (
     VECTOR_BYTES,
     WARP,
@@ -254,12 +254,6 @@ def _quantize(
             x, by_row, by_column, row_format, column_format, x.ndim - 2, row_key, column_key, draws, rotation=rotation
         )
     return by_row, by_column
-
-
-def as_vectors(x: Tensor) -> Tensor:
-    """Return x, contiguous and from one of the 16-byte steps on that a thread reads."""
-    x = x.contiguous()
-    return x.clone() if x.data_ptr() % VECTOR_BYTES else x
 
 
 def _meta(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ from torch import Tensor
 from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
-from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, as_vectors, fits_draws, launch_both, takes
+from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, fits_draws, launch_both, takes
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels, on
-from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.plain_tensors import as_vectors, is_plain
 from mxsweep.numerics.kernels.source import (
     VECTOR_BYTES,
     WARP,

@@ -2,7 +2,7 @@
 // tensor whose runs of that many neighbours are the rows. One reading and one writing of global memory, float32 in
 // between.
 //
-// Compiled at first use by NVRTC (hadamard_cuda.py), which prepends
+// Compiled at first use by NVRTC (hadamard_cuda.py) behind storage.cu, with these in front:
 //   LOG_ORDER  log2 of the order, 1 to 14
 //   STORAGE    FLOAT32, BFLOAT16 or FLOAT16: of what is written, and of what is read but where READ_AS says otherwise
 //   READ_AS    of what is read where FLOAT32 is written: BFLOAT16 or FLOAT16; not there where both are alike
@@ -27,28 +27,19 @@
 // what __syncthreads and __shfl_xor_sync promise, and tests compare the answers with torch's on machines without a GPU.
 
 #ifdef __CUDACC__
-#define FUNCTION __device__ __forceinline__
-#define UNROLL _Pragma("unroll")
 #define EACH_THREAD
 #define SYNCHRONIZE __syncthreads();
 #define FUSED fmaf
 #define SEND_TO_LANES(part)
 #define OF_LANE(distance, part, i) __shfl_xor_sync(0xffffffffu, value[part][i], distance)
 #else
-#define FUNCTION static inline
-#define UNROLL
 #define EACH_THREAD for (int thread = 0; thread < THREADS; ++thread)
 #define SYNCHRONIZE
 #define FUSED __builtin_fmaf
 #define SEND_TO_LANES(part) EACH_THREAD for (int i = 0; i < KEPT; ++i) sent[thread][i] = values[thread][part][i];
 #define OF_LANE(distance, part, i) sent[thread ^ (distance)][i]
-struct uint4 {
-    unsigned x, y, z, w;
-};
 #endif
 
-constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
-constexpr bool WIDE = STORAGE == FLOAT32;
 #ifdef READ_AS
 #ifndef __CUDACC__
 struct uint2 {
@@ -77,49 +68,6 @@ constexpr int SHUFFLED = !EXCHANGED ? LOG_LANES : LOG_LANES > LOG_KEPT ? LOG_LAN
 constexpr int LOG_APART = EXCHANGED ? LOG_VECTOR + LOG_LANES - LOG_KEPT : 0;  // exchanged, a thread's elements are
 constexpr int DONE = LOG_LANES < LOG_KEPT ? LOG_KEPT - LOG_LANES : 0;  // bits of their number that are done before
 
-FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, value); }
-FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
-
-FUNCTION float widened(unsigned short code) {
-    if (READ == BFLOAT16) return from_bits(unsigned(code) << 16);
-#ifdef __CUDACC__
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
-    return value;
-#else
-    return float(__builtin_bit_cast(_Float16, code));
-#endif
-}
-
-// Rounded to nearest even; a NaN as the instruction in `packed` writes it.
-FUNCTION unsigned short narrowed(float value) {
-    if (STORAGE == BFLOAT16) {
-        const unsigned bits = bits_of(value);
-        if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-        return (unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-    }
-#ifdef __CUDACC__
-    unsigned short code;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(value));
-    return code;
-#else
-    return __builtin_bit_cast(unsigned short, _Float16(value));
-#endif
-}
-
-FUNCTION unsigned packed(float low, float high) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    unsigned word;
-    if (STORAGE == BFLOAT16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-#else
-    return narrowed(low) | (unsigned(narrowed(high)) << 16);
-#endif
-}
-
 FUNCTION void read_vector(float* value, Read read) {
     constexpr bool HALVES = READ != FLOAT32;
     unsigned words[sizeof(Read) / 4];
@@ -129,7 +77,7 @@ FUNCTION void read_vector(float* value, Read read) {
 #endif
     UNROLL for (int i = 0; i < VECTOR; ++i) {
         const unsigned word = words[HALVES ? i / 2 : i];
-        value[i] = SCALE * (HALVES ? widened((unsigned short)(i % 2 ? word >> 16 : word)) : from_bits(word));
+        value[i] = SCALE * (HALVES ? widened<READ>((unsigned short)(i % 2 ? word >> 16 : word)) : from_bits(word));
     }
 }
 

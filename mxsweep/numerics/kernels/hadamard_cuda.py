@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels
-from mxsweep.numerics.kernels.source import VECTOR_BYTES, joined_files
+from mxsweep.numerics.kernels.plain_tensors import as_vectors
+from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, joined_files
 from mxsweep.numerics.paley import base_factor
 
 MAX_LOG_ORDER = 14
 MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
 WIDEST, _MOST_OF_WIDEST = 4, 20  # neighbouring columns that a thread takes, up to which factor; beyond half as many
-STORAGE = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def source(self) -> str:
-        """Return hadamard.cu with the macros in front."""
+        """Return hadamard.cu behind storage.cu, with the macros in front."""
         lines = (
             f"#define LOG_ORDER {self.log_order}",
             f"#define STORAGE {self.storage}",
@@ -62,7 +62,7 @@ class Plan:
             f"#define THREADS {self.threads}",
             *[f"#define READ_AS {self.read}"] * bool(self.read),
         )
-        return "\n".join((*lines, joined_files("hadamard.cu")))
+        return "\n".join((*lines, joined_files("storage.cu", "hadamard.cu")))
 
 
 def plan_of(log_order: int, dtype: torch.dtype, read: torch.dtype | None = None) -> Plan:
@@ -75,8 +75,8 @@ def plan_of(log_order: int, dtype: torch.dtype, read: torch.dtype | None = None)
     log_vector = (VECTOR_BYTES // dtype.itemsize).bit_length() - 1
     log_kept = 6 if log_order > 10 else max(log_vector, log_order - 5)
     parts = 2 if log_order == MAX_LOG_ORDER else 1
-    read_as = "" if read in (None, dtype) else STORAGE[read]
-    return Plan(log_order, STORAGE[dtype], log_kept, parts, 128 if log_order >= 10 else 256, read_as)
+    read_as = "" if read in (None, dtype) else STORAGE[read].name
+    return Plan(log_order, STORAGE[dtype].name, log_kept, parts, 128 if log_order >= 10 else 256, read_as)
 
 
 def can_transform(x: Tensor, order: int) -> bool:
@@ -108,9 +108,7 @@ def _operator(x: Tensor, order: int) -> Tensor:
 
 def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
     """Return the transform in x's dtype, or in float32."""
-    x = x.contiguous()
-    if x.data_ptr() % VECTOR_BYTES:
-        x = x.clone()  # a view that begins between the 16-byte steps that a thread reads
+    x = as_vectors(x)
     y = torch.empty_like(x, dtype=dtype)
     if x.numel():
         plan = plan_of(order.bit_length() - 1, dtype, x.dtype)
@@ -161,10 +159,10 @@ def dense_source(order: int, inverse: bool, width: int, dtype: torch.dtype) -> s
     lines = (
         f"#define SIZE {len(factor)}",
         f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
-        f"#define STORAGE {STORAGE[dtype]}",
+        f"#define STORAGE {STORAGE[dtype].name}",
         f"#define WIDTH {width}",
     )
-    return "\n".join((*lines, joined_files("dense.cu")))
+    return "\n".join((*lines, joined_files("storage.cu", "dense.cu")))
 
 
 @functools.cache

@@ -1,9 +1,11 @@
-"""Say of which tensors a kernel may be told where they are, on a GPU as on a CPU."""
+"""Say of which tensors a kernel may be told where they are, on a GPU as on a CPU, and from where it reads them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from mxsweep.numerics.kernels.source import VECTOR_BYTES
 
 
 def is_plain(x: Tensor) -> bool:
@@ -21,3 +23,9 @@ def are_plain() -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def as_vectors(x: Tensor) -> Tensor:
+    """Return x, contiguous and from one of the 16-byte steps on that a thread reads."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % VECTOR_BYTES else x

@@ -1,7 +1,7 @@
 // What a softmax over each row of logits needs: its largest logit, the token of that, and log(sum(exp(logit - largest))).
 // One reading of global memory.
 //
-// Compiled at first use by NVRTC (softmax_cuda.py), which prepends
+// Compiled at first use by NVRTC (softmax_cuda.py) behind storage.cu, with these in front:
 //   STORAGE  FLOAT32, BFLOAT16 or FLOAT16
 //   THREADS  of a thread block, which takes a row
 //
@@ -12,46 +12,24 @@
 // A host compiler accepts all but the kernel, and tests compare the answers with torch's on machines without a GPU.
 
 #ifdef __CUDACC__
-#define FUNCTION __device__ __forceinline__
-#define UNROLL _Pragma("unroll")
 #define EXPONENTIAL expf
 #define LOGARITHM logf
 #else
-#define FUNCTION static inline
-#define UNROLL
 #define EXPONENTIAL __builtin_expf
 #define LOGARITHM __builtin_logf
-struct uint4 {
-    unsigned x, y, z, w;
-};
 #endif
 
 typedef long long i64;
 typedef unsigned long long u64;
 
-constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
-constexpr bool WIDE = STORAGE == FLOAT32;
 constexpr int BYTES = WIDE ? 4 : 2;         // of a logit
 constexpr int VECTOR_BYTES = 16;            // read at once
 constexpr int VECTOR = VECTOR_BYTES / BYTES;  // logits in these
 constexpr int NO_TOKEN = 0x7fffffff;
 
-FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
-
-FUNCTION float widened(unsigned short code) {
-    if (STORAGE == BFLOAT16) return from_bits(unsigned(code) << 16);
-#ifdef __CUDACC__
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
-    return value;
-#else
-    return float(__builtin_bit_cast(_Float16, code));
-#endif
-}
-
 FUNCTION float logit_at(const char* row, i64 i) {
     if (WIDE) return reinterpret_cast<const float*>(row)[i];
-    return widened(reinterpret_cast<const unsigned short*>(row)[i]);
+    return widened<STORAGE>(reinterpret_cast<const unsigned short*>(row)[i]);
 }
 
 // Some logits of a row: the largest, the first token that has it, and the sum of exponentials relative to it. NaN is no
@@ -125,7 +103,7 @@ FUNCTION Share share_of_thread(const char* row, int entries, int thread) {
             else if (STORAGE == BFLOAT16)
                 logits[i] = from_bits(i % 2 ? word & 0xffff0000u : word << 16);
             else
-                logits[i] = widened((unsigned short)(i % 2 ? word >> 16 : word));
+                logits[i] = widened<STORAGE>((unsigned short)(i % 2 ? word >> 16 : word));
         }
         add(share, logits, lead + vector * VECTOR);
     }

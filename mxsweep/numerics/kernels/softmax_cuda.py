@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from importlib import resources
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
-from mxsweep.numerics.kernels.hadamard_cuda import STORAGE
+from mxsweep.numerics.kernels.source import STORAGE, joined_files
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,6 @@ def takes_logits(logits: Tensor) -> bool:
         logits.is_cuda
         and logits.dtype in STORAGE
         and logits.stride(1) == 1
-        and backend_problem("cuda") is None
         and _kernels(logits.dtype, logits.device.index) is not None
     )
 
@@ -56,14 +54,19 @@ def normalize_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def softmax_source(dtype: torch.dtype) -> str:
-    """Return softmax.cu with the macros in front."""
-    lines = (f"#define STORAGE {STORAGE[dtype]}", f"#define THREADS {THREADS}", "#line 1")
-    return "\n".join((*lines, resources.files("mxsweep.numerics.kernels").joinpath("softmax.cu").read_text("utf-8")))
+    """Return softmax.cu behind storage.cu, with the macros in front."""
+    lines = (f"#define STORAGE {STORAGE[dtype].name}", f"#define THREADS {THREADS}")
+    return "\n".join((*lines, joined_files("storage.cu", "softmax.cu")))
 
 
 @functools.cache
 def _kernels(dtype: torch.dtype, device: int) -> Kernels | None:
-    """Return the kernel; None, with a warning, where it cannot be compiled or loaded: no run needs it."""
+    """Return the kernel; None where there is none to be had, and with a warning where it cannot be compiled or loaded.
+
+    No run needs it.
+    """
+    if backend_problem("cuda") is not None:
+        return None
     try:
         return load_kernels(softmax_source(dtype), device, THREADS, counted=False)  # nothing is quantized
     except Exception as error:  # of whatever the compiler, the loader and the driver raise
