@@ -9,6 +9,7 @@ from mxsweep.machine.versions import git_sha, version_of
 from mxsweep.results.manifest import Command
 from mxsweep.sweeps.begin import begin, plan_command
 from mxsweep.sweeps.hydra_answers import answer_question, answer_shell
+from mxsweep.sweeps.on_host import workers_started_early
 from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, manifest_command, resume_sweep
 
 
@@ -23,7 +24,8 @@ def answer_line(line: CommandLine) -> int:
         return answer_question(line)
     command = Command(line.overrides, str(line.config_dir) if line.config_dir else None, os.getcwd())
     values = knob_values(command)
-    if values.get("resume", "").lower() == "true":
-        return resume_sweep(command)
-    planned, multirun = plan_command(command, line.multirun)
-    return begin(planned, multirun, manifest_command(command), named=SWEEP_DIR in values)
+    with workers_started_early(values):
+        if values.get("resume", "").lower() == "true":
+            return resume_sweep(command)
+        planned, multirun = plan_command(command, line.multirun)
+        return begin(planned, multirun, manifest_command(command), named=SWEEP_DIR in values)

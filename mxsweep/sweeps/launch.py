@@ -1,7 +1,7 @@
 """Begin a launch, one go at the runs of a sweep, and watch what other processes do in it.
 
-submitit starts the processes and keeps their output, in a new folder for each launch. What it or Slurm says of a job is
-only ever a hint at whether somebody is still at work; whether a run is done, its result.json says.
+What processes say is kept in a new folder for each launch. Whether one is still there, or what Slurm says of a job, is
+only ever a hint at whether somebody is at work; whether a run is done, its result.json says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from mxsweep.files.locks import Lock, holder
 from mxsweep.sweeps.execute import SweepObserver, SweepRun, settled_record
 
-LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and submitit's files
+LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and what its processes say
 LOCK_NAME = "lock"
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.sweep_settings import Gpus
@@ -18,6 +18,7 @@ from mxsweep.machine.gpus import visible_gpu_count
 from mxsweep.sweeps.execute import SweepObserver, SweepRun
 from mxsweep.sweeps.launch import Launch, LaunchError, Watch
 from mxsweep.sweeps.worker import Worker
+from mxsweep.sweeps.worker_process import EARLY_WORKERS, WorkerProcess, end_workers
 from mxsweep.terminal.errors import ConfigError
 
 log = logging.getLogger("mxsweep")
@@ -25,7 +26,6 @@ log = logging.getLogger("mxsweep")
 POLL_S = 0.25
 DEATHS_IN_A_ROW = 3  # of workers, none of which got a run to its end: there is something wrong with all of them
 CPU_WORKERS = 2
-YEAR_MIN = 60 * 24 * 365  # submitit ends local jobs after a time; these end by themselves
 
 
 @dataclass
@@ -35,12 +35,39 @@ class _Slot:
     gpu: int | None
     threads: int | None
     folder: Path
-    job: Any = None
+    process: WorkerProcess | None = None
 
     @property
     def is_free(self) -> bool:
         """Return whether no worker is at work here."""
-        return self.job is None or self.job.done()
+        return self.process is None or self.process.is_done
+
+
+@contextmanager
+def workers_started_early(typed: Mapping[str, str]) -> Iterator[None]:
+    """Have workers import, while the context lasts, what they are going to need, where a command will want some.
+
+    They are for what was typed: a launcher that an experiment chooses starts its workers when the runs are planned. One
+    core is left for planning, which a refused command is to be answered by as soon as any.
+
+    Args:
+        typed: the command's words, knob to value.
+    """
+    with EARLY_WORKERS.started(_wanted_early(typed)[: len(os.sched_getaffinity(0)) - 1]):
+        yield
+
+
+def _wanted_early(typed: Mapping[str, str]) -> Sequence[int | None]:
+    """Return the GPU of each worker that a command will want, as far as its words tell; None for one on the CPU."""
+    n = typed.get("hydra.launcher.n", "null")
+    is_to_run = typed.get("hydra/launcher") == "gpus" and typed.get("dry_run", "false").lower() == "false"
+    if not is_to_run or not re.fullmatch("null|[1-9][0-9]{0,2}", n):
+        return []
+    launcher = Gpus(None if n == "null" else int(n), retries=0)
+    try:
+        return _gpus_or_cpu(launcher, _gpus(launcher, typed.get("model.device") == "cpu"))
+    except ConfigError:  # which planning raises
+        return []
 
 
 def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
@@ -59,8 +86,13 @@ def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
                 f"model.device: {config.model.device!r} has no say with hydra/launcher=gpus, which gives each run "
                 "a GPU of its own; allowed: auto, cuda, cpu"
             )
+    return _gpus(launcher, all(config.model.device == "cpu" for config in configs))
+
+
+def _gpus(launcher: Gpus, on_cpu: bool) -> list[int]:
+    """Return the GPUs for workers; none where there are none or the CPU is asked for. Raises ConfigError."""
     count = visible_gpu_count()
-    if count == 0 or all(config.model.device == "cpu" for config in configs):
+    if count == 0 or on_cpu:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if not named:
@@ -77,15 +109,20 @@ def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:
     return gpus[: launcher.n]
 
 
+def _gpus_or_cpu(launcher: Gpus, gpus: Sequence[int]) -> list[int | None]:
+    """Return the GPU of each worker, or a None for each on the CPU."""
+    return list(gpus) or [None] * (launcher.n or CPU_WORKERS)
+
+
 def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, observers: Sequence[SweepObserver]) -> None:
     """Do the runs in workers, a worker a GPU, or in a few on the CPU. Raises LaunchError, OSError."""
     gpus = gpus_for(launcher, [run.config for run in runs if run.config is not None])
-    if gpus:
-        slots = [_Slot(gpu, None, launch.folder / f"gpu{gpu}") for gpu in gpus]
-    else:
-        count = launcher.n or CPU_WORKERS
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
-        slots = [_Slot(None, threads, launch.folder / f"worker{index}") for index in range(count)]
+    workers = _gpus_or_cpu(launcher, gpus)
+    threads = None if gpus else max(1, len(os.sched_getaffinity(0)) // len(workers))
+    slots = [
+        _Slot(gpu, threads, launch.folder / (f"worker{index}" if gpu is None else f"gpu{gpu}"))
+        for index, gpu in enumerate(workers)
+    ]
     used = f"GPU {', '.join(map(str, gpus))}" if gpus else f"the CPU, {slots[0].threads} threads each"
     log.info("%d processes, on %s (their output: %s)", len(slots), used, launch.folder)
     watch = Watch(runs, observers)
@@ -93,7 +130,7 @@ def work_on_host(launcher: Gpus, runs: Sequence[SweepRun], launch: Launch, obser
         watch.look()
         _keep_slots_busy(slots, watch, launcher, launch)
     finally:
-        _end(slots)
+        end_workers(slot.process for slot in slots if slot.process is not None)
 
 
 def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: Launch) -> None:
@@ -108,47 +145,20 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
         # Runs first, then workers: one that has just finished a run may not have claimed the next.
         wanted = min(len(slots), len(watch.unsettled)) - len(busy)
         for slot in [slot for slot in slots if slot.is_free][: max(0, wanted)] if watch.idle else []:
-            if slot.job is not None:
+            if slot.process is not None:
                 # Should the disk be full, that is what to say, and not what is left of a worker's last words.
                 write_atomically(launch.folder / "room", "x" * 4096)
                 (launch.folder / "room").unlink()
                 deaths += 1
                 if deaths >= most_deaths:
-                    raise LaunchError(f"workers end without finishing a run: {_last_words(slot)}")
+                    raise LaunchError(f"workers end without finishing a run: {slot.process.last_words()}")
             _start(slot, watch, launcher, launch)
+        EARLY_WORKERS.dismiss()  # for whom there is nothing to do
         time.sleep(POLL_S)
         watch.look()
 
 
 def _start(slot: _Slot, watch: Watch, launcher: Gpus, launch: Launch) -> None:
-    """Start a worker in a slot."""
-    import submitit
-
-    executor = submitit.LocalExecutor(folder=slot.folder)
-    gpus = [] if slot.gpu is None else [slot.gpu]
-    executor.update_parameters(timeout_min=YEAR_MIN, gpus_per_node=len(gpus), visible_gpus=gpus)
-    worker = Worker(list(watch.unsettled.values()), launch.name, launcher.retries, launch.lock, slot.threads)
-    # Ctrl-C goes to every process of the terminal; only this one answers it, and ends the others.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        slot.job = executor.submit(worker)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _end(slots: list[_Slot]) -> None:
-    """End the workers that are left: politely, so that they take back their claims, then not."""
-    for number, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 0.0)):
-        for slot in slots:
-            if not slot.is_free:
-                os.kill(int(slot.job.job_id), number)  # submitit's controller, which passes SIGTERM on
-        end = time.monotonic() + patience_s
-        while any(not slot.is_free for slot in slots) and time.monotonic() < end:
-            time.sleep(0.05)
-
-
-def _last_words(slot: _Slot) -> str:
-    """Return the last line that a worker wrote to its error output, with the file's name."""
-    path = slot.job.paths.stderr
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    return f"{next((line for line in reversed(lines) if line.strip()), 'no message')} (see {path})"
+    """Set a worker to work in a slot."""
+    slot.process = EARLY_WORKERS.take(slot.gpu)
+    slot.process.give(Worker(list(watch.unsettled.values()), launch.name, launcher.retries, slot.threads), slot.folder)

@@ -36,6 +36,7 @@ from typing import Any
 
 from mxsweep.config.run_config import RunConfig
 from mxsweep.runs.run_result import RunFiles, RunResult
+from mxsweep.sweeps import worker
 from mxsweep.sweeps.worker import Worker
 from mxsweep.terminal.command import leave
 
@@ -135,11 +136,17 @@ def install() -> None:
 
 
 class StandInWorker(Worker):
-    """A worker that has the stand-in. submitit finds the class through PYTHONPATH, which `main` sees to."""
+    """A worker that has the stand-in. What unpickles it finds the class through PYTHONPATH, which `main` sees to."""
 
-    def __call__(self) -> None:
+    def work(self) -> None:
         install()
-        Worker.__call__(replace(self, threads=None))  # to set the number of threads, torch would be imported
+        Worker.work(replace(self, threads=None))  # to set the number of threads, torch would be imported
+
+
+def serve() -> None:
+    """In the place of mxsweep.sweeps.worker.serve."""
+    install()
+    worker.serve()
 
 
 def main() -> int:
@@ -148,6 +155,7 @@ def main() -> int:
 
     install()
     mxsweep.sweeps.on_host.Worker = mxsweep.sweeps.on_slurm.Worker = StandInWorker
+    mxsweep.sweeps.worker_process.CHILD = "from helpers.stand_in import serve; serve()"
     mxsweep.sweeps.on_host.visible_gpu_count = lambda: int(os.environ.get("STAND_IN_GPUS", 0))
     here = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
