@@ -2,20 +2,18 @@
 
     python -m benchmarks.grid [options] [KNOB=VALUE ...]
 
-mxsweep does it in one process, which is timed from outside, from its start to its exit. Beside it stands the same work
-on the stock path, where each run is a process of its own: what a process needs before it evaluates is measured, some
-evaluations are measured on part of the data, and their sum is scaled to 25 whole runs.
+mxsweep does it in one process, which is timed from outside, from its start to its exit (with --workers, in as many as
+are asked for, on a GPU each). Beside it stands the same work on the stock path, where each run is a process of its own:
+what a process needs before it evaluates is measured, some evaluations are measured on part of the data, and their sum
+is scaled to 25 whole runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,7 +21,6 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common import (
-    REPOSITORY,
     TASK,
     BenchmarkError,
     describe_machine,
@@ -31,35 +28,18 @@ from benchmarks.common import (
     markdown_table,
     positive,
     positives,
+    ratio,
     say,
     subset,
     words_of,
     write_json,
 )
+from benchmarks.grid_time import GridTime, run_grid, timed_process
 from benchmarks.material import Material, add_arguments, with_material
 
-# ex1 with keys and values as they are, and with them in fp4_e2m1, which is ex2: 24 runs and their baseline.
-GRID = ["experiment=ex1", "kv_quant=none,fp4_e2m1"]
 BLOCK_SIZES, SCALE_BITS = (16, 32, 64), (6, 8)  # of ex1 and ex2
 STOCK_RUNS = ("none", "cuda", "cuda+kv", "torch", "torch+kv")
 WARMUP = 512  # examples of the stock path's warm-up
-
-
-@dataclass(frozen=True)
-class GridTime:
-    """What mxsweep's process took.
-
-    Attributes:
-        wall_s: from the process's start to its exit, seen from outside.
-        parts: seconds by what they were spent on; they add up to ``wall_s``.
-        records: of the runs, the baseline's first.
-        report: the files of the report, by name.
-    """
-
-    wall_s: float
-    parts: dict[str, float]
-    records: list[dict[str, Any]]
-    report: list[str]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -100,83 +80,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--stock-bootstrap", type=int, default=None, metavar="N", help="resamples of the perplexity (lm-eval's own)"
     )
+    parser.add_argument(
+        "--workers",
+        type=positives,
+        metavar="N,...",
+        help="instead: mxsweep's runs by N processes, for each N, each on a GPU of its own (or on a share of the CPU "
+        "where there is none); nothing of the stock path",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here, unrounded")
     return parser.parse_args(argv)
-
-
-def run_grid(material: Material, knobs: Sequence[str]) -> GridTime:
-    """Start mxsweep's process, wait for it, and take its time apart.
-
-    Raises:
-        BenchmarkError: the process ended before its last step.
-    """
-    folder = material.work / "mxsweep"
-    if folder.exists():
-        shutil.rmtree(folder)  # of an earlier benchmark in the same --work: mxsweep never writes into old runs
-    folder.mkdir()
-    sweep = folder / "grid"
-    words = ["model=hf", f"model.path={material.model}", f"task={TASK}", f"task.data={material.data}", *knobs]
-    typed = {knob.partition("=")[0] for knob in knobs}
-    grid = [word for word in GRID if word.partition("=")[0] not in typed]
-    started = time.time()
-    wall_s, log = _timed_process(["mxsweep", "-m", *grid, f"hydra.sweep.dir={sweep}", *words], folder / "log.txt")
-    ends = {name: sweep / file for name, file in (("planned", "sweep.json"), ("report", "results.md"))}
-    files = list(sweep.glob("*/result.json"))
-    if not files or not all(file.is_file() for file in ends.values()):
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise BenchmarkError(f"mxsweep's process did not do its work; the last it said:\n{tail}")
-    marks = {name: file.stat().st_mtime for name, file in ends.items()}
-    marks["last_record"] = max(file.stat().st_mtime for file in files)
-    records = sorted((read_record(file) for file in files), key=_knobs)
-    report = sorted(path.name for path in sweep.glob("[a-z]*.*"))
-    return GridTime(wall_s, _parts(started, wall_s, marks, records), records, report)
-
-
-def _timed_process(module: Sequence[str], log: Path) -> tuple[float, Path]:
-    """Seconds from starting ``python -m MODULE ...`` to its exit; what it says goes into a file."""
-    with log.open("w", encoding="utf-8") as output:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", *module], cwd=REPOSITORY, stdout=output, stderr=output, check=False)
-        return time.perf_counter() - started, log
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A run's record as mxsweep wrote it."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _knobs(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What orders the rows of the table: the baseline, then without KV, then as the knobs count up."""
-    config = record["config"]
-    knobs = config["kv_quant"]["name"] != "none", config["block_size"], config["scale_bits"], config["custom_cuda"]
-    return config["format"]["name"] != "none", *knobs
-
-
-def _parts(started: float, wall_s: float, marks: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The wall time by what it was spent on, from what the process left and the runs' records.
-
-    The parts add up to the wall time. A run that fails before its model is loaded has a total and no parts.
-    """
-    spent = {part: sum(r["timing"].get(f"{part}_s", 0.0) for r in records) for part in ("load", "quantize", "eval")}
-    rest = [record["timing"]["total_s"] - _known(record) for record in records]
-    total = sum(record["timing"]["total_s"] for record in records)
-    order = sorted(range(len(records)), key=lambda index: records[index]["started_at"])
-    first = rest[order[0]]
-    return {
-        "starting and planning": marks["planned"] - started,
-        "first run: imports": first,
-        "loading model and task": spent["load"],
-        "quantizing weights": spent["quantize"],
-        "evaluating": spent["eval"],
-        "rest of the other runs": sum(rest) - first,
-        "between runs: writing records": marks["last_record"] - marks["planned"] - total,
-        "report": marks["report"] - marks["last_record"],
-        "exit": started + wall_s - marks["report"],
-    }
-
-
-def _known(record: dict[str, Any]) -> float:
-    return sum(record["timing"].get(f"{part}_s", 0.0) for part in ("load", "quantize", "eval"))
 
 
 @dataclass(frozen=True)
@@ -230,7 +142,7 @@ def _points(args: argparse.Namespace) -> list[str]:
 def _stock_process(stem: Path, arguments: list[str]) -> tuple[float, dict[str, Any]]:
     output = stem.with_suffix(".json")
     output.unlink(missing_ok=True)
-    wall_s, log = _timed_process(["benchmarks.stock", *arguments, "--json", str(output)], stem.with_suffix(".txt"))
+    wall_s, log = timed_process(["benchmarks.stock", *arguments, "--json", str(output)], stem.with_suffix(".txt"))
     if not output.is_file():
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise BenchmarkError(f"the stock path's process did not reach its end; the last it said:\n{tail}")
@@ -278,10 +190,9 @@ def _kind_name(quantized: str, key_value: bool) -> str:
 
 def grid_text(grid: GridTime) -> str:
     """mxsweep's part of the report."""
-    failed = [record for record in grid.records if record["status"] != "done"]
+    counted = f"{len(grid.records)} runs ({len(grid.failed)} failed, {len(grid.proven)} proven, not evaluated)"
     lines = [
-        f"mxsweep: {len(grid.records)} runs ({len(failed)} failed) and the report in one process, {grid.wall_s:.1f} s "
-        "from its start to its exit",
+        f"mxsweep: {counted} and the report in one process, {grid.wall_s:.1f} s from its start to its exit",
         "",
         markdown_table(
             ["part", "seconds", "share"],
@@ -295,7 +206,7 @@ def grid_text(grid: GridTime) -> str:
         "",
         f"Report: {', '.join(grid.report) or 'not written'}",
     ]
-    reasons = dict.fromkeys(record["error"]["message"] for record in failed)
+    reasons = dict.fromkeys(record["error"]["message"] for record in grid.failed)
     return "\n".join([*lines, *(f"- failed: {reason}" for reason in reasons)])
 
 
@@ -307,15 +218,15 @@ def _run_row(number: int, record: dict[str, Any]) -> list[str]:
     if record["status"] != "done":
         return cells + ["failed"] + ["-"] * 5
     metrics = record["metrics"][TASK]
-    return [
-        *cells,
-        f"{timing['quantize_s']:.3f}",
-        f"{timing['eval_s']:.2f}",
-        f"{timing['total_s'] - timing['quantize_s'] - timing['eval_s']:.2f}",
-        f"{record['examples_per_sec']:,.1f}",
-        f"{metrics['acc']:.4f}",
-        f"{metrics['perplexity']:.5g}",
-    ]
+    times = ["proven", *["-"] * 3]
+    if "proven_by" not in record:
+        times = [
+            f"{timing['quantize_s']:.3f}",
+            f"{timing['eval_s']:.2f}",
+            f"{timing['total_s'] - timing['quantize_s'] - timing['eval_s']:.2f}",
+            f"{record['examples_per_sec']:,.1f}",
+        ]
+    return [*cells, *times, f"{metrics['acc']:.4f}", f"{metrics['perplexity']:.5g}"]
 
 
 def stock_text(stock: StockTime, grid: GridTime, examples: int) -> str:
@@ -352,12 +263,54 @@ def stock_text(stock: StockTime, grid: GridTime, examples: int) -> str:
         f"All 25 runs, scaled from the above, not measured: {stock.formula}",
         "Not counted there: compiling microxcaling's extension, warming up, and any report.",
     ]
-    whole = len(grid.records) == 25 and all(record["status"] == "done" for record in grid.records)
+    whole = len(grid.records) == 25 and not grid.failed
     if stock.total_s is not None and whole:
         lines.append(f"Stock path (scaled) / mxsweep (measured): {stock.total_s / grid.wall_s:.1f}")
     elif stock.total_s is not None:
         lines.append("No ratio: mxsweep did not do all 25 runs here.")
     return "\n".join(lines)
+
+
+def workers_text(times: Mapping[int, GridTime]) -> str:
+    """The report of the same grid by different numbers of processes; times are seen beside those of the first."""
+    first = next(iter(times.values()))
+    rows = [
+        [
+            str(count),
+            f"{grid.span_s:.2f}",
+            ratio(grid.span_s, first.span_s),
+            f"{sum(record['timing'].get('eval_s', 0.0) for record in grid.records):.2f}",
+            f"{grid.until_first_s:.2f}",
+            f"{grid.wall_s - grid.until_first_s - grid.span_s:.2f}",
+            f"{grid.wall_s:.2f}",
+            ratio(grid.wall_s, first.wall_s),
+            str(len(grid.records)),
+            str(len(grid.proven)),
+            "-" if grid is first else "yes" if _metrics(grid) == _metrics(first) else "no",
+        ]
+        for count, grid in times.items()
+    ]
+    headers = ["workers", "first run to last, s", "x", "evaluating, all, s", "before, s", "after, s", "process, s", "x"]
+    return markdown_table([*headers, "runs", "proven", "same metrics"], rows)
+
+
+def _metrics(grid: GridTime) -> dict[str, Any]:
+    """The metrics of each run, by its config's hash, to the last bit."""
+    return {record["config_hash"]: record["metrics"] for record in grid.records}
+
+
+def _figures(grid: GridTime) -> dict[str, Any]:
+    """What a file of figures holds of a grid."""
+    kept = ("run_id", "status", "overrides", "timing", "examples_per_sec", "metrics")
+    return {
+        "wall_s": grid.wall_s,
+        "until_first_s": grid.until_first_s,
+        "span_s": grid.span_s,
+        "parts_s": grid.parts,
+        "report": grid.report,
+        "proven": len(grid.proven),
+        "runs": [{key: record[key] for key in kept} for record in grid.records],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -366,25 +319,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace, material: Material) -> int:
-    machine = describe_machine()
+    content = {"machine": describe_machine(), "material": material.as_dict(), "knobs": args.knobs}
+    head = "\n".join([*machine_lines(content["machine"]), *material.notes])
+    return (_by_workers if args.workers else _by_one_process)(args, material, head, content)
+
+
+def _by_workers(args: argparse.Namespace, material: Material, head: str, content: dict[str, Any]) -> int:
+    times: dict[int, GridTime] = {}
+    for count in args.workers:
+        say(f"mxsweep: baseline, grid and report, by {count} workers")
+        times[count] = run_grid(material, args.knobs, count)
+    print(f"{head}\n\n{workers_text(times)}", flush=True)
+    write_json(args.json, content | {"workers": {str(count): _figures(grid) for count, grid in times.items()}})
+    return 1 if any(grid.failed for grid in times.values()) else 0
+
+
+def _by_one_process(args: argparse.Namespace, material: Material, head: str, content: dict[str, Any]) -> int:
     say("mxsweep: baseline, grid and report")
     grid = run_grid(material, args.knobs)
-    print("\n".join([*machine_lines(machine), *material.notes]))
-    print(f"\n{grid_text(grid)}", flush=True)
-    content: dict[str, Any] = {
-        "machine": machine,
-        "material": material.as_dict(),
-        "knobs": args.knobs,
-        "mxsweep": {
-            "wall_s": grid.wall_s,
-            "parts_s": grid.parts,
-            "report": grid.report,
-            "runs": [
-                {key: record[key] for key in ("run_id", "status", "overrides", "timing", "examples_per_sec", "metrics")}
-                for record in grid.records
-            ],
-        },
-    }
+    print(f"{head}\n\n{grid_text(grid)}", flush=True)
+    content["mxsweep"] = _figures(grid)
     if args.stock_runs:
         stock = measure_stock(args, material)
         print(f"\n{stock_text(stock, grid, material.rows)}")
@@ -397,7 +351,7 @@ def _main(args: argparse.Namespace, material: Material) -> int:
             "formula": stock.formula,
         }
     write_json(args.json, content)
-    return 1 if any(record["status"] != "done" for record in grid.records) else 0
+    return 1 if grid.failed else 0
 
 
 if __name__ == "__main__":

@@ -74,6 +74,24 @@ def test_grid_takes_the_wall_time_apart(rows: Path, tmp_path: Path) -> None:
     assert "| baseline " in text and "stock" not in figures
 
 
+@pytest.mark.slow
+def test_grid_is_timed_by_one_worker_and_by_two(rows: Path, tmp_path: Path) -> None:
+    small = ["block_size=32", "scale_bits=6,8", "custom_cuda=false", "kv_quant=none", "reuse=proven"]
+    text, figures = benchmark("grid", "--data", str(rows), "--workers", "1,2", *small, output=tmp_path / "figures.json")
+
+    one, two = figures["workers"]["1"], figures["workers"]["2"]
+    for grid in (one, two):
+        assert [run["status"] for run in grid["runs"]] == ["done"] * 3
+        assert grid["until_first_s"] > 0 and grid["span_s"] > 0
+        assert grid["until_first_s"] + grid["span_s"] < grid["wall_s"]
+        assert "results.md" in grid["report"]
+    assert [run["metrics"] for run in one["runs"]] == [run["metrics"] for run in two["runs"]]
+    assert one["proven"] == 1  # two workers may be at both runs at once, and prove neither
+    table = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[-2].strip() for row in table[-2:]] == ["-", "yes"]
+    assert "stock" not in figures
+
+
 @pytest.fixture
 def grid(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(REPOSITORY))
