@@ -11,6 +11,8 @@ it within memory stands once:
   all B T. The model's own forward pass does everything around it, such as scaling and capping logits.
 - Whoever asks reduces the logits of a batch at once to what is wanted of them, within the same bounds of memory.
 - Sequences share a batch only where the rotary embedding treats them as it does each alone.
+- On a GPU one kernel each computes what norms, activations and rotary embeddings take several operations for, with the
+  same bits (:mod:`mxsweep.model.elementwise`).
 - A batch that does not fit in GPU memory is read again in smaller ones, and so is all that comes after it.
 """
 
@@ -28,6 +30,7 @@ from transformers import PreTrainedModel
 
 from mxsweep.forward.batches import Batch, BatchLimits, Passage, longest_first, next_batch, to_device
 from mxsweep.machine.out_of_memory import is_out_of_memory
+from mxsweep.model.elementwise import KnownParts, known_parts
 from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.terminal.errors import ConfigError
 
@@ -111,17 +114,17 @@ class Engine:
         self, passages: Sequence[Passage], run: Callable[[Batch], T], order: Sequence[int] | None
     ) -> Iterator[tuple[Batch, T]]:
         order = longest_first(passages) if order is None else order
-        start = 0
+        parts, start = known_parts(self._model), 0
         while start < len(order):
             batch = next_batch(passages, order, start, self._limits, self._vocabulary)
-            result = self._attempt(run, batch)
+            result = self._attempt(run, batch, parts)
             if result is None:
                 self._shrink(batch)
             else:
                 start += len(batch.numbers)
                 yield batch, result[0]
 
-    def _attempt(self, run: Callable[[Batch], T], batch: Batch) -> tuple[T] | None:
+    def _attempt(self, run: Callable[[Batch], T], batch: Batch, parts: KnownParts) -> tuple[T] | None:
         """Return what ``run`` returns; None where it did not fit in memory.
 
         The error is dropped here, and with it the frames that hold the tensors of the failed pass.
@@ -129,7 +132,7 @@ class Engine:
         try:
             self._rope_lengths.forget()
             # Not inference mode, whose tensors have no version by which MX layers recognize a shared input.
-            with torch.no_grad():
+            with torch.no_grad(), parts.by_kernels():
                 return (run(batch),)
         except Exception as error:
             if not is_out_of_memory(error):

@@ -1,0 +1,232 @@
+"""What elementwise.cu computes: held against transformers' own modules, and on a GPU bit for bit against operations."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from mxsweep.formats.backends import BackendUnavailable
+from mxsweep.numerics.kernels import elementwise_cuda as kernels
+from mxsweep.numerics.kernels.compile import compile_source
+
+HOST = Path(__file__).parents[1] / "helpers" / "elementwise_host.cpp"
+HOST_THREADS = 32  # of a thread block
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+DTYPES = pytest.mark.parametrize("dtype", kernels.DTYPES, ids=str)
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def draw(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(device, dtype)
+
+
+def norm_of(channels: int, dtype: torch.dtype, device: str = "cpu") -> LlamaRMSNorm:
+    norm = LlamaRMSNorm(channels, eps=1e-5)
+    norm.weight.data = draw(channels, dtype=dtype, device=device)
+    return norm
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return bool(((a.view(torch.int16) == b.view(torch.int16)) | (a.isnan() & b.isnan())).all())
+
+
+@DTYPES
+def test_operations_are_those_of_transformers(dtype: torch.dtype, no_gradients: None) -> None:
+    norm, x = norm_of(96, dtype), draw(3, 5, 96, dtype=dtype)
+    assert torch.equal(kernels.rms_norm_by_operations(x, norm.weight, 1e-5), norm(x))
+    q, k = (draw(2, 7, heads, 32, dtype=dtype).transpose(1, 2) for heads in (4, 2))
+    cos, sin = (draw(1, 7, 32, dtype=dtype) for _ in range(2))
+    for x, expected in zip((q, k), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        found = kernels.rotate_by_operations(x, cos, sin)
+        assert torch.equal(found, expected) and found.stride() == expected.stride() == x.stride()
+
+
+@DTYPES
+@pytest.mark.parametrize("held", [0, 16])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_120"])
+def test_the_kernels_compile_without_a_gpu(arch: str, held: int, dtype: torch.dtype) -> None:
+    try:
+        compiled = compile_source(kernels.elementwise_source(dtype, held), arch)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert all(name in bytes(compiled.code) for name in (b"rms_norm", b"silu_times", b"rotary"))
+
+
+def library_on_host(dtype: torch.dtype, held: int, folder: Path) -> ctypes.CDLL:
+    if (compiler := shutil.which("g++")) is None:
+        pytest.skip("no C++ compiler on this machine")
+    source, library = folder / "elementwise.cu", folder / "elementwise.so"
+    text = kernels.elementwise_source(dtype, held)
+    source.write_text(text.replace(f"THREADS {kernels.THREADS}", f"THREADS {HOST_THREADS}", 1), encoding="utf-8")
+    subprocess.run(
+        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread",
+         f'-DELEMENTWISE_SOURCE="{source}"', "-shared", "-fPIC", "-o", library, HOST],
+        check=True,
+    )  # fmt: skip
+    return ctypes.CDLL(str(library))
+
+
+class OnHost:
+    """What launches the kernels of elementwise.cu on the host."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def launch(self, name: str, _threads: int, *arguments: int) -> None:
+        getattr(self._library, f"{name}_on_host")(*map(ctypes.c_longlong, arguments))
+
+
+@pytest.fixture
+def host_is_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "on", lambda _: contextlib.nullcontext())
+
+
+def mean_in_torchs_order(x: Tensor) -> Tensor:
+    """The mean of squares (rows, 1) of x (rows, C), summed as torch sums a row of float32 on a GPU."""
+    rows, channels = x.shape
+    squares = F.pad(x.float().square(), (0, -channels % 128))
+    by_sum = squares.view(rows, -1, 32, 4).transpose(2, 3) if channels > 128 else squares.view(rows, -1, 4, 32)
+    sums = torch.zeros(rows, 4, 32)
+    for step in by_sum.unbind(1):
+        sums = sums + step
+    lanes = sums[:, 0] + sums[:, 1] + sums[:, 2] + sums[:, 3]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes * (torch.tensor(float(rows)) / torch.tensor(float(rows * channels)))
+
+
+@DTYPES
+@pytest.mark.parametrize(("channels", "held"), [(64, 1), (128, 1), (136, 2), (640, 5), (640, 0)])
+def test_norms_on_the_host(
+    channels: int, held: int, dtype: torch.dtype, tmp_path: Path, no_gradients: None, host_is_the_device: None
+) -> None:
+    x, weight = draw(7, channels, dtype=dtype), draw(channels, dtype=dtype)
+    means = torch.zeros(7, 1)
+    found = kernels._launch_norm(OnHost(library_on_host(dtype, held, tmp_path)), x, weight, 1e-5, means)
+    assert torch.equal(means, mean_in_torchs_order(x))
+    expected = kernels.rms_norm_by_operations(x, weight, 1e-5)
+    assert (found == expected).float().mean() > 0.99  # a reciprocal root is not the GPU's
+    torch.testing.assert_close(found, expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@DTYPES
+def test_silu_and_rotary_embeddings_on_the_host(
+    dtype: torch.dtype, tmp_path: Path, no_gradients: None, host_is_the_device: None
+) -> None:
+    host = OnHost(library_on_host(dtype, 0, tmp_path))
+    gate, up = draw(5, 24, dtype=dtype), draw(5, 24, dtype=dtype) + 1
+    found = kernels._launch_silu(host, gate, up)
+    torch.testing.assert_close(found, F.silu(gate) * up, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    for heads, examples in ((3, 1), (2, 4)):
+        x = draw(4, 6, heads, 48, dtype=dtype).transpose(1, 2)
+        cosines, sines = (draw(examples, 6, 48, dtype=dtype) for _ in range(2))
+        found, expected = (
+            kernels._launch_rotation(host, x, cosines, sines),
+            kernels.rotate_by_operations(x, cosines, sines),
+        )
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
+
+
+def test_a_cpu_has_operations_only(no_gradients: None) -> None:
+    x = draw(100, 64, dtype=torch.bfloat16)
+    assert kernels.rms_norm(x, x[0], 1e-5) is None
+    assert kernels.silu_times(x, x) is None
+    assert kernels.rotate(x.view(1, 10, 10, 64).transpose(1, 2), x[None, :10], x[None, :10]) is None
+
+
+def test_other_bits_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    kernels._say_once.cache_clear()
+    x = draw(10, dtype=torch.bfloat16)
+    x[0], x[1] = torch.nan, 0.0
+    other_nan, other_zero = x.clone(), x.clone()
+    other_nan.view(torch.int16)[0] ^= 1
+    other_zero[1] = -0.0
+    with caplog.at_level(logging.INFO):
+        assert kernels._alike(other_nan, x, "it") and not caplog.text
+        assert not kernels._alike(other_zero, x, "it")
+        assert not kernels._alike(other_zero, x, "it")
+    assert caplog.text.count("it: 1 of 10 numbers come out otherwise") == 1
+    kernels._say_once.cache_clear()
+
+
+def test_the_factor_of_a_mean_is_torchs() -> None:
+    # 896 x 65,537 is no float32, so that the quotient is not 1 / 896 rounded.
+    wide = torch.tensor(65_537.0) / torch.tensor(896.0 * 65_537)
+    assert kernels._factor(65_537, 896) == int(wide.view(torch.int32))
+    assert kernels._factor(64, 2048) == int(torch.tensor(1 / 2048).view(torch.int32))
+
+
+@pytest.mark.gpu
+@on_gpu
+@DTYPES
+@pytest.mark.parametrize("shape", [(64, 64), (3, 50, 896), (2, 500, 2048), (1, 70, 3, 128), (1000, 1000), (100, 8128)])
+def test_norms_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype, no_gradients: None) -> None:
+    norm, x = norm_of(shape[-1], dtype, "cuda"), draw(*shape, dtype=dtype, device="cuda")
+    x[0], x[-1, ..., 0] = 0.0, torch.inf
+    found = kernels.rms_norm(x, norm.weight, 1e-5)
+    assert found is not None and found.shape == x.shape
+    assert same_bits(found, norm(x))
+    plain = torch.randn(x.numel() // shape[-1], shape[-1]).to(dtype)
+    assert torch.equal(plain.cuda().float().pow(2).mean(-1, keepdim=True).cpu(), mean_in_torchs_order(plain))
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_norms_that_are_left_to_operations(no_gradients: None) -> None:
+    x = draw(100, 8192, dtype=torch.bfloat16, device="cuda")
+    assert kernels.rms_norm(x, x[0], 1e-5) is None  # torch splits rows as long as these among warps
+    narrow = x[:, :512]
+    assert kernels.rms_norm(narrow, x[0, :512], 1e-5) is None  # with gaps between rows
+    few = x[: kernels.LEAST_ROWS - 1, :512].contiguous()
+    assert kernels.rms_norm(few, x[0, :512], 1e-5) is None
+    whole = narrow.contiguous()
+    assert kernels.rms_norm(whole, x[0, :512].float(), 1e-5) is None
+    assert kernels.rms_norm(whole, x[0, 1:513], 1e-5) is None  # between 16-byte steps
+    assert kernels.rms_norm(whole, x[0, :512], 1e-5) is not None
+    with torch.enable_grad():
+        assert kernels.rms_norm(whole, x[0, :512], 1e-5) is None
+
+
+@pytest.mark.gpu
+@on_gpu
+@DTYPES
+def test_silu_times_on_a_gpu(dtype: torch.dtype, no_gradients: None) -> None:
+    gate, up = draw(3, 77, 1000, dtype=dtype, device="cuda"), draw(231, 1000, dtype=dtype, device="cuda")
+    found = kernels.silu_times(gate, up.view(gate.shape))
+    assert found is not None and same_bits(found, F.silu(gate) * up.view(gate.shape))
+    assert kernels.silu_times(gate, up) is None
+    assert kernels.silu_times(gate.transpose(0, 1), up.view(gate.shape).transpose(0, 1)) is None
+
+
+@pytest.mark.gpu
+@on_gpu
+@DTYPES
+@pytest.mark.parametrize("examples", [1, 5])
+@pytest.mark.parametrize("dim", [16, 64, 128])
+def test_rotary_embeddings_on_a_gpu(dim: int, examples: int, dtype: torch.dtype, no_gradients: None) -> None:
+    q, k = (draw(5, 33, heads, dim, dtype=dtype, device="cuda").transpose(1, 2) for heads in (6, 2))
+    cos, sin = (draw(examples, 33, dim, dtype=dtype, device="cuda") for _ in range(2))
+    for x, expected in zip((q, k), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        found = kernels.rotate(x, cos, sin)
+        assert found is not None and same_bits(found.contiguous(), expected.contiguous())
+        assert found.stride() == expected.stride()
+    assert kernels.rotate(q.contiguous(), cos, sin) is None
+    assert kernels.rotate(q[:, :1], cos, sin) is None
+    assert kernels.rotate(q, cos[..., : dim // 2], sin[..., : dim // 2]) is None
