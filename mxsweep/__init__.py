@@ -18,12 +18,21 @@ def _leave_out_the_working_folder() -> None:
     not look there, and neither does Python with -P. A working folder that holds this package stays.
     """
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    module = next((word for before, word in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) if before == "-m"), "")
-    if module.partition(".")[0] == "mxsweep" and not sys.flags.safe_path and sys.path[:1] not in ([package], []):
+    if _is_command() and not sys.flags.safe_path and sys.path[:1] not in ([package], []):
         del sys.path[0]
 
 
+def _is_command() -> bool:
+    """Return whether Python was started with -m and a module of this package."""
+    module = next((word for before, word in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) if before == "-m"), "")
+    return module.partition(".")[0] == "mxsweep"
+
+
 _leave_out_the_working_folder()  # before any other import
+if _is_command():
+    from mxsweep.files.bytecode import keep_bytecode
+
+    keep_bytecode()  # of what is imported from here on
 
 from typing import TYPE_CHECKING, Any  # noqa: E402
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mxsweep.config.command_line import parse_command_line
+from mxsweep.files.bytecode import keep_bytecode
 from mxsweep.sweeps.answer import answer_line
 from mxsweep.terminal.command import leave, run_command
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run the command as it is installed, ``mxsweep``, and end the process."""
+    keep_bytecode()
     leave(main())
 
 
