@@ -11,12 +11,9 @@ Every `HELD_BACK`-th calibration sequence is not stepped on. The start and the w
 divergence on these sequences alone: on those that are stepped on it becomes less with too little text as well, and then
 says nothing of other text.
 
-The divergence is KL(p || q) in nats, p the distribution of the next token of the unquantized model and q that of the
-model as it is, in the mean over the tokens of sequences. All of p would be gigabytes: of each token its
-`LIKELIEST` most likely followers are kept, and what is left for all others together. With these as one outcome, the
-divergence is exact for a vocabulary of no more than `LIKELIEST` tokens, and at most KL(p || q) for a larger one.
+What the divergence is: calibrate/followers.py; here it is meant in the mean over the tokens of sequences.
 
-Legend: B sequences of T tokens in a call, V vocabulary, K the number of followers kept.
+Legend: B sequences of T tokens in a call, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mxsweep.calibrate.followers import Followers
 from mxsweep.calibrate.stages import Matrices
 from mxsweep.calibrate.tuned import Tuned
 from mxsweep.calibrate.tuning_steps import Groups, tune
@@ -51,49 +49,7 @@ log = logging.getLogger(__name__)
 
 REACH = 0.5  # ulps: what a weight moves by where its gradient never turns, beside the first of the falling rates
 HELD_BACK = 8
-LIKELIEST = 512
-CALL_LOGITS = 2**26  # B T V of a call: 256 MiB in float32, of which a gradient needs several
-
-
-@dataclass(frozen=True)
-class Followers:
-    """Hold what the unquantized model says of the token after each of a sequence's (T,); in host memory.
-
-    Attributes:
-        ids: (T, K) int32, the most likely tokens.
-        log_p: (T, K + 1) float32, the logarithms of their probabilities, and at last of that of all others together.
-    """
-
-    ids: Tensor
-    log_p: Tensor
-
-    @staticmethod
-    def of(logits: Tensor) -> Followers:
-        """Return the followers of logits (T, V)."""
-        logits = logits.detach()
-        ids = logits.float().topk(min(LIKELIEST, logits.shape[-1]), dim=-1).indices
-        return Followers(ids.int().cpu(), _of_outcomes(logits, ids).cpu())
-
-    def divergence(self, logits: Tensor) -> Tensor:
-        """Return the sum over all tokens of the divergence of logits (T, V) from these, nats."""
-        log_p = self.log_p.to(logits.device)
-        log_q = _of_outcomes(logits, self.ids.to(logits.device).long())
-        # An outcome of probability 0 adds nothing, whatever q says of it.
-        return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum()
-
-
-def _of_outcomes(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return log-probabilities (T, K + 1) float32 of tokens ``ids`` (T, K), and of all others together."""
-    logits = logits.float()
-    whole = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(-1, ids)
-    if ids.shape[-1] == logits.shape[-1]:
-        others = torch.full_like(whole, -torch.inf)  # there are none, and a gradient of their sum would be NaN
-    else:
-        rest = logits.scatter(-1, ids, -torch.inf)
-        none = rest.detach().amax(-1, keepdim=True) == -torch.inf  # of these as well the gradient would be NaN
-        others = rest.masked_fill_(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
-    return torch.cat([chosen, others], -1) - whole
+CALL_LOGITS = {"cuda": 2**30, "cpu": 2**26}  # B T V of a call: 2 GiB in bfloat16, and their gradient as much
 
 
 @dataclass(frozen=True)
@@ -143,9 +99,8 @@ class _Divergence:
         ids = torch.stack([self.sequences[number] for number in numbers]).to(self.model.device)
         self.rope_lengths.forget()
         logits = self.model(input_ids=ids, use_cache=False).logits
-        return torch.stack(
-            [self.followers[number].divergence(of_one) for number, of_one in zip(numbers, logits, strict=True)]
-        ).sum()
+        followers = Followers.together([self.followers[number] for number in numbers], logits.device)
+        return followers.divergence(logits.flatten(0, 1))
 
     def mean(self) -> float:
         """Return the divergence of a token in the mean, nats."""
@@ -181,7 +136,7 @@ def finetune(
     held = unpadded_batches(sequences[::HELD_BACK], model.device)
     groups = Groups.draw([one for number, one in enumerate(sequences) if number % HELD_BACK], model.device)
     read = [(batches, _followers(model, batches)) for batches in (groups.batches, held)]
-    most = CALL_LOGITS // vocabulary_size(model)
+    most = CALL_LOGITS.get(model.device.type, CALL_LOGITS["cpu"]) // vocabulary_size(model)
     sites = [site for site in find_sites(model, recipe, prepared.input_transforms) if site.name in weights]
     by_step = rates(steps, REACH) if sites else []  # a head alone may be quantized, which is not finetuned
     with quantize_model(model, recipe, prepared=replace(prepared, weights=weights), measure=False):
