@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mxsweep.calibrate.bundles import Bundle, bundles_of
 from mxsweep.calibrate.stages import Matrices
 from mxsweep.calibrate.tuned import Errors, Tuned
 from mxsweep.forward.batches import unpadded_batches
@@ -99,26 +100,24 @@ def tune(
         rates: by how many ulps values move in each step.
         begin: how far from ``weights`` what is rounded to them begins.
     """
-    unrounded = {
-        site.name: Unrounded.of(site.weight().to(device).float(), weights[site.name].to(device), begin)
-        for site, device in ((site, matrices.weight(site.name).device) for site in sites)
-    }
+    bundles = bundles_of(matrices, sites, weights, begin)
     first = best = check()
     kept = dict(weights)
-    not_finite = 0
+    finite: list[Tensor] = []
     if not math.isfinite(first):
         return Tuned(kept, Errors(None, None))  # a gradient would say nothing
     checked = {len(rates) * check // CHECKS for check in range(1, CHECKS + 1)}
     for done, rate in enumerate(rates, 1):
         calls = [call for batch in next(steps) for call in objective.calls_of(batch)]
-        not_finite += not _step(matrices, unrounded, objective.of_call, calls, rate)
+        finite.append(_step(matrices, bundles, objective.of_call, calls, rate))
         if done in checked and (error := check()) < best:
             best = error
-            kept = {name: _encoded(unrounded[name], weights[name]) for name in weights}
+            parts = {name: part for bundle in bundles for name, part in bundle.parts.items()}
+            kept = {name: _encoded(parts[name], weights[name]) for name in weights}
         progress(done, len(rates))
     for name, weight in kept.items():
         matrices.put(name, decode(weight))
-    return Tuned(kept, Errors(first, best), not_finite)
+    return Tuned(kept, Errors(first, best), sum(not bool(one) for one in finite))
 
 
 def _in_random_order(count: int) -> Iterator[int]:
@@ -129,18 +128,29 @@ def _in_random_order(count: int) -> Iterator[int]:
 
 
 def _step(
-    matrices: Matrices,
-    unrounded: Mapping[str, Unrounded],
-    of_call: Callable[[int], Tensor],
-    calls: Sequence[int],
-    rate: float,
-) -> bool:
+    matrices: Matrices, bundles: Sequence[Bundle], of_call: Callable[[int], Tensor], calls: Sequence[int], rate: float
+) -> Tensor:
     """Move all weights by the gradient of the error in these calls together, and put them in place.
 
     Returns:
-        Whether all of the gradient is finite.
+        Whether all of the gradient is finite, for which nobody has waited yet.
     """
-    buffers = {(matrices.module(name), matrices.module(name).buffer_of(name)): name for name in unrounded}
+    names = [name for bundle in bundles for name in bundle.parts]
+    gradients = _gradients(matrices, names, of_call, calls)
+    largest = []
+    for bundle in bundles:
+        moved, of_bundle = bundle.step(gradients, rate)
+        largest.append(of_bundle.float().to(bundles[0].whole.u.device))
+        for name, weight in moved.items():
+            matrices.put(name, weight)
+    return torch.stack(largest).isfinite().all()
+
+
+def _gradients(
+    matrices: Matrices, names: Sequence[str], of_call: Callable[[int], Tensor], calls: Sequence[int]
+) -> dict[str, Tensor | None]:
+    """Return the gradients (N, C) of the error in these calls together; None where no token came to any expert."""
+    buffers = dict.fromkeys((matrices.module(name), matrices.module(name).buffer_of(name)) for name in names)
     tensors = [module.get_buffer(buffer).requires_grad_() for module, buffer in buffers]
     sums: list[Tensor | None] = [None] * len(tensors)
     try:
@@ -154,20 +164,24 @@ def _step(
         for module, _ in buffers:
             module.inputs.forget()  # which would hold the graph
     of_buffer = dict(zip(buffers, sums, strict=True))
-    for name, weight in unrounded.items():
+    found: dict[str, Tensor | None] = {}
+    for name in names:
         module = matrices.module(name)
-        gradient = of_buffer[module, module.buffer_of(name)]
-        if gradient is not None:  # None: no token came to any expert
-            weight.step(module.matrix_in(gradient, name), rate)
-            matrices.put(name, weight.values())
-    return all(bool(gradient.isfinite().all()) for gradient in sums if gradient is not None)
+        whole = of_buffer[module, module.buffer_of(name)]
+        found[name] = None if whole is None else module.matrix_in(whole, name)
+    return found
 
 
 def _added(so_far: Tensor | None, one: Tensor | None) -> Tensor | None:
-    """Return the sum in float32 of what two calls give for one tensor; None where neither reached it."""
+    """Return the sum of what calls give for one tensor, in float32 where it is of several; None where none reached it.
+
+    Args:
+        so_far: of the calls before.
+        one: of the next.
+    """
     if one is None or so_far is None:
-        return so_far if one is None else one.float()
-    return so_far + one
+        return so_far if one is None else one
+    return so_far.float() + one
 
 
 def _encoded(weight: Unrounded, like: Encoded) -> Encoded:

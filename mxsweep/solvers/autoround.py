@@ -43,8 +43,8 @@ calibrate/block_tuning.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,17 +117,49 @@ class Unrounded:
         u = torch.where(round_exact(u, fmt.element_format, fmt.rounding) == q, u, q)
         return Unrounded(u, scales, fmt)
 
+    @property
+    def is_whole(self) -> bool:
+        """Return whether all blocks are of one length."""
+        return self.u.shape[1] % self.scales.length == 0
+
+    @staticmethod
+    def joined(weights: Sequence[Unrounded]) -> tuple[Unrounded, list[Unrounded]]:
+        """Return weights of one format and whole blocks of one length as one, a block a row, and each in its memory.
+
+        What happens to elements one by one happens to all at once so.
+        """
+        fmt, length = weights[0].format, weights[0].scales.length
+
+        def per_block(of_weights: Sequence[Tensor | None]) -> Tensor | None:
+            pairs = [(one, weight.scales.stored) for one, weight in zip(of_weights, weights, strict=True)]
+            laid = [one.expand(stored.shape).reshape(-1, 1) for one, stored in pairs if one is not None]
+            return torch.cat(laid) if laid else None
+
+        stored = per_block([weight.scales.stored for weight in weights])
+        assert stored is not None
+        midpoint = per_block([weight.scales.midpoint for weight in weights])
+        tensor_scale = per_block([weight.scales.tensor_scale for weight in weights])
+        u = torch.cat([weight.u.reshape(-1, length) for weight in weights])
+        rows = u.split([weight.u.numel() // length for weight in weights])
+        parts = [replace(weight, u=of_one.view(weight.u.shape)) for weight, of_one in zip(weights, rows, strict=True)]
+        return Unrounded(u, BlockScales(stored, midpoint, length, tensor_scale), fmt), parts
+
     def values(self) -> Tensor:
         """Return the quantized weight (N, C) float32."""
-        scale, midpoint = self.scales.per_element(self.format, self.u.shape[1])
-        return restore(round_exact(self.u, self.format.element_format, self.format.rounding), scale.read, midpoint)
+        q = round_exact(self.u, self.format.element_format, self.format.rounding)
+        if not self.is_whole:
+            scale, midpoint = self.scales.per_element(self.format, self.u.shape[1])
+            return restore(q, scale.read, midpoint)
+        read, midpoint = self.scales.applied(self.format).read, self.scales.midpoint
+        in_blocks = q.unflatten(1, (-1, self.scales.length))
+        return restore(in_blocks, read.unsqueeze(-1), None if midpoint is None else midpoint.unsqueeze(-1)).flatten(1)
 
     def step(self, gradient: Tensor, rate: float) -> None:
         """Move each value by ``rate`` ulps against the sign of the gradient (N, C) of the quantized weight.
 
         Where that is 0 or NaN, the value stays.
         """
-        sign = gradient.float().sign().nan_to_num_(0.0)
+        sign = gradient.sign().nan_to_num_(0.0)
         self.u.sub_(spacing(self.u, self.format.element_format).mul_(sign), alpha=rate)
 
     def encoded(self) -> Encoded:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
+from mxsweep.calibrate import bundles
 from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.calibrate.block_tuning import BlockTuning
@@ -122,6 +123,7 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(name: str, m
         moved.append((self, gradient.clone(), rate))
         step(self, gradient, rate)
 
+    monkeypatch.setattr(bundles, "BUNDLED", 0)  # each weight by itself
     monkeypatch.setattr(Unrounded, "step", noted)
     (first, *_), *_ = members = groups().members
     ids = [groups().batches[number] for number in members[0]]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mxsweep.calibrate import finetuning, followers
+from mxsweep.calibrate import bundles, finetuning, followers
+from mxsweep.calibrate.bundles import Bundle
 from mxsweep.calibrate.finetuning import finetune
 from mxsweep.calibrate.sequential import solve_weights
 from mxsweep.calibrate.tuned import Errors, Tuned
@@ -188,6 +189,7 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(monkeypatch:
     start, exact = start_of(model, WEIGHTS_ALONE), logits_of(model)
     moved: list[Tensor] = []
     monkeypatch.setattr(followers, "LIKELIEST", 10**4)
+    monkeypatch.setattr(bundles, "BUNDLED", 0)  # each weight by itself
     monkeypatch.setattr(Unrounded, "step", lambda self, gradient, rate: moved.append(gradient.clone()))
     finetuned(model, WEIGHTS_ALONE, start, steps=1)
     groups = Groups.draw(stepped_on(), CPU)
@@ -213,6 +215,27 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(monkeypatch:
     most = float(max(gradient.abs().max() for gradient in wanted))
     for gradient, of_parameter in zip(moved, wanted, strict=True):
         torch.testing.assert_close(gradient, of_parameter, rtol=1e-3, atol=1e-4 * most)
+
+
+def test_however_weights_are_bundled_they_become_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = (("*.v_proj", LinearFormats(MXFormat("int4", 20), FP4)), ("*.o_proj", LinearFormats(MXFormat("int4", 16))))
+    recipe = replace(RECIPE, modules=others)  # 96 channels: blocks of 20 end in a shorter one
+    start, of, seen = start_of(embedded(), recipe), Bundle.of, []
+
+    def noted(weights: Mapping[str, Unrounded], dtype: torch.dtype) -> Bundle:
+        seen.append(len(weights))
+        return of(weights, dtype)
+
+    monkeypatch.setattr(Bundle, "of", noted)
+    found = []
+    for most in (0, 50_000, bundles.BUNDLED):
+        seen.clear()
+        monkeypatch.setattr(bundles, "BUNDLED", most)
+        found.append(finetuned(embedded(), recipe, start, steps=3).weights)
+        assert sum(seen) == len(start)
+        assert max(seen) == 1 if most == 0 else max(seen) > 1
+    assert sorted(seen) == [1, 1, 1, 3, 15]  # of one length of blocks all at once
+    assert not same(found[0], start) and all(same(found[0], other) for other in found[1:])
 
 
 def test_no_step_that_helps_leaves_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

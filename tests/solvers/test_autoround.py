@@ -124,3 +124,33 @@ def test_a_block_without_a_scale_stays_so() -> None:
     values = unrounded.values()
     assert values.isnan().sum() == 8 and values[2, 8:16].isnan().all()
     assert_same_bits(decode(unrounded.encoded()), values)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_weights_that_are_joined_move_as_each_does_by_itself(fmt: MXFormat) -> None:
+    length = fmt.block_size if isinstance(fmt.block_size, int) else fmt.block_size[1]
+    drawn = torch.Generator().manual_seed(0)
+    shapes = [(12, 3 * length or 40), (7, length or 40), (1, 2 * length or 40)]
+    weights = [torch.randn(shape, generator=drawn) * size for shape, size in zip(shapes, (0.1, 3, 1), strict=True)]
+    alone = [Unrounded.of(w, encode(w, fmt)) for w in weights]
+    assert all(one.is_whole for one in alone)
+    whole, parts = Unrounded.joined([Unrounded.of(w, encode(w, fmt)) for w in weights])
+    for _ in range(3):
+        gradients = [torch.randn(shape, generator=drawn) for shape in shapes]
+        gradients[0][0, :5] = torch.tensor([0.0, -0.0, torch.nan, torch.inf, 1e-30])
+        for one, gradient in zip(alone, gradients, strict=True):
+            one.step(gradient, 0.2)
+        whole.step(torch.cat([gradient.flatten() for gradient in gradients]).view(whole.u.shape), 0.2)
+        values = whole.values().flatten().split([gradient.numel() for gradient in gradients])
+        for one, part, of_one in zip(alone, parts, values, strict=True):
+            assert_same_bits(part.u, one.u)
+            assert_same_bits(of_one.view(one.u.shape), one.values())
+            assert_same_bits(decode(part.encoded()), decode(one.encoded()))
+
+
+def test_a_short_last_block_has_the_scale_that_it_has() -> None:
+    w, fmt = weight(), MXFormat("fp4_e2m1", 16)  # 40 columns
+    start = encode(w, fmt)
+    unrounded = Unrounded.of(w, start)
+    assert not unrounded.is_whole
+    assert torch.equal(unrounded.values(), decode(start))
