@@ -40,7 +40,7 @@ from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.model.sites import find_sites
-from mxsweep.numerics import Encoded, decode
+from mxsweep.numerics import Encoded
 from mxsweep.solvers.autoround import by_a_margin, rates
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress, silent
@@ -143,7 +143,7 @@ def finetune(
         matrices = Matrices(model, sites)
         while True:
             for name, weight in weights.items():
-                matrices.put(name, decode(weight))
+                matrices.put_encoded(name, weight)
             stepped, checked = (_Divergence.of(model, batches, followers, most) for batches, followers in read)
             try:
                 steps_of = groups.steps()

@@ -154,7 +154,7 @@ def solve_weights(
             if block is not None:
                 kept += 1
                 for matrix, weight in block.weights.items():
-                    matrices.put(matrix, decode(weight))
+                    matrices.put_encoded(matrix, weight)
             elif of_block:
                 if states is None:
                     states = BlockStates(model, list(blocks.values()), index, batches)

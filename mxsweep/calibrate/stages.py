@@ -26,6 +26,7 @@ from mxsweep.calibrate.block_states import BlockStates
 from mxsweep.model.experts import ExpertsTap, MXExperts
 from mxsweep.model.linear import MXLinear
 from mxsweep.model.sites import Site
+from mxsweep.numerics import Encoded, decode
 from mxsweep.terminal.errors import ConfigError
 
 HESSIAN_BYTES = 2**32
@@ -68,6 +69,10 @@ class Matrices:
             # That of a linear layer stays as it is, another takes its place; one of an expert is written over.
             self._before[name] = old if isinstance(module, MXLinear) else old.to("cpu", copy=True)
         module.replace(name, weight.to(old.device, old.dtype))
+
+    def put_encoded(self, name: str, weight: Encoded) -> None:
+        """Put what codes stand for in the place of a matrix; it is decoded on the device of that."""
+        self.put(name, decode(weight.to(self.weight(name).device)))
 
     @contextmanager
     def restored_after_an_error(self) -> Iterator[None]:

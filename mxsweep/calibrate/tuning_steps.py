@@ -26,7 +26,7 @@ from mxsweep.calibrate.stages import Matrices
 from mxsweep.calibrate.tuned import Errors, Tuned
 from mxsweep.forward.batches import unpadded_batches
 from mxsweep.model.sites import Site
-from mxsweep.numerics import Encoded, decode
+from mxsweep.numerics import Encoded
 from mxsweep.solvers.autoround import Begin, Unrounded, half_way
 from mxsweep.terminal.progress_callback import Progress, silent
 
@@ -116,7 +116,7 @@ def tune(
             kept = {name: _encoded(parts[name], weights[name]) for name in weights}
         progress(done, len(rates))
     for name, weight in kept.items():
-        matrices.put(name, decode(weight))
+        matrices.put_encoded(name, weight)
     return Tuned(kept, Errors(first, best), sum(not bool(one) for one in finite))
 
 
