@@ -6,6 +6,10 @@ One model, 32 sequences of 512 tokens (`--samples`, `--length`), each remedy in 
 nothing kept from before: its seconds and, on a GPU, the most memory allocated meanwhile, as the run's record has
 them. The model's own pass over the calibration tokens, unquantized, is timed beside them, as a unit to judge by.
 The figures are printed as JSON, and a table after them.
+
+Remedies that take steps take longest. With `--steps N` they take N of them, and what these took is counted as often as
+the run that was asked for takes N steps; what is not of steps, as GPTQ before them and checks among them, is counted as
+it was. The table says so.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,7 @@ REMEDIES = {  # name: (knobs, the part of the record's account that is timed)
     "search-clip": (["ptq=clip", "rotation=search"], "search"),
     "budget": (["ptq.budget=4.5"], "budget"),
 }
+TUNED = ("autoround", "qat")  # which take steps
 EVALUATED = 64  # examples of each run: it is not the evaluation that is measured
 
 
@@ -64,6 +70,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--samples", type=positive, default=32, help="calibration sequences (32)")
     group.add_argument("--length", type=positive, default=512, help="tokens of each (512)")
+    group.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help=f"of {', '.join(TUNED)}: take N, and count their time for all (default: take all)",
+    )
     names = list(REMEDIES)
     group.add_argument(
         "--remedies", type=words_of(names), default=names, metavar="R,...", help=f"of {', '.join(names)}"
@@ -93,10 +105,10 @@ def _main(args: argparse.Namespace, material: Material) -> int:
         *(f"calibration.samples={args.samples}", f"calibration.length={args.length}", *args.knobs),
     ]
     with tempfile.TemporaryDirectory(prefix="mxsweep-remedies-") as cache:
-        os.environ["XDG_CACHE_HOME"] = cache  # nothing is there yet
         found = []
         for name in args.remedies:
-            found.append(measure(name, words))
+            os.environ["XDG_CACHE_HOME"] = f"{cache}/{name}"  # nothing is there yet
+            found.append(measure(name, words, args.steps if name in TUNED else None))
             say(json.dumps(found[-1]))  # the rest may take long
         unit = forward_seconds(words)
     content = {
@@ -113,24 +125,70 @@ def _main(args: argparse.Namespace, material: Material) -> int:
     return 1 if any("reason" in one for one in found) else 0
 
 
-def measure(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """One remedy's figures, or the reason why there are none."""
+def measure(name: str, words: Sequence[str], steps: int | None = None) -> dict[str, Any]:
+    """One remedy's figures, or the reason why there are none; of one that takes steps, in so many of them."""
     from mxsweep import compose, run
 
     say(f"measuring {name}")
     knobs, part = REMEDIES[name]
-    record = run(compose([*words, *knobs]))
+    asked = compose([*words, *knobs])
+    with steps_timed() as of_steps:
+        record = run(asked if steps is None else compose([*words, *knobs, f"ptq.steps={steps}"]))
     if record["status"] != "done":
         return {"name": name, "reason": record["error"]["message"]}
     account = record["remedies"][part]
+    scaled = {}
+    if steps is not None:
+        scaled = {"steps_taken": steps, "steps_asked": asked.ptq.steps, "measured_s": account["seconds"]}
+    rest = asked.ptq.steps / steps - 1 if steps is not None else 0
     return {
         "name": name,
-        "seconds": account["seconds"],
+        "seconds": account["seconds"] + rest * sum(of_steps),
+        "of_steps_s": sum(of_steps),
+        **scaled,
         "peak_gpu_bytes": account.get("peak_gpu_bytes"),
         "cached": account.get("cached"),
         "remedies_s": record["timing"]["remedies_s"],
-        "steps": len(account.get("steps", ())),
+        "losses": len(account.get("steps", ())),
     }
+
+
+@contextmanager
+def steps_timed() -> Iterator[list[float]]:
+    """While the context lasts, notes the seconds that tuning takes for steps, from one check to the next."""
+    import torch
+
+    from mxsweep.calibrate import block_tuning, finetuning, tuning_steps
+
+    seconds: list[float] = []
+    plain = tuning_steps.tune
+
+    def timed(matrices: Any, sites: Any, weights: Any, objective: Any, check: Any, steps: Any, *rest: Any) -> Any:
+        began: list[float] = []
+
+        def begun() -> Iterator[list[int]]:
+            for batches in steps:
+                if not began:
+                    began.append(now())
+                yield batches
+
+        def checked() -> float:
+            if began:
+                seconds.append(now() - began.pop())
+            return check()
+
+        return plain(matrices, sites, weights, objective, checked, begun(), *rest)
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    block_tuning.tune = finetuning.tune = timed
+    try:
+        yield seconds
+    finally:
+        block_tuning.tune = finetuning.tune = plain
 
 
 def forward_seconds(words: Sequence[str]) -> float:
@@ -159,8 +217,19 @@ def _cells(one: dict[str, Any], unit: float) -> list[str]:
         f"{one['seconds']:.2f}",
         f"{one['seconds'] / unit:.0f}",
         "-" if peak is None else f"{peak / 2**30:.1f}",
-        f"{one['steps']} losses" if one["steps"] else "",
+        _of_what(one),
     ]
+
+
+def _of_what(one: dict[str, Any]) -> str:
+    if "steps_taken" in one:
+        return (
+            f"{one['steps_taken']} of {one['steps_asked']} steps measured: {one['measured_s']:.2f} s, of which "
+            f"{one['of_steps_s']:.2f} s for steps, counted {one['steps_asked'] / one['steps_taken']:g} times"
+        )
+    if one["of_steps_s"]:
+        return f"{one['of_steps_s']:.2f} s for steps"
+    return f"{one['losses']} losses" if one["losses"] else ""
 
 
 if __name__ == "__main__":

@@ -92,6 +92,25 @@ def test_grid_is_timed_by_one_worker_and_by_two(rows: Path, tmp_path: Path) -> N
     assert "stock" not in figures
 
 
+@pytest.mark.slow
+def test_remedies_that_take_steps_are_measured_by_a_part_of_these(rows: Path, tmp_path: Path) -> None:
+    words = random.Random(1)
+    calibration = tmp_path / "text.txt"
+    calibration.write_text(" ".join("".join(words.choices("abcdefgh", k=5)) for _ in range(2000)), encoding="utf-8")
+    options = ["--data", str(rows), "--text", str(calibration), "--samples", "3", "--length", "32", "--steps", "2"]
+    options += ["--remedies", "autoround,qat,gptq", "ptq.steps=6"]
+    text, figures = benchmark("remedies", *options, output=tmp_path / "figures.json")
+
+    *tuned, plain = figures["remedies"]
+    assert [one["name"] for one in tuned] == ["autoround", "qat"] and plain["of_steps_s"] == 0
+    for one in tuned:
+        assert 0 < one["of_steps_s"] < one["measured_s"]
+        assert one["seconds"] == pytest.approx(one["measured_s"] + 2 * one["of_steps_s"])
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {one['name']} ")]
+        assert "2 of 6 steps measured" in line and "counted 3 times" in line and f"{one['seconds']:.2f}" in line
+    assert not any(one["cached"] for one in figures["remedies"])
+
+
 @pytest.fixture
 def grid(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(REPOSITORY))
