@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,16 @@ class CollectResult:
     write_error: str | None = None  # why files are missing; the text is complete all the same
 
 
+def import_report() -> None:
+    """Import what collecting takes, while there is nothing else to do. What is missing whoever collects will say."""
+    with contextlib.suppress(ImportError):
+        import pandas  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
+
+        import mxsweep.report.odd_records
+        import mxsweep.report.written_report  # noqa: F401
+
+
 def collect(
     dirs: Folders,
     output: Path | str | None = None,
@@ -53,6 +64,7 @@ def collect(
     failed, running, missing and unreadable runs are no error but are listed. Where runs have no baseline among them,
     one that lies beside them is taken.
     """
+    from mxsweep.report.figures.draw import drawing_ahead
     from mxsweep.report.odd_records import SENSELESS, odd_runs
     from mxsweep.study.memory_terms import DEFAULT_TERMS
     from mxsweep.study.published import BadReferenceError, load_reference
@@ -67,7 +79,8 @@ def collect(
     while True:
         seen: list[Path] = []
         try:
-            return _collect(dirs, output, published, terms, odd, seen)
+            with drawing_ahead():
+                return _collect(dirs, output, published, terms, odd, seen)
         except CommandError:
             raise
         except SENSELESS:

@@ -15,6 +15,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.config.sweep_settings import Gpus
 from mxsweep.files.atomic import write_atomically
 from mxsweep.machine.gpus import visible_gpu_count
+from mxsweep.report.collection import import_report
 from mxsweep.sweeps.execute import SweepObserver, SweepRun
 from mxsweep.sweeps.launch import Launch, LaunchError, Watch
 from mxsweep.sweeps.worker import Worker
@@ -154,6 +155,7 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
                     raise LaunchError(f"workers end without finishing a run: {slot.process.last_words()}")
             _start(slot, watch, launcher, launch)
         EARLY_WORKERS.dismiss()  # for whom there is nothing to do
+        import_report()  # at once, but for the first time
         time.sleep(POLL_S)
         watch.look()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers.made_report import put_study
 
 from mxsweep.report.collection import collect
 from mxsweep.report.figures import draw
-from mxsweep.report.figures.draw import ENDS, MOST_DEATHS, bundle, draw_charts
+from mxsweep.report.figures.draw import ENDS, MOST_DEATHS, bundle, draw_charts, drawing_ahead
 from mxsweep.report.page import scripts
 
 DYING = "import os; from mxsweep.report.figures import draw as d; drawn = d._drawn; "
@@ -51,12 +52,36 @@ def test_what_ends_the_process_costs_a_chart(
 def test_a_machine_without_room_is_not_asked_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child_that("os.abort()", monkeypatch)
     asked = []
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *words, **more: asked.append(1) or run(*words, **more))
+    started = draw._started
+    monkeypatch.setattr(draw, "_started", lambda program: asked.append(program) or started(program))
     drawn = draw_charts([(str(number), chart("bad")) for number in range(9)], tmp_path)
     assert len(drawn.undrawn) == 9 and not drawn.files and len(asked) == MOST_DEATHS
     monkeypatch.setattr(draw, "_CHILD", "raise SystemExit(1)")
     assert draw_charts([("one", chart())], tmp_path).undrawn == {"one": "the process that draws died (exit code 1)"}
+
+
+def test_one_process_draws_what_it_got_ready_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    started = draw._started
+    monkeypatch.setattr(draw, "_started", lambda program: asked.append(started(program)) or asked[-1])
+    with drawing_ahead():
+        assert draw_charts([("one", chart())], tmp_path / "ahead").files.keys() == {"one"}
+    with drawing_ahead():
+        assert len(asked) == 2  # and none is left where there is nothing to draw
+    assert [process.poll() for process in asked] == [0, -signal.SIGKILL]
+    draw_charts([("one", chart())], tmp_path / "then")
+    ahead, then = ((tmp_path / name / "one.svg").read_bytes() for name in ("ahead", "then"))
+    assert ahead == then, "warming up changes no picture"
+
+
+@pytest.mark.parametrize("warm_up", ["raise SystemExit(1)", "import os; os.abort()"])
+def test_a_process_that_dies_before_it_is_asked_costs_no_chart(
+    warm_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw, "_WARM_UP", warm_up)
+    with drawing_ahead():
+        drawn = draw_charts([("one", chart())], tmp_path)
+    assert drawn.files.keys() == {"one"} and not drawn.undrawn
 
 
 def test_a_chart_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

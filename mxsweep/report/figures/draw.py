@@ -1,17 +1,20 @@
 """Draw charts in a process of their own: vl-convert ends the process that it is called in where memory or threads run
 out, and so would end the tables and the page with it.
 
-The other process draws one chart after the other, and says when it begins one and when it is done. Where it dies, the
+The first begins while the report is still being made, since the first chart takes as long as ten more. The other
+process draws one chart after the other, and says when it begins one and when it is done. Where it dies, the
 chart that it was at is given up, and another process goes on with those behind it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ ENDS = ("png", "svg", "pdf")
 MOST_DEATHS = 3  # in a row: the machine has no room for it, and no chart will fare better
 PATIENCE_S, PATIENCE_A_CHART_S = 120, 20
 _CHILD = "from mxsweep.report.figures.draw import child; child()"
+_WARM_UP = "from mxsweep.report.figures.draw import warm_up; warm_up()"
+
+_waiting: list[subprocess.Popen[bytes]] = []  # the process that was started ahead, until charts are there to be drawn
 
 
 @dataclass
@@ -42,6 +48,19 @@ class ChartFiles:
     files: dict[str, list[Path]] = field(default_factory=dict)
     undrawn: dict[str, str] = field(default_factory=dict)
     unwritten: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def drawing_ahead() -> Iterator[None]:
+    """Have a process get ready to draw, for the charts that are made in this context."""
+    with contextlib.suppress(OSError):  # which whoever draws meets as well, and says
+        _waiting.append(_started(f"{_WARM_UP}; {_CHILD}"))
+    try:
+        yield
+    finally:
+        while _waiting:  # no chart came
+            with _waiting.pop() as process:
+                process.kill()
 
 
 def draw_charts(charts: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> ChartFiles:
@@ -83,21 +102,28 @@ def _ask(job: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Return what another process said of a job, line by line, and how it ended should it have left some of it."""
     content = json.dumps(job, default=_plain).encode()
     patience = PATIENCE_S + PATIENCE_A_CHART_S * len(job["charts"])
+    was_waiting = bool(job["charts"] and _waiting)
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", _CHILD],
-            input=content,
-            capture_output=True,
-            env=child_environment(),
-            timeout=patience,
-        )
-    except subprocess.TimeoutExpired as slow:
-        return _lines(slow.stdout or b""), f"the process that draws did not end within {patience} s"
+        process = _waiting.pop() if was_waiting else _started(_CHILD)
     except OSError as error:
         return [], f"no process to draw in could be started: {error.strerror or error}"
-    words = [line for line in answer.stderr.decode(errors="replace").splitlines() if line.strip()]
+    with process:
+        try:
+            output, errors = process.communicate(content, timeout=patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            return _lines(output), f"the process that draws did not end within {patience} s"
+    if was_waiting and process.returncode and not output:  # it died before it was asked
+        return _ask(job)
+    words = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
     why = f": {printable(words[-1])[:200]}" if words else ""
-    return _lines(answer.stdout), f"the process that draws died ({_code(answer.returncode)}){why}"
+    return _lines(output), f"the process that draws died ({_code(process.returncode)}){why}"
+
+
+def _started(program: str) -> subprocess.Popen[bytes]:
+    pipe, environment = subprocess.PIPE, child_environment()
+    return subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
 
 def _code(code: int) -> str:
@@ -111,6 +137,12 @@ def _lines(output: bytes) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def warm_up() -> None:
+    """Draw a chart for nobody, which starts what draws."""
+    with contextlib.suppress(Exception):
+        _drawn({"data": {"values": [{"a": 1}]}, "mark": "point", "encoding": {"x": {"field": "a"}}})
 
 
 def child() -> None:
