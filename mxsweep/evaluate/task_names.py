@@ -30,9 +30,11 @@ def unknown_task(names: Sequence[str], own: Sequence[str] = ()) -> str | None:
 
     ``own`` are the names of tasks of one's own, one of which may be meant.
     """
-    if all(name == "story" for name in names) or _tasks_folder() is None:
+    folder = _tasks_folder()
+    if folder is None:
         return None
-    return not_a_task(names, names_in_files(), own)
+    unsure = [name for name in names if name != "story" and not _has_its_own_file(name, folder)]
+    return not_a_task(unsure, names_in_files(), own) if unsure else None
 
 
 def not_a_task(names: Sequence[str], known: Collection[str], own: Sequence[str] = ()) -> str | None:
@@ -57,6 +59,13 @@ def names_in_files() -> frozenset[str]:
 def files_naming(name: str) -> tuple[Path, ...]:
     """Return lm-eval's files that give a name to a task, group or tag."""
     return tuple(_files_by_name().get(name, ()))
+
+
+@functools.cache
+def _has_its_own_file(name: str, folder: Path) -> bool:
+    """Return whether a file is called after a task and names it, as most are: the other thousands are not read."""
+    files = (Path(place, f"{name}.yaml") for place, _, names in os.walk(folder) if f"{name}.yaml" in names)
+    return any(name in _names_of(file.read_bytes() + b"\n") for file in files)
 
 
 @functools.cache

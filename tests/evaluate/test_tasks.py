@@ -62,6 +62,16 @@ def test_a_name_that_no_file_has_is_refused_without_lm_eval() -> None:
     assert answer.stdout.endswith(" None False\n")
 
 
+def test_a_task_with_a_file_of_its_name_is_known_by_that_file_alone() -> None:
+    code = (
+        "from mxsweep.evaluate import task_names as t; import pathlib; read = []; true = pathlib.Path.read_bytes;"
+        "pathlib.Path.read_bytes = lambda path: read.append(path.name) or true(path);"
+        "print(t.unknown_task(['lambada_openai', 'story', 'wikitext']), sorted(read))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert answer.stdout == "None ['lambada_openai.yaml', 'wikitext.yaml']\n", answer.stderr
+
+
 @pytest.mark.parametrize(
     ("task", "field", "text"), [("lambada_openai", "text", ""), ("wikitext", "page", ""), ("wikitext", "page", " \n")]
 )
