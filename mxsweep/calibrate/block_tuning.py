@@ -72,12 +72,12 @@ class _BlockError:
     states: BlockStates
     wanted: Sequence[Tensor]
 
-    def calls_of(self, batch: int) -> Sequence[int]:
-        return self.states.calls_of(batch)
+    def calls_of(self, batches: Sequence[int]) -> list[int]:
+        return [call for batch in batches for call in self.states.calls_of(batch)]
 
-    def of_call(self, number: int) -> Tensor:
-        answer = self.wanted[number]
-        return (self.states.run(number).float() - answer.float()).square().sum() / answer.shape[-2]
+    def of_call(self, call: int) -> Tensor:
+        answer = self.wanted[call]
+        return (self.states.run(call).float() - answer.float()).square().sum() / answer.shape[-2]
 
     def mean(self) -> float:
         """Return the error of a sequence in the mean."""

@@ -19,8 +19,10 @@ Legend: B sequences of T tokens in a call, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from transformers import PreTrainedModel
 from mxsweep.calibrate.followers import Followers
 from mxsweep.calibrate.stages import Matrices
 from mxsweep.calibrate.tuned import Tuned
-from mxsweep.calibrate.tuning_steps import Groups, tune
+from mxsweep.calibrate.tuning_steps import TUNED_SEQUENCES, Groups, tune
 from mxsweep.formats.recipe import Recipe
 from mxsweep.forward.batches import Batch, BatchLimits, Passage, batch_tokens_on, unpadded_batches
 from mxsweep.forward.engine import Engine, vocabulary_size
@@ -59,52 +61,52 @@ class _Divergence:
     Attributes:
         sequences: ids (T,) int64.
         followers: of each sequence.
-        calls: the numbers of sequences of one length that are read together.
-        of_batch: the numbers of each batch's calls.
+        of_batch: the numbers of each batch's sequences.
+        most: tokens of a call, which may be of one sequence that has more.
     """
 
     model: PreTrainedModel
     sequences: Sequence[Tensor]
     followers: Sequence[Followers]
-    calls: Sequence[range]
     of_batch: Sequence[range]
+    most: int
     rope_lengths: RopeLengths
 
     @staticmethod
     def of(model: PreTrainedModel, batches: Sequence[Tensor], followers: Sequence[Followers], most: int) -> _Divergence:
-        """Read the sequences of batches (B, T) in calls of ``most`` tokens, or of one sequence."""
-        calls: list[range] = []
-        of_batch: list[range] = []
-        first = 0
-        for batch in batches:
-            count, length = batch.shape
-            together, before = max(1, most // length), len(calls)
-            for start in range(first, first + count, together):
-                calls.append(range(start, min(start + together, first + count)))
-            of_batch.append(range(before, len(calls)))
-            first += count
+        """Measure that on the sequences of batches (B, T), in calls of ``most`` tokens."""
         sequences = [ids for batch in batches for ids in batch]
-        return _Divergence(model, sequences, followers, calls, of_batch, RopeLengths(model))
+        ends = list(accumulate(len(batch) for batch in batches))
+        of_batch = [range(end - len(batch), end) for end, batch in zip(ends, batches, strict=True)]
+        return _Divergence(model, sequences, followers, of_batch, most, RopeLengths(model))
 
-    @property
-    def largest_call(self) -> int:
-        """Return the most tokens of a call that can be of fewer sequences; 0 where none can."""
-        return max((len(call) * len(self.sequences[call[0]]) for call in self.calls if len(call) > 1), default=0)
+    def largest_call(self, count: int) -> int:
+        """Return the most tokens of a call that can be of fewer sequences, among any ``count``; 0 where none can."""
+        lengths = Counter(len(sequence) for sequence in self.sequences)
+        calls = ((min(count, there, self.most // length), length) for length, there in lengths.items())
+        return max((together * length for together, length in calls if together > 1), default=0)
 
-    def calls_of(self, batch: int) -> Sequence[int]:
-        return self.of_batch[batch]
+    def calls_of(self, batches: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the numbers of sequences of one length that are read together."""
+        by_length: dict[int, list[int]] = {}
+        for number in (number for batch in batches for number in self.of_batch[batch]):
+            by_length.setdefault(len(self.sequences[number]), []).append(number)
+        calls = []
+        for length, numbers in by_length.items():
+            together = max(1, self.most // length)
+            calls += [tuple(numbers[start : start + together]) for start in range(0, len(numbers), together)]
+        return calls
 
-    def of_call(self, number: int) -> Tensor:
-        numbers = self.calls[number]
-        ids = torch.stack([self.sequences[number] for number in numbers]).to(self.model.device)
+    def of_call(self, call: tuple[int, ...]) -> Tensor:
+        ids = torch.stack([self.sequences[number] for number in call]).to(self.model.device)
         self.rope_lengths.forget()
         logits = self.model(input_ids=ids, use_cache=False).logits
-        followers = Followers.together([self.followers[number] for number in numbers], logits.device)
+        followers = Followers.together([self.followers[number] for number in call], logits.device)
         return followers.divergence(logits.flatten(0, 1))
 
     def mean(self) -> float:
         """Return the divergence of a token in the mean, nats."""
-        sums = [float(self.of_call(number)) for number in range(len(self.calls))]
+        sums = [float(self.of_call(call)) for call in self.calls_of(range(len(self.of_batch)))]
         return sum(sums) / sum(len(sequence) for sequence in self.sequences)
 
 
@@ -152,7 +154,7 @@ def finetune(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                most = max(stepped.largest_call, checked.largest_call) // 2
+                most = max(stepped.largest_call(TUNED_SEQUENCES), checked.largest_call(len(sequences))) // 2
                 if not most:
                     raise _too_long(sequences) from error
             # Here, where the error is gone, and with it the frames that hold the tensors of the failed pass.

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,14 +33,16 @@ from mxsweep.terminal.progress_callback import Progress, silent
 TUNED_SEQUENCES = 8  # of a step, as in the paper of solvers/autoround.py
 CHECKS = 4
 
+Call = TypeVar("Call")
 
-class Objective(Protocol):
+
+class Objective(Protocol[Call]):
     """Measure the error that is to become small, of the weights that are in place."""
 
-    def calls_of(self, batch: int) -> Sequence[int]:
-        """Return the numbers of the calls that the sequences of a batch are read in."""
+    def calls_of(self, batches: Sequence[int]) -> Sequence[Call]:
+        """Return the calls that the sequences of batches are read in."""
 
-    def of_call(self, number: int) -> Tensor:
+    def of_call(self, call: Call) -> Tensor:
         """Return the sum of the errors of a call, with what its gradient needs."""
 
 
@@ -83,7 +85,7 @@ def tune(
     matrices: Matrices,
     sites: Sequence[Site],
     weights: Mapping[str, Encoded],
-    objective: Objective,
+    objective: Objective[Call],
     check: Callable[[], float],
     steps: Iterator[list[int]],
     rates: Sequence[float],
@@ -108,7 +110,7 @@ def tune(
         return Tuned(kept, Errors(None, None))  # a gradient would say nothing
     checked = {len(rates) * check // CHECKS for check in range(1, CHECKS + 1)}
     for done, rate in enumerate(rates, 1):
-        calls = [call for batch in next(steps) for call in objective.calls_of(batch)]
+        calls = objective.calls_of(next(steps))
         finite.append(_step(matrices, bundles, objective.of_call, calls, rate))
         if done in checked and (error := check()) < best:
             best = error
@@ -128,7 +130,7 @@ def _in_random_order(count: int) -> Iterator[int]:
 
 
 def _step(
-    matrices: Matrices, bundles: Sequence[Bundle], of_call: Callable[[int], Tensor], calls: Sequence[int], rate: float
+    matrices: Matrices, bundles: Sequence[Bundle], of_call: Callable[[Call], Tensor], calls: Sequence[Call], rate: float
 ) -> Tensor:
     """Move all weights by the gradient of the error in these calls together, and put them in place.
 
@@ -147,16 +149,16 @@ def _step(
 
 
 def _gradients(
-    matrices: Matrices, names: Sequence[str], of_call: Callable[[int], Tensor], calls: Sequence[int]
+    matrices: Matrices, names: Sequence[str], of_call: Callable[[Call], Tensor], calls: Sequence[Call]
 ) -> dict[str, Tensor | None]:
     """Return the gradients (N, C) of the error in these calls together; None where no token came to any expert."""
     buffers = dict.fromkeys((matrices.module(name), matrices.module(name).buffer_of(name)) for name in names)
     tensors = [module.get_buffer(buffer).requires_grad_() for module, buffer in buffers]
     sums: list[Tensor | None] = [None] * len(tensors)
     try:
-        for number in calls:
+        for call in calls:
             with torch.enable_grad():
-                gradients = torch.autograd.grad(of_call(number), tensors, allow_unused=True)
+                gradients = torch.autograd.grad(of_call(call), tensors, allow_unused=True)
             sums = [_added(so_far, one) for so_far, one in zip(sums, gradients, strict=True)]
     finally:
         for tensor in tensors:

@@ -115,13 +115,13 @@ def test_heads_and_embeddings_are_quantized_in_steps_and_checks_as_in_the_run(
     start, seen = start_of(embedded(), recipe), set()
     of_call = finetuning._Divergence.of_call
 
-    def noted(self: finetuning._Divergence, number: int) -> Tensor:
+    def noted(self: finetuning._Divergence, call: tuple[int, ...]) -> Tensor:
         seen.add(torch.is_grad_enabled())
         for name in modules:
             module = self.model.get_submodule(name.replace("*", "model."))
             weight = module.weight if isinstance(module, torch.nn.Embedding) else module.matrix(name)
             assert len(weight[0, :32].abs().unique()) <= 8  # one block: no more than fp4_e2m1 has
-        return of_call(self, number)
+        return of_call(self, call)
 
     monkeypatch.setattr(finetuning._Divergence, "of_call", noted)
     tuned = finetuned(embedded(), recipe, start)
@@ -135,15 +135,35 @@ def test_what_is_held_back_is_not_stepped_on_and_alone_is_checked_on(monkeypatch
     read: dict[bool, set[bytes]] = {False: set(), True: set()}
     of_call = finetuning._Divergence.of_call
 
-    def noted(self: finetuning._Divergence, number: int) -> Tensor:
-        ids = {self.sequences[one].numpy().tobytes() for one in self.calls[number]}
+    def noted(self: finetuning._Divergence, call: tuple[int, ...]) -> Tensor:
+        ids = {self.sequences[one].numpy().tobytes() for one in call}
         read[torch.is_grad_enabled()] |= ids
-        return of_call(self, number)
+        return of_call(self, call)
 
     monkeypatch.setattr(finetuning._Divergence, "of_call", noted)
     finetuned(embedded(), RECIPE, start_of(embedded(), RECIPE), steps=4)
     assert read[True] == {ids.tobytes() for ids in stepped_on()}
     assert read[False] == {ids.tobytes() for ids in held_back()}
+
+
+def test_a_step_reads_sequences_of_one_length_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    of_call = finetuning._Divergence.of_call
+
+    def noted(self: finetuning._Divergence, call: tuple[int, ...]) -> Tensor:
+        if torch.is_grad_enabled():
+            assert len({len(self.sequences[one]) for one in call}) == 1
+            calls.append(call)
+        return of_call(self, call)
+
+    monkeypatch.setattr(finetuning._Divergence, "of_call", noted)
+    start = start_of(embedded(), RECIPE)
+    finetuned(embedded(), RECIPE, start, steps=5)  # of 10 sequences, which are drawn two by two
+    assert len(calls) <= 2 * 5 and sum(map(len, calls)) == 8 * 5
+    calls.clear()
+    monkeypatch.setitem(finetuning.CALL_LOGITS, "cpu", 2 * 24 * embedded().config.vocab_size)
+    finetuned(embedded(), RECIPE, start, steps=5)
+    assert max(map(len, calls)) == 2 and sum(map(len, calls)) == 8 * 5
 
 
 def test_two_sequences_are_enough_and_one_is_not() -> None:
@@ -157,8 +177,8 @@ def test_two_sequences_are_enough_and_one_is_not() -> None:
 def test_steps_with_gradients_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     start, of_call, calls = start_of(embedded(), RECIPE), finetuning._Divergence.of_call, count()
 
-    def with_nan(self: finetuning._Divergence, number: int) -> Tensor:
-        loss = of_call(self, number)
+    def with_nan(self: finetuning._Divergence, call: tuple[int, ...]) -> Tensor:
+        loss = of_call(self, call)
         if torch.is_grad_enabled() and next(calls) < 2:  # calls of the first step: one of each length
             zero = loss - loss.detach()
             loss = loss + zero.sqrt() * 0  # finite, with a gradient that is not
@@ -268,10 +288,10 @@ def test_what_does_not_fit_in_memory_is_read_in_parts_or_refused(monkeypatch: py
     whole = finetuned(model, RECIPE, start)
     of_call, room = finetuning._Divergence.of_call, 3
 
-    def out_of_memory(self: finetuning._Divergence, number: int) -> Tensor:
-        if torch.is_grad_enabled() and len(self.calls[number]) > room:
+    def out_of_memory(self: finetuning._Divergence, call: tuple[int, ...]) -> Tensor:
+        if torch.is_grad_enabled() and len(call) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return of_call(self, number)
+        return of_call(self, call)
 
     monkeypatch.setattr(finetuning._Divergence, "of_call", out_of_memory)
     parts = finetuned(model, RECIPE, start)
