@@ -47,7 +47,7 @@ class Bundle:
         """Move the weights by the signs of gradients (N, C), None where all of one is 0.
 
         Returns:
-            The matrices (N, C) that multiply from there on, and the largest magnitude in the gradients: NaN if one is.
+            The matrices (N, C) that multiply from there on, and whether all of the gradients is finite.
         """
         laid = []
         for name, part in self.parts.items():
@@ -59,7 +59,7 @@ class Bundle:
         matrices = {
             name: of_one.view(part.u.shape) for (name, part), of_one in zip(self.parts.items(), values, strict=True)
         }
-        return matrices, torch.linalg.vector_norm(gradient, torch.inf)
+        return matrices, torch.stack(torch.aminmax(gradient)).isfinite().all()  # NaN, where one is
 
 
 def bundles_of(matrices: Matrices, sites: Sequence[Site], weights: Mapping[str, Encoded], begin: Begin) -> list[Bundle]:

@@ -139,13 +139,13 @@ def _step(
     """
     names = [name for bundle in bundles for name in bundle.parts]
     gradients = _gradients(matrices, names, of_call, calls)
-    largest = []
+    finite = []
     for bundle in bundles:
-        moved, of_bundle = bundle.step(gradients, rate)
-        largest.append(of_bundle.float().to(bundles[0].whole.u.device))
+        moved, is_finite = bundle.step(gradients, rate)
+        finite.append(is_finite.to(bundles[0].whole.u.device))
         for name, weight in moved.items():
             matrices.put(name, weight)
-    return torch.stack(largest).isfinite().all()
+    return torch.stack(finite).all()
 
 
 def _gradients(
