@@ -93,3 +93,25 @@ def test_where_none_of_the_others_can_come_the_gradient_is_that_of_the_likeliest
     (gradient,) = torch.autograd.grad(Followers.of(torch.cat([p, nothing], -1)).divergence(padded), padded)
     torch.testing.assert_close(gradient[:, :3], q.softmax(-1) - p.softmax(-1))
     assert torch.equal(gradient[:, 3:], torch.zeros(2, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_they_are_those_of_the_host_up_to_rounding(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followers, "LIKELIEST", 100)
+    monkeypatch.setattr(followers, "PIECE_LOGITS", 5003 * 7)
+    drawn = torch.Generator().manual_seed(0)
+    p, q = ((2 * torch.randn(37, 5003, generator=drawn)).to(dtype) for _ in range(2))
+    of_host, kept = Followers.of(p), Followers.of(p.cuda())
+    assert kept.ids.is_pinned() and kept.log_p.is_pinned()
+    torch.testing.assert_close(kept.log_p, of_host.log_p)
+    found = []
+    for device in ("cpu", "cuda"):
+        logits = q.to(device).requires_grad_()
+        divergence = Followers.together([of_host], logits.device).divergence(logits)
+        found.append([one.cpu() for one in (divergence.detach(), *torch.autograd.grad(divergence, logits))])
+    torch.testing.assert_close(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-8)

@@ -154,3 +154,19 @@ def test_a_short_last_block_has_the_scale_that_it_has() -> None:
     unrounded = Unrounded.of(w, start)
     assert not unrounded.is_whole
     assert torch.equal(unrounded.values(), decode(start))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_gpu_takes_the_steps_of_the_host(fmt: MXFormat) -> None:
+    w, drawn = weight(), torch.Generator().manual_seed(2)
+    start = solve(w, fmt, hessian(), OPTIONS)
+    of_host, of_gpu = Unrounded.of(w, start), Unrounded.of(w.cuda(), start.to("cuda"))
+    for _ in range(3):
+        gradient = torch.randn(w.shape, generator=drawn)
+        gradient[0, :4] = torch.tensor([0.0, torch.nan, torch.inf, -1e-30])
+        of_host.step(gradient, 0.2)
+        of_gpu.step(gradient.cuda(), 0.2)
+        assert_same_bits(of_gpu.u.cpu(), of_host.u)
+        assert_same_bits(of_gpu.values().cpu(), of_host.values())
