@@ -103,9 +103,15 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(self: Any, x: Tensor) -> Tensor:
-    gate, up = self.gate_proj(x), self.up_proj(x)
+    return self.down_proj(_activated(self.act_fn, self.gate_proj(x), self.up_proj(x)))  # which is read without the two
+
+
+def _activated(activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
     product = silu_times(gate, up)
-    return self.down_proj(self.act_fn(gate) * up if product is None else product)
+    if product is None:
+        gate = activation(gate)
+        product = gate * up
+    return product
 
 
 def _embedding(embed: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:

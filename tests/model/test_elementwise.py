@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,23 @@ def test_where_a_kernel_does_not_take_the_tensors_the_models_code_computes(
         monkeypatch.setattr(elementwise, name, lambda *_: None)
     made = make(LlamaForCausalLM, LlamaConfig)
     assert torch.equal(logits_of(made, known_parts(made)), logits_of(made, KnownParts()))
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_gate_and_up_are_gone_when_down_reads(by_kernel: bool, as_on_a_gpu: Counter[str], monkeypatch: Any) -> None:
+    if not by_kernel:
+        monkeypatch.setattr(elementwise, "silu_times", lambda *_: None)
+    made = make(LlamaForCausalLM, LlamaConfig)
+    answers: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    for layer in made.model.layers:
+        for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            projection.register_forward_hook(lambda _module, _args, output: answers.append(weakref.ref(output)))
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda _module, _args: alive.extend(answer() is not None for answer in answers)
+        )
+    logits_of(made, known_parts(made))
+    assert len(answers) == 6 and alive and not any(alive)
 
 
 def test_a_function_is_known_by_what_is_called() -> None:
