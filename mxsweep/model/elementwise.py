@@ -143,15 +143,17 @@ def _has_plain_silu(mlp: nn.Module) -> bool:
 
 
 def _embeds_as_known(namespace: ModuleType) -> bool:
-    embed, half = (getattr(namespace, name, None) for name in (_ROTARY_NAME, "rotate_half"))
-    return embed is not None and _code(embed) == ROTARY and _code(half) == ROTATE_HALF
+    embed = getattr(namespace, _ROTARY_NAME, None)
+    if embed is None or _code(embed) != ROTARY:
+        return False
+    return _code(embed.__globals__.get("rotate_half")) == ROTATE_HALF  # of the module that has it, not that uses it
 
 
 @functools.cache
 def _code(function: object) -> str | None:
     """Return a function's parameters and statements; None where what is written is not what is called."""
-    if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
-        return None
+    if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__") or function.__closure__:
+        return None  # a closure's names may mean something else
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError):  # no source to be had

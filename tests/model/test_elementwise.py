@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -157,11 +162,38 @@ def test_a_function_is_known_by_what_is_called() -> None:
         cos = cos.unsqueeze(unsqueeze_dim)
         return q * cos, k * cos
 
+    def rotate_half(x: Tensor) -> Tensor:
+        return x
+
+    def within(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+        cos = cos.unsqueeze(unsqueeze_dim)
+        sin = sin.unsqueeze(unsqueeze_dim)
+        q_embed = q * cos + rotate_half(q) * sin
+        k_embed = k * cos + rotate_half(k) * sin
+        return q_embed, k_embed
+
     assert elementwise._code(embed) == elementwise.ROTARY
     assert elementwise._code(twice) is None
     assert elementwise._code(functools.partial(embed)) is None
     assert elementwise._code(exec) is None
+    assert elementwise._code(within) is None
     assert elementwise._code(other) not in (None, elementwise.ROTARY)
+
+
+def test_a_rotary_embedding_is_known_with_the_half_that_it_calls(tmp_path: Path, monkeypatch: Any) -> None:
+    """A module may take the function from another one, whose halves lie otherwise in memory."""
+    source = "def" + inspect.getsource(modeling_llama.apply_rotary_pos_emb).partition("def")[2]  # undecorated
+    halves = "def rotate_half(x):\n    return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)\n\n\n"
+    (tmp_path / "interleaved_rotary.py").write_text(f"import torch\n\n\n{halves}{source}", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    theirs = importlib.import_module("interleaved_rotary").apply_rotary_pos_emb
+    monkeypatch.delitem(sys.modules, "interleaved_rotary")
+    assert elementwise._code(theirs) == elementwise.ROTARY
+    namespace = ModuleType("namespace")
+    namespace.__dict__.update(apply_rotary_pos_emb=theirs, rotate_half=modeling_llama.rotate_half)
+    assert not elementwise._embeds_as_known(namespace)
+    namespace.__dict__.update(apply_rotary_pos_emb=modeling_llama.apply_rotary_pos_emb, rotate_half=None)
+    assert elementwise._embeds_as_known(namespace)
 
 
 def test_every_pass_of_the_engine_is_by_kernels(as_on_a_gpu: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
