@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import sys
 import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.numerics.kernels import compile as launching
 from mxsweep.numerics.kernels.compile import Kernels, launch_count
 
@@ -80,3 +85,52 @@ def test_threads_do_not_share_what_the_driver_reads() -> None:
     thread.join()
     assert len(set(addresses)) == 2
     assert ctypes.addressof(launching._parameters.of((5, 6))) == addresses[0]
+
+
+@pytest.fixture
+def second_of_two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have two GPUs, of which the first is current; the list's last number is the current one's."""
+    current = [0]
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self._number = number
+
+        def set_current(self) -> None:
+            current.append(self._number)
+
+    @contextlib.contextmanager
+    def one_for_a_while(device: torch.device) -> Iterator[None]:
+        before = current[-1]
+        current.append(device.index)
+        yield
+        current.append(before)
+
+    monkeypatch.setitem(sys.modules, "cuda.core", SimpleNamespace(Device=Device))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", one_for_a_while)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(launching, "_disk_cache", lambda: None)
+    return current
+
+
+def test_the_current_gpu_stays_the_one_that_it_was(
+    second_of_two_gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "compile_source", lambda *_: SimpleNamespace(handle=second_of_two_gpus[-1]))
+    assert launching.load_kernels("", 1)._module.handle == 1
+    assert second_of_two_gpus[-1] == 0
+
+
+@pytest.mark.parametrize(("says", "kind"), [("INVALID_IMAGE", BackendUnavailable), ("OUT_OF_MEMORY", RuntimeError)])
+def test_what_the_driver_does_not_load_is_told_before_a_launch(
+    says: str, kind: type[Exception], second_of_two_gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compiled:
+        @property
+        def handle(self) -> int:
+            raise RuntimeError(f"CUDA_ERROR_{says}: the driver is older")
+
+    monkeypatch.setattr(launching, "compile_source", lambda *_: Compiled())
+    with pytest.raises(kind, match=f"CUDA_ERROR_{says}: the driver is older$"):
+        launching.load_kernels("", 1)

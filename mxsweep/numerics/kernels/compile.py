@@ -18,6 +18,7 @@ import torch
 
 from mxsweep.files.cache import cache_folder
 from mxsweep.formats.backends import BackendUnavailable
+from mxsweep.machine.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +110,22 @@ def load_kernels(source: str, device: int, block: int = THREADS, *, counted: boo
         block, counted: as for `Kernels`.
 
     Raises:
-        BackendUnavailable: as :func:`compile_source`.
+        BackendUnavailable: as :func:`compile_source`, or the driver does not load what was compiled.
     """
     from cuda.core import Device
 
-    Device(device).set_current()
     major, minor = torch.cuda.get_device_capability(device)
-    return Kernels(compile_source(source, f"sm_{major}{minor}", _disk_cache()), device, block, counted=counted)
+    arch = f"sm_{major}{minor}"
+    with on(torch.device("cuda", device)):  # afterwards the GPU is the current one that was
+        Device(device).set_current()
+        compiled = compile_source(source, arch, _disk_cache())
+        try:
+            _ = compiled.handle  # has the driver load it: now, and not at the first launch, when nobody can do without
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise BackendUnavailable(f"backend 'cuda' could not load its kernels for {arch}: {error}") from error
+    return Kernels(compiled, device, block, counted=counted)
 
 
 def compile_source(source: str, arch: str, cache: Any = None) -> Any:
