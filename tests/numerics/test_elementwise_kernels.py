@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensor_bytes import TensorBytes
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from mxsweep.formats.backends import BackendUnavailable
@@ -149,6 +151,59 @@ def test_a_cpu_has_operations_only(no_gradients: None) -> None:
     assert kernels.rms_norm(x, x[0], 1e-5) is None
     assert kernels.silu_times(x, x) is None
     assert kernels.rotate(x.view(1, 10, 10, 64).transpose(1, 2), x[None, :10], x[None, :10]) is None
+
+
+@pytest.fixture
+def tried_on_the_host(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have trials of norms go by operations on a CPU; the list has the rows whose last number they are to get wrong."""
+    wrong: list[int] = []
+
+    def launch(_kernels: object, x: Tensor, weight: Tensor, epsilon: float, means: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        with _disable_current_modes():  # a kernel makes no tensors
+            means.copy_(x.float().pow(2).mean(-1, keepdim=True))
+            y.copy_(kernels.rms_norm_by_operations(x, weight, epsilon))
+            y[wrong, -1] = -y[wrong, -1]
+        return y
+
+    monkeypatch.setattr(kernels, "_launch_norm", launch)
+    monkeypatch.setattr(kernels, "_place", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(kernels, "_kernels", lambda *_: object())
+    return wrong
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [64, 1001])
+def test_a_trial_looks_at_every_row(
+    rows: int, dtype: torch.dtype, tried_on_the_host: list[int], no_gradients: None
+) -> None:
+    def try_it() -> bool:
+        return kernels._norms_alike.__wrapped__(rows, 64, 1e-5, dtype, 0)
+
+    assert try_it()
+    for row in (0, 5, rows // 2, rows - 1):
+        tried_on_the_host[:] = [row]
+        assert not try_it()
+
+
+def test_a_trial_takes_no_more_memory_than_operations(tried_on_the_host: list[int], no_gradients: None) -> None:
+    """It is made in the middle of a pass, whose batch may fill the GPU."""
+    x, norm = draw(1000, 512, dtype=torch.bfloat16), norm_of(512, torch.bfloat16)
+    with TensorBytes() as operations:
+        norm(x)
+    with TensorBytes() as trial:
+        assert kernels._norms_alike.__wrapped__(1000, 512, 1e-5, torch.bfloat16, 0)
+    assert operations.peak >= 8 * x.numel()
+    assert trial.peak < 1.01 * operations.peak
+
+
+def test_rows_that_torch_splits_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(kernels, "_take", lambda *tensors: tried.append(tensors[0].shape[-1]))
+    for channels in (8184, 8192, 16384):
+        x = draw(64, channels, dtype=torch.bfloat16)
+        assert kernels.rms_norm(x, x[0], 1e-5) is None
+    assert tried == [8184]
 
 
 def test_other_bits_are_told_once(caplog: pytest.LogCaptureFixture) -> None:

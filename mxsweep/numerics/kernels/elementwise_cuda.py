@@ -39,16 +39,18 @@ _VECTOR = 8  # elements that a thread reads at once
 _ROW_THREADS = 16  # that share a row of an RMS norm
 _HELD = 16  # vectors of a row that a thread keeps in registers, at most
 _INDEX = 2**31  # elements of a tensor, fewer than
+_SPLIT = 8192  # channels from which on torch has several warps sum a row: there the kernel has another order
+_PIECES = 8  # in which the norms of a trial are compared
 
 
 def rms_norm_by_operations(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Return weight x / rms(x) of x (..., C) as transformers' Llama computes it."""
-    wide = x.to(torch.float32)
-    return weight * (wide * torch.rsqrt(_mean_of_squares(wide) + epsilon)).to(x.dtype)
+    return _divided(x, x.to(torch.float32).pow(2).mean(-1, keepdim=True), weight, epsilon)
 
 
-def _mean_of_squares(wide: Tensor) -> Tensor:
-    return wide.pow(2).mean(-1, keepdim=True)
+def _divided(x: Tensor, means: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return weight x / rms(x), given the means of squares (..., 1)."""
+    return weight * (x.to(torch.float32) * torch.rsqrt(means + epsilon)).to(x.dtype)
 
 
 def silu_times_by_operations(gate: Tensor, up: Tensor) -> Tensor:
@@ -66,7 +68,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """Return what `rms_norm_by_operations` does; None where that is left to it."""
     channels = x.shape[-1]
     rows = x.numel() // channels if channels else 0
-    if not (_take(x, weight) and weight.shape == (channels,) and rows >= LEAST_ROWS and channels % _VECTOR == 0):
+    if rows < LEAST_ROWS or channels >= _SPLIT or channels % _VECTOR or weight.shape != (channels,):
+        return None
+    if not _take(x, weight):
         return None
     kernels = _kernels(x.dtype, x.device.index, _held(channels))
     try:
@@ -204,21 +208,30 @@ def _say_once(reason: str) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _norms_alike(rows: int, channels: int, epsilon: float, dtype: torch.dtype, device: int) -> bool:
-    """Return whether the kernel gives the bits of operations for this shape, means of squares included."""
+    """Return whether the kernel gives the bits of operations for this shape, means of squares included.
+
+    A model is in the middle of a pass: no more memory is taken than operations take for a tensor of this shape, 8 bytes
+    an element.
+    """
     kernels = _kernels(dtype, device, _held(channels))
     assert kernels is not None
-    generator = torch.Generator(f"cuda:{device}").manual_seed(rows)
+    place, of_shape = _place(device), f"{rows:,} rows of {channels:,}"
+    generator = torch.Generator(place).manual_seed(rows)
     x, weight, sizes = (
-        torch.randn(shape, generator=generator, dtype=dtype, device=f"cuda:{device}")
+        torch.randn(shape, generator=generator, dtype=dtype, device=place)
         for shape in ((rows, channels), (channels,), (rows, 1))
     )
     x *= sizes.float().mul_(3).exp2_().to(dtype)
     x[1], x[2, 0], x[3, -1] = 0.0, torch.inf, torch.nan
-    means = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    means = torch.empty((rows, 1), dtype=torch.float32, device=place)
     found = _launch_norm(kernels, x, weight, epsilon, means)
-    return _alike(means, _mean_of_squares(x.float()), f"the mean of {rows:,} rows of {channels:,}") and _alike(
-        found, rms_norm_by_operations(x, weight, epsilon), f"the norm of {rows:,} rows of {channels:,}"
-    )
+    expected = x.to(torch.float32).pow_(2).mean(-1, keepdim=True)
+    if not _alike(means, expected, f"the mean of {of_shape}"):
+        return False
+    for norms, values, of_rows in zip(*(each.chunk(_PIECES) for each in (found, x, means)), strict=True):
+        if not _alike(norms, _divided(values, of_rows, weight, epsilon), f"the norm of {of_shape}"):
+            return False
+    return True
 
 
 @functools.cache
@@ -251,7 +264,11 @@ def _rotation_alike(dtype: torch.dtype, device: int) -> bool:
 
 def _every_number(dtype: torch.dtype, device: int) -> Tensor:
     """Return the 65,536 numbers of a 16-bit dtype."""
-    return torch.arange(2**16, dtype=torch.int32, device=f"cuda:{device}").to(torch.int16).view(dtype)
+    return torch.arange(2**16, dtype=torch.int32, device=_place(device)).to(torch.int16).view(dtype)
+
+
+def _place(device: int) -> torch.device:
+    return torch.device("cuda", device)
 
 
 def _shuffled(numbers: Tensor) -> Tensor:
