@@ -69,12 +69,14 @@ class KnownParts:
 
     @contextmanager
     def by_kernels(self) -> Iterator[None]:
-        """Have kernels stand in while the context lasts."""
+        """Have kernels stand in while the context lasts, but where something else does by now."""
         with ExitStack() as undo:
             for module, forward in self.forwards.items():
+                if "forward" in module.__dict__:
+                    continue
                 undo.callback(module.__dict__.pop, "forward")
                 module.__dict__["forward"] = MethodType(forward, module)  # not seen by nn.Module, which asks for less
-            for namespace in self.rotary:
+            for namespace in filter(_embeds_as_known, self.rotary):
                 embed = getattr(namespace, _ROTARY_NAME)
                 undo.callback(setattr, namespace, _ROTARY_NAME, embed)
                 setattr(namespace, _ROTARY_NAME, _embedding(embed))

@@ -111,6 +111,19 @@ def test_nothing_is_left_behind(as_on_a_gpu: Counter[str]) -> None:
     assert not any("forward" in module.__dict__ for module in made.modules())
 
 
+def test_what_stands_in_by_now_is_left_alone(as_on_a_gpu: Counter[str]) -> None:
+    made, embed = make(LlamaForCausalLM, LlamaConfig), modeling_llama.apply_rotary_pos_emb
+    parts, own = known_parts(made), made.model.norm
+    with parts.by_kernels():  # a pass within another one's
+        logits_of(made, parts)
+        logits_of(made, KnownParts())
+        assert as_on_a_gpu == {"rms_norm": 14, "silu_times": 6, "rotate": 12}
+    assert modeling_llama.apply_rotary_pos_emb is embed
+    own.forward = functools.partial(type(own).forward, own)  # between two batches
+    logits_of(made, parts)
+    assert isinstance(own.forward, functools.partial)
+
+
 def test_what_somebody_else_changed_or_listens_to_is_left_alone(as_on_a_gpu: Counter[str]) -> None:
     made = make(LlamaForCausalLM, LlamaConfig)
     layers: Any = made.model.layers
