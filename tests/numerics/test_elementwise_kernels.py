@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.tensor_bytes import TensorBytes
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
@@ -195,6 +195,18 @@ def test_a_trial_takes_no_more_memory_than_operations(tried_on_the_host: list[in
         assert kernels._norms_alike.__wrapped__(1000, 512, 1e-5, torch.bfloat16, 0)
     assert operations.peak >= 8 * x.numel()
     assert trial.peak < 1.01 * operations.peak
+
+
+def test_kernels_read_plain_tensors_only(no_gradients: None) -> None:
+    class OnGpu(Tensor):
+        is_cuda = True
+
+    class Parameter(nn.Parameter):
+        is_cuda = True
+
+    x = draw(8, 8, dtype=torch.bfloat16)
+    for other in (x.as_subclass(OnGpu), Parameter(x)):
+        assert not kernels._take(other, other)
 
 
 def test_rows_that_torch_splits_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

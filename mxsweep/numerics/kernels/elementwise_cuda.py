@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.availability import backend_problem
@@ -117,7 +117,7 @@ def _take(*tensors: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and are_plain()
         and all(
-            isinstance(each, Tensor)
+            type(each) in (Tensor, nn.Parameter)  # a subclass may stand for other tensors
             and each.dtype == first.dtype
             and each.device == first.device
             and each.is_contiguous()
