@@ -6,11 +6,8 @@ import os
 
 from mxsweep.config.command_line import CommandLine
 from mxsweep.machine.versions import git_sha, version_of
-from mxsweep.results.manifest import Command
-from mxsweep.sweeps.begin import begin, plan_command
-from mxsweep.sweeps.hydra_answers import answer_question, answer_shell
-from mxsweep.sweeps.on_host import workers_started_early
-from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, manifest_command, resume_sweep
+
+# What each answer needs is imported where it is given: it takes longer than many a question.
 
 
 def answer_line(line: CommandLine) -> int:
@@ -18,10 +15,19 @@ def answer_line(line: CommandLine) -> int:
     if line.version:
         print(f"mxsweep {version_of('mxsweep') or f'(not installed), commit {git_sha()}'}")
         return 0
-    if line.completion is not None:
-        return answer_shell(line.completion)
-    if line.asks_hydra:
-        return answer_question(line)
+    if line.completion is not None or line.asks_hydra:
+        from mxsweep.sweeps.hydra_answers import answer_question, answer_shell
+
+        return answer_question(line) if line.completion is None else answer_shell(line.completion)
+    return _do_runs(line)
+
+
+def _do_runs(line: CommandLine) -> int:
+    from mxsweep.results.manifest import Command
+    from mxsweep.sweeps.begin import begin, plan_command
+    from mxsweep.sweeps.on_host import workers_started_early
+    from mxsweep.sweeps.resume import SWEEP_DIR, knob_values, manifest_command, resume_sweep
+
     command = Command(line.overrides, str(line.config_dir) if line.config_dir else None, os.getcwd())
     values = knob_values(command)
     with workers_started_early(values):
