@@ -20,7 +20,7 @@ from typing import IO
 from mxsweep.machine.child_modules import child_environment
 from mxsweep.sweeps.worker import LENGTH_BYTES, Worker, output_files
 
-CHILD = "from mxsweep.files.bytecode import keep_bytecode as k; k(); from mxsweep.sweeps.worker import serve; serve()"
+CHILD = "from mxsweep.sweeps.worker import serve; serve()"
 PATIENCE_S = 3.0  # for a worker that is to end to take back its claim
 
 

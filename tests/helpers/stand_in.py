@@ -153,6 +153,8 @@ def serve() -> None:
 def main() -> int:
     """As mxsweep's own."""
     import mxsweep.__main__
+    import mxsweep.sweeps.on_host
+    import mxsweep.sweeps.on_slurm
 
     install()
     mxsweep.sweeps.on_host.Worker = mxsweep.sweeps.on_slurm.Worker = StandInWorker
