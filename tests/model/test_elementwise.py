@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matrix.architectures import ARCHITECTURES, Architecture
 from torch import Tensor, nn
 from transformers import (
     Gemma3ForCausalLM,
@@ -95,6 +96,19 @@ def test_code_that_is_not_known_is_left_alone(as_on_a_gpu: Counter[str]) -> None
     plain = logits_of(made, KnownParts())
     assert torch.equal(logits_of(made, known_parts(made)), plain)
     assert set(as_on_a_gpu) == {"rotate"}
+
+
+@pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each.spans], ids=lambda each: each.title)
+def test_no_architecture_computes_anything_else(
+    architecture: Architecture, as_on_a_gpu: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = architecture.build().to(torch.bfloat16)
+    parts = known_parts(made)
+    monkeypatch.setattr(PreTrainedModel, "device", property(lambda _: torch.device("cpu")))
+    plain = logits_of(made, KnownParts())
+    assert not as_on_a_gpu
+    assert torch.equal(logits_of(made, parts), plain)
+    assert bool(as_on_a_gpu) == bool(parts.forwards or parts.rotary)
 
 
 def test_on_a_cpu_there_is_nothing_to_stand_in_for() -> None:
