@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -23,6 +24,7 @@ from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
 from mxsweep.model.residual import rotated_residual
 from mxsweep.numerics import native_triton
+from mxsweep.numerics.kernels import elementwise_cuda
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.kernels.cpu import call_count
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
@@ -75,11 +77,14 @@ def evaluate_proven(config: RunConfig, progress: Progress, overrides: Sequence[s
 
 
 def _kernel_counts() -> dict[str, int]:
-    """Return how often this process launched kernels of its own, called Triton's, and the library built for the CPU."""
+    """Return how often this process launched kernels that quantize, called Triton's and the library built for the CPU,
+    and had kernels stand in for a model's own operations.
+    """
     return {
         "cuda_kernel_launches": launch_count(),
         "triton_kernel_calls": native_triton.call_count(),
         "cpu_kernel_calls": call_count(),
+        "elementwise_kernel_calls": elementwise_cuda.call_count(),
     }
 
 
@@ -91,7 +96,7 @@ class _Steps:
         self._proof = proof
         self._keeps_exponents = keeps_exponents
         self._seconds: dict[str, float] = {}
-        self._kernel_counts = {"cuda_kernel_launches": 0, "triton_kernel_calls": 0, "cpu_kernel_calls": 0}
+        self._kernel_counts = Counter[str]()
 
     def do(self, progress: Progress, overrides: Sequence[str]) -> RunResult:
         config = self._config

@@ -155,15 +155,16 @@ def test_a_cpu_has_operations_only(no_gradients: None) -> None:
 
 @pytest.fixture
 def tried_on_the_host(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have trials of norms go by operations on a CPU; the list has the rows whose last number they are to get wrong."""
+    """Have trials of norms go by operations on a CPU; the list has the rows whose first number comes out wrong."""
     wrong: list[int] = []
 
-    def launch(_kernels: object, x: Tensor, weight: Tensor, epsilon: float, means: Tensor) -> Tensor:
+    def launch(_: object, x: Tensor, weight: Tensor, epsilon: float, means: Tensor | None = None) -> Tensor:
         y = torch.empty_like(x)
         with _disable_current_modes():  # a kernel makes no tensors
-            means.copy_(x.float().pow(2).mean(-1, keepdim=True))
+            if means is not None:
+                means.copy_(x.float().pow(2).mean(-1, keepdim=True))
             y.copy_(kernels.rms_norm_by_operations(x, weight, epsilon))
-            y[wrong, -1] = -y[wrong, -1]
+            y[wrong, 0] = -y[wrong, 0]
         return y
 
     monkeypatch.setattr(kernels, "_launch_norm", launch)
@@ -207,6 +208,18 @@ def test_kernels_read_plain_tensors_only(no_gradients: None) -> None:
     x = draw(8, 8, dtype=torch.bfloat16)
     for other in (x.as_subclass(OnGpu), Parameter(x)):
         assert not kernels._take(other, other)
+
+
+def test_what_kernels_did_is_counted_without_trials(
+    tried_on_the_host: list[int], no_gradients: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_take", lambda *_: True)
+    monkeypatch.setattr(kernels, "_norms_alike", kernels._norms_alike.__wrapped__)
+    x, before = draw(64, 64, dtype=torch.bfloat16), kernels.call_count()
+    assert kernels.rms_norm(x, x[0], 1e-5) is not None
+    tried_on_the_host[:] = [5]
+    assert kernels.rms_norm(x, x[0], 1e-5) is None
+    assert kernels.call_count() == before + 1
 
 
 def test_rows_that_torch_splits_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

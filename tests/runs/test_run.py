@@ -236,6 +236,13 @@ def test_calls_of_triton_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -
     assert record["diagnostics"]["triton_kernel_calls"] == 30
 
 
+def test_calls_in_the_place_of_a_models_operations_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([100, 100, 1000, 1030])
+    monkeypatch.setattr("mxsweep.numerics.kernels.elementwise_cuda.call_count", lambda: next(counts))
+    record = run(compose(FEW))
+    assert record["diagnostics"]["elementwise_kernel_calls"] == 30
+
+
 def test_the_compiler_of_the_cpus_library_is_named_where_the_run_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuLibrary, "built_by", "GCC 1.2.3")
     for counts, named in (([7, 7, 7, 7], None), ([7, 7, 7, 9], "GCC 1.2.3")):

@@ -42,6 +42,13 @@ _INDEX = 2**31  # elements of a tensor, fewer than
 _SPLIT = 8192  # channels from which on torch has several warps sum a row: there the kernel has another order
 _PIECES = 8  # in which the norms of a trial are compared
 
+_calls = 0
+
+
+def call_count() -> int:
+    """Return how often a kernel of these did the work of operations in this process so far, trials left out."""
+    return _calls
+
 
 def rms_norm_by_operations(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Return weight x / rms(x) of x (..., C) as transformers' Llama computes it."""
@@ -78,7 +85,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
             return None
     except torch.OutOfMemoryError:  # in which there is room for operations, perhaps: it is tried another time
         return None
-    return _launch_norm(kernels, x, weight, epsilon)
+    return _counted(_launch_norm(kernels, x, weight, epsilon))
 
 
 def silu_times(gate: Tensor, up: Tensor) -> Tensor | None:
@@ -88,7 +95,7 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor | None:
     kernels = _kernels(gate.dtype, gate.device.index)
     if kernels is None or not _silu_alike(gate.dtype, gate.device.index):
         return None
-    return _launch_silu(kernels, gate, up)
+    return _counted(_launch_silu(kernels, gate, up))
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor | None:
@@ -105,7 +112,13 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor | None:
     kernels = _kernels(x.dtype, x.device.index)
     if kernels is None or not _rotation_alike(x.dtype, x.device.index):
         return None
-    return _launch_rotation(kernels, x, cosines, sines)
+    return _counted(_launch_rotation(kernels, x, cosines, sines))
+
+
+def _counted(y: Tensor) -> Tensor:
+    global _calls
+    _calls += 1
+    return y
 
 
 def _take(*tensors: Tensor) -> bool:
