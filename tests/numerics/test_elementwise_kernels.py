@@ -210,6 +210,32 @@ def test_kernels_read_plain_tensors_only(no_gradients: None) -> None:
         assert not kernels._take(other, other)
 
 
+def test_a_trial_that_fails_leaves_the_work_to_operations_and_one_without_memory_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No run needs a kernel of these."""
+    raised: list[Exception] = []
+
+    def launch(*_: object) -> Tensor:
+        raise raised[-1]
+
+    for name in ("_launch_norm", "_launch_silu", "_launch_rotation"):
+        monkeypatch.setattr(kernels, name, launch)
+    monkeypatch.setattr(kernels, "_place", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(kernels, "_kernels", lambda *_: object())
+    shape, dtype, device = (64, 72, 1e-5), torch.float16, -1
+    raised.append(torch.OutOfMemoryError("CUDA out of memory"))
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            kernels._norms_alike(*shape, dtype, device)
+    raised.append(RuntimeError("CUDA's driver could not launch it: error 701"))
+    with caplog.at_level(logging.INFO):
+        assert not kernels._norms_alike(*shape, dtype, device)
+        assert not kernels._silu_alike(dtype, device)
+        assert not kernels._rotation_alike(dtype, device)
+    assert caplog.text.count("are PyTorch's: CUDA's driver could not launch it: error 701") == 1
+
+
 def test_what_kernels_did_is_counted_without_trials(
     tried_on_the_host: list[int], no_gradients: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

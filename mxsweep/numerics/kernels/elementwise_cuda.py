@@ -219,7 +219,18 @@ def _say_once(reason: str) -> None:
     log.info("a model's elementwise operations are PyTorch's: %s", reason)
 
 
-@functools.lru_cache(maxsize=4096)
+def _kept(trial: Callable[..., bool]) -> Callable[..., bool]:
+    """Keep what a trial says of its arguments; no where anything goes wrong in it, which is logged."""
+
+    @functools.lru_cache(maxsize=4096)
+    @functools.wraps(trial)
+    def answer(*args: object) -> bool:
+        return _unless_it_fails(lambda: trial(*args)) or False
+
+    return answer
+
+
+@_kept
 def _norms_alike(rows: int, channels: int, epsilon: float, dtype: torch.dtype, device: int) -> bool:
     """Return whether the kernel gives the bits of operations for this shape, means of squares included.
 
@@ -247,7 +258,7 @@ def _norms_alike(rows: int, channels: int, epsilon: float, dtype: torch.dtype, d
     return True
 
 
-@functools.cache
+@_kept
 def _silu_alike(dtype: torch.dtype, device: int) -> bool:
     """Return whether the kernel gives the bits of operations for every number, and for pairs of numbers."""
     kernels = _kernels(dtype, device)
@@ -259,7 +270,7 @@ def _silu_alike(dtype: torch.dtype, device: int) -> bool:
     )
 
 
-@functools.cache
+@_kept
 def _rotation_alike(dtype: torch.dtype, device: int) -> bool:
     """Return whether the kernel gives the bits and the layout of operations, angles of one or all examples."""
     kernels = _kernels(dtype, device)
