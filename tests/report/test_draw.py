@@ -93,6 +93,19 @@ def test_a_chart_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(drawn.files) == ["one"]
 
 
+def test_who_gives_up_leaves_nobody_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(subprocess.Popen[bytes]):
+        def communicate(self, *_: Any, **__: Any) -> Any:
+            asked.append(self)
+            raise KeyboardInterrupt
+
+    asked: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_charts([("one", chart())], tmp_path)
+    assert asked[0].wait(0) == -signal.SIGKILL
+
+
 def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert draw_charts([("one", chart())], tmp_path / "file").unwritten.keys() == {"one"}

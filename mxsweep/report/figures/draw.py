@@ -114,6 +114,9 @@ def _ask(job: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
             process.kill()
             output, _ = process.communicate()
             return _lines(output), f"the process that draws did not end within {patience} s"
+        except BaseException:  # as Ctrl-C: nothing is to be drawn behind whoever gave up
+            process.kill()
+            raise
     if was_waiting and process.returncode and not output:  # it died before it was asked
         return _ask(job)
     words = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
