@@ -1,5 +1,6 @@
 """Collecting: from small synthetic records to tables, figures and exit codes."""
 
+import builtins
 import csv
 import itertools
 import math
@@ -14,7 +15,7 @@ import pytest
 from helpers.made_report import put_study
 
 from mxsweep.collect import main
-from mxsweep.report.collection import CollectError, collect
+from mxsweep.report.collection import CollectError, collect, import_report
 from mxsweep.report.data_files import load
 from mxsweep.report.figures.figure_files import draw_figures, written_files
 from mxsweep.report.result_texts import markdown_text, terminal_text
@@ -493,3 +494,15 @@ def test_collecting_imports_nothing_heavy(tmp_path: Path) -> None:
 )
 def test_format_value(value: float | None, stderr: float | None, digits: int | None, text: str) -> None:
     assert format_value(value, stderr, digits) == text
+
+
+def test_a_broken_package_of_the_report_takes_nothing_from_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, *_: Any) -> None:
+        asked.append(name)
+        raise ValueError("numpy.dtype size changed")  # as pandas says beside another numpy
+
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "__import__", broken)
+        import_report()
+    assert asked == ["pandas"]
