@@ -113,13 +113,14 @@ def on_gpu(shape: tuple[int, int], dtype: torch.dtype, blocks: Sequence[int]) ->
             if fmt.element == "fp4_e2m1":
                 row |= beside(x, fmt, problem)
             rows.append(row)
-    training, others = of_training(x), of_other_blocks(x)
+    training, others, in_turn = of_training(x), of_other_blocks(x), of_tensors_in_turn(x)
     # Measured last, when the clocks are those of the rest.
     return {
         "copy_s": gpu_seconds(lambda: y.copy_(x)),
         "rows": rows,
         "training": training,
         "other_blocks": others,
+        "in_turn": in_turn,
         "microxcaling": problem,
     }
 
@@ -149,14 +150,19 @@ def of_training(x: Tensor) -> list[dict[str, Any]]:
 def of_other_blocks(x: Tensor) -> list[dict[str, Any]]:
     """Seconds of tiles, and of blocks of lengths that are no power of two, longer or whole, along both axes."""
     rows = []
-    for size in (48, 100, 128, 1024, 0):
+    for size in (20, 48, 63, 100, 128, 1024, 0):
         for axis, along in ((-1, "rows"), (-2, "columns")):
             call = functools.partial(quantize, x, MXFormat("fp4_e2m1", size), axis, backend="cuda")
             rows.append({"what": f"{along}, {f'blocks of {size}' if size else 'whole'}", "cuda_s": gpu_seconds(call)})
-    tiles = [MXFormat("fp4_e2m1", (size, size)) for size in (16, 32, 128)]
-    for fmt in (*tiles, replace(NVFP4, block_size=(16, 16)), replace(NVFP4, block_size=(16, 1))):
-        call = functools.partial(quantize, x, fmt, backend="cuda")
+    tiles = [MXFormat("fp4_e2m1", (size, size)) for size in (16, 32, 64, 128)]
+    nvfp4 = [replace(NVFP4, block_size=size) for size in ((16, 16), (16, 1), (1, 48))]
+    stochastic = [replace(fmt, rounding="stochastic") for fmt in (tiles[0], nvfp4[0])]
+    for fmt in (*tiles, *nvfp4, *stochastic):
+        call = functools.partial(quantize, x, fmt, backend="cuda", generator=5)
         rows.append({"what": f"tiles, {fmt}", "cuda_s": gpu_seconds(call)})
+    for fmt in (replace(NVFP4, block_size=0), replace(stochastic[0], block_size=0)):
+        call = functools.partial(quantize, x, fmt, -2, backend="cuda", generator=5)
+        rows.append({"what": f"columns, {fmt}", "cuda_s": gpu_seconds(call)})
     for rounding in ("even", "stochastic"):
         fmt = replace(NVFP4, rounding=rounding)
         call = functools.partial(
@@ -165,6 +171,21 @@ def of_other_blocks(x: Tensor) -> list[dict[str, Any]]:
         )  # fmt: skip
         rows.append({"what": f"rows and rotated columns, {fmt}", "cuda_s": gpu_seconds(call)})
     return rows
+
+
+def of_tensors_in_turn(x: Tensor) -> list[dict[str, Any]]:
+    """Seconds of NVFP4 of a quarter of the tensor, which the L2 cache may hold, beside those of copying it.
+
+    Six such tensors take turns, so that none is in the cache before.
+    """
+    tensors = [x[: max(1, len(x) // 4)].clone() for _ in range(6)]
+    y, turns = torch.empty_like(tensors[0]), itertools.cycle(tensors)
+    calls: dict[str, Call] = {
+        "copying": lambda: y.copy_(next(turns)),
+        "a scale of the tensor": lambda: quantize(next(turns), NVFP4, backend="cuda"),
+        "a scale of each row": lambda: quantize(next(turns), NVFP4, backend="cuda", tensor_dims=(-1,)),
+    }
+    return [{"what": what, "cuda_s": gpu_seconds(call)} for what, call in calls.items()]
 
 
 def beside(x: Tensor, fmt: MXFormat, problem: str | None) -> dict[str, float]:
@@ -213,6 +234,10 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
     others_of_ours = [
         [row["what"], f"{row['cuda_s'] * 1e3:.4f}", ratio(row["cuda_s"], copy_s)] for row in found["other_blocks"]
     ]
+    in_turn = [
+        [row["what"], f"{row['cuda_s'] * 1e3:.4f}", ratio(row["cuda_s"], found["in_turn"][0]["cuda_s"])]
+        for row in found["in_turn"]
+    ]
     note = f"microxcaling was not measured: {found['microxcaling']}" if found["microxcaling"] else ""
     return "\n\n".join(
         filter(
@@ -229,6 +254,8 @@ def gpu_report(found: dict[str, Any], blocks: Sequence[int]) -> str:
                 markdown_table(["what", "ms", "copies", "times the least"], training),
                 "Blocks of other kinds, fp4_e2m1:",
                 markdown_table(["what", "ms", "copies"], others_of_ours),
+                "NVFP4 of a quarter of the tensor, six such in turn:",
+                markdown_table(["what", "ms", "copies"], in_turn),
                 note,
             ),
         )

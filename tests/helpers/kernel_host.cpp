@@ -74,13 +74,16 @@ static void launch(long threads, Kernel kernel) {
     for (auto& lane : lanes) lane.join();
 }
 
-// Thread blocks that share memory, each of one warp.
+// Thread blocks that share memory, each of one warp: so many warps, or as many thread blocks.
+template <class Kernel>
+static void launch_warps(long threads, Kernel kernel) {
+    blockDim.x = 32;
+    launch(threads, kernel);
+    blockDim.x = 256;
+}
 template <class Kernel>
 static void launch_thread_blocks(long threads, Kernel kernel) {
-    const long thread_blocks = threads / blockDim.x;
-    blockDim.x = 32;
-    launch(thread_blocks * 32, kernel);
-    blockDim.x = 256;
+    launch_warps(threads / blockDim.x * 32, kernel);
 }
 
 #ifdef MX_COLUMN_BLOCK
@@ -111,16 +114,58 @@ extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, 
     });
 }
 #endif
-#ifdef MX_TILES_ON_HOST
+// Of ways.py's kernels those that were asked for.
 #define TILE_KERNEL(name, type, by)                                                                                          \
     extern "C" void name##_on_host(long threads, const type* x, type* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {              \
         by(threads, [=] {                                                                                                    \
             mx_##name(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);         \
         });                                                                                                                  \
     }
+#define GROUP_KERNEL(name, by)                                                                                               \
+    extern "C" void name##_on_host(long threads, const uint4* x, uint4* y, GROUP_ARGUMENTS) {                               \
+        by(threads, [=] { mx_##name(x, y, vectors, count, key, example, first_example); });                                  \
+    }
+#if defined(WITH_mx_tiles_by_warp) || defined(WITH_mx_tiles_by_thread)
 TILE_KERNEL(tiles_by_warp, void, launch)
 TILE_KERNEL(tiles_by_thread, void, launch)
+#endif
+#ifdef WITH_mx_vector_tiles_by_warp
 TILE_KERNEL(vector_tiles_by_warp, uint4, launch)
+#endif
+#ifdef WITH_mx_vector_tiles
 TILE_KERNEL(vector_tiles, uint4, launch_thread_blocks)
+#endif
+#ifdef WITH_mx_small_tiles
+TILE_KERNEL(small_tiles, uint4, launch)
+#endif
+#ifdef WITH_mx_long_columns
 TILE_KERNEL(long_columns, uint4, launch_thread_blocks)
+#endif
+#ifdef WITH_mx_column_extremes
+extern "C" void column_extremes_on_host(long threads, const uint4* x, uint4* extremes, i64 parts, TILING_ARGUMENTS) {
+    launch_thread_blocks(threads, [=] { mx_column_extremes(x, extremes, parts, outer, height, width, rows, columns); });
+}
+#endif
+#ifdef WITH_mx_columns_by_parts
+extern "C" void columns_by_parts_on_host(long threads, const uint4* x, uint4* y, uint4* extremes, i64 parts,
+                                         TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+    launch_thread_blocks(threads, [=] {
+        mx_columns_by_parts(x, y, extremes, parts, outer, height, width, rows, columns, tensor_scales, group, key, example,
+                            first_example);
+    });
+}
+#endif
+#ifdef WITH_mx_short_blocks
+extern "C" void short_blocks_on_host(long threads, const uint4* x, uint4* y, i64 rows, i64 width, i64 across,
+                                     u64 multiplier, i64 shift, BESIDE_ARGUMENTS) {
+    launch_warps((threads + 31) / 32 * 32, [=] {
+        mx_short_blocks(x, y, rows, width, across, multiplier, shift, tensor_scales, group, key, example, first_example);
+    });
+}
+#endif
+#ifdef WITH_mx_groups_by_warp
+GROUP_KERNEL(groups_by_warp, launch)
+#endif
+#ifdef WITH_mx_groups
+GROUP_KERNEL(groups, launch_thread_blocks)
 #endif

@@ -3,9 +3,16 @@
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from mxsweep.numerics import MXFormat
+from mxsweep.numerics.kernels.compile import THREADS
+from mxsweep.numerics.kernels.source import WARP
+from mxsweep.numerics.kernels.ways import Threads, tile_source
 
 HOST = Path(__file__).parent / "kernel_host.cpp"
 
@@ -30,3 +37,47 @@ class HostKernels:
     def launch(self, name: str, threads: int, *arguments: int) -> None:
         function = getattr(self._library, f"{name.removeprefix('mx_')}_on_host")
         function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
+
+
+# Those that go on with a loop where threads keep less than a block are compiled together.
+LOOPS = (
+    "mx_vector_tiles_by_warp",
+    "mx_vector_tiles",
+    "mx_long_columns",
+    "mx_column_extremes",
+    "mx_columns_by_parts",
+    "mx_tiles_by_warp",
+    "mx_tiles_by_thread",
+)
+
+
+class HostWays:
+    """Stand in for cuda.py's `_tile_kernels`: compile kernels of ways.py when they are asked for, and note which were.
+
+    Thread blocks are a warp here, which keeps what all threads of a group keep elsewhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._compiled = folder, dict[object, HostKernels]()
+        self.used: list[str] = []
+
+    def __call__(
+        self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str
+    ) -> "_HostWay":
+        names, build = (LOOPS, Threads(2)) if name in LOOPS else ((name,), threads)
+        if name == "mx_groups":
+            build = replace(threads, kept=threads.kept * threads.share // WARP)
+        key = fmt, dtype, prescale, build, names
+        if key not in self._compiled:
+            source = tile_source(fmt, dtype, prescale, build, *names)
+            self._compiled[key] = HostKernels(source, self._folder / f"way_{len(self._compiled)}")
+        self.used.append(name)
+        return _HostWay(self._compiled[key], threads.block)
+
+
+class _HostWay:
+    def __init__(self, kernels: HostKernels, block: int) -> None:
+        self._kernels, self._block = kernels, block
+
+    def launch(self, name: str, threads: int, *arguments: int) -> None:
+        self._kernels.launch(name, threads // self._block * THREADS if self._block < THREADS else threads, *arguments)

@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ from mxsweep.numerics import (
 )
 from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.kernels.compile import compile_source
-from mxsweep.numerics.kernels.cuda import TILE_KERNELS, compile_kernels, quantize_cuda, tile_source
+from mxsweep.numerics.kernels.cuda import compile_kernels, quantize_cuda
 from mxsweep.numerics.kernels.source import lanes_of
+from mxsweep.numerics.kernels.ways import KERNELS, Threads, tile_source
 from mxsweep.numerics.reference.definition import without_inf
 
 
@@ -188,8 +190,12 @@ def test_kernels_compile_for_every_architecture(arch: str, dtype: torch.dtype) -
 def test_kernels_for_tiles_compile(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
     fmt = MXFormat("int4", (8, 8), "fp32", rounding="stochastic", symmetric=False, four_over_six=True)
-    code = compile_source(tile_source(fmt, dtype, 1.0, 2, *TILE_KERNELS), arch).code
-    assert all(name.encode() in code for name in TILE_KERNELS)
+    code = compile_source(tile_source(fmt, dtype, 1.0, Threads(2), *KERNELS), arch).code
+    assert all(name.encode() in code for name in KERNELS)
+    for unit in (4, 2) if dtype.itemsize == 2 else (4,):
+        blocks = replace(fmt, block_size=20, four_over_six=False)
+        source = tile_source(blocks, dtype, 1.0, Threads(3, 2, unit), "mx_short_blocks")
+        assert b"mx_short_blocks" in compile_source(source, arch).code
 
 
 def test_products_and_sums_are_not_contracted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +255,7 @@ def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
         (8, torch.float16, 1),
         (256, torch.bfloat16, 32),
         (512, torch.bfloat16, 0),  # more than a warp
-        (48, torch.bfloat16, 6),
+        (48, torch.bfloat16, 0),  # not by halves
         (4, torch.bfloat16, 0),  # less than what a thread reads
         (0, torch.bfloat16, 0),
         ((4, 8), torch.bfloat16, 1),  # of a row of a tile

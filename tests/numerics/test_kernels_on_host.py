@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
-from helpers.kernel_host import HostKernels
+from helpers.kernel_host import HostKernels, HostWays
 from helpers.mx_host import host_library, pointer
 
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.kernels import cuda
-from mxsweep.numerics.kernels.cuda import TILE_KERNELS, tile_source
 from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
@@ -42,64 +41,143 @@ BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate
     ids=str,
 )
 def test_the_kernels_are_the_definition(
-    fmt: MXFormat, dtype: torch.dtype, prescale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fmt: MXFormat, dtype: torch.dtype, prescale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: HostWays
 ) -> None:
     rows = HostKernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale), tmp_path, "-DMX_BLOCKS_ON_HOST")
-    tiles = HostKernels(tile_source(fmt, dtype, prescale, 2, *TILE_KERNELS), tmp_path / "tiles", "-DMX_TILES_ON_HOST")
-    used: list[str] = []
+    launch = rows.launch
+    monkeypatch.setattr(rows, "launch", lambda name, *rest: (ways.used.append(name), launch(name, *rest)))
     monkeypatch.setattr(cuda, "_kernels", lambda *_: rows)
-    monkeypatch.setattr(cuda, "_tile_kernels", lambda *_: tiles)
-    monkeypatch.setattr(cuda, "takes", lambda *_: False)
-    monkeypatch.setattr(  # the maxima of tensors, which threads that share memory find
-        cuda, "_tensor_scales", lambda x, fmt, dims, amax: (
-            tensor_scale_over(x, fmt, dims, amax).contiguous(), cuda._group_size(x, dims),
-        ),
-    )  # fmt: skip
-    for kernels in (rows, tiles):
-        launch = kernels.launch
-        monkeypatch.setattr(
-            kernels, "launch", lambda name, *rest, launch=launch: (used.append(name), launch(name, *rest))
-        )
     x = adversarial(8 * 9 * 128, 2).view(8, 9, 128).to(dtype)
     long = adversarial(2 * 41 * 512, 3, finite=True).view(2, 41, 512).to(dtype)
-    block, tile, large_tile = fmt, replace(fmt, block_size=(4, 32)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
+    block, tile, large_tile = fmt, replace(fmt, block_size=(4, 24)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
     for fmt, axis, dims, part in (
-        (block, -1, (-1,), x),
+        (block, -1, (-2, -1), x),
         (block, -1, (-1,), x[..., :88]),  # blocks end short
-        (block, -1, (-1,), x[..., :87]),  # and between the 16 bytes that a thread reads
+        (replace(block, four_over_six=False, rounding="even"), -1, (-1,), x[..., :87]),  # and between 16 bytes
         (block, -2, (-2, -1), x),
         (block, -2, (-2, -1), x[..., :87]),
         (tile, -2, (-2, -1), x),
         (large_tile, -1, (-2, -1), long),
         (replace(block, block_size=0), -2, (-2, -1), long[..., :24]),
     ):
-        part = part.contiguous()
-        y = torch.full_like(part, 7.0)
-        dims = dims if fmt.tensor_scale else None
-        cuda._launch(part, y, fmt, axis, dims, Draws(KEY, 1, 3), None, prescale)
-        beside = {"generator": KEY, "example_dims": 1, "first_example": 3, "tensor_dims": dims}
-        assert_same_bits(y, quantize_rescaled(part, fmt, axis, prescale=prescale, **beside))
-        assert not y.isnan().all()
+        check(part, fmt, axis, dims, prescale)
     by_column = "mx_tiles_by_thread" if block.four_over_six else "mx_long_columns"
-    assert used == [
-        *("mx_rows", "mx_vector_tiles_by_warp", "mx_tiles_by_warp"),
-        *(by_column, "mx_tiles_by_thread", "mx_vector_tiles_by_warp", "mx_vector_tiles", by_column),
+    assert ways.used == [
+        "mx_groups" if block.tensor_scale else "mx_rows",
+        *("mx_short_blocks", "mx_short_blocks", by_column, "mx_tiles_by_thread", "mx_vector_tiles_by_warp"),
+        *("mx_vector_tiles", by_column),
     ]
 
 
-@pytest.mark.parametrize("block_size", [24, 48, 88, 248])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_blocks_of_any_number_of_vectors_are_read_once(
-    block_size: int, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def check(
+    x: torch.Tensor, fmt: MXFormat, axis: int, dims: tuple[int, ...] | None = None, prescale: float = 1.0
 ) -> None:
-    """Of 3, 6, 11 and 31 threads, of which a warp has as many as are whole blocks."""
-    fmt = MXFormat("int4", block_size, "fp32", symmetric=symmetric)
-    kernels = HostKernels(kernel_source(fmt, torch.bfloat16, "blocks.cu"), tmp_path, "-DMX_BLOCKS_ON_HOST")
-    monkeypatch.setattr(cuda, "_kernels", lambda *_: kernels)
-    x = adversarial(61 * 2 * block_size, 2).view(61, 2 * block_size).bfloat16()
+    """Hold what the kernels make of a tensor against the definition."""
+    x, dims = x.contiguous(), dims if fmt.tensor_scale else None
     y = torch.full_like(x, 7.0)
-    cuda._launch(x, y, fmt, -1, None, Draws(KEY, 0, 0), None)
-    assert_same_bits(y, quantize(x, fmt, arithmetic="exact"))
+    cuda._launch(x, y, fmt, axis, dims, Draws(KEY, 1, 3), None, prescale)
+    beside = {"generator": KEY, "example_dims": 1, "first_example": 3, "tensor_dims": dims}
+    assert_same_bits(y, quantize_rescaled(x, fmt, axis, prescale=prescale, **beside))
+    assert not y.isnan().all()
+
+
+@pytest.fixture
+def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostWays:
+    """The kernels that ways.py chooses, on the host."""
+    kernels = HostWays(tmp_path)
+    monkeypatch.setattr(cuda, "_tile_kernels", kernels)
+    monkeypatch.setattr(cuda, "takes", lambda *_: False)
+    monkeypatch.setattr(  # the maxima of tensors, which threads that share memory find
+        cuda, "_tensor_scales", lambda x, fmt, dims, amax, extremes: (
+            tensor_scale_over(x, fmt, dims, amax).contiguous(), cuda._group_size(x, dims),
+        ),
+    )  # fmt: skip
+    return kernels
+
+
+BLOCKS = MXFormat("fp4_e2m1", 48)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("fmt", "widths"),
+    [
+        (BLOCKS, (96, 200, 202, 203, 8)),
+        (replace(BLOCKS, block_size=20), (200, 16)),
+        (replace(BLOCKS, block_size=17), (200, 1)),
+        (replace(BLOCKS, block_size=63), (203,)),
+        (replace(BLOCKS, block_size=4), (66,)),
+        (replace(BETTER, block_size=40), (200,)),
+        (replace(NVFP4, block_size=36), (200,)),
+        (MXFormat("int4", 48, "fp32", symmetric=False), (200, 203)),
+    ],
+    ids=str,
+)
+def test_short_blocks_of_rows_of_any_length(
+    fmt: MXFormat, widths: tuple[int, ...], dtype: torch.dtype, ways: HostWays
+) -> None:
+    for width in widths:
+        check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
+    assert ways.used == ["mx_short_blocks"] * len(widths)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        MXFormat("fp4_e2m1", (16, 16)),
+        MXFormat("fp4_e2m1", (5, 32)),
+        replace(BETTER, block_size=(8, 8)),
+        MXFormat("int4", (16, 16), "fp32", symmetric=False, rounding="stochastic"),
+    ],
+    ids=str,
+)
+def test_a_warp_has_several_small_tiles(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+    for width in (64, 200):
+        check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
+    assert ways.used == ["mx_small_tiles"] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        BLOCKS,
+        replace(NVFP4, rounding="stochastic", inf="saturate"),
+        MXFormat("int4", 32, "fp32", symmetric=False),
+        MXFormat("int4", 32, "fp32", symmetric=False, inf="saturate"),
+    ],
+    ids=str,
+)
+def test_long_columns_are_quantized_in_parts(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+    x = adversarial(2 * 600 * 72, 2, finite=fmt.tensor_scale).view(2, 600, 72).to(dtype)
+    for block_size in (0, 500):
+        check(x, replace(fmt, block_size=block_size), -2, (-2, -1))
+    assert ways.used == ["mx_column_extremes", "mx_columns_by_parts"] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_tensor_has_the_maximum_of_the_extremes_of_its_columns(
+    dtype: torch.dtype, ways: HostWays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From which per-tensor scales are made, where they are of whole matrices: with no further reading."""
+    found = []
+    own = cuda._tensor_scales
+    monkeypatch.setattr(cuda, "_tensor_scales", lambda *all_: (found.append(all_[-1]), own(*all_))[-1])
+    x = torch.randn(2, 3, 300, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for symmetric in (True, False):
+        check(x, replace(NVFP4, block_size=0, symmetric=symmetric), -2, (-2, -1))
+        assert torch.equal(found.pop().abs().amax(-1), x.abs().amax((-2, -1)).flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("fmt", [NVFP4, BETTER, replace(NVFP4, scale_rule="compressed_tensors")], ids=str)
+def test_a_group_under_one_scale_is_read_once(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+    for finite in (True, False):
+        x = adversarial(5 * 7 * 208, 3, finite=finite).view(5, 7, 208).to(dtype)
+        check(x, fmt, -1, (-1,))
+        check(x, fmt, -1, (-2, -1))
+    assert ways.used == ["mx_groups_by_warp", "mx_groups"] * 2
 
 
 def test_tiles_of_one_row_or_column_are_blocks() -> None:
@@ -120,18 +198,13 @@ def test_numbers_are_rounded_to_what_tensors_are_stored_in(tmp_path: Path) -> No
         assert_same_bits(y, x.to(dtype).float())
 
 
-def test_a_thread_has_numbers_of_one_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_has_numbers_of_one_example(ways: HostWays) -> None:
     """Long columns are read four float32 at a time: not where an example begins between these, and they are random."""
     fmt = MXFormat("fp8_e4m3", 7, rounding="stochastic")
-    tiles = HostKernels(tile_source(fmt, torch.float32, 1.0, 1, *TILE_KERNELS), tmp_path, "-DMX_TILES_ON_HOST")
-    used: list[str] = []
-    launch = tiles.launch
-    monkeypatch.setattr(tiles, "launch", lambda name, *rest: (used.append(name), launch(name, *rest)))
-    monkeypatch.setattr(cuda, "_tile_kernels", lambda *_: tiles)
     x = adversarial(24 * 10 * 6, 2).view(24, 10, 6)
     for example_dims in (0, 1, 2):
         y = torch.full_like(x, 7.0)
         cuda._launch(x, y, fmt, 0, None, Draws(KEY, example_dims, 3), None)
         beside = {"generator": KEY, "example_dims": example_dims, "first_example": 3}
         assert_same_bits(y, quantize(x, fmt, 0, arithmetic="exact", **beside))
-    assert used == ["mx_long_columns", "mx_long_columns", "mx_tiles_by_thread"]
+    assert ways.used == ["mx_long_columns", "mx_long_columns", "mx_tiles_by_thread"]

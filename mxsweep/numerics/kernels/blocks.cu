@@ -1,16 +1,13 @@
 // The kernels that quantize a tensor to one format. Compiled behind vectors.cu, whose macros they use.
 
 // Blocks that cut a contiguous tensor evenly into runs of MX_LANES * PER_VECTOR elements: one thread for 16 bytes, the
-// block's maximum by shuffles, nothing read twice. `vectors` counts the 16-byte pieces, of which a warp has as many as are
-// whole blocks.
-constexpr int USED = 32 / MX_LANES * MX_LANES;
+// block's maximum by shuffles, nothing read twice. `vectors` counts the 16-byte pieces.
 extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4* y, i64 vectors, BESIDE_ARGUMENTS) {
     const Beside beside = BESIDE;
     // After the pass for a per-tensor scale the end of x is what the L2 cache still holds: begin there.
     const unsigned thread_block = FORMAT.tensor_scale ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    const i64 thread = i64(thread_block) * blockDim.x + threadIdx.x;
-    const i64 vector = USED == 32 ? thread : thread / 32 * USED + thread % 32;
-    const bool inside = vector < vectors && thread % 32 < USED;
+    const i64 vector = i64(thread_block) * blockDim.x + threadIdx.x;
+    const bool inside = vector < vectors;
     const i64 first = vector * PER_VECTOR;
     const uint4 read = inside ? x[vector] : uint4{0, 0, 0, 0};
     const float g = inside ? tensor_scale_at(beside, first) : 1.0f;

@@ -25,6 +25,7 @@ from mxsweep.numerics.kernels.source import (
     kernel_source,
     lanes_of,
 )
+from mxsweep.numerics.kernels.ways import divider
 from mxsweep.numerics.philox import Draws
 
 _ROW_BLOCKS = (16, 32, 64)
@@ -181,14 +182,13 @@ def _launch(
     column_prescale: float, order: int,
 ) -> tuple[Kernels, int, int, int, int, int]:  # fmt: skip
     """Return the kernels, and of the matrix that they see its rows, the vectors of a row, how many tiles these are, and
-    a multiplier and a shift that divide by that number: tile * multiplier >> shift, of tiles below 2^31.
+    what divides by that number.
     """
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
     kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order)
-    bits = 31 + (across - 1).bit_length()
-    return kernels, rows, width, across, -(-(2**bits) // across), bits
+    return kernels, rows, width, across, *divider(across)
 
 
 def both_source(

@@ -88,10 +88,10 @@ def block_length(fmt: MXFormat) -> int:
 
 
 def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
-    """Return how many threads share one block of neighbours, or a row of a tile; 0 where these cannot be shared so."""
+    """Return how many threads share one block of neighbours, or a row of a tile, by halves; 0 where these cannot be."""
     columns = fmt.block_size if isinstance(fmt.block_size, int) else fmt.block_size[1]
     lanes, rest = divmod(columns * dtype.itemsize, VECTOR_BYTES)
-    return lanes if not rest and lanes <= WARP else 0
+    return lanes if not rest and lanes <= WARP and not lanes & (lanes - 1) else 0
 
 
 def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:

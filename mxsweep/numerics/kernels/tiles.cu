@@ -133,34 +133,56 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 #endif
 
-#ifdef WITH_mx_long_columns
-// Blocks of `rows` elements of columns, of which `width` counts vectors: a thread block takes ACROSS vectors side by side,
-// KEPT rows of each thread are read once, the rest of a longer block twice.
-extern "C" __global__ void __launch_bounds__(256)
-    mx_long_columns(const uint4* x, uint4* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+#if defined(WITH_mx_long_columns) || defined(WITH_mx_column_extremes) || defined(WITH_mx_columns_by_parts)
+// Blocks of `rows` elements of columns, of which `width` counts vectors: a thread block takes ACROSS vectors side by side of
+// one of `parts` parts of a block. KEPT rows of each thread are read once, the rest of a longer part twice. Where there are
+// more parts than one, a kernel finds the extremes of each before, and writes them as elements: of each column the largest
+// magnitude, or the least and the largest element. What a format maps Inf to is in them.
+constexpr int EXTREMES = FORMAT.symmetric ? 1 : 2;
+template <bool FINDS, bool WRITES>
+MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 parts, Tiling tiling, Beside beside) {
     constexpr int ACROSS = 8;
-    const Beside beside = BESIDE;
-    const i64 down = (height + rows - 1) / rows, across = (width + ACROSS - 1) / ACROSS;
-    const i64 above = divided(blockIdx.x, across), matrix = divided(above, down), top = (above - matrix * down) * rows;
-    const i64 column = (blockIdx.x - above * across) * ACROSS + threadIdx.x % ACROSS, step = blockDim.x / ACROSS;
+    const i64 height = tiling.height, width = tiling.width;
+    const i64 down = (height + tiling.rows - 1) / tiling.rows, across = (width + ACROSS - 1) / ACROSS;
+    // What was read last to find the extremes is what the L2 cache still holds: begin there.
+    const i64 thread_block = FINDS ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+    const i64 row_of_parts = divided(thread_block, across), above = divided(row_of_parts, parts);
+    const i64 part = row_of_parts - above * parts, matrix = divided(above, down), top = (above - matrix * down) * tiling.rows;
+    const i64 column = (thread_block - row_of_parts * across) * ACROSS + threadIdx.x % ACROSS;
+    const int within = threadIdx.x / ACROSS, step = blockDim.x / ACROSS;
     const bool inside = column < width;  // past the end of a row its last vector is read again, and nothing written
-    const i64 end = top + rows < height ? top + rows : height, start = top + threadIdx.x / ACROSS;
-    const i64 corner = matrix * height * width + (inside ? column : width - 1);
-    const auto read = [&](unsigned(&words)[4], i64 row) {
-        const uint4 own = x[corner + (row < end ? row : top) * width];
+    const i64 bottom = top + tiling.rows < height ? top + tiling.rows : height;
+    const i64 length = divided(tiling.rows + parts - 1, parts), start = top + part * length + within;
+    const i64 end = top + (part + 1) * length < bottom ? top + (part + 1) * length : bottom;
+    const i64 shown = inside ? column : width - 1, corner = matrix * height * width + shown;
+    const auto take = [&](unsigned(&words)[4], const uint4& own) {
         words[0] = without_inf(own.x, FORMAT), words[1] = without_inf(own.y, FORMAT);
         words[2] = without_inf(own.z, FORMAT), words[3] = without_inf(own.w, FORMAT);
     };
+    const auto read = [&](unsigned(&words)[4], i64 row) { take(words, x[corner + (row < end ? row : top) * width]); };
 
     unsigned kept[KEPT][4];
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) read(kept[i], start + i * step);
-    ColumnExtremes of = extremes_of_columns(kept);
+    ColumnExtremes of;
+    if (FINDS) {
+        of = extremes_of_columns(kept);
 #pragma unroll 4
-    for (i64 row = start + KEPT * step; row < end; row += step) {
+        for (i64 row = start + KEPT * step; row < end; row += step) {
+            unsigned words[4];
+            read(words, row);
+            of = joined(of, extremes_of_one(words));
+        }
+    } else {
+        const i64 count = parts * EXTREMES;
+        const uint4* found = extremes + above * count * width + shown;
         unsigned words[4];
-        read(words, row);
-        of = joined(of, extremes_of_one(words));
+        take(words, found[(within < count ? within : 0) * width]);
+        of = extremes_of_one(words);
+        for (i64 i = within + step; i < count; i += step) {
+            take(words, found[i * width]);
+            of = joined(of, extremes_of_one(words));
+        }
     }
 #pragma unroll
     for (int distance = ACROSS; distance < 32; distance *= 2) of = joined(of, of_other_lane(of, distance));
@@ -168,6 +190,23 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x % 32 < ACROSS) of_warps[threadIdx.x / 32][threadIdx.x % 32] = of;
     __syncthreads();
     for (int warp = 0; warp < int(blockDim.x / 32); ++warp) of = joined(of, of_warps[warp][threadIdx.x % ACROSS]);
+    if (!WRITES) {
+        if (!inside || within >= EXTREMES) return;
+        uint4* found = extremes + (row_of_parts * EXTREMES + within) * width + column;
+        if (FORMAT.symmetric) {
+            *found = uint4{of.magnitudes[0], of.magnitudes[1], of.magnitudes[2], of.magnitudes[3]};
+            return;
+        }
+        float values[PER_VECTOR];
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR; ++i) {
+            const unsigned bits =
+                magnitude_of_column(of.magnitudes[0], of.magnitudes[1], of.magnitudes[2], of.magnitudes[3], i);
+            values[i] = bits > INFINITY_BITS ? not_a_number() : within ? of.high[i] : of.low[i];
+        }
+        *found = packed_vector(values);
+        return;
+    }
 
     const float t = tensor_scale_at(beside, (corner + top * width) * PER_VECTOR);
     with_scales_of_columns<ACROSS>(of, t, beside.key, [&](auto quantized) {
@@ -183,6 +222,24 @@ extern "C" __global__ void __launch_bounds__(256)
             write(words, row);
         }
     });
+}
+#endif
+#ifdef WITH_mx_long_columns
+extern "C" __global__ void __launch_bounds__(256)
+    mx_long_columns(const uint4* x, uint4* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+    long_columns<true, true>(x, y, nullptr, 1, TILING, BESIDE);
+}
+#endif
+#ifdef WITH_mx_column_extremes
+extern "C" __global__ void __launch_bounds__(256)
+    mx_column_extremes(const uint4* x, uint4* extremes, i64 parts, TILING_ARGUMENTS) {
+    long_columns<true, false>(x, nullptr, extremes, parts, TILING, {});
+}
+#endif
+#ifdef WITH_mx_columns_by_parts
+extern "C" __global__ void __launch_bounds__(256)
+    mx_columns_by_parts(const uint4* x, uint4* y, uint4* extremes, i64 parts, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
+    long_columns<false, true>(x, y, extremes, parts, TILING, BESIDE);
 }
 #endif
 

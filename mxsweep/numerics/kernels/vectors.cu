@@ -3,7 +3,7 @@
 //
 // MX_FORMAT   the initializer of a Format
 // MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
-// MX_LANES    threads that share a block of neighbouring elements, up to 32
+// MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
 
 constexpr Format FORMAT = MX_FORMAT;
 constexpr int STORAGE = MX_STORAGE;
@@ -172,22 +172,9 @@ MX_FUNCTION Extremes extremes_of_lane(Extremes of, int lane, Format format) {
 }
 MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
     const int lane = threadIdx.x % 32;
-    if ((MX_LANES & (MX_LANES - 1)) == 0) {
 #pragma unroll
-        for (int distance = MX_LANES / 2; distance; distance /= 2)
-            of = extremes_of_both(of, extremes_of_lane(of, lane ^ distance, format), format);
-        return of;
-    }
-    // Of as many lanes from each one on as are `done`, around the block; a lane may be seen twice.
-    const int within = lane % MX_LANES;
-    int done = 1;
-#pragma unroll
-    for (int i = 0; i < 5; ++i) {
-        const int step = done < MX_LANES - done ? done : MX_LANES - done;
-        if (step == 0) break;
-        of = extremes_of_both(of, extremes_of_lane(of, lane - within + (within + step) % MX_LANES, format), format);
-        done += step;
-    }
+    for (int distance = MX_LANES / 2; distance; distance /= 2)
+        of = extremes_of_both(of, extremes_of_lane(of, lane ^ distance, format), format);
     return of;
 }
 
