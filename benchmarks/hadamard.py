@@ -1,9 +1,9 @@
 """How long a Hadamard rotation of one tensor takes, beside what bounds it: copying the tensor on the same device.
 
-    python -m benchmarks.hadamard                      on the GPU: blocks of 16 to 16384, and sizes of models
+    python -m benchmarks.hadamard                      on the GPU: blocks of 12 to 16384, and sizes of models
     python -m benchmarks.hadamard --device cpu         PyTorch operations on the CPU
 
-Blocks that are powers of two divide rows of --columns; where a block is longer, and for the sizes of models, rows are
+Blocks that are powers of two divide rows of --columns; where a block is longer or does not, rows are
 as long as the block and as many as give the tensor about as many elements. Times are taken as by kernel.py, the copy's
 (the quicker of two) of the same tensor just before and just after the rotation's.
 """
@@ -33,7 +33,7 @@ from mxsweep.numerics import backend_problem
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.numerics.paley import base_factor
 
-BLOCKS = [2**log for log in range(4, 15)]
+BLOCKS = [2**log for log in range(4, 15)] + [12, 20, 24, 28, 36, 44, 48, 96, 384]
 # Hidden sizes of Qwen2.5-0.5B, Llama-3.2-3B and Qwen2.5-7B, then of MLPs: those of Qwen2.5-0.5B, TinyLlama,
 # Qwen2.5-1.5B, Llama-2-7B and Llama-3-8B.
 SIZES = [896, 3072, 3584, 4864, 5632, 8960, 11008, 14336]
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=positive, help="default: 8192, on a CPU 512")
     parser.add_argument("--columns", type=positive, help="default: 8192, on a CPU 4096")
     parser.add_argument(
-        "--blocks", type=positives, default=BLOCKS + SIZES, help="default: 16 to 16384 and models' sizes"
+        "--blocks", type=positives, default=BLOCKS + SIZES, help="default: 12 to 16384 and models' sizes"
     )
     parser.add_argument(
         "--dtypes", type=words_of(list(DTYPES)), default=["bfloat16", "float32"], metavar="D,...", help="of float16 too"

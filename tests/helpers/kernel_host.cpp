@@ -169,3 +169,9 @@ GROUP_KERNEL(groups_by_warp, launch)
 #ifdef WITH_mx_groups
 GROUP_KERNEL(groups, launch_thread_blocks)
 #endif
+#ifdef LOG_INNER
+// Thread blocks of a warp: THREADS are 32.
+extern "C" void dense_rows_on_host(long threads, const void* x, void* y, long long elements) {
+    launch_warps(threads, [=] { dense_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), elements); });
+}
+#endif

@@ -6,6 +6,7 @@ hadamard.cu runs here compiled by the host's compiler, its threads taking turns;
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import scipy.linalg
 import torch
 from helpers.kernel_formats import COMPILED_FOR
+from helpers.kernel_host import HostKernels
 
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
@@ -283,6 +285,51 @@ def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library
             assert all(len(np.unique(warp[:, i] % 32)) == 32 for i in range(2**plan.log_kept))
 
 
+@pytest.mark.parametrize(
+    ("order", "dtype", "inverse"),
+    [
+        (12, torch.bfloat16, False),
+        (12, torch.float32, True),
+        (20, torch.bfloat16, True),
+        (24, torch.float32, False),
+        (7, torch.bfloat16, False),
+        (56, torch.bfloat16, True),
+        (96, torch.float32, True),
+        (384, torch.bfloat16, False),
+    ],
+    ids=str,
+)
+def test_rows_are_multiplied_in_the_order_of_the_factors_rows(
+    order: int, dtype: torch.dtype, inverse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums and differences over each bit, then fused multiply-adds; as many rows as end between 16 bytes."""
+    monkeypatch.setattr(hadamard_cuda, "ROW_THREADS", 32)
+    base = base_factor(order)
+    factor, rows, size = torch.from_numpy(base.T if inverse else base).float(), 13 if order < 90 else 3, len(base)
+    kernel = HostKernels(dense_source(order, inverse, dtype), tmp_path)
+    x = randn(rows, order, dtype=dtype)
+    y = torch.full((rows + 1, order), 7.0, dtype=dtype)
+    kernel.launch("dense_rows", -(-rows * order // (size * 32)) * 32, x.data_ptr(), y.data_ptr(), x.numel())
+    assert (y[rows] == 7).all()
+
+    inner = order // size
+    value = (x.float() * 2 ** (-math.log2(inner) / 2)).view(rows, size, inner)
+    for bit in range(inner.bit_length() - 1):
+        pairs = value.view(rows, size, -1, 2, 2**bit)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        value = torch.stack([a + b, a - b], -2).view(rows, size, inner)
+    fused = ctypes.CDLL(None).fmaf
+    fused.restype, fused.argtypes = ctypes.c_float, [ctypes.c_float] * 3
+    expected = torch.zeros(rows, size, inner)
+    for row, j, i in itertools.product(range(rows), range(size), range(inner)):
+        total = 0.0
+        for k in range(size):
+            total = fused(factor[k, j].item(), value[row, k, i].item(), total)
+        expected[row, j, i] = total
+    assert torch.equal(y[:rows], expected.view(rows, order).to(dtype))
+    torch.testing.assert_close(y[:rows], hadamard(x, inverse=inverse), rtol=0, atol=2**-6)
+
+
 @pytest.mark.parametrize(("arch", "dtype"), COMPILED_FOR, ids=str)
 def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
@@ -293,12 +340,13 @@ def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
-def test_the_kernel_for_a_dense_factor_compiles(dtype: torch.dtype) -> None:
+def test_the_kernels_for_a_dense_factor_compile(dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
-    for order, width in ((48, 4), (28 * 16, 2)):
+    orders = ((3, "rows"), (56, "rows"), (12 * 256, "factor"), (28 * 128, "factor"))
+    for order, name in orders:
         for inverse in (False, True):
-            source = dense_source(order, inverse, width, dtype)
-            assert b"dense_factor" in kernels.compile_source(source, "sm_90").code
+            source = dense_source(order, inverse, dtype)
+            assert f"dense_{name}".encode() in kernels.compile_source(source, "sm_90").code
     assert b"hadamard" in kernels.compile_source(plan_of(4, torch.float32, torch.float16).source, "sm_90").code
 
 
@@ -348,7 +396,9 @@ def test_the_benchmark_measures_what_it_is_asked(tmp_path: Path, capsys: pytest.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 class TestOnGPU:
     @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
-    @pytest.mark.parametrize("order", [*(2**log for log in LOG_ORDERS), 12, 92, 768, 896, 4864, 5632, 11008, 2**15])
+    @pytest.mark.parametrize(
+        "order", [*(2**log for log in LOG_ORDERS), 3, 12, 24, 44, 92, 96, 768, 896, 4864, 5632, 11008, 2**15]
+    )
     def test_the_answer_is_the_cpus(self, order: int, dtype: torch.dtype) -> None:
         x = randn(33 * max(1, 2048 // order), order, dtype=dtype)
         before = kernels.launch_count()
@@ -363,14 +413,16 @@ class TestOnGPU:
             assert kernels.launch_count() == before + 2
 
     @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
-    @pytest.mark.parametrize("order", [48, 384, 768, 896, 1152, 5120, 5632])
+    @pytest.mark.parametrize(
+        ("order", "launches"), [(48, 1), (384, 1), (768, 1), (896, 1), (1152, 1), (3072, 2), (5120, 2), (5632, 2)]
+    )
     def test_a_dense_factor_has_the_bits_of_torchs_product(
-        self, order: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+        self, order: int, launches: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         x = randn(37, order, dtype=dtype).cuda()
         before = kernels.launch_count()
         answers = [hadamard(x, inverse=inverse) for inverse in (False, True)]
-        assert kernels.launch_count() == before + 4
+        assert kernels.launch_count() == before + 2 * launches
         monkeypatch.setattr(hadamard_cuda, "can_multiply", lambda *_: False)
         for inverse, y in zip((False, True), answers, strict=True):
             assert torch.equal(y, hadamard(x, inverse=inverse))

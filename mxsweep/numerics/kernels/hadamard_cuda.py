@@ -1,8 +1,9 @@
-"""Transform by Hadamard matrices on a GPU: Sylvester's by hadamard.cu, a dense factor by dense.cu.
+"""Transform by Hadamard matrices on a GPU: Sylvester's by hadamard.cu, a dense factor by dense.cu, or both at once.
 
-The kernels are the torch operators `mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on
-torch's current stream. The first call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a
-second, once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA graph.
+That does dense_rows.cu, of rows that a warp or a part of it can hold. The kernels are the torch operators
+`mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on torch's current stream. The first
+call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a second, once on a machine:
+compile.py keeps what it compiled); after that, they can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels
 from mxsweep.numerics.kernels.plain_tensors import as_vectors
-from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, joined_files
+from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, WARP, joined_files
 from mxsweep.numerics.paley import base_factor
 
 MAX_LOG_ORDER = 14
 MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
+ROW_THREADS = 128  # of a thread block of dense_rows.cu, whose elements then fit into 45 KB of shared memory
 WIDEST, _MOST_OF_WIDEST = 4, 20  # neighbouring columns that a thread takes, up to which factor; beyond half as many
 
 
@@ -123,12 +125,25 @@ def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
 def can_multiply(x: Tensor, order: int) -> bool:
     """Return whether `dense_hadamard_cuda` takes x, rows of ``order`` elements, on this machine."""
     size = len(base_factor(order))
+    inner = order // size
     return (
-        1 < size <= MOST_DENSE
-        and order // size >= WIDEST
-        and can_transform(x, order // size)
+        x.is_cuda
+        and x.dtype in STORAGE
+        and 1 < size <= MOST_DENSE
+        and (_fits_threads(size, inner) or can_transform(x, inner))
+        and _kernels_can_work()
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
     )
+
+
+def _width_of(size: int, inner: int) -> int:
+    """Return how many neighbouring columns of a dense factor's product a thread takes."""
+    return min(inner, WIDEST if size <= _MOST_OF_WIDEST else WIDEST // 2)
+
+
+def _fits_threads(size: int, inner: int) -> bool:
+    """Return whether a warp, or a part of it, holds a row that is transformed by both factors at once."""
+    return inner <= WARP * _width_of(size, inner)
 
 
 def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool) -> Tensor:
@@ -140,34 +155,59 @@ def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool) -> Tensor:
 def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
     size = len(base_factor(order))
     inner = order // size
+    width = _width_of(size, inner)
+    if _fits_threads(size, inner):
+        x = as_vectors(x)
+        y = torch.empty_like(x)
+        if x.numel():
+            with torch.cuda.device(x.device):
+                _row_kernels(order, inverse, x.dtype, x.device.index).launch(
+                    "dense_rows", -(-x.numel() // (size * width * ROW_THREADS)) * ROW_THREADS,
+                    x.data_ptr(), y.data_ptr(), x.numel(),
+                )  # fmt: skip
+        return y
     transformed = _sylvester(x, inner, torch.float32)
     y = torch.empty_like(transformed, dtype=x.dtype)
     if x.numel():
-        width = WIDEST if size <= _MOST_OF_WIDEST else WIDEST // 2
         with torch.cuda.device(x.device):
-            _dense_kernels(order, inverse, width, x.dtype, x.device.index).launch(
+            _dense_kernels(order, inverse, x.dtype, x.device.index).launch(
                 "dense_factor", x.numel() // (size * width),
                 transformed.data_ptr(), y.data_ptr(), x.numel() // order, inner // width,
             )  # fmt: skip
     return y
 
 
-def dense_source(order: int, inverse: bool, width: int, dtype: torch.dtype) -> str:
-    """Return dense.cu for the dense factor of an order."""
+def dense_source(order: int, inverse: bool, dtype: torch.dtype) -> str:
+    """Return dense.cu for the dense factor of an order, or dense_rows.cu for rows that it takes."""
     factor = base_factor(order).astype(np.float32)
+    size = len(factor)
+    inner = order // size
     rows = (", ".join(f"{entry.hex()}f" for entry in row.tolist()) for row in (factor.T if inverse else factor))
+    log_inner = inner.bit_length() - 1
+    at_once = _fits_threads(size, inner)
     lines = (
-        f"#define SIZE {len(factor)}",
+        f"#define SIZE {size}",
         f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
         f"#define STORAGE {STORAGE[dtype].name}",
-        f"#define WIDTH {width}",
+        f"#define WIDTH {_width_of(size, inner)}",
+        *[
+            f"#define LOG_INNER {log_inner}",
+            f"#define SCALE {(2 ** (-log_inner / 2)).hex()}f",
+            f"#define THREADS {ROW_THREADS}",
+        ]
+        * at_once,
     )
-    return "\n".join((*lines, joined_files("storage.cu", "dense.cu")))
+    return "\n".join((*lines, joined_files("storage.cu", "dense_rows.cu" if at_once else "dense.cu")))
 
 
 @functools.cache
-def _dense_kernels(order: int, inverse: bool, width: int, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(dense_source(order, inverse, width, dtype), device)
+def _dense_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
+    return load_kernels(dense_source(order, inverse, dtype), device)
+
+
+@functools.cache
+def _row_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
+    return load_kernels(dense_source(order, inverse, dtype), device, ROW_THREADS)
 
 
 @functools.cache
