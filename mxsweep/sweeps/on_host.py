@@ -145,7 +145,8 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
         busy = [slot for slot in slots if not slot.is_free]
         # Runs first, then workers: one that has just finished a run may not have claimed the next.
         wanted = min(len(slots), len(watch.unsettled)) - len(busy)
-        for slot in [slot for slot in slots if slot.is_free][: max(0, wanted)] if watch.idle else []:
+        free = [slot for slot in slots if slot.is_free][: max(0, wanted)] if watch.idle else []
+        for slot in free:
             if slot.process is not None:
                 # Should the disk be full, that is what to say, and not what is left of a worker's last words.
                 write_atomically(launch.folder / "room", "x" * 4096)
@@ -153,14 +154,18 @@ def _keep_slots_busy(slots: list[_Slot], watch: Watch, launcher: Gpus, launch: L
                 deaths += 1
                 if deaths >= most_deaths:
                     raise LaunchError(f"workers end without finishing a run: {slot.process.last_words()}")
-            _start(slot, watch, launcher, launch)
+        _start(free, watch, launcher, launch)
         EARLY_WORKERS.dismiss()  # for whom there is nothing to do
         import_report()  # at once, but for the first time
         time.sleep(POLL_S)
         watch.look()
 
 
-def _start(slot: _Slot, watch: Watch, launcher: Gpus, launch: Launch) -> None:
-    """Set a worker to work in a slot."""
-    slot.process = EARLY_WORKERS.take(slot.gpu)
-    slot.process.give(Worker(list(watch.unsettled.values()), launch.name, launcher.retries, slot.threads), slot.folder)
+def _start(slots: Sequence[_Slot], watch: Watch, launcher: Gpus, launch: Launch) -> None:
+    """Set workers to work in slots: all are started before the first is handed its runs, which waits for its Python."""
+    for slot in slots:
+        slot.process = EARLY_WORKERS.take(slot.gpu)
+    for slot in slots:
+        assert slot.process is not None
+        worker = Worker(list(watch.unsettled.values()), launch.name, launcher.retries, slot.threads)
+        slot.process.give(worker, slot.folder)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.stand_in import command, environment, processes, read_log
 
+from mxsweep.config.sweep_settings import Gpus
 from mxsweep.sweeps import on_host, worker_process
+from mxsweep.sweeps.launch import Launch, Watch
 from mxsweep.sweeps.worker import Worker
 from mxsweep.sweeps.worker_process import EarlyWorkers, WorkerProcess, end_workers
 
@@ -122,6 +124,23 @@ def test_a_worker_is_taken_for_its_gpu_and_the_others_are_ended(monkeypatch: pyt
     assert waiting[0].is_done and not taken.is_done and not new.is_done
     end_workers([taken, new])
     assert taken.is_done and new.is_done
+
+
+def test_all_workers_are_on_their_way_before_one_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe holds 64 KiB, and a worker reads when its Python is up."""
+    said: list[str] = []
+
+    class Slow:
+        def __init__(self, gpu: int | None) -> None:
+            said.append("started")
+
+        def give(self, worker: Worker, folder: Path) -> None:
+            said.append("given")
+
+    monkeypatch.setattr(worker_process, "WorkerProcess", Slow)
+    slots = [on_host._Slot(gpu, None, tmp_path) for gpu in range(3)]
+    on_host._start(slots, Watch([], []), Gpus(3, retries=0), Launch("launch", tmp_path))
+    assert said == ["started"] * 3 + ["given"] * 3
 
 
 def start(folder: Path, *words: str, **more: object) -> subprocess.Popen[bytes]:
