@@ -96,8 +96,9 @@ class EarlyWorkers:
     def started(self, gpus: Sequence[int | None]) -> Iterator[None]:
         """Start a worker for each of the GPUs, or None; when the context is left, those that wait still are ended."""
         try:
-            for gpu in gpus:
-                self._waiting.append(WorkerProcess(gpu))
+            with contextlib.suppress(OSError):  # which whoever takes one meets as well, and says
+                for gpu in gpus:
+                    self._waiting.append(WorkerProcess(gpu))
             yield
         finally:
             self.dismiss()

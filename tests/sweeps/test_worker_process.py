@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -124,6 +125,18 @@ def test_a_worker_is_taken_for_its_gpu_and_the_others_are_ended(monkeypatch: pyt
     assert waiting[0].is_done and not taken.is_done and not new.is_done
     end_workers([taken, new])
     assert taken.is_done and new.is_done
+
+
+def test_where_no_worker_can_be_started_early_the_command_is_planned_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_more(_: int | None) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(worker_process, "WorkerProcess", no_more)
+    early_workers = EarlyWorkers()
+    with early_workers.started([0, 1]), pytest.raises(BlockingIOError):
+        early_workers.take(0)
 
 
 def test_all_workers_are_on_their_way_before_one_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
