@@ -14,7 +14,7 @@ from mxsweep.formats.recipe import ROTATIONS
 from mxsweep.terminal.errors import ConfigError
 
 TUNING_RULE = 3  # by which blocks are tuned: raised whenever it comes to other weights, for methods that tune alone
-FINETUNING_RULE = 3  # likewise, by which whole models are finetuned
+FINETUNING_RULE = 4  # likewise, by which whole models are finetuned
 
 
 @dataclass(frozen=True)
