@@ -3,7 +3,7 @@
 PyTorch's operations read and write a tensor ten times over. What they do to an element of bfloat16 or float16 can be
 tabulated: a block's scale follows from the largest magnitude in it, one of 32,768, and what an element becomes from its
 quotient by the scale, one of 65,536. Both tables are made by PyTorch's operations on the GPU that is to use them
-(`native_scale`, `native_table`). Triton's kernel looks up, divides and multiplies, each rounded as PyTorch rounds.
+(`native_power`, `native_table`). Triton's kernel looks up, divides and multiplies, each rounded as PyTorch rounds.
 
 Before it is used for a format, dtype and GPU, blocks of every largest magnitude there is are quantized by both. Where a
 bit differs, where there is no Triton (PyTorch brings it on Linux), or where it cannot compile, PyTorch's
@@ -26,8 +26,16 @@ from mxsweep.numerics.kernels.compile import on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.reference.rounding import native_table
-from mxsweep.numerics.reference.scales import native_scale
-from mxsweep.numerics.wanted_exponents import kept_exponents, not_kept
+from mxsweep.numerics.reference.scales import native_exponent, native_power
+from mxsweep.numerics.wanted_exponents import (
+    NO_EXPONENT,
+    RANGE,
+    RANGES,
+    WantedExponents,
+    each_wanted,
+    kept_exponents,
+    not_kept,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,6 @@ def takes(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> bool:
         and axis % x.ndim == x.ndim - 1
         and x.numel() > 0
         and x.shape[-1] % fmt.block_size == 0
-        and kept_exponents() is None
         and is_plain(x)
         and x.layout == torch.strided
         and not x.is_neg()
@@ -68,26 +75,37 @@ def quantize_fused(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> Tens
     global _calls
     if not takes(x, fmt, axis, arithmetic):
         return None
-    fused = _fused(fmt, x.dtype, x.device)
+    kept = kept_exponents()
+    fused = _fused(fmt, x.dtype, x.device, kept is not None)
     if fused is None:
         return None
     _calls += 1
-    return fused(x)
+    return fused(x, kept)
 
 
 class Fused:
-    """Quantize tensors of a dtype on a device to a format, by Triton."""
+    """Quantize tensors of a dtype on a device to a format, by Triton.
 
-    def __init__(self, fmt: MXFormat, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        keeps: whether to keep the exponents that scales want.
+    """
+
+    def __init__(self, fmt: MXFormat, dtype: torch.dtype, device: torch.device, keeps: bool) -> None:
         self._kernel: Any = importlib.import_module("mxsweep.numerics.native_triton_kernel").quantize_blocks
         self._block = int(fmt.block_size)  # type: ignore[arg-type]
         magnitudes = torch.arange(2**15, dtype=torch.int32, device=device).to(torch.int16).view(dtype)
-        with not_kept():
-            self._scales = native_scale(magnitudes, fmt)
+        exponents = native_exponent(magnitudes, fmt)
+        self._scales = native_power(exponents, fmt)
+        self._wanted = each_wanted(magnitudes, exponents).clamp(-NO_EXPONENT, NO_EXPONENT).to(torch.int32)
         self._rounded = native_table(fmt.element_format, fmt.rounding, dtype, device)
+        self._ranges = RANGES if keeps else 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return what x [..., n], n a multiple of the block, becomes."""
+    def __call__(self, x: Tensor, kept: WantedExponents | None) -> Tensor:
+        """Return what x [..., n], n a multiple of the block, becomes.
+
+        Args:
+            kept: where exponents are noted, if they are kept.
+        """
         if x.stride(-1) != 1:
             x = x.contiguous()
         if x.data_ptr() % _ALIGNED:
@@ -97,22 +115,29 @@ class Fused:
             x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
         blocks = x.numel() // self._block
         rows = _PROGRAM // self._block
+        ranges = self._wanted if kept is None else kept.note_launch(x.device)  # some pointer where nothing is kept
         with on(x.device):
             self._kernel[(-(-blocks // rows),)](
-                x, y, self._scales, self._rounded, blocks, BLOCK=self._block, ROWS=rows, num_warps=4
-            )
+                x, y, self._scales, self._rounded, self._wanted, ranges, blocks, BLOCK=self._block, ROWS=rows,
+                RANGES=self._ranges, RANGE=RANGE, NONE=NO_EXPONENT, num_warps=4,
+            )  # fmt: skip
         return y
 
 
 @functools.lru_cache(maxsize=256)
 @torch.inference_mode(False)  # the tables outlive the caller's mode
-def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device) -> Fused | None:
+def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device, keeps: bool) -> Fused | None:
     """Return what quantizes by Triton, compiled and tried; None where PyTorch's operations are to do it."""
     try:
-        fused = Fused(fmt, dtype, device)
+        fused = Fused(fmt, dtype, device, keeps)
         x = trial(int(fmt.block_size), dtype, device)  # type: ignore[arg-type]
+        ours, theirs = WantedExponents(), WantedExponents()
         with not_kept(), torch.no_grad():
-            differing = _count_differing(fused(x), quantize_torch(x, fmt, -1, "native", None, None))
+            y = fused(x, ours if keeps else None)
+            differing = _count_differing(y, quantize_torch(x, fmt, -1, "native", None, None))
+            if keeps:
+                amax = x.abs().amax(1)
+                theirs.note(amax, native_exponent(amax, fmt))
     except Exception as error:  # of whatever Triton, its compiler, the host's and the driver raise
         if is_out_of_memory(error):  # says nothing of Triton: another batch may have room
             raise
@@ -120,6 +145,9 @@ def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device) -> Fused | N
         return None
     if differing:
         _say_once(f"{differing} of {x.numel()} elements come out otherwise in {fmt} of {dtype}")
+        return None
+    if ours.range() != theirs.range():
+        _say_once(f"the exponents that blocks want are not those of {fmt} of {dtype}")
         return None
     return fused
 

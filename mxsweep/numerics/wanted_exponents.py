@@ -8,12 +8,12 @@ Two kinds of blocks want none, and become the same under any scale: of zeros alo
 Inf, which become NaN. Blocks of zeros in native arithmetic of float16 are no such blocks: their logarithm is -Inf, and
 whether they become NaN depends on whether float16 holds the scale that they get (see `native_exponent`).
 
-What is quantized and not looked at, as in kernels, leaves the range unknown.
+Kernels on a GPU keep the range themselves, in one tensor for all of a device; microxcaling's tell nothing, and what is
+quantized and not looked at leaves the range unknown.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, local
@@ -21,7 +21,13 @@ from threading import Lock, local
 import torch
 from torch import Tensor
 
+from mxsweep.formats.mxformat import MXFormat
+
 _MOST_WAITING = 512  # ranges on a device, each a tensor of its own, before they become one
+# Where kernels keep the range: in so many places, of so many numbers each, the first two of which are the ends. A place
+# has 32 bytes, which a GPU reads at once, to itself.
+RANGES, RANGE = 128, 8
+NO_EXPONENT = 2**30  # above all exponents: a range that reaches it, or below its negative, is not known
 
 
 class WantedExponents:
@@ -36,15 +42,12 @@ class WantedExponents:
         self.notes = 0
         self.is_complete = True
         self._waiting: dict[torch.device, list[Tensor]] = {}
+        self._of_kernels: dict[torch.device, Tensor] = {}
         self._lock = Lock()  # pieces of a tensor may be quantized in threads
 
     def note(self, amax: Tensor, exponent: Tensor) -> None:
         """Note what blocks want, before it is held to what the scale holds; both of the same shape, and not empty."""
-        wants = amax.isfinite()
-        if amax.dtype != torch.float16:
-            wants &= amax > 0
-        # 0 in the place of the others, which any scale holds.
-        self.note_range(*torch.where(wants, exponent, 0.0).to(torch.float32).aminmax())
+        self.note_range(*each_wanted(amax, exponent).aminmax())
 
     def note_range(self, low: Tensor, high: Tensor) -> None:
         """Note the least and the largest exponent that blocks want, float32 of no dimension; of some without any, 0."""
@@ -56,6 +59,17 @@ class WantedExponents:
                 lows, highs = (torch.stack(waiting[side::2]).amax() for side in (0, 1))
                 waiting[:] = [lows, highs]
 
+    def note_launch(self, device: torch.device) -> Tensor:
+        """Return where a kernel that is launched next is to keep the range of its blocks: int32 (RANGES, RANGE)."""
+        with self._lock:
+            self.notes += 1
+            if device not in self._of_kernels:
+                # Copied from the CPU, which waits: launches on any stream find it as it is here.
+                self._of_kernels[device] = torch.tensor(
+                    [[NO_EXPONENT, -NO_EXPONENT] + [0] * (RANGE - 2)] * RANGES, dtype=torch.int32
+                ).to(device)
+            return self._of_kernels[device]
+
     def range(self) -> tuple[int, int] | None:
         """Return the least and the largest exponent, where a block that wants none counts as one that wants 0.
 
@@ -64,10 +78,12 @@ class WantedExponents:
         if not self.is_complete or not self.notes:
             return None
         lows, highs = (
-            [float(torch.stack(waiting[side::2]).amax()) for waiting in self._waiting.values()] for side in (0, 1)
+            [float(torch.stack(waiting[side::2]).amax()) for waiting in self._waiting.values()]
+            + [float((sign * ranges[:, side]).amax()) for ranges in self._of_kernels.values()]
+            for side, sign in ((0, -1), (1, 1))
         )
         low, high = -max(lows), max(highs)
-        return (int(low), int(high)) if math.isfinite(low) and math.isfinite(high) else None
+        return (int(low), int(high)) if -NO_EXPONENT < low <= high < NO_EXPONENT else None
 
 
 _kept: WantedExponents | None = None
@@ -103,8 +119,27 @@ def not_kept() -> Iterator[None]:
         _of_thread.left_out = before
 
 
+def each_wanted(amax: Tensor, exponent: Tensor) -> Tensor:
+    """Return what each block counts for, float32: what it wants, or 0, which any scale holds, where it wants none."""
+    wants = amax.isfinite()
+    if amax.dtype != torch.float16:
+        wants &= amax > 0
+    return torch.where(wants, exponent, 0.0).to(torch.float32)
+
+
 def note_exponents(amax: Tensor, exponent: Tensor) -> None:
     """Note what blocks want where it is kept."""
     kept = kept_exponents()
     if kept is not None and amax.numel():
         kept.note(amax, exponent)
+
+
+def ranges_at(device: torch.device, *formats: MXFormat) -> tuple[int, ...]:
+    """Return where a kernel that is launched next on a GPU is to keep what the scales of formats want: an address.
+
+    Nothing where it is not kept, or none of the formats has such scales.
+    """
+    kept = kept_exponents()
+    if kept is None or not any(fmt.scale_format.is_power_of_two for fmt in formats):
+        return ()
+    return (kept.note_launch(device).data_ptr(),)

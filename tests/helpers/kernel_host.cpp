@@ -56,7 +56,25 @@ static inline unsigned atomicMax(unsigned*, unsigned) { return 0; }
 static inline unsigned atomicAdd(unsigned*, unsigned) { return 0; }
 static inline unsigned atomicExch(unsigned*, unsigned) { return 0; }
 
+// Threads of the host are the lanes.
+static inline void atomicMin(int* at, int value) {
+    int now = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (value < now && !__atomic_compare_exchange_n(at, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+}
+static inline void atomicMax(int* at, int value) {
+    int now = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (value > now && !__atomic_compare_exchange_n(at, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+}
+
 #include KERNEL_SOURCE
+
+#ifdef MX_RANGES
+#define RANGES_GIVEN , ranges
+#else
+#define RANGES_GIVEN
+#endif
 
 template <class Kernel>
 static void launch(long threads, Kernel kernel) {
@@ -90,11 +108,11 @@ static void launch_thread_blocks(long threads, Kernel kernel) {
 extern "C" void both_on_host(long threads, const void* x, void* by_row, void* by_column, i64 rows, i64 width, u64 row_key,
                              u64 column_key, i64 example, i64 first_example, const float* row_scales,
                              const unsigned* strip_maxima, i64 strips, u64 negative, i64 across, u64 multiplier,
-                             i64 shift) {
+                             i64 shift RANGES_ARGUMENT) {
     launch(threads, [=] {
         mx_both(static_cast<const uint4*>(x), static_cast<uint4*>(by_row), static_cast<uint4*>(by_column), rows, width,
                 row_key, column_key, example, first_example, row_scales, strip_maxima, strips, negative, across,
-                multiplier, shift);
+                multiplier, shift RANGES_GIVEN);
     });
 }
 #ifdef MX_MAXIMA_ON_HOST
@@ -110,7 +128,7 @@ extern "C" void maxima_on_host(long threads, const void* x, float* row_scales, u
 extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, BESIDE_ARGUMENTS) {
     launch(threads, [=] {
         mx_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), vectors, tensor_scales, group, key, example,
-                first_example);
+                first_example RANGES_GIVEN);
     });
 }
 #endif
@@ -118,7 +136,8 @@ extern "C" void rows_on_host(long threads, const void* x, void* y, i64 vectors, 
 #define TILE_KERNEL(name, type, by)                                                                                          \
     extern "C" void name##_on_host(long threads, const type* x, type* y, TILING_ARGUMENTS, BESIDE_ARGUMENTS) {              \
         by(threads, [=] {                                                                                                    \
-            mx_##name(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example, first_example);         \
+            mx_##name(x, y, outer, height, width, rows, columns, tensor_scales, group, key, example,                         \
+                      first_example RANGES_GIVEN);                                                                           \
         });                                                                                                                  \
     }
 #define GROUP_KERNEL(name, by)                                                                                               \
@@ -151,7 +170,7 @@ extern "C" void columns_by_parts_on_host(long threads, const uint4* x, uint4* y,
                                          TILING_ARGUMENTS, BESIDE_ARGUMENTS) {
     launch_thread_blocks(threads, [=] {
         mx_columns_by_parts(x, y, extremes, parts, outer, height, width, rows, columns, tensor_scales, group, key, example,
-                            first_example);
+                            first_example RANGES_GIVEN);
     });
 }
 #endif
@@ -159,7 +178,8 @@ extern "C" void columns_by_parts_on_host(long threads, const uint4* x, uint4* y,
 extern "C" void short_blocks_on_host(long threads, const uint4* x, uint4* y, i64 rows, i64 width, i64 across,
                                      u64 multiplier, i64 shift, BESIDE_ARGUMENTS) {
     launch_warps((threads + 31) / 32 * 32, [=] {
-        mx_short_blocks(x, y, rows, width, across, multiplier, shift, tensor_scales, group, key, example, first_example);
+        mx_short_blocks(x, y, rows, width, across, multiplier, shift, tensor_scales, group, key, example,
+                        first_example RANGES_GIVEN);
     });
 }
 #endif

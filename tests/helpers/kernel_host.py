@@ -62,14 +62,14 @@ class HostWays:
         self.used: list[str] = []
 
     def __call__(
-        self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str
+        self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
     ) -> "_HostWay":
         names, build = (LOOPS, Threads(2)) if name in LOOPS else ((name,), threads)
         if name == "mx_groups":
             build = replace(threads, kept=threads.kept * threads.share // WARP)
-        key = fmt, dtype, prescale, build, names
+        key = fmt, dtype, prescale, build, names, keeps
         if key not in self._compiled:
-            source = tile_source(fmt, dtype, prescale, build, *names)
+            source = tile_source(fmt, dtype, prescale, build, *names, keeps=keeps)
             self._compiled[key] = HostKernels(source, self._folder / f"way_{len(self._compiled)}")
         self.used.append(name)
         return _HostWay(self._compiled[key], threads.block)

@@ -46,9 +46,10 @@ def planned(folder: Path, *words: str) -> list[SweepRun]:
 
 
 def evaluated(folder: Path, *words: str, proving: bool = True) -> dict[int, dict[str, Any]]:
-    """Do a sweep's runs, none of them proven unless ``proving``; return the records by scale bits."""
+    """Do a sweep's runs, as one with reuse=never does them unless ``proving``; return the records by scale bits."""
     runs = planned(folder, *words)
-    work(runs if proving else [replace(run, candidate=None, provers=()) for run in runs], "launch")
+    never = [replace(run, candidate=None, provers=(), keeps_exponents=False) for run in runs]
+    work(runs if proving else never, "launch")
     return {run.config.scale_bits: read_record(run.folder / "result.json") for run in runs if run.config}
 
 
@@ -87,7 +88,7 @@ def outlier_of_one_example(tensors: Tensors) -> None:
     tensors["model.embed_tokens.weight"][token, 0] = 1e9
 
 
-@pytest.mark.parametrize(
+CHANGES = pytest.mark.parametrize(
     ("change", "is_proven"),
     [
         (block_of(15), True),
@@ -99,13 +100,40 @@ def outlier_of_one_example(tensors: Tensors) -> None:
     ],
     ids=["top", "above", "bottom", "below", "zeros", "outlier"],
 )
+
+
+@CHANGES
 def test_proven_runs_come_to_the_same_bits(
     change: Callable[[Tensors], None], is_proven: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both ways, on models whose scales just do and just do not fit: the same metrics, and the same of each example."""
+    check_both_ways(change, is_proven, tmp_path, monkeypatch, "model.dtype=float32")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+@pytest.mark.parametrize("by", ["custom_cuda=true", "custom_cuda=false"])
+@CHANGES
+def test_runs_on_a_gpu_are_proven_too(
+    change: Callable[[Tensors], None], is_proven: bool, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By exponents that kernels kept, or Triton's."""
+    each = check_both_ways(change, is_proven, tmp_path, monkeypatch, "model.device=cuda", "model.dtype=bfloat16", by)
+    used = "cuda_kernel_launches" if by == "custom_cuda=true" else "triton_kernel_calls"
+    assert each[5]["diagnostics"][used] > 0
+
+
+def check_both_ways(
+    change: Callable[[Tensors], None],
+    is_proven: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *more: str,
+) -> dict[int, dict[str, Any]]:
+    """Compare a sweep's runs that may be proven with the same that are evaluated, and return these records."""
     monkeypatch.chdir(tmp_path)
     model = changed(tmp_path / "model", change)
-    words = ["model=hf", model, "model.dtype=float32", "kv_quant=fp4_e2m1", "batch_tokens=64", BITS]
+    words = ["model=hf", model, "kv_quant=fp4_e2m1", "batch_tokens=64", BITS, *more]
     proven = evaluated(tmp_path / "proven", *words)
     each = evaluated(tmp_path / "never", *words, proving=False)
     assert [PROVEN_BY in proven[bits] for bits in (5, 8)] == [False, is_proven]
@@ -119,8 +147,9 @@ def test_proven_runs_come_to_the_same_bits(
             for way, records in (("proven", proven), ("never", each))
         ]
         pd.testing.assert_frame_equal(*samples, check_exact=True)
-    low, high = each[5][WANTED] or (-99, 99)
+    low, high = proven[5][WANTED]
     assert (low >= -15 and high <= 15) is is_proven
+    return each
 
 
 def test_a_proven_run_has_no_times_and_says_by_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

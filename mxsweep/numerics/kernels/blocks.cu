@@ -9,6 +9,7 @@ extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4*
     const i64 vector = i64(thread_block) * blockDim.x + threadIdx.x;
     const bool inside = vector < vectors;
     const i64 first = vector * PER_VECTOR;
+    const Range range = range_of(beside.ranges);
     const uint4 read = inside ? x[vector] : uint4{0, 0, 0, 0};
     const float g = inside ? tensor_scale_at(beside, first) : 1.0f;
     const unsigned words[4] = {without_inf(read.x, FORMAT), without_inf(read.y, FORMAT), without_inf(read.z, FORMAT),
@@ -20,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4*
     if (!inside) return;
     const Place place = place_of_vector(beside, first);
     y[vector] = quantized_vector(words, of, FORMAT, g, beside.key, place, second);
+    keep_block(range, of, FORMAT);
 }
 
 // The largest of a thread block's values; right in its first warp.

@@ -101,7 +101,7 @@ MX_FUNCTION float scale_of_sequence(const unsigned* strip_maxima, i64 strip, i64
 extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
     mx_both(const uint4* x, uint4* by_row, uint4* by_column, i64 rows, i64 width, u64 row_key, u64 column_key, i64 example,
             i64 first_example, const float* row_scales, const unsigned* strip_maxima, i64 strips, u64 negative, i64 across,
-            u64 multiplier, i64 shift) {
+            u64 multiplier, i64 shift RANGES_ARGUMENT) {
     const unsigned tile = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     const unsigned below = unsigned(u64(tile) * unsigned(multiplier) >> shift);  // tile / across
     if (i64(below) * MX_COLUMN_BLOCK >= rows) return;  // whole warps leave together
@@ -112,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
     const i64 row = i64(below) * MX_COLUMN_BLOCK + lane / MX_ACROSS, step = DOWN * width;
     const i64 first = row * width + (inside ? column : width - 1);
 
+    const Range range = range_of(RANGES);
     unsigned words[HELD][4];
     read_tile(words, x + first, step);
     Place place = {0, 0};
@@ -127,13 +128,16 @@ extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
             const float t = FORMAT.tensor_scale ? row_scales[row + held * DOWN] : 1.0f;
             const uint4 written = quantized_vector(words[held], of, FORMAT, t, row_key, here);
             if (inside) *to = written;
+            if (KEEPS && inside) keep_block(range, of, FORMAT);
         }
     }
     if (ORDER > 1) rotate_columns(words, negative);
     float t = 1.0f;
     if (COLUMN_FORMAT.tensor_scale)
         t = MX_WITH_ROWS ? scale_of_sequence(strip_maxima, below, strips) : row_scales[divided(first * PER_VECTOR, strips)];
-    with_scales_of_columns<MX_ACROSS>(extremes_of_tile(words), t, column_key, [&](auto quantized) {
+    const ColumnExtremes of = extremes_of_tile(words);
+    keep_columns<MX_ACROSS>(range, of);
+    with_scales_of_columns<MX_ACROSS>(of, t, column_key, [&](auto quantized) {
         uint4* to = by_column + first;
 #pragma unroll
         for (int held = 0; held < HELD; ++held, to += step) {

@@ -27,6 +27,7 @@ from mxsweep.numerics.kernels.source import (
 )
 from mxsweep.numerics.kernels.ways import divider
 from mxsweep.numerics.philox import Draws
+from mxsweep.numerics.wanted_exponents import ranges_at
 
 _ROW_BLOCKS = (16, 32, 64)
 # Lanes that lie side by side along a row, and how many vectors a thread may then hold, in the order in which they are
@@ -157,8 +158,9 @@ def launch_both(
         scales: of columns alone, the address of per-tensor scales and how many neighbouring elements share one.
     """
     order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
+    ranges = ranges_at(x.device, column_format, *() if row_format is None else (row_format,))
     kernels, rows, width, across, multiplier, shift = _launch(
-        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order
+        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order, bool(ranges)
     )
     first_example = -1 if draws.first_example is None else draws.first_example
     block = block_length(column_format)
@@ -172,14 +174,14 @@ def launch_both(
         "mx_both", rows // block * across * WARP,
         x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(), rows, width, row_key,
         column_key, draws.example_size(x.shape), first_example, row_scales, maxima, strips, negative, across,
-        multiplier, shift,
+        multiplier, shift, *ranges,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
 def _launch(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int,
-    column_prescale: float, order: int,
+    column_prescale: float, order: int, keeps: bool,
 ) -> tuple[Kernels, int, int, int, int, int]:  # fmt: skip
     """Return the kernels, and of the matrix that they see its rows, the vectors of a row, how many tiles these are, and
     what divides by that number.
@@ -187,13 +189,13 @@ def _launch(
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
-    kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order)
+    kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order, keeps)
     return kernels, rows, width, across, *divider(across)
 
 
 def both_source(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, column_prescale: float = 1.0,
-    order: int = 1,
+    order: int = 1, keeps: bool = False,
 ) -> str:  # fmt: skip
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
     across, block = _lanes_across(row_format, column_format, dtype), block_length(column_format)
@@ -208,7 +210,7 @@ def both_source(
     )
     fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
     scaled = row_format is not None and (row_format.tensor_scale or column_format.tensor_scale)
-    return kernel_source(fmt, dtype, "columns.cu", "both.cu", *["maxima.cu"] * scaled, more=lines)
+    return kernel_source(fmt, dtype, "columns.cu", "both.cu", *["maxima.cu"] * scaled, more=lines, keeps=keeps)
 
 
 @functools.cache
@@ -229,9 +231,9 @@ def _signed(key: int) -> int:
 @functools.cache
 def _kernels(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, column_prescale: float,
-    order: int,
+    order: int, keeps: bool,
 ) -> Kernels:  # fmt: skip
-    return load_kernels(both_source(row_format, column_format, dtype, column_prescale, order), device)
+    return load_kernels(both_source(row_format, column_format, dtype, column_prescale, order, keeps), device)
 
 
 def _operator(

@@ -108,6 +108,21 @@ MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale
     return packed_vector(result);
 }
 
+// Keeps what columns want, of which lanes that have the same ones, one in ACROSS, take turns; with a midpoint to each, all
+// take all.
+template <int ACROSS>
+MX_FUNCTION void keep_columns(Range range, const ColumnExtremes& of) {
+    constexpr int SAME = COLUMN_FORMAT.symmetric ? 32 / ACROSS : 1;
+#pragma unroll
+    for (int j = 0; j < PER_VECTOR; j += SAME) {
+        const int i = SAME == 1 ? j : (j + int(threadIdx.x % 32) / ACROSS) % PER_VECTOR;
+        const unsigned bits =
+            magnitude_of_column(of.magnitudes[0], of.magnitudes[1], of.magnitudes[2], of.magnitudes[3], i);
+        float midpoint;
+        keep(range, amax_of_block(COLUMN_FORMAT, bits, of.low[j], of.high[j], midpoint), COLUMN_FORMAT);
+    }
+}
+
 // Calls `each` with a function that quantizes a vector of a thread's columns, given its place, under their scales, which
 // whole warps find together.
 template <int ACROSS, class Each>

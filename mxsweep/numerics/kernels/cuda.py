@@ -34,6 +34,7 @@ from mxsweep.numerics.kernels.source import (
 from mxsweep.numerics.kernels.ways import Threads, Way, tile_source, way_of, way_of_groups
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
+from mxsweep.numerics.wanted_exponents import ranges_at
 
 # Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
 # blocks that a large group gets at most, about as many as a GPU runs at once.
@@ -120,8 +121,8 @@ def _launch(
     drawn = draws if fmt.rounding == "stochastic" else None
     example = 0 if drawn is None else drawn.example_size(x.shape)
 
-    def launch(way: Way, kernel: str, *arguments: int) -> None:
-        kernels = _tile_kernels(fmt, x.dtype, x.device.index, prescale, way.threads, kernel)
+    def launch(way: Way, kernel: str, *arguments: int, keeps: bool = False) -> None:
+        kernels = _tile_kernels(fmt, x.dtype, x.device.index, prescale, way.threads, kernel, keeps)
         kernels.launch(kernel, way.count, x.data_ptr(), *arguments)
 
     numbers = (draws.key, draws.example_size(x.shape), -1 if draws.first_example is None else draws.first_example)
@@ -143,13 +144,16 @@ def _launch(
     scales_at = 0 if scales is None else scales.data_ptr()
     if is_both:
         launch_both(x, None, y, None, fmt, first, 0, draws.key, draws, prescale, scales=(scales_at, group))
-    elif way is not None:
-        launch(way, way.kernel, y.data_ptr(), *arguments, scales_at, group, *numbers)
+        return
+    ranges = ranges_at(x.device, fmt)
+    beside = (scales_at, group, *numbers, *ranges)
+    if way is not None:
+        launch(way, way.kernel, y.data_ptr(), *arguments, *beside, keeps=bool(ranges))
     else:
         vectors = x.nbytes // VECTOR_BYTES
-        _kernels(fmt, x.dtype, x.device.index, prescale).launch(
-            "mx_rows", vectors, x.data_ptr(), y.data_ptr(), vectors, scales_at, group, *numbers
-        )  # fmt: skip
+        _kernels(fmt, x.dtype, x.device.index, prescale, bool(ranges)).launch(
+            "mx_rows", vectors, x.data_ptr(), y.data_ptr(), vectors, *beside
+        )
 
 
 @functools.cache
@@ -190,7 +194,7 @@ def _tensor_scales(
         read, size = extremes, extremes.numel() // groups
     thread_blocks = min(_GROUP_THREAD_BLOCKS, -(-size // _THREAD_BLOCK_READS))
     work = _workspace(x.device, torch.cuda.current_stream(x.device).cuda_stream, groups) if thread_blocks > 1 else None
-    _kernels(fmt, x.dtype, x.device.index, 1.0).launch(
+    _kernels(fmt, x.dtype, x.device.index, 1.0, False).launch(
         "mx_tensor_scales", groups * thread_blocks * THREADS,
         read.data_ptr(), scales.data_ptr(), 0 if work is None else work.data_ptr(), size, thread_blocks,
     )  # fmt: skip
@@ -209,15 +213,15 @@ def _workspace(device: torch.device, stream: int, groups: int) -> Tensor:
 
 
 @functools.cache
-def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float) -> Kernels:
-    return load_kernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale), device)
+def _kernels(fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, keeps: bool) -> Kernels:
+    return load_kernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale, keeps=keeps), device)
 
 
 @functools.cache
 def _tile_kernels(
-    fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str
+    fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
 ) -> Kernels:
-    return load_kernels(tile_source(fmt, dtype, prescale, threads, name), device, threads.block)
+    return load_kernels(tile_source(fmt, dtype, prescale, threads, name, keeps=keeps), device, threads.block)
 
 
 def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:

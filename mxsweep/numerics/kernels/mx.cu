@@ -152,6 +152,11 @@ MX_FUNCTION int wanted_exponent(float amax, Format format) {
     return (bits >> MANTISSA_BITS) - BIAS - (by_quotient ? 0 : format.max_exponent);
 }
 
+// The exponent that is kept of a block: wanted_exponents.py's, 0 of blocks that want none.
+MX_FUNCTION int kept_exponent(float amax, Format format) {
+    return amax > 0.0f && bits_of(amax) < INFINITY_BITS ? wanted_exponent(amax, format) : 0;
+}
+
 // The one that it holds, before NaN above `max_scale_exponent`.
 MX_FUNCTION int scale_exponent(float amax, Format format) {
     const int exponent = wanted_exponent(amax, format);

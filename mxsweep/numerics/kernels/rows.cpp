@@ -182,8 +182,7 @@ static float exact_amax(const Job& job, i64 first, i64 count, unsigned largest, 
 
 // The scale of a block in exact arithmetic.
 static BlockScale exact_scale(const Format& format, float amax, float midpoint, float g, Exponents& wanted) {
-    if (format.scale == E8M0)
-        count_in(wanted, amax > 0.0f && bits_of(amax) < INFINITY_BITS ? float(wanted_exponent(amax, format)) : 0.0f);
+    if (format.scale == E8M0) count_in(wanted, float(kept_exponent(amax, format)));
     BlockScale block = scale_of_block(format, amax, midpoint, g);
     if (format.scale != E8M0 && multiplies(format)) block.reciprocal = block.by;  // what `usual` multiplies by
     return block;

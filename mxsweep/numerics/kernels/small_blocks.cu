@@ -77,6 +77,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const auto unit = [&](int turn) { return int(threadIdx.x % SHARE) + turn * SHARE; };
     const auto is_inside = [&](int turn) { return has && unit(turn) < units; };
 
+    const Range range = range_of(beside.ranges);
     __shared__ uint4 held[UNIT == 16 ? 1 : 256 * KEPT + 1];
     Span span;
     int place = 0;
@@ -118,6 +119,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int distance = 1; distance < SHARE; distance *= 2)
         of = extremes_of_both(of, extremes_of_lane(of, threadIdx.x % 32 ^ distance, FORMAT), FORMAT);
+    keep_block(range, of, FORMAT);
 
     const float t = tensor_scale_at(beside, start);
     const auto first_of = [&](int turn) { return start + unit(turn) * PER_VECTOR; };
@@ -182,6 +184,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 corner = (matrix * height + top) * width + (inside ? column : left < width ? left : width - 1);
     const auto at = [&](int i) { return beneath + i * DOWN; };
     const auto has = [&](int i) { return inside && at(i) < end; };
+    const Range range = range_of(beside.ranges);
     unsigned words[KEPT][4];
     uint4 read[KEPT];
 #pragma unroll
@@ -197,6 +200,7 @@ extern "C" __global__ void __launch_bounds__(256)
     each_distance<ACROSS>([&](int distance) {
         of = extremes_of_both(of, extremes_of_lane(of, lane ^ distance, FORMAT), FORMAT);
     });
+    if (KEEPS && inside) keep_block(range, of, FORMAT);
     const float t = tensor_scale_at(beside, corner * PER_VECTOR);
     bool second = false;
     if (FORMAT.four_over_six) {

@@ -13,6 +13,7 @@ from mxsweep.formats.element import ROUNDINGS
 from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.formats.scale import SCALE_ROUNDINGS, ScaleFormat
 from mxsweep.formats.scale_rules import DIVISOR, DIVISOR_BY_RECIPROCAL, FACTOR
+from mxsweep.numerics.wanted_exponents import RANGE, RANGES
 
 VECTOR_BYTES = 16  # read by a thread at once
 WARP = 32
@@ -58,15 +59,19 @@ Fields = tuple["Fields | int | float | IntEnum | bool", ...]
 
 
 def kernel_source(
-    fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = (), prescale: float = 1.0
+    fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = (), prescale: float = 1.0, keeps: bool = False
 ) -> str:
     """Return what all kernels need with the macros in front that make it a format's, `more` lines among them, and
     `files` behind it; the prescale is as `quantize_rescaled` has it.
+
+    Args:
+        keeps: whether the kernels keep what scales want, for which they have one more argument (`ranges_at`).
     """
     lines = (
         f"#define MX_FORMAT {format_initializer(fmt, dtype, prescale)}",
         f"#define MX_STORAGE {STORAGE[dtype].name}",
         f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
+        *(f"#define MX_RANGES {RANGES}", f"#define MX_RANGE {RANGE}") * keeps,
         *more,
     )
     return "\n".join((*lines, joined_files("mx.cu", "pairs.cu", "vectors.cu", *files)))

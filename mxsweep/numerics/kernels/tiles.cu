@@ -75,6 +75,7 @@ MX_FUNCTION void vector_tiles(const uint4* x, uint4* y, Tiling tiling, Beside be
         words[2] = without_inf(own.z, FORMAT), words[3] = without_inf(own.w, FORMAT);
     };
     const Turns first(thread, threads, columns);
+    const Range range = range_of(beside.ranges);
 
     unsigned kept[KEPT][4];
     Turns turn = first;
@@ -92,6 +93,7 @@ MX_FUNCTION void vector_tiles(const uint4* x, uint4* y, Tiling tiling, Beside be
         of = extremes_of_both(of, extremes_of_vector(words, FORMAT), FORMAT);
     }
     of = extremes_of_threads<THREADS>(of);
+    keep_block(range, of, FORMAT);
 
     const float t = tensor_scale_at(beside, corner * PER_VECTOR);
     bool second = false;
@@ -161,6 +163,7 @@ MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 par
     };
     const auto read = [&](unsigned(&words)[4], i64 row) { take(words, x[corner + (row < end ? row : top) * width]); };
 
+    const Range range = WRITES ? range_of(beside.ranges) : Range{};
     unsigned kept[KEPT][4];
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) read(kept[i], start + i * step);
@@ -207,6 +210,7 @@ MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 par
         *found = packed_vector(values);
         return;
     }
+    keep_columns<ACROSS>(range, of);
 
     const float t = tensor_scale_at(beside, (corner + top * width) * PER_VECTOR);
     with_scales_of_columns<ACROSS>(of, t, beside.key, [&](auto quantized) {
@@ -280,6 +284,7 @@ MX_FUNCTION void tiles(const void* x, void* y, Tiling tiling, Beside beside) {
     }
     float midpoint;
     float amax = amax_of_block(FORMAT, largest, low, high, midpoint);
+    keep(range_of(beside.ranges), amax, FORMAT);
     const float g = tensor_scale_at(beside, corner);
     if (FORMAT.four_over_six) {
         const Candidates candidates = candidates_of_block(FORMAT, amax, midpoint, g);

@@ -4,6 +4,8 @@
 // MX_FORMAT   the initializer of a Format
 // MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
 // MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
+// MX_RANGES   where kernels keep the exponents that e8m0 scales want, in how many places, MX_RANGE numbers each; else not
+//             there
 
 constexpr Format FORMAT = MX_FORMAT;
 constexpr int STORAGE = MX_STORAGE;
@@ -15,6 +17,16 @@ constexpr unsigned ALL = 0xffffffffu;
 typedef unsigned long long u64;
 typedef long long i64;
 
+#ifdef MX_RANGES
+constexpr bool KEEPS = true;
+#define RANGES_ARGUMENT , int *ranges
+#define RANGES ranges
+#else
+constexpr bool KEEPS = false;
+#define RANGES_ARGUMENT
+#define RANGES nullptr
+#endif
+
 // Where the per-tensor scales g are (`group` elements share one), and what stochastic rounding draws from: `example`
 // elements are an example, of which the first has the number `first_example`; -1 where all draw as number 0.
 struct Beside {
@@ -22,9 +34,10 @@ struct Beside {
     i64 group;
     u64 key;
     i64 example, first_example;
+    int* ranges;
 };
-#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example, i64 first_example
-#define BESIDE {tensor_scales, group, key, example, first_example}
+#define BESIDE_ARGUMENTS const float *tensor_scales, i64 group, u64 key, i64 example, i64 first_example RANGES_ARGUMENT
+#define BESIDE {tensor_scales, group, key, example, first_example, RANGES}
 
 // a / b for numbers that are not negative. A GPU divides 64 bits several times more slowly than 32, and those slowly.
 MX_FUNCTION i64 divided(i64 a, i64 b) {
@@ -192,6 +205,41 @@ MX_FUNCTION unsigned largest_of_warp(unsigned value) {
         value = other > value ? other : value;
     }
     return value;
+}
+
+// What is kept of blocks: the least and the largest exponent that they want, in MX_RANGES places, among which thread blocks
+// take turns, so that they do not wait for each other. A thread compares with what was there when it began, which is read
+// beside the elements; what goes beyond that is rare.
+struct Range {
+    int *ends, low, high;
+};
+MX_FUNCTION Range range_of(int* ranges) {
+    Range range = {};
+#ifdef MX_RANGES
+    range.ends = ranges + blockIdx.x % MX_RANGES * MX_RANGE;
+#ifdef __CUDA_ARCH__
+    asm volatile("ld.volatile.global.v2.s32 {%0, %1}, [%2];" : "=r"(range.low), "=r"(range.high) : "l"(range.ends));
+#else
+    range.low = range.ends[0], range.high = range.ends[1];
+#endif
+#endif
+    return range;
+}
+MX_FUNCTION void keep(Range range, float amax, Format format) {
+    if (!KEEPS || format.scale != E8M0) return;
+    int low = kept_exponent(amax, format), high = low;
+    if (range.low <= low && high <= range.high) return;
+#if __CUDA_ARCH__ >= 800
+    const unsigned lanes = __activemask();
+    low = __reduce_min_sync(lanes, low), high = __reduce_max_sync(lanes, high);
+    if (threadIdx.x % 32 != __ffs(lanes) - 1) return;
+#endif
+    atomicMin(&range.ends[0], low);
+    atomicMax(&range.ends[1], high);
+}
+MX_FUNCTION void keep_block(Range range, Extremes of, Format format) {
+    float midpoint;
+    keep(range, amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint), format);
 }
 
 // Four over six: how much larger the error of a vector, which begins with the element `first`, is under its block's second

@@ -215,7 +215,9 @@ def _tiling(shape: torch.Size, fmt: MXFormat, first: int) -> Tiling:
     return Tiling(elements // (length * inner), length, inner, size, 1)
 
 
-def tile_source(fmt: MXFormat, dtype: torch.dtype, prescale: float, threads: Threads, *names: str) -> str:
+def tile_source(
+    fmt: MXFormat, dtype: torch.dtype, prescale: float, threads: Threads, *names: str, keeps: bool = False
+) -> str:
     """Return the source of the kernels of these names, of `KERNELS`."""
     lines = (
         f"#define MX_KEPT {threads.kept}",
@@ -226,4 +228,4 @@ def tile_source(fmt: MXFormat, dtype: torch.dtype, prescale: float, threads: Thr
         *(f"#define WITH_{name}" for name in names),
     )
     files = ("columns.cu", "tiles.cu", "small_blocks.cu", "groups.cu")
-    return kernel_source(fmt, dtype, *files, more=lines, prescale=prescale)
+    return kernel_source(fmt, dtype, *files, more=lines, prescale=prescale, keeps=keeps)
