@@ -178,6 +178,20 @@ class MXFormat:
         return int(self.scale_rounding.removeprefix("even") or self.element_format.mantissa_bits)
 
     @property
+    def lifted_from(self) -> float:
+        """Return the least significand of a block's maximum for which `scale_rounding` is not `floor`; 2 where none is.
+
+        It is so in exact arithmetic of scales from 2^-100 on, where maxima and quotients are normal numbers of float32.
+        """
+        if self.scale_rounding == "floor":
+            return 2.0
+        if self.even_bits is not None:
+            return 2 - 2.0 ** -(self.even_bits + 1)
+        # Divided by the largest element, a maximum is more than 1/2, and more than 1 beyond that one's significand.
+        held = 2 * math.frexp(self.element_format.largest)[0] if self.scale_rounding == "rceil" else 1.0
+        return held + 2.0**-23
+
+    @property
     def max_scale_exponent(self) -> int:
         """Return the largest exponent that an `e8m0` scale of `scale_bits` holds; its negative is the smallest."""
         return int(2 ** (self.scale_bits - 1) - 1)

@@ -115,7 +115,8 @@ class Fused:
             x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
         blocks = x.numel() // self._block
         rows = _PROGRAM // self._block
-        ranges = self._wanted if kept is None else kept.note_launch(x.device)  # some pointer where nothing is kept
+        # Where nothing is kept, some pointer.
+        ranges = self._wanted if kept is None else kept.note_launch(x.device, is_exact=False)
         with on(x.device):
             self._kernel[(-(-blocks // rows),)](
                 x, y, self._scales, self._rounded, self._wanted, ranges, blocks, BLOCK=self._block, ROWS=rows,
@@ -137,7 +138,7 @@ def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device, keeps: bool)
             differing = _count_differing(y, quantize_torch(x, fmt, -1, "native", None, None))
             if keeps:
                 amax = x.abs().amax(1)
-                theirs.note(amax, native_exponent(amax, fmt))
+                theirs.note(amax, native_exponent(amax, fmt), is_exact=False)
     except Exception as error:  # of whatever Triton, its compiler, the host's and the driver raise
         if is_out_of_memory(error):  # says nothing of Triton: another batch may have room
             raise

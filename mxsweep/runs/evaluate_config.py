@@ -30,7 +30,7 @@ from mxsweep.numerics.kernels.cpu import call_count
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
 from mxsweep.numerics.wanted_exponents import keeping_exponents
 from mxsweep.results.guessing import GUESSED
-from mxsweep.results.proven import PROVEN_BY, WANTED, Proof
+from mxsweep.results.proven import PROVEN_BY, SIGNIFICAND, WANTED, Proof
 from mxsweep.results.record import LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
 from mxsweep.results.studies import same_environment
 from mxsweep.runs.diagnostics import Diagnostics
@@ -129,6 +129,8 @@ class _Steps:
         entries, files = result.entries, result.files
         if wanted is not None and (span := wanted.range()) is not None:
             entries[WANTED] = list(span)
+            if (significand := wanted.largest_significand()) is not None:
+                entries[SIGNIFICAND] = significand
         if proof is None:
             entries["timing"] |= {"diagnostics_s": self._seconds["diagnostics_s"]} if diagnostics is not None else {}
         if computed_as := self._computed_as():

@@ -1,4 +1,4 @@
-"""Find the runs of a sweep that may come out the same: those that differ in their scale bits alone."""
+"""Find the runs of a sweep that may come out the same: those that differ in their scales' bits or rounding alone."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def largest_held(config: RunConfig) -> int:
     return min(fmt.max_scale_exponent for fmt in config.recipe.formats() if fmt.scale_format.is_power_of_two)
 
 
+def least_lifted(config: RunConfig) -> float:
+    """Return the least significand of a block's maximum for which an `e8m0` scale of a config is not as by `floor`."""
+    return min(fmt.lifted_from for fmt in config.recipe.formats() if fmt.scale_format.is_power_of_two)
+
+
 def with_provers(runs: Sequence[SweepRun]) -> list[SweepRun]:
     """Return the runs with those that may prove them, each to keep what it takes to prove another."""
     groups: dict[str, list[Candidate]] = {}
@@ -36,7 +41,15 @@ def with_provers(runs: Sequence[SweepRun]) -> list[SweepRun]:
             candidates.append(None)
             continue
         held = largest_held(run.config)
-        candidate = Candidate(run.run_id, run.folder, run.config_hash, run.config.scale_bits, held)
+        candidate = Candidate(
+            run.run_id,
+            run.folder,
+            run.config_hash,
+            run.config.scale_bits,
+            held,
+            run.config.scale_rounding,
+            least_lifted(run.config),
+        )
         groups.setdefault(group, []).append(candidate)
         candidates.append((group, candidate))
     return [
@@ -55,14 +68,16 @@ def with_provers(runs: Sequence[SweepRun]) -> list[SweepRun]:
 def provers_first(runs: Sequence[SweepRun]) -> list[SweepRun]:
     """Put, among the runs on each model, the first of each group before all others, which wait for none all the same.
 
-    Where several processes take runs in turn, two of one group would begin at the same time, and prove nothing.
+    Where several processes take runs in turn, two of one group would begin at the same time, and prove nothing. Each
+    rounding of scales has a first one, as it seldom comes to the same as another.
     """
     models: dict[Any, int] = {}
     seen: set[str] = set()
     places = []
     for run in runs:
         model = models.setdefault(run.config.model if run.config else None, len(models))
-        is_led = any(prover.run_id in seen for prover in run.provers)
+        rounding = run.candidate.rounding if run.candidate else None
+        is_led = any(prover.run_id in seen for prover in run.provers if prover.rounding == rounding)
         seen.add(run.run_id)
         places.append((model, is_led))
     return [run for _, run in sorted(zip(places, runs, strict=True), key=lambda placed: placed[0])]
@@ -77,8 +92,11 @@ def _key(config: RunConfig) -> str | None:
     scaled = any(fmt.scale_format.is_power_of_two for fmt in config.recipe.formats())
     if config.trains or not scaled or _works_out(config):
         return None
+    # How scales are rounded may decide whether arithmetic is native, but where exact is asked for.
+    rounding = "floor" if config.recipe.arithmetic == "exact" else config.scale_rounding
     try:
-        return json_digest(dataclasses.replace(config, scale_bits=DEFAULT_SCALE_BITS).identity)
+        alike = dataclasses.replace(config, scale_bits=DEFAULT_SCALE_BITS, scale_rounding=rounding)
+        return json_digest(alike.identity)
     except ConfigError:  # as of a preset that goes with some scale bits only
         return None
 

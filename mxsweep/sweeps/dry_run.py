@@ -84,8 +84,8 @@ def _may_be_proven(runs: Sequence[PlannedRun]) -> list[str]:
         if group is not None:
             groups.setdefault(group, []).append(number)
     return [
-        f"{_runs(numbers)} differ in scale bits alone: the first one done may prove others equal, which are then not "
-        "evaluated (reuse=proven)"
+        f"{_runs(numbers)} differ in scale bits or rounding alone: the first one done may prove others equal, which "
+        "are then not evaluated (reuse=proven)"
         for numbers in groups.values()
     ]
 

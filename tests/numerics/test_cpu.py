@@ -289,13 +289,15 @@ def test_threads_make_no_difference_nor_what_they_note(threads: int, library: ct
     try:
         for arithmetic, dtype in (("exact", torch.float32), ("native", torch.float32), ("native", torch.float16)):
             each = x.to(dtype)
-            ranges = []
+            ranges, significands = [], []
             for by in (by_library, lambda *of: quantize_torch(*of, None, None)):
                 with keeping_exponents() as kept:
                     y = by(each, MXFP4, -1, arithmetic)
                 ranges.append(kept.range())
+                significands.append(kept.largest_significand())
                 assert kept.is_complete and kept.notes
             assert ranges[0] == ranges[1] and (ranges[0] is None) == (dtype == torch.float16)
+            assert significands[0] == significands[1] and (significands[0] is None) == (arithmetic == "native")
             assert_same_bits(y, by_library(each, MXFP4, -1, arithmetic))
     finally:
         torch.set_num_threads(before)
@@ -306,12 +308,13 @@ def test_the_range_of_wanted_exponents_is_the_definitions(fmt: MXFormat, arithme
     for x in (
         torch.tensor([[1e-40] * 32, [2.0**-126] * 32]), torch.tensor([[0.0] * 32, [2.0**90] * 32]), torch.zeros(2, 32),
         torch.tensor([[torch.nan] * 32, [torch.inf] * 32, [3e-30] * 32]), torch.full((1, 32), 3.4028e38),
+        torch.tensor([[1.5] * 32, [-3.25] * 32, [4.0] * 32]),
     ):  # fmt: skip
         ranges = []
         for by in (by_library, lambda *of: quantize_torch(*of, None, None)):
             with keeping_exponents() as kept:
                 by(x, fmt, -1, arithmetic)
-            ranges.append(kept.range())
+            ranges.append((kept.range(), kept.largest_significand()))
         assert ranges[0] == ranges[1]
 
 

@@ -42,7 +42,7 @@ def stand_in(change: Tensor | None = None, lifted: int = 0) -> type:
             y = quantize_torch(x, self.fmt, -1, "native", None, None)
             if kept is not None:
                 amax = x.abs().amax(1)
-                kept.note(amax, native_exponent(amax, self.fmt) + lifted)
+                kept.note(amax, native_exponent(amax, self.fmt) + lifted, is_exact=False)
             if change is not None:
                 y.view(torch.int16).flatten()[: len(change)].add_(change)
             return y

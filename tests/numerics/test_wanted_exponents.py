@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mxsweep.numerics import MXFormat, quantize
+from mxsweep.numerics import ELEMENT_NAMES, SCALE_ROUNDINGS, MXFormat, parse_element, quantize
 from mxsweep.numerics import dispatch as dispatching
+from mxsweep.numerics.reference.scales import exact_exponent
 from mxsweep.numerics.wanted_exponents import keeping_exponents
 
 NARROW = MXFormat("fp4_e2m1", block_size=4, scale_bits=6)  # which holds exponents of ±31
 WIDE = replace(NARROW, scale_bits=8)
 EMAX = 2  # of fp4_e2m1
+ROUNDED = [name for name in ELEMENT_NAMES if parse_element(name).scale_rounding is None]
 
 
 def tensor_of(*maxima: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -89,6 +91,47 @@ def test_other_rules_keep_the_range_of_theirs(fields: dict[str, object]) -> None
     low, high = kept.range() or (0, 0)
     wide = quantize(x, replace(fmt, scale_bits=8), arithmetic="exact", generator=7)
     assert (max(-low, high) <= 31) is torch.equal(narrow.nan_to_num(7.25), wide.nan_to_num(7.25))
+
+
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        *(MXFormat(element, scale_rounding=rounding) for element in ROUNDED for rounding in SCALE_ROUNDINGS),
+        *(MXFormat("fp4_e2m1", scale_rounding=f"even{bits}") for bits in (0, 1, 7, 22)),
+        MXFormat("fp8_e4m3", scale_rounding="ceil", scale_emax=False),
+        MXFormat("fp16_e7m8", scale_rounding="rceil"),
+    ],
+    ids=str,
+)
+def test_roundings_are_floor_below_what_they_lift_and_not_there(fmt: MXFormat) -> None:
+    """Of maxima with every exponent from that of a scale of 2^-100 on."""
+    emax = fmt.element_format.max_exponent if fmt.scale_emax else 0
+    powers = torch.arange(max(-100 + emax, -126), 127).double().exp2()
+    floor = replace(fmt, scale_rounding="floor")
+
+    def differs(significand: float) -> torch.Tensor:
+        amax = (powers * significand).float()
+        return exact_exponent(amax, fmt) != exact_exponent(amax, floor)
+
+    lifted, ulp = fmt.lifted_from, 2.0**-23
+    below = torch.linspace(1, lifted - ulp, 97, dtype=torch.float64).mul(2**23).floor().div(2**23)
+    for significand in {1.0, lifted - ulp, *below.tolist()}:
+        assert not differs(significand).any()
+    if lifted < 2:
+        assert differs(lifted).all() and differs(2 - ulp).all()
+
+
+def test_the_largest_significand_is_known_in_exact_arithmetic() -> None:
+    odd = tensor_of(0.0, torch.inf, torch.nan, 2.0)
+    for maxima, expected in (((1.0, 2.0**-30, 64.0), 1.0), ((1.0, 3.0, 2.5), 1.5), ((1.75, 2.0**-140), 1.75)):
+        with keeping_exponents() as kept:
+            for x in (tensor_of(*maxima), odd):
+                quantize(x, NARROW, arithmetic="exact")
+        assert kept.largest_significand() == expected
+    with keeping_exponents() as kept:
+        quantize(odd, NARROW, arithmetic="exact")
+        quantize(tensor_of(1.0), NARROW, arithmetic="native")
+    assert kept.range() is not None and kept.largest_significand() is None
 
 
 def test_what_is_quantized_unseen_leaves_the_range_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

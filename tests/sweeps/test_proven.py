@@ -24,7 +24,7 @@ from mxsweep.report.column_table import MEASURED
 from mxsweep.report.run_warnings import list_proven
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import Command
-from mxsweep.results.proven import PROVEN_BY, WANTED, Candidate, prove
+from mxsweep.results.proven import PROVEN_BY, SIGNIFICAND, WANTED, Candidate, prove
 from mxsweep.results.record import find_runs, read_record, write_record
 from mxsweep.results.rows import read_rows
 from mxsweep.sweeps.alike import groups_of, provers_first, with_provers
@@ -152,6 +152,75 @@ def check_both_ways(
     return each
 
 
+def weights_of(significand: float) -> Callable[[Tensors], None]:
+    """Have all weights be powers of two but the largest of one block, which has a significand."""
+
+    def change(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if tensor.ndim == 2 and name.startswith("model.layers"):
+                tensors[name] = tensor.sign() * tensor.abs().clamp(min=2.0**-20).log2().floor().exp2()
+        tensors[DOWN][3, :32] = significand
+
+    return change
+
+
+SIGNIFICANDS = pytest.mark.parametrize(
+    ("significand", "proven"),
+    [
+        (1.0, {"even", "ceil", "rceil"}),
+        (1.5, {"even", "rceil"}),
+        (1.625, {"even"}),
+        (1.75, set()),
+    ],
+)
+
+
+@SIGNIFICANDS
+def test_roundings_of_scales_are_proven_by_significands(
+    significand: float, proven: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways, of weights in fp4_e2m1, whose largest value is 1.5 * 2^2, and which has one mantissa bit."""
+    check_roundings(significand, proven, tmp_path, monkeypatch, "model.dtype=float32", "arithmetic=exact")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+@SIGNIFICANDS
+def test_roundings_of_scales_on_a_gpu_are_proven_too(
+    significand: float, proven: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_roundings(significand, proven, tmp_path, monkeypatch, "model.device=cuda", "custom_cuda=true")
+
+
+def check_roundings(
+    significand: float, proven: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> None:
+    """Compare a sweep's runs in four roundings, of which that by floor may prove others, with the same evaluated."""
+    monkeypatch.chdir(tmp_path)
+    model = changed(tmp_path / "model", weights_of(significand))
+    roundings = "scale_rounding=floor,even,ceil,rceil"
+    words = ["model=hf", model, "format.activation=none", "kv_quant=none", "scale_bits=8", roundings, *more]
+    proving, each = ({}, {})
+    for records, is_proving in ((proving, True), (each, False)):
+        runs = planned(tmp_path / str(is_proving), *words)
+        never = [replace(run, candidate=None, provers=(), keeps_exponents=False) for run in runs]
+        work(runs if is_proving else never, "launch")
+        records |= {
+            run.config.scale_rounding: read_record(run.folder / "result.json") for run in runs if run.config is not None
+        }
+    assert {rounding for rounding, record in proving.items() if PROVEN_BY in record} == proven
+    assert proving["floor"][SIGNIFICAND] == significand
+    for rounding, record in each.items():
+        assert PROVEN_BY not in record and SIGNIFICAND not in record
+        assert repr(proving[rounding]["metrics"]) == repr(record["metrics"])
+        assert proving[rounding]["diagnostics"] == record["diagnostics"]
+    for rounding in proven:
+        assert proving[rounding][PROVEN_BY]["reason"] == (
+            f"in no pass was the largest magnitude of a block more than {significand:g} times a power of two, up to "
+            f"which scale_rounding {' and '.join(sorted((rounding, 'floor')))} are the same"
+        )
+
+
 def test_a_proven_run_has_no_times_and_says_by_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     records = evaluated(tmp_path / "s", "scale_bits=6,8")
@@ -205,6 +274,41 @@ def test_which_runs_are_tried(words: list[str], is_group: bool) -> None:
     assert groups_of([configs[0], compose(["scale_bits=8", *words, "seed=9"])]) == [None, None]
 
 
+@pytest.mark.parametrize("words", [[], ["arithmetic=exact"], ["custom_cuda=true"]])
+def test_roundings_of_scales_are_tried_in_exact_arithmetic(words: list[str]) -> None:
+    """In native arithmetic floor has an arithmetic of its own."""
+    configs = [
+        compose([*rounded, *words]) for rounded in (["scale_rounding=even"], ["scale_rounding=floor", "scale_bits=6"])
+    ]
+    first, second = groups_of(configs)
+    assert (first is not None and first == second) is bool(words)
+    of_its_own = compose(["scale_rounding=even", *words, "format.scale_rounding={weight: ceil, activation: even}"])
+    assert groups_of([of_its_own, configs[1]]) == [None, None]
+
+
+def test_a_rounding_is_proven_where_no_maximum_is_lifted(tmp_path: Path) -> None:
+    (tmp_path / "samples.parquet").touch()
+    by = Candidate("a", tmp_path, "1", 8, 127, "floor", 2.0)
+    run = Candidate("b", tmp_path / "b", "2", 6, 31, "even", 1.75)
+    record = {"status": "done", "run_id": "a", "config_hash": "1", WANTED: [-31, 31], SIGNIFICAND: 1.5}
+    proof = prove(run, by, record)
+    assert proof is not None and "outside -31 to 31; scale_bits 6 and 8" in proof.reason
+    assert proof.reason.endswith(
+        "more than 1.5 times a power of two, up to which scale_rounding even and floor are the same"
+    )
+    for change in (
+        {SIGNIFICAND: 1.75},
+        {SIGNIFICAND: None},
+        {SIGNIFICAND: "1.5"},
+        {SIGNIFICAND: 0.5},
+        {WANTED: [-31, 32]},
+    ):
+        assert prove(run, by, record | change) is None
+    wide = replace(run, bits=8, holds=127)
+    assert prove(wide, by, record | {WANTED: [-100, 31]}) is not None
+    assert prove(wide, by, record | {WANTED: [-101, 31]}) is None  # where a quotient may be no normal number
+
+
 def test_only_a_whole_record_proves(tmp_path: Path) -> None:
     (tmp_path / "samples.parquet").touch()
     by = Candidate("a", tmp_path, "1", 6, 31)
@@ -252,7 +356,7 @@ def test_the_first_of_each_group_comes_first(tmp_path: Path) -> None:
 def test_a_dry_run_says_what_may_be_proven() -> None:
     plan, _ = plan_command(Command([*FEW, "block_size=16,32", "scale_bits=6,8"], None, None), multirun=True)
     said = preview(plan.runs, "proven").text
-    assert "runs 1, 2 differ in scale bits alone: the first one done may prove others equal" in said
+    assert "runs 1, 2 differ in scale bits or rounding alone: the first one done may prove others equal" in said
     assert "runs 3, 4 differ" in said
     assert "may prove" not in preview(plan.runs, "never").text
 

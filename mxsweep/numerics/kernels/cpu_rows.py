@@ -69,15 +69,16 @@ def quantize_rows(library: ctypes.CDLL, x: Tensor, asked: Asked) -> Tensor | Non
     spans: list[Any] = []
 
     def quantize() -> None:
-        span = (ctypes.c_float * 2)(math.inf, -math.inf)
+        span = (ctypes.c_float * 3)(math.inf, -math.inf, 0.0)
         if library.mx_quantize_rows(work.address, ctypes.addressof(span)):
             spans.append(span)
 
     work.do(quantize)
     kept = kept_exponents()
     if kept is not None and asked.fmt.scale_format.is_power_of_two:
-        lows, highs = zip(*spans, strict=True)
-        kept.note_range(*torch.tensor([min(lows), max(highs)], dtype=torch.float32, device="cpu"))
+        lows, highs, fractions = zip(*spans, strict=True)
+        ends = torch.tensor([min(lows), max(highs), max(fractions)], dtype=torch.float32, device="cpu")
+        kept.note_range(ends[0], ends[1], None if asked.is_native else ends[2])
     if results is not along:
         along.copy_(results)
     return y

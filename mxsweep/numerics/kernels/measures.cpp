@@ -55,7 +55,7 @@ static void measure_block(const Job& job, Elements exact, i64 first, i64 count, 
     const int storage = int(job.storage);
     const unsigned largest = largest_from(job, first, count);
     float midpoint, amax = exact_amax(job, first, count, largest, g, midpoint);
-    Exponents wanted = {from_bits(INFINITY_BITS), -from_bits(INFINITY_BITS)}, not_asked = wanted;
+    Exponents wanted = {from_bits(INFINITY_BITS), -from_bits(INFINITY_BITS), 0.0f}, not_asked = wanted;
     const BlockScale own = exact_scale(format, amax, midpoint, g, job.native ? not_asked : wanted);
     const BlockScale block = job.native ? native_scale(largest, format, *job.native, wanted) : own;
     if (amax > 0.0f && bits_of(amax) < INFINITY_BITS) {

@@ -152,9 +152,14 @@ MX_FUNCTION int wanted_exponent(float amax, Format format) {
     return (bits >> MANTISSA_BITS) - BIAS - (by_quotient ? 0 : format.max_exponent);
 }
 
-// The exponent that is kept of a block: wanted_exponents.py's, 0 of blocks that want none.
-MX_FUNCTION int kept_exponent(float amax, Format format) {
-    return amax > 0.0f && bits_of(amax) < INFINITY_BITS ? wanted_exponent(amax, format) : 0;
+// What is kept of a block: the exponent that it wants, and the bits behind the leading one of its maximum; 0 of blocks that want
+// none. See wanted_exponents.py.
+struct Kept {
+    int exponent, fraction;
+};
+MX_FUNCTION Kept kept_of(float amax, Format format) {
+    const bool wants = amax > 0.0f && bits_of(amax) < INFINITY_BITS;
+    return {wants ? wanted_exponent(amax, format) : 0, wants ? int(bits_of(amax) & (IMPLICIT_ONE - 1)) : 0};
 }
 
 // The one that it holds, before NaN above `max_scale_exponent`.

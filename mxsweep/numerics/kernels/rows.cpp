@@ -39,8 +39,9 @@ struct Job {
 };
 
 // The least and the largest exponent that e8m0 scales wanted; a block that wants none counts as one that wants 0.
+// In exact arithmetic, `fraction` is the largest of kept_of's.
 struct Exponents {
-    float low, high;
+    float low, high, fraction;
 };
 
 constexpr int CHUNK = 512;  // elements that are float32 meanwhile, where the tensor is not
@@ -141,9 +142,10 @@ static Elements elements_of(const Format& format, bool native) {
     return format.scale == E8M0 || multiplies(format) ? usual_of<true>(format) : usual_of<false>(format);
 }
 
-static void count_in(Exponents& wanted, float exponent) {
+static void count_in(Exponents& wanted, float exponent, float fraction = 0.0f) {
     wanted.low = exponent < wanted.low ? exponent : wanted.low;
     wanted.high = exponent > wanted.high ? exponent : wanted.high;
+    wanted.fraction = fraction > wanted.fraction ? fraction : wanted.fraction;
 }
 
 // The scale of a block in native arithmetic of float32.
@@ -182,7 +184,10 @@ static float exact_amax(const Job& job, i64 first, i64 count, unsigned largest, 
 
 // The scale of a block in exact arithmetic.
 static BlockScale exact_scale(const Format& format, float amax, float midpoint, float g, Exponents& wanted) {
-    if (format.scale == E8M0) count_in(wanted, float(kept_exponent(amax, format)));
+    if (format.scale == E8M0) {
+        const Kept kept = kept_of(amax, format);
+        count_in(wanted, float(kept.exponent), float(kept.fraction));
+    }
     BlockScale block = scale_of_block(format, amax, midpoint, g);
     if (format.scale != E8M0 && multiplies(format)) block.reciprocal = block.by;  // what `usual` multiplies by
     return block;

@@ -207,35 +207,41 @@ MX_FUNCTION unsigned largest_of_warp(unsigned value) {
     return value;
 }
 
-// What is kept of blocks: the least and the largest exponent that they want, in MX_RANGES places, among which thread blocks
-// take turns, so that they do not wait for each other. A thread compares with what was there when it began, which is read
-// beside the elements; what goes beyond that is rare.
+// What is kept of blocks: the least and the largest exponent that they want, and the largest fraction, in MX_RANGES places, among
+// which thread blocks take turns, so that they do not wait for each other. A thread compares with what was there when it
+// began, which is read beside the elements; what goes beyond that is rare.
 struct Range {
-    int *ends, low, high;
+    int *ends, low, high, fraction;
 };
 MX_FUNCTION Range range_of(int* ranges) {
     Range range = {};
 #ifdef MX_RANGES
     range.ends = ranges + blockIdx.x % MX_RANGES * MX_RANGE;
 #ifdef __CUDA_ARCH__
-    asm volatile("ld.volatile.global.v2.s32 {%0, %1}, [%2];" : "=r"(range.low), "=r"(range.high) : "l"(range.ends));
+    int unused;
+    asm volatile("ld.volatile.global.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(range.low), "=r"(range.high), "=r"(range.fraction), "=r"(unused)
+                 : "l"(range.ends));
 #else
-    range.low = range.ends[0], range.high = range.ends[1];
+    range.low = range.ends[0], range.high = range.ends[1], range.fraction = range.ends[2];
 #endif
 #endif
     return range;
 }
 MX_FUNCTION void keep(Range range, float amax, Format format) {
     if (!KEEPS || format.scale != E8M0) return;
-    int low = kept_exponent(amax, format), high = low;
-    if (range.low <= low && high <= range.high) return;
+    const Kept kept = kept_of(amax, format);
+    int low = kept.exponent, high = low, fraction = kept.fraction;
+    if (range.low <= low && high <= range.high && fraction <= range.fraction) return;
 #if __CUDA_ARCH__ >= 800
     const unsigned lanes = __activemask();
     low = __reduce_min_sync(lanes, low), high = __reduce_max_sync(lanes, high);
+    fraction = __reduce_max_sync(lanes, fraction);
     if (threadIdx.x % 32 != __ffs(lanes) - 1) return;
 #endif
     atomicMin(&range.ends[0], low);
     atomicMax(&range.ends[1], high);
+    atomicMax(&range.ends[2], fraction);
 }
 MX_FUNCTION void keep_block(Range range, Extremes of, Format format) {
     float midpoint;

@@ -142,7 +142,7 @@ def stored_scale(
     scale = fmt.scale_format
     if scale.is_power_of_two:
         exponent = exact_exponent(amax, fmt)
-        note_exponents(amax, exponent)
+        note_exponents(amax, exponent, is_exact=True)
         return power_of_two(held_exponent(exponent, fmt))
     wanted = wanted_scale(amax, fmt, tensor_scale, dtype)
     held = wanted.clamp(fmt.least_scale, scale.largest)
@@ -203,7 +203,7 @@ _READ: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 def native_scale(amax: Tensor, fmt: MXFormat) -> Tensor:
     """Return what native arithmetic divides a block by: in amax's dtype, where 0, Inf and NaN are possible."""
     exponent = native_exponent(amax, fmt)
-    note_exponents(amax, exponent)
+    note_exponents(amax, exponent, is_exact=False)
     return native_power(exponent, fmt)
 
 
