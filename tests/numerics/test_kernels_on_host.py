@@ -16,6 +16,7 @@ from helpers.mx_host import host_library, pointer
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.kernels import cuda
 from mxsweep.numerics.kernels.source import kernel_source
+from mxsweep.numerics.kernels.ways import way_of
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.reference.definition import tensor_scale_over
 from mxsweep.numerics.rescaled import quantize_rescaled
@@ -119,6 +120,24 @@ def test_short_blocks_of_rows_of_any_length(
     for width in widths:
         check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
     assert ways.used == ["mx_short_blocks"] * len(widths)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("fmt", [replace(BLOCKS, block_size=0), replace(NVFP4, block_size=0)], ids=str)
+def test_short_rows_are_blocks(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+    """Of whatever length, which the format does not say."""
+    for width in (64, 37, 8, 1):
+        check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
+    assert ways.used == ["mx_vector_tiles_by_warp", "mx_tiles_by_warp"] * 2
+
+
+def test_parts_of_a_column_are_of_what_there_is_of_it() -> None:
+    """And not of a longer block, of which the first part would have it all."""
+    longer, whole = (
+        way_of(torch.Size((2, 600, 64)), torch.bfloat16, replace(BLOCKS, block_size=size), 1, 0) for size in (10_000, 0)
+    )
+    assert longer == whole
+    assert longer.kernel == "mx_columns_by_parts"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const unsigned blocks = blockDim.x / SHARE, first = blockIdx.x * blocks, count = unsigned(rows * across);
     const auto row_of = [&](unsigned block) { return unsigned(u64(block) * unsigned(multiplier) >> shift); };
     const auto start_of = [&](unsigned block, unsigned row) {
-        return row * width + (block - row * unsigned(across)) * MX_BLOCK;
+        return row * width + i64(block - row * unsigned(across)) * MX_BLOCK;
     };
     const bool has = first + threadIdx.x / SHARE < count;  // threads without a block read the first one, and write nothing
     const unsigned block = has ? first + threadIdx.x / SHARE : first, row = row_of(block);

@@ -113,7 +113,8 @@ def way_of(shape: torch.Size, dtype: torch.dtype, fmt: MXFormat, first: int, exa
     whole = by_vectors and (tiling.columns % vector == 0 or tiling.columns >= tiling.width)
     unit = VECTOR_BYTES if whole else 4 if dtype.itemsize == 4 or not (tiling.columns | tiling.width) % 2 else 2
     plain = whole or not (fmt.four_over_six or example)
-    threads = _threads_of_short_blocks(tiling.columns * dtype.itemsize, unit)
+    # Of a length that the format says: for whole rows a kernel would be compiled anew for each length of these.
+    threads = _threads_of_short_blocks(block_length(fmt) * dtype.itemsize, unit) if block_length(fmt) else None
     if tiling.rows == tiling.height == 1 and plain and threads and tiling.count < 2**31:
         across = -(-tiling.width // tiling.columns)
         arguments = (tiling.outer, tiling.width, across, *divider(across))
@@ -150,11 +151,11 @@ def _threads_of_short_blocks(size: int, unit: int) -> Threads | None:
 
 def _way_of_columns(tiling: Tiling, fmt: MXFormat, vector: int) -> Way:
     """Return the way for blocks of columns, of which `width` counts vectors of ``vector`` elements."""
-    rows = min(tiling.rows, tiling.height)
+    tiling = replace(tiling, rows=min(tiling.rows, tiling.height))  # which parts are of
     count = replace(tiling, columns=_ACROSS).count * THREADS
-    parts = -(-rows * _ACROSS // (THREADS * _MOST_KEPT))
+    parts = -(-tiling.rows * _ACROSS // (THREADS * _MOST_KEPT))
     if parts == 1:
-        return Way("mx_long_columns", count, tiling.arguments, Threads(_kept(rows * _ACROSS, THREADS)))
+        return Way("mx_long_columns", count, tiling.arguments, Threads(_kept(tiling.rows * _ACROSS, THREADS)))
     found = tiling.count // tiling.outer * parts * vector * (1 if fmt.symmetric else 2)
     return Way("mx_columns_by_parts", count * parts, (parts, *tiling.arguments), Threads(_KEPT_OF_PARTS), found)
 
