@@ -21,6 +21,7 @@ from mxsweep.model.operands import find_operands
 from mxsweep.model.quantize import left_out
 from mxsweep.numerics import BackendUnavailable, MXFormat, backend_problem, decode, encode, quantize, quantize_both
 from mxsweep.numerics.hadamard import SignedHadamard
+from mxsweep.numerics.kernels import cuda
 from mxsweep.numerics.kernels.both_cuda import takes
 from mxsweep.numerics.kernels.compile import launch_count
 from mxsweep.numerics.philox import uniform_of_calls
@@ -296,6 +297,123 @@ def test_tiles_and_blocks_of_every_length_are_the_definition(block_size: int | t
             beside = {"generator": 7, "example_dims": 1, "first_example": 3, "tensor_dims": dims}
             ours = quantize(x, fmt, axis, backend="cuda", **beside)
             assert_same_bits(ours, quantize(x, fmt, axis, arithmetic="exact", **beside))
+
+
+MX, INT4 = MXFormat("fp4_e2m1", 48), MXFormat("int4", 48, "fp32", symmetric=False)
+BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate")
+KERNEL_OF = [
+    # Kernel, block size, shape, axis, dimensions of a per-tensor scale.
+    # Short blocks, of which a thread reads 16, 4 or 2 bytes at once, and short rows.
+    *(
+        ("mx_short_blocks", size, (3, 37, width), -1, (-1,))
+        for size, width in ((48, 200), (20, 202), (40, 201), (63, 203))
+    ),
+    *(("mx_short_blocks", size, (3, 37, width), -1, (-2, -1)) for size, width in ((640, 1288), (4, 66), (300, 8))),
+    ("mx_vector_tiles_by_warp", 0, (3, 37, 64), -1, (-1,)),
+    ("mx_tiles_by_warp", 0, (3, 37, 37), -1, (-1,)),
+    # Whole rows and blocks that thread blocks of 64, 128 and 256 keep, and longer ones.
+    *(("mx_vector_tiles", 0, (2, 3, width), -1, (-1,)) for width in (3080, 6152, 16_392, 60_008)),
+    ("mx_vector_tiles", (40, 520), (2, 57, 1048), -1, (-2, -1)),
+    # Small tiles: 1 to 32 lanes a row, 1 to 8 rows a lane, taller and wider than the tensor.
+    *(("mx_small_tiles", size, (3, 37, 264), -1, (-2, -1)) for size in ((2, 8), (16, 16), (3, 32), (32, 32), (16, 64))),
+    *(("mx_small_tiles", size, (3, 5, 136), -1, (-2, -1)) for size in ((16, 16), (5, 128), (8, 64))),
+    # Columns that a thread block keeps, and parts of longer ones: more of them than are read at once, short ends.
+    *(("mx_long_columns", size, (2, 257, 72), -2, (-2, -1)) for size in (100, 256)),
+    *(("mx_columns_by_parts", size, (2, 9000, 24), -2, (-2, -1)) for size in (0, 8999, 600, 10_000)),
+    ("mx_columns_by_parts", 0, (1, 2, 520, 1032), -2, (-3, -2, -1)),
+    ("mx_columns_by_parts", 300, (2, 700, 3, 8), 1, (-3, -2, -1)),
+    ("mx_tiles_by_thread", 0, (2, 300, 37), -2, (-2, -1)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "block_size", "shape", "axis", "dims"), KERNEL_OF, ids=str)
+def test_each_kernel_of_other_blocks_is_the_definition(
+    kernel: str, block_size: int | tuple[int, int], shape: tuple[int, ...], axis: int, dims: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of numbers with NaN and Inf among them, too, which a maximum of maxima must not lose."""
+    used = kernels_used(monkeypatch)
+    formats = [
+        MX,
+        replace(MX, rounding="stochastic", inf="saturate"),
+        INT4,
+        replace(INT4, rounding="stochastic"),
+        NVFP4,
+    ]
+    formats += [BETTER] * (axis == -1 and block_size != 0)
+    for dtype, finite, fmt in itertools.product(KERNEL_DTYPES, (False, True), formats):
+        x = adversarial(torch.Size(shape).numel(), 3, "cuda", finite=finite).view(shape).to(dtype)
+        x = x.nan_to_num(posinf=1.0, neginf=1.0) if finite else x
+        fmt, over = replace(fmt, block_size=block_size), dims if fmt.tensor_scale else None
+        beside = {"generator": 2**63 + 7, "example_dims": 1, "first_example": 2**32 - 1, "tensor_dims": over}
+        ours = quantize(x, fmt, axis, backend="cuda", **beside)
+        assert_same_bits(ours, quantize(x, fmt, axis, arithmetic="exact", **beside))
+        if fmt.rounding != "stochastic":  # of which a thread's 16 bytes have to be of one example
+            assert used[-1] == kernel
+
+
+@pytest.mark.parametrize("prescale", [1.0, 0.75])
+@pytest.mark.parametrize(
+    ("kernel", "shape", "dims"),
+    [
+        ("mx_groups_by_warp", (5, 7, 16), (-1,)),
+        ("mx_groups_by_warp", (5, 7, 496), (-1,)),
+        *(("mx_groups", (3, 5, width), (-1,)) for width in (2032, 3072, 8176)),
+        ("mx_groups", (3, 5, 1616), (-2, -1)),
+        ("mx_rows", (3, 5, 16_400), (-1,)),
+    ],
+    ids=str,
+)
+def test_groups_under_a_scale_of_their_own_are_the_definition(
+    kernel: str, shape: tuple[int, ...], dims: tuple[int, ...], prescale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = kernels_used(monkeypatch)
+    formats = (NVFP4, BETTER, replace(NVFP4, rounding="stochastic"), replace(NVFP4, symmetric=False))
+    for dtype, finite, fmt in itertools.product(KERNEL_DTYPES, (False, True), formats):
+        x = adversarial(torch.Size(shape).numel(), 3, "cuda", finite=finite).view(shape).to(dtype)
+        x = x.nan_to_num(posinf=1.0, neginf=1.0) if finite else x
+        for example_dims, first in ((0, None), (1, 3), (2, 2**32 - 2)):
+            beside = {"generator": 2**63 + 7, "example_dims": example_dims, "first_example": first}
+            before = len(used)
+            ours = quantize_rescaled(x, fmt, prescale=prescale, backend="cuda", tensor_dims=dims, **beside)
+            assert used[before:] == ([] if kernel == "mx_rows" else [kernel])
+            assert_same_bits(ours, quantize_rescaled(x, fmt, prescale=prescale, tensor_dims=dims, **beside))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "fmt", "shape", "axis", "dims"),
+    [
+        ("mx_short_blocks", replace(MX, block_size=63), (2**15, 65_539), -1, None),
+        ("mx_small_tiles", replace(MX, block_size=(16, 16)), (2**12, 200, 2640), -1, None),
+        ("mx_vector_tiles", replace(MX, block_size=(64, 64)), (2**12, 200, 2640), -1, None),
+        ("mx_long_columns", replace(MX, block_size=100), (2**12, 200, 2640), -2, None),
+        ("mx_columns_by_parts", replace(NVFP4, block_size=0), (2**11, 400, 2640), -2, (-2, -1)),
+        ("mx_groups", NVFP4, (2**18, 8208), -1, (-1,)),
+    ],
+    ids=str,
+)
+def test_other_blocks_of_more_than_two_to_the_31_elements(
+    kernel: str, fmt: MXFormat, shape: tuple[int, ...], axis: int, dims: tuple[int, ...] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    elements, used = torch.Size(shape).numel(), kernels_used(monkeypatch)
+    assert elements > 2**31
+    if torch.cuda.mem_get_info()[0] < 6 * elements:
+        pytest.skip("needs 15 GB of free GPU memory")
+    x = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
+    y = quantize(x, fmt, axis, backend="cuda", tensor_dims=dims)
+    assert used[-1] == kernel
+    for part in (slice(0, 3), slice(len(x) // 2 - 1, len(x) // 2 + 2), slice(len(x) - 3, len(x))):
+        assert_same_bits(y[part], quantize(x[part], fmt, axis, arithmetic="exact", tensor_dims=dims))
+
+
+def kernels_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the name of each kernel of ways.py is added that is launched from now on."""
+    used: list[str] = []
+    own = cuda._tile_kernels
+    monkeypatch.setattr(cuda, "_tile_kernels", lambda *asked: (used.append(asked[5]), own(*asked))[-1])
+    return used
 
 
 @pytest.mark.parametrize("rotation", [None, SignedHadamard(16, 0b0110_1100_0101_1110), SignedHadamard(4, 5)], ids=str)

@@ -414,7 +414,8 @@ class TestOnGPU:
 
     @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
     @pytest.mark.parametrize(
-        ("order", "launches"), [(48, 1), (384, 1), (768, 1), (896, 1), (1152, 1), (3072, 2), (5120, 2), (5632, 2)]
+        ("order", "launches"),
+        [*((order, 1) for order in (44, 48, 384, 768, 896, 1152, 1536, 2560, 2816)), (3072, 2), (5120, 2), (5632, 2)],
     )
     def test_a_dense_factor_has_the_bits_of_torchs_product(
         self, order: int, launches: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
