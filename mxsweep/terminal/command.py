@@ -20,14 +20,16 @@ EXIT_FAILED = 1  # a run failed, or a file could not be written
 EXIT_USAGE = 2  # nothing was done: the command line makes no sense
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as a shell counts it
 MOST_TEXT = 1500  # characters of a message, which may quote what was typed
+SPINS = "3000"  # looks at a flag, some tens of microseconds: as long as Python takes to the next operation
 
 
 def run_command(program: str, command: Callable[[], int], interrupted: str | None = None) -> int:
     """Call ``command`` and return its exit code; print what a person can mend as one line and return EXIT_USAGE.
 
     What it computes on a CPU, and what processes that it starts compute, waits for threads asleep: those of OpenMP spin
-    otherwise, on a busy machine in the way of the threads that they wait for (a training took 3.9 times as long). A
-    policy that is set already stays.
+    otherwise, on a busy machine in the way of the threads that they wait for (a training took 3.9 times as long). Where
+    no more than half of the cores were busy of late, they look for more work for a moment before they fall asleep, as
+    waking up takes as long as many an operation of a small model. A policy that is set already stays.
 
     Args:
         program: what to begin the line with.
@@ -53,8 +55,18 @@ def run_command(program: str, command: Callable[[], int], interrupted: str | Non
         print(f"{program}: {printable(_shortened(message))}", file=sys.stderr)
         return EXIT_USAGE
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded, which no command has done yet
+    _wait_asleep()
     return with_safe_streams(call)
+
+
+def _wait_asleep() -> None:
+    """Set how OpenMP's threads wait, which is read when torch is loaded, as no command has done yet."""
+    if "OMP_WAIT_POLICY" in os.environ:
+        return
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    with contextlib.suppress(OSError):  # where the system does not say
+        if os.getloadavg()[0] <= (os.cpu_count() or 1) / 2:
+            os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # of GNU's, which torch brings on Linux: before the policy's
 
 
 def leave(code: int) -> NoReturn:

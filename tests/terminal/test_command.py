@@ -134,6 +134,25 @@ def test_threads_wait_asleep_unless_told_otherwise(before: str | None, after: st
     assert (answer.stdout, answer.returncode) == (f"{after}\n", 0), answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("load", "before", "after"),
+    [
+        (1.0, {}, {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}),
+        (1.1, {}, {"OMP_WAIT_POLICY": "passive"}),
+        (0.0, {"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "5"}),
+        (0.0, {"OMP_WAIT_POLICY": "passive"}, {"OMP_WAIT_POLICY": "passive"}),
+    ],
+)
+def test_threads_look_for_work_a_moment_where_cores_are_idle(
+    load: float, before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(before))
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert run_command("prog", lambda: 0) == 0
+    assert os.environ == after
+
+
 @pytest.mark.parametrize("module", ["mxsweep", "mxsweep.collect", "mxsweep.inspect", "mxsweep.sensitivity"])
 def test_python_without_docstrings_is_refused_at_once(module: str, tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-OO", "-m", module], cwd=tmp_path, capture_output=True, text=True)
