@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.runs.new_record import describe_error, new_record
 from mxsweep.runs.run_result import RunResult
 from mxsweep.terminal.progress_callback import Progress, silent
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -92,7 +95,10 @@ def import_evaluation() -> None:
 
 
 def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
-    """Write the run's model as a packed checkpoint beside the record, which says how it went: no metric hangs on it."""
+    """Write the run's model as a packed checkpoint beside the record; that and the log say how it went.
+
+    No metric hangs on it.
+    """
     try:
         # Imported here: safetensors, and what a target needs, are of no use to other runs.
         from mxsweep.runs.export_run import EXPORT_FOLDER, export_run
@@ -101,12 +107,13 @@ def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)  # of an attempt that left no record
         manifest = export_run(config, record, folder, config.further["export"], out).manifest
         record["export"] = {name: manifest[name] for name in ("target", "bytes", "verified", "seconds")}
+        log.info("Exported the model for %s to %s", manifest["target"], out)
     except Exception as error:
         # The run is done; that its model has no place in a checkpoint, or no room on the disk, takes nothing from it.
         record["export"] = {"error": describe_error(error)}
-        record["warnings"].append(
-            f"export: the model was not written: {error}".replace("written: export: ", "written: ")
-        )
+        warning = f"export: the model was not written: {error}".replace("written: export: ", "written: ")
+        record["warnings"].append(warning)
+        log.warning("%s", warning)
 
 
 def _result(

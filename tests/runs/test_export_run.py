@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         read_finished(tmp_path)
 
 
-def test_a_run_writes_its_model_where_it_is_asked_to(tmp_path: Path) -> None:
+def test_a_run_writes_its_model_where_it_is_asked_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mxsweep")
     plain, asked = (compose([*FEW, "format=mxfp4", *more]) for more in ([], ["export=auto"]))
     assert plain.config_hash == asked.config_hash and "export" not in plain.as_dict()
     record = run(asked, tmp_path / "run")
@@ -232,14 +234,17 @@ def test_a_run_writes_its_model_where_it_is_asked_to(tmp_path: Path) -> None:
     assert record["export"]["target"] == "compressed-tensors"
     assert record["export"]["verified"]["metrics"] == "the run's to the last digit"
     assert read_manifest(tmp_path / "run" / "export")["run_id"] == record["run_id"]
+    assert f"Exported the model for compressed-tensors to {tmp_path / 'run' / 'export'}" in caplog.messages
     assert record["metrics"] == run(plain)["metrics"]
 
 
-def test_a_run_whose_model_has_no_place_is_done_all_the_same(tmp_path: Path) -> None:
+def test_a_run_whose_model_has_no_place_is_done_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = run(compose([*FEW, "format=mxfp4", "export=modelopt"]), tmp_path)
     assert record["status"] == "done" and record["metrics"]
     assert "modelopt" in record["export"]["error"]["message"]
-    assert any(warning.startswith("export: the model was not written: modelopt: ") for warning in record["warnings"])
+    (warning,) = (text for text in record["warnings"] if text.startswith("export: "))
+    assert warning.startswith("export: the model was not written: modelopt: ")
+    assert ("mxsweep.runs.run", logging.WARNING, warning) in caplog.record_tuples
     assert not (tmp_path / "export").exists()
 
 
