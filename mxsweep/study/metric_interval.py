@@ -35,7 +35,8 @@ def wilson(share: float, n: float) -> Interval:
     """
     center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    # At the ends it is exact, where center and half differ by rounding.
+    return 0.0 if share == 0 else max(0.0, center - half), 1.0 if share == 1 else min(1.0, center + half)
 
 
 def _examples_with(share: float, stderr: float) -> float | None:

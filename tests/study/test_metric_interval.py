@@ -28,6 +28,11 @@ def test_a_share_has_wilsons(right: int, n: int) -> None:
         assert metric_interval("acc", share, stderr_of(share, n), None) == pytest.approx(expected, abs=1e-12)
 
 
+def test_where_all_or_none_are_right_the_interval_ends_there() -> None:
+    for n in range(1, 1001):
+        assert wilson(0.0, n)[0] == 0.0 and wilson(1.0, n)[1] == 1.0
+
+
 def test_of_no_examples_and_no_error_nothing_is_said() -> None:
     assert metric_interval("acc", 1.0, 0.0, None) is None
     assert metric_interval("acc", 0.5, math.nan, 4) is None
