@@ -18,7 +18,10 @@ PROGRAM = "mxsweep.collect"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 if the files could not be written, 2 if there is no run."""
+    """Run the command and return its exit code: 0, 1 if the files could not be written, 2 if there is no run.
+
+    What became of the runs is what it says, and not how it went.
+    """
     return run_command(PROGRAM, lambda: _collect(_parser().parse_args(argv)))
 
 

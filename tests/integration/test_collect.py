@@ -392,6 +392,7 @@ def test_runs_that_are_not_done_are_listed_with_their_reasons(tmp_path: Path) ->
     assert "broken" in report and str(tmp_path) not in report
     assert "ConfigError: a | b" in result.text and "ConfigError: a \\| b" in report
     assert sorted(load(tmp_path)["status"]) == ["done", "failed", "missing", "unreadable"]
+    assert main([str(tmp_path)]) == main(["--status", str(tmp_path)]) == 0
 
 
 def test_only_failures_still_give_every_file(tmp_path: Path) -> None:
