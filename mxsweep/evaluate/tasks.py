@@ -134,16 +134,14 @@ def _why_not_loaded(names: Sequence[str], own: OwnTasks | None, mine: Sequence[O
     """Return what to say of tasks that lm-eval cannot load: with the files of local data, else that a file may do."""
     # datasets says what is wrong in the error behind its own
     reason = " ".join(str(error.__cause__ or error).split())[:300]
-    text = f"task: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason})"
     local = [task for task in mine if task.is_local]
+    is_all_local = own is not None and all(name in own.names for name in names) and len(local) == len(mine)
+    # Before the reason, which is long: a terminal shows the beginning.
+    remedy = "" if is_all_local else "; without a network, task.data=FILE.jsonl gives a task's rows in a local file"
+    text = f"task: {', '.join(names)} cannot be loaded{remedy} ({type(error).__name__}: {reason})"
     if files := [str(file) for task in local for file in task.data_files]:
         text += f"; the data are read from {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
-    is_all_local = own is not None and all(name in own.names for name in names) and len(local) == len(mine)
-    return (
-        text
-        if is_all_local
-        else f"{text}; without a network, give a task's rows in a local file with task.data=FILE.jsonl"
-    )
+    return text
 
 
 def _rows_of(name: str, file: str, field: str | None, manager: TaskManager) -> Dataset:
