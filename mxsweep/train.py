@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(words: Sequence[str]) -> int:
     line = parse_command_line(words)
     if "--help" in line.asks_hydra:
-        print(training_help(config_folders(line.config_dir)))
+        print(training_help(config_folders(line.config_dir), line.overrides))
         return 0
     return answer_line(replace(line, overrides=training_words(line.overrides, line.config_dir), multirun=True))
 

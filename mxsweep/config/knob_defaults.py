@@ -37,8 +37,15 @@ def _defaults(folder: Path, _known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def defaults_of(group: str, name: str) -> dict[str, Any]:
-    """Return the defaults with the values that an option of a group has for its knobs."""
-    return defaults() | _of_option(group, name) | {group: name}
+    """Return the defaults with the values that an option of a group, and those that it chooses of others, have."""
+    content = read_option(group, name) or {}
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
+    chosen = {key.removeprefix("override /"): option for entry in entries for key, option in entry.items()}
+    chosen[group] = name
+    values = defaults()
+    for one, option in chosen.items():
+        values |= _of_option(one, option)
+    return values | chosen
 
 
 def written(value: Any) -> str:

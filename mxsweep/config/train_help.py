@@ -9,7 +9,7 @@ from mxsweep.config import knob_defaults, knobs
 from mxsweep.config.command_line import flags_help
 from mxsweep.config.effects import trains
 from mxsweep.config.knob_help import GROUP_COLUMN, LEAF_COLUMN, knob_lines
-from mxsweep.config.train_words import TRAINING
+from mxsweep.config.train_words import TRAINING, TRAININGS
 
 HEAD = """\
 mxsweep.train: which formats can a language model be trained in?
@@ -17,6 +17,7 @@ mxsweep.train: which formats can a language model be trained in?
 python -m mxsweep.train [KNOB=VALUE ...]     a sweep: each recipe, and what it is compared with (recipe=bf16), is
                                              trained, then evaluated; tables, curves and a page as of any sweep
 It is `python -m mxsweep -m train=from_scratch recipe=mxfp4 KNOB=VALUE ...`, each of the two where nothing says other.
+Defaults below are those of {training}; `python -m mxsweep.train {other} --help` lists the other's.
 """
 EXAMPLES = """\
 Examples
@@ -40,16 +41,18 @@ FORMATS = ("format", "block_size", "scale", "scale_bits", "rounding", "scale_rou
 OTHERS = ("task", "seed", "model", "model.device", "experiment", "hydra/launcher", "logging", "dry_run", "resume")
 
 
-def training_help(folders: Sequence[Path] | None = None) -> str:
-    """Return the help; options of groups are those in ``folders``."""
-    defaults = knob_defaults.defaults_of(*TRAINING.split("="))
+def training_help(folders: Sequence[Path] | None = None, words: Sequence[str] = ()) -> str:
+    """Return the help; options of groups are those in ``folders``, and defaults those of the training in ``words``."""
+    typed = [word for word in (TRAINING, *words) if word in TRAININGS]
+    defaults = knob_defaults.defaults_of(*typed[-1].split("="))
     paths = [knob.path for knob in knobs.all_knobs()]
     groups = ("train", "recipe", "init", "corpus")
     leaves = [path for path in paths if knobs.TABLE[path].effect is trains and path not in groups]
     # How long comes before how exactly.
     leaves = sorted((path for path in leaves if not _repeats(path)), key=lambda path: path.startswith("matmuls."))
+    other = next(training for training in TRAININGS if training != typed[-1])
     parts = [
-        HEAD,
+        HEAD.format(training=typed[-1], other=other),
         "Chosen by name",
         *_lines(groups, GROUP_COLUMN, folders, defaults),
         "\nSet by their path (and their defaults)",

@@ -12,6 +12,7 @@ from mxsweep.config.overrides import chosen_experiment
 from mxsweep.terminal.errors import ConfigError
 
 TRAINING, RECIPE = "train=from_scratch", "recipe=mxfp4"
+TRAININGS = (TRAINING, "train=finetune")
 SAY_HOW = ("train", "train.method")
 SAY_WHAT = ("recipe", "format", "format.weight", "format.activation")
 

@@ -12,6 +12,7 @@ from mxsweep import compose
 from mxsweep.config.option_files import option_names
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.train_config import SIZES
+from mxsweep.config.train_help import training_help
 from mxsweep.config.train_words import training_words
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
@@ -363,6 +364,17 @@ def test_labels_of_recipes() -> None:
 )
 def test_the_command_adds_what_nothing_says(words: str, added: str) -> None:
     assert training_words(words.split(), None) == [*added.split(), *words.split()]
+
+
+@pytest.mark.parametrize("training", ["from_scratch", "finetune"])
+def test_the_help_has_the_defaults_that_the_training_gets(training: str) -> None:
+    shown = training_help(words=["recipe=mxfp4", f"train={training}"])
+    config = compose([f"train={training}"]).as_dict()
+    for name in ("steps", "batch", "optimizer", "lr", "warmup"):
+        described = " ".join(shown.partition(f"\n  train.{name} ")[2].split())
+        assert described.partition("(= ")[2].startswith(f"{config['train'][name]})"), name
+    assert f"(= {'model' if training == 'finetune' else 'tiny'})" in shown
+    assert f"Defaults below are those of train={training};" in shown
 
 
 def test_the_command_refuses_to_train_nothing() -> None:
