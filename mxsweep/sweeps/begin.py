@@ -52,7 +52,7 @@ def begin(planned: Plan, multirun: bool, command: Command | None, named: bool) -
         ConfigError: of the runs asked for, none can be, or a remedy that was typed has no effect in any of them.
     """
     if not planned.settings.resume:
-        for told in check_effects(planned.runs):
+        for told in check_effects(planned.runs, planned.settings.reuse):
             print(f"mxsweep: {told}", file=sys.stderr)
     if planned.settings.dry_run:
         shown = preview(planned.runs, planned.settings.reuse)

@@ -52,7 +52,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | str | None = None) -> Swe
         if knob in values:
             raise ConfigError(f"{knob}: is for the command line; {instead}")
     planned, _ = plan_command(command, multirun=True)
-    for told in check_effects(planned.runs):
+    for told in check_effects(planned.runs, planned.settings.reuse):
         print(f"mxsweep: {told}", file=sys.stderr)
     refuse_impossible(planned)
     folder = open_sweep(planned, named=SWEEP_DIR in values)

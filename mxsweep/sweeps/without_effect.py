@@ -10,12 +10,17 @@ from mxsweep.config.knobs import TABLE
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.rules_config import SEARCHED
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.sweep_knobs import NEVER, PROVEN
+from mxsweep.sweeps.alike import groups_of
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
 
-def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
+def check_effects(runs: Sequence[PlannedRun], reuse: str = NEVER) -> list[str]:
     """Return a sentence on each word that changes none of the runs that were asked for.
+
+    Args:
+        reuse: the knob: whether a run may be proven by another one.
 
     Raises:
         ConfigError: such a word is of a remedy or a search, which was surely meant: one that does nothing would be
@@ -24,13 +29,19 @@ def check_effects(runs: Sequence[PlannedRun]) -> list[str]:
     said = []
     # A run that comes to the same as an earlier one was asked for all the same: what is said does not go by the order.
     asked = [one for run in runs if not run.added for one in (run, *run.repeats)]
+    these = "this run" if len(asked) == 1 else "any of these runs"
     for word, knob in _without_effect(asked):
         when = words_of(knob.effect)
-        told = f"{word}: has no effect in {'this run' if len(asked) == 1 else 'any of these runs'}"
+        told = f"{word}: has no effect in {these}"
         told += f", only where {when}" if when else ""
         if knob.is_of_remedies or word.partition("=")[2] == SEARCHED:
             raise ConfigError(f"{told}; leave it out")
         said.append(told)
+    if reuse == PROVEN and not any(groups_of([run.config for run in runs])):
+        said.append(
+            f"reuse={PROVEN}: has no effect in {these}, only where runs differ in scale_bits or scale_rounding alone, "
+            "with e8m0 scales and nothing worked out beforehand"
+        )
     return said
 
 

@@ -12,7 +12,8 @@ from mxsweep.terminal.errors import ConfigError
 
 def told(*words: str) -> list[str]:
     grids, sweeps = prepare(list(words))
-    return check_effects(plan(grids, sweeps or any("," in word for word in words)).runs)
+    planned = plan(grids, sweeps or any("," in word for word in words))
+    return check_effects(planned.runs, planned.settings.reuse)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,13 @@ def test_a_refusal_says_where_the_knob_has_an_effect() -> None:
             ],
         ),
         (
+            "reuse=proven scale_bits=6,8 ptq=gptq",
+            [
+                "reuse=proven: has no effect in any of these runs, only where runs differ in scale_bits or "
+                "scale_rounding alone, with e8m0 scales and nothing worked out beforehand"
+            ],
+        ),
+        (
             "format=none block_size=16,32",
             [
                 f"block_size={n}: has no effect in any of these runs, only where something is quantized"
@@ -88,6 +96,8 @@ def test_another_knob_is_said(words: str, said: list[str]) -> None:
         "kv_quant.smooth=0 kv_quant.first=0 ptq=rtn rotation=none format=none",  # what does nothing was asked to
         "ptq=gptq format=none,mxfp4 ptq.damping=0.05",
         "scale_bits=6,8 scale=e5m3,e8m0",
+        "reuse=proven scale_bits=6,8",
+        "reuse=never scale_bits=6,8 ptq=gptq",
         "scale_rounding=floor,search format=nvfp4,mxfp4",
         "scale_rounding=search format=nvfp4 ptq.budget=5",
         "ptq.damping=0.5 ptq=rtn,gptq",
