@@ -52,11 +52,15 @@ class BlockTuning:
         """
         error = _BlockError(states, self._unquantized(states, sites))
         tuned = tune(matrices, sites, weights, error, error.mean, self.groups.steps(), rates(self.steps, REACH))
-        if tuned.errors.best is not None:
-            left = tuned.errors.best / (tuned.errors.first or 1.0)
-            log.info("Tuned a decoder block: its output has %.3g of the squared error that it had", left)
+        block, first, best = sites[0].operand.layer, tuned.errors.first, tuned.errors.best
+        if first is not None and best is not None:
+            if best < first:
+                left = best / first
+                log.info("Decoder block %s: tuned, its output has %.3g of the squared error that it had", block, left)
+            else:
+                log.info("Decoder block %s: left as it was, no step made the squared error of its output less", block)
         if tuned.steps_not_finite:
-            log.warning("Gradients of a decoder block were not finite in %d steps", tuned.steps_not_finite)
+            log.warning("Decoder block %s: gradients were not finite in %d steps", block, tuned.steps_not_finite)
         return tuned
 
     def _unquantized(self, states: BlockStates, sites: Sequence[Site]) -> list[Tensor]:

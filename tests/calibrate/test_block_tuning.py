@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -161,7 +162,8 @@ def test_a_step_goes_against_the_gradient_of_the_models_own_weights(name: str, m
     torch.testing.assert_close(flat, others, rtol=1e-3, atol=1e-4 * most)
 
 
-def test_no_step_that_helps_leaves_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_that_helps_leaves_the_start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mxsweep")
     model = MODELS["embedded"]()
     start = solved(model, RECIPE, 0).weights
     step = Unrounded.step
@@ -169,6 +171,8 @@ def test_no_step_that_helps_leaves_the_start(monkeypatch: pytest.MonkeyPatch) ->
     tuned = solved(model, RECIPE, STEPS).weights
     values = decoded(tuned)
     assert all(torch.equal(values[name], decode(weight)) for name, weight in start.items())
+    said = "left as it was, no step made the squared error of its output less"
+    assert caplog.messages == [f"Decoder block {number}: {said}" for number in range(3)]
 
 
 def test_an_expert_that_no_token_reaches_stays_as_it_was() -> None:
@@ -185,10 +189,13 @@ def test_an_expert_that_no_token_reaches_stays_as_it_was() -> None:
     assert not any(same[name] for name in same if "layers.0.mlp.experts.0." in name)
 
 
-def test_tuned_blocks_are_kept() -> None:
+def test_tuned_blocks_are_named_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mxsweep")
     model = MODELS["embedded"]()
     first, again = (solved(model, RECIPE, 4, Artefact({"key": "tuned"})) for _ in range(2))
     assert (first.blocks_kept, again.blocks_kept) == (0, 3)
+    told = [text.partition(" has ")[0] for text in caplog.messages if text.startswith("Decoder block ")]
+    assert told == [f"Decoder block {number}: tuned, its output" for number in range(3)]
     assert first.tuning == again.tuning and again.tuning is not None
     assert again.tuning.tuned == 3 and again.tuning.error_left is not None and 0.5 < again.tuning.error_left < 1
     values = decoded(again.weights)
