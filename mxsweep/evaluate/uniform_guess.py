@@ -97,7 +97,8 @@ def find_guessing(
         nats_per_token: what a scored token costs, by task.
         counting_nats: what it would cost by how often each came before, of tasks that have it.
         quantized: whether the model is; it is held against the uniform guess alone.
-        trained: how long the run trained the model, as "30 steps"; empty where it did not.
+        trained: how long the run, or the one whose checkpoint it is, trained the model, as "30 steps"; empty where none
+            did.
     """
     vocabulary = model.config.get_text_config().vocab_size
     guess = math.log(vocabulary)

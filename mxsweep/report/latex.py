@@ -11,7 +11,7 @@ from mxsweep.report.columns import Output
 from mxsweep.report.run_table import run_table
 from mxsweep.report.run_warnings import list_warnings
 from mxsweep.report.table import Table, escape_latex, latex
-from mxsweep.report.wording import NOISE_MARK, SIGNIFICANT_MARK
+from mxsweep.report.wording import NOISE_MARK, OVER_SEQUENCES, SIGNIFICANT_MARK
 from mxsweep.study.group_study import Study
 
 PREAMBLE = "% Written by mxsweep. Needs \\usepackage{booktabs,graphicx}.\n"
@@ -61,7 +61,8 @@ def _caption(study: Study, table: Table) -> str:
     if study.has_baseline:
         parts.append(r"$\Delta$ is the difference from the baseline, of a perplexity in \%")
     if any(SIGNIFICANT_MARK in text for text in texts):
-        parts.append(r"$^*$: $p < 0.05$, paired, after Holm's correction")
+        over = "" if study.training is None else OVER_SEQUENCES
+        parts.append(rf"$^*$: $p < 0.05$, paired{over}, after Holm's correction")
     if any(NOISE_MARK in text for text in texts):
         parts.append(r"$^\circ$: within the numerical noise")
     return ". ".join(parts) + "."

@@ -28,7 +28,7 @@ from mxsweep.report.summary_tables import (
 )
 from mxsweep.report.table import Table, markdown
 from mxsweep.report.training_tables import PAIRS_NOTE, RANKING_NOTE, pair_table, ranking_table, verdict_table
-from mxsweep.report.wording import SIGNIFICANT_MARK, one_line
+from mxsweep.report.wording import OVER_SEQUENCES, SIGNIFICANT_MARK, one_line
 from mxsweep.results.baselines import baseline_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.rows import Row, label
@@ -56,6 +56,10 @@ WON_BACK_NOTE = (
     "the same examples (of a perplexity: of its ratio); significant after Holm's correction over the steps of a group. "
     "The gap is that in log-perplexity which quantizing without remedies opens to the baseline; the interval of the "
     "share closed is that of a ratio of paired sums, linearized (the delta method)."
+)
+OF_TRAININGS_NOTE = (
+    "Of a training the examples are the held-out sequences of its own seed: how far another seed would move its loss "
+    "is in no such interval or p."
 )
 MOST_STEPS = 24  # of remedies, in a terminal
 SPEED_NOTE = (
@@ -97,12 +101,15 @@ def terminal_text(results: Results, reference: Reference | None = None, studied:
         table = run_table(results, group, Output.TERMINAL, study.comparisons)
         parts.append(f"{heading(group)}\n\n{plain(table)}")
         if any(SIGNIFICANT_MARK in text for row in table.texts for text in row):
-            parts.append(f"{SIGNIFICANT_MARK} p < 0.05, paired, after Holm's correction over the runs of the table")
+            over = "" if study.training is None else OVER_SEQUENCES
+            said = f"{SIGNIFICANT_MARK} p < 0.05, paired{over}, after Holm's correction over the runs of the table"
+            parts.append(_filled(said))
         parts += [_wrapped(line) for line in study.verdict.lines]
         if not study.has_baseline:
             parts.append(_no_baseline(study, "\n  ").replace("`", ""))
         if (training := study.training) is not None:
-            parts += ["What training in these formats costs", plain(ranking_table(training)), *training.notes]
+            parts += ["What training in these formats costs", plain(ranking_table(training))]
+            parts += map(_filled, training.notes)
         if study.attributions:
             parts += [ATTRIBUTION_TITLE, *map(plain, brief_tables(study.attributions))]
         steps = won_back_table(group, study.remedy_steps)
@@ -182,7 +189,7 @@ def markdown_text(
         if proven := list_proven(study.rows, study.config_text):
             parts += [f"{PROVEN_TITLE}:", _list(proven)]
         if any(comparison.n for comparison in study.comparisons.values()):
-            parts.append(COMPARED_NOTE)
+            parts += [COMPARED_NOTE, *([OF_TRAININGS_NOTE] if study.training is not None else [])]
         parts.append(SPEED_NOTE)
         if has_several_tasks(results):
             parts.append(SEVERAL_TASKS_NOTE)

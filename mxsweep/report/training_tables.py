@@ -11,7 +11,9 @@ from mxsweep.report.table import Cell, Table, number_cell
 from mxsweep.report.wording import ABSENT, p_value
 from mxsweep.results.groups import Results
 from mxsweep.statistics.paired_tests import ALPHA
+from mxsweep.study.change_words import format_bits
 from mxsweep.study.finding import format_pairs
+from mxsweep.study.kept_layers import also_kept, bits_differ
 from mxsweep.study.ordering_verdicts import AGREES, CANNOT_TELL, DISAGREES, judge_published
 from mxsweep.study.published import Reference
 from mxsweep.study.trained_configs import LossDifference, TrainedConfig
@@ -42,11 +44,26 @@ VERDICT_NOTE = (
 
 
 def ranking_table(study: TrainingStudy) -> Table:
-    """Return the configs, the best first, with what each loses to the baseline."""
-    columns = ["config", "seeds", "loss", "Δ loss", "Δ loss, 95 %", "p", "is", "over", "tokens/sec", "speed / baseline"]
+    """Return the configs, the best first, with what each loses to the baseline.
+
+    What each leaves unquantized beside what all do, and its bits a weight, stand there where configs differ in it.
+    """
+    kept, has_bits = also_kept(study.configs), bits_differ(study.configs)
+    of_format = [*(["also kept"] if kept else []), *(["bits/weight"] if has_bits else [])]
+    columns = ["seeds", "loss", "Δ loss", "Δ loss, 95 %", "p", "is", "over", "tokens/sec", "speed / baseline"]
     has_diverged = any(each.config.diverged for each in study.ranked)
-    rows = [[*_cells(each), *([_diverged_cell(each.config)] if has_diverged else [])] for each in study.ranked]
-    return Table("", [*columns, *(["diverged"] if has_diverged else [])], rows, frozenset({0}))
+    rows = [
+        [
+            Cell(each.config.name),
+            *([Cell(", ".join(kept.get(each.config.name, ())) or ABSENT)] if kept else []),
+            *([_bits_cell(each.config)] if has_bits else []),
+            *_cells(each),
+            *([_diverged_cell(each.config)] if has_diverged else []),
+        ]
+        for each in study.ranked
+    ]
+    titles = ["config", *of_format, *columns, *(["diverged"] if has_diverged else [])]
+    return Table("", titles, rows, frozenset({0, 1} if kept else {0}))
 
 
 def pair_table(study: TrainingStudy) -> tuple[Table, str]:
@@ -110,7 +127,6 @@ def _cells(each: Ranked) -> list[Cell]:
     if each.p is not None and each.on_one_seed:
         verdict += ON_ONE_SEED
     return [
-        Cell(config.name),
         Cell(str(len(config.rows)), len(config.rows)),
         number_cell(None if math.isnan(config.loss) else config.loss, ".4f"),
         *_difference_cells(each.difference),
@@ -120,6 +136,11 @@ def _cells(each: Ranked) -> list[Cell]:
         number_cell(float(np.mean(speeds)) if speeds else None, ",.0f"),
         number_cell(each.speed, ".2f"),
     ]
+
+
+def _bits_cell(config: TrainedConfig) -> Cell:
+    bits = config.bits_per_weight
+    return Cell(ABSENT if bits is None else format_bits(bits), bits)
 
 
 def _difference_cells(difference: LossDifference | None) -> list[Cell]:

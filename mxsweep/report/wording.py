@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does wit
 
 ABSENT = "–"
 SIGNIFICANT_MARK, NOISE_MARK = "∗", "∘"  # behind a difference in a paper
+OVER_SEQUENCES = " over the held-out sequences of the run's seed"  # what runs that trained are paired over
 MEGA = 1e6
 
 

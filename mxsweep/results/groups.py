@@ -17,7 +17,7 @@ from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.results import identity
 from mxsweep.results.guessing import guesses
 from mxsweep.results.metrics import betterness, main_metric
-from mxsweep.results.record import Folders, RunFolder, find_runs, natural_key
+from mxsweep.results.record import VALIDATION, Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import ladder_of
 from mxsweep.results.rows import Row, label, read_rows
 from mxsweep.results.studies import ENVIRONMENT, STUDY, study_names, with_studies, without_repeats
@@ -185,15 +185,27 @@ def _groups(rows: Sequence[Row], shown: Sequence[str]) -> list[Group]:
     labels = [[" or ".join(_labels(group, name)) for name in by] for group in members]
     varying = [index for index in range(len(by)) if len({values[index] for values in labels}) > 1]
     made: dict[str, Group] = {}
-    for values, group in zip(labels, members, strict=True):
-        title = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True)) + _computed(group)
+    all_conditions = [dict(zip(by, values, strict=True)) for values in labels]
+    for values, conditions, group in zip(labels, all_conditions, members, strict=True):
+        said = _said(conditions, all_conditions)
+        title = ", ".join(f"{name}={value}" for name, value in said.items()) + _computed(group)
         slug = "_".join(values[i] if by[i] in ("model", "task") else f"{by[i]}-{values[i]}" for i in varying)
         slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in slug)
         while slug in made:  # names that differ only in what a file name cannot hold
             slug += "-"
         group.sort(key=lambda row: (not row.is_baseline, row_order(row, shown), row.run.run_id))
-        made[slug] = Group(title, slug, group, dict(zip(by, values, strict=True)))
+        made[slug] = Group(title, slug, group, said)
     return list(made.values())
+
+
+def _said(conditions: dict[str, str], among: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return a group's conditions without the limit where it cuts none of its examples, and tells it from no other.
+
+    A limit is of a run's tasks: a training's held-out sequences are all there whatever it is.
+    """
+    without = {name: value for name, value in conditions.items() if name != "limit"}
+    alone = sum(other.items() >= without.items() for other in among) == 1
+    return without if conditions.get("task") == VALIDATION and alone else conditions
 
 
 def _computed(rows: Sequence[Row]) -> str:

@@ -38,6 +38,7 @@ ROLES_NAME = "roles.parquet"
 LM_EVAL_NAME = "lm_eval.json"
 LOG_NAME = "mxsweep.log"
 HYDRA_FOLDER = ".hydra"
+VALIDATION = "validation"  # the task under which a record has what a training measured on its held-out sequences
 Folders = Path | str | Iterable[Path | str]  # one folder, or several
 STATUSES = ("done", "failed", "running", "missing", "unreadable")
 

@@ -16,10 +16,16 @@ import numpy as np
 
 from mxsweep.files.training_columns import CURVE_COLUMNS, MEASURES, ROLE_COLUMNS
 from mxsweep.results.parquet_files import ParquetError, open_parquet
-from mxsweep.results.record import CURVES_NAME, ROLES_NAME, RunFolder
+from mxsweep.results.record import (
+    CURVES_NAME,
+    RECORD_NAME,
+    ROLES_NAME,
+    RecordError,
+    RunFolder,
+    read_record,
+)
 from mxsweep.results.rows import Row
 
-VALIDATION = "validation"  # the task under which a record has what is measured on the held-out sequences
 MOST_ROWS = 2_000_000  # of a file
 OPERANDS = ("fprop.input", "fprop.weight", "dgrad.grad", "dgrad.weight", "wgrad.grad", "wgrad.input", "dX", "dW")
 _TEXTS = ("module", "role", "operand", "format")
@@ -72,6 +78,19 @@ _read: dict[tuple[Any, ...], Curve | Roles | _Unread] = {}  # (file, its size an
 def has_trained(row: Row) -> bool:
     """Return whether the run trained the model that it evaluated."""
     return isinstance(row.recorded("training"), dict)
+
+
+def steps_of_checkpoint(folder: Path) -> int | None:
+    """Return for how many steps the run trained that left a checkpoint in this folder below its own.
+
+    None of a folder that no such run left.
+    """
+    try:
+        training = read_record(folder.parent / RECORD_NAME).get("training")
+    except RecordError:
+        return None
+    steps = training.get("steps") if isinstance(training, dict) else None
+    return steps if isinstance(steps, int) else None
 
 
 def read_curve(run: RunFolder) -> Curve | None:

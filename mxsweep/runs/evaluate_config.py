@@ -19,6 +19,7 @@ from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.evaluation import Evaluation
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.evaluate.uniform_guess import Guessing, find_guessing
+from mxsweep.files.checkpoints import model_folder
 from mxsweep.machine.versions import record_environment
 from mxsweep.model.quantization_report import QuantizationReport
 from mxsweep.model.quantize import quantize_model
@@ -33,6 +34,7 @@ from mxsweep.results.guessing import GUESSED
 from mxsweep.results.proven import PROVEN_BY, SIGNIFICAND, WANTED, Proof
 from mxsweep.results.record import LM_EVAL_NAME, NOISE_NAME, SAMPLES_NAME
 from mxsweep.results.studies import same_environment
+from mxsweep.results.trainings import steps_of_checkpoint
 from mxsweep.runs.diagnostics import Diagnostics
 from mxsweep.runs.evaluator import Evaluator, load_evaluator
 from mxsweep.runs.noise_repeats import describe_repeats, evaluate_perturbed, in_turn, repeat_rows
@@ -230,14 +232,15 @@ class _Steps:
 
     def _guessing(self, evaluator: Evaluator, evaluation: Evaluation) -> Guessing:
         """Return of which tasks the model knows no more than a guess does, and log what is to be said of that."""
-        train = self._config.train
+        train, folder = self._config.train, model_folder(self._config.model.path)
+        steps = train.total_steps if train.trains else steps_of_checkpoint(folder) if folder is not None else None
         guessing = find_guessing(
             evaluation.nats_per_token,
             evaluation.counting_nats,
             evaluator.model,
             evaluator.lm.tokenizer,
             quantized=not self._config.is_baseline,  # gradients of a training alone, too
-            trained=f"{train.total_steps:,} steps" if train.trains else "",
+            trained="" if steps is None else f"{steps:,} steps",
         )
         for warning in guessing.warnings:
             log.warning(warning)

@@ -65,13 +65,20 @@ def summarize_record(record: dict[str, Any], folder: Path | None = None) -> str:
 
 
 def _training(record: dict[str, Any]) -> list[str]:
-    """Return how long a run trained, and whether that ended early; nothing of a run that did not."""
+    """Return how long a run trained, and whether that ended early; nothing of a run that did not.
+
+    Steps and seconds are of the whole training, what was done before it was resumed included.
+    """
     training = record.get("training")
     if not training:
         return []
     diverged = training["diverged_at"]
     how = f"diverged in step {diverged:,}" if diverged is not None else f"{training['steps']:,} steps"
-    return [f"training: {how} in {training['seconds']:.1f} s, {training['tokens_per_s']:,.0f} tokens/s"]
+    if before := training.get("resumed_from"):
+        how += f" ({before:,} before it was resumed)"
+    return [
+        f"training: {how} in {training['seconds']:.1f} s, {training['tokens_per_s']:,.0f} tokens/s in the median step"
+    ]
 
 
 def _evaluation(record: dict[str, Any]) -> list[str]:

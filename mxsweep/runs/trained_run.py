@@ -19,7 +19,7 @@ import torch
 from mxsweep.config.run_config import RunConfig
 from mxsweep.evaluate.quiet import no_progress_bars
 from mxsweep.model.load import forget_models, load_configured
-from mxsweep.results.trainings import VALIDATION
+from mxsweep.results.record import VALIDATION
 from mxsweep.runs.evaluate_config import evaluate_config
 from mxsweep.runs.evaluator import load_configured_tasks
 from mxsweep.runs.process import describe_device, peak_memory, prepare_process

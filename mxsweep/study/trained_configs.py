@@ -15,15 +15,17 @@ from functools import cached_property
 
 import numpy as np
 
+from mxsweep.config.value_types import as_names
 from mxsweep.results.groups import Group, distinguishing_knobs
 from mxsweep.results.identity import is_own_baseline
 from mxsweep.results.metrics import LOSS
 from mxsweep.results.outcomes import read_outcomes
+from mxsweep.results.record import VALIDATION
 from mxsweep.results.rows import Row, label
-from mxsweep.results.trainings import VALIDATION, has_trained
+from mxsweep.results.trainings import has_trained
 from mxsweep.statistics.paired_tests import MeanDifference, compare_means
 
-SEED, RECIPE = "seed", "recipe"
+SEED, RECIPE, KEPT = "seed", "recipe", "matmuls.keep_high"
 DERIVED = ("arithmetic", "backend", "format.", "matmuls.")  # knobs that name a config last
 OVER_SEEDS, OVER_SEQUENCES = "seeds", "held-out sequences"
 BASELINE_NAME = "baseline"
@@ -58,6 +60,17 @@ class TrainedConfig:
     def loss(self) -> float:
         """Return the mean over the seeds; NaN where all diverged."""
         return float(np.mean(list(self.losses.values()))) if self.losses else math.nan
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """Return the words and patterns of what stays as it is; none of a baseline, of which all does."""
+        row = next(iter(self.rows.values()))
+        return frozenset() if self.is_baseline else frozenset(map(str, as_names(row.knobs.get(KEPT, ()))))
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Return the bits of a weight of the decoder blocks, what stays as it is included; None where not known."""
+        return next((bits for row in self.rows.values() if (bits := row.bits_per_weight) is not None), None)
 
     @property
     def diverged(self) -> dict[Hashable, float]:

@@ -14,6 +14,7 @@ from mxsweep.results.rows import label
 from mxsweep.results.trainings import unread_files
 from mxsweep.statistics.paired_tests import ALPHA, Residual, contrast_given, holm, residual_of
 from mxsweep.study.finding import Finding, format_runs, run_ids
+from mxsweep.study.kept_layers import describe_kept
 from mxsweep.study.trained_configs import (
     OVER_SEEDS,
     OVER_SEQUENCES,
@@ -137,9 +138,12 @@ def study_trainings(results: Results, group: Group) -> TrainingStudy | None:
 
 
 def describe_trainings(study: TrainingStudy) -> list[Finding]:
-    """Say which trained configs lose something to the baseline, which cannot be told from it, and which diverged."""
+    """Say which trained configs lose something to the baseline, which cannot be told from it, and which diverged.
+
+    First of all where they differ in what they leave unquantized.
+    """
     compared = [each for each in study.ranked if each.difference is not None and each.p is not None]
-    findings = []
+    findings = describe_kept(study.configs)
     for each in study.ranked:
         if each.config.diverged:
             rows = [each.config.rows[seed] for seed in each.config.diverged]
@@ -282,7 +286,7 @@ def _turned(difference: LossDifference) -> LossDifference:
 
 def _notes(ranked: Sequence[Ranked], pairs: Sequence[Pair]) -> list[str]:
     overs = {each.difference.over for each in ranked if each.difference} | {pair.difference.over for pair in pairs}
-    notes = [ONE_SEED] if OVER_SEQUENCES in overs else []
+    notes = [*_over_seeds(ranked), *([ONE_SEED] if OVER_SEQUENCES in overs else [])]
     alone = [each.config.name for each in ranked if not each.config.is_baseline and not each.config.baseline]
     if shared := _shared_recipe([each.config for each in ranked if not each.config.is_baseline]):
         notes.append(f"Same in every quantized run: {shared}.")
@@ -290,6 +294,19 @@ def _notes(ranked: Sequence[Ranked], pairs: Sequence[Pair]) -> list[str]:
         named = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         notes.append(f"Without a baseline of the same {SEED}: {named}.")
     return notes
+
+
+def _over_seeds(ranked: Sequence[Ranked]) -> list[str]:
+    """Say that intervals of the ranking are over seeds, how many, and what those of single runs are over."""
+    counts = sorted({each.difference.measured.n for each in ranked if each.difference and not each.on_one_seed})
+    if not counts:
+        return []
+    seeds, degrees = (" or ".join(f"{count - less:g}" for count in counts) for less in (0, 1))
+    return [
+        f"Intervals and p of configs here are over seeds (a paired t test of {seeds} seeds, {degrees} "
+        f"degree{'s' * (counts != [2])} of freedom), those of single runs over the held-out sequences of one seed: how "
+        "far another seed would move a loss is in the first alone."
+    ]
 
 
 def _shared_recipe(configs: Sequence[TrainedConfig]) -> str:

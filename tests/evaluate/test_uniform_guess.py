@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from mxsweep import compose, run
 from mxsweep.evaluate.stories import stories
 from mxsweep.evaluate.uniform_guess import ScoredTokens, find_guessing
 from mxsweep.files.checkpoints import model_folder
+from mxsweep.results.record import write_record
+from mxsweep.runs.new_record import new_record
 from tests.helpers.warned import assert_warned_everywhere
 
 
@@ -89,6 +92,16 @@ def test_of_a_model_that_was_just_trained_the_first_cause_is_too_short_a_trainin
     causes = found.warnings[0].partition("Likely causes: ")[2]
     assert "too short (30 steps)" in causes.split("; ")[0].removesuffix(".")
     assert "never trained" not in causes and "another model's tokenizer" not in causes
+
+
+def test_a_checkpoint_of_a_training_is_held_for_trained_too_short(untrained: str, tmp_path: Path) -> None:
+    shutil.copytree(untrained.removeprefix("model.path="), tmp_path / "model")
+    training = {"steps": 3, "seconds": 1.0, "tokens_per_s": 9.0}
+    write_record(tmp_path, new_record("id", {}) | {"status": "done", "training": training})
+    words = ["model=hf", f"model.path={tmp_path / 'model'}", "model.device=cpu", "format=none", "limit=4"]
+    (warning,) = run(compose(words))["warnings"]
+    causes = warning.partition("Likely causes: ")[2]
+    assert causes.startswith("the model was trained for too short (3 steps)") and "never trained" not in causes
 
 
 def test_a_baseline_that_knows_something_is_not_warned_of() -> None:

@@ -24,12 +24,13 @@ def put_training(
     roles: dict[str, float] | None = None,
     identity: dict[str, Any] | None = None,
     recorded: dict[str, Any] | None = None,
+    bits: float | None = None,
     **knobs: Any,
 ) -> Path:
     """Write a training whose loss on every held-out token is `cost` nats above that of nothing quantized with its seed.
 
     `roles` has a signal over noise in dB by operand; `cost` grows from 0 in proportion to the step. `identity` is the
-    record's; `recorded` is its config, in the place of knobs.
+    record's; `recorded` is its config, in the place of knobs; `bits` those of a weight.
     """
     of_seed = np.random.default_rng(seed).normal(0, 0.01)
     losses = 2.0 + np.random.default_rng(0).normal(0, 0.3, SEQUENCES) + of_seed + cost
@@ -53,6 +54,7 @@ def put_training(
     record["identity"] = {"model": {}, "seed": seed, "quantized": quantized, **(identity or {})}
     record["config_hash"] = json_digest(record["identity"])
     record |= {"config": recorded} if recorded else {}
+    record |= {} if bits is None else {"diagnostics": {"bits_per_weight": bits}}
     put(
         folder,
         None if diverged_at is not None else samples,

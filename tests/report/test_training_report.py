@@ -151,6 +151,44 @@ def test_every_output_has_the_ranking(tmp_path: Path) -> None:
     assert "examples/sec" not in text.split("What training")[0].splitlines()[6]
 
 
+def test_the_ranking_has_what_is_kept_and_bits_where_configs_differ_in_them(tmp_path: Path) -> None:
+    trained = {"method": "from_scratch"}
+    put_training(tmp_path / "base", 1, bits=32, train=trained)
+    for recipe, bits, kept in (("mxfp4", 4.25, []), ("nvfp4", 13.354, ["last"])):
+        knobs = {"recipe": recipe, "format": "mxfp4", "matmuls": {"keep_high": ["lm_head", *kept]}}
+        put_training(tmp_path / recipe, 1, cost=0.02, bits=bits, train=trained, **knobs)
+    study = studied(tmp_path).training
+    assert study is not None
+    table = ranking_table(study)
+    assert table.columns[:4] == ["config", "also kept", "bits/weight", "seeds"]
+    assert {row[0]: row[1:3] for row in table.texts} == {
+        "baseline": ["–", "32"],
+        "mxfp4": ["–", "4.25"],
+        "nvfp4": ["last", "13.354"],
+    }
+    text = collect(tmp_path).text
+    written = [text, *((tmp_path / name).read_text(encoding="utf-8") for name in ("results.md", "report.html"))]
+    for output in written:
+        assert "nvfp4 keeps the last block (13.354 bits" in " ".join(output.split()) and "bits/weight" in output
+    put_sweep(tmp_path / "alike")
+    alike = studied(tmp_path / "alike").training
+    assert alike is not None and ranking_table(alike).columns[:2] == ["config", "seeds"]
+
+
+def test_tables_say_over_what_marks_and_intervals_are(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    text = " ".join(collect(tmp_path).text.split())
+    assert "∗ p < 0.05, paired over the held-out sequences of the run's seed, after Holm's" in text
+    assert "over seeds (a paired t test of 2 seeds, 1 degree of freedom)" in text
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for output in (markdown, page):
+        assert "how far another seed would move its loss is in no such interval" in output
+        assert "2 seeds, 1 degree of freedom" in output
+    assert "of a difference, paired over seeds, or over held-out sequences where" in page
+    assert "paired over the held-out sequences of the run's seed" in (tmp_path / "results.tex").read_text("utf-8")
+
+
 def test_runs_that_trained_nothing_get_nothing_of_it(tmp_path: Path) -> None:
     put_study(tmp_path, blocks=(16, 32), scale_bits=(8,), kv=("none",))
     text = collect(tmp_path).text

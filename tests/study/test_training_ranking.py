@@ -22,6 +22,7 @@ from mxsweep.study.memory_terms import Terms
 from mxsweep.study.trained_configs import OVER_SEEDS, OVER_SEQUENCES
 from mxsweep.study.training_ranking import ONE_SEED, Ranked, TrainingStudy
 
+TRAINED = {"method": "from_scratch"}
 COSTS = {16: (0.021, 0.022, 0.023), 32: (0.028, 0.026, 0.024)}
 
 
@@ -58,7 +59,10 @@ def test_over_seeds_the_interval_is_that_of_the_paired_t_test(tmp_path: Path) ->
     half = t_quantile(2) * np.std(COSTS[16], ddof=1) / math.sqrt(3)
     assert difference.measured.high - difference.measured.low == pytest.approx(2 * half)
     assert named(study, "block_size=16").speed == 0.5
-    assert study.notes == ["Same in every quantized run: format=mxfp4."]
+    over, same = study.notes
+    assert "over seeds (a paired t test of 3 seeds, 2 degrees of freedom)" in over
+    assert "those of single runs over the held-out sequences of one seed" in over
+    assert same == "Same in every quantized run: format=mxfp4."
 
 
 def test_pairs_use_the_spread_of_all_quantized_configs_that_have_the_same_seeds(tmp_path: Path) -> None:
@@ -269,3 +273,33 @@ def test_runs_that_trained_nothing_have_no_ranking(tmp_path: Path) -> None:
     put_study(tmp_path, blocks=(16,), scale_bits=(8,), kv=("none",))
     (study,) = study_groups(read_results(tmp_path))
     assert study.training is None
+
+
+def test_what_some_configs_leave_unquantized_is_said_before_what_they_lose(tmp_path: Path) -> None:
+    kept = {"mxfp4": ["lm_head", "embeddings"], "nvfp4": ["lm_head", "embeddings", "last:2"], "mxfp8": ["lm_head"]}
+    put_training(tmp_path / "base", 1, train=TRAINED)
+    for recipe, words in kept.items():
+        knobs = {"recipe": recipe, "format": "mxfp4", "matmuls": {"keep_high": words}, "train": TRAINED}
+        put_training(tmp_path / recipe, 1, cost=0.02, bits={"nvfp4": 13.354}.get(recipe, 4.25), **knobs)
+    study = studied(tmp_path)
+    first = study.findings[0].text
+    assert first.startswith("Configs differ in what they leave unquantized, which their losses and speeds have in them")
+    assert "nvfp4 keeps embeddings and the last 2 blocks (13.354 bits a weight)" in first
+    assert "; mxfp4 keeps embeddings (4.25 bits a weight)" in first and "mxfp8 keeps none of that (4.25 bits" in first
+    assert study.verdict.lines[0].text == first
+
+
+def test_configs_that_leave_the_same_unquantized_are_not_said_to_differ_in_it(tmp_path: Path) -> None:
+    put_training(tmp_path / "base", 1, train=TRAINED, matmuls={"keep_high": ["lm_head"]})
+    for recipe, words in (("mxfp4", ["lm_head", "last"]), ("mxfp8", ["last", "lm_head"])):
+        knobs = {"recipe": recipe, "format": "mxfp4", "matmuls": {"keep_high": words}, "train": TRAINED}
+        put_training(tmp_path / recipe, 1, **knobs)
+    assert not any("unquantized" in finding.text for finding in studied(tmp_path).findings)
+
+
+def test_a_title_names_no_limit_of_held_out_sequences_but_where_it_tells_two_groups_apart(tmp_path: Path) -> None:
+    put_training(tmp_path / "a", 1, limit=100, identity={"limit": 100})
+    assert read_results(tmp_path).groups[0].title == "model=tiny, task=validation"
+    put_training(tmp_path / "b", 1, limit=200, identity={"limit": 200})
+    titles = [group.title for group in read_results(tmp_path).groups]
+    assert titles == [f"model=tiny, task=validation, limit={limit}" for limit in (100, 200)]

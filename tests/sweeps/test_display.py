@@ -495,6 +495,8 @@ def test_of_a_training_the_pace_says_what_is_left(clock):
         clock.now += 4
         progress.advance(run, 50, 100)
         assert progress.seconds_left() == pytest.approx(4 + 98 + 30, abs=1)
-        record = done() | {"training": {"steps": 100, "seconds": 70.0, "tokens_per_s": 9.0, "diverged_at": None}}
+        training = {"steps": 100, "seconds": 70.0, "tokens_per_s": 9.0, "diverged_at": None, "resumed_from": 30}
+        record = done() | {"training": training}
         progress.end(run, record)
-        assert "(training: 100 steps in 70.0 s, 9 tokens/s, 1,000 examples in 1.6 s" in lines()[-1]
+        said = "(training: 100 steps (30 before it was resumed) in 70.0 s, 9 tokens/s in the median step, "
+        assert f"{said}1,000 examples in 1.6 s" in lines()[-1]

@@ -37,6 +37,7 @@ from mxsweep.report.page.scripts import as_json, closed, policy, vega
 from mxsweep.report.result_texts import (
     COMPARED_NOTE,
     NO_BASELINE,
+    OF_TRAININGS_NOTE,
     SEVERAL_TASKS_NOTE,
     SPEED_NOTE,
     STATUS_TITLES,
@@ -161,6 +162,7 @@ def write_page(
                 "baseline": NO_BASELINE.replace("`", ""),
                 "speed": SPEED_NOTE,
                 "compared": COMPARED_NOTE,
+                "trainings": OF_TRAININGS_NOTE,
                 "knobs": VALUES_NOTE,
                 "won_back": WON_BACK_NOTE,
                 "memory_title": MEMORY_TITLE,
