@@ -63,6 +63,17 @@ def element_name(value: Any) -> str:
     return "none" if value is None else normalize_element(str(value))
 
 
+def no_format(field: str, group: str, name: str, message: str) -> str:
+    """Return the refusal of what is neither an option of a group of formats nor an element, as ``message`` says."""
+    from difflib import get_close_matches  # here, since no command that makes sense needs it
+
+    names = option_names(group)
+    near = get_close_matches(name, names, 1)
+    meant = f" (near it: {near[0]})" if near else ""
+    elements = message.partition("allowed: ")[2]
+    return f"{field}: {name!r} is no format{meant}; allowed: {', '.join(names)}; or an element: {elements}"
+
+
 def resolve_format(own: dict[str, Any], explicit: dict[str, Any], prefix: str = "") -> FormatConfig:
     """Return a format with its own block size and scale, unless explicit ones (not "auto") take their place.
 

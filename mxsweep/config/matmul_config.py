@@ -19,10 +19,10 @@ from mxsweep.config.format_config import (
     OF_AN_OPTION,
     FormatConfig,
     element_name,
+    no_format,
     read_format,
     resolve_format,
 )
-from mxsweep.config.option_files import option_names
 from mxsweep.config.rules_config import FIELDS as RULE_FIELDS
 from mxsweep.config.train_knobs import one_kept_word
 from mxsweep.config.value_types import Number, as_names
@@ -263,6 +263,5 @@ def _with(inherited: Operand, fields: dict[str, Any]) -> Operand:
 def _explain(name: str, element: str, message: str) -> str:
     """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
     if message.startswith("element") and name.startswith("matmuls"):
-        rest = message.partition("allowed: ")[2]
-        return f"{name}: {element!r} is no format; allowed: {', '.join(option_names('format'))}; or an element: {rest}"
+        return no_format(name, "format", element, message)
     return re.sub(r"^element\b", name, message)

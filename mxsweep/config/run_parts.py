@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from mxsweep.config.evaluated_recipe import evaluated
-from mxsweep.config.format_config import FormatConfig
+from mxsweep.config.format_config import FormatConfig, no_format
 from mxsweep.config.kv_config import KVConfig
 from mxsweep.config.matmul_config import MatmulsConfig
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.option_files import option_names
 from mxsweep.config.remedy_config import CalibrationConfig, PTQConfig, RotationConfig
 from mxsweep.config.rules_config import SEARCHED, RulesConfig, by_its_knob
 from mxsweep.config.runtimes import RUNTIMES, UNQUANTIZED, Runtime
@@ -327,11 +326,12 @@ class RunParts:
 
     def _explain(self, field: str, element: str, message: str) -> str:
         """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
-        if message.startswith("element") and field.startswith("format"):
-            both = self.format.weight == self.format.activation
-            names = ", ".join(option_names("format"))
-            rest = message.partition("allowed: ")[2]
-            return f"{'format' if both else field}: {element!r} is no format; allowed: {names}; or an element: {rest}"
+        if message.startswith("element"):
+            if field.startswith("format"):
+                both = self.format.weight == self.format.activation
+                return no_format("format" if both else field, "format", element, message)
+            if field.startswith("kv_quant") and self.kv_quant.key == self.kv_quant.value:
+                return no_format("kv_quant", "kv_quant", element, message)
         return re.sub(r"^element\b", field, by_its_knob(message))
 
     @property

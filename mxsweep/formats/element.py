@@ -283,7 +283,8 @@ def decode_magnitude(magnitude: int, mantissa_bits: int, bias: int) -> float:
 
 def normalize_element(name: str) -> str:
     """Return `fp4_e2m1` for `mxfp4_e2m1`, `int8` for `mxint8`, and every other name as it is."""
-    return name.removeprefix("mx")
+    plain = name.removeprefix("mx")
+    return plain if plain != name and _read(plain) else name
 
 
 @lru_cache(maxsize=256)
@@ -293,9 +294,15 @@ def parse_element(name: str) -> ElementFormat:
     Raises:
         ValueError: no such format, or one outside its family's limits.
     """
-    spelled = normalize_element(name)
-    for kind in ELEMENT_KINDS:
-        if (match := kind.pattern.fullmatch(spelled)) and (element := kind.parse(match)):
-            return element
+    if element := _read(normalize_element(name)):
+        return element
     allowed = ", or ".join((", ".join(ELEMENT_NAMES), *(kind.allowed for kind in ELEMENT_KINDS)))
     raise ValueError(f"element: {name!r} is not an element format; allowed: {allowed}")
+
+
+def _read(name: str) -> ElementFormat | None:
+    """Return the element format that a plain name spells; None where no family has it."""
+    for kind in ELEMENT_KINDS:
+        if (match := kind.pattern.fullmatch(name)) and (element := kind.parse(match)):
+            return element
+    return None

@@ -167,7 +167,11 @@ def lambada_file(tmp_path: Path) -> Path:
     [
         ("format=banana", "format: 'banana' is no format; allowed: mint4, mxfp4"),
         ("format.activation=fp5_e9m9", "format.activation: 'fp5_e9m9'"),
-        ("kv_quant=fp99", "kv_quant.key: 'fp99'"),
+        ("format=mxpf4", "format: 'mxpf4' is no format (near it: mxfp4); allowed: mint4, mxfp4"),
+        ("format.weight=mxfp4_e2m2", "format.weight: 'mxfp4_e2m2' is no format"),
+        ("kv_quant=fp99", "kv_quant: 'fp99' is no format; allowed: fp4_e2m1, "),
+        ("kv_quant=rescue5", "kv_quant: 'rescue5' is no format (near it: rescue4); allowed: fp4_e2m1, "),
+        ("kv_quant.key=rescue5", "kv_quant.key: 'rescue5' is not an element format; allowed: "),
         ("block_size=-1", "block_size: -1 is not a block; allowed: a whole number of 1 or more"),
         (f"block_size={10**21}", "is not a block; allowed: a whole number of 1 or more, up to 2^24"),
         (f"block_size=[1,{10**21}]", "is not a block; allowed: a whole number of 1 or more, up to 2^24"),
