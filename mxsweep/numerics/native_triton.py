@@ -24,6 +24,7 @@ from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.kernels.compile import on
 from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.trials import count_differing
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.reference.rounding import native_table
 from mxsweep.numerics.reference.scales import native_exponent, native_power
@@ -135,7 +136,7 @@ def _fused(fmt: MXFormat, dtype: torch.dtype, device: torch.device, keeps: bool)
         ours, theirs = WantedExponents(), WantedExponents()
         with not_kept(), torch.no_grad():
             y = fused(x, ours if keeps else None)
-            differing = _count_differing(y, quantize_torch(x, fmt, -1, "native", None, None))
+            differing = count_differing(y, quantize_torch(x, fmt, -1, "native", None, None))
             if keeps:
                 amax = x.abs().amax(1)
                 theirs.note(amax, native_exponent(amax, fmt), is_exact=False)
@@ -168,9 +169,3 @@ def trial(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     magnitudes = torch.where((place % 2 == 0) & (near >= 0), near, magnitudes)
     values = torch.where(place == 0, codes, magnitudes | (mixed & 1) << 15)
     return torch.where(values >= 2**15, values - 2**16, values).to(torch.int16).view(dtype)
-
-
-def _count_differing(ours: Tensor, expected: Tensor) -> int:
-    """Return how many elements have other bits, where a NaN is as good as another."""
-    same = (ours.view(torch.int16) == expected.view(torch.int16)) | (ours.isnan() & expected.isnan())
-    return int(same.numel() - same.sum())

@@ -11,7 +11,8 @@ import functools
 import logging
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ def launch_count() -> int:
     used them.
     """
     return _launches
+
+
+@contextmanager
+def not_counted() -> Iterator[None]:
+    """Have `launch_count` leave out what is launched inside: a trial does no work of a run."""
+    global _launches
+    before = _launches
+    try:
+        yield
+    finally:
+        _launches = before
 
 
 class Kernels:

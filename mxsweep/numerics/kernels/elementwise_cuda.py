@@ -16,21 +16,18 @@ import functools
 import logging
 import struct
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import are_plain
 from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, joined_files
+from mxsweep.numerics.kernels.trials import count_differing, rows_of_all_sizes, unless_it_fails
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DTYPES = (torch.bfloat16, torch.float16)
 LEAST_ROWS = 64  # of an RMS norm
@@ -199,19 +196,10 @@ def _kernels(dtype: torch.dtype, device: int, held: int = 0) -> Kernels | None:
     """Return the kernels; None where there are none to be had, which is logged where they cannot be made."""
     if backend_problem("cuda") is not None:
         return None
-    return _unless_it_fails(
-        lambda: load_kernels(elementwise_source(dtype, held), device, THREADS, counted=False)  # nothing is quantized
+    return unless_it_fails(
+        lambda: load_kernels(elementwise_source(dtype, held), device, THREADS, counted=False),  # nothing is quantized
+        _say_once,
     )
-
-
-def _unless_it_fails(work: Callable[[], T]) -> T | None:
-    try:
-        return work()
-    except Exception as error:  # of whatever the compiler, the loader and the driver raise
-        if is_out_of_memory(error):
-            raise
-        _say_once(str(error))
-        return None
 
 
 @functools.cache
@@ -225,7 +213,7 @@ def _kept(trial: Callable[..., bool]) -> Callable[..., bool]:
     @functools.lru_cache(maxsize=4096)
     @functools.wraps(trial)
     def answer(*args: object) -> bool:
-        return _unless_it_fails(lambda: trial(*args)) or False
+        return unless_it_fails(lambda: trial(*args), _say_once) or False
 
     return answer
 
@@ -241,12 +229,8 @@ def _norms_alike(rows: int, channels: int, epsilon: float, dtype: torch.dtype, d
     assert kernels is not None
     place, of_shape = _place(device), f"{rows:,} rows of {channels:,}"
     generator = torch.Generator(place).manual_seed(rows)
-    x, weight, sizes = (
-        torch.randn(shape, generator=generator, dtype=dtype, device=place)
-        for shape in ((rows, channels), (channels,), (rows, 1))
-    )
-    x *= sizes.float().mul_(3).exp2_().to(dtype)
-    x[1], x[2, 0], x[3, -1] = 0.0, torch.inf, torch.nan
+    x = rows_of_all_sizes(generator, rows, channels, dtype)
+    weight = torch.randn(channels, generator=generator, dtype=dtype, device=place)
     means = torch.empty((rows, 1), dtype=torch.float32, device=place)
     found = _launch_norm(kernels, x, weight, epsilon, means)
     expected = x.to(torch.float32).pow_(2).mean(-1, keepdim=True)
@@ -302,9 +286,7 @@ def _shuffled(numbers: Tensor) -> Tensor:
 
 def _alike(found: Tensor, expected: Tensor, what: str) -> bool:
     """Return whether two tensors have the same bits, but for those of a NaN."""
-    integers = torch.int32 if found.dtype == torch.float32 else torch.int16
-    same = (found.view(integers) == expected.view(integers)) | (found.isnan() & expected.isnan())
-    differing = int(same.numel() - same.sum())
+    differing = count_differing(found, expected)
     if differing:
-        _say_once(f"{what}: {differing:,} of {same.numel():,} numbers come out otherwise by a kernel")
+        _say_once(f"{what}: {differing:,} of {found.numel():,} numbers come out otherwise by a kernel")
     return not differing

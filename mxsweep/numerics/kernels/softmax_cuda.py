@@ -8,10 +8,10 @@ import logging
 import torch
 from torch import Tensor
 
-from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
 from mxsweep.numerics.kernels.source import STORAGE, joined_files
+from mxsweep.numerics.kernels.trials import unless_it_fails
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,9 @@ def _kernels(dtype: torch.dtype, device: int) -> Kernels | None:
     """
     if backend_problem("cuda") is not None:
         return None
-    try:
-        return load_kernels(softmax_source(dtype), device, THREADS, counted=False)  # nothing is quantized
-    except Exception as error:  # of whatever the compiler, the loader and the driver raise
-        if is_out_of_memory(error):
-            raise
-        log.warning("logits are read by PyTorch's operations, whose sums have another order: %s", error)
-        return None
+    return unless_it_fails(
+        lambda: load_kernels(softmax_source(dtype), device, THREADS, counted=False),  # nothing is quantized
+        lambda reason: log.warning(
+            "logits are read by PyTorch's operations, whose sums have another order: %s", reason
+        ),
+    )
