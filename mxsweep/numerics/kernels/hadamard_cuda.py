@@ -6,7 +6,8 @@ or launched, the log says so once, and the rows are transformed as longer ones a
 
 The kernels are the torch operators `mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on
 torch's current stream. The first call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a
-second, once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA graph.
+second, with dense factors beyond 20 some seconds; once on a machine: compile.py keeps what it compiled); after that,
+they can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
