@@ -121,7 +121,7 @@ def _collect(
         raise CollectError(f"no run in {named}: no folder there holds a result.json or a .hydra folder")
     folder = Path(output) if output is not None else Path(dirs[0]) if len(dirs) == 1 else Path("collected")
     counts = {status: len(results.with_status(status)) for status in STATUSES}
-    studied = study_groups(results)
+    studied = study_groups(results, terms.context)
     text = f"{named}: {summary(results)}\n\n"
     if taken := [path for path in seen if path.resolve() not in unreadable]:
         text += f"Baseline{'s' * (len(taken) > 1)} from {', '.join(map(str, taken))}\n\n"

@@ -94,7 +94,7 @@ def _why_not(folders: Sequence[Path], reference: Reference | None, terms: Terms)
         return None
     try:
         results = read_results(folders)
-        studied = study_groups(results)
+        studied = study_groups(results, terms.context)
         report_text(results, studied, reference, terms)
         with tempfile.TemporaryDirectory(prefix="mxsweep_") as temporary:
             write_files(results, studied, reference, terms, Path(temporary), [], draw=False)

@@ -1,8 +1,10 @@
 """Find the configs of a group of runs, and judge which of them to use.
 
 Runs that came out the same against the same baseline are one config. The config to use is the cheapest of those that
-are not worse than the best, the interval of whose difference from it reaches 0: with the fewest bits a weight; of
-equals with the fewest bits a cached token, then with the fewest remedies. One that chance alone put ahead is never
+are not worse than the best, the interval of whose difference from it reaches 0, and that no other beats, which takes
+no more memory and costs less by its estimate: without that the widest interval would win. The cheapest takes the least
+memory, as `memory_front` counts it; where that is not known nothing is beaten, and the cheapest has the fewest bits a
+weight; of equals the fewest bits a cached token, then the fewest remedies. One that chance alone put ahead is never
 called the best.
 """
 
@@ -19,6 +21,8 @@ from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.headline import loss
+from mxsweep.study.memory_front import memory_of
+from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 
 SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")
@@ -35,6 +39,7 @@ class Config:
         test: of the verdict's metric against the baseline.
         naming: the knobs that differ between configs.
         usual: the values that go unsaid, by knob.
+        memory: the bytes that the cheapest run takes, keys and values of a sequence included; None if not known.
     """
 
     rows: list[Row]
@@ -43,6 +48,7 @@ class Config:
     test: MetricTest
     naming: list[str]
     usual: dict[str, Any]
+    memory: float | None
 
     @property
     def beside(self) -> str:
@@ -64,7 +70,8 @@ class Judged:
         equal: those that are not worse than the best.
         unclear: of these the best, and each outcome that more examples may tell from it.
         identical: those that came out as the best did on every example.
-        use: the cheapest of the equal.
+        beaten: of the equal those that another config beats in memory and by its estimate.
+        use: the cheapest of the other equal ones.
     """
 
     configs: list[Config]
@@ -72,7 +79,13 @@ class Judged:
     equal: list[Config]
     unclear: list[Config]
     identical: list[Config]
+    beaten: list[Config]
     use: Config
+
+    @property
+    def too_few(self) -> bool:
+        """Return whether more examples may tell from the best what these do not."""
+        return len(self.unclear) > 1
 
 
 def judge_configs(group: Group, configs: list[Config], metric: str) -> Judged:
@@ -89,14 +102,23 @@ def judge_configs(group: Group, configs: list[Config], metric: str) -> Judged:
         if one in equal and one not in identical and not is_worse_by_noise(test, metric)
     }
     open_to_more = [best, *reversed(unclear.values())]
-    use = min(equal, key=lambda one: _price(one.row, metric))
-    return Judged(configs, [None, *tests], equal, open_to_more, identical, use)
+    beaten = [one for one in equal if any(_beats(other, one, metric) for other in configs)]  # never the best
+    use = min((one for one in equal if one not in beaten), key=lambda one: (size_of(one), _price(one.row, metric)))
+    return Judged(configs, [None, *tests], equal, open_to_more, identical, beaten, use)
 
 
 def find_configs(
-    results: Results, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]
+    results: Results,
+    rows: Sequence[Row],
+    metric: str,
+    against: Mapping[Path, Comparison],
+    context: int = CONTEXT,
 ) -> list[Config]:
-    """Return the configs of quantized rows with a finite loss, the least costly first."""
+    """Return the configs of quantized rows with a finite loss, the least costly first.
+
+    Args:
+        context: the tokens whose keys and values count as memory.
+    """
     names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
     names = [n for n in names if n not in goes_with_format(names, rows)]
     whole, usual = [*_common(rows, names), *names], usual_values(rows, names)
@@ -109,7 +131,8 @@ def find_configs(
         ordered = sorted(same, key=lambda row: _price(row, metric))
         test = metric_test(against.get(ordered[0].run.path), metric)
         name, one_name = name_rows(ordered, names, usual), name_rows(ordered[:1], whole, usual)
-        configs.append(Config(ordered, name, one_name, test, names, usual))
+        sizes = memory_of(ordered[0], context)
+        configs.append(Config(ordered, name, one_name, test, names, usual, None if sizes is None else sum(sizes)))
     return sorted(configs, key=lambda one: _cost(one, metric))
 
 
@@ -139,8 +162,20 @@ def _cost(config: Config, metric: str) -> float:
     return loss(config.row, metric) if config.test.paired is None else as_cost(metric, config.test.paired.difference)
 
 
+def size_of(config: Config) -> float:
+    """Return the bytes that a config takes; infinite where they are not known."""
+    return math.inf if config.memory is None else config.memory
+
+
+def _beats(one: Config, other: Config, metric: str) -> bool:
+    """Return whether a config takes no more memory than another, and costs less by its estimate."""
+    if one.memory is None or other.memory is None:
+        return False
+    return one.memory <= other.memory and _cost(one, metric) < _cost(other, metric)
+
+
 def _price(row: Row, metric: str) -> tuple[float, bool, float, int, float]:
-    """Return what makes one config cheaper than another, the first that differs."""
+    """Return what makes one config cheaper than another of the same memory, the first that differs."""
     bits, cached = row.bits_per_weight, kv_bits_per_token(row)
     plain_kv = label(row.knobs.get("kv_quant")) == "none"
     return (

@@ -17,6 +17,7 @@ from mxsweep.study.finding import Finding, run_ids
 from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
+from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 from mxsweep.study.trained_configs import has_seeds
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
@@ -102,8 +103,12 @@ class Study:
         return name_rows([row], [name for name in names if name not in without], self.usual)
 
 
-def study_group(results: Results, group: Group) -> Study:
-    """Compare the runs of a group with their baselines and with each other."""
+def study_group(results: Results, group: Group, context: int = CONTEXT) -> Study:
+    """Compare the runs of a group with their baselines and with each other.
+
+    Args:
+        context: the tokens whose keys and values count as memory.
+    """
     comparisons, effects = compare_with_baselines(group), find_knob_effects(results, group)
     steps = arrange_remedy_steps(results, group)
     attributions = find_attributions(results, group, comparisons)
@@ -113,7 +118,7 @@ def study_group(results: Results, group: Group) -> Study:
     lines = [VerdictLine(TRAINING, finding.text, finding.runs) for finding in said[:MOST_SAID]] or _withheld(group)
     asked = asks_what_costs_what(group, attributions)
     answers = say_what_costs_what(results, group, attributions) if asked else []
-    verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values, answers)
+    verdict = Verdict(lines, None, []) if lines else give_verdict(results, group, comparisons, values, answers, context)
     return Study(
         results,
         group,
@@ -143,9 +148,9 @@ def _withheld(group: Group) -> list[VerdictLine]:
     return [VerdictLine(TRAINING, OF_ONE_SEED, [])] if has_seeds(group) else []
 
 
-def study_groups(results: Results) -> list[Study]:
-    """Study each group."""
-    return [study_group(results, group) for group in results.groups]
+def study_groups(results: Results, context: int = CONTEXT) -> list[Study]:
+    """Study each group, with memory counted at a context of so many tokens."""
+    return [study_group(results, group, context) for group in results.groups]
 
 
 def count_values(rows: Sequence[Row], name: str) -> int:

@@ -26,7 +26,7 @@ def say_sure(judged: Judged, metric: str, repeats: int) -> VerdictLine | None:
         repeats: examples that were left out, since they ask the same as others.
     """
     configs, tests = judged.configs, judged.tests
-    several, unclear = len(configs) > 1, len(judged.unclear) > 1
+    several, unclear = len(configs) > 1, judged.too_few
     told = judged.unclear if unclear else [one for one in configs if one not in judged.identical]
     of = [test for one, test in zip(configs, tests, strict=True) if one in told]
     paired = [test.paired for test in (of if several else [configs[0].test]) if test is not None and test.paired]

@@ -19,10 +19,19 @@ from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
 from mxsweep.study.change_words import format_bits, format_measured, metric_noun
 from mxsweep.study.comparison import Comparison
-from mxsweep.study.configs_to_use import Config, Judged, find_configs, is_tested, is_worse_by_noise, judge_configs
+from mxsweep.study.configs_to_use import (
+    Config,
+    Judged,
+    find_configs,
+    is_tested,
+    is_worse_by_noise,
+    judge_configs,
+    size_of,
+)
 from mxsweep.study.finding import run_ids
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.how_sure import count_repeats, say_sure, say_sure_of_costs
+from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
@@ -54,18 +63,20 @@ def give_verdict(
     against: Mapping[Path, Comparison],
     values: Sequence[KnobValues],
     answers: Sequence[VerdictLine] = (),
+    context: int = CONTEXT,
 ) -> Verdict:
     """Give the verdict on a group of runs.
 
     Args:
         against: their comparisons with baselines, by the run's folder.
         answers: what is said in the place of what to use and of knobs, where runs were made for another question.
+        context: the tokens whose keys and values count as memory.
     """
     quantized = [row for row in group.rows if not row.is_baseline]
     metric = _metric(group, against)
     if metric is None or not quantized:
         return Verdict([], metric, [])
-    configs = find_configs(results, quantized, metric, against)
+    configs = find_configs(results, quantized, metric, against, context)
     if not configs:
         return Verdict([], metric, [])
     if answers:
@@ -77,7 +88,7 @@ def give_verdict(
     if len(runtimes) == 1:
         use, chosen = judged.use, [_say_use(judged, metric), _say_smallest(group, judged, metric)]
     else:
-        use, chosen = None, _say_use_by_runtime(results, group, quantized, metric, against)
+        use, chosen = None, _say_use_by_runtime(results, group, quantized, metric, against, context)
     has_baseline = any(row.is_baseline for row in group.rows)
     lines = [
         *chosen,
@@ -89,7 +100,12 @@ def give_verdict(
 
 
 def _say_use_by_runtime(
-    results: Results, group: Group, rows: Sequence[Row], metric: str, against: Mapping[Path, Comparison]
+    results: Results,
+    group: Group,
+    rows: Sequence[Row],
+    metric: str,
+    against: Mapping[Path, Comparison],
+    context: int,
 ) -> list[VerdictLine | None]:
     """Say of each runtime under which there are several configs which of them to use."""
     by_runtime: dict[str, list[Row]] = {}
@@ -97,7 +113,7 @@ def _say_use_by_runtime(
         by_runtime.setdefault(_runtime(row), []).append(row)
     lines: list[VerdictLine | None] = []
     for runtime, computed in by_runtime.items():
-        configs = find_configs(results, computed, metric, against)
+        configs = find_configs(results, computed, metric, against, context)
         if len(configs) > 1:
             who = RUNTIMES[runtime].phrase if runtime in RUNTIMES else "by the run's own rules"
             lines.append(_say_use(judge_configs(group, configs, metric), metric, f"{who}: "))
@@ -194,7 +210,8 @@ def _say_knobs(values: Sequence[KnobValues]) -> VerdictLine | None:
 
 def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
     configs, tests, equal, use = judged.configs, judged.tests, judged.equal, judged.use
-    text = lead = f"{who}{use.one_name}{_bits(use)}{_measured_cost(use, metric)}"
+    open_yet = "Too few examples to choose; for now: " if judged.too_few else ""
+    text = lead = f"{who}{open_yet}{use.one_name}{_bits(use)}{_measured_cost(use, metric)}"
     best = configs[0]
     if use.test.tells_apart and use.test.paired is not None:
         worse = as_cost(metric, use.test.paired.difference) > 0
@@ -212,7 +229,8 @@ def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
     elif len(equal) > 1:
         names = [one.name for one in equal if one is not use]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of them"
+        which = f"those that no other config beats in memory and in {metric_noun(metric)}" if judged.beaten else "them"
+        text += f". It cannot be told from {'; '.join(names[:MOST_NAMED])}{more}, and is the cheapest of {which}"
     elif len(configs) > 1:
         certain = all(test.tells_apart for test in compared)
         every = "Every other config" if len(compared) == len(configs) - 1 else "Every other config that was compared"
@@ -233,9 +251,11 @@ def _other_name(config: Config, known: Config) -> str:
 def _saving(use: Config, best: Config) -> str:
     """Say what a config saves of another, as the start of a sentence."""
     bits, dearer = use.row.bits_per_weight, best.row.bits_per_weight
-    if bits is None or dearer is None or not bits < dearer:
-        return "It is cheaper than"
     taken, whole = use.row.parameter_bytes, best.row.parameter_bytes
+    is_larger = taken is not None and whole is not None and taken > whole  # by the matrices of rotation=wush
+    if bits is None or dearer is None or not bits < dearer or is_larger:
+        less = size_of(use) < size_of(best) < math.inf
+        return f"It takes {1 - size_of(use) / size_of(best):.1%} less memory than" if less else "It is cheaper than"
     share = f" ({(whole - taken) / whole:.1%} of the model)" if taken is not None and whole else ""
     return f"It saves {format_bits(dearer - bits)} bits a weight{share} against"
 
@@ -280,11 +300,15 @@ def _in_brackets(*parts: str) -> str:
 
 
 def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | None:
-    """Name what to use at the fewest bits, where that is not what to use: by the same rule, of the configs there."""
-    sized = [one for one in judged.configs if one.row.bits_per_weight is not None]
-    least = min((one.row.bits_per_weight or 0.0 for one in sized), default=math.nan)
-    there = [one for one in sized if one.row.bits_per_weight == least]
-    if not there or judged.use in there:
+    """Name what to use at the least memory, where that is not what to use: by the same rule, of the configs there.
+
+    Where the memory is not known of all, at the fewest bits a weight.
+    """
+    known = all(one.memory is not None for one in judged.configs)
+    sizes = [size_of(one) if known else one.row.bits_per_weight for one in judged.configs]
+    least = min((size for size in sizes if size is not None), default=None)
+    there = [one for one, size in zip(judged.configs, sizes, strict=True) if size == least]
+    if least is None or judged.use in there:
         return None
     chosen = judge_configs(group, there, metric).use
     lead = f"{chosen.one_name}{_bits(chosen)}{_measured_cost(chosen, metric)}"

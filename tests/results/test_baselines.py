@@ -52,10 +52,10 @@ def test_a_baseline_whose_record_makes_no_sense_is_done_without(
     one = run(tmp_path / "x" / "quantized", {"computed": []})
     base = run(tmp_path / "x" / "base", None)
 
-    def study(results: Results) -> list[Study]:
+    def study(results: Results, *context: int) -> list[Study]:
         if any(each.path.resolve() == base.resolve() and each.status == "done" for each in results.runs):
             raise TypeError("of something odd")
-        return study_groups(results)
+        return study_groups(results, *context)
 
     monkeypatch.setattr("mxsweep.study.group_study.study_groups", study)
     monkeypatch.setattr("mxsweep.report.single_run.study_groups", study)

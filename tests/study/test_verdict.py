@@ -10,6 +10,7 @@ import pytest
 from helpers.made_report import put_study
 from helpers.made_runs import outcomes, put
 
+from mxsweep.report.collection import collect
 from mxsweep.report.single_run import cost_text
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
@@ -61,10 +62,55 @@ def test_of_configs_that_cannot_be_told_apart_the_cheaper_is_named(tmp_path: Pat
     study = study_of(tmp_path)
     assert study.verdict.use is not None and study.verdict.use.name == "block size 32"
     said = line(study, "Use")
-    assert said.startswith("w4a6, block size 32 (4.25 bits a weight of the decoder blocks): perplexity +")
+    assert said.startswith("Too few examples to choose; for now: w4a6, block size 32 (4.25 bits a weight of the deco")
     assert "cannot be told from block size 16" in said or "not measurably worse on 400 examples" in said
     assert line(study, "Smallest").startswith("w4a6, block size 64 (4.125 bits a weight of the decoder blocks)")
     assert "Too few examples to tell block size" in line(study, "How sure")
+
+
+LAYERS = [{"heads": 4, "key_size": 64, "value_size": 64, "window": None, "bits": 16, "layers": 4}]
+
+
+def put_sized(top: Path, name: str, cost: float, spread: float, megabytes: float = 60.0, **knobs: Any) -> None:
+    """Put a run of 20 examples that costs exactly so many nats on average, and of which all memory is known."""
+    drawn = np.random.default_rng(len(name)).normal(0, spread, 20)
+    kv = ["fp4_e2m1-b32-e8m0"] * 2 if knobs.get("kv_quant") == "fp4_e2m1" else [None, None]
+    quantized = {"layers": [["", name, None]], "kv": kv, "computed": ["torch", "native"]} if spread else None
+    more = {
+        "identity": {"model": "m", "quantized": quantized},
+        "diagnostics": {"bits_per_weight": 4.25, "parameter_bytes": megabytes * 1e6, "cache_layers": LAYERS},
+    }
+    put_run(top, name, BASE[:20] - cost - (drawn - drawn.mean()), more=more, **knobs)
+
+
+def test_what_another_config_beats_in_memory_and_by_its_estimate_is_not_recommended(tmp_path: Path) -> None:
+    """Of quantized keys and values the better and smaller is worse than the best, and the noisier not measurably."""
+    put_sized(tmp_path, "base", 0.0, 0.0, format="none")
+    put_sized(tmp_path, "plain", 0.03, 0.05, 28.8)
+    put_sized(tmp_path, "keys", 0.37, 0.1, 28.8, kv_quant="fp4_e2m1")
+    put_sized(tmp_path, "wush", 0.48, 1.2, 31.8, kv_quant="fp4_e2m1", rotation="wush")
+    study = study_of(tmp_path)
+    by_name = {one.row.run.path.name: one for one in study.verdict.configs}
+    against = compare_pairs(study.group, [(by_name[name].row, by_name["plain"].row) for name in ("keys", "wush")])
+    lows = [one.perplexity.low for one in against if one.perplexity is not None]
+    assert lows[0] > 0 > lows[1]  # so that of their intervals alone the noisier one's reaches 0
+    front = find_memory_front(study.group, study.comparisons, Terms())
+    assert front is not None and [one.row.run.path.name for one in front.front] == ["keys", "plain"]
+    assert study.verdict.use is by_name["plain"]
+    said, (smallest,) = line(study, "Use"), [each for each in study.verdict.lines if each.title == "Smallest"]
+    assert said.startswith("Too few examples to choose; for now: w4a6, KV unquantized")
+    assert said.endswith(" the cheapest of those that no other config beats in memory and in perplexity.")
+    assert smallest.runs == ["id_keys"]
+
+
+def test_what_is_cheaper_goes_by_the_context_at_which_memory_is_counted(tmp_path: Path) -> None:
+    """Matrices of 3 MB are less than quantized keys and values save in a long sequence, and more than in a short."""
+    put_sized(tmp_path, "base", 0.0, 0.0, format="none")
+    put_sized(tmp_path, "plain", 0.10, 0.5, 28.8)
+    put_sized(tmp_path, "wush", 0.15, 0.5, 31.8, kv_quant="fp4_e2m1", rotation="wush")
+    long, short = (" ".join(collect(tmp_path, terms=Terms(context=size)).text.split()) for size in (8192, 16))
+    assert "for now: w4a6, KV fp4_e2m1, rotation wush" in long and "less memory than KV unquantized" in long
+    assert "for now: w4a6, KV unquantized" in short
 
 
 def test_there_is_no_verdict_against_a_baseline_that_guesses(tmp_path: Path) -> None:
@@ -138,7 +184,7 @@ def test_a_runtime_is_no_choice(tmp_path: Path) -> None:
     put_run(tmp_path, "own16", noisy(0.1, 0.1, 16), 4.5, block_size=16, runtime="none")
     leads = [each.lead for each in study_of(tmp_path).verdict.lines if each.title == "Use"]
     assert [lead.split(" (")[0] for lead in leads] == [
-        "by the run's own rules: w4a6, block size 32",
+        "by the run's own rules: Too few examples to choose; for now: w4a6, block size 32",
         "as vLLM computes it: w4a6, block size 16",
     ]
 
