@@ -14,7 +14,7 @@ from typing import Any
 
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST, WEIGHT_METHODS, Needs
 from mxsweep.formats import parse_element, parse_scale
-from mxsweep.formats.recipe import LINEAR_MATMULS, MATMULS, QUERY_KEY, WUSH
+from mxsweep.formats.recipe import HADAMARD, LINEAR_MATMULS, MATMULS, QUERY_KEY, WUSH
 from mxsweep.formats.training import OPERANDS
 
 Values = Mapping[str, Any]
@@ -71,18 +71,34 @@ def can_rotate(values: Values) -> bool:
     """Return whether ``rotation`` makes a difference: a product that it names is quantized, and, for a search, not
     rotated anyway, for WUSH one of a linear layer.
     """
-    named = values.get("rotation.matmuls")
-    named = named.split("+") if isinstance(named, str) else named  # of a record one text
-    matmuls = named if isinstance(named, Sequence) else MATMULS  # a config that was refused may have anything
+    matmuls = _named(values)
     method = values.get("rotation.method")
     is_fixed = method == WUSH or (method == "search" and _rotates_keys(values))
     of_keys = QUERY_KEY in matmuls and values.get("kv_quant.key") != "none" and not is_fixed
     return of_keys or (_quantizes_linear(values) and any(matmul in LINEAR_MATMULS for matmul in matmuls))
 
 
+def _named(values: Values) -> Sequence[str]:
+    """Return the products that ``rotation.matmuls`` names."""
+    named = values.get("rotation.matmuls")
+    named = named.split("+") if isinstance(named, str) else named  # of a record one text
+    return named if isinstance(named, Sequence) else MATMULS  # a config that was refused may have anything
+
+
 def rotates_products(values: Values) -> bool:
     """Return whether operands of the products that ``rotation`` names are rotated before they are quantized."""
     return can_rotate(values) and values.get("rotation.method", "none") != "none"
+
+
+def rotates_keys(values: Values) -> bool:
+    """Return whether ``rotation`` rotates keys for the cache, which it does with WUSH too, by Hadamard matrices."""
+    is_all = values.get("rotation.method") in (HADAMARD, WUSH)
+    return is_all and can_rotate(values) and QUERY_KEY in _named(values) and values.get("kv_quant.key") != "none"
+
+
+def chooses_key_rotation(values: Values) -> bool:
+    """Return whether it is ``kv_quant.rotation`` that says if keys or values for the cache are rotated."""
+    return quantizes_kv(values) and not rotates_keys(values)
 
 
 def rotates(values: Values) -> bool:

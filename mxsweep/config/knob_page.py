@@ -55,6 +55,7 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.quantizes: "something is quantized",
     effects.quantizes_weights: "weights are quantized",
     effects.quantizes_kv: "keys or values are quantized",
+    effects.chooses_key_rotation: "keys or values are quantized, and no hadamard or wush rotates qk anyway",
     effects.has_scale_bits: "scales are e8m0",
     effects.rounds_scales: "scales are powers of two, whose rounding the element leaves open",
     effects.has_budget: "there is a budget",

@@ -68,13 +68,14 @@ def _rule(name: str, help: str) -> Knob:
 def _kv(path: str, help: str, type: ValueType, off: Any = UNSET, remedy: Remedy | None = None, **more: Any) -> Knob:
     """Declare a knob of how keys and values are quantized."""
     place = more.pop("place", "kv_options" if remedy else "formats")
+    effect = more.pop("effect", effects.quantizes_kv)
     return Knob(
         f"kv_quant.{path}",
         help,
         type,
         Scope.RUN,
         off,
-        effects.quantizes_kv,
+        effect,
         place=place,
         remedy=remedy,
         of_remedy=remedy is None,
@@ -194,7 +195,7 @@ GROUPS = (
         "rotation",
         "in which basis operands are quantized; hadamard: the products in rotation.matmuls rotated; search: those that "
         "rotating significantly helps; wush: blocks of linear layers' inputs multiplied by matrices of their own, from "
-        "calibration data",
+        "calibration data, and keys rotated as by hadamard",
         ValueType(),
         Scope.RUN,
         off="none",
@@ -419,6 +420,7 @@ KEYS_AND_VALUES = (
         "hadamard: keys for the cache, and the queries that read them, are rotated, whatever rotation says of qk",
         Choice(words=("none", "hadamard")),
         off="none",
+        effect=effects.chooses_key_rotation,
         place="rotation",
         remedy=Remedy("keys rotated"),
     ),

@@ -138,9 +138,12 @@ def _no_baseline(study: Study, space: str) -> str:
     text = _filled(NO_BASELINE) if "\n" in space else NO_BASELINE
     if not command:
         return text
-    # What is quoted as code ends with the first backtick.
-    is_code = "`" not in command and "\n" not in command
-    return f"{text}{space}`{command}`" if is_code else f"{text}{space}{for_markdown(command)}"
+    return f"{text}{space}{_code(command)}"
+
+
+def _code(command: str) -> str:
+    """Return a command as Markdown has it: as code, which ends with the first backtick, where it has none."""
+    return f"`{command}`" if "`" not in command and "\n" not in command else for_markdown(command)
 
 
 def _filled(text: str) -> str:
@@ -148,8 +151,9 @@ def _filled(text: str) -> str:
 
 
 def _wrapped(line: VerdictLine) -> str:
-    """Return a line of the answer as a terminal shows it."""
-    return textwrap.fill(f"{line.title}: {line.text}", TERMINAL_WIDTH, subsequent_indent="  ")
+    """Return a line of the answer as a terminal shows it, its command in a line by itself, to be copied."""
+    text = textwrap.fill(f"{line.title}: {line.text}", TERMINAL_WIDTH, subsequent_indent="  ")
+    return f"{text}\n  {line.command}" if line.command else text
 
 
 def markdown_text(
@@ -171,8 +175,7 @@ def markdown_text(
         group = study.group
         parts.append(f"## {for_markdown(heading(group))}")
         if study.verdict.lines:
-            lines = (f"- **{for_markdown(line.title)}:** {for_markdown(line.text)}" for line in study.verdict.lines)
-            parts += [f"### {for_markdown(about_group(group))}", "\n".join(lines)]
+            parts += [f"### {for_markdown(about_group(group))}", "\n".join(map(_answer, study.verdict.lines))]
         if not study.has_baseline:
             parts.append(_no_baseline(study, " "))
         if study.findings:
@@ -206,6 +209,12 @@ def markdown_text(
         if runs := results.with_status(status):
             parts += [f"## {title}: {len(runs)}", markdown(failure_table(runs))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _answer(line: VerdictLine) -> str:
+    """Return a line of the answer as an item of a list."""
+    command = f" {_code(line.command)}" if line.command else ""
+    return f"- **{for_markdown(line.title)}:** {for_markdown(line.text)}{command}"
 
 
 def memory_text(studied: Sequence[Study], terms: Terms) -> str:

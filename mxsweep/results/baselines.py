@@ -51,9 +51,20 @@ def baseline_command(row: Row) -> str | None:
     return " ".join(["python -m mxsweep", *map(shlex.quote, kept), "format=none kv_quant=none"])
 
 
-def _is_kept(word: str) -> bool:
+def run_command(row: Row) -> str:
+    """Return the command that makes a run once more, where it was made; "" where its record has no words."""
+    words = [(_root(word), word) for word in row.run.overrides]
+    kept = [word for root, word in words if root not in _OF_ONE_RUN and not knobs.is_of_sweep(root)]
+    return " ".join(["python -m mxsweep", *map(shlex.quote, kept)]) if kept else ""
+
+
+def _root(word: str) -> str:
     key = word.lstrip("+~").partition("=")[0]
-    root = re.split(r"[.@]", key, maxsplit=1)[0]
+    return re.split(r"[.@]", key, maxsplit=1)[0]
+
+
+def _is_kept(word: str) -> bool:
+    root = _root(word)
     return not (knobs.decides_only_quantized(root) or knobs.is_of_sweep(root) or root in _OF_ONE_RUN)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config import knobs
+from mxsweep.config.knob import UNSET, Scope
 from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.results import identity
 from mxsweep.results.guessing import guesses
@@ -139,24 +140,36 @@ def _other_knobs(rows: Iterable[Row]) -> list[str]:
 def _constants(rows: Sequence[Row], elsewhere: Sequence[str]) -> dict[str, Any]:
     """Return the knobs worth saying that have one value in all `rows`, but for those that are said `elsewhere`.
 
-    Those are the labelled ones, the element formats that a name such as w4a6 stands for, and whatever a
-    run was told by an override.
+    Those are the labelled ones, the element formats that a name such as w4a6 stands for, whatever a run was told by
+    an override, and what is done beyond that: an option may set it, as kv_quant=rescue4 does.
     """
     overridden = {override.split("=")[0].lstrip("+~") for row in rows for override in row.run.overrides}
     constants: dict[str, Any] = {}
     for name in (*knobs.labels(), *_other_knobs(rows)):
         values = _values(rows, name)
         worth = name in knobs.labels() or name in knobs.quantizers() or name in overridden
-        if not worth or name in elsewhere or name in COMPARABLE or len(values) != 1:
+        if name in elsewhere or name in COMPARABLE or len(values) != 1 or not (worth or _is_on(name, values[0])):
             continue
         if values[0] != constants.get(name.split(".")[0]):  # kv_quant=none says what kv_quant.key=none would
             constants[name] = values[0]
     return constants
 
 
+def _is_on(name: str, value: Any) -> bool:
+    """Return whether a knob of how a model is quantized does something with this value that it does not when off."""
+    knob = knobs.names().get(name)
+    return (
+        knob is not None
+        and knob.scope is Scope.RUN
+        and knob.off not in (UNSET, "auto")
+        and label(value) != label(knob.off)
+    )
+
+
 def _tells(rows: Sequence[Row], name: str) -> bool:
     """Return whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    deciding = knobs.decided_by(name)
+    # A remedy is none of its group's name: kv_quant=rescue4 is fp4_e2m1 there, and ptq=gptq has no budget.
+    deciding = () if name in knobs.remedies() else knobs.decided_by(name)
     if name == identity.CALIBRATION:
         deciding = tuple(knob.name for knob in knobs.leaves("calibration"))
     return bool(distinguishing_knobs(rows, deciding, [name]))

@@ -17,7 +17,7 @@ from typing import Any
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, usual_values
 from mxsweep.results.memory_taken import kv_bits_per_token
-from mxsweep.results.remedies import applied
+from mxsweep.results.remedies import applied, no_remedies
 from mxsweep.results.rows import Row, label
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.headline import loss
@@ -25,8 +25,7 @@ from mxsweep.study.memory_front import memory_of
 from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 
-SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")
-NOTHING_DONE = {"none", "rtn"}  # their values that leave a tensor, or a method, as it is
+SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")  # and, after what differs, the other remedies
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,9 @@ def find_configs(
     """
     names = [n for n in results.shown if len({label(row.knobs[n]) for row in rows if n in row.knobs}) > 1]
     names = [n for n in names if n not in goes_with_format(names, rows)]
-    whole, usual = [*_common(rows, names), *names], usual_values(rows, names)
+    common, usual = _common(rows, names), usual_values(rows, names)
+    others = [name for name in common if name not in SAYING_WHAT]
+    whole = [*(name for name in common if name in SAYING_WHAT), *names, *others]
     alike: dict[Hashable, list[Row]] = {}
     for row in rows:
         if math.isfinite(loss(row, metric)):
@@ -138,10 +139,10 @@ def find_configs(
 
 def _common(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """Return the knobs beside `names` that say what is quantized, and how, in all of the rows."""
-    found = []
-    for name in SAYING_WHAT:
+    found, off = [], no_remedies()
+    for name in dict.fromkeys((*SAYING_WHAT, *off)):
         values = {label(row.knobs[name]) for row in rows if name in row.knobs}
-        if name not in names and len(values) == 1 and not values & NOTHING_DONE:
+        if name not in names and len(values) == 1 and values != {label(off.get(name))}:
             found.append(name)
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
+from mxsweep.results.baselines import run_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
@@ -239,7 +240,7 @@ def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
     costs = use.test.tells_apart and use.test.paired is not None and as_cost(metric, use.test.paired.difference) > 0
     if costs and weights and not any(applied(row.knobs) for one in configs for row in one.rows):
         text += ". No remedy was tried: ptq=gptq may win some of this back"
-    return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead)
+    return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead, run_command(use.row))
 
 
 def _other_name(config: Config, known: Config) -> str:
@@ -312,4 +313,4 @@ def _say_smallest(group: Group, judged: Judged, metric: str) -> VerdictLine | No
         return None
     chosen = judge_configs(group, there, metric).use
     lead = f"{chosen.one_name}{_bits(chosen)}{_measured_cost(chosen, metric)}"
-    return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead)
+    return VerdictLine("Smallest", f"{lead}.", run_ids([chosen.row]), lead, run_command(chosen.row))

@@ -13,13 +13,14 @@ from mxsweep.study.finding import join_with_and
 class VerdictLine:
     """Hold a line of the answer: what it is about, a run that it names, and the start of the text that matters most.
 
-    The start of what to use is the config and its cost.
+    The start of what to use is the config and its cost, and its command makes that run once more; "" of other lines.
     """
 
     title: str
     text: str
     runs: list[str]
     lead: str = ""
+    command: str = ""
 
 
 def say_examples(n: int) -> str:

@@ -126,6 +126,10 @@ def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
             {"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard"}},
             "rtn + rotation",
         ),
+        (
+            {"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "wush", "matmuls": "q+k+v+o+gate+up+down+qk"}},
+            "rtn + WUSH + keys rotated",
+        ),
         ({"ptq": {"method": "new", "budget": "x"}}, "new + ptq.budget=x"),
     ],
 )

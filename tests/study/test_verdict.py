@@ -11,6 +11,7 @@ from helpers.made_report import put_study
 from helpers.made_runs import outcomes, put
 
 from mxsweep.report.collection import collect
+from mxsweep.report.result_texts import markdown_text, terminal_text
 from mxsweep.report.single_run import cost_text
 from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
@@ -111,6 +112,42 @@ def test_what_is_cheaper_goes_by_the_context_at_which_memory_is_counted(tmp_path
     long, short = (" ".join(collect(tmp_path, terms=Terms(context=size)).text.split()) for size in (8192, 16))
     assert "for now: w4a6, KV fp4_e2m1, rotation wush" in long and "less memory than KV unquantized" in long
     assert "for now: w4a6, KV unquantized" in short
+
+
+def test_what_only_quantized_runs_have_and_all_of_them_is_named(tmp_path: Path) -> None:
+    off = {"key_axis": "token", "rope": "after", "scales": "block", "smooth": 0.0, "latent": "cache"}
+    kept = off | {"first": 4, "recent": 32}
+    linear = {"method": "wush", "matmuls": "q+k+v+o+gate+up+down"}
+    cached = {"method": "wush", "matmuls": "q+k+v+o+gate+up+down+qk"}
+    said = ["format=w4a6", "limit=100", "stamp=now", "dry_run=false"]
+    again = {name: {"overrides": [*said, f"kv_quant={name}"]} for name in ("none", "rescue4")}
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "linear", noisy(0.20, 0.5, 1), 4.25, again["none"], rotation={"method": "none"})
+    wushed = noisy(0.60, 0.5, 4)
+    put_run(tmp_path, "linear_wush", wushed, 4.25, again["none"], rotation=linear)
+    both = {"kv_quant": "fp4_e2m1", "rotation": {"method": "none"}}
+    rescued = noisy(0.001, 0.01, 2)
+    put_run(tmp_path, "rescue4", rescued, 4.25, again["rescue4"], **both, kv=kept | {"rotation": "hadamard"})
+    put_run(tmp_path, "wush", noisy(0.90, 0.5, 3), 4.25, again["rescue4"], **both | {"rotation": cached}, kv=kept)
+    study = study_of(tmp_path)
+    options = {"kv_quant.first": 4, "kv_quant.recent": 32, "kv_quant.rotation": "hadamard"}
+    assert options.items() <= study.results.constants.items()
+    assert not {f"kv_quant.{name}" for name in off} & {*study.results.constants}  # which do nothing
+    assert not {*options} & {*study.results.shown}  # WUSH rotates keys, so that it is no run without that
+    (use,) = (line for line in study.verdict.lines if line.title == "Use")
+    assert use.text.startswith("w4a6, KV fp4_e2m1, first 4 tokens kept, last 32 tokens kept, keys rotated (")
+    assert use.command == "python -m mxsweep format=w4a6 limit=100 kv_quant=rescue4"
+    assert f"\n  {use.command}\n" in terminal_text(study.results)
+    assert f" `{use.command}`\n" in markdown_text(study.results, {})
+
+
+def test_options_of_one_of_several_formats_of_keys_and_values_are_shown(tmp_path: Path) -> None:
+    put_run(tmp_path, "base", BASE, format="none")
+    put_run(tmp_path, "rescue4", noisy(0.001, 0.01, 2), 4.25, kv_quant="fp4_e2m1", kv={"first": 4, "recent": 32})
+    put_run(tmp_path, "int8", noisy(0.60, 0.5, 3), 4.25, kv_quant="int8", kv={"first": 0, "recent": 0})
+    study = study_of(tmp_path)
+    assert {"kv_quant", "kv_quant.first", "kv_quant.recent"} <= {*study.results.shown}
+    assert line(study, "Use").startswith("w4a6, KV fp4_e2m1, first 4 tokens kept, last 32 tokens kept (")
 
 
 def test_there_is_no_verdict_against_a_baseline_that_guesses(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_a_dry_run_names_the_remedies() -> None:
     words = ("format=mxfp4", "kv_quant=int4", "kv_quant.first=0,4", "rotation=none,hadamard", "baseline=false")
     lines = preview(planned(*words).runs).text.splitlines()[4:8]
     names = [re.split(r"\s{2,}", line)[8] for line in lines]
-    kept = "first 4 tokens kept"
-    assert names == ["rtn", "rtn + rotation", f"rtn + {kept}", f"rtn + rotation + {kept}"]
+    kept, turned = "first 4 tokens kept", "keys rotated"
+    assert names == ["rtn", f"rtn + rotation + {turned}", f"rtn + {kept}", f"rtn + rotation + {kept} + {turned}"]
     text = preview(planned("format=mxfp4", "ptq=gptq", "ptq.budget=4.5").runs).text
     assert re.search(r"gptq \+ budget of 4.5 bits .* ≤ 4.5 ", text) and "Under a budget (≤)" in text
     assert "matrices" not in text
