@@ -47,7 +47,7 @@ class Bundle:
         """Move the weights by the signs of gradients (N, C), None where all of one is 0.
 
         Returns:
-            The matrices (N, C) that multiply from there on, and whether all of the gradients is finite.
+            The matrices (N, C) that multiply from there on, and whether all numbers of the gradients are finite.
         """
         laid = []
         for name, part in self.parts.items():

@@ -22,8 +22,6 @@ from mxsweep.sweeps.execute import LOG_FORMAT, SweepRun, work
 from mxsweep.terminal.command import leave
 
 STOP_WITHIN_S = 10.0  # how long a worker on a cluster takes, at most, to stop once it heeds a signal
-
-
 LENGTH_BYTES = 8  # of the number, on a worker's standard input, of bytes that follow
 
 
