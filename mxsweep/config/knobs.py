@@ -155,6 +155,12 @@ def labels() -> dict[str, str]:
     return {knob.label: knob.shown_at or knob.path for knob in TABLE.values() if knob.label}
 
 
+def by_place(named: Values) -> dict[str, Any]:
+    """Return values by where a record has them, as conditions take them, of values by the names that tables give."""
+    places = labels()
+    return {places.get(name, name): value for name, value in named.items()}
+
+
 @_from_table
 def names(table: Sequence[Knob]) -> dict[str, Knob]:
     """Return the knobs by the names that tables give them."""

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mxsweep.config import knobs
+from mxsweep.config import effects, knobs
 from mxsweep.config.rules_config import LAST_WORDS, SEARCHED
-from mxsweep.formats.recipe import HADAMARD, QUERY_KEY, WUSH
+from mxsweep.formats.recipe import HADAMARD, QUERY_KEY
 from mxsweep.formats.scale import SCALE_ROUNDINGS
 
 PLAIN = "plain"
@@ -56,8 +56,7 @@ def remedy_text(values: Mapping[str, Any]) -> str:
     """Return a run's remedies in words, as "gptq + rotation search"; without any "rtn", of keys and values "plain"."""
     remedies = ({"ptq": values["ptq"]} if "ptq" in values else {}) | applied(values)
     words = [_text(name, value) for name, value in remedies.items()]
-    matmuls = str(values.get("rotation.matmuls", "")).split("+")
-    if values.get("rotation") in (HADAMARD, WUSH) and QUERY_KEY in matmuls and len(matmuls) > 1:
+    if values.get("rotation.matmuls") != QUERY_KEY and effects.rotates_keys(knobs.by_place(values)):
         words.append(_text("kv_quant.rotation", HADAMARD))  # which rotation does, and kv_quant.rotation is not asked
     return " + ".join(words) or PLAIN
 

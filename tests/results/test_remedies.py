@@ -122,10 +122,9 @@ def test_blocks_of_keys_and_values_are_the_run_s(tmp_path: Path) -> None:
         ),
         ({"kv_quant": "int4", "kv": TOKEN | {"block_size": 64}}, "rtn + kv_quant.block_size=64"),
         ({"kv_quant": "int4", "kv": TOKEN | {"rotation": "hadamard"}}, "rtn + keys rotated"),
-        (
-            {"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard"}},
-            "rtn + rotation",
-        ),
+        ({"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard"}}, "rtn + rotation + keys rotated"),
+        ({"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard", "matmuls": "q+k"}}, "rtn + rotation"),
+        ({"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "hadamard", "matmuls": "qk"}}, "rtn + rotation"),
         (
             {"kv_quant": "int4", "kv": TOKEN, "rotation": {"method": "wush", "matmuls": "q+k+v+o+gate+up+down+qk"}},
             "rtn + WUSH + keys rotated",
