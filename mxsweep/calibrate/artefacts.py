@@ -3,6 +3,8 @@
 An artefact is a folder with parts, each a file that is whole or absent, so that work which was interrupted goes on
 where it was. Parts are in the folder `artefacts` of the cache folder, which may be removed at any
 time. A cache that cannot be used costs the work again, and a warning; never a run.
+
+Beside its parts an artefact keeps what they cost to work out, so that a run that finds them kept can say it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +35,21 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEY_FILE = "key.json"
+_COST = "cost"  # the part that holds it
 _WAIT_S = 0.2  # between two looks at a lock that another process holds
 _DIGEST = "sha256"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hold what parts cost to work out: seconds, and the most bytes of GPU memory; 0 where that is not known."""
+
+    seconds: float = 0.0
+    peak_gpu_bytes: int = 0
+
+    def and_then(self, other: Cost) -> Cost:
+        """Return the cost of both, one after the other."""
+        return Cost(self.seconds + other.seconds, max(self.peak_gpu_bytes, other.peak_gpu_bytes))
 
 
 class Artefact:
@@ -49,15 +65,21 @@ class Artefact:
 
     Args:
         key: everything that the parts depend on, the version of the code included; plain data.
+        peak_gpu_bytes: returns the most bytes of GPU memory that the work has taken since it began.
 
     Attributes:
         digest: SHA-256 (hex) of the key.
         folder: where the parts are; None where there is no place for them.
+        kept: what the parts cost that were there when the artefact was locked.
     """
 
-    def __init__(self, key: Mapping[str, Any]) -> None:
+    def __init__(self, key: Mapping[str, Any], peak_gpu_bytes: Callable[[], int] = lambda: 0) -> None:
         self._key = dict(key)
         self.digest = json_digest(self._key)
+        self.kept = Cost()
+        self._peak_gpu_bytes = peak_gpu_bytes
+        self._cost = Cost()
+        self._since: float | None = None  # when the work began whose cost is not in the above; None outside of the lock
         self._warned = False
         self.folder: Path | None
         try:
@@ -81,11 +103,18 @@ class Artefact:
                 self._tidy(self.folder)
             except OSError as error:
                 self._cannot_be_kept(error)
+        self.kept = self._cost = self._kept_cost()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
+            self._since = None
             if lock is not None:
                 lock.release()
+
+    def take_over(self, other: Artefact) -> None:
+        """Count what the kept parts of another cost, of which this one is made."""
+        self.kept, self._cost = self.kept.and_then(other.kept), self._cost.and_then(other.kept)
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors of a part, on the CPU, as they were saved; None if there are none, or they are damaged."""
@@ -98,6 +127,7 @@ class Artefact:
         def content() -> bytes:
             return safetensors.torch.save(copies, metadata={_DIGEST: tensors_digest(copies)})
 
+        self._add_cost()
         self._write(f"{_checked(name)}.safetensors", content)
 
     def load_json(self, name: str) -> Any | None:
@@ -106,9 +136,26 @@ class Artefact:
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep plain data as a part; tuples come back as lists, and keys of mappings as text."""
+        self._add_cost()
+        self._write_json(_checked(name), value)
+
+    def _write_json(self, name: str, value: Any) -> None:
         plain = json.loads(json.dumps(value))
         kept = {_DIGEST: json_digest(plain), "value": plain}
-        self._write(f"{_checked(name)}.json", json.dumps(kept, indent=1).encode)
+        self._write(f"{name}.json", json.dumps(kept, indent=1).encode)
+
+    def _add_cost(self) -> None:
+        """Keep what the work cost since the last part, or since the artefact was locked: before the next part is."""
+        if self._since is None:
+            return
+        now = time.perf_counter()
+        self._cost = self._cost.and_then(Cost(now - self._since, self._peak_gpu_bytes()))
+        self._since = now
+        self._write_json(_COST, asdict(self._cost))
+
+    def _kept_cost(self) -> Cost:
+        kept = self._read(f"{_COST}.json", _read_json)
+        return Cost(**kept) if isinstance(kept, dict) else Cost()  # of an earlier version there is none
 
     def _wait(self, folder: Path) -> Lock:
         """Return the lock, once nobody else has it. Raises OSError."""
@@ -167,8 +214,9 @@ class Artefact:
 
 def _checked(name: str) -> str:
     """Return a part's name if a file may have it. Raises ValueError."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or name == Path(KEY_FILE).stem:
-        raise ValueError(f"name={name!r}: must be of letters, digits and _.-, and not {Path(KEY_FILE).stem!r}")
+    taken = Path(KEY_FILE).stem, _COST
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in taken:
+        raise ValueError(f"name={name!r}: must be of letters, digits and _.-, and none of {', '.join(taken)}")
     return name
 
 

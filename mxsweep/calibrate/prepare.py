@@ -129,7 +129,7 @@ def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> 
     without_kv = replace(result.recipe, key=None, value=None, kv=KVOptions())
     written = {name: repr(formats) for name, formats in candidates.items()}
     artefact = bench.artefact("costs", without_kv, candidates=written)
-    with artefact.lock(), bench.accounted("budget") as account:
+    with artefact.lock(), bench.accounted("budget", artefact) as account:
         known = artefact.load_json("costs")
         result.recipe, choice, spent = spend(
             bench.model,
@@ -153,7 +153,7 @@ def _smooth_keys(bench: Workbench) -> None:
     """Work out what keys are divided by."""
     kv = bench.result.recipe.kv
     artefact = bench.artefact("key_factors", None, smooth=kv.smooth, rope=kv.rope)
-    with artefact.lock(), bench.accounted("smooth") as account:
+    with artefact.lock(), bench.accounted("smooth", artefact) as account:
         factors = artefact.load("factors")
         account["cached"] = factors is not None
         if factors is None:
@@ -184,7 +184,7 @@ def _search_choices(bench: Workbench, read: Calibration, words: LastWords | None
     counts = np.array([[len(sequence) - 1 for sequence in read.sequences]])
     if words is not None:
         counts = np.vstack([words.counts, counts])
-    with artefact.lock(), bench.accounted("search") as account:
+    with artefact.lock(), bench.accounted("search", artefact) as account:
         search = search_choices(choices, _judge(bench, read, words), counts, artefact, bench.phase("search"))
         account |= {"positions": positions, "calibration": read.description, **search.as_dict()}
     log.info("%s", _in_words(search, positions))

@@ -28,7 +28,7 @@ def solve_for_weights(bench: Workbench) -> None:
     """Quantize the weights by the configured method."""
     ptq, result = bench.config.ptq, bench.result
     artefact, progress = bench.artefact("weights", result.recipe, ptq=ptq.of_weights()), bench.phase(ptq.method)
-    with artefact.lock(), bench.accounted("ptq") as account:
+    with artefact.lock(), bench.accounted("ptq", artefact) as account:
         if ptq.start is not None:
             weights, cached, of_finetuning = _kept_finetuned(bench, ptq.start, artefact, progress)
             account |= of_finetuning
@@ -70,6 +70,7 @@ def _kept_finetuned(
     of_start = bench.artefact("weights", bench.result.recipe, ptq=start.of_weights())
     with of_start.lock():
         solved = _solved(bench, bench.result.recipe, start, of_start, bench.phase(start.method))
+    artefact.take_over(of_start)
     tuned = _finetuned(bench, bench.result.recipe, solved, progress)
     counted = None if solved.experts is None else asdict(solved.experts)
     # The weights at last: they say that finetuning is finished.

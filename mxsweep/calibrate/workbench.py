@@ -105,23 +105,35 @@ class Workbench:
             settings["stochastic"] = versions
         if recipe is not None and self.result.prepared.input_transforms:
             settings["input_transforms"] = tensors_digest(as_tensors(self.result.prepared.input_transforms))
-        return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings})
+        return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings}, self._peak_gpu_bytes)
 
     def phase(self, name: str) -> Progress:
         """Return the callback for the progress of one remedy."""
         return in_phase(self._progress, name)
 
     @contextmanager
-    def accounted(self, name: str) -> Iterator[dict[str, Any]]:
-        """Account for the work in the context under ``name``: what is put into the mapping, its time and memory."""
+    def accounted(self, name: str, artefact: Artefact) -> Iterator[dict[str, Any]]:
+        """Account for the work in the context under ``name``: what is put into the mapping, its time and memory.
+
+        What of it was kept from before is accounted for by what it cost then: ``kept_seconds``, and the memory if that
+        was more.
+        """
         account: dict[str, Any] = {}
-        on_gpu = self.model.device.type == "cuda"
-        if on_gpu:
+        if self._is_on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         began = time.perf_counter()
         yield account
         account["seconds"] = time.perf_counter() - began
-        if on_gpu:
-            account["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.model.device)
+        if artefact.kept.seconds:
+            account["kept_seconds"] = artefact.kept.seconds
+        if self._is_on_gpu:
+            account["peak_gpu_bytes"] = max(self._peak_gpu_bytes(), artefact.kept.peak_gpu_bytes)
             torch.cuda.reset_peak_memory_stats(self.model.device)  # the run's own peak is without it
         self.result.account[name] = account
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.model.device.type == "cuda"
+
+    def _peak_gpu_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated(self.model.device) if self._is_on_gpu else 0

@@ -204,7 +204,7 @@ MEASURED: list[Column] = [
     ),
     measured_column(
         "remedies_s",
-        "seconds that working out the run's remedies took; empty where there was nothing to work out",
+        "seconds that working out the run's remedies took, here or before; empty where there was nothing to work out",
         lambda row: row.remedies_s,
         speed,
         outputs=frozenset({Output.STEPS, Output.DATA}),

@@ -152,7 +152,7 @@ def _nats(loss: Any) -> str:
 
 
 def _cost(account: dict[str, Any]) -> str:
-    seconds = account.get("seconds")
+    seconds, kept = account.get("seconds"), account.get("kept_seconds")
     if account.get("cached"):
-        return ", kept from before"
+        return f", kept from before, {kept:.1f} s then" if isinstance(kept, int | float) else ", kept from before"
     return f", {seconds:.1f} s" if isinstance(seconds, int | float) else ""

@@ -51,16 +51,22 @@ class Row:
 
     @property
     def remedies_s(self) -> float | None:
-        """Return the seconds that working out the run's remedies took; None where it had nothing to work out."""
-        return self.number("timing", "remedies_s")
+        """Return the seconds that working out the run's remedies took, what was kept of them from before with those
+        that it took then; None where it had nothing to work out.
+        """
+        here = self.number("timing", "remedies_s")
+        return None if here is None else here + sum(self._of_remedies("kept_seconds"))
 
     @property
     def remedies_gpu_bytes(self) -> float | None:
         """Return the most bytes of GPU memory that a remedy took to work out; None where none says."""
+        return max(self._of_remedies("peak_gpu_bytes"), default=None)
+
+    def _of_remedies(self, field: str) -> list[float]:
+        """Return a number of each remedy whose account has it."""
         account = self.recorded("remedies")
-        names = account if isinstance(account, dict) else {}
-        peaks = [self.number("remedies", name, "peak_gpu_bytes") for name in names]
-        return max((peak for peak in peaks if peak is not None), default=None)
+        numbers = [self.number("remedies", name, field) for name in (account if isinstance(account, dict) else ())]
+        return [number for number in numbers if number is not None]
 
     @property
     def examples_per_sec(self) -> float | None:

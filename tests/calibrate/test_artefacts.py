@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mxsweep.calibrate.artefacts import Artefact
+from mxsweep.calibrate.artefacts import Artefact, Cost
 from mxsweep.files.digests import json_digest
 from mxsweep.files.locks import CLAIM_NAME, Lock, is_held, this_process
 
@@ -171,6 +171,45 @@ def test_a_name_is_a_file_of_the_folder(name: str) -> None:
 def test_a_key_is_plain_data() -> None:
     with pytest.raises(TypeError):
         Artefact({"model": torch.ones(1)})
+
+
+def test_what_parts_cost_stays_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, peaks = [0.0], [300]
+    monkeypatch.setattr("mxsweep.calibrate.artefacts.time.perf_counter", lambda: clock[0])
+
+    def work(seconds: float, *names: str) -> Artefact:
+        artefact = Artefact(KEY, lambda: peaks[0])
+        with artefact.lock():
+            for name in names:
+                clock[0] += seconds
+                artefact.save_json(name, name)
+            clock[0] += 100  # after the last part: of no part's cost
+        return artefact
+
+    assert work(2, "a", "b").kept == Cost()
+    peaks[0] = 200
+    assert work(3, "c").kept == Cost(4, 300)
+    assert work(0).kept == Cost(7, 300)
+    other = Artefact({"kind": "made of it"})
+    with other.lock():
+        other.take_over(work(0))
+        clock[0] += 1
+        other.save_json("d", 0)
+    assert other.kept == Cost(7, 300)
+    with other.lock():
+        assert other.kept == Cost(7 + 100 + 1, 300)  # in the lock, what was locked meanwhile took its time, too
+
+
+def test_a_cost_that_is_not_there_or_damaged_is_none() -> None:
+    artefact = Artefact(KEY)
+    with artefact.lock():
+        artefact.save_json("a", 1)
+    assert artefact.folder is not None
+    for damage in (lambda file: file.write_text("{"), lambda file: file.unlink()):
+        damage(artefact.folder / "cost.json")
+        with artefact.lock():
+            assert artefact.kept == Cost() and artefact.load_json("a") == 1
+        (artefact.folder / "cost.json").write_text("[]")
 
 
 def test_a_damaged_part_is_made_again(caplog: pytest.LogCaptureFixture) -> None:

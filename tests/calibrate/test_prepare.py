@@ -110,12 +110,26 @@ def test_finetuning_begins_with_what_gptq_left_and_is_kept() -> None:
     assert account["method"] == "qat" and account["layers"] == 21 and not account["cached"]
     assert 0 < account["divergence_after"] < account["divergence_before"]
     assert first["metrics"] != solved["metrics"]
-    assert again["remedies"]["ptq"] | {"seconds": 0} == account | {"cached": True, "seconds": 0}
+    said = {"cached": True, "seconds": 0, "kept_seconds": 0}
+    assert again["remedies"]["ptq"] | said == account | said
     assert again["metrics"] == first["metrics"]
     assert not other["remedies"]["ptq"]["cached"]
     assert other["remedies"]["ptq"]["divergence_before"] == account["divergence_before"]
     assert first["identity"]["quantized"]["ptq"]["finetuning_rule"] == FINETUNING_RULE
     assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("block_0000.safetensors"))) == 1  # solved for once
+
+
+def test_what_was_kept_is_accounted_for_by_what_it_took_then() -> None:
+    words = [*W4A4, "limit=20", "calibration.samples=8"]
+    solved, again, tuned, kept = (
+        done(*words, *of)["remedies"]["ptq"]
+        for of in (["ptq=gptq"], ["ptq=gptq"], ["ptq=qat", "ptq.steps=2"], ["ptq=qat", "ptq.steps=2"])
+    )
+    assert "kept_seconds" not in solved  # all of it was worked out here
+    assert again["seconds"] < again["kept_seconds"] <= solved["seconds"]
+    # Finetuning begins with kept weights, which took their time, and is kept with both.
+    assert tuned["kept_seconds"] == again["kept_seconds"] and not tuned["cached"]
+    assert again["kept_seconds"] < kept["kept_seconds"] <= tuned["kept_seconds"] + tuned["seconds"]
 
 
 def test_blocks_that_cannot_be_tuned_are_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -157,6 +157,9 @@ def test_what_a_search_found_and_in_which_order() -> None:
     ]
     (text,) = remedy_sentences({"remedies": {"rotation": found | {"steps": STEPS[-1:], "cached": True}}})
     assert "on, none; not v (2 losses, kept from before)." in text
+    kept = found | {"cached": True, "seconds": 0.01, "kept_seconds": 12.34}
+    (text,) = remedy_sentences({"remedies": {"search": kept}})
+    assert text.endswith("(7 losses, kept from before, 12.3 s then).")
 
 
 def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:

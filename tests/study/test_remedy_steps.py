@@ -208,6 +208,14 @@ def test_how_long_it_took(tmp_path: Path) -> None:
     assert [texts[table.columns.index("remedies_s")] for texts in table.texts] == ["–", "–", "12.3"]
     assert load(tmp_path)["remedies_s"].dropna().tolist() == [12.34]
     assert "remedies' GPU, MB" not in table.columns
+    account = {"calibration": "stories", "search": {"kept_seconds": 30.0}, "ptq": {"kept_seconds": 8.0, "seconds": 2.0}}
+    put(
+        tmp_path / "searched",
+        outcomes(BASE),
+        record={"timing": {"eval_s": 1.0, "remedies_s": 2.5}, "remedies": account},
+        **REMEDIES["search"],
+    )
+    assert load(tmp_path)["remedies_s"].dropna().tolist() == [12.34, 40.5]
 
 
 def test_how_much_memory_it_took(tmp_path: Path) -> None:
