@@ -57,6 +57,7 @@ class Calibration:
         spans: int64 (T_i, 2), the characters of the text that each token is, from and up to; 0, 0 of a token in front.
             None of a tokenizer that cannot tell.
         whole: whether each text is a story with its end, and no window.
+        shortage: what a reader of results should know where the text had fewer sequences than asked for; else empty.
     """
 
     sequences: tuple[np.ndarray, ...]
@@ -65,6 +66,7 @@ class Calibration:
     description: str
     spans: tuple[np.ndarray, ...] | None = None
     whole: bool = False
+    shortage: str = ""
 
     @property
     def tokens(self) -> int:
@@ -134,7 +136,7 @@ def _sample(
             f"calibration.length: {length} tokens leave no room beside the {len(prefix)} that the tokenizer puts in "
             f"front; allowed: at least {max(2, len(prefix) + 1)}"
         )
-    rng = random.Random(f"calibration-{config.seed}")
+    rng, shortage = random.Random(f"calibration-{config.seed}"), ""
     if config.source == "stories":
         stories = islice(stream("calibration", config.seed), config.samples)
         chosen = [(tokens, slice(0, room)) for tokens in (_tokenize(tokenizer, story.text) for story in stories)]
@@ -142,7 +144,13 @@ def _sample(
         description = f"{len(chosen)} generated stories"
     else:
         tokens = _read(config, tokenizer, rng, room)
-        chosen = [(tokens, part) for part in _windows(config, len(tokens), len(prefix), room, rng)]
+        windows = _windows(config, len(tokens), len(prefix), room, rng)
+        chosen = [(tokens, part) for part in windows]
+        if (there := len(tokens) // room) < config.samples:
+            wanted = f"{config.samples} sequence{'s' * (config.samples > 1)} of {length} tokens"
+            found = f"{'is' if there == 1 else 'are'} {there}" if there else f"is one of {len(tokens) + len(prefix)}"
+            shortage = f"calibration: {_origin(config)} is too short for {wanted}: there {found}"
+            log.warning("%s", shortage)
         cut = True
         shown = len(chosen[0][0].ids[chosen[0][1]]) + len(prefix)
         description = f"{len(chosen)} sequence{'s' * (len(chosen) > 1)} of {shown} tokens from {_origin(config)}"
@@ -155,7 +163,8 @@ def _sample(
     texts = tuple(tokens.text_of(part, tokenizer) for tokens, part in chosen)
     can_tell = all(tokens.encoding is not None for tokens, _ in chosen)
     spans = tuple(tokens.spans_of(part, len(prefix)) for tokens, part in chosen) if can_tell else None
-    return Calibration(sequences, texts, identity, description, spans, whole=config.source == "stories" and not cut)
+    whole = config.source == "stories" and not cut
+    return Calibration(sequences, texts, identity, description, spans, whole, shortage)
 
 
 def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng: random.Random) -> list[slice]:
@@ -163,12 +172,6 @@ def _windows(config: CalibrationConfig, total: int, prefix: int, room: int, rng:
     if total + prefix < 2:
         raise ConfigError(f"calibration.path: {config.path!r} comes to {total} tokens; allowed: a text of at least 2")
     count = min(config.samples, total // room)
-    if count < config.samples:
-        there = f"{count} of {room + prefix}" if count else f"one of {total + prefix}"
-        log.warning(
-            "calibration: %s is too short for %d sequences of %d tokens: there is %s",
-            *(_origin(config), config.samples, room + prefix, there),
-        )
     if not count:
         return [slice(0, total)]
     # What lies between windows, before the first and after the last, cut at random.

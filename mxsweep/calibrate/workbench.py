@@ -80,6 +80,8 @@ class Workbench:
         self._calibration = calibration
         self._key["calibration"] = calibration.identity
         self.result.account["calibration"] = calibration.description
+        if calibration.shortage:
+            self.result.warnings.append(calibration.shortage)
         log.info("Calibration: %s", calibration.description)
 
     @property

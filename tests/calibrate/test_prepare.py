@@ -30,6 +30,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION, MXFormat, encode
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.sweeps.plan import plan
+from tests.helpers.warned import assert_warned_everywhere
 
 pytestmark = pytest.mark.long
 
@@ -435,6 +436,16 @@ def test_calibration_on_what_is_evaluated_is_refused(tmp_path: Path) -> None:
     assert record["status"] == "failed"
     assert record["error"]["type"] == "ConfigError"
     assert "calibration" in record["error"]["message"]
+
+
+def test_a_text_that_is_too_short_is_warned_of_in_every_run(tmp_path: Path) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("Mia gave Tom a red ball and a blue one. " * 3)
+    words = [*W4A4, "limit=20", "ptq=gptq", "calibration=text", f"calibration.path={file}", "calibration.length=512"]
+    for folder in ("first", "again"):  # the text is read once a process
+        warning, *_ = done(*words, "calibration.samples=2", folder=tmp_path / folder)["warnings"]
+        assert warning == "calibration: short.txt is too short for 2 sequences of 256 tokens: there is one of 33"
+        assert_warned_everywhere(tmp_path / folder, warning)
 
 
 def test_a_baseline_has_no_remedies() -> None:

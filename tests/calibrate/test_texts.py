@@ -120,7 +120,8 @@ def test_the_text_of_a_window_is_the_text_before_it_was_tokenized(tmp_path: Path
 def test_a_short_text_gives_the_windows_that_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = calibration_tokens(config(path=numbered(tmp_path, 25)), HF, words_tokenizer(), 512)
     assert [len(sequence) for sequence in found.sequences] == [10, 10]
-    assert "too short for 4 sequences of 10 tokens: there is 2 of 10" in caplog.text
+    assert found.shortage in caplog.messages
+    assert found.shortage.endswith("too short for 4 sequences of 10 tokens: there are 2")
     assert found.description.startswith("2 sequences of 10 tokens from text.txt")
 
 
