@@ -103,7 +103,7 @@ def mean_in_torchs_order(x: Tensor) -> Tensor:
     """The mean of squares (rows, 1) of x (rows, C), summed as torch sums a row of float32 on a GPU."""
     rows, channels = x.shape
     squares = F.pad(x.float().square(), (0, -channels % 128))
-    by_sum = squares.view(rows, -1, 32, 4).transpose(2, 3) if channels > 128 else squares.view(rows, -1, 4, 32)
+    by_sum = squares.view(rows, -1, 32, 4).transpose(2, 3) if channels >= 128 else squares.view(rows, -1, 4, 32)
     sums = torch.zeros(rows, 4, 32)
     for step in by_sum.unbind(1):
         sums = sums + step

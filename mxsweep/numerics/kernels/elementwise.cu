@@ -31,8 +31,8 @@ FUNCTION void add_squares(float (&sums)[VECTOR], const uint4& vector) {
 }
 
 // The sum over a row in the order in which torch's `mean` adds up a row of float32 (Reduce.cuh), by the 32 lanes of a warp.
-// A lane has four sums of its own, which it joins in turn. Up to 128 elements these are over l, l + 32, l + 64 and l + 96;
-// of longer rows it reads four neighbours at once, and sum k is over the elements 4 l + k + 128 j. Then lanes join with those
+// A lane has four sums of its own, which it joins in turn. Below 128 elements these are over l, l + 32, l + 64 and l + 96;
+// from 128 on it reads four neighbours at once, and sum k is over the elements 4 l + k + 128 j. Then lanes join with those
 // 16, 8, 4, 2 and 1 further on. Here thread t comes with the sums over the elements 8 t + i + 128 j.
 FUNCTION float total_of_row(const float (&sums)[VECTOR], bool neighbours) {
     float lanes[VECTOR];
@@ -73,7 +73,7 @@ rms_norm(const uint4* x, const uint4* weight, uint4* y, float* means, i64 rows, 
     } else {
         for (int at = first; at < vectors; at += ROW_THREADS) add_squares(sums, from[at]);
     }
-    const float mean = total_of_row(sums, channels > 128) * from_bits(unsigned(factor));
+    const float mean = total_of_row(sums, channels >= 128) * from_bits(unsigned(factor));
     const float inverse = rsqrtf(mean + from_bits(unsigned(epsilon)));
     if (asked >= rows) return;
     if (means && first == 0) means[row] = mean;
