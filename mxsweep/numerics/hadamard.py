@@ -6,10 +6,9 @@ arXiv 2404.00456). paley.py says which R. In blocks of b channels, R is block-di
 
 R = B (x) S, where S is Sylvester's matrix, so a row is transformed in two steps: by S, and by B, a dense product. On a
 GPU S is a kernel of ours (hadamard_cuda.py), which is all there is to do for a power of two up to 16384, and a small B
-another, or both are one, where that was found to have the same bits. Elsewhere S is applied as Kronecker factors of
-orders 2 to 64, a matrix product each: 2^21 float32 elements take 4 to 8 ms on one core for the orders 64 to 8192, where
-butterflies made of PyTorch operations take 15 to 25 ms and a copy 0.6 ms. All of it is float32 (float64 for float64),
-rounded once at the end.
+another, or both are one. Elsewhere S is applied as Kronecker factors of orders 2 to 64, a matrix product each: 2^21
+float32 elements take 4 to 8 ms on one core for the orders 64 to 8192, where butterflies made of PyTorch operations take
+15 to 25 ms and a copy 0.6 ms. All of it is float32 (float64 for float64), rounded once at the end.
 """
 
 from __future__ import annotations
@@ -142,14 +141,8 @@ def _transformed(x: Tensor, order: int, inverse: bool) -> Tensor:
     if x.is_cuda:
         from mxsweep.numerics.kernels.hadamard_cuda import can_multiply, dense_hadamard_cuda
 
-        if can_multiply(x, order) and (y := dense_hadamard_cuda(x, order, inverse, _by_product)) is not None:
-            return y
-    return _by_product(x, order, inverse)
-
-
-def _by_product(x: Tensor, order: int, inverse: bool) -> Tensor:
-    """Return what `_transformed` does for an order with a dense factor: Sylvester's transform, and torch's product."""
-    size = len(base_factor(order))
+        if can_multiply(x, order):
+            return dense_hadamard_cuda(x, order, inverse)
     y = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     base = _base(order, y.dtype, y.device)
     if size == order:

@@ -11,8 +11,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,17 +34,6 @@ def launch_count() -> int:
     used them.
     """
     return _launches
-
-
-@contextmanager
-def not_counted() -> Iterator[None]:
-    """Have `launch_count` leave out what is launched inside: a trial does no work of a run."""
-    global _launches
-    before = _launches
-    try:
-        yield
-    finally:
-        _launches = before
 
 
 class Kernels:

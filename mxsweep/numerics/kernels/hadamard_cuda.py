@@ -1,21 +1,16 @@
 """Transform by Hadamard matrices on a GPU: Sylvester's by hadamard.cu, a dense factor by dense.cu, or both at once.
 
-That does dense_rows.cu, of rows that a warp or a part of it can hold. Before it is used for an order, a direction, a
-dtype and a GPU, it is tried against torch's product, bit for bit. Where a bit differs, or where it cannot be compiled
-or launched, the log says so once, and the rows are transformed as longer ones are, or by torch's product.
-
-The kernels are the torch operators `mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on
-torch's current stream. The first call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a
-second, with dense factors beyond 20 some seconds; once on a machine: compile.py keeps what it compiled); after that,
-they can be captured in a CUDA graph.
+That does dense_rows.cu, of rows that a warp or a part of it can hold. The kernels are the torch operators
+`mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on torch's current stream. The first
+call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a second, with dense factors beyond
+20 some seconds; once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA
+graph. A row's answer does not depend on how many rows there are.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,22 +18,15 @@ import torch
 from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.kernels.compile import Kernels, load_kernels, not_counted, on
-from mxsweep.numerics.kernels.plain_tensors import are_plain, as_vectors
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.plain_tensors import as_vectors
 from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, WARP, joined_files
-from mxsweep.numerics.kernels.trials import count_differing, rows_of_all_sizes, unless_it_fails
 from mxsweep.numerics.paley import base_factor
-
-log = logging.getLogger(__name__)
 
 MAX_LOG_ORDER = 14
 MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
 ROW_THREADS = 128  # of a thread block of dense_rows.cu, whose elements then fit into 45 KB of shared memory
 WIDEST, _MOST_OF_WIDEST = 4, 20  # neighbouring columns that a thread takes, up to which factor; beyond half as many
-_TRIED_ROWS = 301  # an odd number, with which rows end between 16 bytes
-
-ByProduct = Callable[[Tensor, int, bool], Tensor]  # of rows, an order, and whether inversely
-_verdicts: dict[tuple[int, bool, torch.dtype, int], bool] = {}  # of trials that were made
 
 
 @dataclass(frozen=True)
@@ -143,7 +131,7 @@ def can_multiply(x: Tensor, order: int) -> bool:
         x.is_cuda
         and x.dtype in STORAGE
         and 1 < size <= MOST_DENSE
-        and (_fits_threads(size, inner) or _takes_two_kernels(x, inner))
+        and (_fits_threads(size, inner) or can_transform(x, inner))
         and _kernels_can_work()
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
     )
@@ -159,84 +147,26 @@ def _fits_threads(size: int, inner: int) -> bool:
     return inner <= WARP * _width_of(size, inner)
 
 
-def _takes_two_kernels(x: Tensor, inner: int) -> bool:
-    """Return whether hadamard.cu and then dense.cu can transform x."""
-    return inner >= WIDEST and can_transform(x, inner)
-
-
-def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool, by_product: ByProduct) -> Tensor | None:
-    """Return each run of ``order`` elements of x times the orthogonal matrix of an order with a dense factor.
-
-    None where that is left to ``by_product``, against which dense_rows.cu is tried.
-    """
-    size = len(base_factor(order))
-    inner = order // size
-    at_once = _fits_threads(size, inner) and _rows_alike(order, inverse, x, by_product)
-    if not at_once and not _takes_two_kernels(x, inner):
-        return None
-    answer: Tensor = torch.ops.mxsweep.dense_hadamard(x, order, inverse, at_once)
+def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool) -> Tensor:
+    """Return each run of ``order`` elements of x times the orthogonal matrix of an order with a dense factor."""
+    answer: Tensor = torch.ops.mxsweep.dense_hadamard(x, order, inverse)
     return answer
 
 
-def _rows_alike(order: int, inverse: bool, like: Tensor, by_product: ByProduct) -> bool:
-    """Return whether dense_rows.cu was found, now or before, to have ``by_product``'s bits for tensors as ``like``.
-
-    No for now where it was not tried and cannot be: a graph is captured, in which the host must not wait for the GPU,
-    tensors are not what they seem to be, or memory runs out.
-    """
-    key = order, inverse, like.dtype, like.device.index
-    if key not in _verdicts:
-        if not are_plain() or _is_captured(like.device):
-            return False
-        try:
-            _verdicts[key] = unless_it_fails(lambda: _try_rows(order, inverse, like, by_product), _say_once) or False
-        except Exception:  # memory ran out: `unless_it_fails` raises nothing else
-            return False
-    return _verdicts[key]
-
-
-def _is_captured(device: torch.device) -> bool:
-    with on(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
-def _try_rows(order: int, inverse: bool, like: Tensor, by_product: ByProduct) -> bool:
-    """Return whether dense_rows.cu gives the bits of ``by_product`` for drawn rows."""
-    generator = torch.Generator(like.device).manual_seed(order)
-    # A row more for the product, which takes rows of 6 through hadamard.cu where they end at 16 bytes.
-    x = rows_of_all_sizes(generator, _TRIED_ROWS + 1, order, like.dtype)
-    with not_counted(), torch.autocast(like.device.type, enabled=False):
-        found, expected = _launch_rows(x[:-1], order, inverse), by_product(x, order, inverse)[:-1]
-    differing = count_differing(found, expected)
-    if differing:
-        _say_once(f"{differing:,} of {found.numel():,} numbers in rows of {order} come out otherwise in {like.dtype}")
-    return not differing
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    log.info("short rows are not rotated by one kernel: %s", reason)
-
-
-def _launch_rows(x: Tensor, order: int, inverse: bool) -> Tensor:
-    x = as_vectors(x)
-    y = torch.empty_like(x)
-    if x.numel():
-        size = len(base_factor(order))
-        elements = size * _width_of(size, order // size) * ROW_THREADS  # of a thread block
-        with on(x.device):
-            _row_kernels(order, inverse, x.dtype, x.device.index).launch(
-                "dense_rows", -(-x.numel() // elements) * ROW_THREADS, x.data_ptr(), y.data_ptr(), x.numel()
-            )
-    return y
-
-
-def _dense_operator(x: Tensor, order: int, inverse: bool, at_once: bool) -> Tensor:
-    if at_once:
-        return _launch_rows(x, order, inverse)
+def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
     size = len(base_factor(order))
     inner = order // size
     width = _width_of(size, inner)
+    if _fits_threads(size, inner):
+        x = as_vectors(x)
+        y = torch.empty_like(x)
+        if x.numel():
+            with torch.cuda.device(x.device):
+                _row_kernels(order, inverse, x.dtype, x.device.index).launch(
+                    "dense_rows", -(-x.numel() // (size * width * ROW_THREADS)) * ROW_THREADS,
+                    x.data_ptr(), y.data_ptr(), x.numel(),
+                )  # fmt: skip
+        return y
     transformed = _sylvester(x, inner, torch.float32)
     y = torch.empty_like(transformed, dtype=x.dtype)
     if x.numel():
@@ -248,13 +178,14 @@ def _dense_operator(x: Tensor, order: int, inverse: bool, at_once: bool) -> Tens
     return y
 
 
-def dense_source(order: int, inverse: bool, dtype: torch.dtype, *, at_once: bool) -> str:
-    """Return dense.cu for the dense factor of an order, or dense_rows.cu, which does both factors at once."""
+def dense_source(order: int, inverse: bool, dtype: torch.dtype) -> str:
+    """Return dense.cu for the dense factor of an order, or dense_rows.cu for rows that it takes."""
     factor = base_factor(order).astype(np.float32)
     size = len(factor)
     inner = order // size
     rows = (", ".join(f"{entry.hex()}f" for entry in row.tolist()) for row in (factor.T if inverse else factor))
     log_inner = inner.bit_length() - 1
+    at_once = _fits_threads(size, inner)
     lines = (
         f"#define SIZE {size}",
         f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
@@ -272,12 +203,12 @@ def dense_source(order: int, inverse: bool, dtype: torch.dtype, *, at_once: bool
 
 @functools.cache
 def _dense_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(dense_source(order, inverse, dtype, at_once=False), device)
+    return load_kernels(dense_source(order, inverse, dtype), device)
 
 
 @functools.cache
 def _row_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(dense_source(order, inverse, dtype, at_once=True), device, ROW_THREADS)
+    return load_kernels(dense_source(order, inverse, dtype), device, ROW_THREADS)
 
 
 @functools.cache
@@ -288,7 +219,7 @@ def _kernels(plan: Plan, device: int) -> Kernels:
 _library = torch.library.Library("mxsweep", "FRAGMENT")
 _library.define("hadamard(Tensor x, int order) -> Tensor")
 _library.impl("hadamard", _operator, "CUDA")
-_library.define("dense_hadamard(Tensor x, int order, bool inverse, bool at_once) -> Tensor")
+_library.define("dense_hadamard(Tensor x, int order, bool inverse) -> Tensor")
 _library.impl("dense_hadamard", _dense_operator, "CUDA")
 _library.impl("dense_hadamard", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
 _library.impl("hadamard", lambda x, order: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
