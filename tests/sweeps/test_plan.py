@@ -122,7 +122,7 @@ def test_the_grids_of_an_experiment_are_one_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "runs"),
-    [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26), ("attribution", 7), ("leaderboard", 105)],
+    [("tutorial7", 6), ("kv_rescue", 16), ("pareto", 26), ("attribution", 7), ("leaderboard", 113)],
 )
 def test_recipes_of_remedies(recipe: str, runs: int) -> None:
     """Each run can be, none comes twice, no word is without effect, and the task is left to the user."""
