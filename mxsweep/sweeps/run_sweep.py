@@ -8,11 +8,13 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from mxsweep.config.sweep_knobs import PROVEN
+from mxsweep.config.sweep_settings import Slurm
 from mxsweep.files.atomic import remove_unfinished
 from mxsweep.files.locks import CLAIM_NAME, holder, one_at_a_time
 from mxsweep.files.regular import why_not_written
@@ -96,13 +98,18 @@ def do_sweep(plan: Plan, folder: Path, command: Command | None) -> tuple[list[Sw
         ManifestError: its sweep.json is none.
         OSError: results, or parts of the report, cannot be written.
     """
-    runs, later = _launch(plan, folder, command)
-    if later is None:
-        # One process after the other, so that the table is that of the one which looked last.
-        with one_at_a_time(folder / COLLECT_LOCK):
-            remove_unfinished(folder, of_the_dead=True)
-            if why := _collect(folder):
-                raise ReportError(why)
+    from mxsweep.report.figures.draw import drawing_ahead
+
+    is_collected_here = not isinstance(plan.settings.launcher, Slurm)
+    # From here on, since one core at least has nothing to do while the first run is imported.
+    with drawing_ahead() if is_collected_here else nullcontext():
+        runs, later = _launch(plan, folder, command)
+        if later is None:
+            # One process after the other, so that the table is that of the one which looked last.
+            with one_at_a_time(folder / COLLECT_LOCK):
+                remove_unfinished(folder, of_the_dead=True)
+                if why := _collect(folder):
+                    raise ReportError(why)
     return runs, later
 
 

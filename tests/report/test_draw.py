@@ -74,6 +74,37 @@ def test_one_process_draws_what_it_got_ready_for(tmp_path: Path, monkeypatch: py
     assert ahead == then, "warming up changes no picture"
 
 
+def test_a_context_within_another_draws_by_the_process_that_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    started = draw._started
+    monkeypatch.setattr(draw, "_started", lambda program: asked.append(started(program)) or asked[-1])
+    with drawing_ahead():
+        with drawing_ahead():
+            pass
+        assert len(asked) == 1 and asked[0].poll() is None, "it waits until the outer one is left"
+        with drawing_ahead():
+            assert draw_charts([("one", chart())], tmp_path).files.keys() == {"one"}
+    assert [process.poll() for process in asked] == [0]
+
+
+def test_a_process_that_nobody_asks_ends_and_another_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    started = draw._started
+    monkeypatch.setattr(draw, "_started", lambda program: asked.append(started(program)) or asked[-1])
+    monkeypatch.setattr(
+        draw, "_WARM_UP", "from mxsweep.report.figures import draw; draw.READY_S = 0.01; draw.wait_ready()"
+    )
+    with drawing_ahead():
+        assert asked[0].wait(60) == 1
+        monkeypatch.undo()
+        with drawing_ahead():
+            assert len(draw._waiting) == 2, "one for the one that is gone"
+            drawn = draw_charts([("one", chart())], tmp_path)
+    assert drawn.files.keys() == {"one"} and not drawn.undrawn and not draw._waiting
+
+
 @pytest.mark.parametrize("warm_up", ["raise SystemExit(1)", "import os; os.abort()"])
 def test_a_process_that_dies_before_it_is_asked_costs_no_chart(
     warm_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

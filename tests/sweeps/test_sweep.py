@@ -23,6 +23,7 @@ from mxsweep.collect import main as collect
 from mxsweep.config.run_config import RunConfig
 from mxsweep.files.atomic import HOST
 from mxsweep.files.locks import CLAIM_NAME, Lock
+from mxsweep.report.figures import draw
 from mxsweep.results.manifest import read_manifest
 from mxsweep.results.record import find_runs, read_record
 from mxsweep.runs import evaluate_config as evaluation
@@ -79,6 +80,19 @@ def test_a_sweep_and_its_manifest(evaluated: Counter[int], capsys: pytest.Captur
         assert (record["run_id"], record["config_hash"]) == (run.run_id, run.config_hash)
         assert (Path("s") / run.folder / ".hydra" / "config.yaml").is_file()
     assert "run 3 of 3: story: acc 0.0303" in capsys.readouterr().err
+
+
+def test_what_draws_gets_ready_before_the_first_run(evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    ready: list[bool] = []
+    started = draw._started
+
+    def start(program: str) -> subprocess.Popen[bytes]:
+        ready.append(not evaluated)
+        return started(program)
+
+    monkeypatch.setattr(draw, "_started", start)
+    assert main(SWEEP) == 0
+    assert ready[0] and not draw._waiting
 
 
 def test_a_folder_that_holds_a_sweep_is_not_taken_for_another(

@@ -1,9 +1,10 @@
 """Draw charts in a process of their own: vl-convert ends the process that it is called in where memory or threads run
 out, and so would end the tables and the page with it.
 
-The first begins while the report is still being made, since the first chart takes as long as ten more. The other
-process draws one chart after the other, and says when it begins one and when it is done. Where it dies, the
-chart that it was at is given up, and another process goes on with those behind it.
+The first begins while the report is still being made, of a sweep done here while the first run is imported, since the
+first chart takes as long as ten more. The other process draws one chart after the other, and says when it begins one
+and when it is done. Where it dies, the chart that it was at is given up, and another process goes on with those behind
+it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,8 +31,9 @@ VEGA_LITE = "6.4"  # of the versions that vl-convert has, the one whose schema t
 ENDS = ("png", "svg", "pdf")
 MOST_DEATHS = 3  # in a row: the machine has no room for it, and no chart will fare better
 PATIENCE_S, PATIENCE_A_CHART_S = 120, 20
+READY_S = 120  # how long a process waits for charts: beside runs that take longer, half a second is nothing
 _CHILD = "from mxsweep.report.figures.draw import child; child()"
-_WARM_UP = "from mxsweep.report.figures.draw import warm_up; warm_up()"
+_WARM_UP = "from mxsweep.report.figures.draw import wait_ready; wait_ready()"
 
 _waiting: list[subprocess.Popen[bytes]] = []  # the process that was started ahead, until charts are there to be drawn
 
@@ -52,7 +55,13 @@ class ChartFiles:
 
 @contextmanager
 def drawing_ahead() -> Iterator[None]:
-    """Have a process get ready to draw, for the charts that are made in this context."""
+    """Have a process get ready to draw, for the charts that are made in this context; within another one, that one's.
+
+    It waits for two minutes at most, since it takes 90 MB.
+    """
+    if any(process.poll() is None for process in _waiting):
+        yield
+        return
     with contextlib.suppress(OSError):  # which whoever draws meets as well, and says
         _waiting.append(_started(f"{_WARM_UP}; {_CHILD}"))
     try:
@@ -142,10 +151,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def warm_up() -> None:
-    """Draw a chart for nobody, which starts what draws."""
+def wait_ready() -> None:
+    """Draw a chart for nobody, which starts what draws, and wait for a job; where none comes, end this process."""
     with contextlib.suppress(Exception):
         _drawn({"data": {"values": [{"a": 1}]}, "mark": "point", "encoding": {"x": {"field": "a"}}})
+    if not select.select([sys.stdin], [], [], READY_S)[0]:
+        sys.exit(1)
 
 
 def child() -> None:
