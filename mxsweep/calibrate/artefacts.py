@@ -71,12 +71,14 @@ class Artefact:
         digest: SHA-256 (hex) of the key.
         folder: where the parts are; None where there is no place for them.
         kept: what the parts cost that were there when the artefact was locked.
+        waited: seconds for which another process had it then.
     """
 
     def __init__(self, key: Mapping[str, Any], peak_gpu_bytes: Callable[[], int] = lambda: 0) -> None:
         self._key = dict(key)
         self.digest = json_digest(self._key)
         self.kept = Cost()
+        self.waited = 0.0
         self._peak_gpu_bytes = peak_gpu_bytes
         self._cost = Cost()
         self._since: float | None = None  # when the work began whose cost is not in the above; None outside of the lock
@@ -96,6 +98,7 @@ class Artefact:
         twice, and each part is whole all the same.
         """
         lock = None
+        asked = time.perf_counter()
         if self.folder is not None:
             try:
                 lock = self._wait(self.folder)
@@ -105,6 +108,7 @@ class Artefact:
                 self._cannot_be_kept(error)
         self.kept = self._cost = self._kept_cost()
         self._since = time.perf_counter()
+        self.waited = self._since - asked
         try:
             yield
         finally:
@@ -113,8 +117,11 @@ class Artefact:
                 lock.release()
 
     def take_over(self, other: Artefact) -> None:
-        """Count what the kept parts of another cost, of which this one is made."""
+        """Count what the kept parts of another cost, of which this one is made, and not for how long it waited."""
         self.kept, self._cost = self.kept.and_then(other.kept), self._cost.and_then(other.kept)
+        self.waited += other.waited
+        if self._since is not None:
+            self._since += other.waited
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors of a part, on the CPU, as they were saved; None if there are none, or they are damaged."""

@@ -118,14 +118,14 @@ class Workbench:
         """Account for the work in the context under ``name``: what is put into the mapping, its time and memory.
 
         What of it was kept from before is accounted for by what it cost then: ``kept_seconds``, and the memory if that
-        was more.
+        was more. Waiting for another process is none of it.
         """
         account: dict[str, Any] = {}
         if self._is_on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), artefact.waited
         yield account
-        account["seconds"] = time.perf_counter() - began
+        account["seconds"] = time.perf_counter() - began - (artefact.waited - waited)
         if artefact.kept.seconds:
             account["kept_seconds"] = artefact.kept.seconds
         if self._is_on_gpu:

@@ -54,8 +54,9 @@ class Row:
         """Return the seconds that working out the run's remedies took, what was kept of them from before with those
         that it took then; None where it had nothing to work out.
         """
-        here = self.number("timing", "remedies_s")
-        return None if here is None else here + sum(self._of_remedies("kept_seconds"))
+        if of_each := self._of_remedies("seconds"):
+            return sum(of_each) + sum(self._of_remedies("kept_seconds"))
+        return self.number("timing", "remedies_s")  # which has the time to read calibration data, and to wait
 
     @property
     def remedies_gpu_bytes(self) -> float | None:

@@ -200,6 +200,31 @@ def test_what_parts_cost_stays_beside_them(monkeypatch: pytest.MonkeyPatch) -> N
         assert other.kept == Cost(7 + 100 + 1, 300)  # in the lock, what was locked meanwhile took its time, too
 
 
+def test_waiting_for_another_process_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("mxsweep.calibrate.artefacts.time.perf_counter", lambda: clock[0])
+    take = Lock.take
+
+    def after_a_while(path: Path) -> Lock | None:
+        clock[0] += 50
+        return take(path)
+
+    of_start, made = Artefact({"kind": "start"}), Artefact({"kind": "made of it"})
+    with made.lock():
+        monkeypatch.setattr(Lock, "take", after_a_while)
+        with of_start.lock():
+            clock[0] += 3
+            of_start.save_json("a", 1)
+        assert of_start.waited == 50
+        made.take_over(of_start)
+        clock[0] += 2
+        made.save_json("b", 2)
+        assert made.waited == 50
+    for artefact, seconds in ((of_start, 3), (made, 5)):
+        with artefact.lock():
+            assert artefact.kept == Cost(seconds)
+
+
 def test_a_cost_that_is_not_there_or_damaged_is_none() -> None:
     artefact = Artefact(KEY)
     with artefact.lock():
