@@ -40,7 +40,8 @@ def with_studies(rows: Sequence[Row], names: Mapping[Path, str]) -> list[Row]:
     of_rows = [_study_of(row.run.path, names) for row in rows]
     made_in: dict[str, set[str]] = {}
     for row, name in zip(rows, of_rows, strict=True):
-        if name is not None and (values := environment(row)):
+        # The record of a run that failed before its model was loaded does not say on which device.
+        if name is not None and row.run.status == "done" and (values := environment(row)):
             made_in.setdefault(name, set()).add(json_digest(_deciding(values)))
     several = len({frozenset(each) for each in made_in.values()}) > 1
     named = []

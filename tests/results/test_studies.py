@@ -101,6 +101,16 @@ def test_a_commit_or_a_python_is_no_other_environment(tmp_path: Path) -> None:
     assert len(read_results(dirs).groups) == 1
 
 
+def test_a_run_that_failed_before_its_device_was_known_is_of_its_studys_environment(tmp_path: Path) -> None:
+    dirs = two_studies(tmp_path)
+    failed = {"status": "failed", "error": {"type": "ConfigError"}, "environment": {"versions": HERE["versions"]}}
+    put(tmp_path / "a" / "failed", record=failed)
+    results = read_results(dirs)
+    assert explain_groups(results) is None
+    assert len([group for group in results.groups if any(row.run.status == "done" for row in group.rows)]) == 1
+    assert all(ENVIRONMENT not in row.knobs for row in results.rows)
+
+
 def test_a_run_without_a_hash_is_like_no_other(tmp_path: Path) -> None:
     for study in ("a", "b"):
         put(tmp_path / study / "one", record={"config_hash": None})
