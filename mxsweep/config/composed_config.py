@@ -28,7 +28,7 @@ from mxsweep.config.runtimes import ACTIVATION, NO_RUNTIME, OF_RUNTIMES, SHARED
 from mxsweep.config.task_config import TaskConfig, resolve_task
 from mxsweep.config.train_config import CorpusConfig, InitConfig, TrainConfig
 from mxsweep.config.train_knobs import NO_RECIPE
-from mxsweep.config.training_data import check_corpus, check_init
+from mxsweep.config.training_data import check_corpus, check_enough_text, check_init
 from mxsweep.config.value_types import as_names
 from mxsweep.terminal.errors import ConfigError
 
@@ -108,6 +108,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     if config.trains:
         check_init(config.init, config.model)
         check_corpus(config.corpus, config.task)
+        check_enough_text(config.corpus, config.init, config.train.length)
     if config.needs_calibration:
         config = dataclasses.replace(config, calibration=resolve_calibration(config.calibration, config.model))
         refuse_same_file(config.calibration, config.task)

@@ -31,6 +31,26 @@ def gguf_missing(path: str) -> str:
     return f"model.path: {path!r} is a GGUF file, which takes the package gguf: pip install 'mxsweep[gguf]'"
 
 
+def not_utf8(knob: str, name: str, reason: Exception) -> str:
+    """Return what to say of a file, named by a knob, that is no text, or not packed as its name says."""
+    return f"{knob}: {name!r} cannot be read as UTF-8 text: {reason}"
+
+
+def too_little_text(length: int, of: str, tokens: int) -> str:
+    """Return what to say of ``train.length`` where a part of the corpus is no longer than a sequence.
+
+    Args:
+        length: of a sequence, which takes a token more.
+        of: the part, "the corpus" or the knob that says what is held out, with its value where that is a share.
+        tokens: that the part has.
+    """
+    more = ", a larger share" if "=" in of else ""
+    return (
+        f"train.length: {length} is more than {of} comes to, {tokens:,} tokens; allowed: a smaller number{more}, or a "
+        "longer text"
+    )
+
+
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"

@@ -13,11 +13,12 @@ from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.refusals import not_utf8, too_little_text
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, is_file, tokenizer_files
 from mxsweep.files.digests import file_digests
-from mxsweep.files.text_files import unpacked_suffix
+from mxsweep.files.text_files import PACKED, UNREADABLE, open_text, unpacked_suffix
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 
@@ -26,7 +27,8 @@ def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
     """Refuse a corpus that is not there, or that a task evaluates, as far as can be told without reading it all.
 
     Raises:
-        ConfigError: no path, or one that is not there; a file for validation or for a task that is the corpus.
+        ConfigError: no path, or one that is not there or does not begin as a text; a file for validation or for a
+            task that is the corpus.
     """
     if config.source == "stories":
         for knob in ("path", "heldout"):
@@ -54,6 +56,37 @@ def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
     if config.heldout is not None:
         _check_file("corpus.heldout", config.heldout, config.field)
     _refuse_same_file(config, task)
+
+
+def check_enough_text(corpus: CorpusConfig, init: InitConfig, length: int) -> None:
+    """Refuse a file that is too short for a sequence to train on and one held out, where its size alone says so.
+
+    It does where bytes are tokens, and nothing packs them: rows hold less text than they take.
+
+    Raises:
+        ConfigError: with one sentence.
+    """
+    in_bytes = init.is_random and init.tokenizer in ("auto", "bytes")
+    if corpus.source != "text" or not in_bytes:
+        return
+    if (tokens := _bytes_of("corpus.path", corpus.path)) is not None:
+        share = 0 if corpus.heldout is not None else round(corpus.heldout_share * tokens)
+        _check_long_enough(length, "the corpus", tokens - share)
+        if corpus.heldout is None:
+            _check_long_enough(length, f"corpus.heldout_share={corpus.heldout_share:g}", share)
+    if (tokens := _bytes_of("corpus.heldout", corpus.heldout)) is not None:
+        _check_long_enough(length, "corpus.heldout", tokens)
+
+
+def _bytes_of(knob: str, name: str | None) -> int | None:
+    """Return how many tokens a file has at most, its end's among them; None without one, or where it is packed."""
+    path = None if name is None else expanded(knob, name)
+    return None if path is None or path.suffix.lower() in PACKED else path.stat().st_size + 1
+
+
+def _check_long_enough(length: int, of: str, tokens: int) -> None:
+    if tokens <= length:
+        raise ConfigError(too_little_text(length, of, tokens))
 
 
 def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
@@ -140,6 +173,12 @@ def _check_file(knob: str, name: str, field: str) -> None:
         check_rows(name, field, first_only=True, knob=knob)
     elif not path.stat().st_size:
         raise ConfigError(f"{knob}: {name!r} is empty; give a UTF-8 text")
+    else:
+        try:
+            with open_text(path) as opened:
+                opened.lines.read(1)
+        except UNREADABLE as error:
+            raise ConfigError(not_utf8(knob, name, error)) from None
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from mxsweep.config.refusals import too_little_text
 from mxsweep.config.train_config import CorpusConfig, TrainConfig
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import Progress
@@ -72,10 +73,7 @@ def load_corpus(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, progress: 
         heldout, tokens, origin = tokens[kept:], tokens[:kept], f"corpus.heldout_share={config.heldout_share:g}"
     for part, name in ((tokens, "the corpus"), (heldout, origin)):
         if not _count(part, length):
-            raise ConfigError(
-                f"train.length: {length} is more than {name} comes to, {len(part):,} tokens; allowed: a smaller "
-                "number, or a longer text"
-            )
+            raise ConfigError(too_little_text(length, name, len(part)))
     return Corpus(tokens, _spread(heldout, length, job.train.eval_sequences), length, job.seed)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from mxsweep.calibrate.documents import hub_documents
 from mxsweep.config.calibration_files import ROWS_SUFFIX
 from mxsweep.config.checks import expanded, rows_of
+from mxsweep.config.refusals import not_utf8
 from mxsweep.config.train_config import CorpusConfig
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import file_digests
@@ -104,4 +105,4 @@ def _parts(knob: str, name: str, path: Path) -> Iterator[Piece]:
                 yield Piece(text, begins, not following, opened.position())
                 begins, text = False, following
     except UNREADABLE as error:
-        raise ConfigError(f"{knob}: {name!r} cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(not_utf8(knob, name, error)) from None

@@ -245,6 +245,25 @@ def test_texts_that_are_evaluated_are_not_trained_on(tmp_path: Path) -> None:
         trained(*words, "corpus.field=page")
 
 
+def test_a_text_that_cannot_do_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    short, other, packed = tmp_path / "short.txt", tmp_path / "other.bin", tmp_path / "plain.txt.xz"
+    short.write_text("x" * 400)
+    other.write_bytes(b"\xff\xfe text")
+    packed.write_text("not packed")
+    words = ["corpus=text", "train.length=64", f"corpus.path={short}"]
+    with pytest.raises(ConfigError, match=r"64 is more than corpus\.heldout_share=0\.01 comes to, 4 tokens; .* share"):
+        trained(*words)
+    assert trained(*words, "corpus.heldout_share=0.2").corpus.heldout_share == 0.2
+    with pytest.raises(ConfigError, match=r"train\.length: 64 is more than the corpus comes to, 40 tokens"):
+        trained(*words, "corpus.heldout_share=0.9")
+    (tmp_path / "held.txt").write_text("y" * 63)
+    with pytest.raises(ConfigError, match=r"train\.length: 64 is more than corpus\.heldout comes to, 64 tokens"):
+        trained(*words, f"corpus.heldout={tmp_path / 'held.txt'}")
+    for path in (other, packed):
+        with pytest.raises(ConfigError, match=r"corpus\.path: '.*' cannot be read as UTF-8 text: "):
+            trained(*words[:2], f"corpus.path={path}")
+
+
 def test_a_data_set_whose_files_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, pattern: str) -> list[Path]:
         raise PermissionError(13, "Permission denied", str(path / "closed"))
@@ -300,9 +319,9 @@ def test_formats_of_backward_products_are_in_a_quantized_runs_identity() -> None
 def test_a_corpus_is_its_content(tmp_path: Path) -> None:
     texts = [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"]
     for file, text in zip(texts, ("one", "one", "two"), strict=True):
-        file.write_text(text)
+        file.write_text(text * 10_000)  # of which the hundredth part that is held out is long enough, too
     packed = tmp_path / "d.txt.xz"
-    packed.write_bytes(lzma.compress(b"one"))
+    packed.write_bytes(lzma.compress(b"one" * 10_000))
     first, second, third, fourth = (of("corpus=text", f"corpus.path={file}") for file in (*texts, packed))
     assert first == second and len({first, third, fourth}) == 3
     named = ["corpus=text", f"corpus.path={texts[0]}"]
