@@ -56,8 +56,15 @@ def _unmatched_pattern(config: RunConfig) -> str | None:
 
 def _names_what_models_differ_in(config: RunConfig) -> bool:
     if config.trains:
-        return bool(config.modules) or any(re.search(r"[.*?\[]", name) for name in config.matmuls.keep_high)
+        kept = config.matmuls.keep_high
+        return bool(config.modules) or any(re.search(r"[.*?\[]", name) for name in kept) or _keeps_all_blocks(config)
     return bool(config.modules) or config.recipe.kv.latent != LATENT_IN_CACHE or config.ptq.budget is not None
+
+
+def _keeps_all_blocks(config: RunConfig) -> bool:
+    """Return whether so many first and last blocks of random weights stay as they are that none may be left."""
+    ends = [name.partition(":")[2] or "1" for name in config.matmuls.keep_high if re.match(r"(first|last)\b", name)]
+    return config.init.is_random and bool(ends) and sum(map(int, ends)) >= config.init.layers
 
 
 def why_not_here(run: PlannedRun) -> str | None:

@@ -87,6 +87,14 @@ def test_patterns_are_those_of_the_model_that_is_trained() -> None:
     assert why_impossible(only("train=finetune", "matmuls.keep_high=['*.k_proj',first:2]")) is None
 
 
+def test_where_all_blocks_are_kept_nothing_is_left_to_quantize() -> None:
+    for words in (["matmuls.keep_high=[lm_head,first,last:2]"], ["recipe=nvfp4", "init.layers=1"]):
+        problem = why_impossible(only(*words))
+        assert problem is not None and problem.startswith("matmuls.keep_high: with [lm_head, "), words
+        assert "nothing of LlamaForCausalLM is quantized" in problem
+    assert why_impossible(only("matmuls.keep_high=[first,last:2]")) is None  # but for the logits
+
+
 def test_what_a_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mxsweep.sweeps.impossible.visible_gpu_count", lambda: 2)
     problem = why_not_here(only("train.processes=4"))
