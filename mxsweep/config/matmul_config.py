@@ -237,12 +237,14 @@ def _layer(
         inherited = base[operand] if operand in base else operands[PARENTS[operand]]
         operands[operand] = _with(inherited, own[operand])
     made = {}
+    both = format_name == "format" and base[INPUT].element == base[WEIGHT].element  # as format= sets them
     for operand, plain in operands.items():
         kind = "weight" if operand == WEIGHT else "activation"
         inherits = "element" not in own[operand]
         own_name = f"{name}.{operand}"
         of_format = inherits and operand in base
-        made[operand] = plain.made(f"{format_name}.{kind}" if of_format else own_name, own[operand], own_name)
+        of_element = format_name if both else f"{format_name}.{kind}"
+        made[operand] = plain.made(of_element if of_format else own_name, own[operand], own_name)
     products = {}
     for product, sides in PRODUCTS.items():
         first, second = (made[f"{product}.{side}"] for side in sides)
@@ -262,6 +264,6 @@ def _with(inherited: Operand, fields: dict[str, Any]) -> Operand:
 
 def _explain(name: str, element: str, message: str) -> str:
     """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
-    if message.startswith("element") and name.startswith("matmuls"):
+    if message.startswith("element") and name.startswith(("matmuls", "format")):
         return no_format(name, "format", element, message)
     return re.sub(r"^element\b", name, message)

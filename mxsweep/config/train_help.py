@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mxsweep.config import knob_defaults, knobs
 from mxsweep.config.command_line import flags_help
-from mxsweep.config.effects import trains
+from mxsweep.config.effects import decays_at_the_end, trains
 from mxsweep.config.knob_help import GROUP_COLUMN, LEAF_COLUMN, knob_lines
-from mxsweep.config.train_words import TRAINING, TRAININGS
+from mxsweep.config.train_words import RECIPE, TRAINING, TRAININGS
 
 HEAD = """\
 mxsweep.train: which formats can a language model be trained in?
@@ -45,9 +45,10 @@ def training_help(folders: Sequence[Path] | None = None, words: Sequence[str] = 
     """Return the help; options of groups are those in ``folders``, and defaults those of the training in ``words``."""
     typed = [word for word in (TRAINING, *words) if word in TRAININGS]
     defaults = knob_defaults.defaults_of(*typed[-1].split("="))
+    defaults["recipe"] = f"{RECIPE.partition('=')[2]} where no format= is typed"
     paths = [knob.path for knob in knobs.all_knobs()]
     groups = ("train", "recipe", "init", "corpus")
-    leaves = [path for path in paths if knobs.TABLE[path].effect is trains and path not in groups]
+    leaves = [path for path in paths if knobs.TABLE[path].effect in (trains, decays_at_the_end) and path not in groups]
     # How long comes before how exactly.
     leaves = sorted((path for path in leaves if not _repeats(path)), key=lambda path: path.startswith("matmuls."))
     other = next(training for training in TRAININGS if training != typed[-1])
@@ -58,7 +59,7 @@ def training_help(folders: Sequence[Path] | None = None, words: Sequence[str] = 
         "\nSet by their path (and their defaults)",
         *_lines(leaves, LEAF_COLUMN, folders, defaults),
         OPERANDS,
-        "\nFormats of all operands, where matmuls. says nothing",
+        "\nFormats of all operands, where neither matmuls. nor a recipe says other",
         *_lines(FORMATS, GROUP_COLUMN, folders, defaults),
         "\nOf all that `python -m mxsweep --help` lists, besides",
         *_lines(OTHERS, GROUP_COLUMN, folders, defaults),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mxsweep import compose
+from mxsweep.config import knobs
 from mxsweep.config.option_files import option_names
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.train_config import SIZES
@@ -205,6 +206,8 @@ def test_sizes() -> None:
         ("rotation=hadamard", "rotation: does not go with train=from_scratch"),
         ("matmuls.keep_high=[head]", "matmuls.keep_high: 'head' is not known; allowed: lm_head, embeddings, first"),
         ("matmuls.keep_high=[first:0]", "matmuls.keep_high: 'first:0' is not known"),
+        ("format=mxpf4", "format: 'mxpf4' is no format (near it: mxfp4); allowed: mint4, mxfp4"),
+        ("format.weight=mxpf4", "format.weight: 'mxpf4' is no format (near it: mxfp4); allowed: mint4, mxfp4"),
         ("matmuls.dgrad.grad=fp99", "matmuls.dgrad.grad: 'fp99' is no format; allowed: mint4, mxfp4"),
         ("matmuls.dgrad.grad={elment:int8}", "matmuls.dgrad.grad: 'elment' is not a field; allowed: element, block"),
         ("matmuls.dgrad.grad={rounding:up}", "matmuls.dgrad.grad.rounding: 'up' is not known; allowed: nearest"),
@@ -389,11 +392,18 @@ def test_the_command_adds_what_nothing_says(words: str, added: str) -> None:
 def test_the_help_has_the_defaults_that_the_training_gets(training: str) -> None:
     shown = training_help(words=["recipe=mxfp4", f"train={training}"])
     config = compose([f"train={training}"]).as_dict()
-    for name in ("steps", "batch", "optimizer", "lr", "warmup"):
+    for name in ("steps", "batch", "optimizer", "lr", "warmup", "decay"):
         described = " ".join(shown.partition(f"\n  train.{name} ")[2].split())
         assert described.partition("(= ")[2].startswith(f"{config['train'][name]})"), name
     assert f"(= {'model' if training == 'finetune' else 'tiny'})" in shown
     assert f"Defaults below are those of train={training};" in shown
+    assert "(= mxfp4 where no format= is typed)" in " ".join(shown.split())
+
+
+def test_the_help_leaves_out_no_knob_of_trainings() -> None:
+    shown = training_help()
+    leaves = [knob.path for knob in knobs.all_knobs() if knob.path.partition(".")[0] in ("train", "init", "matmuls")]
+    assert {path for path in leaves if f"\n  {path} " not in shown} == {"train.method", "init.source"}
 
 
 def test_the_command_refuses_to_train_nothing() -> None:
