@@ -4,11 +4,14 @@ Run it with microxcaling, a clone of pytorch/ao and its folder test/prototype/mo
 `python tests/data/make_training_vectors.py`. The metadata of the file lists the cases.
 
 Inputs are multiples of 1/16 below 16, and so is what formats make of them down to a smallest step, so that float32 sums
-of their products are exact: in whichever order a machine adds, the answer is the same. What NVFP4 makes of a tensor is
-recorded itself, and not what products make of that.
+of their products are exact: in whichever order a machine adds, the answer is the same. Of such inputs elements of eight
+bits keep so much that blocks and scales hardly show, so there are others for them: one of the three tensors spans many
+powers of two, and the others are so sparse that no sum has more than two terms, which is rounded once in any order.
+What NVFP4 makes of a tensor is recorded itself, and not what products make of that.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,12 @@ MICROXCALING = (
      "a_elem_format_bp": "fp4_e2m1", "a_elem_format_bp_ex": "fp4_e2m1", "a_elem_format_bp_os": "fp4_e2m1",
      "block_size": 32, "round": "even"},
 )  # fmt: skip
-TORCHAO = (("rceil", "fp8_e4m3", False), ("floor", "fp8_e4m3", True), ("even", "fp8_e5m2", False))
+TORCHAO = ("floor", "fp8_e4m3")  # with wgrad_with_hp
+WIDE = {
+    "float32": (("rceil", "fp8_e4m3"), ("even", "fp8_e5m2")),
+    "bfloat16": (("rceil", "fp8_e4m3"), ("floor", "fp8_e4m3")),
+}
+POWERS = 40  # that a wide tensor spans; fp8_e5m2 spans 32
 ELEMENTS = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 SIGNS = (1, -1, -1, 1, 1, 1, -1, 1, -1, 1, -1, -1, -1, 1, 1, 1)
 LARGEST = 10.5  # 448 * 6 / 256: the scale of a tensor is a power of two
@@ -50,6 +58,15 @@ LARGEST = 10.5  # 448 * 6 / 256: the scale of a tensor is a power of two
 def on_grid(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     heavy = torch.randn(shape, generator=generator) * torch.randn(shape, generator=generator).exp()
     return ((heavy * 16).round() / 16).clamp(-LARGEST, LARGEST)
+
+
+def wide_and_sparse(rows: int, columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A tensor that spans many powers of two, and one with two elements in each row, and at most two in each column."""
+    drawn = torch.randn(2, rows, columns, generator=generator)
+    powers = torch.rand(rows, columns, generator=generator) * -POWERS
+    apart = (torch.arange(columns) - torch.arange(rows).unsqueeze(1)) % columns
+    wide = (drawn[0] * powers.exp2()).bfloat16().float()  # so that some are halfway between two elements
+    return wide, drawn[1] * ((apart == 0) | (apart == 5))
 
 
 def answers(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, g: Tensor) -> dict[str, Tensor]:
@@ -103,6 +120,24 @@ def of_nvfp4(x: Tensor, weight: Tensor, g: Tensor) -> dict[str, Tensor]:
     return found | {f"wgrad.{name}": nvfp4(t, "1x16").T.contiguous() for name, t in rotated.items()}
 
 
+def record_wide(tensors: dict[str, Tensor], record: Callable[..., None]) -> None:
+    generator = torch.Generator().manual_seed(20261130)
+    shapes = {"x": (32, INPUTS), "weight": (OUTPUTS, INPUTS), "g": (32, OUTPUTS)}
+    drawn = {name: wide_and_sparse(*shape, generator) for name, shape in shapes.items()}
+    for dtype_name, dtype in DTYPES.items():
+        of_dtype = {}
+        for name, pair in drawn.items():
+            for kind, tensor in zip(("wide", "sparse"), pair, strict=True):
+                of_dtype[f"{name}.{kind}.{dtype_name}"] = tensor.to(dtype)
+        tensors |= of_dtype
+        for wide in shapes:
+            inputs = {name: f"{name}.{'wide' if name == wide else 'sparse'}.{dtype_name}" for name in shapes}
+            read = [of_dtype[inputs[name]] for name in ("x", "weight", "g")]
+            for mode, element in WIDE[dtype_name]:
+                named = {"wide": wide, "scale_rounding": mode, "element": element, "exact_wgrad": False}
+                record("torchao", named, inputs, of_torchao(mode, element, False, *read))
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(20261128)
     tensors: dict[str, Tensor] = {}
@@ -123,9 +158,10 @@ def main() -> None:
             inputs |= {"weight": f"weight.{dtype_name}", "bias": f"bias.{dtype_name}"}
             for options in MICROXCALING if shape_name == "sequences" else MICROXCALING[:1]:
                 record("microxcaling", options, inputs, of_microxcaling(options, x, weight, bias, g))
-            for mode, element, exact_wgrad in TORCHAO if shape_name == "sequences" else ():
-                named = {"scale_rounding": mode, "element": element, "exact_wgrad": exact_wgrad}
-                record("torchao", named, inputs, of_torchao(mode, element, exact_wgrad, x, weight, g))
+            if shape_name == "sequences":
+                named = {"scale_rounding": TORCHAO[0], "element": TORCHAO[1], "exact_wgrad": True}
+                record("torchao", named, inputs, of_torchao(*TORCHAO, True, x, weight, g))
+    record_wide(tensors, record)
     record("nvfp4", {"signs": SIGNS}, {}, of_nvfp4(x, weight, g))
     source = "microsoft/microxcaling mx.Linear; pytorch/ao mx_mm (emulated) and nvfp4_reference, on a CPU"
     save_file(tensors, OUTPUT, metadata={"cases": json.dumps(cases), "source": source})

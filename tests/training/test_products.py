@@ -36,7 +36,7 @@ TENSORS, CASES = read_vectors()
 
 
 def name_of(case: dict[str, Any]) -> str:
-    return "-".join([case["inputs"]["x"], *(str(value) for value in list(case["options"].values())[:2])])
+    return "-".join([case["inputs"]["x"], *(str(value) for value in list(case["options"].values())[:3])])
 
 
 def operand(element: str, **more: Any) -> OperandFormat:
@@ -79,9 +79,8 @@ def tensors(shape: tuple[int, ...] = (3, 32, 48), outputs: int = 64, dtype: Any 
     return [t.to(dtype) for t in drawn]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case["kind"] == "microxcaling"], ids=name_of)
-def test_microxcaling_bit_for_bit(case: dict[str, Any]) -> None:
-    inputs, outputs = of_case(case)
+def of_microxcaling(case: dict[str, Any]) -> Quantizer:
+    """What computes as the library did: its formats by its names of the operands."""
     options = case["options"]
 
     def of(name: str) -> OperandFormat:
@@ -92,18 +91,59 @@ def test_microxcaling_bit_for_bit(case: dict[str, Any]) -> None:
         ProductFormats(of("a_elem_format_bp_os"), of("w_elem_format_bp")),
         ProductFormats(of("a_elem_format_bp_ex"), of("a_elem_format_bp")),
     )
-    found = answers(inputs["x"], inputs["weight"], inputs["bias"], inputs["g"], Quantizer(formats))
-    assert_bits(found, outputs)
+    return Quantizer(formats)
+
+
+def of_torchao(case: dict[str, Any]) -> Quantizer:
+    options = case["options"]
+    of_all = both(options["element"], rounding="even", scale_rounding=options["scale_rounding"])
+    formats = LayerFormats(of_all, of_all, ProductFormats() if options["exact_wgrad"] else of_all)
+    return Quantizer(formats, arithmetic="exact")
+
+
+def of_library(case: dict[str, Any], quantizer: Quantizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the quantizer's products are of a case's inputs, and what was recorded."""
+    inputs, outputs = of_case(case)
+    bias = inputs.get("bias") if "db" in outputs else None
+    return answers(inputs["x"], inputs["weight"], bias, inputs["g"], quantizer), outputs
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["kind"] == "microxcaling"], ids=name_of)
+def test_microxcaling_bit_for_bit(case: dict[str, Any]) -> None:
+    assert_bits(*of_library(case, of_microxcaling(case)))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["kind"] == "torchao"], ids=name_of)
 def test_torchao_bit_for_bit(case: dict[str, Any]) -> None:
-    inputs, outputs = of_case(case)
-    options = case["options"]
-    of_all = both(options["element"], rounding="even", scale_rounding=options["scale_rounding"])
-    formats = LayerFormats(of_all, of_all, ProductFormats() if options["exact_wgrad"] else of_all)
-    found = answers(inputs["x"], inputs["weight"], None, inputs["g"], Quantizer(formats, arithmetic="exact"))
-    assert_bits(found, outputs)
+    assert_bits(*of_library(case, of_torchao(case)))
+
+
+@pytest.mark.parametrize(("kind", "quantizer"), [("microxcaling", of_microxcaling), ("torchao", of_torchao)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_others_answered_is_of_no_other_format(kind: str, quantizer: Any, dtype: str) -> None:
+    """Of each operand another element, block, rounding or scale rounding gives another answer in some recorded case."""
+    changes = {
+        "none": lambda fmt: None,
+        "element": lambda fmt: replace(fmt, element="fp5_e2m2"),
+        "half a block": lambda fmt: replace(fmt, block_size=fmt.block_size // 2),
+        "rounding": lambda fmt: replace(fmt, rounding="nearest" if fmt.rounding == "even" else "even"),
+        "scale_rounding": lambda fmt: replace(
+            fmt, scale_rounding="floor" if fmt.scale_rounding == "rceil" else "rceil"
+        ),
+    }
+    unseen = set(combinations(("fprop", "dgrad", "wgrad"), ("first", "second"), changes))
+    for case in (case for case in CASES if case["kind"] == kind and case["inputs"]["x"].endswith(dtype)):
+        of_case = quantizer(case)
+        for product, side, change in sorted(unseen):
+            of_product = of_case.product(product)
+            if (before := getattr(of_product, side)) is None:
+                continue
+            made = changes[change](before.fmt)
+            other = replace(of_product, **{side: None if made is None else OperandFormat(made)})
+            found, outputs = of_library(case, replace(of_case, formats=replace(of_case.formats, **{product: other})))
+            if any(not torch.equal(found[name], value) for name, value in outputs.items()):
+                unseen.remove((product, side, change))
+    assert not unseen
 
 
 def test_nvfp4_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
