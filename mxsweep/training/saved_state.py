@@ -48,8 +48,13 @@ def save_state(folder: Path, identity: str, state: dict[str, Any], keep: int) ->
     place = folder / FOLDER / f"step_{state['step']}"
     try:
         write_folder_atomically(place, write)
-    except OSError as error:  # that of a write, as on a full disk, names no file
-        raise OSError(error.errno, error.strerror, str(error.filename or place)) from error
+    except (OSError, RuntimeError) as error:
+        # torch ends its archive though a write failed, and then says no more than that it is not where it should be.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        # A failed write, as on a full disk, names no file.
+        raise OSError(cause.errno, cause.strerror, str(cause.filename or place)) from error
     for old in saved_steps(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     for unfinished in (folder / FOLDER).glob(".step_*.tmp"):  # of a process that was killed

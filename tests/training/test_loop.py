@@ -27,7 +27,7 @@ from mxsweep.training.curve import Curve
 from mxsweep.training.initial_model import _check_fits, _warnings
 from mxsweep.training.job import Rows, Trained
 from mxsweep.training.quantizing import Quantizer
-from mxsweep.training.saved_state import save_state, saved_steps
+from mxsweep.training.saved_state import _Hashing, save_state, saved_steps
 from mxsweep.training.train_model import train_alone
 from mxsweep.training.training_pass import TrainingPass
 
@@ -190,13 +190,17 @@ def test_a_training_that_had_taken_its_last_step_ends_with_the_same_validation(t
 
 
 def test_a_state_that_a_full_disk_takes_no_more_of_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(self: _Hashing, data: bytes) -> int:
+        if len(data) > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
 
-    monkeypatch.setattr(torch, "save", full)
+    write = _Hashing.write
+    monkeypatch.setattr(_Hashing, "write", full)  # torch.save, which it is called from, raises something else then
     with pytest.raises(OSError, match=r"No space left on device: '.*step_3'") as raised:
-        save_state(tmp_path, "x", {"step": 3}, 1)
+        save_state(tmp_path, "x", {"step": 3, "weights": torch.zeros(1000)}, 1)
     assert raised.value.errno == errno.ENOSPC
+    assert not list(tmp_path.glob("*/*step*"))
 
 
 def test_weights_that_no_memory_holds_are_refused_before_they_are_made() -> None:
