@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -78,5 +79,9 @@ def _muon(matrices: list[nn.Parameter], train: TrainConfig) -> list[Optimizer]:
         raise ConfigError(f"train.optimizer: 'muon' needs torch 2.9, and this is {torch.__version__}; allowed: adamw")
     if not matrices:
         return []
-    muon = torch.optim.Muon(matrices, lr=train.lr, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [muon]
+    kind = torch.optim.Muon
+    if isinstance(matrices[0], DTensor):
+        from mxsweep.training.sharded_muon import ShardedMuon  # which cannot be defined where torch has no Muon
+
+        kind = ShardedMuon
+    return [kind(matrices, lr=train.lr, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")]

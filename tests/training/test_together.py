@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def test_two_processes_train_as_one_does(
     def progress(done: int, total: int, phase: str = "") -> None:
         seen.append((done, total, phase))
 
-    options = {"steps": steps, "dtype": "float32", "micro_batch": 1, "checkpoint_every": 1, "keep": 3}
+    options: dict[str, Any] = {"steps": steps, "dtype": "float32", "micro_batch": 1, "checkpoint_every": 1, "keep": 3}
+    options["optimizer"] = "muon" if parallel == "fsdp" else "adamw"
     alone = train_alone(training_job(recipe(), **options), tmp_path / "alone", progress)
     if begun is not None:
         saved = Path(FOLDER, f"step_{begun}")
