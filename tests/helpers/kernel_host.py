@@ -12,7 +12,7 @@ import torch
 from mxsweep.numerics import MXFormat
 from mxsweep.numerics.kernels.compile import THREADS
 from mxsweep.numerics.kernels.source import WARP
-from mxsweep.numerics.kernels.ways import Threads, tile_source
+from mxsweep.numerics.kernels.ways import SOURCES, Threads, tile_source
 
 HOST = Path(__file__).parent / "kernel_host.cpp"
 
@@ -40,15 +40,7 @@ class HostKernels:
 
 
 # Those that go on with a loop where threads keep less than a block are compiled together.
-LOOPS = (
-    "mx_vector_tiles_by_warp",
-    "mx_vector_tiles",
-    "mx_long_columns",
-    "mx_column_extremes",
-    "mx_columns_by_parts",
-    "mx_tiles_by_warp",
-    "mx_tiles_by_thread",
-)
+LOOPS = SOURCES["tiles.cu"]
 
 
 class HostWays:

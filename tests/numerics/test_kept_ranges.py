@@ -19,7 +19,7 @@ from mxsweep.numerics.kernels import both_cuda, cuda
 from mxsweep.numerics.kernels.both_cuda import both_source, launch_both
 from mxsweep.numerics.kernels.compile import compile_source, launch_count
 from mxsweep.numerics.kernels.source import kernel_source
-from mxsweep.numerics.kernels.ways import KERNELS, Threads, tile_source
+from mxsweep.numerics.kernels.ways import KERNELS, SOURCES, Threads, tile_source
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.wanted_exponents import RANGES, keeping_exponents
 
@@ -93,8 +93,7 @@ def test_of_rows_and_tiles(fmt: MXFormat, dtype: torch.dtype, tmp_path: Path, mo
             expected = kept_by(partial(quantize, x, asked, axis, arithmetic="exact", generator=KEY))
             assert None not in expected
             assert kept_by(partial(by_launch, x, asked, axis)) == expected
-    under_tensor_scales = {"mx_groups_by_warp", "mx_groups"}
-    assert {*ways.used} == {*KERNELS} - under_tensor_scales
+    assert {*ways.used} == {*KERNELS} - {*SOURCES["groups.cu"]}  # which are for per-tensor scales
     with keeping_exponents() as kept:  # which kernels add to what operations noted, on whatever devices
         quantize(torch.full((1, 64), 2.0**20), replace(MXFP4, block_size=64), arithmetic="exact")
         y = by_launch(x := hostile((9, 128), dtype)[4], fmt, -1)

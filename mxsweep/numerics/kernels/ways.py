@@ -1,6 +1,6 @@
 """Choose by which kernel a tensor is quantized on a GPU whose rows blocks do not cut evenly, and how it is launched.
 
-The kernels are those of tiles.cu, small_blocks.cu and groups.cu.
+The kernels are those of the files in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from mxsweep.numerics.kernels.source import (
 
 _ACROSS = 8  # vectors side by side that a thread block or a warp takes of columns, and of small tiles at least
 _MOST_KEPT, _MOST_KEPT_OF_SHORT, _KEPT_OF_GROUP, _KEPT_OF_PARTS = 8, 5, 4, 4
-KERNELS = (
-    "mx_vector_tiles_by_warp",
-    "mx_vector_tiles",
-    "mx_long_columns",
-    "mx_column_extremes",
-    "mx_columns_by_parts",
-    "mx_tiles_by_warp",
-    "mx_tiles_by_thread",
-    "mx_short_blocks",
-    "mx_small_tiles",
-    "mx_groups_by_warp",
-    "mx_groups",
-)
+SOURCES = {  # with the names of the kernels in each
+    "tiles.cu": (
+        "mx_vector_tiles_by_warp",
+        "mx_vector_tiles",
+        "mx_long_columns",
+        "mx_column_extremes",
+        "mx_columns_by_parts",
+        "mx_tiles_by_warp",
+        "mx_tiles_by_thread",
+    ),
+    "small_blocks.cu": ("mx_short_blocks", "mx_small_tiles"),
+    "groups.cu": ("mx_groups_by_warp", "mx_groups"),
+}
+KERNELS = tuple(name for names in SOURCES.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -228,5 +229,4 @@ def tile_source(
         f"#define MX_COLUMN_FORMAT {format_initializer(fmt, dtype, prescale)}",
         *(f"#define WITH_{name}" for name in names),
     )
-    files = ("columns.cu", "tiles.cu", "small_blocks.cu", "groups.cu")
-    return kernel_source(fmt, dtype, *files, more=lines, prescale=prescale, keeps=keeps)
+    return kernel_source(fmt, dtype, "columns.cu", *SOURCES, more=lines, prescale=prescale, keeps=keeps)
