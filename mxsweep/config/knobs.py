@@ -150,9 +150,10 @@ def baseline_words() -> list[str]:
 # What tables show
 
 
-def labels() -> dict[str, str]:
+@_from_table
+def labels(table: Sequence[Knob]) -> dict[str, str]:
     """Return where a record has each knob that tables have a label for, by label."""
-    return {knob.label: knob.shown_at or knob.path for knob in TABLE.values() if knob.label}
+    return {knob.label: knob.shown_at or knob.path for knob in table if knob.label}
 
 
 def by_place(named: Values) -> dict[str, Any]:

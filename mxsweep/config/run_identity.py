@@ -19,6 +19,7 @@ from mxsweep.config.calibration_data import calibration_identity
 from mxsweep.config.checks import file_digest
 from mxsweep.config.knob import UNSET, Scope
 from mxsweep.config.knob_defaults import defaults
+from mxsweep.config.kv_options import kv_option
 from mxsweep.config.recorded_config import values_of
 from mxsweep.config.run_parts import RunParts
 from mxsweep.config.runtimes import NO_RUNTIME
@@ -254,11 +255,15 @@ def run_id(config: RunParts, stamp: str, config_hash: str) -> str:
     block = "x".join(map(str, size)) if isinstance(size, tuple) else size
     modules = "+modules" if any(formats != LinearFormats() for _, formats in config.recipe.modules) else ""
     runtime = [] if config.runtime == NO_RUNTIME else [_in_file_name(config.runtime)]
-    kv = [] if config.kv_quant.name == "none" else [f"kv{_in_file_name(config.kv_quant.name)}"]
+    kv = [] if config.kv_quant.name == "none" else [f"kv{_in_file_name(_kv_name(config))}"]
     habitual = [f"bs{block}", f"sb{config.scale_bits}", f"cc{str(config.custom_cuda).lower()}"]
     seed = [] if config.seed == defaults()["seed"] else [f"s{config.seed}"]
     format_name = _in_file_name(config.format.name) + modules
     return "_".join([stamp, format_name, *runtime, *kv, *habitual, *seed, config_hash[:8]])
+
+
+def _kv_name(config: RunParts) -> str:
+    return kv_option(values_of(config)) or config.kv_quant.name
 
 
 def _in_file_name(name: str) -> str:

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mxsweep.config.knobs import by_place
+from mxsweep.config.kv_options import kv_option, kv_remedies
 from mxsweep.results.groups import value_order
 from mxsweep.results.remedies import no_remedies, remedy_words
 from mxsweep.results.rows import Row, label
 
+KV = "kv_quant"
 TITLES = {
-    "kv_quant": "KV",
+    KV: "KV",
     "ptq": "weight method",
     "custom_cuda": "custom CUDA",
     "rotation.matmuls": "rotated products",
@@ -24,7 +27,7 @@ TITLES = {
 }
 FORMAT_PARTS = ("block_size", "scale", "scale_bits", "scale_rounding", "rounding")
 ALL_LINEAR = "q+k+v+o+gate+up+down"  # products, as rotation.matmuls has them
-ALWAYS_SAID = ("format", "kv_quant", "ptq")
+ALWAYS_SAID = ("format", KV, "ptq")
 MOST_SAID = 4  # knobs in a name, before usual values go unsaid
 SPEAKING = ("format", "ptq")  # knobs whose value says by itself what it is of
 NOTHING_DONE = {  # what is said of a remedy that is off, where most have it on
@@ -36,7 +39,7 @@ NOTHING_DONE = {  # what is said of a remedy that is off, where most have it on
     "rotation.residual": "residual stream not rotated",
 }
 NOTHING_USUAL: Mapping[str, Any] = {}
-CACHED = ("kv_quant", "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
+CACHED = (KV, "kv_quant.key", "kv_quant.value")  # their none is no cache that is absent
 _OF_EACH = re.compile(r"(?P<first>[wk]):(?P<one>[^,:]+),(?P<second>[av]):(?P<other>[^,:]+)")  # "w:int8,a:none"
 _TENSORS = {"w": "weights", "a": "activations", "k": "keys", "v": "values"}
 
@@ -74,7 +77,7 @@ def value_word(name: str, value: str) -> str:
 
 def _of_each(name: str) -> Callable[[str], re.Match[str] | None]:
     """Return what reads a value of a knob that says a format of each of two kinds of tensor; None of any other."""
-    return _OF_EACH.fullmatch if name in ("format", "kv_quant") else lambda value: None
+    return _OF_EACH.fullmatch if name in ("format", KV) else lambda value: None
 
 
 def goes_with_format(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
@@ -127,12 +130,38 @@ def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any
     different = _different(rows, list(by_knob))
     if len(different) > 1 and math.prod(map(len, by_knob.values())) != len(different):
         return f"{name_rows(rows[:1], names, usual)} (and {len(different) - 1} equal to it)"
+    by_knob = _with_kv_whole(rows, by_knob)
     alone, off = _alone(rows, by_knob), no_remedies()
     unsaid = {**off, **usual}
     said = {name: values for name, values in by_knob.items() if not _has_only(name, values, unsaid)} or by_knob
-    left = {name: values for name, values in said.items() if not alone or name not in ("format", "kv_quant")}
+    left = {name: values for name, values in said.items() if not alone or name not in ("format", KV)}
     texts = [_text(name, values, off) for name, values in left.items()]
     return ", ".join([alone, *texts] if alone else texts)
+
+
+def _with_kv_whole(rows: Sequence[Row], by_knob: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what rows are named by, with all that is done to keys and values where their format is named.
+
+    By the option that does all of it, where the rows that quantize them have one; else with the remedies that these
+    have in common, which tell no rows apart: by the element format alone the name would be that of another run.
+    """
+    cached = [row for row in rows if label(row.knobs.get(KV)) != "none"]
+    if KV not in by_knob or not cached:
+        return dict(by_knob)
+    off, options = kv_remedies(), {kv_option(by_place(row.knobs)) for row in cached}
+    option = next(iter(options)) if len(options) == 1 else None
+    if option is not None:
+        whole = {text if text == "none" else option: value for text, value in by_knob[KV].items()}
+        return {name: whole if name == KV else values for name, values in by_knob.items() if name not in off}
+    first = cached[0].knobs
+    shared = {
+        name: {label(first[name]): first[name]}
+        for name, nothing in off.items()
+        if name in first.keys() - by_knob.keys()
+        and first[name] != nothing
+        and all(row.knobs.get(name) == first[name] for row in cached)
+    }
+    return {**by_knob, **shared}
 
 
 def _text(name: str, values: Mapping[str, Any], off: Mapping[str, Any]) -> str:
@@ -149,12 +178,12 @@ def _has_only(name: str, values: Mapping[str, Any], known: Mapping[str, Any]) ->
 
 def _alone(rows: Sequence[Row], by_knob: Mapping[str, Mapping[str, Any]]) -> str:
     """Return in words what is quantized alone, where that is less than linear layers: "values alone in fp4_e2m1"."""
-    values = [list(by_knob.get(name, ())) for name in ("format", "kv_quant")]
+    values = [list(by_knob.get(name, ())) for name in ("format", KV)]
     if [len(each) for each in values] != [1, 1] or any(row.knobs.get("modules") for row in rows):
         return ""
     (linear,), (cached,) = values
     if linear == "none" and cached != "none":
-        words = value_word("kv_quant", cached)
+        words = value_word(KV, cached)
         if words == cached:
             return f"keys and values alone in {cached}"
         return f"{words} alone" if " and " in words else words.replace(" in ", " alone in ")

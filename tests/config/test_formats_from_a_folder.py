@@ -73,6 +73,8 @@ def test_a_flag_inside_modules_is_read_as_every_flag(value: str) -> None:
         (["format=none", "kv_quant=fp4_e2m1"], "T_none_kvfp4e2m1_bs32_sb8_ccfalse_"),
         (["kv_quant=fp4_e2m1", "block_size=16"], "T_w4a6_kvfp4e2m1_bs16_sb8_ccfalse_"),
         (["kv_quant=int8", "kv_quant.key=none"], "T_w4a6_kvknone-vint8_bs32_sb8_ccfalse_"),
+        (["kv_quant=rescue4", "rotation=hadamard"], "T_w4a6_kvrescue4_bs32_sb8_ccfalse_"),
+        (["kv_quant=rescue4", "kv_quant.recent=8"], "T_w4a6_kvfp4e2m1_bs32_sb8_ccfalse_"),
         (["format.weight=int8"], "T_wint8-afp6e2m3_bs32_sb8_ccfalse_"),
         (["format=none", "modules={lm_head: int8}"], "T_none+modules_bs32_sb8_ccfalse_"),
         (["format=none", "modules={lm_head: none}"], "T_none_bs32_sb8_ccfalse_"),

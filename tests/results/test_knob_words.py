@@ -56,6 +56,30 @@ def test_remedies_that_are_off_go_unsaid_unless_nothing_else_is_said() -> None:
     assert name_rows([row(ptq="rtn", rotation="hadamard")], ["ptq", "rotation"]) == "rtn, rotation hadamard"
 
 
+KV_OFF = {"key_axis": "token", "rope": "after", "rotation": "none", "scales": "block", "smooth": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"first": 4, "recent": 32, "rotation": "hadamard"}, "mxfp4, KV rescue4"),
+        ({"first": 4, "recent": 32}, "mxfp4, KV fp4_e2m1, first 4 tokens kept, last 32 tokens kept"),
+        ({"recent": 32, "first": 0, "rotation": "hadamard"}, "mxfp4, KV fp4_e2m1, last 32 tokens kept, keys rotated"),
+        ({"first": 0, "recent": 0}, "mxfp4, KV fp4_e2m1"),
+    ],
+)
+def test_a_format_of_keys_and_values_is_not_said_without_what_is_done_beyond_it(
+    options: dict[str, Any], said: str
+) -> None:
+    elements = {"kv_quant": "fp4_e2m1", "kv_quant__key": "fp4_e2m1", "kv_quant__value": "fp4_e2m1"}
+    kept = row(format="mxfp4", **elements, **{f"kv_quant__{leaf}": value for leaf, value in (KV_OFF | options).items()})
+    assert name_rows([kept], ["format", "kv_quant"]) == said
+    assert name_rows([kept], ["format", "kv_quant", *(f"kv_quant.{leaf}" for leaf in options)]) == said
+    both = [row(format="mxfp4", kv_quant="none"), kept]
+    assert name_rows(both, ["format", "kv_quant"]) == said.replace("KV", "KV unquantized or")
+    assert name_rows([kept], ["format"]) == "mxfp4"
+
+
 def test_usual_values_of_many_knobs_go_unsaid_and_are_named_once() -> None:
     names = ["format", "block_size", "scale_bits", "kv_quant", "ptq", "kv_quant.recent"]
     rows = [

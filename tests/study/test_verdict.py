@@ -135,7 +135,7 @@ def test_what_only_quantized_runs_have_and_all_of_them_is_named(tmp_path: Path) 
     assert not {f"kv_quant.{name}" for name in off} & {*study.results.constants}  # which do nothing
     assert not {*options} & {*study.results.shown}  # WUSH rotates keys, so that it is no run without that
     (use,) = (line for line in study.verdict.lines if line.title == "Use")
-    assert use.text.startswith("w4a6, KV fp4_e2m1, first 4 tokens kept, last 32 tokens kept, keys rotated (")
+    assert use.text.startswith("w4a6, KV rescue4 (")
     assert use.command == "python -m mxsweep format=w4a6 limit=100 kv_quant=rescue4"
     assert f"\n  {use.command}\n" in terminal_text(study.results)
     assert f" `{use.command}`\n" in markdown_text(study.results, {})
