@@ -36,15 +36,7 @@ _BITS, _GROUP = 4, 16
 
 
 def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
-    """Return what is stored for one weight, by full name.
-
-    Args:
-        name: of the linear layer.
-        input_scale: None; the format has none.
-
-    Raises:
-        ValueError: the weight has no place; the message begins with its name.
-    """
+    """Return what is stored for one weight; see `export/targets/__init__.py`."""
     refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
     check_plain(name, NAME, encoded)
@@ -55,16 +47,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
-    """Return one weight, with groups as its blocks.
-
-    Args:
-        stored: tensors by full name, this weight's among them.
-        config: what `quantization_config` returned.
-        dtype: of the model's weights.
-
-    Raises:
-        ValueError: the layer is ignored, or tensors do not have the shapes that they should.
-    """
+    """Return one weight; see `export/targets/__init__.py`."""
     if name in config["ignore"]:
         raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
     codes, scales = stored_codes(name, stored, "weight_packed", _BITS, _GROUP)
@@ -72,14 +55,9 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what stands as `quantization_config` in config.json.
+    """Return what stands so called in config.json; see `export/targets/__init__.py`.
 
-    Args:
-        layers: formats by name of the linear layer; each has one for its weight and one for its input.
-        kept: linear layers that stay as they are, lm_head among them where it does.
-
-    Raises:
-        ValueError: formats without a place.
+    Each layer has a format for its input, too.
     """
     for name, formats in layers.items():
         assert formats.weight is not None

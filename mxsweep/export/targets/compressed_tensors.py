@@ -51,15 +51,7 @@ _EXPONENT_BIAS, _INTEGER_GROUP = 127, 32
 
 
 def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
-    """Return what is stored for one weight, by full name.
-
-    Args:
-        name: of the linear layer.
-        input_scale: what scales of activations are divided by, where these have a scale of the whole tensor.
-
-    Raises:
-        ValueError: the weight has no place; the message begins with its name.
-    """
+    """Return what is stored for one weight; see `export/targets/__init__.py`."""
     packing = checked_packing(NAME, name, encoded)
     element = encoded.format.element_format
     if packing.name == _INTEGERS:
@@ -81,16 +73,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
-    """Return one weight, read as the config says, with groups as its blocks.
-
-    Args:
-        stored: tensors by full name, this weight's among them.
-        config: what `quantization_config` returned.
-        dtype: of the model's weights.
-
-    Raises:
-        ValueError: the config names no group for the weight, or tensors do not have the shapes that it says.
-    """
+    """Return one weight; see `export/targets/__init__.py`."""
     group = _group_of(name, config)
     weights, kind = group["weights"], group["format"]
     size, bits = weights["group_size"], weights["num_bits"]
@@ -116,23 +99,16 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
 
 
 def input_scale(name: str, stored: Mapping[str, Tensor]) -> float | None:
-    """Return by what scales of a layer's input are divided, as `tensors` was given it; None where nothing says."""
+    """Return by what scales of a layer's input are divided; see `export/targets/__init__.py`."""
     number = stored.get(f"{name}.input_global_scale")
     return None if number is None else float(number)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what stands as `quantization_config` in config.json.
+    """Return what stands so called in config.json; see `export/targets/__init__.py`.
 
     Layers of one format are named as all linear layers but `kept`, as vLLM's fused layers and experts are found by;
     where there are several formats, each group names its layers. All experts have one format.
-
-    Args:
-        layers: formats by name of the linear layer; each has one for its weight.
-        kept: linear layers that stay as they are, lm_head among them where it does.
-
-    Raises:
-        ValueError: formats without a place, or several of experts.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     schemes: dict[tuple[str, str], dict[str, Any]] = {}

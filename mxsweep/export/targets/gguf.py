@@ -33,14 +33,9 @@ _SIZES = {_MX: 32, _NV: 16}  # elements of a group
 
 
 def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
-    """Return what is stored for one weight, by full name: transformers' names, and rows in transformers' order.
+    """Return what is stored for one weight; see `export/targets/__init__.py`.
 
-    Args:
-        name: of the linear layer.
-        input_scale: None; the format has none.
-
-    Raises:
-        ValueError: the weight has no place; the message begins with its name.
+    Names are transformers', and so is the order of rows.
     """
     refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
@@ -54,16 +49,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
-    """Return one weight, with groups as its blocks.
-
-    Args:
-        stored: tensors by full name, this weight's among them.
-        config: what `quantization_config` returned.
-        dtype: of the model's weights.
-
-    Raises:
-        ValueError: the config has no type for the weight, or tensors do not have the shapes that they should.
-    """
+    """Return one weight; see `export/targets/__init__.py`."""
     if name not in config["types"]:
         raise ValueError(f"{name}: is stored in no blocks; allowed: {', '.join(config['types'])}")
     kind = config["types"][name]
@@ -81,14 +67,9 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return ggml's type of each weight, by name of the linear layer; in a file it stands with each tensor.
+    """Return ggml's type of each weight, by name of the layer; see `export/targets/__init__.py`.
 
-    Args:
-        layers: formats by name of the linear layer; each has one for its weight, and none for its input.
-        kept: linear layers that stay as they are.
-
-    Raises:
-        ValueError: formats without a place.
+    In a file it stands with each tensor. No input has a format.
     """
     types = {}
     for name, formats in layers.items():

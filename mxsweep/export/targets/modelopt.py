@@ -33,15 +33,7 @@ _BITS, _GROUP = 4, 16
 
 
 def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
-    """Return what is stored for one weight, by full name.
-
-    Args:
-        name: of the linear layer.
-        input_scale: what scales of activations are divided by, where these are quantized; its reciprocal is stored.
-
-    Raises:
-        ValueError: the weight has no place; the message begins with its name.
-    """
+    """Return what is stored for one weight; see `export/targets/__init__.py`."""
     packing = checked_packing(NAME, name, encoded)
     scales, t = e4m3_scales(name, NAME, encoded, packing.group, scales_first)
     stored = {
@@ -55,16 +47,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
-    """Return one weight, with groups as its blocks.
-
-    Args:
-        stored: tensors by full name, this weight's among them.
-        config: what `quantization_config` returned.
-        dtype: of the model's weights.
-
-    Raises:
-        ValueError: the layer is ignored, or tensors do not have the shapes that they should.
-    """
+    """Return one weight; see `export/targets/__init__.py`."""
     if name in config["ignore"]:
         raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
     codes, scales = stored_codes(name, stored, "weight", _BITS, _GROUP)
@@ -75,20 +58,15 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
 
 
 def input_scale(name: str, stored: Mapping[str, Tensor]) -> float | None:
-    """Return by what scales of a layer's input are divided, as `tensors` was given it; None where nothing says."""
+    """Return by what scales of a layer's input are divided; see `export/targets/__init__.py`."""
     factor = stored.get(f"{name}.input_scale")
     return None if factor is None else 1 / float(factor)
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what stands as `quantization_config` in config.json.
+    """Return what stands so called in config.json; see `export/targets/__init__.py`.
 
-    Args:
-        layers: formats by name of the linear layer; each has one for its weight.
-        kept: linear layers that stay as they are, lm_head among them where it does.
-
-    Raises:
-        ValueError: formats without a place, or inputs that are quantized in some layers only.
+    Inputs of all layers are quantized, or of none.
     """
     algorithm = _algorithm(layers)
     arguments = {"dynamic": False, "num_bits": _BITS, "type": "float", "group_size": _GROUP}

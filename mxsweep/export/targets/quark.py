@@ -37,15 +37,7 @@ _ELEMENTS = {word: element for element, word in _DTYPES.items()}
 
 
 def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> dict[str, Tensor]:
-    """Return what is stored for one weight, by full name.
-
-    Args:
-        name: of the linear layer.
-        input_scale: None; no format of Quark's has one here.
-
-    Raises:
-        ValueError: the weight has no place; the message begins with its name.
-    """
+    """Return what is stored for one weight; see `export/targets/__init__.py`."""
     refuse_input_scale(NAME, name, input_scale)
     packing = checked_packing(NAME, name, encoded)
     return {
@@ -55,16 +47,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
-    """Return one weight, read as the config says, with groups as its blocks.
-
-    Args:
-        stored: tensors by full name, this weight's among them.
-        config: what `quantization_config` returned.
-        dtype: of the model's weights.
-
-    Raises:
-        ValueError: the layer is excluded, or tensors do not have the shapes that the config says.
-    """
+    """Return one weight; see `export/targets/__init__.py`."""
     if name in config["exclude"]:
         raise ValueError(f"{name}: the config excludes it; allowed: a layer that is quantized")
     of_weight = config["layer_quant_config"].get(name, config["global_quant_config"])["weight"]
@@ -74,16 +57,9 @@ def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], d
 
 
 def quantization_config(layers: Mapping[str, LinearFormats], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what stands as `quantization_config` in config.json.
+    """Return what stands so called in config.json; see `export/targets/__init__.py`.
 
     The formats of most layers are those of all; the other layers are named.
-
-    Args:
-        layers: formats by name of the linear layer; each has one for its weight.
-        kept: linear layers that stay as they are, lm_head among them where it does.
-
-    Raises:
-        ValueError: formats without a place.
     """
     if not layers:
         raise ValueError(f"{NAME}: no layer is quantized; allowed: one at least")
