@@ -112,11 +112,11 @@ def test_remedies_that_take_steps_are_measured_by_a_part_of_these(rows: Path, tm
 
 
 @pytest.fixture
-def grid(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def grid_stock(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(REPOSITORY))
-    from benchmarks import grid
+    from benchmarks import grid_stock
 
-    return grid
+    return grid_stock
 
 
 def result(quantized: str, block_size: int, key_value: bool, seconds: float) -> dict[str, Any]:
@@ -124,18 +124,20 @@ def result(quantized: str, block_size: int, key_value: bool, seconds: float) -> 
     return {"point": point, "examples": 10, "seconds": [seconds]}
 
 
-def test_stock_time_is_scaled_to_25_runs(grid: ModuleType) -> None:
+def test_stock_time_is_scaled_to_25_runs(grid_stock: ModuleType) -> None:
     kinds = [(quantized, kv) for quantized in ("cuda", "torch") for kv in (False, True)]
     # Of an unquantized example 0.1 s, of the others 0.2 s; block 64 was measured for one kind only, at 0.5 s.
     results = [result("none", 32, False, 1.0)] + [result(quantized, 32, kv, 2.0) for quantized, kv in kinds]
-    total, formula = grid.scale(3.0, [*results, result("torch", 64, True, 5.0)], examples=100)
+    total, formula = grid_stock.scale(3.0, [*results, result("torch", 64, True, 5.0)], examples=100)
     # torch with KV: block 32 at 0.2 s, 64 at 0.5 s, 16 at their mean, twice each.
     assert total == pytest.approx(25 * 3 + 100 * (0.1 + 18 * 0.2 + 2 * (0.35 + 0.2 + 0.5)))
     assert "25 processes x 3.0 s + 100 examples" in formula
 
 
-def test_no_stock_time_from_a_part_of_the_kinds(grid: ModuleType) -> None:
-    total, formula = grid.scale(3.0, [result("none", 32, False, 1.0), result("torch", 32, False, 1.0)], examples=100)
+def test_no_stock_time_from_a_part_of_the_kinds(grid_stock: ModuleType) -> None:
+    total, formula = grid_stock.scale(
+        3.0, [result("none", 32, False, 1.0), result("torch", 32, False, 1.0)], examples=100
+    )
     assert total is None
     assert "nothing measured for microxcaling CUDA, microxcaling CUDA with KV, microxcaling PyTorch with KV" in formula
 
