@@ -91,6 +91,12 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is kept in the cache folder be kept in one of the test's own, `cache` in its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Let no connection be made, though nothing forbids one; return the list of attempts."""
     import datasets

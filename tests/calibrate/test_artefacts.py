@@ -21,6 +21,8 @@ from mxsweep.calibrate.artefacts import Artefact, Cost
 from mxsweep.files.digests import json_digest
 from mxsweep.files.locks import CLAIM_NAME, Lock, is_held, this_process
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.int64, torch.int8, torch.uint8, torch.bool),
@@ -58,11 +60,6 @@ with artefact.lock():
         assert torch.equal(found["w"], torch.full((4, 5), float(index)))
 print("done", flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def started(log: Path, dies_at: str = "never") -> subprocess.Popen[str]:

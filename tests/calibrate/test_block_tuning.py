@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,16 +34,13 @@ from mxsweep.terminal.errors import ConfigError
 from tests.helpers.decoded import decoded
 from tests.helpers.mixtures import build
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FP4, FP6 = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 WEIGHTS_ALONE = Recipe(LinearFormats(FP4), arithmetic="exact")
 RECIPE = Recipe(LinearFormats(FP4, FP4), arithmetic="exact")
 STEPS = 24
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def phi3() -> PreTrainedModel:

@@ -32,17 +32,12 @@ from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.sweeps.plan import plan
 from tests.helpers.warned import assert_warned_everywhere
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_cache")]
 
 SMALL = ["limit=60", "calibration.samples=24", "model.device=cpu"]
 W4A4 = [*SMALL, "format=mxfp4"]
 LITTLE = ["limit=4", "calibration.samples=4", "model.device=cpu", "format=mxfp4"]  # where nothing depends on how much
 ONE_WEIGHT = {"q": encode(torch.ones(1, 32), MXFormat("fp4_e2m1"))}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,11 @@ from mxsweep.terminal.progress_callback import silent
 from tests.helpers.decoded import decoded
 from tests.helpers.token_reader import token_reader
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FP4, INT4 = MXFormat("fp4_e2m1"), MXFormat("int4")
 RECIPE = Recipe(linear=LinearFormats(FP4, MXFormat("fp6_e2m3")), key=FP4, value=FP4, arithmetic="exact")
 BLOCKS, LAYERS = 3, 21  # of the embedded model
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

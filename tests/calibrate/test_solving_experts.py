@@ -36,14 +36,11 @@ from tests.helpers.decoded import decoded
 from tests.helpers.mixtures import build
 from tests.helpers.warned import assert_warned_everywhere
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 RECIPE = Recipe(LinearFormats(WEIGHT, INPUT), arithmetic="exact")
 NAMES = ["mixtral", "qwen3_moe", "gpt_oss"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def batches_of(lengths: list[int]) -> list[Tensor]:

@@ -14,13 +14,10 @@ from mxsweep import compare, compose, run
 from mxsweep.runs.against_baseline import against_baseline
 from mxsweep.runs.export_run import export_run
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FEW = ["limit=48", "model.device=cpu"]
 WORDS = [*FEW, "format=mxfp4", "format.activation=none"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def done(folder: Path, words: list[str]) -> dict[str, Any]:

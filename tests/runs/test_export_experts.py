@@ -20,14 +20,11 @@ from mxsweep.runs.export_place import why_not_model
 from mxsweep.runs.export_run import export_run
 from mxsweep.terminal.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TINY = Path(mxsweep.__file__).parent / "assets" / "tiny"
 FEW = ["limit=8", "model.device=cpu"]
 WEIGHTS = ["format=mxfp4", "format.activation=none"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def mixture(tmp_path: Path, kind: str) -> list[str]:

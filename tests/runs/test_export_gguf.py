@@ -17,14 +17,15 @@ from mxsweep.runs import export_run as module
 from mxsweep.runs.export_run import export_run
 from mxsweep.terminal.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FEW = ["limit=24", "model.device=cpu"]
 WEIGHTS = ["format.activation=none"]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _reader() -> None:
     peer("gguf")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def exported(tmp_path: Path, *words: str, to: str = "gguf") -> tuple[Path, dict[str, Any], dict[str, Any]]:

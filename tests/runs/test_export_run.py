@@ -26,14 +26,11 @@ from mxsweep.runs.export_run import export_run, read_finished
 from mxsweep.runs.verify_export import compare_metrics
 from mxsweep.terminal.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FEW = ["limit=24", "model.device=cpu"]
 CALIBRATED = ["ptq=gptq", "calibration.samples=8", "calibration.length=64"]
 WEIGHTS = ["format.activation=none"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def exported(tmp_path: Path, *words: str, **arguments: Any) -> tuple[Path, dict[str, Any], dict[str, Any]]:

@@ -18,13 +18,10 @@ from mxsweep.runs import foreign_loader, foreign_reader
 from mxsweep.runs.export_run import export_run
 from mxsweep.terminal.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ASSETS = Path(foreign_loader.__file__).parents[1] / "assets" / "tiny"
 WORDS = ["limit=4", "model.device=cpu", "model.attention=sdpa"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 class Library:

@@ -18,14 +18,11 @@ from mxsweep.runs.lay_out_export import why_not_fused_stored
 from mxsweep.runs.packed_model import input_divisor
 from mxsweep.terminal.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FEW = ["limit=8", "model.device=cpu"]
 MODELOPT = ["format=nvfp4", "runtime=modelopt", "format.share_tensor_scale=fused", "format.activation_scale=10"]
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,9 @@ from mxsweep.training import token_files
 from mxsweep.training.corpus import Corpus, load_corpus
 from mxsweep.training.initial_model import bytes_tokenizer, load_initial
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TEXT = "".join(f"Line {number} of a long text, with an é.\n" for number in range(300))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def corpus_of(path: Path | None = None, source: str = "text", progress: Any = silent, **changes: Any) -> Corpus:
