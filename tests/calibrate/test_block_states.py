@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoded import decoded
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig, LlamaConfig, PreTrainedModel, RwkvConfig
 
@@ -17,7 +18,6 @@ from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.probe import probe
 from mxsweep.numerics import MXFormat, encode, quantize
-from tests.helpers.decoded import decoded
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1,

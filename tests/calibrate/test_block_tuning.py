@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.decoded import decoded
+from helpers.mixtures import build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
@@ -31,8 +33,6 @@ from mxsweep.solvers.autoround import Unrounded
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.decoded import decoded
-from tests.helpers.mixtures import build
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.mixtures import build
 
 from mxsweep.calibrate.budget import Choice, choose_formats, counted_modules, measure_costs, spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
@@ -28,7 +29,6 @@ from mxsweep.numerics import MXFormat
 from mxsweep.sweeps.impossible import why_impossible
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.mixtures import build
 
 
 def both(element: str) -> LinearFormats:

@@ -10,6 +10,8 @@ from itertools import count, islice
 import numpy as np
 import pytest
 import torch
+from helpers.decoded import decoded
+from helpers.mixtures import build
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,8 +31,6 @@ from mxsweep.solvers.autoround import Unrounded
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.decoded import decoded
-from tests.helpers.mixtures import build
 
 FP4 = MXFormat("fp4_e2m1")
 WEIGHTS_ALONE = Recipe(LinearFormats(FP4), arithmetic="exact")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from helpers.mixtures import build
 
 from mxsweep import LinearFormats, Recipe, compose
 from mxsweep.calibrate.budget import choose_formats, fused_modules
 from mxsweep.model.load import load_model
 from mxsweep.numerics import MXFormat
-from tests.helpers.mixtures import build
 
 CANDIDATES = {name: LinearFormats(MXFormat(name)) for name in ("fp4_e2m1", "fp6_e2m3", "fp8_e4m3")}
 SIZES = {"q": (64, 64), "k": (32, 64), "down": (64, 96)}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.decoded import decoded
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
 
@@ -21,7 +22,6 @@ from mxsweep.measure.sensitivity import measure, parts_of
 from mxsweep.model.operands import find_operands
 from mxsweep.model.prepared import Prepared
 from mxsweep.numerics import Encoded, MXFormat, encode
-from tests.helpers.decoded import decoded
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.decoded import decoded
+from helpers.token_reader import token_reader
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,8 +24,6 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import Encoded, MXFormat, decode, encode
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
-from tests.helpers.decoded import decoded
-from tests.helpers.token_reader import token_reader
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.decoded import decoded
+from helpers.mixtures import build
+from helpers.warned import assert_warned_everywhere
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -32,9 +35,6 @@ from mxsweep.numerics import Encoded, MXFormat, decode, encode, quantize
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq, hessian_loss
-from tests.helpers.decoded import decoded
-from tests.helpers.mixtures import build
-from tests.helpers.warned import assert_warned_everywhere
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

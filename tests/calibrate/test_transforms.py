@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.mixtures import build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
 
@@ -25,7 +26,6 @@ from mxsweep.numerics.bases import BlockTransform
 from mxsweep.numerics.wush import wush
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
-from tests.helpers.mixtures import build
 
 FP4, WIDE = MXFormat("fp4_e2m1", 16), MXFormat("int16", 16)
 RECIPE = Recipe(LinearFormats(FP4, FP4), rotation=Rotation(LINEAR_MATMULS, 16, WUSH), arithmetic="exact")

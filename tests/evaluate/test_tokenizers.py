@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.warned import assert_warned_everywhere
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -26,7 +27,6 @@ from mxsweep.evaluate.input_limits import refuse_missing_special_tokens
 from mxsweep.evaluate.lm import FastLM
 from mxsweep.model.special_tokens import with_special_tokens
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.warned import assert_warned_everywhere
 
 SPECIAL = ("[unk]", "[s]", "[/s]", "[pad]")
 NAMED = {"unk_token": "[unk]", "bos_token": "[s]", "eos_token": "[/s]", "pad_token": "[pad]"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.warned import assert_warned_everywhere
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mxsweep import compose, run
@@ -19,7 +20,6 @@ from mxsweep.evaluate.uniform_guess import ScoredTokens, find_guessing
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.results.record import write_record
 from mxsweep.runs.new_record import new_record
-from tests.helpers.warned import assert_warned_everywhere
 
 
 def model(vocabulary: int, **settings: int | None) -> LlamaForCausalLM:

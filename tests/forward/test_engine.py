@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.decoded import decoded
 from torch import Tensor
 
 from mxsweep.calibrate.sequential import solve_weights
@@ -23,7 +24,6 @@ from mxsweep.model.load import load_model
 from mxsweep.model.prepared import Prepared
 from mxsweep.numerics import Encoded, MXFormat, encode
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.decoded import decoded
 
 OUT_OF_MEMORY = {
     "torch": torch.OutOfMemoryError("CUDA out of memory."),

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.made_report import put_study
+from helpers.training_jobs import training_job
 
 from mxsweep.runs.foreign_loader import ask
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.train_model import train_shared
-from tests.helpers.training_jobs import training_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

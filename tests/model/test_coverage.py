@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from helpers.warned import assert_warned_everywhere
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -25,7 +26,6 @@ from mxsweep.numerics import MXFormat
 from mxsweep.sweeps.dry_run import preview
 from mxsweep.sweeps.plan import plan
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.warned import assert_warned_everywhere
 
 FP4 = LinearFormats(MXFormat("fp4_e2m1"), None)  # 4.25 bits in blocks of 32
 SIZES = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.mixtures import ARCHITECTURES, ATTENTION, SIZES, build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, HunYuanMoEV1Config, PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
@@ -33,7 +34,6 @@ from mxsweep.model.operands import ROUTER, Operand, find_operands
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.quantize import left_out, observed
 from mxsweep.numerics import MXFormat, decode, quantize
-from tests.helpers.mixtures import ARCHITECTURES, ATTENTION, SIZES, build
 
 WEIGHT, INPUT = MXFormat("fp4_e2m1"), MXFormat("fp6_e2m3")
 FORMATS = {

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers.token_reader import token_reader
 from torch import nn
 
 from mxsweep import compose, run
@@ -16,7 +17,6 @@ from mxsweep.model.decoder import decoder_blocks
 from mxsweep.model.load import load_model
 from mxsweep.model.perturbation import perturbed
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.token_reader import token_reader
 
 QUANTIZED = ["format=w4a6", "kv_quant=fp4_e2m1", "limit=60", "model.device=cpu"]
 

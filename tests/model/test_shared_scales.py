@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.mixtures import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
 
@@ -24,7 +25,6 @@ from mxsweep.model.sites import find_sites
 from mxsweep.numerics import MXFormat, decode, encode, quantize
 from mxsweep.numerics.hadamard import hadamard
 from mxsweep.terminal.errors import ConfigError
-from tests.helpers.mixtures import build
 
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
 OWN = Recipe(LinearFormats(NVFP4, NVFP4), arithmetic="exact")

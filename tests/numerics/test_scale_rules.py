@@ -12,13 +12,13 @@ from fractions import Fraction
 
 import pytest
 import torch
+from helpers.adversarial import adversarial, assert_same_bits
 
 from mxsweep.formats.scale_rules import SCALE_FLOORS, SCALE_RULE_NAMES
 from mxsweep.numerics import MXFormat, block_statistics, decode, encode, quantize
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
 from mxsweep.solvers.gptq import gptq
-from tests.helpers.adversarial import adversarial, assert_same_bits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRECISION = {torch.float32: (24, -149), torch.bfloat16: (8, -133)}  # bits of a significand, exponent of the last one

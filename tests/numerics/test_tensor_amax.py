@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.adversarial import assert_same_bits
 
 from mxsweep.numerics import ROUNDINGS, MXFormat, block_statistics, decode, encode, quantize
-from tests.helpers.adversarial import assert_same_bits
 
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", tensor_scale=True)
 ALLOWED = r"^tensor_amax: of shape \(2, 1\) is not allowed; allowed here: what can be expanded to \(6, 1\)$"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.mixtures import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, PreTrainedModel
 
@@ -15,7 +16,6 @@ from mxsweep.numerics import MXFormat
 from mxsweep.training.layers import training_layers
 from mxsweep.training.roles import RoleObserver
 from mxsweep.training.step import Step
-from tests.helpers.mixtures import build
 
 FP4, TILES = MXFormat("fp4_e2m1", 16), MXFormat("fp6_e2m3", (8, 16))
 NVFP4 = MXFormat("fp4_e2m1", 16, scale="e4m3", tensor_scale=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.training_jobs import training_job
 
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.training import LayerFormats, OperandFormat, ProductFormats, TrainingRecipe
@@ -15,7 +16,6 @@ from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.saved_state import FOLDER
 from mxsweep.training.together import BETWEEN, _last_lines
 from mxsweep.training.train_model import train_alone, train_shared
-from tests.helpers.training_jobs import training_job
 
 pytestmark = pytest.mark.long
 

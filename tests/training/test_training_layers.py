@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.mixtures import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
@@ -17,7 +18,6 @@ from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.layers import training_layers
 from mxsweep.training.quantizing import Quantizer
 from mxsweep.training.step import Step
-from tests.helpers.mixtures import build
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
