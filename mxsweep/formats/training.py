@@ -16,6 +16,12 @@ from mxsweep.formats.mxformat import MXFormat
 # Each product with its two operands, as knobs name them: `matmuls.dgrad.grad`.
 PRODUCTS = {"fprop": ("input", "weight"), "dgrad": ("grad", "weight"), "wgrad": ("grad", "input")}
 OPERANDS = tuple(f"{product}.{operand}" for product, operands in PRODUCTS.items() for operand in operands)
+# Operands that are made of one tensor, the one with blocks along its rows first.
+OF_INPUT, OF_WEIGHT, OF_GRADIENT = (
+    tuple(f"{product}.{tensor}" for product, operands in PRODUCTS.items() if tensor in operands)
+    for tensor in ("input", "weight", "grad")
+)
+INPUT_GRADIENT, WEIGHT_GRADIENT = GRADIENTS = ("dX", "dW")  # which come out of dgrad and wgrad
 HIGH_PRECISION, REQUANTIZED = BACKWARDS = ("high_precision", "requantized")  # what backward operands are made from
 FIXED, BY_STEP = SIGNS = ("fixed", "step")  # whether the signs of random Hadamard matrices are drawn once, or each step
 

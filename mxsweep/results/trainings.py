@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mxsweep.files.training_columns import CURVE_COLUMNS, MEASURES, ROLE_COLUMNS
+from mxsweep.formats.training import GRADIENTS, OPERANDS
 from mxsweep.results.parquet_files import ParquetError, open_parquet
 from mxsweep.results.record import (
     CURVES_NAME,
@@ -27,7 +28,7 @@ from mxsweep.results.record import (
 from mxsweep.results.rows import Row
 
 MOST_ROWS = 2_000_000  # of a file
-OPERANDS = ("fprop.input", "fprop.weight", "dgrad.grad", "dgrad.weight", "wgrad.grad", "wgrad.input", "dX", "dW")
+MEASURED = (*OPERANDS, *GRADIENTS)  # what roles.parquet has rows of
 _TEXTS = ("module", "role", "operand", "format")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mxsweep.formats.training import OPERANDS
 from mxsweep.results.metrics import LOSS
-from mxsweep.results.trainings import OPERANDS
+from mxsweep.results.trainings import MEASURED
 from mxsweep.study.operand_features import BASELINE, Conditions, is_pattern
 
 SNR = "snr_db"
@@ -97,9 +98,9 @@ def _ordering(where: str, content: Any) -> Ordering:
     measure = one.get("measure", LOSS)
     if measure not in MEASURES:
         raise BadOrderingError(f"{where}.measure: {measure!r} is not known; allowed: {', '.join(MEASURES)}")
-    operands = one.get("operands", list(OPERANDS[:6]))
-    if not isinstance(operands, list) or not set(operands) <= set(OPERANDS):
-        raise BadOrderingError(f"{where}.operands: {operands!r} is no list of operands; allowed: {', '.join(OPERANDS)}")
+    operands = one.get("operands", list(OPERANDS))
+    if not isinstance(operands, list) or not set(operands) <= set(MEASURED):
+        raise BadOrderingError(f"{where}.operands: {operands!r} is no list of operands; allowed: {', '.join(MEASURED)}")
     order = one.get("order")
     if not isinstance(order, list) or len(order) < 2:
         raise BadOrderingError(f"{where}.order: {order!r} is no list of two or more, the worst first")

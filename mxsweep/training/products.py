@@ -19,13 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mxsweep.formats.training import INPUT_GRADIENT, OF_GRADIENT, OF_INPUT, OF_WEIGHT, WEIGHT_GRADIENT
 from mxsweep.training.quantizing import Quantizer
-from mxsweep.training.roles import INPUT_GRADIENT, WEIGHT_GRADIENT
-
-# Operands that are made of one tensor, the one with blocks along its rows first.
-_INPUT = ("fprop.input", "wgrad.input")
-_WEIGHT = ("fprop.weight", "dgrad.weight")
-_GRADIENT = ("dgrad.grad", "wgrad.grad")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Tensor:
@@ -93,10 +88,10 @@ def _made_ahead(
     if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
         return None  # under a transform x may stand for many tensors
     both = with_gradients and quantizer.makes_both
-    inputs = quantizer.make_shared(_INPUT if both and weight.requires_grad else _INPUT[:1], x, dtype)
+    inputs = quantizer.make_shared(OF_INPUT if both and weight.requires_grad else OF_INPUT[:1], x, dtype)
     weights: tuple[Tensor, ...] = ()
     if both and x.requires_grad:
-        weights = quantizer.make_both(_WEIGHT, weight.to(dtype))
+        weights = quantizer.make_both(OF_WEIGHT, weight.to(dtype))
     return _Made(*inputs, *[None] * (2 - len(inputs)), *weights)
 
 
@@ -170,16 +165,16 @@ class _Gradients(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         found = []
         with _without_autocast(g.device.type):
-            names = _GRADIENT[:1] if x is None else _GRADIENT[1:] if weight is None else _GRADIENT
+            names = OF_GRADIENT[:1] if x is None else OF_GRADIENT[1:] if weight is None else OF_GRADIENT
             quantized = quantizer.make_both(names, g)
             if weight is not None:
                 weight = weight.to(g.dtype)
-                operand = weight if weight_is_made else quantizer.make_both(_WEIGHT[1:], weight)[0]
+                operand = weight if weight_is_made else quantizer.make_both(OF_WEIGHT[1:], weight)[0]
                 found.append(quantizer.unscaled("dgrad", _times(quantized[0], operand)))
                 if quantizer.observer is not None:
                     quantizer.observer.gradient(quantizer.name, INPUT_GRADIENT, _times(g, weight), found[-1])
             if x is not None:
-                operand = x if x_is_made else quantizer.make_shared(_INPUT[1:], x, x.dtype)[0]
+                operand = x if x_is_made else quantizer.make_shared(OF_INPUT[1:], x, x.dtype)[0]
                 found.append(quantizer.unscaled("wgrad", _over_tokens(quantized[-1], operand)))
                 if quantizer.observer is not None:
                     quantizer.observer.gradient(quantizer.name, WEIGHT_GRADIENT, _over_tokens(g, x), found[-1])

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.formats.training import BY_STEP, REQUANTIZED, LayerFormats, OperandFormat, ProductFormats
+from mxsweep.formats.training import (
+    BY_STEP,
+    OF_INPUT,
+    OF_WEIGHT,
+    REQUANTIZED,
+    LayerFormats,
+    OperandFormat,
+    ProductFormats,
+)
 from mxsweep.numerics import quantize, quantize_both
 from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.philox import uniform
@@ -40,8 +48,6 @@ _AXES = {
     "fprop.input": -1, "fprop.weight": -1, "dgrad.grad": -1, "dgrad.weight": -2, "wgrad.grad": -2, "wgrad.input": -2,
 }  # fmt: skip
 _PRODUCTS = {operand: operand.partition(".")[0] for operand in _AXES}
-_WEIGHTS = ("fprop.weight", "dgrad.weight")
-_INPUTS = ("fprop.input", "wgrad.input")
 _REMADE = ("dgrad.weight", "wgrad.input")  # what backward products read of which fprop has quantized the same
 
 
@@ -214,7 +220,7 @@ class Quantizer:
         """Return what an operand is made from, given the weight, the input or the gradient as it was."""
         if self.backward != REQUANTIZED or operand not in _REMADE:
             return x
-        of_fprop = "fprop.weight" if operand in _WEIGHTS else "fprop.input"
+        of_fprop = "fprop.weight" if operand in OF_WEIGHT else "fprop.input"
         fmt = self.formats.by_operand[of_fprop]
         if fmt is None:
             return x
@@ -241,9 +247,9 @@ class Quantizer:
             fmt = replace(fmt, block_size=fmt.block_size[::-1])  # of a tile, the columns lie along the sum
         key, example_dims, first_example = None, 0, None
         if fmt.rounding == "stochastic":
-            reader = self.reads if operand in _INPUTS else ""
+            reader = self.reads if operand in OF_INPUT else ""
             key = random_key(self.seed, self.step, reader or self.name, operand)
-        if operand not in _WEIGHTS:
+        if operand not in OF_WEIGHT:
             example_dims = x.ndim - 2
             first_example = self.first_example * (x.shape[1] if x.ndim > 3 else 1) if example_dims else None
         return _Arguments(fmt, key, self._tensor_dims(operand, fmt), example_dims, first_example)
@@ -259,7 +265,7 @@ class Quantizer:
         if self.whole_tensors:
             return None
         by_token = _AXES[operand] == ALONG_CHANNELS and isinstance(fmt.block_size, int)
-        return (-1,) if by_token and operand not in _WEIGHTS else (-2, -1)
+        return (-1,) if by_token and operand not in OF_WEIGHT else (-2, -1)
 
 
 def random_key(seed: int, step: int | str, module: str, operand: str) -> int:

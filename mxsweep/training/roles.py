@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from mxsweep.files.training_columns import ROLE_COLUMNS
-from mxsweep.formats.training import OperandFormat
+from mxsweep.formats.training import GRADIENTS, OperandFormat
 from mxsweep.model.operands import Place
 from mxsweep.numerics import measure_blocks
 from mxsweep.numerics.block_measures import PendingStatistics, fetch_statistics, sqnr_db
 
-WEIGHT_GRADIENT, INPUT_GRADIENT = GRADIENTS = ("dW", "dX")
 _PIECE = 1 << 24  # elements that are made float64 at a time
 
 

@@ -92,7 +92,7 @@ def test_a_gradient_has_no_blocks() -> None:
     assert row["slope"] == pytest.approx(9 / 25) and row["cosine"] == pytest.approx(3 / 5)
     assert row["snr_db"] == pytest.approx(10 * math.log10(25 / 16))
     assert all(math.isnan(row[name]) for name in ("underflow", "saturation", "clamped"))
-    with pytest.raises(ValueError, match="'dY' is no gradient; allowed: dW, dX"):
+    with pytest.raises(ValueError, match="'dY' is no gradient; allowed: dX, dW"):
         observer.gradient(NAME, "dY", x, x)
 
 

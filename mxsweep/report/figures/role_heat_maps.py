@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mxsweep.formats.training import GRADIENTS
 from mxsweep.report.figures.figure import Figure, Spec, channel, tooltip
 from mxsweep.report.figures.look import FILE_INK
 from mxsweep.report.wording import ABSENT
-from mxsweep.results.trainings import MEASURES, OPERANDS, read_roles
+from mxsweep.results.trainings import MEASURED, MEASURES, read_roles
 from mxsweep.study.trained_configs import TrainedConfig
 from mxsweep.study.training_ranking import TrainingStudy
 
@@ -31,9 +32,8 @@ TITLES = {
     "cosine": "cosine",
     "slope": "slope",
 }
-GRADIENTS = OPERANDS[-2:]
 # Of a config in one row: what tells most of an operand, and of a gradient.
-IN_ONE_ROW = [("snr_db", operand) for operand in OPERANDS]
+IN_ONE_ROW = [("snr_db", operand) for operand in MEASURED]
 IN_ONE_ROW += [(measure, gradient) for gradient in GRADIENTS for measure in ("cosine", "slope")]
 IN_ONE_ROW += [(measure, "dgrad.grad") for measure in ("underflow", "saturation", "clamped")]
 _FORMS: dict[str, Callable[[float], str]] = {
@@ -109,7 +109,7 @@ def _figure(
 def _medians(config: TrainedConfig) -> Medians:
     found = [roles for row in config.rows.values() if (roles := read_roles(row.run)) is not None]
     medians = {}
-    for operand in OPERANDS:
+    for operand in MEASURED:
         chosen = [(roles, roles.texts["operand"] == operand) for roles in found]
         if any(at.any() for _, at in chosen):
             medians[operand] = {
