@@ -168,6 +168,11 @@ def names(table: Sequence[Knob]) -> dict[str, Knob]:
     return {knob.name: knob for knob in table}
 
 
+def element_groups() -> tuple[str, ...]:
+    """Return the groups that choose element formats: what a person sets to "none" for nothing to be quantized."""
+    return tuple(knob.path for knob in TABLE.values() if isinstance(knob.type, Element) and knob.is_group)
+
+
 def quantizers() -> tuple[str, ...]:
     """Return the knobs that name an element format: where all are "none", nothing is quantized."""
     return tuple(knob.path for knob in TABLE.values() if isinstance(knob.type, Element) and not knob.is_group)

@@ -48,7 +48,8 @@ def baseline_command(row: Row) -> str | None:
     if not baseline_hashes(row.run) or isinstance(row.recorded("training"), dict):
         return None
     kept = [word for word in row.run.overrides if _is_kept(word)]
-    return " ".join(["python -m mxsweep", *map(shlex.quote, kept), "format=none kv_quant=none"])
+    plain = [f"{group}=none" for group in knobs.element_groups()]
+    return " ".join(["python -m mxsweep", *map(shlex.quote, kept), *plain])
 
 
 def run_command(row: Row) -> str:

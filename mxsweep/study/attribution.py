@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mxsweep.config.knobs import element_groups
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
@@ -241,6 +242,6 @@ def _named(results: Results, found: Sequence[Attribution]) -> list[Attribution]:
     """Return the attributions with names, which are those of the knobs that tell their runs of all parts apart."""
     wholes = [one.runs[one.whole] for one in found]
     telling = [name for name in results.shown if len({label(row.knobs.get(name, "")) for row in wholes}) > 1]
-    names = telling or [name for name in ("format", "kv_quant") if name in results.shown]
+    names = telling or [name for name in element_groups() if name in results.shown]
     configs = [name_rows([row], names) if names else "" for row in wholes]
     return [replace(one, config=name) for name, one in zip(configs, found, strict=True)]

@@ -23,6 +23,7 @@ from mxsweep.config.knob import Scope
 from mxsweep.config.knobs import (
     baseline_words,
     decides_only_quantized,
+    element_groups,
     is_knob,
     is_of_sweep,
     no_such_knob,
@@ -53,7 +54,6 @@ REFUSED_OF_HYDRA = {
     "hydra.hydra_logging": "Hydra starts no run here, and its logs are not used",
     "hydra.help": "the help is mxsweep's own: --help",
 }
-BASELINE_TYPED = ("format", "kv_quant")
 PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
 _written: dict[str, str] = {}  # entries of YAML mappings, by what they say
 
@@ -327,9 +327,9 @@ def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[Plan
             kept = [word for word in run.words if not decides_only_quantized(_root(word))]
             number = len(runs) + len(there)
             # Of what makes it a baseline, a title and a folder name what a person would type.
-            unnamed = [path for path in switches() if path not in BASELINE_TYPED]
+            unnamed = [path for path in switches() if path not in element_groups()]
             cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
-            plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in BASELINE_TYPED]
+            plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in element_groups()]
             shown_words = [*_run_words(kept), *plain]
             yield replace(_planned(cfg, kept, shown_words), added=True)
         yield run

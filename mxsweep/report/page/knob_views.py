@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mxsweep.config.knobs import element_groups
 from mxsweep.report.figures.figure import Figure
 from mxsweep.report.figures.lines import KNOB
 from mxsweep.report.table import Cell, Table
@@ -27,9 +28,6 @@ VALUES_NOTE = (
 )
 
 
-CHOOSING_PARTS = ("format", "kv_quant")  # by which a config is taken apart: what they do is what the parts cost
-
-
 @dataclass(frozen=True)
 class KnobView:
     """Hold what the page shows of a knob."""
@@ -43,7 +41,8 @@ class KnobView:
 def knob_views(study: Study, figures: Sequence[Figure]) -> list[KnobView]:
     """Return what every knob of the group does, each with its figures of these; none where nothing is to be seen."""
     studied = {each.knob: each for each in study.values}
-    of_parts = CHOOSING_PARTS if study.asks_what_costs_what else ()
+    # What takes configs apart: what it does is what the parts cost.
+    of_parts = element_groups() if study.asks_what_costs_what else ()
     drawn: dict[str, list[Figure]] = {}
     for figure in figures:
         if figure.about.startswith(KNOB) and figure.in_page:
