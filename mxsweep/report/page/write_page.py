@@ -68,6 +68,20 @@ HERE = Path(__file__).parent
 MOST_FINDINGS = 6  # of a kind, before the others fold away
 MOST_NOTED = 8  # runs of a Pareto front, before the others fold away
 MOST_NAMED = 30  # runs that a finding rests on and that are named
+NOTES = {  # and titles, by their names in the template
+    "baseline": NO_BASELINE.replace("`", ""),
+    "speed": SPEED_NOTE,
+    "compared": COMPARED_NOTE,
+    "trainings": OF_TRAININGS_NOTE,
+    "knobs": VALUES_NOTE,
+    "won_back": WON_BACK_NOTE,
+    "memory_title": MEMORY_TITLE,
+    "costs_title": ATTRIBUTION_TITLE,
+    "costs": COST_NOTE,
+    "sums": SUM_NOTE,
+    "ranking": RANKING_NOTE,
+    "pairs": PAIRS_NOTE,
+}
 
 
 @dataclass(frozen=True)
@@ -158,21 +172,7 @@ def write_page(
                 for status, title in STATUS_TITLES.items()
                 if (runs := results.with_status(status))
             ],
-            notes={
-                "baseline": NO_BASELINE.replace("`", ""),
-                "speed": SPEED_NOTE,
-                "compared": COMPARED_NOTE,
-                "trainings": OF_TRAININGS_NOTE,
-                "knobs": VALUES_NOTE,
-                "won_back": WON_BACK_NOTE,
-                "memory_title": MEMORY_TITLE,
-                "costs_title": ATTRIBUTION_TITLE,
-                "costs": COST_NOTE,
-                "sums": SUM_NOTE,
-                "ranking": RANKING_NOTE,
-                "pairs": PAIRS_NOTE,
-                "tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else "",
-            },
+            notes=NOTES | {"tasks": SEVERAL_TASKS_NOTE if has_several_tasks(results) else ""},
             most_named=MOST_NAMED,
             most_noted=MOST_NOTED,
             measures={name: title for name, (title, _) in MEASURES.items()},
