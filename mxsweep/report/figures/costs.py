@@ -94,11 +94,6 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None,
         axis=None,
         scale={"domain": [-0.5, len(data) - 0.5], "reverse": True, "nice": False, "zero": False},
     )
-    colour = channel("told", scale={"domain": [True, False], "range": [TOLD, NOT_TOLD]}, legend=None)
-    tips = tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"})
-    above = {"type": "text", "color": ink, "dy": -9, "baseline": "middle"}
-    numbers = CHARACTER * max(len(datum["numbers"]) for datum in data) + 8
-    wide = {"condition": {"test": f"width < {NARROW}", "value": 0}, "value": 1}
     return {
         "datasets": {"configs": data},
         "params": HIDDEN,
@@ -108,33 +103,47 @@ def _chart(ink: str, metric: str, configs: Sequence[Config], use: Config | None,
                 "mark": {"type": "rule", "color": ink},
                 "encoding": {"x": {**x, "field": "nothing"}, "y": {**y, "field": "under_name"}, "y2": {"field": "end"}},
             },
-            {
-                "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": LOWERED},
-                "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour},
-            },
-            {
-                "mark": {"type": "point", "size": 60, "opacity": 1, "strokeWidth": 1.8, "yOffset": LOWERED},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "stroke": colour,
-                    "fill": channel(
-                        "told",
-                        scale={"domain": [True, False], "range": [TOLD, "transparent"]},
-                        legend=None,
-                    ),
-                    "tooltip": tips,
-                },
-            },
-            *_names({**above, "align": "left"}, y, numbers),
-            {
-                "mark": {**above, "align": "right", "fontSize": 11},
-                "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers"), "opacity": wide},
-            },
+            *_intervals(x, y),
+            *_texts(ink, y, max(len(datum["numbers"]) for datum in data)),
         ],
         # A colour and a fill of one field have scales of their own.
         "resolve": {"scale": {"color": "independent", "fill": "independent", "stroke": "independent"}},
     }
+
+
+def _intervals(x: Spec, y: Spec) -> list[Spec]:
+    """Return each config's interval and, filled where it is told from the baseline, its change."""
+    told = {"domain": [True, False], "range": [TOLD, NOT_TOLD]}
+    colour = channel("told", scale=told, legend=None)
+    return [
+        {
+            "mark": {"type": "rule", "strokeWidth": 2.2, "yOffset": LOWERED},
+            "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour},
+        },
+        {
+            "mark": {"type": "point", "size": 60, "opacity": 1, "strokeWidth": 1.8, "yOffset": LOWERED},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "stroke": colour,
+                "fill": channel("told", scale=told | {"range": [TOLD, "transparent"]}, legend=None),
+                "tooltip": tooltip({"config": "config", "change": "change", "interval": "95 %", "p": "p"}),
+            },
+        },
+    ]
+
+
+def _texts(ink: str, y: Spec, longest: int) -> list[Spec]:
+    """Return the names above the intervals, and the numbers right of them where there is room."""
+    above = {"type": "text", "color": ink, "dy": -9, "baseline": "middle"}
+    wide = {"condition": {"test": f"width < {NARROW}", "value": 0}, "value": 1}
+    return [
+        *_names({**above, "align": "left"}, y, CHARACTER * longest + 8),
+        {
+            "mark": {**above, "align": "right", "fontSize": 11},
+            "encoding": {"x": {"value": "width"}, "y": y, "text": channel("numbers"), "opacity": wide},
+        },
+    ]
 
 
 def _names(above: Spec, y: Spec, numbers: float) -> list[Spec]:
