@@ -1,4 +1,4 @@
-"""Read outcomes by example: what ``samples.parquet`` and ``noise.parquet`` beside a record hold, as arrays.
+"""Read outcomes by example: what ``samples.parquet`` beside a record holds, as arrays.
 
 A file is read once in a process, and again only if it was written anew. Runs over the same documents share one
 array of keys, so that a thousand runs take little memory and whether two saw the same documents is seen at once.
@@ -14,7 +14,7 @@ import numpy as np
 
 from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_loss, is_perplexity, main_metric
 from mxsweep.results.parquet_files import ParquetError, open_parquet
-from mxsweep.results.record import NOISE_NAME, SAMPLES_NAME, RunFolder
+from mxsweep.results.record import SAMPLES_NAME, RunFolder
 
 _WEIGHTS = ("words", "bytes", "tokens")
 
@@ -46,7 +46,7 @@ class Outcomes:
         return len(self.keys)
 
 
-_read: dict[tuple[Any, ...], dict[str, list[Outcomes]]] = {}  # (file, its size and age) -> task -> repeats
+_read: dict[tuple[Any, ...], dict[str, Outcomes]] = {}  # (file, its size and age) -> task -> outcomes
 # Of each set of documents the column and the array: by length, first and last, so that few are looked through.
 _keys: dict[tuple[Any, ...], list[tuple[Any, np.ndarray]]] = {}
 
@@ -57,12 +57,15 @@ def read_outcomes(run: RunFolder, task: str) -> Outcomes | None:
     A task with several filters has several rows a document. Those of the filter that the run's main metric names are
     taken (`exact_match,strict` names `strict`), or those of the first filter in the file where it names none.
     """
-    return next(iter(_outcomes(run, SAMPLES_NAME).get(task, [])), None)
-
-
-def read_noise(run: RunFolder, task: str) -> list[Outcomes]:
-    """Read the outcomes of each perturbed repeat of a run, in order; none without a readable noise.parquet."""
-    return _outcomes(run, NOISE_NAME).get(task, [])
+    path = run.path / SAMPLES_NAME
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    stamp = (os.path.abspath(path), status.st_mtime_ns, status.st_size, status.st_ino)
+    if stamp not in _read:
+        _read[stamp] = _parse(path, (run.record or {}).get("metrics") or {})
+    return _read[stamp].get(task)
 
 
 def why_unread(run: RunFolder) -> str | None:
@@ -74,34 +77,11 @@ def why_unread(run: RunFolder) -> str | None:
         return str(why)
 
 
-def _outcomes(run: RunFolder, name: str) -> dict[str, list[Outcomes]]:
-    path = run.path / name
-    try:
-        status = path.stat()
-    except OSError:
-        return {}
-    stamp = (os.path.abspath(path), status.st_mtime_ns, status.st_size, status.st_ino)
-    if stamp not in _read:
-        _read[stamp] = _parse(path, (run.record or {}).get("metrics") or {})
-    return _read[stamp]
-
-
-def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
+def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, Outcomes]:
     """Return a file's outcomes by task; nothing if it is damaged. `metrics` are the record's, by task."""
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
 
-    known = (
-        "task",
-        "repeat",
-        "doc_id",
-        "doc_hash",
-        "input_hash",
-        "filter",
-        "loglikelihood",
-        MARGIN,
-        *COUNTED,
-        *_WEIGHTS,
-    )
+    known = ("task", "doc_id", "doc_hash", "input_hash", "filter", "loglikelihood", MARGIN, *COUNTED, *_WEIGHTS)
     try:
         with open_parquet(path) as file:
             there = set(file.schema_arrow.names)
@@ -111,25 +91,21 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, list[Outcomes]]:
             return {}
         by_task = {}
         for task, rows in _parts(table, "task"):
-            of_task = _of_filter(rows, metrics.get(task) or {})
-            repeats = [part for _, part in _parts(of_task, "repeat")] if "repeat" in names else [of_task]
-            outcomes = [_of_table(part, metrics.get(task) or {}) for part in repeats]
-            if outcomes and all(each is not None for each in outcomes):
-                by_task[str(task)] = [each for each in outcomes if each is not None]
+            of_task = metrics.get(task) or {}
+            if (outcomes := _of_table(_of_filter(rows, of_task), of_task)) is not None:
+                by_task[str(task)] = outcomes
         return by_task
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
         return {}
 
 
 def _parts(table: Any, name: str) -> Iterable[tuple[Any, Any]]:
-    """Return the rows with each value of a column, in the order that the values appear in; of `repeat`, by size."""
+    """Return the rows with each value of a column, in the order that the values appear in."""
     import pyarrow.compute as pc
 
     values = [value for value in pc.unique(table[name]).to_pylist() if value is not None]
     if len(values) == 1 and table[name].null_count == 0:
         return [(values[0], table)]
-    if name == "repeat":
-        values.sort()
     return [(value, table.filter(pc.equal(table[name], value))) for value in values]
 
 

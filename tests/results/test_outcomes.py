@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers.made_runs import outcomes, put
 
-from mxsweep.results.outcomes import Outcomes, read_noise, read_outcomes
+from mxsweep.results.outcomes import Outcomes, read_outcomes
 from mxsweep.results.record import RunFolder, find_runs
 
 
@@ -163,7 +163,6 @@ def test_a_file_that_is_not_whole_is_no_outcomes(tmp_path: Path, damage: str) ->
     elif damage == "texts":
         outcomes([-0.5, -1.0]).assign(loglikelihood="much", acc="many").to_parquet(file, index=False)
     assert read_outcomes(opened(folder), "story") is None
-    assert read_noise(opened(folder), "story") == []
 
 
 def test_any_byte_may_be_damaged(tmp_path: Path) -> None:
@@ -183,13 +182,3 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
     outcomes([-0.5]).to_parquet(folder / "new", index=False)
     (folder / "new").replace(folder / "samples.parquet")
     assert len(read(folder)) == 1
-
-
-def test_repeats_are_read_in_order(tmp_path: Path) -> None:
-    folder = put(tmp_path / "a", outcomes([-0.5, -3.0]))
-    assert read_noise(opened(folder), "story") == []
-    repeats = [outcomes([-0.5 - k, -3.0], repeat=k) for k in (2, 1, 10)]
-    pd.concat(repeats).to_parquet(folder / "noise.parquet", index=False)
-    found = read_noise(opened(folder), "story")
-    assert [each.loglikelihood[0] for each in found if each.loglikelihood is not None] == [-1.5, -2.5, -10.5]
-    assert all(each.keys is read(folder).keys for each in found)
