@@ -116,12 +116,6 @@ def gptq(
     return answer
 
 
-def hessian_loss(w: Tensor, q: Tensor, hessian: Tensor) -> float:
-    """Return tr((w - q) H (w - q)^T) / tr(w H w^T), in float64: the layer's output error relative to the output."""
-    error, weight, h = (w - q).double(), w.double(), hessian.double()
-    return float(((error @ h) * error).sum() / ((weight @ h) * weight).sum())
-
-
 @dataclass(frozen=True)
 class _Factored:
     """Hold a damped Hessian (C, C) float64 in the `order` (C,) of its columns, and its upper triangular root."""

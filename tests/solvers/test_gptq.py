@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.adversarial import assert_same_bits
+from helpers.hessian_loss import hessian_loss
 from helpers.mx_host import host_library, pointer
 from helpers.solved_formats import FORMATS
 from torch import Tensor
@@ -16,7 +17,7 @@ from mxsweep.numerics import MXFormat, decode, quantize
 from mxsweep.solvers import gptq as module
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import gptq, hessian_loss
+from mxsweep.solvers.gptq import gptq
 
 LAZY_FORMATS = [FORMATS[6], *FORMATS[11:]]
 NVFP4 = MXFormat("fp4_e2m1", 16, "e4m3", rounding="even", tensor_scale=True)

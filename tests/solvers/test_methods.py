@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.hessian_loss import hessian_loss
 from torch import Tensor
 
 from mxsweep.config.weight_methods import WEIGHT_METHODS, Needs
 from mxsweep.numerics import MXFormat, decode, quantize
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import gptq, hessian_loss
+from mxsweep.solvers.gptq import gptq
 from mxsweep.solvers.methods import load_method
 
 OPTIONS: dict[str, dict[str, Any]] = {
