@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -66,9 +67,18 @@ def _wanted_early(typed: Mapping[str, str]) -> Sequence[int | None]:
         return []
     launcher = Gpus(None if n == "null" else int(n), retries=0)
     try:
-        return _gpus_or_cpu(launcher, _gpus(launcher, typed.get("model.device") == "cpu"))
+        workers = _gpus_or_cpu(launcher, _gpus(launcher, typed.get("model.device") == "cpu"))
     except ConfigError:  # which planning raises
         return []
+    return workers[: _most_runs(typed)]
+
+
+def _most_runs(typed: Mapping[str, str]) -> int | None:
+    """Return how many runs the words of a command come to at the most, with a baseline; None where they do not tell."""
+    is_elsewhere = "experiment" in typed or "resume" in typed  # in the experiment's file, in the sweep's folder
+    if is_elsewhere or any("(" in value for value in typed.values()):  # as in range(1,9)
+        return None
+    return 1 + math.prod(1 + value.count(",") for value in typed.values())
 
 
 def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:

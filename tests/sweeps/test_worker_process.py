@@ -47,13 +47,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 @pytest.mark.parametrize(
     ("typed", "gpus"),
     [
-        ({"hydra/launcher": "gpus"}, [0, 1, 2]),
+        ({"hydra/launcher": "gpus", "block_size": "16,32"}, [0, 1, 2]),
+        ({"hydra/launcher": "gpus", "format": "mxfp4"}, [0, 1]),  # a run and its baseline
+        ({"hydra/launcher": "gpus", "seed": "range(1,9)"}, [0, 1, 2]),
+        ({"hydra/launcher": "gpus", "experiment": "ex1"}, [0, 1, 2]),
+        ({"hydra/launcher": "gpus", "resume": "true"}, [0, 1, 2]),
         ({"hydra/launcher": "gpus", "hydra.launcher.n": "2"}, [0, 1]),
         ({"hydra/launcher": "gpus", "hydra.launcher.n": "4"}, []),  # which is refused
         ({"hydra/launcher": "gpus", "hydra.launcher.n": "1,2"}, []),
         ({"hydra/launcher": "gpus", "model.device": "cpu", "hydra.launcher.n": "9" * 5000}, []),
         ({"hydra/launcher": "gpus", "model.device": "cpu"}, [None, None]),
-        ({"hydra/launcher": "gpus", "model.device": "cpu", "hydra.launcher.n": "9"}, [None] * 4),  # a core is left
+        # A core is left.
+        ({"hydra/launcher": "gpus", "model.device": "cpu", "hydra.launcher.n": "9", "seed": "1,2,3,4"}, [None] * 4),
         ({"hydra/launcher": "gpus", "dry_run": "true"}, []),
         ({"hydra/launcher": "slurm"}, []),
         ({}, []),
