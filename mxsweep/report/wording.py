@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mxsweep.results.metrics import betterness, decimals, is_loss
 from mxsweep.results.rows import Row
 from mxsweep.study.change_words import format_interval, percent
-from mxsweep.study.metric_test import metric_test
+from mxsweep.study.compared_metric import metric_test
 
 if TYPE_CHECKING:  # comparing takes scipy, and who only writes numbers does without it
     from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference

@@ -11,9 +11,9 @@ from mxsweep.results.metrics import is_margin, is_perplexity
 from mxsweep.statistics.paired_tests import MeanDifference
 from mxsweep.study.attribution import ATTRIBUTION_TITLE, Attribution, Cost, Sum, format_nats, kinds_text
 from mxsweep.study.change_words import format_factor, format_with_span
+from mxsweep.study.compared_metric import metric_test
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.finding import join_with_and, run_ids, with_minus_signs
-from mxsweep.study.metric_test import metric_test
 from mxsweep.study.paired_values import ACCURACY, LOG_PERPLEXITY, MARGIN
 from mxsweep.study.tensor_kinds import Kinds
 from mxsweep.study.verdict_words import VerdictLine

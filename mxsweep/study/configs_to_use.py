@@ -19,11 +19,11 @@ from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, 
 from mxsweep.results.memory_taken import kv_bits_per_token
 from mxsweep.results.remedies import applied, no_remedies
 from mxsweep.results.rows import Row, label
+from mxsweep.study.compared_metric import MetricTest, as_cost, metric_test
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.headline import loss
 from mxsweep.study.memory_front import memory_of
 from mxsweep.study.memory_terms import CONTEXT
-from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 
 SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")  # and, after what differs, the other remedies
 

@@ -19,6 +19,7 @@ from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
 from mxsweep.study.change_words import format_bits, format_measured, metric_noun
+from mxsweep.study.compared_metric import MetricTest, as_cost, metric_test
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.configs_to_use import (
     Config,
@@ -33,7 +34,6 @@ from mxsweep.study.finding import run_ids
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.how_sure import count_repeats, say_sure, say_sure_of_costs
 from mxsweep.study.memory_terms import CONTEXT
-from mxsweep.study.metric_test import MetricTest, as_cost, metric_test
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values

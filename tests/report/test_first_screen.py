@@ -17,9 +17,9 @@ from mxsweep.report.page.evidence import effect_table
 from mxsweep.report.page.knob_views import knob_views
 from mxsweep.results.groups import read_results
 from mxsweep.study.change_words import format_bits
+from mxsweep.study.compared_metric import metric_test
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
-from mxsweep.study.metric_test import metric_test
 
 N = 200
 TASK = 5153

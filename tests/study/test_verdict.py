@@ -17,11 +17,11 @@ from mxsweep.results.groups import read_results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.study.change_words import format_size, format_with_span, percent
+from mxsweep.study.compared_metric import metric_test
 from mxsweep.study.comparison import compare_pairs
 from mxsweep.study.group_study import Study, study_groups
 from mxsweep.study.memory_front import find_memory_front
 from mxsweep.study.memory_terms import Terms
-from mxsweep.study.metric_test import metric_test
 from mxsweep.study.value_words import describe_values
 
 N = 400

@@ -21,11 +21,11 @@ from mxsweep.results.metrics import decimals, is_perplexity, long_title
 from mxsweep.results.rows import Row, label
 from mxsweep.statistics.paired_tests import AccuracyDifference, MeanDifference
 from mxsweep.study.change_words import format_change, format_interval, metric_noun
+from mxsweep.study.compared_metric import metric_test
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.configs_to_use import outcome_of
 from mxsweep.study.group_study import Study
 from mxsweep.study.knob_effects import runs_by_value
-from mxsweep.study.metric_test import metric_test
 
 LOG_SCALE_FROM = 20.0  # a perplexity that varies by this factor is drawn on a log axis
 FEW_POWERS = 200.0  # a range from which an axis of logarithms has powers of ten alone

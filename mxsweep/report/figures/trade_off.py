@@ -40,11 +40,11 @@ from mxsweep.results.metrics import is_perplexity
 from mxsweep.results.remedies import is_remedy, remedy_text
 from mxsweep.results.rows import Row
 from mxsweep.study.change_words import format_bits
+from mxsweep.study.compared_metric import as_cost
 from mxsweep.study.finding import format_runs
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import memory_of, unbeaten
 from mxsweep.study.memory_terms import Terms
-from mxsweep.study.metric_test import as_cost
 from mxsweep.study.trained_configs import has_seeds
 
 ABOUT = "trade-off"
