@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers.warned import assert_warned_everywhere
 
 from mxsweep import compose, run
 from mxsweep.calibrate.artefacts import Artefact
@@ -30,7 +31,6 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import NUMERICS_VERSION, MXFormat, encode
 from mxsweep.statistics.paired_tests import compare_log_perplexity
 from mxsweep.sweeps.plan import plan
-from tests.helpers.warned import assert_warned_everywhere
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_cache")]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.decoded import decoded
+from helpers.hessian_loss import hessian_loss
 from helpers.mixtures import build
 from helpers.warned import assert_warned_everywhere
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from mxsweep.model.quantize import quantize_model
 from mxsweep.numerics import Encoded, MXFormat, decode, encode, quantize
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import gptq, hessian_loss
+from mxsweep.solvers.gptq import gptq
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

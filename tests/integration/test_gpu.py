@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
+from helpers.hessian_loss import hessian_loss
 from helpers.kernel_formats import FORMATS as KERNEL_FORMATS
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,7 +31,7 @@ from mxsweep.numerics.reference.scales import stored_scale
 from mxsweep.numerics.rescaled import quantize_rescaled
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
-from mxsweep.solvers.gptq import GROUP, gptq, hessian_loss
+from mxsweep.solvers.gptq import GROUP, gptq
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from helpers.training_jobs import training_job
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -16,7 +17,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from mxsweep.training import sharded_muon
 from mxsweep.training.optimizers import MATRIX, make_optimizers
-from tests.helpers.training_jobs import training_job
 
 pytestmark = pytest.mark.long
 STEPS = 3
