@@ -13,6 +13,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import KVOptions
 
 TENSOR_SCALE_BITS = 32
+USUAL_CONTEXT = 8192  # tokens of a sequence, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ class CacheFormats:
         return sum(layer.layers * self._bits(layer, context) for layer in layers)
 
     def bits_per_token(self, layers: Iterable[CacheLayer]) -> float:
-        """Return the bits that one more token takes where none is dropped, and none stays as it is."""
-        formats = replace(self, options=replace(self.options, first=0, recent=0))
+        """Return the bits that a token takes where none is dropped; where some stay as they are, in the mean over a
+        sequence of `USUAL_CONTEXT` tokens.
+        """
         size = self.key.block_size if self.key is not None and self.options.key_axis == "channel" else 1
         assert isinstance(size, int)
-        tokens = size or 1
-        return formats.bits([replace(layer, window=None) for layer in layers], tokens) / tokens
+        tokens = USUAL_CONTEXT if self.options.first or self.options.recent else size or 1
+        return self.bits([replace(layer, window=None) for layer in layers], tokens) / tokens
 
     def _bits(self, layer: CacheLayer, context: int) -> int:
         tokens = context if layer.window is None else min(context, layer.window)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.formats.recipe import TENSOR_KINDS
 from mxsweep.report.columns import (
     DATA_ONLY,
@@ -118,8 +119,9 @@ MEASURED: list[Column] = [
     ),
     measured_column(
         "kv_bits_per_token",
-        "bits that keys and values of a token take in the cache, in all layers together, scales included; empty where "
-        "the model caches something else, or its run did not record what",
+        "bits that keys and values of a token take in the cache, in all layers together, scales included, and tokens "
+        f"that stay as they are, in the mean over {USUAL_CONTEXT:,}; empty where the model caches something else, or "
+        "its run did not record what",
         kv_bits_per_token,
         "{:,.0f}".format,
         title="KV bits/token",

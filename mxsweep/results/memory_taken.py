@@ -11,7 +11,9 @@ from mxsweep.results.rows import Row
 
 
 def kv_bits_per_token(row: Row) -> float | None:
-    """Return the bits that a cached token takes in all layers, scales included; None where that is not known."""
+    """Return the bits that a cached token takes in all layers, scales and tokens that stay as they are included; None
+    where that is not known.
+    """
     known = _cache(row)
     return None if known is None else known[0].bits_per_token(known[1])
 

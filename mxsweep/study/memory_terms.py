@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTEXT = 8192
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
+
+CONTEXT = USUAL_CONTEXT
 WITHIN = 0.01
 
 

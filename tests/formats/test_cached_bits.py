@@ -44,7 +44,13 @@ def test_tokens_that_stay_as_they_are() -> None:
     formats = CacheFormats(FP4, INT8, KVOptions(first=4, recent=32))
     assert formats.bits([LAYER], 100) == 3 * (36 * plain + 64 * quantized)
     assert formats.bits([LAYER], 20) == 3 * 20 * plain
-    assert formats.bits_per_token([LAYER]) == 3 * quantized
+    assert formats.bits_per_token([LAYER]) == 3 * (36 * plain + (8192 - 36) * quantized) / 8192
+
+
+def test_what_rescue4_takes_is_what_its_page_says() -> None:
+    layer = CacheLayer(heads=1, key_size=64, value_size=64, window=512, bits=16)  # of a window, which drops none here
+    bits = CacheFormats(FP4, FP4, KVOptions(first=4, recent=32)).bits_per_token([layer]) / 128
+    assert f"{bits:.2f}" == "4.30" and CacheFormats(FP4, FP4).bits_per_token([layer]) == 128 * 4.25
 
 
 def test_a_block_of_tokens_counts_when_it_is_complete() -> None:
