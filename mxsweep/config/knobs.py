@@ -69,9 +69,10 @@ def groups_with_own_values() -> tuple[str, ...]:
     return tuple(knob.path for knob in TABLE.values() if knob.is_group and type(knob.type) is not ValueType)
 
 
-def mappings() -> tuple[str, ...]:
+@_from_table
+def mappings(table: Sequence[Knob]) -> tuple[str, ...]:
     """Return the knobs whose value is a mapping with keys of the user's own: leaves all the same."""
-    return tuple(knob.path for knob in TABLE.values() if isinstance(knob.type, Mapping))
+    return tuple(knob.path for knob in table if isinstance(knob.type, Mapping))
 
 
 def decides_no_result(key: str) -> bool:

@@ -24,7 +24,7 @@ from mxsweep.config.knobs import is_knob, no_such_knob, paths
 from mxsweep.config.option_files import conf_dir
 from mxsweep.config.override_grammar import excerpt
 from mxsweep.files.checkpoints import EMBEDDED
-from mxsweep.sweeps.shared_composition import OF_THIS_RUN, SharedComposition
+from mxsweep.sweeps.shared_composition import OF_THIS_RUN, SharedComposition, read_options_once
 from mxsweep.terminal.errors import ConfigError
 
 
@@ -122,6 +122,7 @@ def composing(
     if with_stamp and not any(word.startswith("stamp=") for word in words):
         extra.append(f"stamp='{datetime.now().strftime('%Y%m%d_%H%M%S')}'")  # one for all, however long composing takes
     with _without_environment(), initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="mxsweep"):
+        read_options_once()
         yield Composer(tuple(extra), paths_from)
 
 

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mxsweep.config.composed_config import plain_knobs
+from mxsweep.sweeps.options_read_once import OptionsReadOnce
 
 CONFIG = "config"  # the name of the config that all begins with
 OF_THIS_RUN = ("hydra.job.num", "hydra.job.id")
@@ -184,6 +185,12 @@ class SharedComposition:
         hydra.job.override_dirname = get_overrides_dirname(
             overrides=of_task, kv_sep=style.kv_sep, item_sep=style.item_sep, exclude_keys=style.exclude_keys
         )
+
+
+def read_options_once() -> None:
+    """Have the Hydra that is initialized read each option once for all runs."""
+    loader = _loader()
+    loader.repository = OptionsReadOnce(loader.repository)
 
 
 def _loader() -> ConfigLoaderImpl:

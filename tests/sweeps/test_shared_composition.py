@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_repository import ConfigRepository
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 from mxsweep.config.overrides import prepare
+from mxsweep.sweeps import composition
 from mxsweep.sweeps import plan as planning
 from mxsweep.sweeps.composition import Composer
 from mxsweep.sweeps.plan import Plan, plan
@@ -67,6 +71,22 @@ def test_a_sweep_is_planned_as_hydra_composes_it(words: list[str], monkeypatch: 
     together = planned(words)
     monkeypatch.setattr(Composer, "_like_one_before", lambda self, overrides: None)
     assert planned(words) == together
+    monkeypatch.setattr(composition, "read_options_once", lambda: None)
+    assert planned(words) == together
+
+
+def test_each_option_is_read_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+    load = ConfigRepository.load_config
+
+    def counted(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        read[config_path] += 1
+        return load(self, config_path)
+
+    monkeypatch.setattr(ConfigRepository, "load_config", counted)
+    told = planned(["recipe=mxfp4,nvfp4", "train=from_scratch", "seed=1,2"])
+    assert not isinstance(told, str) and {"recipe/mxfp4", "recipe/nvfp4"} <= read.keys()
+    assert set(read.values()) == {1}
 
 
 @pytest.mark.parametrize(
