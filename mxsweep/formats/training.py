@@ -49,6 +49,14 @@ class OperandFormat:
         # Equal formats are one object: what is kept for a format is then found without comparing its fields.
         object.__setattr__(self, "fmt", _SEEN.setdefault(self.fmt, self.fmt))
 
+    @cached_property
+    def of_columns(self) -> MXFormat:
+        """Return the format for an operand whose product sums over its columns: along these lie a tile's, too."""
+        if isinstance(self.fmt.block_size, int):
+            return self.fmt
+        turned = replace(self.fmt, block_size=self.fmt.block_size[::-1])
+        return _SEEN.setdefault(turned, turned)
+
     def __str__(self) -> str:
         """Return the format's text with what goes beside it: ``fp4_e2m1-b32-e8m0 x0.75``.
 
@@ -103,6 +111,20 @@ class LayerFormats:
             for name, operand in self.operands()
             if operand is not None and operand.prescale == 1 and not getattr(self, name.partition(".")[0]).hadamard
         )
+
+    @cached_property
+    def prescales(self) -> dict[str, float]:
+        """Return by its name what each product is divided by, as its operands were multiplied."""
+        scales = dict.fromkeys(PRODUCTS, 1.0)
+        for name, operand in self.operands():
+            scales[name.partition(".")[0]] *= 1.0 if operand is None else operand.prescale
+        return scales
+
+    @cached_property
+    def rotations(self) -> dict[str, int]:
+        """Return by its name the order of each product's rotation; 0 where there is none, or nothing is quantized."""
+        products: dict[str, ProductFormats] = {name: getattr(self, name) for name in PRODUCTS}
+        return {name: 0 if formats.is_plain else formats.hadamard for name, formats in products.items()}
 
     @cached_property
     def by_token(self) -> LayerFormats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from mxsweep.formats.backends import check_backend
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.dispatch import check_arguments, problem_of, quantize
+from mxsweep.numerics.dispatch import check_arguments, check_first_example, check_fit, problem_of, quantize
 from mxsweep.numerics.hadamard import SignedHadamard
-from mxsweep.numerics.philox import draws_of
+from mxsweep.numerics.philox import Draws, draws_of
 
 ALONG_ROWS, ALONG_COLUMNS = -1, -2
 
@@ -47,20 +48,21 @@ def quantize_both(
     if isinstance(x, Tensor) and x.ndim < 2:
         raise ValueError(f"x: {x.ndim} dimensions are not allowed; allowed: at least two")
     (by_rows, by_columns), (over_rows, over_columns) = generators, tensor_dims
+    if backend == "cuda" and isinstance(x, Tensor) and x.is_cuda and not problem_of(x, backend):
+        check_first_example(first_example)
+        drawn = by_rows is not None, by_columns is not None
+        dims = None if over_rows is None else tuple(over_rows), None if over_columns is None else tuple(over_columns)
+        order = None if column_rotation is None else column_rotation.order
+        if _is_launched(x.shape, x.dtype, (row_format, column_format), arithmetic, drawn, dims, example_dims, order):
+            from mxsweep.numerics.kernels.both_cuda import quantize_both_cuda
+
+            row_draws = draws_of(row_format, by_rows, example_dims, first_example)
+            column_draws = draws_of(column_format, by_columns, example_dims, first_example)
+            return quantize_both_cuda(x.detach(), row_format, column_format, row_draws, column_draws, column_rotation)
     check_arguments(x, row_format, ALONG_ROWS, by_rows, over_rows, example_dims, first_example)
     check_arguments(x, column_format, ALONG_COLUMNS, by_columns, over_columns, example_dims, first_example)
     check_backend(backend, arithmetic or "exact")
     x = x.detach()
-    if x.is_cuda and backend == "cuda" and arithmetic != "native" and not problem_of(x, backend):
-        from mxsweep.numerics.kernels.both_cuda import fits_draws, quantize_both_cuda, takes_both
-
-        row_draws = draws_of(row_format, by_rows, example_dims, first_example)
-        column_draws = draws_of(column_format, by_columns, example_dims, first_example)
-        fits = fits_draws(row_draws or column_draws, column_format, x.shape, x.ndim - 2)
-        dims = tuple(None if over is None else tuple(over) for over in tensor_dims)
-        order = None if column_rotation is None else column_rotation.order
-        if fits and takes_both(row_format, column_format, x.shape, x.dtype, dims, order):
-            return quantize_both_cuda(x, row_format, column_format, row_draws, column_draws, column_rotation)
     beside: dict[str, Any] = {
         "backend": backend,
         "arithmetic": arithmetic,
@@ -73,6 +75,30 @@ def quantize_both(
     rotated = x if column_rotation is None else column_rotation.rotate(x, ALONG_COLUMNS)
     return by_row, quantize(
         rotated, column_format, ALONG_COLUMNS, generator=by_columns, tensor_dims=over_columns, **beside
+    )
+
+
+@functools.lru_cache(
+    maxsize=4096
+)  # as of a step of training: all that is asked of a tensor before a launch is asked once
+def _is_launched(
+    shape: torch.Size, dtype: torch.dtype, formats: tuple[MXFormat, MXFormat], arithmetic: str | None,
+    has_generator: tuple[bool, bool], tensor_dims: tuple[tuple[int, ...] | None, tuple[int, ...] | None],
+    example_dims: int, order: int | None,
+) -> bool:  # fmt: skip
+    """Return whether kernels quantize such a tensor both ways at once; raise where `quantize` would for either."""
+    from mxsweep.numerics.kernels.both_cuda import fits_draws, takes_both
+
+    for fmt, axis, given, over in zip(formats, (ALONG_ROWS, ALONG_COLUMNS), has_generator, tensor_dims, strict=True):
+        if not isinstance(fmt, MXFormat):
+            return False  # which is refused by its name
+        check_fit(dtype, len(shape), fmt, axis, given, over, example_dims)
+    check_backend("cuda", arithmetic or "exact")
+    draws = Draws(0, example_dims, None) if any(fmt.rounding == "stochastic" for fmt in formats) else None
+    return (
+        arithmetic != "native"
+        and fits_draws(draws, formats[1], shape, len(shape) - 2)
+        and takes_both(*formats, shape, dtype, tensor_dims, order)
     )
 
 

@@ -94,16 +94,21 @@ def check_arguments(
     if not (isinstance(x, Tensor) and isinstance(fmt, MXFormat)):
         name, value, wanted = ("fmt", fmt, MXFormat) if isinstance(x, Tensor) else ("x", x, Tensor)
         raise TypeError(f"{name}: {value!r:.60} is a {type(value).__name__}; allowed: {wanted.__name__}")
-    if first_example is not None and (type(first_example) is not int or not 0 <= first_example <= LAST_EXAMPLE):
-        raise ValueError(f"first_example: {first_example!r} is not allowed; allowed: None, or 0 to 2^62")
+    check_first_example(first_example)
     over = None if tensor_dims is None else tuple(tensor_dims)
-    _check_fit(x.dtype, x.ndim, fmt, axis, generator is not None, over, example_dims)
+    check_fit(x.dtype, x.ndim, fmt, axis, generator is not None, over, example_dims)
     if tensor_amax is not None:
         _check_tensor_amax(tensor_amax, x, fmt, tensor_dims)
 
 
+def check_first_example(first_example: int | None) -> None:
+    """Raise what `quantize` promises to raise for the number of an example."""
+    if first_example is not None and (type(first_example) is not int or not 0 <= first_example <= LAST_EXAMPLE):
+        raise ValueError(f"first_example: {first_example!r} is not allowed; allowed: None, or 0 to 2^62")
+
+
 @functools.lru_cache(maxsize=4096)  # as of a step of training, which asks the same a hundred times
-def _check_fit(
+def check_fit(
     dtype: torch.dtype,
     ndim: int,
     fmt: MXFormat,

@@ -76,7 +76,6 @@ class _Made(NamedTuple):
     dgrad_weight: Tensor | None = None
 
 
-@torch.no_grad()
 def _made_ahead(
     x: Tensor, dtype: torch.dtype, weight: Tensor, quantizer: Quantizer, with_gradients: bool
 ) -> _Made | None:
@@ -88,10 +87,10 @@ def _made_ahead(
     if quantizer.formats.fprop.is_plain or torch._C._are_functorch_transforms_active():
         return None  # under a transform x may stand for many tensors
     both = with_gradients and quantizer.makes_both
-    inputs = quantizer.make_shared(OF_INPUT if both and weight.requires_grad else OF_INPUT[:1], x, dtype)
+    inputs = quantizer.make_shared(OF_INPUT if both and weight.requires_grad else OF_INPUT[:1], x.detach(), dtype)
     weights: tuple[Tensor, ...] = ()
     if both and x.requires_grad:
-        weights = quantizer.make_both(OF_WEIGHT, weight.to(dtype))
+        weights = quantizer.make_both(OF_WEIGHT, weight.detach().to(dtype))
     return _Made(*inputs, *[None] * (2 - len(inputs)), *weights)
 
 
@@ -139,12 +138,10 @@ class _Linear(torch.autograd.Function):
             # As a function of its own only where that is asked for, since it takes a while.
             alone = torch.is_grad_enabled() or _is_transformed()
             gradients_of: Any = _Gradients.apply if alone else _Gradients.forward
-            found = iter(gradients_of(g, x, weight, *ctx.made, ctx.quantizer))
-            dx, dw = (next(found) if needed else None for needed in (by_x, by_weight))
-        of_x, of_weight, of_bias = ctx.dtypes
-        dx = None if dx is None else dx.to(of_x)
-        dw = None if dw is None else dw.to(of_weight)
-        db = _sum_over_tokens(g).to(of_bias) if by_bias else None
+            found = gradients_of(g, x, weight, *ctx.made, ctx.quantizer)
+            of_x, of_weight, _ = ctx.dtypes
+            dx, dw = found[0].to(of_x) if by_x else None, found[-1].to(of_weight) if by_weight else None
+        db = _sum_over_tokens(g).to(ctx.dtypes[2]) if by_bias else None
         return dx, dw, db, None, None
 
     @staticmethod
@@ -168,7 +165,8 @@ class _Gradients(torch.autograd.Function):
             names = OF_GRADIENT[:1] if x is None else OF_GRADIENT[1:] if weight is None else OF_GRADIENT
             quantized = quantizer.make_both(names, g)
             if weight is not None:
-                weight = weight.to(g.dtype)
+                if not weight_is_made:
+                    weight = weight.to(g.dtype)
                 operand = weight if weight_is_made else quantizer.make_both(OF_WEIGHT[1:], weight)[0]
                 found.append(quantizer.unscaled("dgrad", _times(quantized[0], operand)))
                 if quantizer.observer is not None:

@@ -17,7 +17,6 @@ depend on what else is in the batch.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,15 +26,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.formats.training import (
-    BY_STEP,
-    OF_INPUT,
-    OF_WEIGHT,
-    REQUANTIZED,
-    LayerFormats,
-    OperandFormat,
-    ProductFormats,
-)
+from mxsweep.formats.training import BY_STEP, OF_INPUT, OF_WEIGHT, REQUANTIZED, LayerFormats, OperandFormat
 from mxsweep.numerics import quantize, quantize_both
 from mxsweep.numerics.hadamard import SignedHadamard
 from mxsweep.numerics.philox import uniform
@@ -126,11 +117,6 @@ class Quantizer:
     in_backward: Remembered | None = None
     whole_tensors: bool = False
 
-    def product(self, product: str) -> ProductFormats:
-        """Return the formats of a product's operands."""
-        formats: ProductFormats = getattr(self.formats, product)
-        return formats
-
     def make(self, operand: str, x: Tensor) -> Tensor:
         """Return what a product multiplies in the place of x: rotated and quantized, still times its prescale."""
         x = self._rotated(operand, x)
@@ -212,8 +198,7 @@ class Quantizer:
 
     def unscaled(self, product: str, y: Tensor) -> Tensor:
         """Return a product's answer without the prescales of its operands; y is changed."""
-        formats = self.product(product)
-        scale = math.prod(operand.prescale for operand in (formats.first, formats.second) if operand is not None)
+        scale = self.formats.prescales[product]
         return y if scale == 1 else y.div_(scale)
 
     def backward_source(self, operand: str, x: Tensor) -> Tensor:
@@ -235,16 +220,15 @@ class Quantizer:
 
     def _rotation(self, operand: str) -> SignedHadamard | None:
         product = _PRODUCTS[operand]
-        formats = self.product(product)
-        if not formats.hadamard or formats.is_plain:
+        order = self.formats.rotations[product]
+        if not order:
             return None
         key = random_key(self.seed, self.step if self.signs == BY_STEP else "fixed", product, "signs")
-        return _signed_hadamard(key, formats.hadamard)
+        return _signed_hadamard(key, order)
 
     def _arguments(self, operand: str, x: Tensor) -> _Arguments:
-        fmt = self._format(operand).fmt
-        if _AXES[operand] == ALONG_TOKENS and not isinstance(fmt.block_size, int):
-            fmt = replace(fmt, block_size=fmt.block_size[::-1])  # of a tile, the columns lie along the sum
+        of_operand = self._format(operand)
+        fmt = of_operand.of_columns if _AXES[operand] == ALONG_TOKENS else of_operand.fmt
         key, example_dims, first_example = None, 0, None
         if fmt.rounding == "stochastic":
             reader = self.reads if operand in OF_INPUT else ""

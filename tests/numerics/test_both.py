@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
 from helpers.kernel_host import HostKernels
 
-from mxsweep.numerics import BackendUnavailable, MXFormat, quantize, quantize_both
+from mxsweep.numerics import BackendUnavailable, MXFormat, dispatch, quantize, quantize_both
 from mxsweep.numerics.hadamard import SignedHadamard, hadamard
 from mxsweep.numerics.kernels import both_cuda
 from mxsweep.numerics.kernels.both_cuda import both_source, fits_draws, launch_both, takes, takes_both, takes_formats
@@ -140,6 +144,76 @@ def test_per_tensor_scales_and_rotated_columns_are_those_of_two_calls(
         assert_same_bits(
             by_column, quantize(rotated, column_format, -2, generator=KEYS[1], tensor_dims=(-2, -1), **beside)
         )
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have tensors pass for a GPU's, and kernels run on the host."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(dispatch, "_working", {"cuda"})
+    both_cuda._launch.cache_clear()
+    yield
+    both_cuda._launch.cache_clear()
+
+
+@pytest.mark.parametrize("column_format", [FP4, STOCHASTIC], ids=str)
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_is_launched_on_a_gpu_is_two_calls(
+    column_format: MXFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = HostKernels(both_source(STOCHASTIC, column_format, torch.bfloat16), tmp_path)
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
+    x = adversarial(2 * 64 * 96, 4).view(2, 64, 96).to(torch.bfloat16)
+    for first_example, key in ((None, 1), (3, 1), (3, KEYS[0]), (5, 1)):
+        beside: dict[str, Any] = {"example_dims": 1, "first_example": first_example}
+        asked = STOCHASTIC, column_format
+        by_row, by_column = quantize_both(
+            x.requires_grad_(), *asked, backend="cuda", generators=(key, KEYS[1]), **beside
+        )
+        assert not by_row.requires_grad and not by_column.requires_grad
+        beside["arithmetic"] = "exact"
+        assert_same_bits(by_row, quantize(x.detach(), STOCHASTIC, generator=key, **beside))
+        assert_same_bits(by_column, quantize(x.detach(), column_format, -2, generator=KEYS[1], **beside))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_is_launched_on_a_gpu_asks_little_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of training launches a hundred, and waits for Python."""
+    monkeypatch.setattr(both_cuda, "_kernels", lambda *_: SimpleNamespace(launch=lambda *_: None))
+    x, calls = torch.zeros(2, 64, 96, dtype=torch.bfloat16), []
+    for _ in range(2):  # what is asked of all such tensors is known the second time
+        calls.clear()
+        sys.setprofile(lambda _frame, event, _argument: calls.append(event) if "call" in event else None)
+        try:
+            quantize_both(x, FP4, FP4, backend="cuda", example_dims=1, first_example=0)
+        finally:
+            sys.setprofile(None)
+    assert len(calls) < 50
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"example_dims": 3}, "example_dims: 3 is not allowed"),
+        ({"first_example": -1}, "first_example: -1 is not allowed"),
+        ({"generators": (None, None)}, "generator: None does not go with stochastic rounding"),
+        ({"arithmetic": "quick"}, "arithmetic: 'quick' is not known"),
+        ({"row_format": "mxfp4"}, "fmt: 'mxfp4' is a str"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_on_a_gpu_each_time(changes: dict[str, Any], message: str) -> None:
+    asked: dict[str, Any] = {
+        "row_format": FP4,
+        "column_format": STOCHASTIC,
+        "backend": "cuda",
+        "generators": (None, 5),
+    } | changes
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError), match=message):
+            quantize_both(torch.zeros(2, 64, 96), **asked)
 
 
 def _by_butterflies(x: torch.Tensor, rotation: SignedHadamard) -> torch.Tensor:

@@ -135,7 +135,7 @@ def test_what_others_answered_is_of_no_other_format(kind: str, quantizer: Any, d
     for case in (case for case in CASES if case["kind"] == kind and case["inputs"]["x"].endswith(dtype)):
         of_case = quantizer(case)
         for product, side, change in sorted(unseen):
-            of_product = of_case.product(product)
+            of_product = getattr(of_case.formats, product)
             if (before := getattr(of_product, side)) is None:
                 continue
             made = changes[change](before.fmt)

@@ -136,7 +136,7 @@ def quantize_both_cuda(
         BackendUnavailable: the kernel cannot be compiled.
     """
     draws = row_draws or column_draws or NO_DRAWS
-    row_key, column_key = ((one or NO_DRAWS).key for one in (row_draws, column_draws))
+    row_key, column_key = 0 if row_draws is None else row_draws.key, 0 if column_draws is None else column_draws.key
     if is_plain(x):
         return _quantize(x, row_format, column_format, row_key, column_key, draws, rotation)
     order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
@@ -159,13 +159,13 @@ def launch_both(
     """
     order, negative = (1, 0) if rotation is None else (rotation.order, rotation.negative)
     ranges = ranges_at(x.device, column_format, *() if row_format is None else (row_format,))
-    kernels, rows, width, across, multiplier, shift = _launch(
-        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order, bool(ranges)
-    )
+    kernels, scaled, block, rows, width, example, across, multiplier, shift = _launch(
+        row_format, column_format, x.dtype, x.device.index, x.shape, axis, column_prescale, order, bool(ranges),
+        draws.example_dims,
+    )  # fmt: skip
     first_example = -1 if draws.first_example is None else draws.first_example
-    block = block_length(column_format)
     row_scales, strips, maxima = *scales, 0
-    if row_format is not None and (row_format.tensor_scale or column_format.tensor_scale):
+    if scaled:
         scratch = torch.empty(rows + rows // block, dtype=torch.float32, device=x.device)
         row_scales, strips = scratch.data_ptr(), x.shape[axis] // block
         maxima = row_scales + rows * scratch.itemsize
@@ -173,7 +173,7 @@ def launch_both(
     kernels.launch(
         "mx_both", rows // block * across * WARP,
         x.data_ptr(), 0 if by_row is None else by_row.data_ptr(), by_column.data_ptr(), rows, width, row_key,
-        column_key, draws.example_size(x.shape), first_example, row_scales, maxima, strips, negative, across,
+        column_key, example, first_example, row_scales, maxima, strips, negative, across,
         multiplier, shift, *ranges,
     )  # fmt: skip
 
@@ -181,16 +181,18 @@ def launch_both(
 @functools.lru_cache(maxsize=4096)
 def _launch(
     row_format: MXFormat | None, column_format: MXFormat, dtype: torch.dtype, device: int, shape: torch.Size, axis: int,
-    column_prescale: float, order: int, keeps: bool,
-) -> tuple[Kernels, int, int, int, int, int]:  # fmt: skip
-    """Return the kernels, and of the matrix that they see its rows, the vectors of a row, how many tiles these are, and
-    what divides by that number.
+    column_prescale: float, order: int, keeps: bool, example_dims: int,
+) -> tuple[Kernels, bool, int, int, int, int, int, int, int]:  # fmt: skip
+    """Return the kernels, whether maxima are found first, and a column's block; of the matrix that the kernels see its
+    rows, the vectors of a row, the elements of an example, how many tiles these are, and what divides by that number.
     """
     width = math.prod(shape[axis + 1 :]) * dtype.itemsize // VECTOR_BYTES
     rows = math.prod(shape[: axis + 1])
     across = -(-width // _lanes_across(row_format, column_format, dtype))
     kernels = _kernels(row_format, column_format, dtype, device, column_prescale, order, keeps)
-    return kernels, rows, width, across, *divider(across)
+    scaled = row_format is not None and (row_format.tensor_scale or column_format.tensor_scale)
+    example = math.prod(shape[example_dims:])
+    return kernels, scaled, block_length(column_format), rows, width, example, across, *divider(across)
 
 
 def both_source(

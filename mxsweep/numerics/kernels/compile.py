@@ -88,11 +88,12 @@ class _Parameters(threading.local):
 
 
 _parameters = _Parameters()
+_NOTHING = nullcontext()
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which a GPU is the current one, with less ado than torch's where it is already."""
-    return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
+    return _NOTHING if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 @functools.cache
