@@ -223,8 +223,7 @@ class Quantizer:
         order = self.formats.rotations[product]
         if not order:
             return None
-        key = random_key(self.seed, self.step if self.signs == BY_STEP else "fixed", product, "signs")
-        return _signed_hadamard(key, order)
+        return _signed_hadamard(self.seed, self.step if self.signs == BY_STEP else "fixed", product, order)
 
     def _arguments(self, operand: str, x: Tensor) -> _Arguments:
         of_operand = self._format(operand)
@@ -258,6 +257,6 @@ def random_key(seed: int, step: int | str, module: str, operand: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def _signed_hadamard(key: int, order: int) -> SignedHadamard:
-    drawn = uniform(key, order, torch.device("cpu"))[0] < 0.5
+def _signed_hadamard(seed: int, step: int | str, product: str, order: int) -> SignedHadamard:
+    drawn = uniform(random_key(seed, step, product, "signs"), order, torch.device("cpu"))[0] < 0.5
     return SignedHadamard(order, sum(1 << row for row, is_negative in enumerate(drawn.tolist()) if is_negative))
