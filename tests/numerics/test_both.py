@@ -150,7 +150,7 @@ def test_per_tensor_scales_and_rotated_columns_are_those_of_two_calls(
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have tensors pass for a GPU's, and kernels run on the host."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     monkeypatch.setattr(dispatch, "_working", {"cuda"})
     both_cuda._launch.cache_clear()
     yield

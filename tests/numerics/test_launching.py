@@ -107,7 +107,7 @@ def second_of_two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         current.append(before)
 
     monkeypatch.setitem(sys.modules, "cuda.core", SimpleNamespace(Device=Device))
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current[-1], raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "device", one_for_a_while)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(launching, "_disk_cache", lambda: None)

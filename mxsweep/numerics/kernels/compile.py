@@ -92,11 +92,8 @@ _NOTHING = nullcontext()
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which a GPU is the current one, with less ado than torch's where it is already.
-
-    torch has begun to use CUDA, as it has where a tensor lies on a GPU: ``torch.cuda.current_device`` would see to it.
-    """
-    return _NOTHING if torch._C._cuda_getDevice() == device.index else torch.cuda.device(device)
+    """Return a context in which a GPU is the current one, with less ado than torch's where it is already."""
+    return _NOTHING if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 @functools.cache
