@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def run(
     config: RunConfig,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     *,
     overrides: Sequence[str] = (),
     stamp: str | None = None,
@@ -58,6 +58,7 @@ def run(
         OSError: the record cannot be written.
         KeyboardInterrupt, SystemExit: as they came; such a run leaves no record, and the model as it was.
     """
+    folder = None if folder is None else Path(folder)
     if run_id is None:
         run_id = config.run_id(stamp or datetime.now().strftime("%Y%m%d_%H%M%S"))
     record = new_record(run_id, config.as_dict(), overrides, config.config_hash, config.identity)

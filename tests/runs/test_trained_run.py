@@ -161,8 +161,9 @@ def test_a_training_that_quantizes_gradients_alone_is_no_baseline_that_guesses(t
 
 def test_finetuning_begins_with_the_models_weights(tmp_path: Path) -> None:
     few = ["train=finetune", "train.steps=2", "train.batch=2", "train.length=32", "train.eval_sequences=3"]
-    record = run(compose([*few, "recipe=bf16", "limit=6", "model.device=cpu"]), tmp_path)
+    record = run(compose([*few, "recipe=bf16", "limit=6", "model.device=cpu"]), str(tmp_path / "a run"))
     assert record["status"] == "done", record["error"]
     assert record["metrics"]["story"]["acc"] > 0.5
+    assert (tmp_path / "a run" / "model").is_dir()
     plain = load.load_model("embedded", dtype="float32", device="cpu").model
     assert plain.training is False
