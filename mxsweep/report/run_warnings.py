@@ -9,6 +9,7 @@ from mxsweep.results.rows import Row
 
 PROVEN_TITLE = "Not evaluated: proven to come out the same"
 MOST_LETTERS = 1000  # of a warning
+SEED = ", seed "  # in the names of runs that differ in it
 
 
 def list_warnings(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
@@ -24,9 +25,22 @@ def list_warnings(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
         for message in row.warnings:
             by_message.setdefault(one_line(message, MOST_LETTERS), []).append(name(row))
     return [
-        f"{'every run' if len(names) == len(runs) else ', '.join(names)}: {message}"
+        f"{'every run' if len(names) == len(runs) else _enumerated(names)}: {message}"
         for message, names in by_message.items()
     ]
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    """Return names one after another, those that differ in the seed alone as one."""
+    seeds: dict[str, list[str]] = {}
+    for name in names:
+        config, _, seed = name.rpartition(SEED)
+        if seed.isdigit():
+            seeds.setdefault(config, []).append(seed)
+        else:
+            seeds.setdefault(name, [])
+    joined = [f"{config}{SEED}{' and '.join(of)}" if of else config for config, of in seeds.items()]
+    return ("; " if any(", " in one for one in joined) else ", ").join(joined)
 
 
 def list_proven(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
