@@ -106,7 +106,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         config = dataclasses.replace(config, further=config.further | by_runtime)
     config = _with_arithmetic(config, _arithmetic(config, arithmetic))
     if config.trains:
-        check_init(config.init, config.model)
+        check_init(config.init, config.model, config.train.length)
         check_corpus(config.corpus, config.task)
         check_enough_text(config.corpus, config.init, config.train.length)
     if config.needs_calibration:

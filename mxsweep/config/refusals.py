@@ -51,6 +51,11 @@ def too_little_text(length: int, of: str, tokens: int) -> str:
     )
 
 
+def longer_than_the_model(length: int, model: str, longest: int) -> str:
+    """Return what to say of ``train.length`` where ``model`` (its label) takes no more than ``longest`` tokens."""
+    return f"train.length: {length} is longer than {model!r} takes; allowed: up to {longest}"
+
+
 def no_chat_template(model: str) -> str:
     """Return what to say where the tokenizer of ``model`` (its label) has no chat template to apply."""
     return f"task.apply_chat_template: true needs a tokenizer with a chat template; that of {model} has none"

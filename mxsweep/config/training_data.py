@@ -13,10 +13,10 @@ from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.refusals import not_utf8, too_little_text
+from mxsweep.config.refusals import longer_than_the_model, not_utf8, too_little_text
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
-from mxsweep.files.checkpoints import EMBEDDED, is_file, tokenizer_files
+from mxsweep.files.checkpoints import EMBEDDED, is_file, model_folder, read_mapping, tokenizer_files
 from mxsweep.files.digests import file_digests
 from mxsweep.files.text_files import PACKED, UNREADABLE, open_text, unpacked_suffix
 from mxsweep.files.visible_files import visible_files
@@ -126,8 +126,10 @@ def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
     return {**config.sizes, "tokenizer": tokenizer}
 
 
-def check_init(config: InitConfig, model: ModelConfig) -> None:
+def check_init(config: InitConfig, model: ModelConfig, length: int) -> None:
     """Refuse sizes of which there is no model, a tokenizer that is not there, and a model that has no say.
+
+    So too sequences of a length that the model's settings, where they are here, do not allow.
 
     Raises:
         ConfigError: with one sentence.
@@ -138,6 +140,8 @@ def check_init(config: InitConfig, model: ModelConfig) -> None:
                 raise ConfigError(f"init.{name}: {size} has no say with init=model, whose sizes are the model's own")
         if config.tokenizer != "auto":
             raise ConfigError(f"init.tokenizer: {config.tokenizer!r} has no say with init=model; allowed: auto")
+        if (longest := _longest_text(model.path)) is not None and longest < length:
+            raise ConfigError(longer_than_the_model(length, model.label, longest))
         return
     if model.path != EMBEDDED:
         raise ConfigError(
@@ -163,6 +167,15 @@ def check_init(config: InitConfig, model: ModelConfig) -> None:
                 f"init.tokenizer: {config.tokenizer!r} is no folder with a tokenizer; allowed: auto, bytes, or a "
                 "folder that holds a tokenizer.json"
             )
+
+
+def _longest_text(path: str) -> int | None:
+    """Return how many tokens a model takes, as the config.json of its folder says; None where none is here."""
+    folder = model_folder(path)
+    settings = {} if folder is None else read_mapping(folder / "config.json")
+    settings = settings.get("text_config", settings)
+    longest = settings.get("max_position_embeddings") if isinstance(settings, dict) else None
+    return longest if isinstance(longest, int) else None
 
 
 def _check_file(knob: str, name: str, field: str) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from mxsweep.config.checks import expanded
+from mxsweep.config.refusals import longer_than_the_model
 from mxsweep.config.train_config import InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, model_folder
 from mxsweep.machine.memory import physical_memory
@@ -56,9 +57,7 @@ def load_initial(job: TrainingJob) -> InitialModel:
         model, tokenizer, warnings = loaded.model, loaded.tokenizer, loaded.warnings
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and longest < job.train.length:
-            raise ConfigError(
-                f"train.length: {job.train.length} is longer than {job.model.path!r} takes; allowed: up to {longest}"
-            )
+            raise ConfigError(longer_than_the_model(job.train.length, job.model.label, longest))
     torch.nn.Module.to(model, dtype)
     return InitialModel(model.requires_grad_(True), tokenizer, warnings)
 

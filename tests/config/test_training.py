@@ -224,6 +224,7 @@ def test_sizes() -> None:
         ("matmuls.dgrad.grad=3", "matmuls.dgrad.grad: 3 is not a format; allowed: auto, none"),
         ("matmuls.backward=low", "matmuls.backward: 'low' is not known; allowed: high_precision, requantized"),
         ("train=finetune init=10m", "init: random weights cannot be finetuned; allowed with train=finetune: model"),
+        ("train=finetune train.length=512", "train.length: 512 is longer than 'tiny' takes; allowed: up to 256"),
         ("train=finetune init.hidden=64", "init.hidden: 64 has no say with init=model"),
         ("train=none recipe=mxfp4", "recipe: 'mxfp4' is of a training, and train=none trains nothing"),
         ("train=none matmuls.signs=step", "matmuls.signs: is of a training, and train=none trains nothing"),

@@ -175,7 +175,7 @@ def test_a_model_is_finetuned_and_the_embedded_one_stays_as_it_was(tmp_path: Pat
     again = train_alone(training_job(init={"source": "model"}, lr=1e-4), tmp_path / "b", silent)
     assert losses(first.curve) == losses(again.curve)
     assert losses(first.curve)[0] < 5  # it knows stories
-    with pytest.raises(ConfigError, match=r"train.length: 512 is longer than 'embedded' takes"):
+    with pytest.raises(ConfigError, match=r"train.length: 512 is longer than 'tiny' takes"):
         train_alone(training_job(init={"source": "model"}, length=512), tmp_path / "c", silent)
 
 
