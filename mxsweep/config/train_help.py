@@ -25,7 +25,8 @@ Examples
   python -m mxsweep.train recipe=mxfp4,mxfp4_sr seed=1,2,3        pairs of the same seed and order of data
   python -m mxsweep.train format=mxfp4 matmuls.dgrad.grad=fp4_e3m0,fp8_e5m2
   python -m mxsweep.train recipe=nvfp4 'matmuls.wgrad.grad={rounding: even}' matmuls.keep_high=[lm_head,embeddings]
-  python -m mxsweep.train init=10m corpus=text corpus.path=FILE.txt.xz train.tokens=25_000_000 train.length=512
+  python -m mxsweep.train init=10m corpus=text corpus.path=FILE.txt.xz train.tokens=25_000_000 train.length=512 \\
+      train.batch=64 train.optimizer=adamw train.lr=2e-3
   python -m mxsweep.train train=finetune model=FOLDER corpus=text corpus.path=FILE.txt recipe=w6a6g4,mxfp4
   python -m mxsweep.train recipe=mxfp4,mxfp8 dry_run=true         what it would train
   python -m mxsweep.train resume=true                             go on with the newest sweep
