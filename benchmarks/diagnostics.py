@@ -2,7 +2,8 @@
 
     python -m benchmarks.diagnostics [options] [KNOB=VALUE ...]
 
-One model, LAMBADA, one process. Each path is warmed up on a few examples and then run in turn without and with
+One model, LAMBADA, one process; of the path `embedded` the model and the task that come with mxsweep, on the CPU, which
+needs no data. Each path is warmed up on a few examples and then run in turn without and with
 diagnostics; each ratio is within one run: what its diagnostics took, by what its evaluation took. The figures are
 printed as JSON, and a line for each path after them.
 
@@ -24,9 +25,11 @@ from typing import Any
 from benchmarks.common import TASK, describe_machine, positive, say, words_of, write_json
 from benchmarks.material import Material, add_arguments, with_material
 
+EMBEDDED = "embedded"
 PATHS = {
     "cuda": ["format=w4a6", "kv_quant=fp4_e2m1", "custom_cuda=true"],
     "torch": ["format=w4a6", "kv_quant=fp4_e2m1", "custom_cuda=false"],
+    EMBEDDED: ["model=tiny", "task=story", "model.device=cpu", "block_size=16", "scale_bits=6"],
 }
 MOST = 0.10  # of the evaluation
 
@@ -40,7 +43,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_arguments(parser)
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "--paths", type=words_of(list(PATHS)), default=list(PATHS), metavar="P,...", help="of cuda, torch"
+        "--paths",
+        type=words_of(list(PATHS)),
+        default=["cuda", "torch"],
+        metavar="P,...",
+        help="of cuda, torch, embedded (cuda,torch)",
     )
     group.add_argument("--repeats", type=positive, default=3, help="runs without and with diagnostics (3)")
     group.add_argument("--warmup", type=positive, default=512, metavar="N", help="examples of a warm-up (512)")
@@ -48,13 +55,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(args: argparse.Namespace, material: Material, path: str) -> dict[str, Any]:
-    """One path's figures, or the reason why there are none."""
+def measure(args: argparse.Namespace, material: Material | None, path: str) -> dict[str, Any]:
+    """One path's figures, or the reason why there are none; material is for paths that bring no model of their own."""
     from mxsweep import compose, run
     from mxsweep.evaluate.logit_distance import forget_logits
 
-    words = ["model=hf", f"model.path={material.model}", f"task={TASK}", f"task.data={material.data}", *PATHS[path]]
-    words += args.knobs
+    words = [*PATHS[path], *args.knobs]
+    if path != EMBEDDED:
+        assert material is not None
+        words = ["model=hf", f"model.path={material.model}", f"task={TASK}", f"task.data={material.data}", *words]
     say(f"measuring {path}")
     runs: list[dict[str, Any]] = [run(compose([*words, f"limit={args.warmup}", "diagnostics=true"]))]
     forget_logits()  # what the warm-up, or the path before, kept of the unquantized model
@@ -72,7 +81,7 @@ def measure(args: argparse.Namespace, material: Material, path: str) -> dict[str
         ratios.append(costs[-1] / timing["eval_s"])
     return {
         "path": path,
-        "examples": plain[0]["n_effective"][TASK],
+        "examples": plain[0]["n_effective"]["story" if path == EMBEDDED else TASK],
         "same_metrics": same,
         "eval_s": [record["timing"]["eval_s"] for record in diagnosed],
         "eval_without_s": [record["timing"]["eval_s"] for record in plain],
@@ -103,14 +112,15 @@ def line(found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Its exit code: 0, 1 if a path could not be measured, 2 if none could."""
-    return with_material("diagnostics", parse_args(argv), _main)
+    args = parse_args(argv)
+    return _main(args, None) if args.paths == [EMBEDDED] else with_material("diagnostics", args, _main)
 
 
-def _main(args: argparse.Namespace, material: Material) -> int:
+def _main(args: argparse.Namespace, material: Material | None) -> int:
     found = [measure(args, material, path) for path in args.paths]
     content = {
         "machine": describe_machine(),
-        "material": material.as_dict(),
+        "material": None if material is None else material.as_dict(),
         "knobs": args.knobs,
         "paths": found,
     }

@@ -157,6 +157,15 @@ def test_scoring_is_measured_beside_the_decoder(tmp_path: Path, capsys: pytest.C
         assert all(figure in line for figure in shown)
 
 
+@pytest.mark.slow
+def test_diagnostics_are_measured_on_the_embedded_model_without_data(tmp_path: Path) -> None:
+    options = ["--paths", "embedded", "--repeats", "1", "--warmup", "4", "limit=20", "--data", str(tmp_path / "none")]
+    text, figures = benchmark("diagnostics", *options, output=tmp_path / "figures.json")
+    (path,) = figures["paths"]
+    assert path["examples"] == 20 and path["ratio_first"] > 0 and path["same_metrics"]
+    assert figures["material"] is None and "embedded: diagnostics take" in text
+
+
 def test_missing_data_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.evaluate", *TINY]
     environment = {**os.environ, "MXSWEEP_SHARED": str(tmp_path)}
