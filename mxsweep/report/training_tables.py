@@ -101,21 +101,23 @@ def verdict_table(results: Results, reference: Reference) -> tuple[Table, str]:
     rows: list[list[Cell]] = []
     studied = [(group, study) for group in results.groups if (study := study_trainings(results, group)) is not None]
     counts = dict.fromkeys((AGREES, DISAGREES, CANNOT_TELL), 0)
-    without_runs = 0
+    has_runs = [False] * (len(published.orderings) + len(published.differences))
     for group, study in studied:
-        for one in judge_published(published, study):
+        for place, one in enumerate(judge_published(published, study)):
             if not one.is_studied:
-                without_runs += 1
                 continue
+            has_runs[place] = True
             counts[one.verdict] += 1
             where = [Cell(group.title)] if len(studied) > 1 else []
             rows.append([Cell(one.name), *where, Cell(one.verdict), Cell(one.ours), Cell(one.source)])
     columns = ["published", *(["group"] if len(studied) > 1 else []), "this study", "numbers", "source"]
     if not studied:
         return Table("", columns, []), "Nothing was trained here, so that nothing is said of published trainings."
+    without_runs = has_runs.count(False)
+    where_judged = ", each judged in every group that has runs of it," if len(studied) > 1 else ""
     said = ", ".join(f"{verdict} with {count}" for verdict, count in counts.items() if verdict != CANNOT_TELL)
     return Table("", columns, rows, frozenset(range(len(columns)))), (
-        f"Of {len(rows) + without_runs} published orderings and differences this study {said}, and cannot tell of "
+        f"Of {len(has_runs)} published orderings and differences{where_judged} this study {said}, and cannot tell of "
         f"{counts[CANNOT_TELL]}{f'; of the other {without_runs} it has no run' if without_runs else ''}. {VERDICT_NOTE}"
     )
 

@@ -269,3 +269,19 @@ def test_what_no_run_is_of_is_counted_and_not_listed(tmp_path: Path) -> None:
     assert [row[0].text for row in table.rows] == ["scales"]
     assert said.startswith("Of 2 published orderings and differences this study agrees with 1, disagrees with 0, and")
     assert "cannot tell of 0; of the other 1 it has no run." in said
+
+
+def test_what_several_groups_were_judged_by_is_counted_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        model = {"name": name, "path": name}
+        for seed in (1, 2, 3):
+            put_training(tmp_path / name / f"base{seed}", seed, identity={"model": model}, model=model)
+        for rounding, costs in (("ceil", (0.029, 0.03, 0.031)), ("floor", (0.021, 0.019, 0.02))):
+            operands = identity(E2M1 + SCALES[rounding]) | {"model": model}
+            put_config(tmp_path / name, rounding, operands, costs, scale_rounding=rounding, model=model)
+    other = ORDER.replace("name: scales", "name: others").replace("fp4_e2m1", "int4").partition("orderings:\n")[2]
+    reference = load_reference(written(tmp_path / "reference", ORDER + other))
+    table, said = verdict_table(read_results([tmp_path / "a", tmp_path / "b"]), reference)
+    assert [row[0].text for row in table.rows] == ["scales", "scales"]
+    assert said.startswith("Of 2 published orderings and differences, each judged in every group that has runs of it, ")
+    assert "agrees with 2, disagrees with 0, and cannot tell of 0; of the other 1 it has no run." in said
