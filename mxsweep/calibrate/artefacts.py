@@ -117,8 +117,11 @@ class Artefact:
                 lock.release()
 
     def take_over(self, other: Artefact) -> None:
-        """Count what the kept parts of another cost, of which this one is made, and not for how long it waited."""
-        self.kept, self._cost = self.kept.and_then(other.kept), self._cost.and_then(other.kept)
+        """Count what the kept parts of another cost, of which this one is made anew, and not for how long it waited.
+
+        What this one's own parts cost is not counted: made anew, they are of no use.
+        """
+        self.kept = self._cost = other.kept
         self.waited += other.waited
         if self._since is not None:
             self._since += other.waited

@@ -195,6 +195,13 @@ def test_what_parts_cost_stays_beside_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert other.kept == Cost(7, 300)
     with other.lock():
         assert other.kept == Cost(7 + 100 + 1, 300)  # in the lock, what was locked meanwhile took its time, too
+    with other.lock():  # whose work was interrupted between two parts, and begins again
+        other.take_over(work(0))
+        assert other.kept == Cost(7, 300)
+        clock[0] += 1
+        other.save_json("d", 0)
+    with other.lock():
+        assert other.kept == Cost(7 + 100 + 1, 300)
 
 
 def test_waiting_for_another_process_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
