@@ -155,4 +155,5 @@ def _cost(account: dict[str, Any]) -> str:
     seconds, kept = account.get("seconds"), account.get("kept_seconds")
     if account.get("cached"):
         return f", kept from before, {kept:.1f} s then" if isinstance(kept, int | float) else ", kept from before"
-    return f", {seconds:.1f} s" if isinstance(seconds, int | float) else ""
+    before = f" and {kept:.1f} s before" if isinstance(kept, int | float) else ""
+    return f", {seconds:.1f} s{before}" if isinstance(seconds, int | float) else ""

@@ -160,6 +160,8 @@ def test_what_a_search_found_and_in_which_order() -> None:
     kept = found | {"cached": True, "seconds": 0.01, "kept_seconds": 12.34}
     (text,) = remedy_sentences({"remedies": {"search": kept}})
     assert text.endswith("(7 losses, kept from before, 12.3 s then).")
+    (text,) = remedy_sentences({"remedies": {"search": kept | {"cached": False, "seconds": 1.0}}})
+    assert text.endswith("(7 losses, 1.0 s and 12.3 s before).")
 
 
 def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:
