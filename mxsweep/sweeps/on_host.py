@@ -74,11 +74,12 @@ def _wanted_early(typed: Mapping[str, str]) -> Sequence[int | None]:
 
 
 def _most_runs(typed: Mapping[str, str]) -> int | None:
-    """Return how many runs the words of a command come to at the most, with a baseline; None where they do not tell."""
+    """Return how many runs the words of a command come to at the most; None where they do not tell."""
     is_elsewhere = "experiment" in typed or "resume" in typed  # in the experiment's file, in the sweep's folder
     if is_elsewhere or any("(" in value for value in typed.values()):  # as in range(1,9)
         return None
-    return 1 + math.prod(1 + value.count(",") for value in typed.values())
+    # Each may have a baseline of its own, as trainings of each seed have.
+    return 2 * math.prod(1 + value.count(",") for value in typed.values())
 
 
 def gpus_for(launcher: Gpus, configs: Sequence[RunConfig]) -> list[int]:

@@ -59,6 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         ({"hydra/launcher": "gpus", "model.device": "cpu"}, [None, None]),
         # A core is left.
         ({"hydra/launcher": "gpus", "model.device": "cpu", "hydra.launcher.n": "9", "seed": "1,2,3,4"}, [None] * 4),
+        ({"hydra/launcher": "gpus", "model.device": "cpu", "hydra.launcher.n": "9", "seed": "1,2"}, [None] * 4),
         ({"hydra/launcher": "gpus", "dry_run": "true"}, []),
         ({"hydra/launcher": "slurm"}, []),
         ({}, []),
