@@ -207,7 +207,7 @@ def _compose_all(jobs: Sequence[Sequence[str]], multirun: bool, composer: Compos
         settings = settings or Settings.from_hydra(cfg)
     assert settings is not None
     if multirun:
-        runs = list(_without_repeats(_model_by_model(runs)))
+        runs = list(_baselines_first(list(_without_repeats(_model_by_model(runs)))))
         if settings.baseline:
             runs = list(_with_baselines(runs, composer))
         _check_folders(runs, settings.sweep_dir)
@@ -316,6 +316,19 @@ def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
         alike.setdefault(run.config_hash, []).append(run)
     for first, *others in alike.values():
         yield replace(first, repeats=tuple(others))
+
+
+def _baselines_first(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
+    """Yield the runs, each baseline that was asked for before the first that is compared with it."""
+    asked: dict[Any, list[PlannedRun]] = {}
+    for run in runs:
+        if run.config is not None and run.config.is_baseline:
+            asked.setdefault(_baseline_key(run.config), []).append(run)
+    for run in runs:
+        if asked and run.config is not None:
+            yield from asked.pop(_baseline_key(run.config), [])
+        if run.config is None or not run.config.is_baseline:
+            yield run
 
 
 def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[PlannedRun]:

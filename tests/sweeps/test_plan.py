@@ -57,6 +57,23 @@ def test_a_baseline_that_is_asked_for_is_not_added() -> None:
     ]
 
 
+def test_a_baseline_that_is_asked_for_goes_before_the_runs_compared_with_it() -> None:
+    assert said(planned("format=mxfp4,none")) == ["format=none", "format=mxfp4"]
+    assert said(planned("limit=10,20", "format=mxfp4,none", "baseline=false")) == [
+        "limit=10 format=none",
+        "limit=10 format=mxfp4",
+        "limit=20 format=none",
+        "limit=20 format=mxfp4",
+    ]
+    trainings = planned("train=from_scratch", "seed=1,2", "recipe=mxfp4,bf16")
+    assert [f"{run.config.recipe.is_baseline} {run.config.seed}" for run in trainings.runs if run.config] == [
+        "True 1",
+        "False 1",
+        "True 2",
+        "False 2",
+    ]
+
+
 @pytest.mark.parametrize(
     ("swept", "baselines"),
     [
