@@ -78,9 +78,7 @@ def quantize_both(
     )
 
 
-@functools.lru_cache(
-    maxsize=4096
-)  # as of a step of training: all that is asked of a tensor before a launch is asked once
+@functools.lru_cache(maxsize=4096)  # since each step of a training asks the same
 def _is_launched(
     shape: torch.Size, dtype: torch.dtype, formats: tuple[MXFormat, MXFormat], arithmetic: str | None,
     has_generator: tuple[bool, bool], tensor_dims: tuple[tuple[int, ...] | None, tuple[int, ...] | None],
