@@ -245,8 +245,10 @@ def _load_tokenizer(path: str, shared: dict[str, Any]) -> PreTrainedTokenizerBas
     except Exception as error:  # tokenizers raises no other class for a file that it cannot read
         if shared["trust_remote_code"] and not isinstance(error, OSError | ValueError | ImportError):
             raise  # of the checkpoint's own code
-        files = tokenizer_files(folder) if folder is not None and _has_config(folder, shared) else []
-        names = f"its tokenizer ({', '.join(file.name for file in files)}): " if files else ""
+        names = ""
+        if folder is not None and _has_config(folder, shared):
+            files = ", ".join(file.name for file in tokenizer_files(folder))
+            names = f"its tokenizer ({files}): " if files else "it holds no file by a tokenizer's usual names: "
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
         raise _loading_failed(path, "auto", RuntimeError(f"{names}{kind}{error}")) from error
     return tokenizer

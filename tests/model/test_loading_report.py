@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mxsweep import compose, inspect, run, sensitivity
-from mxsweep.files.checkpoints import model_folder
+from mxsweep.files.checkpoints import model_folder, tokenizer_files
 from mxsweep.model.load import load_model
 from mxsweep.model.loading_report import describe_dropped
 from mxsweep.terminal.errors import ConfigError
@@ -165,4 +165,12 @@ def test_a_damaged_tokenizer_is_named_by_its_files(content: str, tmp_path: Path)
     folder = changed(tmp_path / "m", lambda config, weights: None)
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match=r"^model.path: '.*/m' cannot be loaded: its tokenizer \(tokenizer.json, "):
+        load_model(str(folder))
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_hold_none(tmp_path: Path) -> None:
+    folder = changed(tmp_path / "m", lambda config, weights: None)
+    for file in tokenizer_files(folder):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"/m' cannot be loaded: it holds no file by a tokenizer's usual names: "):
         load_model(str(folder))
