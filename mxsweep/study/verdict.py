@@ -18,6 +18,7 @@ from mxsweep.results.metrics import betterness
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
+from mxsweep.results.trainings import has_trained
 from mxsweep.study.change_words import format_bits, format_measured, metric_noun
 from mxsweep.study.compared_metric import MetricTest, as_cost, metric_test
 from mxsweep.study.comparison import Comparison
@@ -238,7 +239,8 @@ def _say_use(judged: Judged, metric: str, who: str = "") -> VerdictLine:
         text += f". {every} is {'significantly worse than it' if certain else 'worse than it, by its own interval'}"
     weights = all("weight" in kinds for one in configs if (kinds := kinds_of(one.row)))
     costs = use.test.tells_apart and use.test.paired is not None and as_cost(metric, use.test.paired.difference) > 0
-    if costs and weights and not any(applied(row.knobs) for one in configs for row in one.rows):
+    rows = [row for one in configs for row in one.rows]
+    if costs and weights and not any(applied(row.knobs) or has_trained(row) for row in rows):
         text += ". No remedy was tried: ptq=gptq may win some of this back"
     return VerdictLine("Use", f"{text}.", run_ids([use.row]), lead, run_command(use.row))
 

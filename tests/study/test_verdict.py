@@ -493,6 +493,14 @@ def test_a_remedy_is_asked_for_where_something_can_be_won_back(tmp_path: Path, c
     assert ("No remedy was tried" in said) is asked
 
 
+def test_no_remedy_is_asked_for_of_a_training_which_takes_none(tmp_path: Path) -> None:
+    trained: dict[str, Any] = {"training": {"steps": 10}}
+    put_run(tmp_path, "base", BASE, more=trained, format="none", train="from_scratch")
+    put_run(tmp_path, "b32", noisy(0.1, 0.1, 1), 4.25, more=trained, block_size=32, train="from_scratch")
+    said = line(study_of(tmp_path), "Use")
+    assert "significantly worse than the baseline." in said and "No remedy" not in said
+
+
 def test_of_one_example_the_cheapest_is_not_called_as_good(tmp_path: Path) -> None:
     put_run(tmp_path, "base", BASE[:1], format="none")
     put_run(tmp_path, "b16", BASE[:1] - 0.2, 4.5, block_size=16)
