@@ -58,6 +58,14 @@ def check_kept(knob: str, value: Any) -> None:
             )
 
 
+def kept_blocks(name: str) -> tuple[str, int] | None:
+    """Return from which end an entry of keep_high keeps decoder blocks, and how many; None of an entry that keeps other
+    things.
+    """
+    ends = re.fullmatch(r"(first|last)(?::(\d+))?", name)
+    return None if ends is None else (ends[1], int(ends[2] or 1))
+
+
 def one_kept_word(name: str) -> str:
     """Return the one word for what an entry of keep_high keeps: ``first:1`` is ``first``."""
     return name.removesuffix(":1") if name in ("first:1", "last:1") else name

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mxsweep.config.own_tasks import read_own_tasks
 from mxsweep.config.refusals import gguf_missing, no_chat_template, no_such_gpu, too_many_examples
 from mxsweep.config.run_config import RunConfig
+from mxsweep.config.train_knobs import kept_blocks
 from mxsweep.files.checkpoints import gguf_file, is_here, model_folder
 from mxsweep.files.gguf_header import has_package
 from mxsweep.formats.recipe import LATENT_IN_CACHE
@@ -63,8 +64,8 @@ def _names_what_models_differ_in(config: RunConfig) -> bool:
 
 def _keeps_all_blocks(config: RunConfig) -> bool:
     """Return whether so many first and last blocks of random weights stay as they are that none may be left."""
-    ends = [name.partition(":")[2] or "1" for name in config.matmuls.keep_high if re.match(r"(first|last)\b", name)]
-    return config.init.is_random and bool(ends) and sum(map(int, ends)) >= config.init.layers
+    counts = [kept[1] for name in config.matmuls.keep_high if (kept := kept_blocks(name)) is not None]
+    return config.init.is_random and bool(counts) and sum(counts) >= config.init.layers
 
 
 def why_not_here(run: PlannedRun) -> str | None:

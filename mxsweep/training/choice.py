@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from transformers import PreTrainedModel
 
+from mxsweep.config.train_knobs import kept_blocks
 from mxsweep.formats.recipe import names_operand
 from mxsweep.formats.training import LayerFormats, TrainingRecipe
 from mxsweep.model.decoder import decoder_blocks
@@ -17,7 +17,6 @@ from mxsweep.model.sites import check_patterns, check_reads, is_in_blocks
 from mxsweep.terminal.errors import ConfigError
 
 _KINDS = {"lm_head": HEAD, "embeddings": EMBEDDING}
-_ENDS = re.compile(r"(first|last)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ def _kept(model: PreTrainedModel, entries: Collection[str], operands: Collection
     """
     blocks = [int(name.rpartition(".")[2]) for name in decoder_blocks(model)]
     for entry in entries:
-        if (ends := _ENDS.fullmatch(entry)) is not None:
-            count = int(ends[2] or 1)
-            layers = blocks[:count] if ends[1] == "first" else blocks[max(0, len(blocks) - count) :]
+        if (kept := kept_blocks(entry)) is not None:
+            end, count = kept
+            layers = blocks[:count] if end == "first" else blocks[max(0, len(blocks) - count) :]
             matched = [operand.name for operand in operands if operand.layer in layers]
         elif entry in _KINDS:
             matched = [operand.name for operand in operands if operand.role == _KINDS[entry]]
