@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.report.collection import CollectError, collect
 from mxsweep.report.status import status_text
 from mxsweep.results.manifest import MANIFEST_NAME
 from mxsweep.results.record import find_runs, newest_sweep
-from mxsweep.study.memory_terms import CONTEXT, WITHIN, Terms
+from mxsweep.study.memory_terms import WITHIN, Terms
 from mxsweep.terminal.command import EXIT_FAILED, leave, print_written, run_command
 
 PROGRAM = "mxsweep.collect"
@@ -81,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context",
         type=_context,
-        default=CONTEXT,
+        default=USUAL_CONTEXT,
         metavar="TOKENS",
-        help=f"tokens whose keys and values count in the memory that runs take (default: {CONTEXT:,})",
+        help=f"tokens whose keys and values count in the memory that runs take (default: {USUAL_CONTEXT:,})",
     )
     parser.add_argument(
         "--within",

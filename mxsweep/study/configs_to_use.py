@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, usual_values
 from mxsweep.results.memory_taken import kv_bits_per_token
@@ -23,7 +24,6 @@ from mxsweep.study.compared_metric import MetricTest, as_cost, metric_test
 from mxsweep.study.comparison import Comparison, compare_pairs
 from mxsweep.study.headline import loss
 from mxsweep.study.memory_front import memory_of
-from mxsweep.study.memory_terms import CONTEXT
 
 SAYING_WHAT = ("format", "kv_quant", "ptq", "rotation")  # and, after what differs, the other remedies
 
@@ -111,7 +111,7 @@ def find_configs(
     rows: Sequence[Row],
     metric: str,
     against: Mapping[Path, Comparison],
-    context: int = CONTEXT,
+    context: int = USUAL_CONTEXT,
 ) -> list[Config]:
     """Return the configs of quantized rows with a finite loss, the least costly first.
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import goes_with_format, name_rows, usual_values
 from mxsweep.results.rows import Row, label
@@ -17,7 +18,6 @@ from mxsweep.study.finding import Finding, run_ids
 from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
-from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
 from mxsweep.study.trained_configs import has_seeds
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
@@ -103,7 +103,7 @@ class Study:
         return name_rows([row], [name for name in names if name not in without], self.usual)
 
 
-def study_group(results: Results, group: Group, context: int = CONTEXT) -> Study:
+def study_group(results: Results, group: Group, context: int = USUAL_CONTEXT) -> Study:
     """Compare the runs of a group with their baselines and with each other.
 
     Args:
@@ -148,7 +148,7 @@ def _withheld(group: Group) -> list[VerdictLine]:
     return [VerdictLine(TRAINING, OF_ONE_SEED, [])] if has_seeds(group) else []
 
 
-def study_groups(results: Results, context: int = CONTEXT) -> list[Study]:
+def study_groups(results: Results, context: int = USUAL_CONTEXT) -> list[Study]:
     """Study each group, with memory counted at a context of so many tokens."""
     return [study_group(results, group, context) for group in results.groups]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from mxsweep.formats.cached_bits import USUAL_CONTEXT
 
-CONTEXT = USUAL_CONTEXT
 WITHIN = 0.01
 
 
@@ -17,7 +16,7 @@ WITHIN = 0.01
 class Terms:
     """Hold the tokens whose keys and values count, and the share of the baseline's perplexity (0.01 for 1 %)."""
 
-    context: int = CONTEXT
+    context: int = USUAL_CONTEXT
     within: float = WITHIN
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxsweep.config.runtimes import NO_RUNTIME, RUNTIMES
+from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.results.baselines import run_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
@@ -34,7 +35,6 @@ from mxsweep.study.configs_to_use import (
 from mxsweep.study.finding import run_ids
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.how_sure import count_repeats, say_sure, say_sure_of_costs
-from mxsweep.study.memory_terms import CONTEXT
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values
@@ -65,7 +65,7 @@ def give_verdict(
     against: Mapping[Path, Comparison],
     values: Sequence[KnobValues],
     answers: Sequence[VerdictLine] = (),
-    context: int = CONTEXT,
+    context: int = USUAL_CONTEXT,
 ) -> Verdict:
     """Give the verdict on a group of runs.
 
