@@ -207,9 +207,8 @@ def _compose_all(jobs: Sequence[Sequence[str]], multirun: bool, composer: Compos
         settings = settings or Settings.from_hydra(cfg)
     assert settings is not None
     if multirun:
-        runs = list(_baselines_first(list(_without_repeats(_model_by_model(runs)))))
-        if settings.baseline:
-            runs = list(_with_baselines(runs, composer))
+        different = list(_without_repeats(_model_by_model(runs)))
+        runs = list(_baselines_first(different, composer if settings.baseline else None))
         _check_folders(runs, settings.sweep_dir)
     return Plan(runs, settings)
 
@@ -318,34 +317,37 @@ def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
         yield replace(first, repeats=tuple(others))
 
 
-def _baselines_first(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
-    """Yield the runs, each baseline that was asked for before the first that is compared with it."""
+def _baselines_first(runs: list[PlannedRun], composer: Composer | None) -> Iterator[PlannedRun]:
+    """Yield the runs, and before the first that is compared with it each baseline.
+
+    Args:
+        composer: of the baselines that nobody asked for; None for none of those.
+    """
     asked: dict[Any, list[PlannedRun]] = {}
     for run in runs:
         if run.config is not None and run.config.is_baseline:
             asked.setdefault(_baseline_key(run.config), []).append(run)
+    there: set[Any] = set()
     for run in runs:
-        if asked and run.config is not None:
-            yield from asked.pop(_baseline_key(run.config), [])
+        if run.config is not None and (key := _baseline_key(run.config)) not in there:
+            there.add(key)
+            if key in asked:
+                yield from asked[key]
+            elif composer is not None:
+                yield _added_baseline(run, composer, len(runs) + len(there | asked.keys()))
         if run.config is None or not run.config.is_baseline:
             yield run
 
 
-def _with_baselines(runs: list[PlannedRun], composer: Composer) -> Iterator[PlannedRun]:
-    """Yield the runs, and before the first compared with it the baseline of each model, task, limit and dtype."""
-    there = {_baseline_key(run.config) for run in runs if run.config and run.config.is_baseline}
-    for run in runs:
-        if run.config is not None and _baseline_key(run.config) not in there:
-            there.add(_baseline_key(run.config))
-            kept = [word for word in run.words if not decides_only_quantized(_root(word))]
-            number = len(runs) + len(there)
-            # Of what makes it a baseline, a title and a folder name what a person would type.
-            unnamed = [path for path in switches() if path not in element_groups()]
-            cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
-            plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in element_groups()]
-            shown_words = [*_run_words(kept), *plain]
-            yield replace(_planned(cfg, kept, shown_words), added=True)
-        yield run
+def _added_baseline(run: PlannedRun, composer: Composer, number: int) -> PlannedRun:
+    """Return the baseline that a run is compared with, as the run of this number."""
+    assert run.config is not None
+    kept = [word for word in run.words if not decides_only_quantized(_root(word))]
+    # Of what makes it a baseline, a title and a folder name what a person would type.
+    unnamed = [path for path in switches() if path not in element_groups()]
+    cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
+    plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in element_groups()]
+    return replace(_planned(cfg, kept, [*_run_words(kept), *plain]), added=True)
 
 
 def _baseline_key(config: RunConfig) -> Any:
