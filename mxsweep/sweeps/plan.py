@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,9 @@ def _compose_all(jobs: Sequence[Sequence[str]], multirun: bool, composer: Compos
     assert settings is not None
     if multirun:
         different = list(_without_repeats(_model_by_model(runs)))
-        runs = list(_baselines_first(different, composer if settings.baseline else None))
+        numbers = itertools.count(len(jobs))
+        add = functools.partial(_added_baseline, composer, numbers) if settings.baseline else None
+        runs = list(_baselines_first(different, add))
         _check_folders(runs, settings.sweep_dir)
     return Plan(runs, settings)
 
@@ -317,11 +320,11 @@ def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
         yield replace(first, repeats=tuple(others))
 
 
-def _baselines_first(runs: list[PlannedRun], composer: Composer | None) -> Iterator[PlannedRun]:
+def _baselines_first(runs: list[PlannedRun], add: Callable[[PlannedRun], PlannedRun] | None) -> Iterator[PlannedRun]:
     """Yield the runs, and before the first that is compared with it each baseline.
 
     Args:
-        composer: of the baselines that nobody asked for; None for none of those.
+        add: returns the baseline of a run where nobody asked for it; None for no such baselines.
     """
     asked: dict[Any, list[PlannedRun]] = {}
     for run in runs:
@@ -333,19 +336,19 @@ def _baselines_first(runs: list[PlannedRun], composer: Composer | None) -> Itera
             there.add(key)
             if key in asked:
                 yield from asked[key]
-            elif composer is not None:
-                yield _added_baseline(run, composer, len(runs) + len(there | asked.keys()))
+            elif add is not None:
+                yield add(run)
         if run.config is None or not run.config.is_baseline:
             yield run
 
 
-def _added_baseline(run: PlannedRun, composer: Composer, number: int) -> PlannedRun:
-    """Return the baseline that a run is compared with, as the run of this number."""
+def _added_baseline(composer: Composer, numbers: Iterator[int], run: PlannedRun) -> PlannedRun:
+    """Return the baseline that a run is compared with, as the run of the next number."""
     assert run.config is not None
     kept = [word for word in run.words if not decides_only_quantized(_root(word))]
     # Of what makes it a baseline, a title and a folder name what a person would type.
     unnamed = [path for path in switches() if path not in element_groups()]
-    cfg = composer.compose([*kept, *baseline_words()], number, unnamed)
+    cfg = composer.compose([*kept, *baseline_words()], next(numbers), unnamed)
     plain = ["recipe=bf16"] if run.config.trains else [f"{path}=none" for path in element_groups()]
     return replace(_planned(cfg, kept, [*_run_words(kept), *plain]), added=True)
 

@@ -296,6 +296,11 @@ def test_one_folder_for_two_runs_is_refused() -> None:
     assert len({run.subdir for run in found.runs}) == 3
 
 
+def test_an_added_baseline_has_a_number_of_its_own_beside_repeated_values() -> None:
+    found = planned("block_size=16,16,16,32", "hydra.sweep.subdir=${hydra.job.num}")
+    assert [run.subdir for run in found.runs] == ["4", "0", "3"]
+
+
 def test_what_hydra_composed_goes_along() -> None:
     (run,) = planned("block_size=16", "baseline=false").runs
     assert "block_size: 16" in run.yaml["config.yaml"]
