@@ -16,7 +16,8 @@ from mxsweep.config.command_line import CommandLine, flags_help
 from mxsweep.config.knob_help import register_knobs_help
 from mxsweep.config.option_files import conf_dir, config_folders
 from mxsweep.config.overrides import prepare
-from mxsweep.sweeps.plan import PlannedRun, compose_first, name_run, plan
+from mxsweep.sweeps.composition import name_run
+from mxsweep.sweeps.plan import PlannedRun, compose_first, plan
 from mxsweep.terminal.errors import ConfigError
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,36 +24,20 @@ from mxsweep.config.knobs import (
     baseline_words,
     decides_only_quantized,
     element_groups,
-    is_knob,
     is_of_sweep,
-    no_such_knob,
     notes,
     switches,
 )
-from mxsweep.config.override_grammar import MOST_VALUES, excerpt, read_override, sweep_values
+from mxsweep.config.override_grammar import excerpt
 from mxsweep.config.overrides import as_typed, prepare
 from mxsweep.config.run_config import RunConfig
 from mxsweep.config.run_identity import entries_alone, train_entries
 from mxsweep.config.sweep_settings import Settings
 from mxsweep.results.manifest import INVALID, is_below
 from mxsweep.sweeps.composition import Composer, composing, name_run
+from mxsweep.sweeps.grids import root_of, words_of_runs
 from mxsweep.terminal.errors import ConfigError
 
-# Of Hydra's own, what decides something here; the rest is for programs that Hydra starts.
-HYDRA_KNOBS = ("hydra/launcher", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-# What people know of other programs that use Hydra, and why it means nothing here: a knob or a group of them.
-REFUSED_OF_HYDRA = {
-    "hydra.verbose": "the log has one level; a failed run's traceback is in its result.json",
-    "hydra.job.chdir": "a run stays in the folder that its command was typed in, from which its paths count",
-    "hydra.output_subdir": "what was composed for a run is in .hydra/ in its folder, in any case",
-    "hydra.searchpath": "a further folder of config files is given by --config-dir FOLDER",
-    "hydra.mode": "-m makes a sweep of the values given",
-    "hydra.sweeper": "a sweep is every combination of the values given; hydra/launcher says where its runs are done",
-    "hydra.callbacks": "Hydra starts no run here, so that nothing would call them",
-    "hydra.job_logging": "Hydra starts no run here, and its logs are not used",
-    "hydra.hydra_logging": "Hydra starts no run here, and its logs are not used",
-    "hydra.help": "the help is mxsweep's own: --help",
-}
 PATH_MAX = (1024 if sys.platform == "darwin" else 4096) - 128  # of a run's folder: names of files come behind it
 _written: dict[str, str] = {}  # entries of YAML mappings, by what they say
 
@@ -122,11 +105,7 @@ def plan(
             A value that is not allowed is no error here but the planned run's.
     """
     try:
-        parsed = [[read_override(override) for override in overrides] for overrides in grids]
-        _check_count([_count(overrides, multirun) for overrides in parsed])
-        jobs = [list(overrides) for overrides in grids]
-        if multirun:
-            jobs = [job for grid in parsed for job in _combinations(grid)]
+        jobs = words_of_runs(grids, multirun)
         with composing(jobs[0], config_dir, paths_from) as composer:
             return _compose_all(jobs, multirun, composer)
     except OmegaConfBaseException as error:
@@ -142,9 +121,7 @@ def compose_first(grids: Sequence[Sequence[str]], config_dir: Path | None = None
         ConfigError: as :func:`plan`, of this run.
     """
     try:
-        parsed = [[read_override(override) for override in overrides] for overrides in grids]
-        _check_count([_count(overrides, multirun=True) for overrides in parsed])
-        words = _combinations(parsed[0])[0]
+        words = words_of_runs(grids, multirun=True)[0]
         with composing(words, config_dir, with_stamp=False) as composer:
             cfg = composer.compose(words, 0)
             _planned(cfg, words, _run_words(words))
@@ -152,37 +129,6 @@ def compose_first(grids: Sequence[Sequence[str]], config_dir: Path | None = None
             return cfg
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf_error(error)) from error
-
-
-def _count(overrides: Sequence[Override], multirun: bool) -> int:
-    """Return how many runs the overrides of one grid come to. Raises ConfigError."""
-    count = 1
-    for override in overrides:
-        _check_override(override)
-        if override.is_sweep_override():
-            count *= len(sweep_values(override))
-        _check_count([count])
-        if override.is_sweep_override() and not multirun:
-            typed = excerpt(as_typed(override.input_line or "").replace("'", ""))
-            raise ConfigError(f"{override.key_or_group}: {typed} names several values; add -m to run them all")
-    return count
-
-
-def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """Return every combination of one grid's values, as overrides; of a knob that stands twice, the last counts."""
-    values: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        texts = (
-            override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
-        )
-        values[key] = [f"{key}={text}" for text in texts]
-    return [list(words) for words in itertools.product(*values.values())]
-
-
-def _check_count(counts: Sequence[int]) -> None:
-    if sum(counts) > MOST_VALUES:
-        raise ConfigError(f"-m: the values come to {sum(counts):,} runs or more; allowed: {MOST_VALUES:,}")
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -216,29 +162,9 @@ def _compose_all(jobs: Sequence[Sequence[str]], multirun: bool, composer: Compos
     return Plan(runs, settings)
 
 
-def _check_override(override: Override) -> None:
-    """Refuse what Hydra would take though it means nothing here, or refuse in words of its own. Raises ConfigError."""
-    key, typed = override.key_or_group, excerpt(override.input_line or "")
-    for refused, why in REFUSED_OF_HYDRA.items():
-        if f"{key.replace('/', '.')}.".startswith(f"{refused}."):
-            raise ConfigError(f"{key}: has no effect here: {why}")
-    if key.startswith("hydra") and key not in HYDRA_KNOBS and not key.startswith("hydra.launcher."):
-        there = ", ".join(HYDRA_KNOBS)
-        raise ConfigError(f"{key}: has no effect here; of Hydra's own there are {there} and hydra.launcher.NAME")
-    if _root(key) == "sweep":
-        raise ConfigError(f"{key}: belongs into an experiment's file; on the command line, -m and KNOB=A,B sweep")
-    if override.is_sweep_override() and (is_of_sweep(key) or key == "stamp"):
-        raise ConfigError(f"{key}: {typed} names several values, and all runs of a sweep have one")
-    if override.package is not None:
-        raise ConfigError(f"{typed}: a knob has one place, and none is given with @; write {key}=VALUE")
-    if override.is_delete():
-        known = is_knob(key) or key.startswith("hydra")
-        raise ConfigError(f"{key}: was taken away; every run needs a value of it" if known else no_such_knob(key))
-
-
 def _run_words(words: Sequence[str]) -> list[str]:
     """Return the overrides that say what a run is, without those of how the sweep is gone about."""
-    return [word for word in words if not is_of_sweep(_root(word))]
+    return [word for word in words if not is_of_sweep(root_of(word))]
 
 
 def _planned(cfg: DictConfig, words: Sequence[str], shown: Sequence[str]) -> PlannedRun:
@@ -345,7 +271,7 @@ def _baselines_first(runs: list[PlannedRun], add: Callable[[PlannedRun], Planned
 def _added_baseline(composer: Composer, numbers: Iterator[int], run: PlannedRun) -> PlannedRun:
     """Return the baseline that a run is compared with, as the run of the next number."""
     assert run.config is not None
-    kept = [word for word in run.words if not decides_only_quantized(_root(word))]
+    kept = [word for word in run.words if not decides_only_quantized(root_of(word))]
     # Of what makes it a baseline, a title and a folder name what a person would type.
     unnamed = [path for path in switches() if path not in element_groups()]
     cfg = composer.compose([*kept, *baseline_words()], next(numbers), unnamed)
@@ -363,10 +289,6 @@ def _baseline_key(config: RunConfig) -> Any:
     alone = {path: value for path, value in entries_alone(config, Scope.BASELINE).items() if path not in left_out}
     trained = [train_entries(config), config.init] if config.trains else []
     return config.model, fed, json.dumps([alone, *trained], sort_keys=True, default=str)
-
-
-def _root(override: str) -> str:
-    return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
 def _check_folders(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
