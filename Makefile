@@ -20,7 +20,7 @@ format: ## format files, and mend what lint can mend
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-types: ## types of mxsweep/
+types: ## types of mxsweep/ and benchmarks/
 	$(PYTHON) -m mypy
 
 docs: ## the pages that are made from the code

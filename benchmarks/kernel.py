@@ -61,7 +61,7 @@ CPU_ROUNDS = 5
 Call = Callable[[], Tensor]
 
 
-def gpu_seconds(call: Call) -> float:
+def gpu_seconds(call: Callable[[], object]) -> float:
     """The median time of one call's kernels."""
     for _ in range(WARM_UP):
         call()
@@ -109,7 +109,7 @@ def on_gpu(shape: tuple[int, int], dtype: torch.dtype, blocks: Sequence[int]) ->
         say(f"block {block}")
         for fmt in formats(block):
             row = {"format": str(fmt), "element": fmt.element, "scale": scale_name(fmt), "block": block}
-            row["cuda_s"] = gpu_seconds(lambda fmt=fmt: quantize(x, fmt, backend="cuda"))
+            row["cuda_s"] = gpu_seconds(functools.partial(quantize, x, fmt, backend="cuda"))
             if fmt.element == "fp4_e2m1":
                 row |= beside(x, fmt, problem)
             rows.append(row)
@@ -134,16 +134,17 @@ def of_training(x: Tensor) -> list[dict[str, Any]]:
         for axis, along in ((-1, "rows"), (-2, "columns")):
             call = functools.partial(quantize, x, fmt, axis, backend="cuda", generator=5)
             rows.append({"what": f"{along}, {name}", "copies": 1.0, "cuda_s": gpu_seconds(call)})
+    blocks = [MXFormat("fp4_e2m1", size) for size in (16, 32, 64)]
     for name, row_format, column_format in (
-        *((f"nearest, blocks of {size}", *[MXFormat("fp4_e2m1", size)] * 2) for size in (16, 32, 64)),
+        *((f"nearest, blocks of {fmt.block_size}", fmt, fmt) for fmt in blocks),
         ("rows nearest, columns stochastic", nearest, stochastic),
         ("stochastic", stochastic, stochastic),
         ("e4m3 scales, blocks of 16", e4m3, e4m3),
         ("fp8_e4m3 even, rows by 32, columns by 64", MXFormat("fp8_e4m3", rounding="even"), MXFormat("fp8_e4m3", 64)),
     ):
-        call = functools.partial(quantize_both, x, row_format, column_format, backend="cuda", generators=(5, 6))
+        both = functools.partial(quantize_both, x, row_format, column_format, backend="cuda", generators=(5, 6))
         # Reading once and writing twice moves one and a half times the bytes of a copy.
-        rows.append({"what": f"rows and columns, {name}", "copies": 1.5, "cuda_s": gpu_seconds(call)})
+        rows.append({"what": f"rows and columns, {name}", "copies": 1.5, "cuda_s": gpu_seconds(both)})
     return rows
 
 
@@ -165,11 +166,11 @@ def of_other_blocks(x: Tensor) -> list[dict[str, Any]]:
         rows.append({"what": f"columns, {fmt}", "cuda_s": gpu_seconds(call)})
     for rounding in ("even", "stochastic"):
         fmt = replace(NVFP4, rounding=rounding)
-        call = functools.partial(
+        both = functools.partial(
             quantize_both, x.view(8, -1, x.shape[-1]), fmt, fmt, backend="cuda", generators=(5, 6),
             tensor_dims=((-1,), (-2, -1)), example_dims=1, column_rotation=SignedHadamard(16, 0b0110_1100_0101_1110),
         )  # fmt: skip
-        rows.append({"what": f"rows and rotated columns, {fmt}", "cuda_s": gpu_seconds(call)})
+        rows.append({"what": f"rows and rotated columns, {fmt}", "cuda_s": gpu_seconds(both)})
     return rows
 
 
@@ -197,7 +198,7 @@ def beside(x: Tensor, fmt: MXFormat, problem: str | None) -> dict[str, float]:
     if problem is None and microxcaling_problem(fmt, "exact") is None:
         for name, arithmetic in (("microxcaling_cuda_s", "exact"), ("microxcaling_torch_s", "native")):
             seconds[name] = gpu_seconds(
-                lambda arithmetic=arithmetic: quantize(x, fmt, backend="microxcaling", arithmetic=arithmetic)
+                functools.partial(quantize, x, fmt, backend="microxcaling", arithmetic=arithmetic)
             )
     return seconds
 
@@ -274,13 +275,13 @@ def on_cpu(shape: tuple[int, int], blocks: Sequence[int]) -> dict[str, Any]:
         dims = (-1,) if fmt.tensor_scale else None  # as of inputs
         calls: dict[str, Call] = {
             "copy": x.clone,
-            "library": lambda fmt=fmt, dims=dims: quantize(x, fmt, tensor_dims=dims),
-            "torch": lambda fmt=fmt, dims=dims: quantize_torch(x, fmt, -1, "native", None, dims),
+            "library": functools.partial(quantize, x, fmt, tensor_dims=dims),
+            "torch": functools.partial(quantize_torch, x, fmt, -1, "native", None, dims),
         }
         if LIBRARY.built_by is None:
             del calls["library"]
         if problem is None and microxcaling_problem(fmt, "native") is None:
-            calls["microxcaling"] = lambda fmt=fmt: quantize(x, fmt, backend="microxcaling")
+            calls["microxcaling"] = functools.partial(quantize, x, fmt, backend="microxcaling")
         seconds = dict(zip(calls, cpu_seconds(list(calls.values())), strict=True))
         same = all(torch.equal(calls["torch"](), call()) for name, call in calls.items() if name != "copy")
         rows.append({"format": str(fmt), **{f"{name}_s": one for name, one in seconds.items()}, "same_bits": same})

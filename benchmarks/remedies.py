@@ -163,7 +163,9 @@ def steps_timed() -> Iterator[list[float]]:
     seconds: list[float] = []
     plain = tuning_steps.tune
 
-    def timed(matrices: Any, sites: Any, weights: Any, objective: Any, check: Any, steps: Any, *rest: Any) -> Any:
+    def timed(
+        matrices: Any, sites: Any, weights: Any, objective: Any, check: Any, steps: Any, *rest: Any, **more: Any
+    ) -> Any:
         began: list[float] = []
 
         def begun() -> Iterator[list[int]]:
@@ -177,7 +179,7 @@ def steps_timed() -> Iterator[list[float]]:
                 seconds.append(now() - began.pop())
             return check()
 
-        return plain(matrices, sites, weights, objective, checked, begun(), *rest)
+        return plain(matrices, sites, weights, objective, checked, begun(), *rest, **more)
 
     def now() -> float:
         if torch.cuda.is_available():

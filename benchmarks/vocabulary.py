@@ -8,6 +8,7 @@ the same pass with its output layer, so that scoring beyond them is what log-lik
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -65,8 +66,9 @@ def compare(shape: str, vocabulary: int, tokens: int, repeats: int) -> dict[str,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = LlamaConfig(**{**SHAPES[shape].config, "vocab_size": vocabulary, "tie_word_embeddings": True})
     with device:
-        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    limit, draw, figures = batch_tokens_on(device), np.random.default_rng(0), {}
+        model = LlamaForCausalLM(config).bfloat16().eval()
+    limit, draw = batch_tokens_on(device), np.random.default_rng(0)
+    figures: dict[str, dict[str, float | None]] = {}
 
     def read_logits(engine: Engine, passages: Sequence[Passage]) -> None:
         for _ in engine.read(passages, drop):
@@ -81,9 +83,9 @@ def compare(shape: str, vocabulary: int, tokens: int, repeats: int) -> dict[str,
         passages = [item.passage for item in unique_inputs(requests, length)]
         scorer = Scorer(model, limit, length)
         engine = Engine(model, BatchLimits(limit, BATCH_LOGITS), TOO_LONG)
-        scored, scored_gib = measure(lambda scorer=scorer, asked=requests: scorer.score(asked), repeats)
-        logits, _ = measure(lambda engine=engine, read=passages: read_logits(engine, read), repeats)
-        alone, alone_gib = measure(lambda engine=engine, read=passages: engine.decode(read), repeats)
+        scored, scored_gib = measure(functools.partial(scorer.score, requests), repeats)
+        logits, _ = measure(functools.partial(read_logits, engine, passages), repeats)
+        alone, alone_gib = measure(functools.partial(engine.decode, passages), repeats)
         figures[kind] = {"scored": scored, "logits": logits, "decoder": alone}
         figures[kind] |= {"scored_gib": scored_gib, "decoder_gib": alone_gib}
     return figures
