@@ -35,6 +35,7 @@ from mxsweep.forward.batches import batch_tokens_on
 from mxsweep.forward.scoring import Scorer, ScoringRequest
 from mxsweep.model.rope_lengths import RopeLengths
 from mxsweep.model.special_tokens import with_padding
+from mxsweep.terminal.logged_warnings import LoggedWarnings
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -77,13 +78,13 @@ class FastLM(HFLM):
             batch_size=batch_size,
             max_length=max_length,
         )
-        self.warnings: list[str] = []
+        self.warnings = LoggedWarnings(log)
         self.encode_s = 0.0
         self.scored = ScoredTokens()
         self._on_scored: Callable[[int], object] = _ignore
         if batch_tokens is None:
             batch_tokens = batch_tokens_on(model.device)
-        self._scorer = Scorer(model, batch_tokens, self.max_length, self._warn)
+        self._scorer = Scorer(model, batch_tokens, self.max_length, self.warnings.warn)
 
     @property
     def batch_tokens(self) -> int:
@@ -199,11 +200,7 @@ class FastLM(HFLM):
 
     def _warn_of(self, messages: Iterable[str]) -> None:
         for message in messages:
-            self._warn(message)
-
-    def _warn(self, message: str) -> None:
-        log.warning(message)
-        self.warnings.append(message)
+            self.warnings.warn(message)
 
 
 def _ignore(_count: int) -> None:

@@ -25,6 +25,7 @@ from mxsweep.model.quantization_report import QuantizationReport, weight_statist
 from mxsweep.model.quantize import observed
 from mxsweep.model.tensor_statistics import TensorStatistics, pooled_by_kind
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.logged_warnings import LoggedWarnings
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Diagnostics:
         self._logits: list[Tensor] = []
         self._tensors: list[TensorStatistics] = []
         self._distances: dict[str, dict[str, float]] = {}
-        self.warnings: list[str] = []
+        self.warnings = LoggedWarnings(log)
 
     def read_quantized(self, model: PreTrainedModel, report: QuantizationReport, recipe: Recipe) -> None:
         """Measure tensors and read logits while ``model`` is quantized: the first step."""
@@ -58,7 +59,7 @@ class Diagnostics:
                     self._logits.append(read_logits(model, sample, observer.batch))
         except ConfigError as error:
             self._logits.clear()
-            self._warn(f"diagnostics: activations, keys and values were not measured: {error}")
+            self.warnings.warn(f"diagnostics: activations, keys and values were not measured: {error}")
             return
         examples = sum(sample.measured for sample in self._samples)
         self._tensors += observer.statistics(examples, report.places)
@@ -73,12 +74,8 @@ class Diagnostics:
                     keep_logits(model, sample, unquantized)
                 self._distances[sample.task] = distance(sample, unquantized, quantized).as_dict()
         except ConfigError as error:
-            self._warn(f"diagnostics: the distance from the unquantized model was not measured: {error}")
+            self.warnings.warn(f"diagnostics: the distance from the unquantized model was not measured: {error}")
         self._logits.clear()
-
-    def _warn(self, message: str) -> None:
-        log.warning(message)
-        self.warnings.append(message)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what goes into the record's ``diagnostics``."""

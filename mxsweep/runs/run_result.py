@@ -21,6 +21,7 @@ from mxsweep.results.record import (
     ROLES_NAME,
     SAMPLES_NAME,
 )
+from mxsweep.terminal.logged_warnings import LoggedWarnings
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,12 @@ class RunFiles:
 
     def write(self, folder: Path) -> list[str]:
         """Write the files; return a warning for each that could not be: the metrics are in the record all the same."""
-        warnings = []
+        warnings = LoggedWarnings(log)
         for name, content in self._contents().items():
             try:
                 write_atomically(folder / name, content, durable=False)
             except (OSError, ValueError) as error:
-                warnings.append(f"{name} was not written: {type(error).__name__}: {error}")
-                log.warning(warnings[-1])
+                warnings.warn(f"{name} was not written: {type(error).__name__}: {error}")
         return warnings
 
     def _contents(self) -> dict[str, str | Callable[[Path], object]]:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mxsweep.files.atomic import write_folder_atomically
+from mxsweep.terminal.logged_warnings import LoggedWarnings
 from mxsweep.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -70,14 +71,13 @@ def saved_steps(folder: Path) -> list[Path]:
 
 def newest_state(folder: Path, identity: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest state that is whole and of this run, None without one; and why newer ones were passed over."""
-    warnings: list[str] = []
+    warnings = LoggedWarnings(log)
     for path in saved_steps(folder):
         try:
             return _read(path, identity), warnings
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:200]
-            warnings.append(f"{path.name} of the run's checkpoints is passed over: {reason}")
-            log.warning(warnings[-1])
+            warnings.warn(f"{path.name} of the run's checkpoints is passed over: {reason}")
     return None, warnings
 
 
