@@ -21,6 +21,7 @@ from mxsweep.export.targets.bits import (
     group_scales,
     pack_bits,
     read_back,
+    refuse_ignored,
     refuse_input_scale,
     stored_codes,
 )
@@ -48,8 +49,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
     """Return one weight; see `export/targets/__init__.py`."""
-    if name in config["ignore"]:
-        raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
+    refuse_ignored(name, config)
     codes, scales = stored_codes(name, stored, "weight_packed", _BITS, _GROUP)
     return read_back(name, codes, MXFormat("fp4_e2m1", _GROUP, "e5m3"), scales, dtype, 1.0)
 

@@ -11,6 +11,7 @@ Legend: W (N, C) a weight, blocks along C; a group is the columns that share a s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,6 +176,12 @@ def stored_codes(name: str, stored: Mapping[str, Tensor], part: str, bits: int, 
     columns = count * group
     stored_shape(f"{name}.{part}", packed, (rows, columns * bits // 8))
     return unpack_bits(packed, bits, columns), scales
+
+
+def refuse_ignored(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where `quantization_config` lists a layer under "ignore": it was left as it is."""
+    if name in config["ignore"]:
+        raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
 
 
 def refuse_input_scale(target: str, name: str, input_scale: float | None) -> None:

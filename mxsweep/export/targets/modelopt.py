@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxsweep.export.targets.bits import checked_packing, pack_bits, read_back, stored_codes, stored_shape
+from mxsweep.export.targets.bits import (
+    checked_packing,
+    pack_bits,
+    read_back,
+    refuse_ignored,
+    stored_codes,
+    stored_shape,
+)
 from mxsweep.export.targets.global_scale import e4m3_scales, scales_first
 from mxsweep.formats.export_targets import packing_of
 from mxsweep.formats.mxformat import MXFormat
@@ -48,8 +55,7 @@ def tensors(name: str, encoded: Encoded, input_scale: float | None = None) -> di
 
 def decode(name: str, stored: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Encoded:
     """Return one weight; see `export/targets/__init__.py`."""
-    if name in config["ignore"]:
-        raise ValueError(f"{name}: the config ignores it; allowed: a layer that is quantized")
+    refuse_ignored(name, config)
     codes, scales = stored_codes(name, stored, "weight", _BITS, _GROUP)
     t = stored[f"{name}.weight_scale_2"]
     stored_shape(f"{name}.weight_scale_2", t, ())
