@@ -183,11 +183,6 @@ class MXLinear(nn.Module):
         if weight_mx is not None:
             self.replace(name, weight_mx)
 
-    @property
-    def inputs_of(self) -> dict[str, InputFormat]:
-        """Return what the input becomes that each operand's matrix is multiplied by, by the operand's name."""
-        return dict(self._put.values())
-
     def matrix(self, name: str) -> Tensor:
         """Return the matrix (N, C) of the operand of this name as it is multiplied; it does not change any more."""
         return self.matrix_in(self.weight_mx, name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.input_formats import input_formats
 from helpers.mixtures import build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedModel
@@ -155,7 +156,7 @@ def test_what_reads_one_input_shares_its_matrices_and_what_they_make_of_it() -> 
     transforms = transforms_of(model)
     with quantize_model(model, RECIPE, prepared=Prepared(input_transforms=transforms)):
         layers = {name: module for name, module in model.named_modules() if isinstance(module, MXLinear)}
-        bases = {name: layer.inputs_of[name].basis for name, layer in layers.items()}
+        bases = {name: input_formats(layer)[name].basis for name, layer in layers.items()}
         assert bases[f"{LAYER}.q_proj"] is bases[f"{LAYER}.k_proj"] is bases[f"{LAYER}.v_proj"]
         assert bases[f"{LAYER}.q_proj"] is not bases[f"{LAYER}.o_proj"]
         seen: dict[str, Tensor] = {}
@@ -224,9 +225,9 @@ def test_only_products_that_the_rotation_names_have_matrices() -> None:
     assert {name.rpartition(".")[2] for name in transforms} == {"q_proj rotated", "down_proj rotated"}  # k reads q's
     with quantize_model(model, recipe, prepared=Prepared(input_transforms=transforms)) as report:
         layer = model.get_submodule(f"{LAYER}.k_proj")
-        assert isinstance(layer, MXLinear) and layer.inputs_of[f"{LAYER}.k_proj"].basis is not None
+        assert isinstance(layer, MXLinear) and input_formats(layer)[f"{LAYER}.k_proj"].basis is not None
         other = model.get_submodule(f"{LAYER}.q_proj")
-        assert isinstance(other, MXLinear) and other.inputs_of[f"{LAYER}.q_proj"].basis is None
+        assert isinstance(other, MXLinear) and input_formats(other)[f"{LAYER}.q_proj"].basis is None
     assert report.as_dict()["products_rotated"] == 4
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.input_formats import input_formats
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -265,7 +266,7 @@ def test_a_rotation_reaches_the_operands_of_its_roles_and_refuses_those_that_are
     moe = build(ARCHITECTURES["qwen2_moe"][0])
     with quantize_model(moe, Recipe(formats, rotation=Rotation(("gate", "o"), 16))):
         layers = [module for module in moe.modules() if isinstance(module, MXLinear)]
-        rotated = {name for layer in layers for name, formats in layer.inputs_of.items() if formats.basis}
+        rotated = {name for layer in layers for name, formats in input_formats(layer).items() if formats.basis}
     assert {name.split(".", 3)[3] for name in rotated} == {"self_attn.o_proj", "mlp.shared_expert.gate_proj"}
     gpt2 = build(ARCHITECTURES["gpt2"][0], "meta")
     problem = recipe_problem(gpt2, Recipe(formats, rotation=Rotation(("q", "gate"), 16)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.input_formats import input_formats
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3_5TextConfig
 
 from mxsweep import LinearFormats, Recipe, quantize_model
@@ -48,7 +49,9 @@ def test_how_many_products_are_rotated(
     planned = footprint(model, recipe)
     with quantize_model(model, recipe) as report:
         layers = [module for module in model.modules() if isinstance(module, MXLinear)]
-        assert sum(formats.basis is not None for layer in layers for formats in layer.inputs_of.values()) == rotated
+        assert (
+            sum(formats.basis is not None for layer in layers for formats in input_formats(layer).values()) == rotated
+        )
     data = report.as_dict()
     assert (data["products_rotated"], data["products"]) == (rotated, products)
     assert f"Rotated {rotated} of {products} quantized products in the decoder blocks" in report.lines()
