@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mxsweep.report.wording import one_line
+from mxsweep.results.knob_words import enumerate_names
 from mxsweep.results.rows import Row
 
 PROVEN_TITLE = "Not evaluated: proven to come out the same"
@@ -32,15 +33,14 @@ def list_warnings(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
 
 def _enumerated(names: Sequence[str]) -> str:
     """Return names one after another, those that differ in the seed alone as one."""
-    seeds: dict[str, list[str]] = {}
+    seeds: dict[tuple[str, bool], list[str]] = {}  # a name without a seed is another than with some
     for name in names:
         config, _, seed = name.rpartition(SEED)
         if seed.isdigit():
-            seeds.setdefault(config, []).append(seed)
+            seeds.setdefault((config, True), []).append(seed)
         else:
-            seeds.setdefault(name, [])
-    joined = [f"{config}{SEED}{' and '.join(of)}" if of else config for config, of in seeds.items()]
-    return ("; " if any(", " in one for one in joined) else ", ").join(joined)
+            seeds[name, False] = []
+    return enumerate_names([f"{name}{SEED}{' and '.join(of)}" if of else name for (name, _), of in seeds.items()])
 
 
 def list_proven(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:

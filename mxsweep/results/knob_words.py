@@ -53,9 +53,20 @@ def value_text(name: str, values: Iterable[str]) -> str:
     """Return a knob with its value or, of values that come to the same, all of them: "scale bits 6 or 8"."""
     values = list(values)
     words = [value_word(name, value) for value in values]
-    text = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    text = enumerate_names(words, "or")
     speaks = name in SPEAKING or any(map(_of_each(name), values))
     return f"{knob_title(name)} {text}" if not speaks or words == ["none"] else text
+
+
+def enumerate_names(names: Sequence[str], last: str = "") -> str:
+    """Join names one after another, a word before the `last` where one is given: "a, b or c".
+
+    By semicolons where a name holds a comma, which would read as two: "a, seed 1; b; or c".
+    """
+    between = "; " if any("," in name for name in names) else ", "
+    if not last or len(names) < 2:
+        return between.join(names)
+    return f"{between.join(names[:-1])}{between if between == '; ' else ' '}{last} {names[-1]}"
 
 
 def value_word(name: str, value: str) -> str:

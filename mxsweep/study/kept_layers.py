@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mxsweep.results.knob_words import enumerate_names
 from mxsweep.study.change_words import format_bits
 from mxsweep.study.finding import Finding, join_with_and, run_ids
 from mxsweep.study.trained_configs import TrainedConfig
@@ -46,13 +47,13 @@ def describe_kept(configs: Sequence[TrainedConfig]) -> list[Finding]:
 
 def _say_kept(words: Sequence[str], configs: Sequence[TrainedConfig]) -> str:
     names = [one.name for one in configs]
-    named = join_with_and(names) if len(names) <= MOST_NAMED else f"{', '.join(names[:MOST_NAMED])} and "
-    more = f"{len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    named = enumerate_names([*names[:MOST_NAMED], *more], "and")
     keep = "keeps" if len(names) == 1 else "keep"
     what = join_with_and([_in_words(word) for word in words]) if words else "none of that"
     bits = sorted({bits for one in configs if (bits := one.bits_per_weight) is not None})
     ends = " to ".join(format_bits(end) for end in dict.fromkeys((bits[0], bits[-1]))) if bits else ""
-    return f"{named}{more} {keep} {what}" + (f" ({ends} bits a weight)" if ends else "")
+    return f"{named} {keep} {what}" + (f" ({ends} bits a weight)" if ends else "")
 
 
 def _in_words(entry: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mxsweep.results.groups import Group, Results
+from mxsweep.results.knob_words import enumerate_names
 from mxsweep.results.rows import label
 from mxsweep.results.trainings import unread_files
 from mxsweep.statistics.paired_tests import ALPHA, Residual, contrast_given, holm, residual_of
@@ -291,7 +292,7 @@ def _notes(ranked: Sequence[Ranked], pairs: Sequence[Pair]) -> list[str]:
     if shared := _shared_recipe([each.config for each in ranked if not each.config.is_baseline]):
         notes.append(f"Same in every quantized run: {shared}.")
     if alone:
-        named = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        named = enumerate_names(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         notes.append(f"Without a baseline of the same {SEED}: {named}.")
     return notes
 

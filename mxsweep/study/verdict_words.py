@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mxsweep.results.knob_words import are_all_combinations, name_rows
+from mxsweep.results.knob_words import are_all_combinations, enumerate_names, name_rows
 from mxsweep.results.rows import label
 from mxsweep.study.configs_to_use import Config
-from mxsweep.study.finding import join_with_and
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ def name_together(configs: Sequence[Config], among: Sequence[Config] = ()) -> st
     rows = [row for one in configs for row in one.rows]
     if are_all_combinations(rows, named):
         return name_rows(rows, named, configs[0].usual)
-    return join_with_and([one.name for one in configs]) if len(configs) < 3 else f"the best {len(configs)} configs"
+    if len(configs) > 2:
+        return f"the best {len(configs)} configs"
+    return enumerate_names([one.name for one in configs], "and")
 
 
 def _is_open(configs: Sequence[Config], name: str) -> bool:

@@ -29,3 +29,11 @@ def test_runs_that_differ_in_the_seed_alone_are_one(tmp_path: Path) -> None:
     assert list_warnings([rows[0], rows[3], rows[6]], lambda row: f"block size {row.knobs['block_size']}") == [
         "block size 8, block size 16: it is left out"
     ]
+
+
+def test_a_run_without_a_seed_in_its_name_is_not_taken_for_those_with_one(tmp_path: Path) -> None:
+    for name, record in (("a", {"warnings": ["it is left out"]}), ("b", {"warnings": ["it is left out"]}), ("c", {})):
+        put(tmp_path / name, format="mxfp4", record=record)
+    rows = sorted(read_results(tmp_path).rows, key=lambda row: row.run.run_id)
+    names = {"id_a": "mxfp4", "id_b": "mxfp4, seed 1", "id_c": "mxfp6"}
+    assert list_warnings(rows, lambda row: names[row.run.run_id]) == ["mxfp4; mxfp4, seed 1: it is left out"]

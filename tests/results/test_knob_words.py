@@ -10,7 +10,14 @@ import pytest
 
 from mxsweep.config.overrides import prepare
 from mxsweep.config.recorded_config import recorded
-from mxsweep.results.knob_words import goes_with_format, name_rows, usual_text, usual_values, value_text
+from mxsweep.results.knob_words import (
+    enumerate_names,
+    goes_with_format,
+    name_rows,
+    usual_text,
+    usual_values,
+    value_text,
+)
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, label, read_rows
 from mxsweep.sweeps.plan import plan
@@ -135,3 +142,13 @@ def test_values_that_came_out_the_same_are_all_named() -> None:
     both = [row(scale_bits=bits, kv_quant="none") for bits in (8, 6)]
     assert name_rows(both, ["scale_bits", "kv_quant"]) == "scale bits 6 or 8, KV unquantized"
     assert value_text("rounding", ["keys"]) == "rounding keys"
+
+
+def test_names_with_commas_are_told_from_one_another() -> None:
+    assert enumerate_names(["w4a6"], "and") == "w4a6" and enumerate_names(["w4a6", "mxfp4"]) == "w4a6, mxfp4"
+    assert enumerate_names(["a", "b", "c"], "or") == "a, b or c"
+    assert enumerate_names(["w4a6", "w4a6, seed 1"]) == "w4a6; w4a6, seed 1"
+    assert enumerate_names(["w4a6, seed 1", "mxfp4, seed 2"], "and") == "w4a6, seed 1; and mxfp4, seed 2"
+    assert value_text("matmuls.keep_high", ["embeddings", "last", "lm_head,embeddings"]) == (
+        "matmuls keep high embeddings; last; or lm_head,embeddings"
+    )
