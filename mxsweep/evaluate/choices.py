@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from lm_eval.api.task import ConfigurableTask, Task
 
-LOGLIKELIHOODS, RIGHT, MARGIN, MARGIN_NORM = "choice_loglikelihoods", "right_choices", "margin", "margin_norm"
+from mxsweep.files.sample_columns import LOGLIKELIHOODS, RIGHT
+
+MARGIN, MARGIN_NORM = "margin", "margin_norm"
 
 
 def choice_columns(task: Task | None, sample: Mapping[str, Any]) -> dict[str, Any]:

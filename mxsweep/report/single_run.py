@@ -12,7 +12,7 @@ from mxsweep.report.plain_table import TERMINAL_WIDTH
 from mxsweep.results.baselines import baseline_command, find_baselines
 from mxsweep.results.groups import Results, read_results
 from mxsweep.results.rows import Row
-from mxsweep.study.group_study import BASELINE, Study, study_groups
+from mxsweep.study.group_study import BASELINE, TASK, Study, study_groups
 from mxsweep.terminal.escapes import printable
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _text(results: Results, seen: Sequence[Path]) -> str:
 
 
 def _cost_line(study: Study, named: bool) -> str | None:
-    line = next((line for line in study.verdict.lines if line.title in (COST, BASELINE)), None)
+    line = next((line for line in study.verdict.lines if line.title in (COST, BASELINE, TASK)), None)
     if line is None:
         return None
     return f"{line.title}{f' in {study.group.title}' if named else ''}: {line.text}"

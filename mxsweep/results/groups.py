@@ -253,11 +253,13 @@ def value_order(name: str, value: Any) -> tuple[Any, ...]:
     """Return a sort key of a knob's value.
 
     Numbers by size, then texts in natural order, those of remedies from the least that is done to the most; before all
-    of them no value, and "none", which is less than any.
+    of them no value, and "none", which is less than any; and of tasks a training's held-out sequences, whose loss is
+    what it was to lower.
     """
     if isinstance(value, int | float):
         return (1, value)
     text = label(value)
     if text in (ladder := ladder_of(name)):
         return (1, ladder.index(text))
-    return (0,) if text == "none" else (2, natural_key(text))
+    is_first = text == "none" or (name == "task" and text == VALIDATION)
+    return (0,) if is_first else (2, natural_key(text))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mxsweep.files.sample_columns import LOGLIKELIHOODS, RIGHT
 from mxsweep.results.metrics import COUNTED, MARGIN, accuracy_metric, is_loss, is_perplexity, main_metric
 from mxsweep.results.parquet_files import ParquetError, open_parquet
 from mxsweep.results.record import SAMPLES_NAME, RunFolder
@@ -29,6 +30,8 @@ class Outcomes:
         loglikelihood: (n,) float64, nats; None where the task has no perplexity.
         margin: (n,) float64, nats, log-likelihood of the right choice minus the largest of the others'; None where the
             task has no margin.
+        chance: (n,) float64, the share of an example's choices that are right, which is how often a guess is; None
+            where that is not known, as of free answers.
         weights: (n,) float64, words of the example (or bytes, of a task without word_perplexity, or tokens, of a loss);
             None for 1 each.
         firsts: (m,) int64, ascending, the first of each set of examples that ask the same; None where all differ, or
@@ -41,6 +44,7 @@ class Outcomes:
     weights: np.ndarray | None
     firsts: np.ndarray | None = None
     margin: np.ndarray | None = None
+    chance: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -82,6 +86,7 @@ def _parse(path: Path, metrics: dict[str, Any]) -> dict[str, Outcomes]:
     import pyarrow as pa  # here, since most who read records read no samples, and it takes a while
 
     known = ("task", "doc_id", "doc_hash", "input_hash", "filter", "loglikelihood", MARGIN, *COUNTED, *_WEIGHTS)
+    known += (LOGLIKELIHOODS, RIGHT)
     try:
         with open_parquet(path) as file:
             there = set(file.schema_arrow.names)
@@ -145,7 +150,7 @@ def _of_table(table: Any, metrics: dict[str, Any]) -> Outcomes | None:
         if name in table.column_names and not np.isnan(column := _numbers(table, name)).any():
             weights = column
             break
-    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights, _firsts(table), margin)
+    return Outcomes(_keys_of(table, doc_id), correct, loglikelihood, weights, _firsts(table), margin, _chance(table))
 
 
 def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
@@ -156,6 +161,22 @@ def _correct(table: Any, metrics: dict[str, Any]) -> np.ndarray | None:
             if ((column == 0) | (column == 1)).all():
                 return column == 1
     return None
+
+
+def _chance(table: Any) -> np.ndarray | None:
+    """Return the share of each example's choices that are right; None where it is not known of every one."""
+    if not {LOGLIKELIHOODS, RIGHT} <= set(table.column_names):
+        return None
+    choices, right = (_lengths(table, name) for name in (LOGLIKELIHOODS, RIGHT))
+    return right / choices if (choices > 0).all() and (right > 0).all() else None
+
+
+def _lengths(table: Any, name: str) -> np.ndarray:
+    """Return the lengths of a column's lists as float64, null as NaN."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(table[name]).cast(pa.float64()).to_numpy()
 
 
 def _numbers(table: Any, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from mxsweep.study.findings import list_findings
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import KnobEffect, find_knob_effects
 from mxsweep.study.remedy_steps import RemedySteps, arrange_remedy_steps, describe_remedy_steps
+from mxsweep.study.silent_tasks import say_nothing_told, tells_nothing
 from mxsweep.study.trained_configs import has_seeds
 from mxsweep.study.training_ranking import TrainingStudy, describe_trainings, study_trainings
 from mxsweep.study.value_pairs import Examples, KnobValues, study_values
@@ -26,7 +27,7 @@ from mxsweep.study.verdict import Verdict, give_verdict
 from mxsweep.study.verdict_words import VerdictLine
 
 MOST_SAID = 5  # of trainings, in the verdict
-TRAINING, BASELINE = "Training", "Baseline"  # titles of lines
+TRAINING, BASELINE, TASK = "Training", "Baseline", "Task"  # titles of lines
 OF_ONE_SEED = (
     "Each of these runs is one seed of its config, and what a config does over its seeds is said of its validation "
     "loss, so none is chosen or ranked here."
@@ -145,7 +146,9 @@ def _withheld(group: Group) -> list[VerdictLine]:
     """Return a line that says why there is no verdict by example on a group; none where there may be one."""
     if guessing := group.guessing_baselines():
         return [VerdictLine(BASELINE, WITHOUT_BASELINE, run_ids(guessing))]
-    return [VerdictLine(TRAINING, OF_ONE_SEED, [])] if has_seeds(group) else []
+    if has_seeds(group):
+        return [VerdictLine(TRAINING, OF_ONE_SEED, [])]
+    return [VerdictLine(TASK, say_nothing_told(group), run_ids(group.rows))] if tells_nothing(group) else []
 
 
 def study_groups(results: Results, context: int = USUAL_CONTEXT) -> list[Study]:

@@ -11,7 +11,7 @@ from typing import Any
 from mxsweep.results.groups import Group, Results, row_order
 from mxsweep.results.rows import Row, label
 from mxsweep.study.comparison import Comparison, compare_pairs
-from mxsweep.study.trained_configs import has_seeds
+from mxsweep.study.silent_tasks import has_no_pairs
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ def find_knob_effects(results: Results, group: Group) -> list[KnobEffect]:
 
     A quantized run is never paired with a baseline here. Of runs with the same config, one repeated, the first is
     taken. A knob without such a pair is left out. The p values are adjusted over each knob's pairs, accuracies and
-    perplexities apart. Trainings with several seeds are compared by config (see `training_ranking`), and not here.
+    perplexities apart. Trainings with several seeds are compared by config (see `training_ranking`), and not here; nor
+    are runs of which the task tells nothing.
     """
     effects = []
-    if has_seeds(group):  # of which no two runs say what their configs do
+    if has_no_pairs(group):
         return []
     for knob in results.shown:
         pairs = _neighbours(group.rows, knob, [name for name in results.shown if name != knob])

@@ -20,7 +20,7 @@ from mxsweep.results.rows import Row
 from mxsweep.statistics.paired_tests import LogPerplexityDifference
 from mxsweep.study.comparison import Comparison
 from mxsweep.study.memory_terms import Terms
-from mxsweep.study.trained_configs import has_seeds
+from mxsweep.study.silent_tasks import has_no_pairs
 
 T = TypeVar("T")
 
@@ -65,13 +65,13 @@ class MemoryFront:
 def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], terms: Terms) -> MemoryFront | None:
     """Find the front and what the rule names; None where memory or cost of no quantized run is known.
 
-    None of trainings with several seeds: the front would be that of each config's luckiest seed; nor of a baseline that
-    knows no more than a guess does: what is close to it may be as bad.
+    None of trainings with several seeds: the front would be that of each config's luckiest seed; nor where a task tells
+    nothing, or the baseline knows no more than a guess does: what is close to it may be as bad.
 
     Args:
         comparisons: each quantized run compared with its baseline, by the run's folder.
     """
-    if has_seeds(group) or group.guessing_baselines():
+    if has_no_pairs(group) or group.guessing_baselines():
         return None
     placed = []
     for row in group.rows:

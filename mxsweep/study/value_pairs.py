@@ -29,7 +29,7 @@ from mxsweep.study.comparison import align_outcomes
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.knob_effects import runs_by_value
 from mxsweep.study.noise_floor import Noise
-from mxsweep.study.trained_configs import has_seeds
+from mxsweep.study.silent_tasks import has_no_pairs
 
 MOST_VALUES = 10  # of a knob, of which all pairs are compared; of more, neighbours and the two ends
 Runs = list[tuple[Row, Row]]
@@ -107,9 +107,10 @@ class KnobValues:
 def study_values(results: Results, group: Group) -> list[KnobValues]:
     """Compare the values of every knob that quantized runs of the group differ in; nothing of knobs without a pair.
 
-    Trainings with several seeds are compared by config (see `training_ranking`), and not here.
+    Trainings with several seeds are compared by config (see `training_ranking`), and not here; nor are runs of which
+    the task tells nothing.
     """
-    if has_seeds(group):
+    if has_no_pairs(group):
         return []
     metrics = list(dict.fromkeys(name for name in (loss_metric(group), group.main_metric()) if name))
     examples = Examples(group)

@@ -15,7 +15,7 @@ from mxsweep.results.baselines import run_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
 from mxsweep.results.memory_taken import kv_bits_per_token
-from mxsweep.results.metrics import betterness
+from mxsweep.results.metrics import betterness, known_metric
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
 from mxsweep.results.task_size import task_size
@@ -35,6 +35,7 @@ from mxsweep.study.configs_to_use import (
 from mxsweep.study.finding import run_ids
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.how_sure import count_repeats, say_sure, say_sure_of_costs
+from mxsweep.study.silent_tasks import answers_no_more, is_at_floor
 from mxsweep.study.tensor_kinds import kinds_of
 from mxsweep.study.value_pairs import KnobValues
 from mxsweep.study.value_words import summarize_values
@@ -157,7 +158,12 @@ def _say_cost(
         )
     main = group.main_metric()
     if main and main != metric:
-        text += _say_main([one for one, _ in tested], main, base, against, use)
+        says_nothing = known_metric(main).counts and is_at_floor(group)
+        text += (
+            f". {metric_noun(main).capitalize()} says nothing, as no run {answers_no_more(group)}"
+            if says_nothing
+            else _say_main([one for one, _ in tested], main, base, against, use)
+        )
     return VerdictLine("Cost", f"{text[0].upper()}{text[1:]}.", run_ids([best.row, worst.row]))
 
 

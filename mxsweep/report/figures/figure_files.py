@@ -21,7 +21,7 @@ from mxsweep.report.figures.training_figures import training_figures
 from mxsweep.study.group_study import Study
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.memory_terms import DEFAULT_TERMS, Terms
-from mxsweep.study.trained_configs import has_seeds
+from mxsweep.study.silent_tasks import has_no_pairs
 from mxsweep.terminal.escapes import printable
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def make_figures(studies: Sequence[Study], terms: Terms) -> tuple[Drawn, list[tu
 
 def group_figures(study: Study, terms: Terms = DEFAULT_TERMS) -> list[Figure]:
     """Return a group's figures but for the heat map, not drawn yet: by metric, and of each by knob."""
-    if has_seeds(study.group):  # the ranking is over seeds, and lines would have one each
+    if has_no_pairs(study.group):  # of several seeds the ranking is over these, and lines would have one each
         return training_figures(study)
     knobs = study.swept
     has_blocks = any("block_size" in row.knobs for row in study.rows)

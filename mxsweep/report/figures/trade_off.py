@@ -45,7 +45,7 @@ from mxsweep.study.finding import format_runs
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_front import memory_of, unbeaten
 from mxsweep.study.memory_terms import Terms
-from mxsweep.study.trained_configs import has_seeds
+from mxsweep.study.silent_tasks import has_no_pairs
 
 ABOUT = "trade-off"
 ROOM = 0.1  # of the range of memory, left and right of it
@@ -88,9 +88,9 @@ class _Axis:
 def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
     """Return the figure; None where no quantized run says how much memory it takes, or has a known metric.
 
-    None of trainings with several seeds, as there is no front of them.
+    None of trainings with several seeds, nor where a task tells nothing of the runs: there is no front of them.
     """
-    if study.loss_metric is None or has_seeds(study.group):
+    if study.loss_metric is None or has_no_pairs(study.group):
         return None
     quantity = change_quantity(study, study.loss_metric)
     rows = [row for row in study.rows if not row.is_baseline]
