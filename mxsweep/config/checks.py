@@ -17,6 +17,7 @@ from mxsweep.files.digests import file_digests
 from mxsweep.files.gguf_header import SUFFIX, GGUFError, read_header
 from mxsweep.files.text_files import UNREADABLE, open_text
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 NAME_MAX = 255  # bytes of a file's name on the file systems of Linux and macOS
 # What a checkpoint's weights are called, whoever wrote it: a folder without any of these is not worth loading.
@@ -45,27 +46,27 @@ def is_folder(path: Path) -> bool:
 def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
     """Raise ConfigError unless the value is one of those allowed."""
     if value not in allowed:
-        raise ConfigError(f"{field}: {value!r} is not known; allowed: {', '.join(allowed)}")
+        raise ConfigError(f"{field}: {quoted(value)} is not known; allowed: {', '.join(allowed)}")
 
 
 def check_flag(field: str, value: Any) -> None:
     """Raise ConfigError unless the value is true or false."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{field}: {value!r} is not a yes or no; allowed: true, false")
+        raise ConfigError(f"{field}: {quoted(value)} is not a yes or no; allowed: true, false")
 
 
 def check_integer(field: str, value: Any, low: int, high: int | None, allowed: str) -> None:
     """Raise ConfigError unless the value is a whole number from ``low`` to ``high`` (None: without end)."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
-        raise ConfigError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
+        raise ConfigError(f"{field}: {quoted(value)} is not allowed; allowed: {allowed}")
 
 
 def check_activation_scale(field: str, value: Any) -> None:
     """Raise ConfigError unless the value is one of two words, or a number that float32 holds."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value not in ("dynamic", "static") and not (number and 2.0**-126 <= value < 2.0**128):
-        raise ConfigError(f"{field}: {value!r} is not allowed; allowed: dynamic, static, a number above 0")
+        raise ConfigError(f"{field}: {quoted(value)} is not allowed; allowed: dynamic, static, a number above 0")
 
 
 def check_model_path(field: str, path: Any) -> None:
@@ -76,7 +77,7 @@ def check_model_path(field: str, path: Any) -> None:
     if path == "":
         raise ConfigError(f"{field}: '' is empty; give {hint}")
     if not isinstance(path, str):
-        raise ConfigError(f"{field}: {path!r} is not a name; give {hint}")
+        raise ConfigError(f"{field}: {quoted(path)} is not a name; give {hint}")
     if path == EMBEDDED:
         return
     folder = expanded(field, path)
@@ -127,7 +128,7 @@ def check_limit(field: str, limit: Any) -> None:
     share = isinstance(limit, float) and 0 < limit < 1
     if limit is not None and not whole and not share:
         raise ConfigError(
-            f"{field}: {limit!r} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
+            f"{field}: {quoted(limit)} is not allowed; give none (all), a fraction between 0 and 1, or a whole count"
         )
 
 

@@ -9,6 +9,7 @@ from mxsweep.config.training_combinations import check_training
 from mxsweep.formats import microxcaling_problem
 from mxsweep.formats.recipe import DYNAMIC, OF_A_MATRIX
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted, written
 
 MOST_OF_A_TRANSFORM = 256  # channels: of an input of C channels the matrices take this many times C elements
 
@@ -89,10 +90,9 @@ def _check_search(config: RunParts) -> None:
     rules = (("scale_rounding", THE_RUNS), ("scale_emax", True))
     for rule, usual in rules:
         if (value := config.rules.values[rule]) != usual:
-            shown = "true" if usual is True else usual
             raise ConfigError(
-                f"format.{rule}: {value!r} does not go with scale_rounding=search, which tries "
-                f"{', '.join(config.scale_roundings)} for all tensors; allowed with it: {shown}"
+                f"format.{rule}: {quoted(value)} does not go with scale_rounding=search, which tries "
+                f"{', '.join(config.scale_roundings)} for all tensors; allowed with it: {written(usual)}"
             )
 
 

@@ -31,6 +31,7 @@ from mxsweep.config.train_knobs import NO_RECIPE
 from mxsweep.config.training_data import check_corpus, check_enough_text, check_init
 from mxsweep.config.value_types import as_names
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 NOT_OF_RUNS = ("hydra", "stamp", "sweep")
 # The types that hold what is below a group; a knob that none has a field for is in RunConfig.further.
@@ -264,7 +265,7 @@ def describe_omegaconf_error(error: OmegaConfBaseException) -> str:
 
 def _check_keys(prefix: str, given: Any, expected: set[str]) -> None:
     if not isinstance(given, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}: {given!r} must hold {', '.join(sorted(expected))}")
+        raise ConfigError(f"{prefix.rstrip('.')}: {quoted(given)} must hold {', '.join(sorted(expected))}")
     for key in given.keys() - expected:
         raise ConfigError(knobs.no_such_knob(f"{prefix}{key}"))
     for key in expected - given.keys():

@@ -17,6 +17,7 @@ from mxsweep.config.option_files import option_names, read_option
 from mxsweep.formats.element import normalize_element
 from mxsweep.formats.mxformat import BlockSize
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted, written
 
 FIELDS = ("weight", "activation", "block_size", "scale", "tensor_scale")
 OF_AN_OPTION = {"block_size": 32, "scale": "e8m0", "tensor_scale": False}  # where the option does not say
@@ -60,7 +61,7 @@ def format_name(formats: FormatConfig, folders: Sequence[Path] | None = None, ch
 
 def element_name(value: Any) -> str:
     """Return an element format's name, mxfp4_e2m1 by its plain one; YAML's null is "none"."""
-    return "none" if value is None else normalize_element(str(value))
+    return "none" if value is None else normalize_element(written(value))
 
 
 def no_format(field: str, group: str, name: str, message: str) -> str:
@@ -130,7 +131,7 @@ def resolve_modules(
     if spec is None:
         return {}
     if not isinstance(spec, dict):
-        raise ConfigError(f"modules: {spec!r} must map glob patterns to formats, as {{*.down_proj: mxfp8_e4m3}}")
+        raise ConfigError(f"modules: {quoted(spec)} must map glob patterns to formats, as {{*.down_proj: mxfp8_e4m3}}")
     return {
         str(pattern): _resolve_module(str(pattern), value, run, explicit, folders) for pattern, value in spec.items()
     }
@@ -145,7 +146,8 @@ def _resolve_module(
         unknown = set(value) - set(FIELDS)
         if unknown:
             raise ConfigError(
-                f"{field_name}: {sorted(unknown)[0]!r} is not a field; allowed: weight, activation, block_size, scale"
+                f"{field_name}: {quoted(sorted(unknown, key=str)[0])} is not a field; allowed: weight, activation, "
+                "block_size, scale"
             )
         # A scale of the module's own drops the run's per-tensor scale, unless it is asked for with it.
         if "scale" in value and value["scale"] != own["scale"]:

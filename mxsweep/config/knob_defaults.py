@@ -48,15 +48,6 @@ def defaults_of(group: str, name: str) -> dict[str, Any]:
     return values | chosen
 
 
-def written(value: Any) -> str:
-    """Return a value as it is typed."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-
-
 def _of_option(group: str, name: str) -> dict[str, Any]:
     content = read_option(group, name) or {}
     file = conf_dir() / group / f"{name}.yaml"

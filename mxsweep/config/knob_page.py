@@ -8,6 +8,7 @@ from typing import Any
 from mxsweep.config import effects, knob_defaults, knobs
 from mxsweep.config.knob import UNSET, Kind, Knob, Scope
 from mxsweep.config.knob_help import named_values
+from mxsweep.terminal.written_values import written
 
 HEAD = """\
 # Knobs
@@ -101,7 +102,7 @@ def knob_page() -> str:
 def _row(knob: Knob, defaults: dict[str, Any]) -> str:
     values = ", ".join(f"`{value}`" for value in named_values(knob)) or _escaped(knob.type.allowed)
     default = defaults.get(knob.path, UNSET)
-    shown = "" if default is UNSET else f"`{knob_defaults.written(default)}`"
+    shown = "" if default is UNSET else f"`{written(default)}`"
     when = words_of(knob.effect)
     scope = SCOPES[knob.scope] + (f", where {when}" if when else "")
     return f"| `{knob.path}` | {_escaped(knob.help + KINDS[knob.kind])} | {values} | {shown} | {scope} |"

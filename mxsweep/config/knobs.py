@@ -14,6 +14,7 @@ from mxsweep.config.effects import Values
 from mxsweep.config.knob import UNSET, Kind, Knob, Scope
 from mxsweep.config.knob_table import TABLE
 from mxsweep.config.value_types import Element, Mapping, ValueType
+from mxsweep.terminal.written_values import written
 
 HYDRA = "hydra"
 Derived = TypeVar("Derived")
@@ -144,8 +145,8 @@ def baseline_words() -> list[str]:
 
     Leaves as well as groups: an experiment may have set a leaf, over which a group chosen here would not win.
     """
-    words = {path: "null" if value is None else str(value) for path, value in switches().items()}
-    return [f"{path}='{word.lower()}'" if TABLE[path].is_group else f"{path}={word}" for path, word in words.items()]
+    words = {path: written(value) for path, value in switches().items()}
+    return [f"{path}='{word}'" if TABLE[path].is_group else f"{path}={word}" for path, word in words.items()]
 
 
 # What tables show

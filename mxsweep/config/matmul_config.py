@@ -30,6 +30,7 @@ from mxsweep.formats.element import parse_element
 from mxsweep.formats.mxformat import BlockSize, MXFormat
 from mxsweep.formats.training import OPERANDS, PRODUCTS, LayerFormats, OperandFormat, ProductFormats
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 INHERITED, AS_IT_IS = "auto", "none"
 INPUT, WEIGHT = "fprop.input", "fprop.weight"
@@ -199,7 +200,7 @@ def _own(
         return {"element": element, **leaves}
     for key, given in value.items():
         if key not in FIELDS:
-            raise ConfigError(f"{name}: {key!r} is not a field; allowed: {', '.join(FIELDS)}")
+            raise ConfigError(f"{name}: {quoted(key)} is not a field; allowed: {', '.join(FIELDS)}")
         FIELDS[key](f"{name}.{key}", given)
     fields = dict(value)
     if "element" in fields:
@@ -217,7 +218,7 @@ def _element_of_mapping(name: str, value: Any) -> str:
             parse_element(element)
         except ValueError as error:
             allowed = str(error).partition("allowed: ")[2]
-            raise ConfigError(f"{name}.element: {value!r} is not an element; allowed: none, {allowed}") from None
+            raise ConfigError(f"{name}.element: {quoted(value)} is not an element; allowed: none, {allowed}") from None
     return element
 
 

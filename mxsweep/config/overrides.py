@@ -45,6 +45,7 @@ from mxsweep.config.option_files import (
 from mxsweep.config.override_grammar import excerpt, is_readable, quote, read_override, sweep_values
 from mxsweep.config.sweep_knobs import SBATCH
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import written
 
 ONE_OF_TWO = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
 _typed: dict[str, str] = {}  # options made for `model=` and `task=`, name to what was typed
@@ -212,19 +213,7 @@ def _grids(name: str, content: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
 
 def _render_sweep(key: str, values: Sequence[Any]) -> str:
     is_text = key in knobs.paths() + knobs.free_text()  # with commas and quotes that mean themselves
-    return ",".join(quote(value) if is_text and isinstance(value, str) else _render(value) for value in values)
-
-
-def _render(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_render(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_render(item)}" for key, item in value.items()) + "}"
-    return str(value)
+    return ",".join(quote(value) if is_text and isinstance(value, str) else written(value) for value in values)
 
 
 def _choose(word: str, folders: Sequence[Path]) -> str:
@@ -255,7 +244,7 @@ def _choice(group: str, value: Any) -> Any:
 def _provide(group: str, value: Any, folders: Sequence[Path]) -> str:
     """Return the name under which Hydra finds ``value`` in ``group``, and put an option there if there was none."""
     existing = _options(group, folders)
-    name = "none" if value is None and "none" in existing else _render(value)
+    name = "none" if value is None and "none" in existing else written(value)
     if name in existing:
         check_one_option(group, name, folders)
         return name
@@ -309,7 +298,7 @@ def _task_file(value: Any) -> str | None:
 
 def _provide_task_file(value: Any, file: str, folders: Sequence[Path]) -> str:
     """Return the name of an option for ``task=FILE.yaml``, which is ``task.include_path=FILE.yaml`` with its name."""
-    typed = _render(value)
+    typed = written(value)
     name = f"file-{hashlib.sha256(typed.encode()).hexdigest()[:12]}"
     _typed[name] = typed
     _store("task", name, {"task": _task_option(value, folders) | {"include_path": file}})

@@ -41,6 +41,7 @@ from mxsweep.formats.recipe import (
 from mxsweep.formats.scale import SCALE_ROUNDINGS
 from mxsweep.formats.training import TrainingRecipe
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import written
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ class RunParts:
             return None
         if isinstance(formats.block_size, tuple) and not field.endswith("weight"):
             raise ConfigError(
-                f"block_size: {list(formats.block_size)} is a tile, which only weights can have, and {field} is "
+                f"block_size: {written(formats.block_size)} is a tile, which only weights can have, and {field} is "
                 f"{element!r}; allowed with it: a whole number, or {field}=none"
             )
         kind = "weight" if field.endswith("weight") else "activation"

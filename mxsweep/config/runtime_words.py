@@ -8,6 +8,7 @@ from typing import Any
 from mxsweep.config.runtimes import ACTIVATION, OF_RUNTIMES, RUNTIMES
 from mxsweep.formats import MXFormat
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted, written
 
 
 def choose(runtime: str, values: dict[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def choose(runtime: str, values: dict[str, Any], explicit: Mapping[str, Any]) ->
             values = values | {knob: allowed[0]}
         elif explicit[knob] not in allowed:
             raise ConfigError(
-                f"{knob}: {explicit[knob]!r} does not go with runtime={runtime}; allowed with it: {', '.join(allowed)}"
+                f"{knob}: {quoted(explicit[knob])} does not go with runtime={runtime}; allowed with it: "
+                f"{', '.join(allowed)}"
             )
     return values
 
@@ -50,7 +52,8 @@ def tensor_scales(runtime: str, has: Mapping[str, bool], explicit: Mapping[str, 
         if explicit.get(knob, value) != value:
             further = ", a number" if knob == ACTIVATION else ""
             raise ConfigError(
-                f"{knob}: {explicit[knob]!r} does not go with runtime={runtime}; allowed with it: {value}{further}"
+                f"{knob}: {quoted(explicit[knob])} does not go with runtime={runtime}; allowed with it: "
+                f"{value}{further}"
             )
         values[knob] = value
     return values
@@ -76,6 +79,6 @@ def refuse_contradictions(runtime: str, explicit: Mapping[str, Any], formats: Se
             without = knob == "scale_rounding" and not fmt.scale_format.is_power_of_two
             if getattr(fmt, knob) != explicit[knob] and not by_element and not without:
                 raise ConfigError(
-                    f"{knob}: {explicit[knob]!r} does not go with runtime={runtime}, which computes {fmt}; allowed "
-                    f"with it: {getattr(fmt, knob)}, or none given"
+                    f"{knob}: {quoted(explicit[knob])} does not go with runtime={runtime}, which computes {fmt}; "
+                    f"allowed with it: {written(getattr(fmt, knob))}, or none given"
                 )

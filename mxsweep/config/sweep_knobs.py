@@ -10,6 +10,7 @@ from typing import Any
 from mxsweep.config.knob import Kind, Knob, Scope
 from mxsweep.config.value_types import WORD, WORD_OR_NULL, Checked, Choice, Flag, Number, Text, ValueType, Whole
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 
 def sweep_knob(path: str, help: str, type: ValueType, **more: Any) -> Knob:
@@ -25,13 +26,13 @@ def _launcher(path: str, help: str, type: ValueType, **more: Any) -> Knob:
 def check_shell_lines(knob: str, value: Any) -> None:
     """Raise ConfigError unless the value is a list of texts."""
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise ConfigError(f"{knob}: {value!r} must be a list of shell lines, as '[module load x]'")
+        raise ConfigError(f"{knob}: {quoted(value)} must be a list of shell lines, as '[module load x]'")
 
 
 def check_sbatch(knob: str, value: Any) -> None:
     """Raise ConfigError unless the value is a mapping."""
     if not isinstance(value, dict):
-        raise ConfigError(f"{knob}: {value!r} must be a mapping, as {{reservation: NAME}}")
+        raise ConfigError(f"{knob}: {quoted(value)} must be a mapping, as {{reservation: NAME}}")
 
 
 def check_text_or_number(knob: str, value: Any) -> None:
@@ -41,7 +42,7 @@ def check_text_or_number(knob: str, value: Any) -> None:
     """
     text = isinstance(value, str | int) and str(value).strip() and str(value).isprintable()
     if value is not None and not text:
-        raise ConfigError(f"{knob}: {value!r} must be a word or null")
+        raise ConfigError(f"{knob}: {quoted(value)} must be a word or null")
 
 
 TEXT_OR_NUMBER = Checked("a word, or null", check_text_or_number)

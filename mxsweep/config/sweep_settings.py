@@ -16,6 +16,7 @@ from mxsweep.config import knobs
 from mxsweep.config.checks import expanded
 from mxsweep.config.composed_config import describe_omegaconf_error
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,14 @@ def _launcher(node: DictConfig) -> Gpus | Slurm | None:
     known = f"allowed: basic, {', '.join(LAUNCHERS)}"
     if "_target_" in node:  # a plugin of Hydra's, of which the one that runs jobs in turn is ours, too
         if not str(node["_target_"]).endswith(".BasicLauncher"):
-            raise ConfigError(f"hydra/launcher: {node['_target_']!r} is not known; {known}")
+            raise ConfigError(f"hydra/launcher: {quoted(node['_target_'])} is not known; {known}")
         if further := [str(key) for key in node if key != "_target_"]:
             raise ConfigError(f"hydra.launcher.{further[0]}: hydra/launcher=basic has no knobs; {known}")
         return None
     if node.get("name") not in LAUNCHERS:
-        raise ConfigError(f"hydra.launcher.name: {node.get('name')!r} is not known; choose by hydra/launcher; {known}")
+        raise ConfigError(
+            f"hydra.launcher.name: {quoted(node.get('name'))} is not known; choose by hydra/launcher; {known}"
+        )
     launcher: Gpus | Slurm = _typed("hydra.launcher", node, LAUNCHERS[node["name"]], without=("name",))
     return launcher
 

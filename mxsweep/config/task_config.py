@@ -10,6 +10,7 @@ from mxsweep.config.checks import expanded, is_folder, line_of_row, rows_of
 from mxsweep.config.own_tasks import SUFFIXES, OwnTasks, read_own_tasks
 from mxsweep.files.digests import stamps
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 # Of a row: longer than any book. Its tokens would take gigabytes.
 MOST_CHARACTERS = 2**23
@@ -34,11 +35,13 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not all(isinstance(name, str) and name for name in self.names):
-            raise ConfigError(f"task: {list(self.names)!r} must be one or more names of lm-eval tasks")
+            raise ConfigError(f"task: {quoted(self.names)} must be one or more names of lm-eval tasks")
         if not isinstance(self.fields, dict):
-            raise ConfigError(f"task.fields: {self.fields!r} must map tasks to fields, as {{lambada_openai: text}}")
+            raise ConfigError(
+                f"task.fields: {quoted(self.fields)} must map tasks to fields, as {{lambada_openai: text}}"
+            )
         if len(set(self.names)) != len(self.names):
-            raise ConfigError(f"task: {list(self.names)!r} names a task twice")
+            raise ConfigError(f"task: {quoted(self.names)} names a task twice")
         for name in self.data:
             if name not in self.names:
                 raise ConfigError(f"task.data: {name!r} is not among the tasks {', '.join(self.names)}")
@@ -89,10 +92,10 @@ def resolve_task(knobs: dict[str, Any]) -> TaskConfig:
         data = {}
     elif not isinstance(data, dict):
         if not names:
-            raise ConfigError(f"task.data: {data!r} goes with a task, and task=none is none")
+            raise ConfigError(f"task.data: {quoted(data)} goes with a task, and task=none is none")
         if len(names) > 1:
             raise ConfigError(
-                f"task.data: {data!r} is one file for the tasks {', '.join(names)}; "
+                f"task.data: {quoted(data)} is one file for the tasks {', '.join(names)}; "
                 f"write a mapping, as task.data={{{names[0]}: FILE.jsonl}}"
             )
         data = {names[0]: data}

@@ -10,6 +10,7 @@ from mxsweep.config.command_line import flags_help
 from mxsweep.config.effects import decays_at_the_end, trains
 from mxsweep.config.knob_help import GROUP_COLUMN, LEAF_COLUMN, knob_lines
 from mxsweep.config.train_words import RECIPE, TRAINING, TRAININGS
+from mxsweep.terminal.written_values import written
 
 HEAD = """\
 mxsweep.train: which formats can a language model be trained in?
@@ -79,6 +80,6 @@ def _repeats(path: str) -> bool:
 def _lines(paths: Sequence[str], column: int, folders: Sequence[Path] | None, defaults: dict[str, object]) -> list[str]:
     lines: list[str] = []
     for path in paths:
-        default = knob_defaults.written(defaults[path]) if path in defaults else ""
+        default = written(defaults[path]) if path in defaults else ""
         lines += knob_lines(knobs.TABLE[path], folders, column, f" (= {default})" if default else "")
     return lines

@@ -25,6 +25,7 @@ from mxsweep.config.value_types import (
 )
 from mxsweep.formats.training import BACKWARDS, FIXED, HIGH_PRECISION, PRODUCTS, SIGNS
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 NOT_TRAINED = "none"
 NO_RECIPE = "none"
@@ -43,7 +44,9 @@ def check_betas(knob: str, value: Any) -> None:
     pair = isinstance(value, list | tuple) and len(value) == 2
     numbers = pair and all(isinstance(beta, int | float) and not isinstance(beta, bool) for beta in value)
     if not numbers or not all(0 <= beta < 1 for beta in value):
-        raise ConfigError(f"{knob}: {value!r} is not allowed; allowed: two numbers from 0 to below 1, as [0.9,0.95]")
+        raise ConfigError(
+            f"{knob}: {quoted(value)} is not allowed; allowed: two numbers from 0 to below 1, as [0.9,0.95]"
+        )
 
 
 def check_kept(knob: str, value: Any) -> None:
@@ -53,8 +56,8 @@ def check_kept(knob: str, value: Any) -> None:
         pattern = isinstance(name, str) and re.search(r"[.*?\[]", name)
         if not isinstance(name, str) or not (pattern or re.fullmatch(KEPT, name)):
             raise ConfigError(
-                f"{knob}: {name!r} is not known; allowed: {', '.join(KEPT_WORDS)}, first:N and last:N decoder blocks, "
-                "or glob patterns over names of modules, as *.down_proj"
+                f"{knob}: {quoted(name)} is not known; allowed: {', '.join(KEPT_WORDS)}, first:N and last:N decoder "
+                "blocks, or glob patterns over names of modules, as *.down_proj"
             )
 
 

@@ -9,6 +9,7 @@ from mxsweep.config.train_knobs import NO_RECIPE, PLAIN_RECIPE
 from mxsweep.config.weight_methods import ROUND_TO_NEAREST
 from mxsweep.formats.training import LayerFormats
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 TRAINS = "train=from_scratch or finetune"
 
@@ -45,8 +46,8 @@ def _check_length_of_training(config: RunParts) -> None:
     if (train.tokens is None) == (train.steps is None):
         given = "both are given" if train.steps is not None else "neither is given"
         raise ConfigError(
-            f"train.steps: {train.steps!r} does not go with train.tokens={train.tokens!r}, where {given}; allowed: "
-            "one of the two, and null for the other"
+            f"train.steps: {quoted(train.steps)} does not go with train.tokens={quoted(train.tokens)}, where {given}; "
+            "allowed: one of the two, and null for the other"
         )
     if train.warmup + train.decay > 1 and train.schedule == "wsd":
         raise ConfigError(

@@ -21,6 +21,7 @@ from mxsweep.files.digests import file_digests
 from mxsweep.files.text_files import PACKED, UNREADABLE, open_text, unpacked_suffix
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import written
 
 
 def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
@@ -40,7 +41,7 @@ def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
             if (value := getattr(config, knob)) != (default := defaults()[f"corpus.{knob}"]):
                 raise ConfigError(
                     f"corpus.{knob}: {value!r} goes with corpus=hub{' or text' if knob == 'field' else ''}, and "
-                    f"corpus=stories takes none; allowed: {'null' if default is None else default}"
+                    f"corpus=stories takes none; allowed: {written(default)}"
                 )
         return
     if config.path is None:

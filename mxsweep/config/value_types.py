@@ -14,6 +14,7 @@ from typing import Any
 
 from mxsweep.config.checks import check_choice, check_flag, check_integer
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import quoted
 
 MOST_OF_A_BLOCK = 2**24  # elements: more than an axis has
 
@@ -91,7 +92,7 @@ class Number(ValueType):
             return
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not self.low <= value <= self.high or (value == self.low and not self.with_low):
-            raise ConfigError(f"{knob}: {value!r} is not allowed; allowed: {self.allowed}")
+            raise ConfigError(f"{knob}: {quoted(value)} is not allowed; allowed: {self.allowed}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Text(ValueType):
 
     def check(self, knob: str, value: Any) -> None:
         if not (isinstance(value, str) and value) and not (value is None and self.or_null):
-            raise ConfigError(f"{knob}: {value!r} must be a word{' or null' if self.or_null else ''}")
+            raise ConfigError(f"{knob}: {quoted(value)} must be a word{' or null' if self.or_null else ''}")
 
 
 WORD = Text("a word")
@@ -118,7 +119,7 @@ class Pattern(ValueType):
 
     def check(self, knob: str, value: Any) -> None:
         if not isinstance(value, str) or not re.fullmatch(self.expression, value):
-            raise ConfigError(f"{knob}: {value!r} is not {self.what}; allowed: {self.allowed}")
+            raise ConfigError(f"{knob}: {quoted(value)} is not {self.what}; allowed: {self.allowed}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Listing(ValueType):
     def check(self, knob: str, value: Any) -> None:
         names = as_names(value) if self.words else ()
         if self.words and (not names or any(name in names[:index] for index, name in enumerate(names))):
-            raise ConfigError(f"{knob}: {list(names)!r} must name one or more, each once")
+            raise ConfigError(f"{knob}: {quoted(names)} must name one or more, each once")
         for name in names:
             check_choice(knob, name, self.words)
 
@@ -149,7 +150,7 @@ class Operand(Mapping):
 
     def check(self, knob: str, value: Any) -> None:
         if value is not None and not (isinstance(value, str) and value) and not isinstance(value, dict):
-            raise ConfigError(f"{knob}: {value!r} is not a format; allowed: {self.allowed}")
+            raise ConfigError(f"{knob}: {quoted(value)} is not a format; allowed: {self.allowed}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class ByTensor(Mapping):
             return
         if set(value) != {"weight", "activation"}:
             raise ConfigError(
-                f"{knob}: {value!r} is not allowed; allowed: one value, or {{weight: X, activation: Y}} with both"
+                f"{knob}: {quoted(value)} is not allowed; allowed: one value, or {{weight: X, activation: Y}} with both"
             )
         for kind, of_kind in value.items():
             self.one.check(f"{knob}.{kind}", of_kind)
@@ -184,8 +185,8 @@ class Block(ValueType):
         no_tile = whole and isinstance(value, list) and (len(value) != 2 or min(value) < 1)
         if not whole or no_tile or min(sizes) < 0 or max(sizes) > MOST_OF_A_BLOCK:
             raise ConfigError(
-                f"{knob}: {value!r} is not a block; allowed: a whole number of 1 or more, up to 2^24, 0 for the whole "
-                "axis, or [rows,columns] for a tile of a weight"
+                f"{knob}: {quoted(value)} is not a block; allowed: a whole number of 1 or more, up to 2^24, 0 for the "
+                "whole axis, or [rows,columns] for a tile of a weight"
             )
 
 

@@ -115,15 +115,15 @@ class MXFormat:
             raise ValueError(f"scale_bits: {self.scale_bits!r} is not allowed; allowed: {low} to {high}")
         if self.tensor_scale and not self.scale_format.takes_tensor_scale:
             taking = ", ".join(name for name, scale in SCALES.items() if scale.takes_tensor_scale)
-            raise ValueError(f"tensor_scale: True does not go with scale {self.scale!r}; allowed: scale {taking}")
+            raise ValueError(f"tensor_scale: true does not go with scale {self.scale!r}; allowed: scale {taking}")
         if self.element_format.scale_rounding and not self.scale_format.is_power_of_two:
             raise ValueError(f"scale: {self.scale!r} does not go with element {self.element}; allowed: e8m0")
         if self.four_over_six and self.scale_format.is_power_of_two:
             others = ", ".join(name for name, scale in SCALES.items() if not scale.is_power_of_two)
-            raise ValueError(f"four_over_six: True does not go with scale {self.scale!r}; allowed: scale {others}")
+            raise ValueError(f"four_over_six: true does not go with scale {self.scale!r}; allowed: scale {others}")
         if not self.scale_emax and self.scale_rounding == "rceil":
             raise ValueError(
-                "scale_emax: False does not go with scale_rounding rceil, which divides by the largest element; "
+                "scale_emax: false does not go with scale_rounding rceil, which divides by the largest element; "
                 "allowed: scale_rounding floor, even, ceil"
             )
         self._normalize()

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mxsweep.formats.mxformat import MXFormat
+from mxsweep.terminal.written_values import written
 
 MOST_LEFT = 0.01  # of the decoder blocks' weights that stay as they are unasked, without a warning
 # The matrix products of a decoder block, by the role of the operand that is a weight (model/operands.py).
@@ -103,8 +104,8 @@ class KVOptions:
             return None
         if not isinstance(key.block_size, int) or key.block_size == 0:
             return (
-                f"kv_quant.block_size: {key.block_size!r} does not go with kv_quant.key_axis=channel, whose blocks are "
-                "of tokens; allowed: a whole number of 1 or more"
+                f"kv_quant.block_size: {written(key.block_size)} does not go with kv_quant.key_axis=channel, whose "
+                "blocks are of tokens; allowed: a whole number of 1 or more"
             )
         if key.tensor_scale:
             # A token's own, over its channels, would not be of the channel's block; the block's would be its scale.

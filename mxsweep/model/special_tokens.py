@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import written
 
 _PROBES = ("a", "0", "A", ".")  # the first that the vocabulary has a token for
 
@@ -62,7 +63,7 @@ def _told(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool) -> PreTrained
         teller.build_inputs_with_special_tokens = lambda ids, more=None: [*front, *ids, *(more or [])]
     if any(whole != [*front, *plain] for whole, plain in (_encoded(tokenizer, text) for text in _PROBES)):
         raise ConfigError(
-            f"model.add_bos_token: {str(add_bos_token).lower()} has no effect on a tokenizer of the class "
+            f"model.add_bos_token: {written(add_bos_token)} has no effect on a tokenizer of the class "
             f"{type(tokenizer).__name__}; allowed: auto"
         )
     return tokenizer

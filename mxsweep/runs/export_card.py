@@ -12,6 +12,7 @@ from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import LinearFormats
 from mxsweep.study.metric_interval import metric_interval
 from mxsweep.terminal.escapes import for_markdown
+from mxsweep.terminal.written_values import written
 
 _LOADING = {
     "compressed-tensors": (
@@ -104,7 +105,7 @@ def _words(activation: MXFormat, arithmetic: str) -> list[str]:
         value = getattr(activation, field.name)
         if value != getattr(usual, field.name):
             knob = f"format.{field.name}" if field.name in OWN_RULES else field.name
-            words.append(f"{knob}={str(value).lower() if isinstance(value, bool) else value}")
+            words.append(f"{knob}={written(value)}")
     return [*words, f"arithmetic={arithmetic}"]
 
 

@@ -30,6 +30,7 @@ from mxsweep.files.digests import json_digest
 from mxsweep.results.manifest import Command
 from mxsweep.sweeps.plan import Plan
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.written_values import written
 
 TRUST, KERNEL, TASKS = "model.trust_remote_code", "model.attention", "task.include_path"
 TEMPLATE = "task.apply_chat_template"  # a program of the model's, in a sandbox without limits
@@ -160,13 +161,11 @@ def _is_same(value: Any, other: Any) -> bool:
 
 def _text(value: Any) -> str:
     """Return a value as it is typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(quote(str(item)) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}: {_text(item)}' for key, item in value.items())}}}"
-    return str(value)
+    return written(value)
 
 
 # What this user typed

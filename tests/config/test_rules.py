@@ -71,14 +71,14 @@ def test_a_training_has_the_rules_of_its_formats() -> None:
         (["format.scale_rule=mine"], "format.scale_rule: 'mine' is not known; allowed: mxsweep, torchao, modelopt"),
         (
             ["format.scale_rule={weight:torchao}"],
-            "format.scale_rule: {'weight': 'torchao'} is not allowed; allowed: one value, or {weight: X, act",
+            "format.scale_rule: {weight: torchao} is not allowed; allowed: one value, or {weight: X, activ",
         ),
         (["format.inf={weight:saturate,activation:zero}"], "format.inf.activation: 'zero' is not known; allowed: nan_"),
-        (["format=mxfp4", "format.four_over_six=true"], "format.four_over_six: True does not go with scale 'e8m0'"),
+        (["format=mxfp4", "format.four_over_six=true"], "format.four_over_six: true does not go with scale 'e8m0'"),
         (["scale_rounding=even23"], "scale_rounding: 'even23' is not known; allowed: floor, even, ceil, rceil, even0"),
         (
             ["format=mxfp4", "format.scale_emax=false", "scale_rounding=rceil"],
-            "format.scale_emax: False does not go with scale_rounding rceil",
+            "format.scale_emax: false does not go with scale_rounding rceil",
         ),
         (["ptq=gptq", "format.rounding={weight:stochastic,activation:even}"], "rounding: 'stochastic' does not go"),
     ],
@@ -136,7 +136,7 @@ def test_a_budget_of_other_formats_is_searched_after_it_is_spent() -> None:
     ("words", "message"),
     [
         ("format.scale_rounding=even", r"format\.scale_rounding: 'even' does not go with scale_rounding=search.*auto"),
-        ("format.scale_emax=false", r"format\.scale_emax: False does not go with scale_rounding=search.*true"),
+        ("format.scale_emax=false", r"format\.scale_emax: false does not go with scale_rounding=search.*true"),
         ("arithmetic=native", r"arithmetic: 'native'.*scale_even is none such; allowed: auto, exact"),
         ("backend=microxcaling", "backend: 'microxcaling' has no scale_rounding even"),
         ("runtime=torchao", "scale_rounding: 'search' does not go with runtime=torchao; allowed with it: rceil"),

@@ -193,8 +193,8 @@ def lambada_file(tmp_path: Path) -> Path:
         (f"model.max_length={10**21}", f"model.max_length: {10**21} is not allowed"),
         ("block_size=1.5", "block_size: 1.5"),
         ("block_size=", "block_size: ''"),
-        ("block_size=[0,16]", "block_size: [0, 16]"),
-        ("block_size=[4,16]", "block_size: [4, 16] is a tile, which only weights can have, and format.activation"),
+        ("block_size=[0,16]", "block_size: [0,16]"),
+        ("block_size=[4,16]", "block_size: [4,16] is a tile, which only weights can have, and format.activation"),
         ("scale_bits=1", "scale_bits: 1 is not allowed; allowed: 2 to 8"),
         ("scale_bits=40", "scale_bits: 40 is not allowed; allowed: 2 to 8"),
         ("scale=e9m9", "scale: 'e9m9' is not known; allowed: e8m0, e5m3, e4m3, fp32"),
@@ -234,7 +234,7 @@ def lambada_file(tmp_path: Path) -> Path:
             "batch_tokens: 0 is not allowed; allowed: auto, or a whole number of tokens a forward pass, 1 to 10^9",
         ),
         ("batch_tokens=many", "batch_tokens: 'many' is not allowed; allowed: auto, or a whole number of tokens"),
-        ("batch_tokens=null", "batch_tokens: None is not allowed; allowed: auto, or a whole number of tokens"),
+        ("batch_tokens=null", "batch_tokens: null is not allowed; allowed: auto, or a whole number of tokens"),
         ("seed=-1", "seed: -1"),
         ("model.path=gpt2", "model.path: 'gpt2' goes with model=hf"),
         ("model=hf", "model.path: is not given; give the name of a model on the Hugging Face hub"),
@@ -412,3 +412,23 @@ def test_what_matrices_of_inputs_do_not_go_with(words: str, message: str) -> Non
 def test_the_text_of_a_rotation_is_what_it_was() -> None:
     assert repr(Rotation(("q", "qk"), 32)) == "Rotation(matmuls=('q', 'qk'), block=32)"
     assert repr(Rotation(("q",), 32, "wush")) == "Rotation(matmuls=('q',), block=32, kind='wush')"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("block_size=true", "block_size: true is not a block"),
+        ("rounding=null", "rounding: null is not known"),
+        ("format=true", "format: 'true' is no format"),
+        ("rotation.matmuls=[qk,qk]", "rotation.matmuls: [qk,qk] must name"),
+        ("format.four_over_six={weight: true}", "format.four_over_six: {weight: true} is not allowed"),
+        ("format.four_over_six=true", "format.four_over_six: true does not go with scale 'e8m0'"),
+        ("tensor_scale=true", "tensor_scale: true does not go with scale 'e8m0'"),
+        ("modules=[true,null]", "modules: [true,null] must map"),
+        ("limit=true", "limit: true is not allowed"),
+    ],
+)
+def test_a_refusal_shows_the_value_as_it_was_typed(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([word])
+    assert str(refused.value).startswith(message)

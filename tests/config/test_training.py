@@ -219,7 +219,7 @@ def test_sizes() -> None:
         ("matmuls.dgrad.grad={prescale:1e-45}", "prescale: 1e-45 is not allowed; allowed: 2^-24 to 1"),
         ("matmuls.dgrad.grad={four_over_six:true}", "matmuls.dgrad.grad.four_over_six: true does not go with"),
         ("matmuls.fprop.input={four_over_six:true}", "matmuls.fprop.input.four_over_six: true does not go with"),
-        ("matmuls.fprop.input={tensor_scale:true}", "matmuls.fprop.input.tensor_scale: True does not go with scale"),
+        ("matmuls.fprop.input={tensor_scale:true}", "matmuls.fprop.input.tensor_scale: true does not go with scale"),
         ("matmuls.dgrad.grad={element:mxfp4}", "matmuls.dgrad.grad.element: 'mxfp4' is not an element; allowed: none"),
         ("matmuls.dgrad.grad=3", "matmuls.dgrad.grad: 3 is not a format; allowed: auto, none"),
         ("matmuls.backward=low", "matmuls.backward: 'low' is not known; allowed: high_precision, requantized"),

@@ -85,6 +85,6 @@ def test_the_better_scale_depends_neither_on_order_nor_on_size(rounding: str) ->
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match=r"^four_over_six: True does not go with scale 'e8m0'; allowed: scale e5m3, "):
+    with pytest.raises(ValueError, match=r"^four_over_six: true does not go with scale 'e8m0'; allowed: scale e5m3, "):
         replace(FP4, four_over_six=True)
     assert quantize_rescaled(torch.empty(0, 16), FP4, prescale=0.5).shape == (0, 16)

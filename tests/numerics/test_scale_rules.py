@@ -178,10 +178,10 @@ def test_fields_without_a_meaning_are_normalized() -> None:
         ({"scale_rule": "mine"}, r"^scale_rule: 'mine' is not known; allowed: mxsweep, torchao, modelopt, "),
         ({"scale_floor": "low"}, r"^scale_floor: 'low' is not known; allowed: auto, subnormal, normal, none$"),
         ({"scale_emax": 1}, r"^scale_emax: 1 is not a yes or no; allowed: true, false$"),
-        ({"scale_emax": False, "scale_rounding": "rceil"}, r"^scale_emax: False does not go with scale_rounding rceil"),
+        ({"scale_emax": False, "scale_rounding": "rceil"}, r"^scale_emax: false does not go with scale_rounding rceil"),
         ({"scale_rounding": "even23"}, r"^scale_rounding: 'even23' is not known; allowed: floor, even, .* to even22$"),
         ({"inf": "zero"}, r"^inf: 'zero' is not known; allowed: nan_block, saturate$"),
-        ({"four_over_six": True}, r"^four_over_six: True does not go with scale 'e8m0'; allowed: scale e5m3, e4m3, f"),
+        ({"four_over_six": True}, r"^four_over_six: true does not go with scale 'e8m0'; allowed: scale e5m3, e4m3, f"),
     ],
 )
 def test_refusals(fields: dict[str, object], message: str) -> None:
