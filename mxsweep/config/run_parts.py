@@ -323,10 +323,25 @@ class RunParts:
                 **self.rules.of(kind, self.rounding, self.scale_rounding),
             )
         except ValueError as error:
-            raise ConfigError(self._explain(field, element, str(error))) from None
+            raise ConfigError(self._explain(field, element, formats, str(error))) from None
 
-    def _explain(self, field: str, element: str, message: str) -> str:
-        """Return a refusal under the knob that was set, where MXFormat calls the field ``element``."""
+    def _explain(self, field: str, element: str, formats: FormatConfig, message: str) -> str:
+        """Return a refusal of MXFormat under the knob that was set, where a field has another name or place there.
+
+        Args:
+            field: the knob of the element, as ``kv_quant.key``.
+            element, formats: of the tensor.
+        """
+        group, run = field.rpartition(".")[0], self.format
+        has_own_scale = (formats.scale, formats.tensor_scale) != (run.scale, run.tensor_scale)
+        if group != "format" and (has_own_scale or {run.weight, run.activation} != {"none"}):
+            # The run's own formats were made before: what does not go together is what these tensors have.
+            message = re.sub(
+                r"^four_over_six: true does not go with scale ('\w+'); allowed: scale ",
+                rf"{group}.scale: \1 does not go with format.four_over_six=true; allowed: ",
+                message,
+            )
+            message = re.sub(r"^(scale|tensor_scale):", rf"{group}.\1:", message)
         if message.startswith("element"):
             if field.startswith("format"):
                 both = self.format.weight == self.format.activation

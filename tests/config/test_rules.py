@@ -75,6 +75,24 @@ def test_a_training_has_the_rules_of_its_formats() -> None:
         ),
         (["format.inf={weight:saturate,activation:zero}"], "format.inf.activation: 'zero' is not known; allowed: nan_"),
         (["format=mxfp4", "format.four_over_six=true"], "format.four_over_six: true does not go with scale 'e8m0'"),
+        # under the knob of the tensors that have the scale, where the run's own formats go with the rule
+        (
+            ["format=nvfp4", "format.four_over_six=true", "kv_quant=fp4_e2m1", "kv_quant.scale=e8m0"],
+            "kv_quant.scale: 'e8m0' does not go with format.four_over_six=true; allowed: e5m3, e4m3, fp32",
+        ),
+        (
+            ["format=nvfp4", "format.four_over_six=true", "modules={*.down_proj: mxfp8_e4m3}"],
+            "modules[*.down_proj].scale: 'e8m0' does not go with format.four_over_six=true; allowed: e5m3, ",
+        ),
+        (
+            ["format=none", "format.four_over_six=true", "kv_quant=int8"],
+            "format.four_over_six: true does not go with scale 'e8m0'",
+        ),
+        (["format=nvfp4", "kv_quant=mint4"], "kv_quant.scale: 'e4m3' does not go with element mint4; allowed: e8m0"),
+        (
+            ["format=mxfp4", "kv_quant=int8", "kv_quant.tensor_scale=true"],
+            "kv_quant.tensor_scale: true does not go with scale 'e8m0'; allowed: scale e5m3, e4m3",
+        ),
         (["scale_rounding=even23"], "scale_rounding: 'even23' is not known; allowed: floor, even, ceil, rceil, even0"),
         (
             ["format=mxfp4", "format.scale_emax=false", "scale_rounding=rceil"],
