@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from mxsweep.config import effects
+from mxsweep.config.effects import Values
 from mxsweep.config.knob import UNSET, Knob, Scope
 from mxsweep.config.knob_page import words_of
 from mxsweep.config.knobs import TABLE
@@ -14,6 +16,10 @@ from mxsweep.config.sweep_knobs import NEVER, PROVEN
 from mxsweep.sweeps.alike import groups_of
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
+
+# Where an option of a group of elements does something: not where each of its elements is set to none beside it. The
+# block size and the scale of a format are also those of keys and values.
+OPTION_EFFECTS = {"format": effects.quantizes, "kv_quant": effects.quantizes_kv}
 
 
 def check_effects(runs: Sequence[PlannedRun], reuse: str = NEVER) -> list[str]:
@@ -31,7 +37,7 @@ def check_effects(runs: Sequence[PlannedRun], reuse: str = NEVER) -> list[str]:
     asked = [one for run in runs if not run.added for one in (run, *run.repeats)]
     these = "this run" if len(asked) == 1 else "any of these runs"
     for word, knob in _without_effect(asked):
-        when = words_of(knob.effect)
+        when = words_of(_effect_of(word, knob))
         told = f"{word}: has no effect in {these}"
         told += f", only where {when}" if when else ""
         if knob.is_of_remedies or word.partition("=")[2] == SEARCHED:
@@ -58,11 +64,19 @@ def _without_effect(runs: Sequence[PlannedRun]) -> Iterator[tuple[str, Knob]]:
         knob = TABLE.get(word.lstrip("+").partition("=")[0])
         if knob is None or knob.scope not in (Scope.RUN, Scope.BASELINE):
             continue
-        if not any(run.config is None or _has_effect(knob, run.config) for run in having):
+        if not any(run.config is None or _has_effect(word, knob, run.config) for run in having):
             yield word, knob
 
 
-def _has_effect(knob: Knob, config: RunConfig) -> bool:
-    """Return whether a knob does something in a run, or was set to what does nothing anywhere."""
+def _has_effect(word: str, knob: Knob, config: RunConfig) -> bool:
+    """Return whether a word of a knob does something in a run, or asked for what does nothing anywhere."""
     values = values_of(config)
-    return knob.effect(values) or (knob.off is not UNSET and values.get(knob.shown_at or knob.path) == knob.off)
+    effect = _effect_of(word, knob)
+    is_off = knob.off is not UNSET and values.get(knob.shown_at or knob.path) == knob.off
+    return effect(values) or (is_off and effect is knob.effect)
+
+
+def _effect_of(word: str, knob: Knob) -> Callable[[Values], bool]:
+    """Return where a word of a knob has an effect."""
+    chooses = word.partition("=")[2] not in (knob.off, "null")
+    return OPTION_EFFECTS.get(knob.path, knob.effect) if chooses else knob.effect

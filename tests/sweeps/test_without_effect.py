@@ -82,6 +82,14 @@ def test_a_refusal_says_where_the_knob_has_an_effect() -> None:
                 for n in (16, 32)
             ],
         ),
+        (
+            "kv_quant=rescue4 kv_quant.key=none kv_quant.value=none",
+            ["kv_quant=rescue4: has no effect in this run, only where keys or values are quantized"],
+        ),
+        (
+            "format=mxfp4 format.weight=none format.activation=none",
+            ["format=mxfp4: has no effect in this run, only where something is quantized"],
+        ),
         ("format=none block_size=16", ["block_size=16: has no effect in this run, only where something is quantized"]),
     ],
 )
@@ -94,6 +102,11 @@ def test_another_knob_is_said(words: str, said: list[str]) -> None:
     [
         "kv_quant.smooth=0.5 kv_quant=none,fp4_e2m1",
         "kv_quant.smooth=0 kv_quant.first=0 ptq=rtn rotation=none format=none",  # what does nothing was asked to
+        "format=none kv_quant=none",
+        "format=null kv_quant=null",
+        "kv_quant=rescue4 kv_quant.key=none",
+        "kv_quant=rescue4 kv_quant.key=none,int4 kv_quant.value=none",
+        "format=nvfp4 format.weight=none format.activation=none kv_quant=int8",  # whose scale is nvfp4's
         "ptq=gptq format=none,mxfp4 ptq.damping=0.05",
         "scale_bits=6,8 scale=e5m3,e8m0",
         "reuse=proven scale_bits=6,8",
