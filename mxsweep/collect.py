@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_context,
         default=USUAL_CONTEXT,
         metavar="TOKENS",
-        help=f"tokens whose keys and values count in the memory that runs take (default: {USUAL_CONTEXT:,})",
+        help="tokens whose keys and values count in the memory that runs take, as many as the model holds at most "
+        f"(default: {USUAL_CONTEXT:,})",
     )
     parser.add_argument(
         "--within",

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.evaluate.request_tokens import NO_PREFIX
+from mxsweep.model.positions import most_positions
 from mxsweep.terminal.errors import ConfigError
 
 _RESERVED = 2  # rows that OPT's and BART's tables hold before the first position
@@ -37,9 +38,8 @@ def refuse_unknown_tokens(
 
 def refuse_unlearned_positions(model: PreTrainedModel, max_length: int | None) -> None:
     """Raise ConfigError where sequences may be longer than a model's table of learned positions (GPT-2, OPT)."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if max_length is None or not isinstance(limit, int) or max_length <= limit:
+    limit = most_positions(model)
+    if max_length is None or limit is None or max_length <= limit:
         return
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]

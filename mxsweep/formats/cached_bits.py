@@ -48,13 +48,13 @@ class CacheFormats:
         """Return the bits of the cache of one sequence of `context` tokens."""
         return sum(layer.layers * self._bits(layer, context) for layer in layers)
 
-    def bits_per_token(self, layers: Iterable[CacheLayer]) -> float:
+    def bits_per_token(self, layers: Iterable[CacheLayer], context: int = USUAL_CONTEXT) -> float:
         """Return the bits that a token takes where none is dropped; where some stay as they are, in the mean over a
-        sequence of `USUAL_CONTEXT` tokens.
+        sequence of `context` tokens.
         """
         size = self.key.block_size if self.key is not None and self.options.key_axis == "channel" else 1
         assert isinstance(size, int)
-        tokens = USUAL_CONTEXT if self.options.first or self.options.recent else size or 1
+        tokens = context if self.options.first or self.options.recent else size or 1
         return self.bits([replace(layer, window=None) for layer in layers], tokens) / tokens
 
     def _bits(self, layer: CacheLayer, context: int) -> int:

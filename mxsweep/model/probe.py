@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.model.expert_matrices import expert_matrices
 from mxsweep.model.known_values import KnownValues
+from mxsweep.model.positions import most_positions
 from mxsweep.terminal.errors import ConfigError
 
 TOKENS = 32
@@ -132,7 +133,7 @@ def probe_pass(model: PreTrainedModel, examples: int = 1) -> Tensor:
         for name, number in vars(part).items()
         if name.endswith(("_token_id", "_token_index")) and isinstance(number, int)
     }
-    length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+    length = min(TOKENS, most_positions(model) or TOKENS)
     ids = list(islice((number for number in range(int(config.vocab_size)) if number not in special), length))
     tokens = torch.tensor([ids] * examples).to(model.device)
     # Without a mask a model may look for padding with ``pad in tokens[:, [-1, 0]]``, and the list becomes a tensor on

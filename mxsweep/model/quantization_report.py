@@ -63,6 +63,7 @@ class QuantizationReport:
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
         rotated: how many products are rotated; None without a rotation.
         cached: what layers cache of each token; None where that is not known.
+        positions: tokens of the longest sequence that the model has positions for; None where that is not known.
     """
 
     layers: tuple[LayerReport, ...]
@@ -77,6 +78,7 @@ class QuantizationReport:
     rotated: RotatedProducts | None = None
     latent: str = LATENT_IN_CACHE
     cached: tuple[CacheLayer, ...] | None = None
+    positions: int | None = None
 
     @staticmethod
     def of(
@@ -88,6 +90,7 @@ class QuantizationReport:
         latent_modules: int = 0,
         rotated: RotatedProducts | None = None,
         cached: tuple[CacheLayer, ...] | None = None,
+        positions: int | None = None,
     ) -> QuantizationReport:
         """Sum up reports of layers; ``attention`` has the places of the attention modules."""
         weights = sum(layer.weights for layer in layers)
@@ -104,6 +107,7 @@ class QuantizationReport:
             rotated=rotated,
             latent=recipe.kv.latent,
             cached=cached,
+            positions=positions,
         )
 
     @property
@@ -149,6 +153,7 @@ class QuantizationReport:
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
             **({"cache_layers": [asdict(layer) for layer in self.cached]} if self.cached else {}),
+            **({"max_positions": self.positions} if self.positions else {}),
             "originals_on_host_bytes": self.offloaded_bytes,
             "block_weights": self.stored.block_weights,
             "block_weights_kept": self.stored.block_weights_kept,

@@ -24,6 +24,7 @@ from mxsweep.model.linear import InputQuantizer, MXLinear, stochastic_key
 from mxsweep.model.observer import Observer
 from mxsweep.model.offload import OffloadedWeights, parameters_without_room
 from mxsweep.model.operands import Operand, find_operands, find_places
+from mxsweep.model.positions import most_positions
 from mxsweep.model.prepared import Prepared
 from mxsweep.model.probe import probe_pass, refusing_unreached
 from mxsweep.model.quantization_report import QuantizationReport
@@ -104,7 +105,9 @@ def quantize_model(
             layers = layer_reports(sites, measured, prepared.weights)
             latents = sum(holds_latents(model.get_submodule(name)) for name in attention)
             places = find_places(model, attention)
-            yield QuantizationReport.of(recipe, layers, places, stored, offloaded.bytes, latents, rotated, cached)
+            yield QuantizationReport.of(
+                recipe, layers, places, stored, offloaded.bytes, latents, rotated, cached, most_positions(model)
+            )
         finally:
             inputs.forget()
             for site in sites:

@@ -120,8 +120,8 @@ MEASURED: list[Column] = [
     measured_column(
         "kv_bits_per_token",
         "bits that keys and values of a token take in the cache, in all layers together, scales included, and tokens "
-        f"that stay as they are, in the mean over {USUAL_CONTEXT:,}; empty where the model caches something else, or "
-        "its run did not record what",
+        f"that stay as they are, in the mean over {USUAL_CONTEXT:,}, or as many as the model holds; empty where the "
+        "model caches something else, or its run did not record what",
         kv_bits_per_token,
         "{:,.0f}".format,
         title="KV bits/token",

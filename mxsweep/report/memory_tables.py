@@ -25,7 +25,7 @@ def memory_front(study: Study, terms: Terms) -> tuple[Table, str] | None:
         cost = Cell(format_measured("perplexity", one.cost), one.cost.difference)
         rows.append(_cells(_name(study, one), one.parameter_bytes, one.kv_bytes, cost, _verdict(one, terms)))
     rules = frozenset({1} if found.baseline is not None else ())
-    return Table("", titles, rows, frozenset({0, 5}), rules), _said(study, found)
+    return Table("", titles, rows, frozenset({0, 5}), rules), _said(study, found, terms.context)
 
 
 def _cells(config: str, parameters: float, cache: float, cost: Cell, verdict: str) -> list[Cell]:
@@ -43,11 +43,12 @@ def _verdict(one: Placed, terms: Terms) -> str:
     return "by the estimate alone" if one.is_within(terms.within, proven=False) else "no"
 
 
-def _said(study: Study, found: MemoryFront) -> str:
-    share = _percent(found.terms)
+def _said(study: Study, found: MemoryFront, asked: int) -> str:
+    share, context = _percent(found.terms), found.terms.context
+    held = " (the model holds no more)" if context < asked else ""
     text = (
         f"The runs that no other beats in memory and in perplexity, with the keys and values of one sequence of "
-        f"{found.terms.context:,} tokens; […] is the paired 95 % interval. Least memory within {share} of the "
+        f"{context:,} tokens{held}; […] is the paired 95 % interval. Least memory within {share} of the "
         "baseline's perplexity: "
     )
     if found.by_estimate is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
-from mxsweep.formats.cached_bits import CacheFormats, CacheLayer
+from mxsweep.formats.cached_bits import USUAL_CONTEXT, CacheFormats, CacheLayer
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.formats.recipe import KVOptions
 from mxsweep.results.rows import Row
@@ -15,7 +17,21 @@ def kv_bits_per_token(row: Row) -> float | None:
     where that is not known.
     """
     known = _cache(row)
-    return None if known is None else known[0].bits_per_token(known[1])
+    return None if known is None else known[0].bits_per_token(known[1], tokens_held([row], USUAL_CONTEXT))
+
+
+def tokens_held(rows: Sequence[Row], context: int) -> int:
+    """Return `context`, or the tokens of the longest sequence that the model of these rows holds where those are fewer.
+
+    It holds as many as it has positions for, or as a run reads at a time. Records of an earlier version do not say.
+    """
+    positions = _known([row.number("diagnostics", "max_positions") for row in rows])
+    read = _known([row.number("config", "model", "max_length") for row in rows])
+    return min(context, int(max(positions + read))) if positions else context
+
+
+def _known(counts: Sequence[float | None]) -> list[float]:
+    return [each for each in counts if each is not None and 1 <= each < math.inf]
 
 
 def kv_bytes(row: Row, context: int) -> float | None:

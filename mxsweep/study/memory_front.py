@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from mxsweep.results.groups import Group
-from mxsweep.results.memory_taken import kv_bytes
+from mxsweep.results.memory_taken import kv_bytes, tokens_held
 from mxsweep.results.rows import Row
 from mxsweep.statistics.paired_tests import LogPerplexityDifference
 from mxsweep.study.comparison import Comparison
@@ -50,6 +50,7 @@ class MemoryFront:
     """Hold the quantized runs of a group by the memory that they take.
 
     Attributes:
+        terms: with the tokens that are counted, as many as the model holds at most.
         baseline: the bytes that the baseline takes, parameters and keys and values; None where there are several.
         front: from the least memory to the least cost.
         by_estimate, by_interval: the run of the least memory within the share of the baseline; None where none is.
@@ -73,6 +74,7 @@ def find_memory_front(group: Group, comparisons: Mapping[Path, Comparison], term
     """
     if has_no_pairs(group) or group.guessing_baselines():
         return None
+    terms = replace(terms, context=tokens_held(group.rows, terms.context))
     placed = []
     for row in group.rows:
         compared, sizes = comparisons.get(row.run.path), memory_of(row, terms.context)

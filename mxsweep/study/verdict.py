@@ -14,7 +14,7 @@ from mxsweep.formats.cached_bits import USUAL_CONTEXT
 from mxsweep.results.baselines import run_command
 from mxsweep.results.groups import Group, Results
 from mxsweep.results.knob_words import name_rows
-from mxsweep.results.memory_taken import kv_bits_per_token
+from mxsweep.results.memory_taken import kv_bits_per_token, tokens_held
 from mxsweep.results.metrics import betterness, known_metric
 from mxsweep.results.remedies import applied
 from mxsweep.results.rows import Row, label
@@ -73,8 +73,9 @@ def give_verdict(
     Args:
         against: their comparisons with baselines, by the run's folder.
         answers: what is said in the place of what to use and of knobs, where runs were made for another question.
-        context: the tokens whose keys and values count as memory.
+        context: the tokens whose keys and values count as memory, as many as the model holds at most.
     """
+    context = tokens_held(group.rows, context)
     quantized = [row for row in group.rows if not row.is_baseline]
     metric = _metric(group, against)
     if metric is None or not quantized:

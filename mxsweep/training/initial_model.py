@@ -21,6 +21,7 @@ from mxsweep.config.train_config import InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, model_folder
 from mxsweep.machine.memory import physical_memory
 from mxsweep.model.load import take_configured
+from mxsweep.model.positions import most_positions
 from mxsweep.model.random_llama import llama_config
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.training.job import TrainingJob
@@ -55,7 +56,7 @@ def load_initial(job: TrainingJob) -> InitialModel:
     else:
         loaded = take_configured(job.model)
         model, tokenizer, warnings = loaded.model, loaded.tokenizer, loaded.warnings
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = most_positions(model)
         if longest is not None and longest < job.train.length:
             raise ConfigError(longer_than_the_model(job.train.length, job.model.label, longest))
     torch.nn.Module.to(model, dtype)

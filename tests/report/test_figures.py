@@ -1,6 +1,7 @@
 """Figures: what is drawn of which runs, under which names, as valid Vega-Lite."""
 
 import itertools
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -339,6 +340,12 @@ def test_memory_counts_keys_and_values_at_the_context_and_the_rule_is_drawn(tmp_
             {"id_big": 2 + context * token / 1e6, "id_small": 1 + context * token * 4.25 / 16 / 1e6}
         )
         assert f"keys and values of {context:,} tokens" in drawn.columns[1]
+    for path in tmp_path.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["diagnostics"]["max_positions"] = 64
+        path.write_text(json.dumps(record))
+    held = next(one for one in group_figures(only_study(tmp_path), Terms(8192)) if one.stem == "tradeoff")
+    assert "keys and values of 64 tokens" in held.columns[1] and "of the keys and values of 64 tokens" in held.caption
     rules = {base["series"]: base["y"] for base in data(drawn.page_spec(), "baselines")}
     assert rules == {"baseline": 1.0, "2 % above the baseline": 1.02}
     assert [cells[-2] for cells in drawn.cells] in (["1", "2"], ["2", "1"])

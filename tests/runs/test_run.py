@@ -136,7 +136,7 @@ def test_a_quantized_embedding_leaves_the_tied_lm_head_alone() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     before = model.lm_head.weight.clone()
     record = run(compose(["format=none", "modules={'*embed_tokens': int2}", *FEW]))
-    assert record["diagnostics"]["layers_replaced"] == 1
+    assert record["diagnostics"]["layers_replaced"] == 1 and record["diagnostics"]["max_positions"] == 256
     assert record["metrics"] != run(compose(["format=none", *FEW]))["metrics"]
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model.lm_head.weight, before)

@@ -93,6 +93,42 @@ def test_the_context_decides_what_is_small(tmp_path: Path) -> None:
     assert [one.by_estimate and one.by_estimate.row.run.path.name for one in least if one] == ["light", "keys"]
 
 
+def put_positions(top: Path, positions: int, name: str = "*", max_length: int | None = None) -> None:
+    """Have the records of these runs say for how many tokens the model has positions, and how many a run reads."""
+    for path in top.glob(f"{name}/result.json"):
+        record = json.loads(path.read_text())
+        record["diagnostics"]["max_positions"] = positions
+        record["config"]["model"]["max_length"] = max_length
+        path.write_text(json.dumps(record))
+
+
+def test_no_more_tokens_are_counted_than_the_model_holds(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    put_positions(tmp_path, 64)
+    front = found(tmp_path)
+    assert front is not None and front.terms.context == 64 and front.baseline == (8e6, 64 * PLAIN)
+    collected = collect(tmp_path)
+    markdown, page = ((tmp_path / name).read_text() for name in ("results.md", "report.html"))
+    for text in (" ".join(collected.text.split()), markdown, page):
+        assert "one sequence of 64 tokens (the model holds no more); […]" in text and "8,192 tokens" not in text
+    short = found(tmp_path, context=16)
+    assert short is not None and short.baseline == (8e6, 16 * PLAIN)
+    assert "one sequence of 16 tokens; […]" in " ".join(collect(tmp_path, terms=Terms(16)).text.split())
+
+
+def test_tokens_are_as_many_in_all_runs_of_a_model_though_not_all_say_what_it_holds(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    assert (front := found(tmp_path)) is not None and front.baseline == (8e6, 8192 * PLAIN)
+    put_positions(tmp_path, 64, "keys")
+    assert (front := found(tmp_path)) is not None and front.baseline == (8e6, 64 * PLAIN)
+
+
+def test_a_model_that_reads_more_than_it_has_positions_for_holds_as_many(tmp_path: Path) -> None:
+    put_sweep(tmp_path)
+    put_positions(tmp_path, 64, max_length=100)
+    assert (front := found(tmp_path)) is not None and front.baseline == (8e6, 100 * PLAIN)
+
+
 @pytest.mark.parametrize("layers", [None, [{"heads": 2}], ["odd"], 3])
 def test_without_what_is_cached(tmp_path: Path, layers: Any) -> None:
     for name in ("base", *RUNS):
@@ -112,6 +148,18 @@ def test_where_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "by the estimate alone" in text and "beaten" not in text[text.index("What memory buys") :][:600]
     bits = load(tmp_path).set_index("run_id")["kv_bits_per_token"]
     assert bits["id_base"] == PLAIN * 8 and bits["id_small"] == PLAIN * 8 * 4.25 / 16
+
+
+def test_bits_a_cached_token_are_of_as_many_as_the_model_holds(tmp_path: Path) -> None:
+    """Of 64 tokens 36 stay as they are."""
+    put_sweep(tmp_path, "small")
+    path = tmp_path / "small" / "result.json"
+    record = json.loads(path.read_text())
+    record["identity"]["quantized"]["kv_options"] = {"first": 4, "recent": 32}
+    path.write_text(json.dumps(record))
+    put_positions(tmp_path, 64)
+    bits = load(tmp_path).set_index("run_id")["kv_bits_per_token"]
+    assert bits["id_small"] == PLAIN * 8 * (36 + 28 * 4.25 / 16) / 64
 
 
 @pytest.mark.parametrize("words", [("--context", "0"), ("--context", "8k"), ("--within", "-1"), ("--within", "x%")])

@@ -36,6 +36,7 @@ from mxsweep.report.figures.quantity import (
 from mxsweep.report.study_title import measured_text
 from mxsweep.report.wording import MEGA, metric_cell, size
 from mxsweep.results.knob_words import name_rows
+from mxsweep.results.memory_taken import tokens_held
 from mxsweep.results.metrics import is_perplexity
 from mxsweep.results.remedies import is_remedy, remedy_text
 from mxsweep.results.rows import Row
@@ -94,7 +95,7 @@ def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
         return None
     quantity = change_quantity(study, study.loss_metric)
     rows = [row for row in study.rows if not row.is_baseline]
-    axis = _axis(rows, terms)
+    axis = _axis(rows, tokens_held(study.rows, terms.context))
     drawn = _points(study, quantity, rows, axis)
     if not drawn:
         return None
@@ -137,15 +138,15 @@ def trade_off_figure(study: Study, terms: Terms) -> Figure | None:
     )
 
 
-def _axis(rows: Sequence[Row], terms: Terms) -> _Axis:
-    """Return total memory where any run says what it takes, else bits per weight."""
+def _axis(rows: Sequence[Row], context: int) -> _Axis:
+    """Return total memory, at a context, where any run says what it takes, else bits per weight."""
 
     def total(row: Row) -> float | None:
-        sizes = memory_of(row, terms.context)
+        sizes = memory_of(row, context)
         return None if sizes is None else sum(sizes) / MEGA
 
     if any(total(row) is not None for row in rows):
-        tokens = f"keys and values of {terms.context:,} tokens"
+        tokens = f"keys and values of {context:,} tokens"
         return _Axis(
             ("memory, MB: parameters,", f"and {tokens}"),
             f"the memory of all parameters and of the {tokens}, scales included",
