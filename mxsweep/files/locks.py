@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mxsweep.files.regular import NotRegularError, open_regular, read_regular, refuse_special
+from mxsweep.files.regular import NotRegularError, open_regular, read_regular, regular_descriptor
 
 CLAIM_NAME = ".claim"
 # Someone who only asks holds the lock for microseconds; within this time it is free again.
@@ -123,14 +123,8 @@ def this_process() -> dict[str, Any]:
 
 def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # O_NOFOLLOW: what is written here must not land where somebody's link points to. O_NONBLOCK: a pipe has no writer.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-        refuse_special(descriptor, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    # O_NOFOLLOW: what is written here must not land where somebody's link points to.
+    return regular_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
 
 def _locked(descriptor: int, kind: int, patience_s: float) -> bool:

@@ -24,14 +24,22 @@ def open_regular(path: Path) -> BinaryIO:
     Returns:
         the file, from its beginning.
     """
+    return os.fdopen(regular_descriptor(path, os.O_RDONLY), "rb")
+
+
+def regular_descriptor(path: Path, flags: int) -> int:
+    """Open a regular file as ``os.open`` with ``flags`` does. Raises NotRegularError for whatever else is there."""
     # Opened before it is looked at, so that nothing takes its place in between. O_NONBLOCK: a pipe has no writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        refuse_special(descriptor, path)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "no regular file"
+            raise NotRegularError(errno.EINVAL, what, str(path))
     except BaseException:
         os.close(descriptor)
         raise
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -73,11 +81,3 @@ def why_not_written(folder: Path, files: Iterable[str] = ()) -> str | None:
     except OSError as error:
         return f"it cannot be looked through ({error.strerror})"
     return None
-
-
-def refuse_special(descriptor: int, path: Path) -> None:
-    """Raise NotRegularError for an open file that is a folder, pipe, socket or device."""
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "no regular file"
-        raise NotRegularError(errno.EINVAL, what, str(path))
