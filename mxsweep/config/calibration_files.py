@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config.checks import check_rows, expanded
+from mxsweep.config.refusals import not_utf8, unreadable
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.files.digests import file_digests
 from mxsweep.files.text_files import UNREADABLE, open_text, unpacked_suffix
@@ -56,7 +57,7 @@ def check_text_file(config: CalibrationConfig) -> None:
         with open_text(path) as opened:
             beginning = opened.lines.read(CHECKED_CHARACTERS)
     except UNREADABLE as error:
-        raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(not_utf8("calibration.path", str(config.path), error)) from None
     if not beginning.strip():
         raise ConfigError(f"calibration.path: {config.path!r} is empty; give a UTF-8 text")
 
@@ -69,7 +70,7 @@ def text_of_file(config: CalibrationConfig) -> str:
         with open_text(path_of(config)) as opened:
             return opened.lines.read()
     except UNREADABLE as error:
-        raise ConfigError(f"calibration.path: {config.path!r} cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(not_utf8("calibration.path", str(config.path), error)) from None
 
 
 def _rows(config: CalibrationConfig, first_only: bool = False) -> list[dict[str, Any]]:
@@ -81,4 +82,4 @@ def digests(config: CalibrationConfig, files: Sequence[Path]) -> list[str]:
     try:
         return file_digests(files)
     except OSError as error:
-        raise ConfigError(f"calibration.path: {config.path!r} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(unreadable("calibration.path", str(config.path), error)) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.config.json_rows import FieldTwiceError, Unread, read_fields, read_row
+from mxsweep.config.refusals import unreadable
 from mxsweep.files.checkpoint_problems import folder_problem
 from mxsweep.files.checkpoints import EMBEDDED, is_file, packed_gguf
 from mxsweep.files.digests import file_digests
@@ -114,7 +115,7 @@ def _check_gguf(field: str, path: str, file: Path) -> None:
     except GGUFError as error:
         raise ConfigError(f"{field}: {path!r} {error}") from None
     except OSError as error:
-        raise ConfigError(f"{field}: {path!r} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(unreadable(field, path, error)) from None
     if header.parts > 1:
         raise ConfigError(
             f"{field}: {path!r} is one of {header.parts} parts of a model; join them into one file first "
@@ -141,7 +142,7 @@ def file_digest(file: str) -> str:
     try:
         return file_digests([Path(file).expanduser()])[0]
     except OSError as error:
-        raise ConfigError(f"task.data: {file!r} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(unreadable("task.data", file, error)) from None
 
 
 def check_rows(

@@ -31,6 +31,11 @@ def gguf_missing(path: str) -> str:
     return f"model.path: {path!r} is a GGUF file, which takes the package gguf: pip install 'mxsweep[gguf]'"
 
 
+def unreadable(knob: str, name: str, error: OSError) -> str:
+    """Return what to say of a file, named by a knob, that is not there or may not be read."""
+    return f"{knob}: {name!r} cannot be read: {error.strerror or error}"
+
+
 def not_utf8(knob: str, name: str, reason: Exception) -> str:
     """Return what to say of a file, named by a knob, that is no text, or not packed as its name says."""
     return f"{knob}: {name!r} cannot be read as UTF-8 text: {reason}"

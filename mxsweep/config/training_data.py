@@ -13,7 +13,7 @@ from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
 from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.refusals import longer_than_the_model, not_utf8, too_little_text
+from mxsweep.config.refusals import longer_than_the_model, not_utf8, too_little_text, unreadable
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
 from mxsweep.files.checkpoints import EMBEDDED, is_file, model_folder, read_mapping, tokenizer_files
@@ -209,7 +209,7 @@ def _digests(knob: str, files: list[Path]) -> list[str]:
     try:
         return file_digests(files)
     except OSError as error:
-        raise ConfigError(f"{knob}: {str(files[0])!r} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(unreadable(knob, str(files[0]), error)) from None
 
 
 def _refuse_same_file(config: CorpusConfig, task: TaskConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mxsweep.calibrate.documents import hub_documents
 from mxsweep.config.calibration_files import ROWS_SUFFIX
 from mxsweep.config.checks import expanded, rows_of
-from mxsweep.config.refusals import not_utf8
+from mxsweep.config.refusals import not_utf8, unreadable
 from mxsweep.config.train_config import CorpusConfig
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import file_digests
@@ -71,7 +71,7 @@ def file_texts(knob: str, name: str, field: str) -> Texts:
     try:
         size, digest = path.stat().st_size, file_digests([path])[0]
     except OSError as error:
-        raise ConfigError(f"{knob}: {name!r} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(unreadable(knob, name, error)) from None
     # A suffix decides how the content is read.
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     identity = {"file": digest, "suffixes": suffixes, "field": field if has_rows else None}
