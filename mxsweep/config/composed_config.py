@@ -158,13 +158,17 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     data = {key: value for key, value in plain_knobs(cfg).items() if key not in NOT_OF_RUNS}
     if "${" not in (text := repr(data)) and "???" not in text:
         return data  # nothing is to be resolved
+    return resolved(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_OF_RUNS]))
+
+
+def resolved(node: DictConfig) -> dict[str, Any]:
+    """Return what a node of a config holds as plain data. Raises ConfigError for a reference that leads nowhere."""
     try:
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_OF_RUNS])
-        resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf_error(error)) from None
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
 
 
 def _take_further(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from mxsweep.config import knobs
 from mxsweep.config.checks import expanded
-from mxsweep.config.composed_config import describe_omegaconf_error
+from mxsweep.config.composed_config import resolved
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.written_values import quoted
 
@@ -128,12 +127,7 @@ def _launcher(node: DictConfig) -> Gpus | Slurm | None:
 
 
 def _typed(field: str, node: DictConfig, cls: Any, without: tuple[str, ...] = ()) -> Any:
-    try:
-        data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(describe_omegaconf_error(error)) from None
-    assert isinstance(data, dict)
-    given = {str(key): value for key, value in data.items() if key not in without}
+    given = {key: value for key, value in resolved(node).items() if key not in without}
     known = {item.name for item in dataclasses.fields(cls)}
     for key in given.keys() ^ known:
         there = "there is no such knob" if key in given else "was taken away; every sweep needs a value of it"
