@@ -83,26 +83,23 @@ def _kept_finetuned(
 def _account_for_finetuning(bench: Workbench, tuned: Tuned, experts: ExpertTokens | None) -> dict[str, Any]:
     """Return what finetuning did, for the record; warn where it did nothing, or not what it should."""
     errors, steps = tuned.errors, bench.config.ptq.steps
-    warnings = []
+    warn = bench.result.warnings.warn
     if errors.first is None:
-        warnings.append(
+        warn(
             "ptq.method: quantized, with the weights that GPTQ chose, the model has no finite divergence from the "
             "unquantized one on the calibration tokens that are held back; these weights were not finetuned"
         )
     elif tuned.weights and errors.best == errors.first:
-        warnings.append(
+        warn(
             f"ptq.method: none of the checks in {steps} steps of finetuning found a smaller divergence on the "
             "calibration tokens that are held back; the weights are those that GPTQ chose. More "
             "calibration.samples may help"
         )
     if tuned.steps_not_finite:
-        warnings.append(
+        warn(
             f"ptq.method: in {tuned.steps_not_finite} of {steps} steps of finetuning some gradients were not finite; "
             "weights stay where theirs is NaN"
         )
-    for warning in warnings:
-        log.warning(warning)
-    bench.result.warnings += warnings
     account: dict[str, Any] = {
         "divergence_before": errors.first,
         "divergence_after": errors.best,
@@ -128,25 +125,21 @@ def _account_for_experts(bench: Workbench, counted: ExpertTokens) -> dict[str, i
                 f"The {counted.rounded} with fewer than {LEAST_TOKENS:.0%} of that were rounded to nearest on the "
                 "scales of least weight error, the others calibrated on what they got"
             )
-        warning = (
+        bench.result.warnings.warn(
             f"ptq.method: {channels}, {counted.unreached} of them none. {done}. More calibration.samples "
             f"({calibration.samples} here) or a larger calibration.length ({calibration.length}) reach more"
         )
-        log.warning(warning)
-        bench.result.warnings.append(warning)
     return {f"experts{f'_{name}' * (name != 'experts')}": count for name, count in asdict(counted).items()}
 
 
 def _account_for_tuning(bench: Workbench, tuning: Tuning) -> dict[str, int | float | None]:
     """Return what tuning did, for the record; warn of blocks that it could not tune."""
     if tuning.not_finite:
-        warning = (
+        bench.result.warnings.warn(
             f"ptq.method: {len(tuning.not_finite)} of {tuning.tuned + tuning.left} decoder blocks "
             f"({', '.join(map(str, tuning.not_finite))}, counted from 0) have outputs that are not finite on the "
             "calibration tokens; they were not tuned, and have the weights that GPTQ chose"
         )
-        log.warning(warning)
-        bench.result.warnings.append(warning)
     return {
         "blocks_tuned": tuning.tuned,
         "blocks_left": tuning.left,

@@ -23,6 +23,7 @@ from mxsweep.formats import NUMERICS_VERSION, numerics_versions
 from mxsweep.formats.recipe import Recipe
 from mxsweep.model.attention_interface import implementation_of
 from mxsweep.model.prepared import Prepared
+from mxsweep.terminal.logged_warnings import LoggedWarnings
 from mxsweep.terminal.progress_callback import Progress, in_phase
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Preparation:
     prepared: Prepared = field(default_factory=Prepared)
     account: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    warnings: LoggedWarnings = field(default_factory=lambda: LoggedWarnings(log))
 
 
 class Workbench:
@@ -81,7 +82,7 @@ class Workbench:
         self._key["calibration"] = calibration.identity
         self.result.account["calibration"] = calibration.description
         if calibration.shortage:
-            self.result.warnings.append(calibration.shortage)
+            self.result.warnings.append(calibration.shortage)  # logged when the texts were read
         log.info("Calibration: %s", calibration.description)
 
     @property
