@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mxsweep.config.calibration_files import check_text_file, digests, has_rows, local_files, path_of
+from mxsweep.config.calibration_files import digests, local_files, path_of
 from mxsweep.config.checks import check_choice, file_digest
 from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.named_texts import check_text_file, has_rows
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.files.checkpoints import EMBEDDED
@@ -36,7 +37,7 @@ def resolve_calibration(config: CalibrationConfig, model: ModelConfig) -> Calibr
             )
         config = dataclasses.replace(config, source="stories")
     if config.source == "text":
-        check_text_file(config)
+        check_text_file("calibration.path", config.path or "", config.field)
     elif config.source == "task":
         check_choice("calibration.split", config.split, TASK_SPLITS)
     elif config.source == "hub":

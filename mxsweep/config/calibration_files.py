@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mxsweep.config.checks import check_rows, expanded
+from mxsweep.config.named_texts import has_rows
 from mxsweep.config.refusals import not_utf8, unreadable
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.files.digests import file_digests
-from mxsweep.files.text_files import UNREADABLE, open_text, unpacked_suffix
+from mxsweep.files.text_files import UNREADABLE, open_text
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 
-ROWS_SUFFIX = ".jsonl"
 BETWEEN_DOCUMENTS = "\n\n"
-CHECKED_CHARACTERS = 2**16  # of a text, before it is read
 
 
 def local_files(config: CalibrationConfig) -> list[Path] | None:
@@ -37,44 +35,16 @@ def path_of(config: CalibrationConfig) -> Path:
     return expanded("calibration.path", config.path or "")
 
 
-def has_rows(path: Path) -> bool:
-    """Return whether each line of the file, which may be packed, is a document of its own, in JSON."""
-    return unpacked_suffix(path) == ROWS_SUFFIX
-
-
-def check_text_file(config: CalibrationConfig) -> None:
-    """Raise ConfigError for a file that is not there, is empty or no UTF-8, or whose first row lacks the field."""
-    path = path_of(config)
-    try:
-        if not path.is_file():
-            raise ConfigError(
-                f"calibration.path: {config.path!r} is not a file; give a UTF-8 text (also .xz, .gz), or {ROWS_SUFFIX} "
-                f"with the field {config.field!r}"
-            )
-        if has_rows(path):
-            _rows(config, first_only=True)
-            return
-        with open_text(path) as opened:
-            beginning = opened.lines.read(CHECKED_CHARACTERS)
-    except UNREADABLE as error:
-        raise ConfigError(not_utf8("calibration.path", str(config.path), error)) from None
-    if not beginning.strip():
-        raise ConfigError(f"calibration.path: {config.path!r} is empty; give a UTF-8 text")
-
-
 def text_of_file(config: CalibrationConfig) -> str:
     """Return all of a text file; of rows, their texts with an empty line between."""
     if has_rows(path_of(config)):
-        return BETWEEN_DOCUMENTS.join(row[config.field] for row in _rows(config))
+        rows = check_rows(str(config.path), config.field, knob="calibration.path")
+        return BETWEEN_DOCUMENTS.join(row[config.field] for row in rows)
     try:
         with open_text(path_of(config)) as opened:
             return opened.lines.read()
     except UNREADABLE as error:
         raise ConfigError(not_utf8("calibration.path", str(config.path), error)) from None
-
-
-def _rows(config: CalibrationConfig, first_only: bool = False) -> list[dict[str, Any]]:
-    return check_rows(str(config.path), config.field, first_only, knob="calibration.path")
 
 
 def digests(config: CalibrationConfig, files: Sequence[Path]) -> list[str]:

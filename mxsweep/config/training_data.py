@@ -9,16 +9,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mxsweep.config.calibration_files import ROWS_SUFFIX as ROWS
-from mxsweep.config.checks import check_rows, expanded, file_digest, is_folder
+from mxsweep.config.checks import expanded, file_digest, is_folder
 from mxsweep.config.knob_defaults import defaults
 from mxsweep.config.model_config import ModelConfig
-from mxsweep.config.refusals import longer_than_the_model, not_utf8, too_little_text, unreadable
+from mxsweep.config.named_texts import check_text_file, has_rows
+from mxsweep.config.refusals import longer_than_the_model, too_little_text, unreadable
 from mxsweep.config.task_config import TaskConfig
 from mxsweep.config.train_config import CorpusConfig, InitConfig
-from mxsweep.files.checkpoints import EMBEDDED, is_file, model_folder, read_mapping, tokenizer_files
+from mxsweep.files.checkpoints import EMBEDDED, model_folder, read_mapping, tokenizer_files
 from mxsweep.files.digests import file_digests
-from mxsweep.files.text_files import PACKED, UNREADABLE, open_text, unpacked_suffix
+from mxsweep.files.text_files import PACKED
 from mxsweep.files.visible_files import visible_files
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.written_values import written
@@ -48,14 +48,14 @@ def check_corpus(config: CorpusConfig, task: TaskConfig) -> None:
         what = {"text": "a text file", "hub": "a data set's name or folder"}[config.source]
         raise ConfigError(f"corpus.path: none is given; corpus={config.source} needs {what}")
     if config.source == "text":
-        _check_file("corpus.path", config.path, config.field)
+        check_text_file("corpus.path", config.path, config.field)
     elif not expanded("corpus.path", config.path).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", config.path):
         raise ConfigError(
             f"corpus.path: {config.path!r} does not exist; give the name of a data set on the Hugging Face hub "
             "(owner/name), a folder or a file of one"
         )
     if config.heldout is not None:
-        _check_file("corpus.heldout", config.heldout, config.field)
+        check_text_file("corpus.heldout", config.heldout, config.field)
     _refuse_same_file(config, task)
 
 
@@ -112,7 +112,7 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
 
 def _text_identity(knob: str, path: Path, field: str) -> dict[str, Any]:
     """Return what decides the text of a file: its content, and of rows the field."""
-    return {"file": _digests(knob, [path])[0]} | ({"field": field} if unpacked_suffix(path) == ROWS else {})
+    return {"file": _digests(knob, [path])[0]} | ({"field": field} if has_rows(path) else {})
 
 
 def init_identity(config: InitConfig, corpus: CorpusConfig) -> dict[str, Any]:
@@ -177,22 +177,6 @@ def _longest_text(path: str) -> int | None:
     settings = settings.get("text_config", settings)
     longest = settings.get("max_position_embeddings") if isinstance(settings, dict) else None
     return longest if isinstance(longest, int) else None
-
-
-def _check_file(knob: str, name: str, field: str) -> None:
-    path = expanded(knob, name)
-    if not is_file(path):
-        raise ConfigError(f"{knob}: {name!r} is not a file; give a UTF-8 text (also .xz, .gz), or {ROWS}")
-    if unpacked_suffix(path) == ROWS:
-        check_rows(name, field, first_only=True, knob=knob)
-    elif not path.stat().st_size:
-        raise ConfigError(f"{knob}: {name!r} is empty; give a UTF-8 text")
-    else:
-        try:
-            with open_text(path) as opened:
-                opened.lines.read(1)
-        except UNREADABLE as error:
-            raise ConfigError(not_utf8(knob, name, error)) from None
 
 
 def _files(path: Path) -> list[Path]:

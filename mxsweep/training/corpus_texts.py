@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mxsweep.calibrate.documents import hub_documents
-from mxsweep.config.calibration_files import ROWS_SUFFIX
 from mxsweep.config.checks import expanded, rows_of
+from mxsweep.config.named_texts import has_rows
 from mxsweep.config.refusals import not_utf8, unreadable
 from mxsweep.config.train_config import CorpusConfig
 from mxsweep.evaluate.stories import stream
 from mxsweep.files.digests import file_digests
-from mxsweep.files.text_files import UNREADABLE, open_text, unpacked_suffix
+from mxsweep.files.text_files import UNREADABLE, open_text
 from mxsweep.terminal.errors import ConfigError
 
 PIECE_CHARACTERS = 2**16  # of a long text, tokenized at a time; it ends with a line
@@ -67,15 +67,15 @@ def file_texts(knob: str, name: str, field: str) -> Texts:
         ConfigError: the file is not there or cannot be read.
     """
     path = expanded(knob, name)
-    has_rows = unpacked_suffix(path) == ROWS_SUFFIX
+    rows = has_rows(path)
     try:
         size, digest = path.stat().st_size, file_digests([path])[0]
     except OSError as error:
         raise ConfigError(unreadable(knob, name, error)) from None
     # A suffix decides how the content is read.
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    identity = {"file": digest, "suffixes": suffixes, "field": field if has_rows else None}
-    return Texts(identity, size, lambda: _rows(knob, name, field) if has_rows else _parts(knob, name, path))
+    identity = {"file": digest, "suffixes": suffixes, "field": field if rows else None}
+    return Texts(identity, size, lambda: _rows(knob, name, field) if rows else _parts(knob, name, path))
 
 
 def hub_texts(config: CorpusConfig) -> Texts:

@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 import mxsweep.calibrate.documents
 from mxsweep.calibrate import texts
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
-from mxsweep.config import calibration_files as files
 from mxsweep.config.calibration_data import calibration_identity, resolve_calibration
 from mxsweep.config.model_config import ModelConfig
+from mxsweep.config.named_texts import CHECKED_CHARACTERS
 from mxsweep.config.remedy_config import CalibrationConfig
 from mxsweep.evaluate.stories import SPLITS, stories
 from mxsweep.files.checkpoints import model_folder
@@ -477,7 +477,7 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_character_on_the_edge_of_what_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "edge.txt"
-    file.write_bytes(b"a" * (files.CHECKED_CHARACTERS - 1) + "ä ä".encode())
+    file.write_bytes(b"a" * (CHECKED_CHARACTERS - 1) + "ä ä".encode())
     resolve_calibration(config(path=file), HF)
 
 

@@ -266,6 +266,9 @@ def test_a_text_that_cannot_do_is_refused_before_anything_is_loaded(tmp_path: Pa
     for path in (other, packed):
         with pytest.raises(ConfigError, match=r"corpus\.path: '.*' cannot be read as UTF-8 text: "):
             trained(*words[:2], f"corpus.path={path}")
+    (tmp_path / "blank.txt").write_text(" \n" * 99)
+    with pytest.raises(ConfigError, match=r"corpus\.path: '.*blank\.txt' is empty; give a UTF-8 text"):
+        trained(*words[:2], f"corpus.path={tmp_path / 'blank.txt'}")
 
 
 def test_a_data_set_whose_files_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
