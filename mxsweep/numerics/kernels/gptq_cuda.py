@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.formats.mxformat import MXFormat
-from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
 from mxsweep.numerics.kernels.source import kernel_source
 
 THREADS = 64  # of a thread block: a row has one thread only, and more blocks reach more of the GPU
@@ -39,7 +39,7 @@ def round_columns(
         BackendUnavailable: the kernel cannot be compiled.
     """
     columns, rows = values.shape
-    with torch.cuda.device(values.device):
+    with on(values.device):
         # The scales are given, so that a block's shape makes no difference.
         kernels = _kernels(replace(fmt, block_size=0), values.device.index)
         kernels.launch(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.kernels.compile import Kernels, load_kernels
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import as_vectors
 from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, WARP, joined_files
 from mxsweep.numerics.paley import base_factor
@@ -115,7 +115,7 @@ def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
     y = torch.empty_like(x, dtype=dtype)
     if x.numel():
         plan = plan_of(order.bit_length() - 1, dtype, x.dtype)
-        with torch.cuda.device(x.device):
+        with on(x.device):
             thread_blocks = math.ceil(x.numel() / plan.elements)
             _kernels(plan, x.device.index).launch(
                 "hadamard", thread_blocks * plan.threads, x.data_ptr(), y.data_ptr(), y.nbytes // VECTOR_BYTES
@@ -161,8 +161,8 @@ def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
         x = as_vectors(x)
         y = torch.empty_like(x)
         if x.numel():
-            with torch.cuda.device(x.device):
-                _row_kernels(order, inverse, x.dtype, x.device.index).launch(
+            with on(x.device):
+                _dense_kernels(order, inverse, x.dtype, x.device.index).launch(
                     "dense_rows", -(-x.numel() // (size * width * ROW_THREADS)) * ROW_THREADS,
                     x.data_ptr(), y.data_ptr(), x.numel(),
                 )  # fmt: skip
@@ -170,7 +170,7 @@ def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
     transformed = _sylvester(x, inner, torch.float32)
     y = torch.empty_like(transformed, dtype=x.dtype)
     if x.numel():
-        with torch.cuda.device(x.device):
+        with on(x.device):
             _dense_kernels(order, inverse, x.dtype, x.device.index).launch(
                 "dense_factor", x.numel() // (size * width),
                 transformed.data_ptr(), y.data_ptr(), x.numel() // order, inner // width,
@@ -203,12 +203,9 @@ def dense_source(order: int, inverse: bool, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _dense_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(dense_source(order, inverse, dtype), device)
-
-
-@functools.cache
-def _row_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
-    return load_kernels(dense_source(order, inverse, dtype), device, ROW_THREADS)
+    size = len(base_factor(order))
+    block = ROW_THREADS if _fits_threads(size, order // size) else THREADS
+    return load_kernels(dense_source(order, inverse, dtype), device, block)
 
 
 @functools.cache
