@@ -10,6 +10,10 @@ finite which was not is better, too, without a test.
 Where the loss is of chosen words alone, that of all tokens stands beside it, and a change that makes the latter
 significantly worse, or makes it no number where it was one, is not kept, whatever it does for the former.
 
+A search whose losses are of other weights than the run will have, which are faster to work out, is confirmed with those
+that it will have: what was found is compared with what the search began with by the same rule, and where it is not
+better the last change is undone, until what is left is better, or nothing is.
+
 Losses of a choice are kept on disk as soon as they are known, so that an interrupted search goes on where it was.
 """
 
@@ -28,10 +32,23 @@ from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
 from mxsweep.statistics.paired_tests import ALPHA, MeanDifference, compare_log_perplexity, holm
 from mxsweep.terminal.progress_callback import Progress
 
-# Of each sequence under a recipe, (k, n) float64, nats in all: what is searched by, and maybe that of all tokens.
-LossesOf = Callable[[Recipe], np.ndarray]
-
 _LOSSES = "losses"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Hold what says what a choice is worth.
+
+    Attributes:
+        weights: whose losses they are, in a word: "rtn", "clip", or a method's name.
+        losses_of: the losses of the sequences under a recipe, (k, n) float64, nats in all: what is searched by, and
+            maybe that of all tokens. One that is no number is worse than any that is.
+        artefact: where losses are kept.
+    """
+
+    weights: str
+    losses_of: Callable[[Recipe], np.ndarray]
+    artefact: Artefact
 
 
 @dataclass(frozen=True)
@@ -102,9 +119,36 @@ class Chosen:
         """Return the products in the order of MATMULS."""
         return tuple(matmul for matmul in MATMULS if matmul in self.matmuls)
 
+    @property
+    def in_words(self) -> str:
+        """Return the choice as part of a sentence."""
+        rounding = "" if self.scale_rounding is None else f", scales rounded by {self.scale_rounding}"
+        return f"{', '.join(self.in_order) or 'nothing'} rotated{rounding}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for the record."""
+        rounding = {} if self.scale_rounding is None else {"scale_rounding": self.scale_rounding}
+        return {"found": list(self.in_order), **rounding}
+
     def __str__(self) -> str:
         rotated = "+".join(self.in_order) or "none"
         return rotated if self.scale_rounding is None else f"{rotated} {self.scale_rounding}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Hold a choice's loss, and the difference from that of another choice; Step says what each value is."""
+
+    loss: float
+    difference: MeanDifference
+    p: float
+    all_tokens: MeanDifference | None
+    is_better: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for the record."""
+        all_tokens = None if self.all_tokens is None else _as_dict(self.all_tokens)
+        return {"loss": self.loss, **_as_dict(self.difference), "p": self.p, "all_tokens": all_tokens}
 
 
 @dataclass(frozen=True)
@@ -136,8 +180,7 @@ class ChoiceSearch:
     """Hold what a search found.
 
     Attributes:
-        chosen: what is rotated, and how scales are rounded.
-        recipe: that of the choice.
+        path: what is rotated, and how scales are rounded, to begin with and after each change that was kept.
         steps: every change that was looked at, in order.
         loss_before, loss_after: nats a token, or a word.
         counted: how many tokens or words.
@@ -148,8 +191,7 @@ class ChoiceSearch:
         computed: how many losses were not kept from before.
     """
 
-    chosen: Chosen
-    recipe: Recipe
+    path: tuple[Chosen, ...]
     steps: tuple[Step, ...]
     loss_before: float
     loss_after: float
@@ -159,13 +201,16 @@ class ChoiceSearch:
     looked_at: int
     computed: int
 
+    @property
+    def chosen(self) -> Chosen:
+        """Return what the search ended with."""
+        return self.path[-1]
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for the record."""
         all_tokens = {} if self.all_tokens is None else {"all_tokens": _as_dict(self.all_tokens)}
-        rounding = {} if self.chosen.scale_rounding is None else {"scale_rounding": self.chosen.scale_rounding}
         return {
-            "found": list(self.chosen.in_order),
-            **rounding,
+            **self.chosen.as_dict(),
             "sequences": self.gain.n,
             "counted": self.counted,
             "steps": [dataclasses.asdict(step) for step in self.steps],
@@ -178,50 +223,95 @@ class ChoiceSearch:
         }
 
 
-def search_choices(
-    choices: Choices, losses_of: LossesOf, counts: np.ndarray, artefact: Artefact, progress: Progress
-) -> ChoiceSearch:
+@dataclass(frozen=True)
+class Confirmation:
+    """Hold what is left of a search's choice once the run's own weights were asked.
+
+    Attributes:
+        weights: whose losses they are.
+        chosen: what is rotated, and how scales are rounded.
+        compared: each choice that was asked for, what the search found first, with its loss and the difference from
+            what the search began with; the last is ``chosen`` unless that is what the search began with.
+        loss_before: of what the search began with, nats a token, or a word.
+        computed: how many losses were not kept from before.
+    """
+
+    weights: str
+    chosen: Chosen
+    compared: tuple[tuple[Chosen, Compared], ...]
+    loss_before: float
+    computed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for the record."""
+        compared = [
+            {"choice": choice.in_words, **choice.as_dict(), **one.as_dict(), "kept": one.is_better}
+            for choice, one in self.compared
+        ]
+        return {"weights": self.weights, "loss_before": self.loss_before, "compared": compared}
+
+
+def search_choices(choices: Choices, judge: Judge, counts: np.ndarray, progress: Progress) -> ChoiceSearch:
     """Search for the changes that lower the loss.
 
     Args:
-        losses_of: the losses of the sequences under a recipe; one that is no number is worse than any that is.
         counts: of how many tokens or words of each sequence each loss is, (k, n).
-        artefact: where losses are kept.
         progress: how many choices were looked at, and how many there may be.
     """
-    losses = _Losses(choices, losses_of, artefact, progress)
-    chosen = choices.start
-    before = losses[chosen]
+    losses = _Losses(choices, judge, progress, choices.most)
+    path = [choices.start]
+    before = losses[path[0]]
     steps: list[Step] = []
     number = 0
-    while changes := choices.changes(chosen):
+    while changes := choices.changes(path[-1]):
         number += 1
         tried = {name: losses[choice] for name, choice in changes.items()}
-        compared = _compare(losses[chosen], tried, counts)
+        compared = _compare(losses[path[-1]], tried, counts)
         better = [name for name, one in compared.items() if one.is_better]
         winner = min(better, key=lambda name: compared[name].loss, default=None)
-        for name, one in compared.items():
-            difference = one.difference
-            values = (one.loss, difference.difference, difference.low, difference.high, one.p)
-            beside = None if one.all_tokens is None else _as_dict(one.all_tokens)
-            steps.append(Step(number, name, *values, beside, kept=name == winner))
+        steps += [Step(number, name, **one.as_dict(), kept=name == winner) for name, one in compared.items()]
         if winner is None:
             break
-        chosen = changes[winner]
-    after, total = losses[chosen], int(counts[0].sum())
+        path.append(changes[winner])
+    after, total = losses[path[-1]], int(counts[0].sum())
     progress(choices.most, choices.most)
     means = float(before[0].sum()) / total, float(after[0].sum()) / total
     gain, all_tokens = _differences(before, after, counts)
-    found = chosen, choices.under(chosen), tuple(steps)
+    found = tuple(path), tuple(steps)
     return ChoiceSearch(*found, *means, total, gain, all_tokens, losses.looked_at, losses.computed)
+
+
+def confirm_choice(
+    choices: Choices, search: ChoiceSearch, judge: Judge, counts: np.ndarray, progress: Progress
+) -> Confirmation:
+    """Undo changes that a search made, the last first, until what is left is better than what it began with.
+
+    Args:
+        judge: has the run's own weights.
+        counts, progress: as for ``search_choices``.
+    """
+    start, *changed = search.path
+    losses = _Losses(choices, judge, progress, 1 + len(changed))
+    compared: list[tuple[Chosen, Compared]] = []
+    chosen = start
+    for choice in reversed(changed):
+        # Each of them might be the one that is kept, by chance alone.
+        ((_, one),) = _compare(losses[start], {str(choice): losses[choice]}, counts, of=len(changed)).items()
+        compared.append((choice, one))
+        if one.is_better:
+            chosen = choice
+            break
+    loss_before = float(losses[start][0].sum()) / int(counts[0].sum())
+    progress(1 + len(changed), 1 + len(changed))
+    return Confirmation(judge.weights, chosen, tuple(compared), loss_before, losses.computed)
 
 
 class _Losses:
     """Hold the losses of choices, (k, n) each: those kept on disk, and those worked out when they are asked for."""
 
-    def __init__(self, choices: Choices, losses_of: LossesOf, artefact: Artefact, progress: Progress) -> None:
-        self._choices, self._losses_of, self._artefact, self._progress = choices, losses_of, artefact, progress
-        self._known: dict[str, list[list[float]]] = dict(artefact.load_json(_LOSSES) or {})
+    def __init__(self, choices: Choices, judge: Judge, progress: Progress, most: int) -> None:
+        self._choices, self._judge, self._progress, self._most = choices, judge, progress, most
+        self._known: dict[str, list[list[float]]] = dict(judge.artefact.load_json(_LOSSES) or {})
         self._looked_at: set[str] = set()
         self.computed = 0
 
@@ -233,27 +323,22 @@ class _Losses:
     def __getitem__(self, chosen: Chosen) -> np.ndarray:
         key = str(chosen)
         if key not in self._known:
-            self._known[key] = self._losses_of(self._choices.under(chosen)).tolist()
-            self._artefact.save_json(_LOSSES, self._known)
+            self._known[key] = self._judge.losses_of(self._choices.under(chosen)).tolist()
+            self._judge.artefact.save_json(_LOSSES, self._known)
             self.computed += 1
         self._looked_at.add(key)
-        self._progress(min(len(self._looked_at), self._choices.most), self._choices.most)
+        self._progress(min(len(self._looked_at), self._most), self._most)
         return np.asarray(self._known[key], dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    loss: float
-    difference: MeanDifference
-    p: float
-    all_tokens: MeanDifference | None
-    is_better: bool
+def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarray, of: int = 1) -> dict[str, Compared]:
+    """Compare the losses of each change with those before it; p values are adjusted over the changes.
 
-
-def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, _Compared]:
-    """Compare the losses of each change with those before it; p values are adjusted over the changes."""
+    Args:
+        of: by how much p values are multiplied beside, where such comparisons are made one after the other.
+    """
     differences = {name: _differences(before, after, counts) for name, after in tried.items()}
-    adjusted = holm([one.p for one, _ in differences.values()])
+    adjusted = [min(1.0, of * p) for p in holm([one.p for one, _ in differences.values()])]
     total = float(counts[0].sum())
     compared = {}
     for (name, (one, all_tokens)), p in zip(differences.items(), adjusted, strict=True):
@@ -262,7 +347,7 @@ def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarra
         breaks = bool(np.isfinite(before.sum(axis=1)[1:]).any()) and not np.isfinite(tried[name]).all()
         harms = all_tokens is not None and all_tokens.difference > 0 and not all_tokens.p >= ALPHA
         is_better = mends or (one.difference < 0 and p < ALPHA and not (breaks or harms))
-        compared[name] = _Compared(loss, one, p, all_tokens, is_better)
+        compared[name] = Compared(loss, one, p, all_tokens, is_better)
     return compared
 
 

@@ -18,7 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
-from mxsweep.calibrate.choice_search import Choices, ChoiceSearch, LossesOf, search_choices
+from mxsweep.calibrate.choice_search import (
+    Choices,
+    ChoiceSearch,
+    Confirmation,
+    Judge,
+    confirm_choice,
+    search_choices,
+)
 from mxsweep.calibrate.finetuning import refuse_too_few
 from mxsweep.calibrate.inputs import calibrate_inputs, read_calibration
 from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
@@ -175,58 +182,84 @@ def _search_choices(bench: Workbench, read: Calibration, words: LastWords | None
     # Inputs are calibrated in the basis that is found.
     is_static = result.recipe.activation_scale == STATIC
     before = replace(result.recipe, activation_scale=DYNAMIC) if is_static else result.recipe
-    judge = [config.judge, config.ptq.of_weights() if config.judge not in (ROUND_TO_NEAREST, "clip") else None]
     rotations = rotations_of(bench.model, config.candidates) if config.candidates else ()
     choices = Choices(before, rotations, {name: before.with_scale_rounding(name) for name in config.scale_roundings})
-    block = config.candidates[0].block if config.candidates else None
-    on = {"positions": positions, "read": read.identity, "rule": SEARCH_RULE}
-    artefact = bench.artefact("choices", before, block=block, judge=judge, **on)
     counts = np.array([[len(sequence) - 1 for sequence in read.sequences]])
     if words is not None:
         counts = np.vstack([words.counts, counts])
-    with artefact.lock(), bench.accounted("search", artefact) as account:
-        search = search_choices(choices, _judge(bench, read, words), counts, artefact, bench.phase("search"))
+    first, *confirming = (_judge(bench, weights, before, read, words) for weights in config.judges)
+    with bench.accounted("search", first.artefact, *(judge.artefact for judge in confirming)) as account:
+        with first.artefact.lock():
+            search = search_choices(choices, first, counts, bench.phase("search"))
         account |= {"positions": positions, "calibration": read.description, **search.as_dict()}
-    log.info("%s", _in_words(search, positions))
-    result.recipe = replace(search.recipe, activation_scale=result.recipe.activation_scale)
+        log.info("%s", _in_words(search, positions))
+        chosen = search.chosen
+        if chosen != choices.start:
+            for judge in confirming:
+                with judge.artefact.lock():
+                    confirmed = confirm_choice(choices, search, judge, counts, bench.phase("search, confirmed"))
+                log.info("%s", _confirmed_in_words(confirmed))
+                chosen = confirmed.chosen
+                account |= chosen.as_dict() | {"confirmed": confirmed.as_dict()}
+                account["cached"] &= confirmed.computed == 0
+    result.recipe = replace(choices.under(chosen), activation_scale=result.recipe.activation_scale)
 
 
 def _in_words(search: ChoiceSearch, positions: str) -> str:
     """Say what a search chose, and what it gains."""
-    chosen = search.chosen
-    rounding = "" if chosen.scale_rounding is None else f", scales rounded by {chosen.scale_rounding}"
     gain, all_tokens = search.gain, search.all_tokens
     each, of = ("token", "") if positions == ALL_TOKENS else ("word", f" of {search.counted:,} last words")
     beside = f"; that of all tokens by {all_tokens.difference:+.4f} nats a token" if all_tokens is not None else ""
     return (
-        f"Search: {', '.join(chosen.in_order) or 'nothing'} rotated{rounding}; the calibration loss{of} goes from "
+        f"Search: {search.chosen.in_words}; the calibration loss{of} goes from "
         f"{search.loss_before:.4f} to {search.loss_after:.4f} nats a {each} ({gain.difference:+.4f} [{gain.low:+.4f}, "
         f"{gain.high:+.4f}] over {gain.n} sequences){beside}"
     )
 
 
-def _judge(bench: Workbench, read: Calibration, words: LastWords | None) -> LossesOf:
-    """Return the calibration losses of each sequence under a recipe, with weights as the configured judge has them.
+def _confirmed_in_words(confirmed: Confirmation) -> str:
+    """Say what is left of a choice with the run's own weights, and what each choice that was asked for does there."""
+    said = [
+        f"{choice.in_words}, from {confirmed.loss_before:.4f} to {one.loss:.4f} ({one.difference.difference:+.4f} "
+        f"[{one.difference.low:+.4f}, {one.difference.high:+.4f}]), {'kept' if one.is_better else 'undone'}"
+        for choice, one in confirmed.compared
+    ]
+    return f"With {confirmed.weights}'s weights: {'; '.join(said)}"
+
+
+def _judge(bench: Workbench, weights: str, before: Recipe, read: Calibration, words: LastWords | None) -> Judge:
+    """Return who judges a search by the calibration losses of each sequence.
 
     They are of all tokens; where there are words, of those, and of all tokens.
+
+    Args:
+        weights: with which the losses are taken.
+        before: the recipe with which the search begins.
     """
-    method = bench.config.judge
+    config = bench.config
     proxies = _ClippedWeights(bench.model, bench.result.prepared)
 
     def losses_of(candidate: Recipe) -> np.ndarray:
-        weights: Mapping[str, Encoded] = {}
-        if method == "clip":
-            weights = proxies.under(candidate)
-        elif method != ROUND_TO_NEAREST:
-            weights = calibrated_weights(bench, candidate)
-        with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=weights)):
+        encoded: Mapping[str, Encoded] = {}
+        if weights == "clip":
+            encoded = proxies.under(candidate)
+        elif weights != ROUND_TO_NEAREST:
+            encoded = calibrated_weights(bench, candidate)
+        with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=encoded)):
             of_tokens = measure_loss(bench.model, read.sequences).of_tokens
         losses = [[each.sum() for each in of_tokens]]
         if words is not None:
             losses.insert(0, [each[of_words].sum() for each, of_words in zip(of_tokens, words.tokens, strict=True)])
         return np.array(losses)
 
-    return losses_of
+    on = {
+        "block": config.candidates[0].block if config.candidates else None,
+        "judge": [weights, config.ptq.of_weights() if weights not in (ROUND_TO_NEAREST, "clip") else None],
+        "positions": ALL_TOKENS if words is None else LAST_WORDS,
+        "read": read.identity,
+        "rule": SEARCH_RULE,
+    }
+    return Judge(weights, losses_of, bench.artefact("choices", before, **on))
 
 
 class _ClippedWeights:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mxsweep.calibrate.artefacts import Artefact, tensors_digest
+from mxsweep.calibrate.artefacts import Artefact, Cost, tensors_digest
 from mxsweep.calibrate.kept_transforms import as_tensors
 from mxsweep.calibrate.texts import Calibration
 from mxsweep.config.run_config import RunConfig
@@ -115,7 +116,7 @@ class Workbench:
         return in_phase(self._progress, name)
 
     @contextmanager
-    def accounted(self, name: str, artefact: Artefact) -> Iterator[dict[str, Any]]:
+    def accounted(self, name: str, *artefacts: Artefact) -> Iterator[dict[str, Any]]:
         """Account for the work in the context under ``name``: what is put into the mapping, its time and memory.
 
         What of it was kept from before is accounted for by what it cost then: ``kept_seconds``, and the memory if that
@@ -124,13 +125,15 @@ class Workbench:
         account: dict[str, Any] = {}
         if self._is_on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
-        began, waited = time.perf_counter(), artefact.waited
+        began, waited = time.perf_counter(), sum(artefact.waited for artefact in artefacts)
         yield account
-        account["seconds"] = time.perf_counter() - began - (artefact.waited - waited)
-        if artefact.kept.seconds:
-            account["kept_seconds"] = artefact.kept.seconds
+        waited = sum(artefact.waited for artefact in artefacts) - waited
+        account["seconds"] = time.perf_counter() - began - waited
+        kept = reduce(Cost.and_then, (artefact.kept for artefact in artefacts))
+        if kept.seconds:
+            account["kept_seconds"] = kept.seconds
         if self._is_on_gpu:
-            account["peak_gpu_bytes"] = max(self._peak_gpu_bytes(), artefact.kept.peak_gpu_bytes)
+            account["peak_gpu_bytes"] = max(self._peak_gpu_bytes(), kept.peak_gpu_bytes)
             torch.cuda.reset_peak_memory_stats(self.model.device)  # the run's own peak is without it
         self.result.account[name] = account
 

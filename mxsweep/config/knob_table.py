@@ -514,7 +514,8 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.judge",
-        "of a search, with ptq=gptq, autoround or qat: by weights on searched scales (clip), or by the run's own (ptq)",
+        "of a search, with ptq=gptq, autoround or qat: clip, by weights on searched scales, and what is found by the "
+        "run's own, too; ptq, by the run's own alone",
         Choice(words=("clip", "ptq")),
         effect=effects.searches,
     ),

@@ -73,7 +73,7 @@ def _remedies(config: RunParts) -> dict[str, Any]:
     data["rotation_block"] = config.rotation_block if matmuls or config.kv_quant.is_rotated else None
     if matmuls:
         data["rotation"]["matmuls"] = "+".join(matmuls)
-    if config.searches and config.judge not in (ROUND_TO_NEAREST, "clip"):
+    if config.searches and config.judges[0] not in (ROUND_TO_NEAREST, "clip"):
         data["rotation"]["judge"] = config.rotation.judge
     if config.searches:
         data["rotation"]["positions"] = config.rotation.positions

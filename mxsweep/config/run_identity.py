@@ -184,7 +184,9 @@ def _rotation_entries(config: RunParts) -> Entries:
     if config.scale_roundings:
         entries["scale_rounding_search"] = list(config.scale_roundings)
     if config.searches:
-        entries["rotation_judge"] = config.judge
+        entries["rotation_judge"], *confirming = config.judges
+        if confirming:
+            entries["search_confirmed_by"] = confirming
         entries["search_positions"] = config.rotation.positions
         entries["search_rule"] = SEARCH_RULE
     if config.rotation.residual:

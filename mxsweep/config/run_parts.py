@@ -210,12 +210,15 @@ class RunParts:
         return bool(self.candidates or self.scale_roundings)
 
     @property
-    def judge(self) -> str:
-        """Return the weights that a search judges by: "rtn", "clip" (searched scales), or the run's method."""
+    def judges(self) -> tuple[str, ...]:
+        """Return the weights that a search judges by, each in its turn: "rtn", "clip" (searched scales), the run's
+        method.
+        """
         if not self.quantizes_weights or not self.ptq.is_solved:
-            return ROUND_TO_NEAREST
-        judges_itself = self.rotation.judge == "ptq" and self.ptq.needs is Needs.HESSIAN
-        return self.ptq.method if judges_itself else "clip"
+            return (ROUND_TO_NEAREST,)
+        if self.ptq.needs is not Needs.HESSIAN:
+            return ("clip",)
+        return (self.ptq.method,) if self.rotation.judge == "ptq" else ("clip", self.ptq.method)
 
     @property
     def budget_formats(self) -> dict[str, LinearFormats]:

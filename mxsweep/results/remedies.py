@@ -103,8 +103,21 @@ def _search_text(search: dict[str, Any]) -> str:
     of, each = (" of last words", "word") if search.get("positions") == LAST_WORDS else ("", "token")
     return (
         f"The search took, from a calibration loss{of} of {_nats(search.get('loss_before'))} nats a {each} on, "
-        f"{order or 'none'}{rest} ({looked_at} losses{_cost(search)})."
+        f"{order or 'none'}{rest} ({looked_at} losses{_cost(search)}).{_confirmed_text(search.get('confirmed'))}"
     )
+
+
+def _confirmed_text(confirmed: Any) -> str:
+    """Say what the loss with the run's own weights is, of what a search found and of what is left of that."""
+    if not isinstance(confirmed, dict):
+        return ""
+    compared = [one for one in confirmed.get("compared") or [] if isinstance(one, dict)]
+    choices = [
+        f"{one.get('choice')} ({_nats(one.get('loss'))}{_change(one)}), {'kept' if one.get('kept') else 'undone'}"
+        for one in compared
+    ]
+    weights, before = confirmed.get("weights"), _nats(confirmed.get("loss_before"))
+    return f" With {weights}'s weights it goes from {before} on: {'; '.join(choices)}."
 
 
 def _change(step: dict[str, Any]) -> str:

@@ -259,6 +259,33 @@ def test_losses_of_a_search_by_an_earlier_rule_are_not_taken(monkeypatch: pytest
     assert not done(*words)["remedies"]["search"]["cached"]
 
 
+def test_a_search_is_confirmed_with_the_weights_that_the_run_will_have(caplog: pytest.LogCaptureFixture) -> None:
+    words = [*W4A4, "kv_quant=int4", "rotation=search", "rotation.positions=all", "rotation.matmuls=[qk]"]
+    with caplog.at_level("INFO"):
+        search = done(*words, "ptq=gptq")["remedies"]["search"]
+    confirmed = search["confirmed"]
+    assert confirmed["weights"] == "gptq" and "With gptq's weights: qk rotated, from " in caplog.text
+    (one,) = confirmed["compared"]
+    assert search["found"] == one["found"] == ["qk"] and one["high"] < 0
+    # The losses are those of a search by the method itself.
+    own = done(*words, "ptq=gptq", "rotation.judge=ptq")["remedies"]["search"]
+    assert (own["loss_before"], own["loss_after"]) == (confirmed["loss_before"], one["loss"])
+    assert own["cached"] and "confirmed" not in own
+    assert done(*words, "ptq=gptq")["remedies"]["search"]["cached"]
+    for rounded in ("rtn", "clip"):
+        found = done(*words, f"ptq={rounded}")["remedies"]["search"]
+        assert found["found"] == ["qk"] and "confirmed" not in found
+
+
+def test_what_a_search_finds_on_searched_scales_alone_is_undone() -> None:
+    words = ["limit=20", "model.device=cpu", "calibration.samples=64", "kv_quant=fp4_e2m1", "ptq=gptq"]
+    record = done(*words, "rotation=search", "rotation.matmuls=[qk]")
+    search = record["remedies"]["search"]
+    (one,) = search["confirmed"]["compared"]
+    assert search["high"] < 0 < one["high"] and one["found"] == ["qk"] and search["found"] == []
+    assert record["metrics"] == done(*words)["metrics"]
+
+
 def test_a_search_of_scale_roundings_keeps_the_rotation() -> None:
     words = [*W4A4, "calibration.samples=8", "rotation=hadamard"]
     record = done(*words, "scale_rounding=search")

@@ -178,6 +178,20 @@ def test_what_a_search_of_scale_roundings_found_with_its_interval() -> None:
     ]
 
 
+def test_what_is_left_of_a_search_with_the_runs_own_weights() -> None:
+    found = {"found": ["k"], "steps": STEPS, "loss_before": 2.3, "loss_after": 2.05}
+    compared = [
+        {"choice": "q, k rotated", "loss": 2.2, "difference": 0.1, "low": -0.01, "high": 0.21, "kept": False},
+        {"choice": "k rotated", "loss": 1.9, "difference": -0.2, "low": -0.25, "high": -0.15, "kept": True},
+    ]
+    found["confirmed"] = {"weights": "gptq", "loss_before": 2.1, "compared": compared}
+    (text,) = remedy_sentences({"remedies": {"search": found}})
+    assert text.endswith(
+        "(7 losses). With gptq's weights it goes from 2.1000 on: q, k rotated (2.2000, +0.1000 [-0.0100, +0.2100]), "
+        "undone; k rotated (1.9000, -0.2000 [-0.2500, -0.1500]), kept."
+    )
+
+
 def test_what_matrices_of_inputs_take() -> None:
     account = {"inputs": 12, "matrix_elements": 61440, "largest_condition": 57.33, "seconds": 2.0}
     assert remedy_sentences({"remedies": {"wush": account}}) == [
