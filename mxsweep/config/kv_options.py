@@ -24,6 +24,26 @@ def kv_option(values: Values) -> str | None:
     return next((name for name, leaves in _options().items() if _are_of(values, leaves)), None)
 
 
+def is_kv_option(name: Any) -> bool:
+    """Return whether this is the name of an option that does more than choose element formats."""
+    return isinstance(name, str) and name in _options()
+
+
+def element_format(name: Any) -> Any:
+    """Return the name of the element formats that an option chooses; what names such formats as it is."""
+    if not is_kv_option(name):
+        return name
+    key, value = (_options()[name][f"{GROUP}.{kind}"] for kind in ("key", "value"))
+    return key if key == value else f"k:{key},v:{value}"
+
+
+def done_beyond(name: Any) -> dict[str, Any]:
+    """Return the remedies of keys and values that an option applies, by the knobs' paths; nothing of another name."""
+    if not is_kv_option(name):
+        return {}
+    return {path: _options()[name][path] for path in kv_remedies()}
+
+
 def kv_remedies() -> dict[str, Any]:
     """Return what each remedy of keys and values is where nothing is done, by the knobs' paths."""
     return {path: knob.off for path, knob in knobs.remedies().items() if knob.group == GROUP}

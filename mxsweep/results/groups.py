@@ -14,9 +14,11 @@ from typing import Any
 
 from mxsweep.config import knobs
 from mxsweep.config.knob import UNSET, Scope
+from mxsweep.config.kv_options import GROUP, is_kv_option, kv_remedies
 from mxsweep.config.runtimes import RUNTIMES
 from mxsweep.results import identity
 from mxsweep.results.guessing import guesses
+from mxsweep.results.kv_names import with_kv_options
 from mxsweep.results.metrics import betterness, main_metric
 from mxsweep.results.record import VALIDATION, Folders, RunFolder, find_runs, natural_key
 from mxsweep.results.remedies import ladder_of
@@ -98,7 +100,7 @@ def read_results(dirs: Folders, unreadable: Mapping[Path, str] | None = None) ->
     ]
     rows = with_studies([row for run in runs for row in read_rows(run)], studies)
     finished = [row for row in rows if row.run.status == "done"]
-    done = identity.with_identities(without_repeats(finished))
+    done = identity.with_identities(with_kv_options(without_repeats(finished)))
     repeats = len(finished) - len(done)
     rest = [row for row in rows if row.run.status != "done"]
     shown = [name for name in knobs.labels() if name not in COMPARABLE and len(_values(done, name)) > 1]
@@ -168,8 +170,9 @@ def _is_on(name: str, value: Any) -> bool:
 
 def _tells(rows: Sequence[Row], name: str) -> bool:
     """Return whether a knob varies more than what decides it: `format.weight` only where it was overridden."""
-    # A remedy is none of its group's name: kv_quant=rescue4 is fp4_e2m1 there, and ptq=gptq has no budget.
-    deciding = () if name in knobs.remedies() else knobs.decided_by(name)
+    # A remedy is none of its group's name, as ptq=gptq has no budget, but of an option's of keys and values.
+    by_option = name in kv_remedies() and any(is_kv_option(row.knobs.get(GROUP)) for row in rows)
+    deciding = () if name in knobs.remedies() and not by_option else knobs.decided_by(name)
     if name == identity.CALIBRATION:
         deciding = tuple(knob.name for knob in knobs.leaves("calibration"))
     return bool(distinguishing_knobs(rows, deciding, [name]))

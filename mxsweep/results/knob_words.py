@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mxsweep.config.knobs import by_place
-from mxsweep.config.kv_options import kv_option, kv_remedies
+from mxsweep.config.kv_options import is_kv_option, kv_remedies
 from mxsweep.results.groups import value_order
 from mxsweep.results.remedies import no_remedies, remedy_words
 from mxsweep.results.rows import Row, label
@@ -153,17 +152,15 @@ def name_rows(rows: Sequence[Row], names: Sequence[str], usual: Mapping[str, Any
 def _with_kv_whole(rows: Sequence[Row], by_knob: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what rows are named by, with all that is done to keys and values where their format is named.
 
-    By the option that does all of it, where the rows that quantize them have one; else with the remedies that these
-    have in common, which tell no rows apart: by the element format alone the name would be that of another run.
+    An option says all of it; to a format belong the remedies that the rows which quantize keys and values have in
+    common, which tell no rows apart: by the element format alone the name would be that of another run.
     """
     cached = [row for row in rows if label(row.knobs.get(KV)) != "none"]
     if KV not in by_knob or not cached:
         return dict(by_knob)
-    off, options = kv_remedies(), {kv_option(by_place(row.knobs)) for row in cached}
-    option = next(iter(options)) if len(options) == 1 else None
-    if option is not None:
-        whole = {text if text == "none" else option: value for text, value in by_knob[KV].items()}
-        return {name: whole if name == KV else values for name, values in by_knob.items() if name not in off}
+    off = kv_remedies()
+    if any(is_kv_option(row.knobs[KV]) for row in cached):
+        return {name: values for name, values in by_knob.items() if name not in off}
     first = cached[0].knobs
     shared = {
         name: {label(first[name]): first[name]}

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mxsweep.config import effects, knobs
+from mxsweep.config.kv_options import GROUP as KV
+from mxsweep.config.kv_options import element_format
 from mxsweep.config.rules_config import LAST_WORDS, SEARCHED
 from mxsweep.formats.recipe import HADAMARD, QUERY_KEY
 from mxsweep.formats.scale import SCALE_ROUNDINGS
@@ -26,6 +28,8 @@ def is_remedy(name: str) -> bool:
 
 def in_base(name: str, value: Any) -> Any:
     """Return a knob's value in the base configuration of a run that has this one."""
+    if name == KV:
+        return element_format(value)
     return SCALE_ROUNDINGS[0] if (name, value) == (SCALE_ROUNDING, SEARCHED) else value
 
 

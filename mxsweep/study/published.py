@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from mxsweep.config.knobs import is_knob, no_such_knob
+from mxsweep.config.kv_options import GROUP as KV
+from mxsweep.config.kv_options import done_beyond, element_format
 from mxsweep.config.option_files import conf_dir
 from mxsweep.results.groups import Results
 from mxsweep.results.remedies import no_remedies
@@ -156,12 +158,15 @@ def _goes_with(theirs: Published, row: Row) -> bool:
         shared = {name: value for name, value in theirs.knobs.items() if name in row.knobs}
         return theirs.is_baseline and row.is_baseline and _agrees(shared, row)
     # Who says nothing of remedies had none.
-    implied = {name: value for name, value in no_remedies().items() if name in row.knobs}
-    return _agrees(implied | theirs.knobs, row)
+    implied = no_remedies() | done_beyond(theirs.knobs.get(KV))
+    return _agrees({name: value for name, value in implied.items() if name in row.knobs} | theirs.knobs, row)
 
 
 def _agrees(knobs: dict[str, Any], row: Row) -> bool:
-    return all(name in row.knobs and label(row.knobs[name]) == label(value) for name, value in knobs.items())
+    """Return whether a run has these values; an option of keys and values may stand there by what it sets."""
+    ours = row.knobs | ({KV: element_format(row.knobs[KV])} if KV in row.knobs else {})
+    theirs = knobs | ({KV: element_format(knobs[KV])} if KV in knobs else {})
+    return all(name in ours and label(ours[name]) == label(value) for name, value in theirs.items())
 
 
 def _pair(theirs: Published, row: Row) -> ReferenceRow:

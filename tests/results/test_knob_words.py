@@ -18,6 +18,7 @@ from mxsweep.results.knob_words import (
     usual_values,
     value_text,
 )
+from mxsweep.results.kv_names import with_kv_options
 from mxsweep.results.record import RunFolder
 from mxsweep.results.rows import Row, label, read_rows
 from mxsweep.sweeps.plan import plan
@@ -79,7 +80,8 @@ def test_a_format_of_keys_and_values_is_not_said_without_what_is_done_beyond_it(
     options: dict[str, Any], said: str
 ) -> None:
     elements = {"kv_quant": "fp4_e2m1", "kv_quant__key": "fp4_e2m1", "kv_quant__value": "fp4_e2m1"}
-    kept = row(format="mxfp4", **elements, **{f"kv_quant__{leaf}": value for leaf, value in (KV_OFF | options).items()})
+    beyond = {f"kv_quant__{leaf}": value for leaf, value in (KV_OFF | options).items()}
+    (kept,) = with_kv_options([row(format="mxfp4", **elements, **beyond)])
     assert name_rows([kept], ["format", "kv_quant"]) == said
     assert name_rows([kept], ["format", "kv_quant", *(f"kv_quant.{leaf}" for leaf in options)]) == said
     both = [row(format="mxfp4", kv_quant="none"), kept]
@@ -127,7 +129,9 @@ def test_the_leaderboards_configs_have_names_of_their_own() -> None:
     grids, sweeps = prepare(["experiment=leaderboard"])
     configs = [one.config for one in plan(grids, sweeps).runs if one.config]
     records = [{"config": recorded(config), "metrics": {"story": {}}} for config in configs]
-    rows = [one for record in records for one in read_rows(RunFolder(Path(), "done", record)) if not one.is_baseline]
+    read = [one for record in records for one in read_rows(RunFolder(Path(), "done", record)) if not one.is_baseline]
+    rows = with_kv_options(read)
+    assert {label(one.knobs["kv_quant"]) for one in rows} == {"none", "fp4_e2m1", "rescue4"}
     knobs = dict.fromkeys(name for one in rows for name in one.knobs)
     varying = [name for name in knobs if len({label(one.knobs.get(name)) for one in rows}) > 1]
     bound = goes_with_format(varying, rows)

@@ -72,6 +72,23 @@ def test_who_says_nothing_of_remedies_had_none(tmp_path: Path) -> None:
     assert [each.ours.run.path.name for each in found if each.theirs and each.ours] == ["rtn"]
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        "kv_quant: rescue4",
+        "kv_quant: fp4_e2m1, kv_quant.first: 4, kv_quant.recent: 32, kv_quant.rotation: hadamard",
+    ],
+)
+def test_an_option_of_keys_and_values_goes_with_its_parts(tmp_path: Path, knobs: str) -> None:
+    put(tmp_path / "plain", kv_quant="fp4_e2m1", kv={"first": 0, "recent": 0, "rotation": "none"})
+    put(tmp_path / "rescued", kv_quant="fp4_e2m1", kv={"first": 4, "recent": 32, "rotation": "hadamard"})
+    found = match_reference(
+        read_results(tmp_path),
+        load_reference(write(tmp_path, f"{HEAD}rows: [{{knobs: {{{knobs}}}, metrics: {{acc: 0.5}}}}]")),
+    )
+    assert [each.ours.run.path.name for each in found if each.theirs and each.ours] == ["rescued"]
+
+
 def test_the_standard_errors_of_accuracies_fit_their_n() -> None:
     """A slip in copying a figure would show: stderr = sqrt(acc (1 - acc) / (n - 1))."""
     for row in load_reference("ex_report").rows:
