@@ -66,9 +66,10 @@ def difference(row: Row, baseline: Row | None, name: str) -> str:
         return ABSENT
     if betterness(name) > 0 or is_loss(name):
         return f"{value - base:+.4f}"
-    digits = len(format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0].partition(".")[2])
+    text = format_value(value, row.metrics.get(f"{name}_stderr")).split(" ")[0]
+    form = "+.3e" if "e" in text else f"+.{len(text.partition('.')[2])}f"
     ratio = value / base if base else 0.0
-    return f"{value - base:+.{digits}f}" + (f" ({percent(math.log(ratio))})" if ratio > 0 else "")
+    return f"{value - base:{form}}" + (f" ({percent(math.log(ratio))})" if ratio > 0 else "")
 
 
 def change_in_percent(text: str) -> str:

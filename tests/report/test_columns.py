@@ -27,9 +27,9 @@ from mxsweep.report.columns import (
     measured_column,
 )
 from mxsweep.report.data_files import load
-from mxsweep.report.wording import ABSENT
+from mxsweep.report.wording import ABSENT, difference
 from mxsweep.results.groups import read_results
-from mxsweep.results.record import read_record, write_record
+from mxsweep.results.record import RunFolder, read_record, write_record
 from mxsweep.results.rows import Row
 from mxsweep.study.group_study import study_groups
 
@@ -210,3 +210,19 @@ def test_every_column_of_the_files_is_on_the_page(tmp_path: Path) -> None:
     more = {"ppl", "ppl_stderr"} | {name.replace("acc_", "ppl_") for name in said if name.startswith("acc_")}
     unsaid = {name for name in load(tmp_path).columns if not name.startswith("activation_")} - knobs - said - more
     assert unsaid == set()
+
+
+@pytest.mark.parametrize(
+    ("base", "value", "said"),
+    [
+        (922_366_606.5, 999_286_039.54, "+7.692e+07 (+8.3%)"),
+        (1.06, 1.515, "+0.455 (+42.9%)"),
+    ],
+)
+def test_a_difference_has_no_more_digits_than_what_it_is_of(base: float, value: float, said: str) -> None:
+    error = value * 6 if value > 1e7 else 0.063
+    rows = [
+        Row(RunFolder(Path(), "done", {}), "story", {}, {"perplexity": each, "perplexity_stderr": error}, each == base)
+        for each in (base, value)
+    ]
+    assert difference(rows[1], rows[0], "perplexity") == said
