@@ -37,12 +37,12 @@ _LOSSES = "losses"
 
 @dataclass(frozen=True)
 class Judge:
-    """Hold what says what a choice is worth.
+    """Measure what a choice is worth: by losses, with weights that are quantized in one way.
 
     Attributes:
-        weights: whose losses they are, in a word: "rtn", "clip", or a method's name.
-        losses_of: the losses of the sequences under a recipe, (k, n) float64, nats in all: what is searched by, and
-            maybe that of all tokens. One that is no number is worse than any that is.
+        weights: how they are quantized: "rtn", "clip", or a method's name.
+        losses_of: returns the losses of the sequences under a recipe, (k, n) float64, nats in all: the loss that is
+            searched by, and maybe that of all tokens. A loss that is no number is worse than any that is.
         artefact: where losses are kept.
     """
 
@@ -228,7 +228,7 @@ class Confirmation:
     """Hold what is left of a search's choice once the run's own weights were asked.
 
     Attributes:
-        weights: whose losses they are.
+        weights: the judge's, see `Judge`.
         chosen: what is rotated, and how scales are rounded.
         compared: each choice that was asked for, what the search found first, with its loss and the difference from
             what the search began with; the last is ``chosen`` unless that is what the search began with.
@@ -295,8 +295,9 @@ def confirm_choice(
     compared: list[tuple[Chosen, Compared]] = []
     chosen = start
     for choice in reversed(changed):
-        # Each of them might be the one that is kept, by chance alone.
-        ((_, one),) = _compare(losses[start], {str(choice): losses[choice]}, counts, of=len(changed)).items()
+        # As many comparisons may be made, and each of them may be won by chance alone.
+        before, tried = losses[start], {str(choice): losses[choice]}
+        ((_, one),) = _compare(before, tried, counts, comparisons=len(changed)).items()
         compared.append((choice, one))
         if one.is_better:
             chosen = choice
@@ -331,14 +332,16 @@ class _Losses:
         return np.asarray(self._known[key], dtype=np.float64)
 
 
-def _compare(before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarray, of: int = 1) -> dict[str, Compared]:
+def _compare(
+    before: np.ndarray, tried: dict[str, np.ndarray], counts: np.ndarray, comparisons: int = 1
+) -> dict[str, Compared]:
     """Compare the losses of each change with those before it; p values are adjusted over the changes.
 
     Args:
-        of: by how much p values are multiplied beside, where such comparisons are made one after the other.
+        comparisons: how many such calls are made until one finds something better: p values are multiplied by it.
     """
     differences = {name: _differences(before, after, counts) for name, after in tried.items()}
-    adjusted = [min(1.0, of * p) for p in holm([one.p for one, _ in differences.values()])]
+    adjusted = [min(1.0, comparisons * p) for p in holm([one.p for one, _ in differences.values()])]
     total = float(counts[0].sum())
     compared = {}
     for (name, (one, all_tokens)), p in zip(differences.items(), adjusted, strict=True):

@@ -218,7 +218,7 @@ def _in_words(search: ChoiceSearch, positions: str) -> str:
 
 
 def _confirmed_in_words(confirmed: Confirmation) -> str:
-    """Say what is left of a choice with the run's own weights, and what each choice that was asked for does there."""
+    """Say what each choice that was compared does with the run's own weights, and which is kept."""
     said = [
         f"{choice.in_words}, from {confirmed.loss_before:.4f} to {one.loss:.4f} ({one.difference.difference:+.4f} "
         f"[{one.difference.low:+.4f}, {one.difference.high:+.4f}]), {'kept' if one.is_better else 'undone'}"
@@ -228,12 +228,12 @@ def _confirmed_in_words(confirmed: Confirmation) -> str:
 
 
 def _judge(bench: Workbench, weights: str, before: Recipe, read: Calibration, words: LastWords | None) -> Judge:
-    """Return who judges a search by the calibration losses of each sequence.
+    """Return the judge that takes the calibration losses of each sequence with weights of one kind.
 
-    They are of all tokens; where there are words, of those, and of all tokens.
+    Losses are of all tokens; where there are words, of the words, and of all tokens.
 
     Args:
-        weights: with which the losses are taken.
+        weights: how they are quantized, see `Judge`.
         before: the recipe with which the search begins.
     """
     config = bench.config

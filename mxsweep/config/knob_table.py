@@ -514,8 +514,8 @@ REMEDIES = (
     ),
     _rotation(
         "rotation.judge",
-        "of a search, with ptq=gptq, autoround or qat: clip, by weights on searched scales, and what is found by the "
-        "run's own, too; ptq, by the run's own alone",
+        "whose weights a search judges by, with ptq=gptq, autoround or qat; clip: those on searched scales, and what "
+        "is found is confirmed by the method's own; ptq: the method's own throughout",
         Choice(words=("clip", "ptq")),
         effect=effects.searches,
     ),

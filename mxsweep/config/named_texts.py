@@ -23,9 +23,9 @@ def check_text_file(knob: str, name: str, field: str) -> None:
     """Raise ConfigError for a file that is not there, is empty or no UTF-8, or whose first row lacks the field.
 
     Args:
-        knob: that names it, for messages.
-        name: as it was typed.
-        field: of a row that holds its text.
+        knob: the knob that names the file, for messages.
+        name: the file's, as it was typed.
+        field: which holds the text of a row.
     """
     path = expanded(knob, name)
     if not is_file(path):

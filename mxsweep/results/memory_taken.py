@@ -23,7 +23,8 @@ def kv_bits_per_token(row: Row) -> float | None:
 def tokens_held(rows: Sequence[Row], context: int) -> int:
     """Return `context`, or the tokens of the longest sequence that the model of these rows holds where those are fewer.
 
-    It holds as many as it has positions for, or as a run reads at a time. Records of an earlier version do not say.
+    A model holds as many tokens as it has positions for, or as a run reads at a time where those are more. Records of
+    an earlier version do not say: there `context` is returned.
     """
     positions = _known([row.number("diagnostics", "max_positions") for row in rows])
     read = _known([row.number("config", "model", "max_length") for row in rows])

@@ -112,7 +112,7 @@ def _search_text(search: dict[str, Any]) -> str:
 
 
 def _confirmed_text(confirmed: Any) -> str:
-    """Say what the loss with the run's own weights is, of what a search found and of what is left of that."""
+    """Say of each choice that was compared what the loss is with the run's own weights, and whether it was kept."""
     if not isinstance(confirmed, dict):
         return ""
     compared = [one for one in confirmed.get("compared") or [] if isinstance(one, dict)]
@@ -121,7 +121,7 @@ def _confirmed_text(confirmed: Any) -> str:
         for one in compared
     ]
     weights, before = confirmed.get("weights"), _nats(confirmed.get("loss_before"))
-    return f" With {weights}'s weights it goes from {before} on: {'; '.join(choices)}."
+    return f" With {weights}'s weights, from a loss of {before} on: {'; '.join(choices)}."
 
 
 def _change(step: dict[str, Any]) -> str:

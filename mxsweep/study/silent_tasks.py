@@ -12,7 +12,7 @@ from mxsweep.results.trainings import has_trained
 from mxsweep.study.headline import loss_metric
 from mxsweep.study.trained_configs import has_seeds
 
-DEVIATIONS = 2  # standard ones, of the right answers among guesses, that chance makes
+DEVIATIONS = 2  # standard deviations above their mean, up to which a share of right answers may be that of guesses
 OF_TRAININGS = (
     "so differences on it say nothing of what training in a format costs, and no config is chosen by it: the "
     "validation loss says that."
@@ -29,10 +29,11 @@ def is_at_floor(group: Group) -> bool:
 
 
 def _is_above(row: Row, accuracy: str) -> bool:
-    """Return whether more is right than guesses among the choices come to; of free answers, anything."""
+    """Return whether more answers are right than guesses among the choices come to; of free answers, any."""
     chance = _chance(row)
     deviation = math.sqrt((chance * (1 - chance)).sum()) / len(chance)
-    return not row.metrics[accuracy] <= chance.mean() + DEVIATIONS * deviation  # NaN is not
+    # Not ">": an accuracy that is NaN does not show that the task tells nothing.
+    return not row.metrics[accuracy] <= chance.mean() + DEVIATIONS * deviation
 
 
 def _chance(row: Row) -> np.ndarray:
@@ -70,7 +71,7 @@ def say_nothing_told(group: Group) -> str:
 
 
 def answers_no_more(group: Group, of: str = "") -> str:
-    """Say of runs at floor what none of them does, behind "no run": "answers any example right"."""
+    """Return what goes behind "no run" where `is_at_floor`: "answers any example right"."""
     chance = max(_chance(row).mean() for row in group.rows)
     if not chance:
         return f"answers any example{of} right"

@@ -187,7 +187,7 @@ def test_what_is_left_of_a_search_with_the_runs_own_weights() -> None:
     found["confirmed"] = {"weights": "gptq", "loss_before": 2.1, "compared": compared}
     (text,) = remedy_sentences({"remedies": {"search": found}})
     assert text.endswith(
-        "(7 losses). With gptq's weights it goes from 2.1000 on: q, k rotated (2.2000, +0.1000 [-0.0100, +0.2100]), "
+        "(7 losses). With gptq's weights, from a loss of 2.1000 on: q, k rotated (2.2000, +0.1000 [-0.0100, +0.2100]), "
         "undone; k rotated (1.9000, -0.2000 [-0.2500, -0.1500]), kept."
     )
 
