@@ -211,9 +211,7 @@ class RunParts:
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """Return the weights that a search judges by, each in its turn: "rtn", "clip" (searched scales), the run's
-        method.
-        """
+        """Return whose weights a search judges by, in turn: "rtn", "clip" (searched scales), the run's own method."""
         if not self.quantizes_weights or not self.ptq.is_solved:
             return (ROUND_TO_NEAREST,)
         if self.ptq.needs is not Needs.HESSIAN:
@@ -338,7 +336,7 @@ class RunParts:
         group, run = field.rpartition(".")[0], self.format
         has_own_scale = (formats.scale, formats.tensor_scale) != (run.scale, run.tensor_scale)
         if group != "format" and (has_own_scale or {run.weight, run.activation} != {"none"}):
-            # The run's own formats were made before: what does not go together is what these tensors have.
+            # The run's own formats were made before this one, and go together: it is this group's scale that does not.
             message = re.sub(
                 r"^four_over_six: true does not go with scale ('\w+'); allowed: scale ",
                 rf"{group}.scale: \1 does not go with format.four_over_six=true; allowed: ",

@@ -247,19 +247,19 @@ def _without_repeats(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
 
 
 def _baselines_first(runs: list[PlannedRun], add: Callable[[PlannedRun], PlannedRun] | None) -> Iterator[PlannedRun]:
-    """Yield the runs, and before the first that is compared with it each baseline.
+    """Yield the runs in their order, but each baseline before the first run that is compared with it.
 
     Args:
-        add: returns the baseline of a run where nobody asked for it; None for no such baselines.
+        add: returns the baseline of a run, where nobody asked for one; None: such baselines are not run.
     """
     asked: dict[Any, list[PlannedRun]] = {}
     for run in runs:
         if run.config is not None and run.config.is_baseline:
             asked.setdefault(_baseline_key(run.config), []).append(run)
-    there: set[Any] = set()
+    placed: set[Any] = set()
     for run in runs:
-        if run.config is not None and (key := _baseline_key(run.config)) not in there:
-            there.add(key)
+        if run.config is not None and (key := _baseline_key(run.config)) not in placed:
+            placed.add(key)
             if key in asked:
                 yield from asked[key]
             elif add is not None:

@@ -17,8 +17,8 @@ from mxsweep.sweeps.alike import groups_of
 from mxsweep.sweeps.plan import PlannedRun
 from mxsweep.terminal.errors import ConfigError
 
-# Where an option of a group of elements does something: not where each of its elements is set to none beside it. The
-# block size and the scale of a format are also those of keys and values.
+# An option of these groups does nothing where each of its elements is set to none beside it, which the group's own
+# effect does not look at. A format's is not "weights or inputs": its block size and scale are those of keys and values.
 OPTION_EFFECTS = {"format": effects.quantizes, "kv_quant": effects.quantizes_kv}
 
 
@@ -77,6 +77,6 @@ def _has_effect(word: str, knob: Knob, config: RunConfig) -> bool:
 
 
 def _effect_of(word: str, knob: Knob) -> Callable[[Values], bool]:
-    """Return where a word of a knob has an effect."""
+    """Return the condition under which a word of a knob has an effect."""
     chooses = word.partition("=")[2] not in (knob.off, "null")
     return OPTION_EFFECTS.get(knob.path, knob.effect) if chooses else knob.effect
