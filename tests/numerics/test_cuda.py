@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,15 @@ from mxsweep.numerics import (
 )
 from mxsweep.numerics.blocks import block_regions
 from mxsweep.numerics.kernels.compile import compile_source
-from mxsweep.numerics.kernels.cuda import compile_kernels, quantize_cuda
-from mxsweep.numerics.kernels.source import lanes_of
+from mxsweep.numerics.kernels.cuda import quantize_cuda
+from mxsweep.numerics.kernels.source import kernel_source, lanes_of
 from mxsweep.numerics.kernels.ways import KERNELS, Threads, tile_source
 from mxsweep.numerics.reference.definition import without_inf
+
+
+def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:
+    """Compile the kernels of rows of blocks for a format and a dtype."""
+    return compile_source(kernel_source(fmt, dtype, "blocks.cu"), arch, cache)
 
 
 @pytest.fixture(scope="session")

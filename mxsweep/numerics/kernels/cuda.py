@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.formats.mxformat import MXFormat
 from mxsweep.numerics.blocks import block_axes
 from mxsweep.numerics.kernels.both_cuda import NO_DRAWS, fits_draws, launch_both, takes
-from mxsweep.numerics.kernels.compile import THREADS, Kernels, compile_source, load_kernels, on
+from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import as_vectors, is_plain
 from mxsweep.numerics.kernels.source import (
     VECTOR_BYTES,
@@ -222,8 +221,3 @@ def _tile_kernels(
     fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
 ) -> Kernels:
     return load_kernels(tile_source(fmt, dtype, prescale, threads, name, keeps=keeps), device, threads.block)
-
-
-def compile_kernels(fmt: MXFormat, dtype: torch.dtype, arch: str, cache: Any = None) -> Any:
-    """Compile the kernels for a format and a dtype, as :func:`compile_source` does."""
-    return compile_source(kernel_source(fmt, dtype, "blocks.cu"), arch, cache)
