@@ -8,6 +8,7 @@ work it out again, and one that was stopped goes on where it was.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from mxsweep.calibrate.finetuning import refuse_too_few
 from mxsweep.calibrate.inputs import calibrate_inputs, read_calibration
 from mxsweep.calibrate.last_words import LastWords, find_last_words, positions_for
 from mxsweep.calibrate.leak import refuse_evaluated
+from mxsweep.calibrate.sequential import NotSolvable
 from mxsweep.calibrate.texts import Calibration, calibration_tokens
 from mxsweep.calibrate.transforms import calibrate_transforms
 from mxsweep.calibrate.weight_remedy import calibrated_weights, solve_for_weights
@@ -244,7 +246,11 @@ def _judge(bench: Workbench, weights: str, before: Recipe, read: Calibration, wo
         if weights == "clip":
             encoded = proxies.under(candidate)
         elif weights != ROUND_TO_NEAREST:
-            encoded = calibrated_weights(bench, candidate)
+            try:
+                encoded = calibrated_weights(bench, candidate)
+            except NotSolvable as error:
+                log.info("Search: the loss of a choice is no number: %s", error)
+                return np.full((1 if words is None else 2, len(read.sequences)), math.nan)
         with quantize_model(bench.model, candidate, prepared=replace(bench.result.prepared, weights=encoded)):
             of_tokens = measure_loss(bench.model, read.sequences).of_tokens
         losses = [[each.sum() for each in of_tokens]]

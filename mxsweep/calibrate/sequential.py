@@ -60,6 +60,10 @@ Tuner = Callable[[BlockStates, Matrices, Sequence[Site], Mapping[str, Encoded]],
 """Return other codes for the weights of a block, all of them in place, and put those in place; and what that gains."""
 
 
+class NotSolvable(ConfigError):
+    """Refuse to solve for weights, whose inputs are not finite on the calibration tokens, or whose Hessian is none."""
+
+
 def given(tensor_amax: Tensor | None) -> dict[str, Tensor]:
     """Return the argument of a solver by its name; nothing where the weight's per-tensor scale is its own."""
     return {} if tensor_amax is None else {"tensor_amax": tensor_amax}
@@ -132,6 +136,7 @@ def solve_weights(
         tune: changes the weights of a block once all are solved for; None to leave them.
 
     Raises:
+        NotSolvable: inputs that are not finite, or a Hessian that cannot be inverted.
         ConfigError: as :func:`mxsweep.model.quantize.quantize_model`; a model without decoder blocks; states of the
             sequences that do not fit in memory.
     """
@@ -237,7 +242,7 @@ def _solve_input(
     """Solve for the weights that read one input, and put them in place; `maxima` are of shared per-tensor scales."""
     hessian = of_input.hessian
     if not bool(hessian.isfinite().all()):
-        raise ConfigError(
+        raise NotSolvable(
             f"ptq.method: on the calibration tokens the inputs of {sites[0].name} are not finite, so its weights "
             "cannot be calibrated; allowed: rtn, clip with ptq.clip_loss=weight, or scales with a wider range"
         )
@@ -267,7 +272,7 @@ def _solution(
     try:
         return solve(weight, hessian, fmt, **given(tensor_amax))
     except ValueError as error:
-        raise ConfigError(
+        raise NotSolvable(
             f"ptq.method: the weights of {name} cannot be calibrated: {error}; allowed: rtn, a larger ptq.damping, or "
             "more calibration.samples"
         ) from error

@@ -286,6 +286,27 @@ def test_what_a_search_finds_on_searched_scales_alone_is_undone() -> None:
     assert record["metrics"] == done(*words)["metrics"]
 
 
+def test_what_gptq_can_be_calibrated_with_only_when_it_is_rotated_is_found_and_confirmed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedded, model = load_model("embedded", device="cpu"), load_model("embedded", device="cpu").model
+    size = model.config.hidden_size // model.config.num_attention_heads
+    outlier = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, factor in (("k_proj", 8.0), ("q_proj", 1 / 8)):  # a pair of channels that is turned together
+        for weight in (tensor for of, tensor in outlier.items() if f"self_attn.{name}.weight" in of):
+            weight.view(-1, size, weight.shape[1])[:, [0, size // 2]] *= factor
+    model.save_pretrained(tmp_path / "model", state_dict=outlier)
+    embedded.tokenizer.save_pretrained(tmp_path / "model")
+    words = ["limit=4", "calibration.samples=4", "model.device=cpu", f"model={tmp_path / 'model'}", "scale_bits=3"]
+    words += ["calibration=stories", "format.weight=fp8_e5m2", "format.activation=none", "kv_quant.key=fp4_e2m1"]
+    words += ["ptq=gptq", "rotation=search", "rotation.matmuls=[qk]", "rotation.positions=all"]
+    for judge in ("clip", "ptq"):
+        with caplog.at_level("INFO"):
+            search = done(*words, f"rotation.judge={judge}")["remedies"]["search"]
+        assert search["found"] == ["qk"] and math.isnan(search["loss_before"])
+    assert "Search: the loss of a choice is no number: ptq.method: on the calibration tokens" in caplog.text
+
+
 def test_a_search_of_scale_roundings_keeps_the_rotation() -> None:
     words = [*W4A4, "calibration.samples=8", "rotation=hadamard"]
     record = done(*words, "scale_rounding=search")
@@ -494,7 +515,7 @@ def test_phases_are_told(tmp_path: Path) -> None:
 def test_inputs_that_are_not_finite_are_one_sentence() -> None:
     record = run(compose([*LITTLE, "scale_bits=2", "ptq=gptq"]))
     assert record["status"] == "failed"
-    assert record["error"]["type"] == "ConfigError"
+    assert record["error"]["type"] == "NotSolvable"
     assert "are not finite" in record["error"]["message"]
     assert "layers.0" in record["error"]["message"]
 
