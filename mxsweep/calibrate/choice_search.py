@@ -14,7 +14,8 @@ A search whose losses are of other weights than the run will have, which are fas
 that it will have: what was found is compared with what the search began with by the same rule, and where it is not
 better the last change is undone, until what is left is better, or nothing is.
 
-Losses of a choice are kept on disk as soon as they are known, so that an interrupted search goes on where it was.
+Who measures losses keeps them, so that an interrupted search goes on where it was, and one that asks for what another
+has asked for finds it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.formats.recipe import MATMULS, Recipe, Rotation
 from mxsweep.statistics.paired_tests import ALPHA, MeanDifference, compare_log_perplexity, holm
 from mxsweep.terminal.progress_callback import Progress
-
-_LOSSES = "losses"
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,12 @@ class Judge:
     Attributes:
         weights: how they are quantized: "rtn", "clip", or a method's name.
         losses_of: returns the losses of the sequences under a recipe, (k, n) float64, nats in all: the loss that is
-            searched by, and maybe that of all tokens. A loss that is no number is worse than any that is.
-        artefact: where losses are kept.
+            searched by, and maybe that of all tokens; and whether they were kept from before. A loss that is no
+            number is worse than any that is.
     """
 
     weights: str
-    losses_of: Callable[[Recipe], np.ndarray]
-    artefact: Artefact
+    losses_of: Callable[[Recipe], tuple[np.ndarray, bool]]
 
 
 @dataclass(frozen=True)
@@ -308,28 +305,24 @@ def confirm_choice(
 
 
 class _Losses:
-    """Hold the losses of choices, (k, n) each: those kept on disk, and those worked out when they are asked for."""
+    """Hold the losses of the choices that were asked for, (k, n) each."""
 
     def __init__(self, choices: Choices, judge: Judge, progress: Progress, most: int) -> None:
         self._choices, self._judge, self._progress, self._most = choices, judge, progress, most
-        self._known: dict[str, list[list[float]]] = dict(judge.artefact.load_json(_LOSSES) or {})
-        self._looked_at: set[str] = set()
+        self._known: dict[Chosen, np.ndarray] = {}
         self.computed = 0
 
     @property
     def looked_at(self) -> int:
         """Return how many choices the losses were asked of."""
-        return len(self._looked_at)
+        return len(self._known)
 
     def __getitem__(self, chosen: Chosen) -> np.ndarray:
-        key = str(chosen)
-        if key not in self._known:
-            self._known[key] = self._judge.losses_of(self._choices.under(chosen)).tolist()
-            self._judge.artefact.save_json(_LOSSES, self._known)
-            self.computed += 1
-        self._looked_at.add(key)
-        self._progress(min(len(self._looked_at), self._most), self._most)
-        return np.asarray(self._known[key], dtype=np.float64)
+        if chosen not in self._known:
+            self._known[chosen], kept = self._judge.losses_of(self._choices.under(chosen))
+            self.computed += not kept
+        self._progress(min(len(self._known), self._most), self._most)
+        return self._known[chosen]
 
 
 def _compare(

@@ -31,7 +31,7 @@ def calibrate_inputs(bench: Workbench) -> None:
     """Work out what the per-tensor scales of inputs are made from."""
     model, recipe = bench.model, bench.result.recipe
     artefact = bench.artefact("input_maxima", recipe)
-    with artefact.lock(), bench.accounted("inputs", artefact) as account:
+    with artefact.lock(), bench.accounted("inputs", [artefact]) as account:
         maxima = artefact.load("maxima")
         account["cached"] = maxima is not None
         if maxima is None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mxsweep.calibrate.artefacts import Artefact
 from mxsweep.calibrate.budget import spend
 from mxsweep.calibrate.budget_recipe import recipe_yaml
 from mxsweep.calibrate.choice_search import (
@@ -138,7 +139,7 @@ def _spend_budget(bench: Workbench, budget: float, overrides: Sequence[str]) -> 
     without_kv = replace(result.recipe, key=None, value=None, kv=KVOptions())
     written = {name: repr(formats) for name, formats in candidates.items()}
     artefact = bench.artefact("costs", without_kv, candidates=written)
-    with artefact.lock(), bench.accounted("budget", artefact) as account:
+    with artefact.lock(), bench.accounted("budget", [artefact]) as account:
         known = artefact.load_json("costs")
         result.recipe, choice, spent = spend(
             bench.model,
@@ -162,7 +163,7 @@ def _smooth_keys(bench: Workbench) -> None:
     """Work out what keys are divided by."""
     kv = bench.result.recipe.kv
     artefact = bench.artefact("key_factors", None, smooth=kv.smooth, rope=kv.rope)
-    with artefact.lock(), bench.accounted("smooth", artefact) as account:
+    with artefact.lock(), bench.accounted("smooth", [artefact]) as account:
         factors = artefact.load("factors")
         account["cached"] = factors is not None
         if factors is None:
@@ -189,17 +190,16 @@ def _search_choices(bench: Workbench, read: Calibration, words: LastWords | None
     counts = np.array([[len(sequence) - 1 for sequence in read.sequences]])
     if words is not None:
         counts = np.vstack([words.counts, counts])
-    first, *confirming = (_judge(bench, weights, before, read, words) for weights in config.judges)
-    with bench.accounted("search", first.artefact, *(judge.artefact for judge in confirming)) as account:
-        with first.artefact.lock():
-            search = search_choices(choices, first, counts, bench.phase("search"))
+    asked: list[Artefact] = []  # of each loss
+    first, *confirming = (_judge(bench, weights, read, words, asked) for weights in config.judges)
+    with bench.accounted("search", asked) as account:
+        search = search_choices(choices, first, counts, bench.phase("search"))
         account |= {"positions": positions, "calibration": read.description, **search.as_dict()}
         log.info("%s", _in_words(search, positions))
         chosen = search.chosen
         if chosen != choices.start:
             for judge in confirming:
-                with judge.artefact.lock():
-                    confirmed = confirm_choice(choices, search, judge, counts, bench.phase("search, confirmed"))
+                confirmed = confirm_choice(choices, search, judge, counts, bench.phase("search, confirmed"))
                 log.info("%s", _confirmed_in_words(confirmed))
                 chosen = confirmed.chosen
                 account |= chosen.as_dict() | {"confirmed": confirmed.as_dict()}
@@ -229,19 +229,19 @@ def _confirmed_in_words(confirmed: Confirmation) -> str:
     return f"With {confirmed.weights}'s weights: {'; '.join(said)}"
 
 
-def _judge(bench: Workbench, weights: str, before: Recipe, read: Calibration, words: LastWords | None) -> Judge:
+def _judge(bench: Workbench, weights: str, read: Calibration, words: LastWords | None, asked: list[Artefact]) -> Judge:
     """Return the judge that takes the calibration losses of each sequence with weights of one kind.
 
     Losses are of all tokens; where there are words, of the words, and of all tokens.
 
     Args:
         weights: how they are quantized, see `Judge`.
-        before: the recipe with which the search begins.
+        asked: gets the artefact of each loss that is asked for.
     """
     config = bench.config
     proxies = _ClippedWeights(bench.model, bench.result.prepared)
 
-    def losses_of(candidate: Recipe) -> np.ndarray:
+    def measure(candidate: Recipe) -> np.ndarray:
         encoded: Mapping[str, Encoded] = {}
         if weights == "clip":
             encoded = proxies.under(candidate)
@@ -259,13 +259,23 @@ def _judge(bench: Workbench, weights: str, before: Recipe, read: Calibration, wo
         return np.array(losses)
 
     on = {
-        "block": config.candidates[0].block if config.candidates else None,
         "judge": [weights, config.ptq.of_weights() if weights not in (ROUND_TO_NEAREST, "clip") else None],
         "positions": ALL_TOKENS if words is None else LAST_WORDS,
         "read": read.identity,
         "rule": SEARCH_RULE,
     }
-    return Judge(weights, losses_of, bench.artefact("choices", before, **on))
+
+    def losses_of(candidate: Recipe) -> tuple[np.ndarray, bool]:
+        artefact = bench.artefact("losses", candidate, **on)
+        asked.append(artefact)
+        with artefact.lock():
+            kept = artefact.load_json("losses")
+            losses = measure(candidate) if kept is None else np.array(kept)
+            if kept is None:
+                artefact.save_json("losses", losses.tolist())
+        return losses, kept is not None
+
+    return Judge(weights, losses_of)
 
 
 class _ClippedWeights:

@@ -47,7 +47,7 @@ def calibrate_transforms(bench: Workbench) -> None:
     artefact = bench.artefact(
         "transforms", None, block=recipe.rotation.block, rule=WUSH_RULE, read_by=json_digest(read_by)
     )
-    with artefact.lock(), bench.accounted("wush", artefact) as account:
+    with artefact.lock(), bench.accounted("wush", [artefact]) as account:
         kept = artefact.load("matrices")
         account["cached"] = kept is not None
         transforms = None if kept is None else from_tensors(kept)

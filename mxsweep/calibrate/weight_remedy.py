@@ -28,7 +28,7 @@ def solve_for_weights(bench: Workbench) -> None:
     """Quantize the weights by the configured method."""
     ptq, result = bench.config.ptq, bench.result
     artefact, progress = bench.artefact("weights", result.recipe, ptq=ptq.of_weights()), bench.phase(ptq.method)
-    with artefact.lock(), bench.accounted("ptq", artefact) as account:
+    with artefact.lock(), bench.accounted("ptq", [artefact]) as account:
         if ptq.start is not None:
             weights, cached, of_finetuning = _kept_finetuned(bench, ptq.start, artefact, progress)
             account |= of_finetuning

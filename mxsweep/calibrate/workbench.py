@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -116,11 +116,14 @@ class Workbench:
         return in_phase(self._progress, name)
 
     @contextmanager
-    def accounted(self, name: str, *artefacts: Artefact) -> Iterator[dict[str, Any]]:
+    def accounted(self, name: str, artefacts: Sequence[Artefact]) -> Iterator[dict[str, Any]]:
         """Account for the work in the context under ``name``: what is put into the mapping, its time and memory.
 
         What of it was kept from before is accounted for by what it cost then: ``kept_seconds``, and the memory if that
         was more. Waiting for another process is none of it.
+
+        Args:
+            artefacts: of the work; more may be added in the context.
         """
         account: dict[str, Any] = {}
         if self._is_on_gpu:
@@ -129,7 +132,7 @@ class Workbench:
         yield account
         waited = sum(artefact.waited for artefact in artefacts) - waited
         account["seconds"] = time.perf_counter() - began - waited
-        kept = reduce(Cost.and_then, (artefact.kept for artefact in artefacts))
+        kept = reduce(Cost.and_then, (artefact.kept for artefact in artefacts), Cost())
         if kept.seconds:
             account["kept_seconds"] = kept.seconds
         if self._is_on_gpu:

@@ -23,17 +23,8 @@ ROUNDED = Choices(RECIPE, (), {name: RECIPE.with_scale_rounding(name) for name i
 TOKENS = np.array([10, 20, 10, 40, 20, 10, 30, 20])
 
 
-class Kept:
-    """An artefact in memory."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def load_json(self, name: str) -> Any:
-        return self.values.get(name)
-
-    def save_json(self, name: str, value: Any) -> None:
-        self.values[name] = dict(value)
+class Kept(dict[str, np.ndarray]):
+    """Losses that were worked out before, by their recipes."""
 
 
 def clear(nats: float) -> np.ndarray:
@@ -56,7 +47,14 @@ def of_sets(losses: Mapping[str, np.ndarray], asked: list[str]) -> Callable[[Rec
 
 
 def judge(losses_of: Callable[[Recipe], np.ndarray], kept: Kept, weights: str = "clip") -> Judge:
-    return Judge(weights, losses_of, kept)  # type: ignore[arg-type]
+    def kept_or_worked_out(recipe: Recipe) -> tuple[np.ndarray, bool]:
+        key = repr(recipe)
+        if is_kept := key in kept:
+            return kept[key], is_kept
+        kept[key] = losses_of(recipe)
+        return kept[key], is_kept
+
+    return Judge(weights, kept_or_worked_out)
 
 
 def search(
@@ -67,7 +65,7 @@ def search(
     by_sequence = {name: clear(loss) if isinstance(loss, float) else loss for name, loss in losses.items()}
     found = search_choices(
         choices,
-        judge(of_sets(by_sequence, asked), kept or Kept()),
+        judge(of_sets(by_sequence, asked), Kept() if kept is None else kept),
         TOKENS[None],
         lambda *progress: told.append(progress[:2]),
     )
@@ -256,7 +254,7 @@ def confirm(losses: Mapping[str, float | np.ndarray], kept: Kept | None = None) 
     asked: list[str] = []
     found, _, _ = search(LOSSES)
     by_sequence = {name: clear(loss) if isinstance(loss, float) else loss for name, loss in losses.items()}
-    own = judge(of_sets(by_sequence, asked), kept or Kept(), "gptq")
+    own = judge(of_sets(by_sequence, asked), Kept() if kept is None else kept, "gptq")
     return confirm_choice(ROTATED, found, own, TOKENS[None], silent), asked
 
 

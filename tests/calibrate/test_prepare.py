@@ -277,6 +277,18 @@ def test_a_search_is_confirmed_with_the_weights_that_the_run_will_have(caplog: p
         assert found["found"] == ["qk"] and "confirmed" not in found
 
 
+def test_a_search_takes_over_what_another_kept_and_counts_no_more_of_it() -> None:
+    words = [*LITTLE, "kv_quant=int4", "rotation.positions=all"]
+    of_roundings = done(*words, "scale_rounding=search", "ptq=gptq")["remedies"]["search"]
+    of_both = done(*words, "scale_rounding=search", "rotation=search", "rotation.matmuls=[qk]", "ptq=gptq")
+    of_both = of_both["remedies"]["search"]
+    # All that the first asked for, its beginning too, is among what the second asks for, which asks for more.
+    assert not of_both["cached"] and 0 < of_both["kept_seconds"] <= of_roundings["seconds"]
+    alone = done(*words, "rotation=search", "rotation.matmuls=[qk]", "ptq=gptq")["remedies"]["search"]
+    assert alone["cached"] and alone["looked_at"] < of_both["looked_at"]
+    assert alone["kept_seconds"] < of_both["seconds"] + of_both["kept_seconds"]
+
+
 def test_what_a_search_finds_on_searched_scales_alone_is_undone() -> None:
     words = ["limit=20", "model.device=cpu", "calibration.samples=64", "kv_quant=fp4_e2m1", "ptq=gptq"]
     record = done(*words, "rotation=search", "rotation.matmuls=[qk]")
