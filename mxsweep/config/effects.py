@@ -126,6 +126,11 @@ def searches(values: Values) -> bool:
     return of_rotations or (values.get("scale_rounding") == "search" and rounds_scales(values))
 
 
+def chooses_judge(values: Values) -> bool:
+    """Return whether a search may judge by the run's own weights, which a method solves for by a Hessian."""
+    return searches(values) and _needs_of_weights(values) is Needs.HESSIAN
+
+
 def has_scale_bits(values: Values) -> bool:
     """Return whether the width of scales can be chosen, which is so of e8m0 only."""
     # A config that was refused may have "auto" still: no word on which scale there would have been.
@@ -176,11 +181,15 @@ def _rotates_keys(values: Values) -> bool:
 
 
 def _solves_by_output(values: Values) -> bool:
+    return _needs_of_weights(values) is not Needs.NOTHING
+
+
+def _needs_of_weights(values: Values) -> Needs:
+    """Return what the weight method looks at besides the weights; nothing where no weights are quantized."""
     method = WEIGHT_METHODS.get(values.get("ptq.method", ROUND_TO_NEAREST))
     if method is None or not quantizes_weights(values):
-        return False
-    options = {option: values.get(f"ptq.{option}") for option in method.options}
-    return method.needs(options) is not Needs.NOTHING
+        return Needs.NOTHING
+    return method.needs({option: values.get(f"ptq.{option}") for option in method.options})
 
 
 def _quantizes_training(values: Values) -> bool:

@@ -65,6 +65,7 @@ WHEN: dict[Callable[[effects.Values], bool], str] = {
     effects.rotates_products: "rotation is not none, with something of these products quantized and not rotated anyway",
     effects.rotates: "something is rotated",
     effects.searches: "something is searched",
+    effects.chooses_judge: "something is searched and weights are quantized by gptq, autoround or qat",
     effects.calibrates: "something is calibrated",
     effects.trains: "the run trains",
     effects.decays_at_the_end: "train.schedule is wsd",

@@ -517,7 +517,7 @@ REMEDIES = (
         "whose weights a search judges by, with ptq=gptq, autoround or qat; clip: those on searched scales, and what "
         "is found is confirmed by the method's own; ptq: the method's own throughout",
         Choice(words=("clip", "ptq")),
-        effect=effects.searches,
+        effect=effects.chooses_judge,
     ),
     _rotation(
         "rotation.positions",

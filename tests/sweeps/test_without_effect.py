@@ -24,6 +24,8 @@ def told(*words: str) -> list[str]:
         "kv_quant.first=4 format=mxfp4",
         "ptq.damping=0.5 ptq=clip",
         "rotation.judge=ptq",
+        "rotation.judge=ptq rotation=search ptq=rtn,clip",
+        "rotation.judge=ptq rotation=search ptq=gptq format=none kv_quant=fp4_e2m1",
         "rotation=search format=none",
         "rotation=search format=none kv_quant=rescue4",
         "rotation=search kv_quant=rescue4 rotation.matmuls=[qk]",
