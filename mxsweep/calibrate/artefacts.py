@@ -66,6 +66,8 @@ class Artefact:
     Args:
         key: everything that the parts depend on, the version of the code included; plain data.
         peak_gpu_bytes: returns the most bytes of GPU memory that the work has taken since it began.
+        warned_of: the kinds of artefacts of which it was said that they cannot be kept, and is not said again; this
+            one's is added.
 
     Attributes:
         digest: SHA-256 (hex) of the key.
@@ -74,7 +76,12 @@ class Artefact:
         waited: seconds for which another process had it then.
     """
 
-    def __init__(self, key: Mapping[str, Any], peak_gpu_bytes: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        key: Mapping[str, Any],
+        peak_gpu_bytes: Callable[[], int] = lambda: 0,
+        warned_of: set[str] | None = None,
+    ) -> None:
         self._key = dict(key)
         self.digest = json_digest(self._key)
         self.kept = Cost()
@@ -82,7 +89,7 @@ class Artefact:
         self._peak_gpu_bytes = peak_gpu_bytes
         self._cost = Cost()
         self._since: float | None = None  # when the work began whose cost is not in the above; None outside of the lock
-        self._warned = False
+        self._warned_of = set() if warned_of is None else warned_of
         self.folder: Path | None
         try:
             self.folder = cache_folder("artefacts") / self.digest
@@ -212,10 +219,11 @@ class Artefact:
             self._cannot_be_kept(error)
 
     def _cannot_be_kept(self, error: Exception) -> None:
-        """Warn, once: the parts that follow cannot be kept either."""
-        if not self._warned:
+        """Warn, once: the parts that follow, and other artefacts of the kind, cannot be kept either."""
+        kind = str(self._key.get("kind"))
+        if kind not in self._warned_of:
             log.warning("%s is not kept, and worked out again next time: %s", self._title(), error)
-        self._warned = True
+        self._warned_of.add(kind)
 
     def _title(self) -> str:
         kind = self._key.get("kind")

@@ -69,6 +69,7 @@ class Workbench:
         self.result = Preparation(config.recipe)
         self._progress = progress
         self._calibration: Calibration | None = None
+        self._warned_of: set[str] = set()
         self._key: dict[str, Any] = {
             "model": config.model.identity(),
             "attention": implementation_of(model.config.get_text_config()),
@@ -109,7 +110,8 @@ class Workbench:
             settings["stochastic"] = versions
         if recipe is not None and self.result.prepared.input_transforms:
             settings["input_transforms"] = tensors_digest(as_tensors(self.result.prepared.input_transforms))
-        return Artefact(self._key | {"kind": kind, "recipe": repr(recipe), **settings}, self._peak_gpu_bytes)
+        key = self._key | {"kind": kind, "recipe": repr(recipe), **settings}
+        return Artefact(key, self._peak_gpu_bytes, self._warned_of)
 
     def phase(self, name: str) -> Progress:
         """Return the callback for the progress of one remedy."""

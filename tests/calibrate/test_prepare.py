@@ -289,6 +289,17 @@ def test_a_search_takes_over_what_another_kept_and_counts_no_more_of_it() -> Non
     assert alone["kept_seconds"] < of_both["seconds"] + of_both["kept_seconds"]
 
 
+def test_losses_that_cannot_be_kept_are_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mxsweep").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    search = done(*LITTLE, "kv_quant=int4", "rotation=search", "rotation.matmuls=[qk,q]")["remedies"]["search"]
+    assert search["looked_at"] > 2 and not search["cached"]
+    (warning,) = (message for message in caplog.messages if message.startswith("artefact losses/"))
+    assert "is not kept, and worked out again next time" in warning
+
+
 def test_what_a_search_finds_on_searched_scales_alone_is_undone() -> None:
     words = ["limit=20", "model.device=cpu", "calibration.samples=64", "kv_quant=fp4_e2m1", "ptq=gptq"]
     record = done(*words, "rotation=search", "rotation.matmuls=[qk]")
