@@ -191,6 +191,8 @@ def _without_jargon(error: HydraException) -> str:
         return f"{match[1]}: has a value already; write {match[1]}=VALUE, without +"
     if match := re.match(r"Error merging override ([^=]+)=(.*)", message, re.DOTALL):
         key, value = match[1].lstrip("+"), excerpt(match[2])
+        if "DictConfig with ListConfig" in str(cause):
+            return f"{key}: {value} cannot be its value; allowed: names in brackets, as [a,b]"
         reason = f" ({str(cause).splitlines()[0]})" if cause is not None and str(cause) else ""
         return f"{key}: {value} cannot be its value{reason}"
     return message.splitlines()[0]

@@ -289,6 +289,14 @@ def test_a_task_option_of_ones_own_in_a_list(tmp_path: Path) -> None:
     assert run.config is not None and run.config.task.names == ("arc_easy", "story")
 
 
+@pytest.mark.parametrize("word", ["ptq.formats={a:b}", "rotation.matmuls={}"])
+def test_a_mapping_in_the_place_of_names_is_refused_in_the_users_words(word: str) -> None:
+    field, _, value = word.partition("=")
+    with pytest.raises(ConfigError) as refused:
+        plan(*prepare([word, "rotation=search", "ptq.budget=5"]))
+    assert str(refused.value) == f"{field}: {value} cannot be its value; allowed: names in brackets, as [a,b]"
+
+
 def test_one_folder_for_two_runs_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"hydra.sweep.subdir: 'same' would be the folder of two runs"):
         planned("block_size=16,32", "hydra.sweep.subdir=same")
