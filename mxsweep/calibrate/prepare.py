@@ -211,6 +211,11 @@ def _in_words(search: ChoiceSearch, positions: str) -> str:
     """Say what a search chose, and what it gains."""
     gain, all_tokens = search.gain, search.all_tokens
     each, of = ("token", "") if positions == ALL_TOKENS else ("word", f" of {search.counted:,} last words")
+    if len(search.path) == 1:
+        return (
+            f"Search: none of the changes tried ({len(search.steps)}) lowers the calibration loss{of} significantly, "
+            f"{search.loss_before:.4f} nats a {each} over {gain.n} sequences; as without it, {search.chosen.in_words}"
+        )
     beside = f"; that of all tokens by {all_tokens.difference:+.4f} nats a token" if all_tokens is not None else ""
     return (
         f"Search: {search.chosen.in_words}; the calibration loss{of} goes from "

@@ -149,7 +149,7 @@ class QuantizationReport:
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
-            "bits_per_quantized_weight": self.bits_per_quantized_weight,
+            "bits_per_quantized_weight": self.bits_per_quantized_weight if self.layers else None,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
             **({"cache_layers": [asdict(layer) for layer in self.cached]} if self.cached else {}),

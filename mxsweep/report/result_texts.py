@@ -85,9 +85,9 @@ def summary(results: Results) -> str:
 
 
 def constants_line(results: Results) -> str:
-    """Name the knobs that the tables leave out because they are the same in every run."""
+    """Name the knobs that the tables leave out because they are the same in every run in which they have an effect."""
     knobs = (f"{name}={label(value)}" for name, value in results.constants.items())
-    return "Same in every finished run: " + ", ".join(knobs)
+    return "Same in every finished run that has them: " + ", ".join(knobs)
 
 
 def terminal_text(results: Results, reference: Reference | None = None, studied: Sequence[Study] | None = None) -> str:

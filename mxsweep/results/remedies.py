@@ -105,9 +105,15 @@ def _search_text(search: dict[str, Any]) -> str:
     if not isinstance(looked_at, int):
         looked_at = len(steps) + 1  # in older records each step was a loss of its own
     of, each = (" of last words", "word") if search.get("positions") == LAST_WORDS else ("", "token")
+    searched = f"{looked_at} losses{_cost(search)}"
+    if not taken:
+        return (
+            f"The search changed nothing: none of {', '.join(left)} lowers the calibration loss{of} of "
+            f"{_nats(search.get('loss_before'))} nats a {each} significantly ({searched})."
+        )
     return (
         f"The search took, from a calibration loss{of} of {_nats(search.get('loss_before'))} nats a {each} on, "
-        f"{order or 'none'}{rest} ({looked_at} losses{_cost(search)}).{_confirmed_text(search.get('confirmed'))}"
+        f"{order}{rest} ({searched}).{_confirmed_text(search.get('confirmed'))}"
     )
 
 

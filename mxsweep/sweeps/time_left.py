@@ -1,8 +1,9 @@
 """Estimate how long a sweep still takes, from how far its runs are and how long those before them took.
 
 A run may work something out before it scores its requests (GPTQ, a search). Of that time nothing follows for the rest,
-so only the pace of the requests is extrapolated. A training is most of a run's time: while it lasts, its pace is, from
-where it was first heard of, since one that resumes begins in the middle.
+so only the pace of the requests is extrapolated; once it takes longer than whole runs before it, nothing is known. A
+training is most of a run's time: while it lasts, its pace is, from where it was first heard of, since one that resumes
+begins in the middle.
 """
 
 from __future__ import annotations
@@ -84,12 +85,15 @@ class RunningRun:
         seconds = since - self.began + (now - since) / self.share
         return seconds + (self.training.before * trained if self.training and trained else 0.0)
 
-    def seconds_left(self, now: float, usual: float) -> float:
-        """Estimate how long the run still takes, where runs usually take ``usual`` seconds."""
+    def seconds_left(self, now: float, usual: float) -> float | None:
+        """Estimate how long the run still takes, where runs usually take ``usual`` seconds; None if that is over while
+        it still works something out.
+        """
         if not self.share:
             if self.training and (trained := self.training.seconds) is not None:
                 return max(0.0, trained * (1 - self.training.share) - (now - self.training.until))
-            return max(0.0, self.began + usual - now)
+            left = self.began + usual - now
+            return None if left <= 0 and self.prepared_until is not None else max(0.0, left)
         if self.prepared_until is None:
             return usual * (1 - self.share)
         return (now - self.prepared_until) * (1 / self.share - 1)
@@ -110,7 +114,11 @@ def seconds_left(
     if not times:
         return None
     usual = sum(times) / len(times)
-    ends = [run.seconds_left(now, usual) for run in running]
+    ends = []
+    for run in running:
+        if (left := run.seconds_left(now, usual)) is None:
+            return None
+        ends.append(left)
     ends += [0.0] * (workers - len(ends))
     ends += [usual / 2] * elsewhere
     heapq.heapify(ends)

@@ -250,10 +250,16 @@ def test_a_text_without_last_words_is_refused_before_a_budget_is_spent(tmp_path:
     assert not list((tmp_path / "cache").rglob("costs*"))
 
 
-def test_losses_of_a_search_by_an_earlier_rule_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_a_search_by_an_earlier_rule_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     words = ["limit=2", "model.device=cpu", "format=mxfp4", "calibration.samples=2", "rotation=search"]
     words += ["rotation.matmuls=[q]"]
-    assert not done(*words)["remedies"]["search"]["cached"]
+    search = done(*words)["remedies"]["search"]
+    assert not search["cached"] and search["found"] == []
+    assert "Search: none of the changes tried (1) lowers the calibration loss of " in caplog.text
+    assert "as without it, nothing rotated" in caplog.text
     assert done(*words)["remedies"]["search"]["cached"]
     monkeypatch.setattr("mxsweep.calibrate.prepare.SEARCH_RULE", 0)
     assert not done(*words)["remedies"]["search"]["cached"]

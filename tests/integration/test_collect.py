@@ -205,7 +205,7 @@ def test_an_override_common_to_all_runs_is_said_above_the_table(tmp_path: Path) 
     put(tmp_path / "a", acc(0.5), rounding="even", block_size=16)
     put(tmp_path / "b", acc(0.5), rounding="even", block_size=32)
     text = terminal_text(read_results([tmp_path]))
-    assert text.startswith("Same in every finished run: format=w4a6, scale_bits=8, scale=e8m0")
+    assert text.startswith("Same in every finished run that has them: format=w4a6, scale_bits=8, scale=e8m0")
     assert "rounding=even" in text.splitlines()[0]
     assert "seed" not in text
 
