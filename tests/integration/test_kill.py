@@ -206,7 +206,9 @@ def test_killed_and_resumed(seed: int, tmp_path: Path, uninterrupted: list[dict[
     sweep, log = tmp_path / "sweep", tmp_path / "evaluations.log"
     # Of many samples, so that it takes its time to write them, where the kill is to fall into that.
     samples = 4_000_000 if kind % 3 == 1 else 1000
-    process = start(command(*typed), tmp_path, STAND_IN_S=0.1 if launcher else 0.04, STAND_IN_SAMPLES=samples)
+    # Of kind 8 an evaluation takes a second and more, so that the kill falls into one on a busy machine, too.
+    seconds = 2.0 if kind == 8 else 0.1 if launcher else 0.04
+    process = start(command(*typed), tmp_path, STAND_IN_S=seconds, STAND_IN_SAMPLES=samples)
 
     # A random instant, counted from what has happened, so that a busy machine does not move it to another phase.
     if kind == 0:  # while it plans, or starts
@@ -214,6 +216,10 @@ def test_killed_and_resumed(seed: int, tmp_path: Path, uninterrupted: list[dict[
     elif kind == 5:  # when the last result was written: the tables
         wait_for(lambda: sum(1 for _ in sweep.glob("*/result.json")) == N_RUNS, process)
         time.sleep(draw.uniform(0.0, 0.3))
+    elif kind == 8:  # while it evaluates
+        count = draw.choice((1, 3))  # lines: the first evaluation begins, or it has ended and the second begins
+        wait_for(lambda: len(read_log(log)) >= count, process)
+        time.sleep(draw.uniform(0.0, 0.5))
     elif kind % 3 == 1:  # just after an evaluation: results are being written
         count = draw.randrange(1, N_RUNS)
         wait_for(lambda: sum(event.what == "end" for event in read_log(log)) >= count, process)
