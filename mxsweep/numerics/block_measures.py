@@ -24,6 +24,7 @@ from mxsweep.numerics.block_totals import NUMBERS, measure_by_torch
 from mxsweep.numerics.dispatch import check_arguments
 from mxsweep.numerics.kernels.cpu import measure_by_library
 from mxsweep.numerics.kernels.cpu_rows import Asked
+from mxsweep.numerics.kernels.measures_cuda import measure_by_kernel
 from mxsweep.numerics.philox import draws_of
 from mxsweep.numerics.reference.definition import quantize_torch, without_inf
 from mxsweep.statistics.decibels import compare_db
@@ -132,7 +133,7 @@ def measure_blocks(
     """Gather the statistics of `quantize(x, fmt, axis, ...)`, whose arguments these are; wait for no device.
 
     The numbers are the same however they are gathered, but that float64 sums are added up in another order by the
-    library for a CPU, by torch's operations there, and by those on a GPU.
+    library for a CPU, by torch's operations there, by those on a GPU, and by a kernel.
 
     Args:
         generator: for stochastic rounding only; it has a default here, since it sways none but `sqnr_db` and
@@ -154,6 +155,8 @@ def measure_blocks(
     asked = Asked(fmt, axis, arithmetic, tensor_dims, tensor_amax, prescale)
     compares = compare_exact and asked.is_native
     measured = measure_by_library(x, y, asked, compares)
+    if measured is None:
+        measured = measure_by_kernel(x, y, asked, compares)
     blocks, numbers = measured if measured is not None else measure_by_torch(x, y, asked, compares)
     return PendingStatistics(x.numel(), blocks, numbers, fmt.scale_format.is_power_of_two, compares)
 

@@ -240,3 +240,13 @@ extern "C" void dense_rows_on_host(long threads, const void* x, void* y, long lo
     launch_warps(threads, [=] { dense_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), elements); });
 }
 #endif
+#ifdef FORMAT_SIZE
+extern "C" void measures_on_host(long threads, const void* x, const void* y, double* found, const Format* of, i64 storage,
+                                 i64 blocks, i64 in_row, i64 length, i64 size, const float* tensor_scales, i64 group,
+                                 const float* exponents, const float* scales, i64 compares) {
+    launch(threads, [=] {
+        mx_measures(x, y, found, of, storage, blocks, in_row, length, size, tensor_scales, group, exponents, scales,
+                    compares);
+    });
+}
+#endif

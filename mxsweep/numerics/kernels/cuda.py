@@ -32,7 +32,7 @@ from mxsweep.numerics.kernels.source import (
 )
 from mxsweep.numerics.kernels.ways import Threads, Way, tile_source, way_of, way_of_groups
 from mxsweep.numerics.philox import Draws
-from mxsweep.numerics.reference.definition import tensor_scale_over
+from mxsweep.numerics.reference.definition import neighbours_under_one, tensor_scale_over
 from mxsweep.numerics.wanted_exponents import ranges_at
 
 # Elements that a thread block of `mx_tensor_scales` reads at least, so that one reads a token's activations; and thread
@@ -166,13 +166,14 @@ def _as_block(fmt: MXFormat, axis: int) -> tuple[MXFormat, int]:
 
 def _group_size(x: Tensor, tensor_dims: Sequence[int] | None) -> int:
     """Return how many neighbouring elements share a per-tensor scale."""
-    dims = sorted({dim % x.ndim for dim in (range(x.ndim) if tensor_dims is None else tensor_dims)})
-    if dims != list(range(x.ndim - len(dims), x.ndim)):
+    size = neighbours_under_one(x.shape, tensor_dims)
+    if size is None:
+        dims = sorted({dim % x.ndim for dim in tensor_dims or ()})
         raise BackendUnavailable(
             f"backend 'cuda' takes the maximum of a per-tensor scale over the last dimensions, and tensor_dims is "
             f"{tuple(dims)} of {x.ndim}; arrange the tensor so that these are the last, or use backend 'torch'"
         )
-    return math.prod(x.shape[dim] for dim in dims)
+    return size
 
 
 def _tensor_scales(

@@ -10,14 +10,6 @@ struct Measures {
     double saturated, flushed, clamped, unlike, exponent_min, exponent_max;
 };
 
-// Whether a scale format does not hold what a block's scale would be.
-static bool beyond_scales(float amax, float g, const Format& format) {
-    const Grid grid = format.scale_grid;
-    const float wanted = wanted_scale(amax, g, format);
-    const float least = format.scale == FP32 ? from_bits(1) : power_of_two(grid.min_exponent - grid.mantissa_bits);
-    return wanted < least || wanted < format.smallest_scale || wanted > grid.largest;
-}
-
 static inline void add_squares(const float* x, const float* y, int lanes, Measures& found) {
     for (int lane = 0; lane < lanes; ++lane) {
         const double value = x[lane], error = value - y[lane];

@@ -192,6 +192,27 @@ MX_FUNCTION float rounded_to(int storage, float value) {
     return value < 65520.0f ? magnitude_on_grid(value, float16, EVEN, 0.0f) : from_bits(INFINITY_BITS);
 }
 
+// A 16-bit number of a storage type as a float32, and what a float32 becomes there.
+MX_FUNCTION float widened(unsigned short code, int storage) {
+    if (storage == BFLOAT16) return from_bits(unsigned(code) << 16);
+    const unsigned magnitude = code & 0x7fffu, sign = unsigned(code & 0x8000u) << 16;
+    const float finite = from_bits(magnitude << 13) * 0x1p112f;  // which is exact, of subnormals, too
+    return from_bits((magnitude < 0x7c00u ? bits_of(finite) : INFINITY_BITS | (magnitude & 0x3ffu) << 13) | sign);
+}
+
+MX_FUNCTION unsigned short narrowed(float value, int storage) {
+    const unsigned sign = bits_of(value) >> 16 & 0x8000u, magnitude = bits_of(value) & ~SIGN;
+    unsigned code;
+    if (storage == BFLOAT16) {
+        code = bits_of(nearest_bfloat16(from_bits(magnitude))) >> 16;
+    } else {
+        const Grid float16 = {10, -14, 65504.0f, -65504.0f};
+        const float rounded = magnitude_on_grid(from_bits(magnitude), float16, EVEN, 0.0f);
+        code = magnitude < bits_of(65520.0f) ? bits_of(rounded * 0x1p-112f) >> 13 : 0x7c00u;
+    }
+    return (unsigned short)((magnitude > INFINITY_BITS ? 0x7fffu : code) | sign);
+}
+
 // The tensor's scale, g or d; scales.py's `tensor_scale_of`. A NaN stays one.
 MX_FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
     if (tensor_amax == 0.0f) return 1.0f;
@@ -250,6 +271,14 @@ MX_FUNCTION float wanted_scale(float a, float t, Format format) {
         case G_A_INVERSE_E: return a * (1.0f / largest) * t;
         default: return a * t / largest;  // AG_OVER_E
     }
+}
+
+// Whether a scale format does not hold what a block's scale would be.
+MX_FUNCTION bool beyond_scales(float a, float t, Format format) {
+    const Grid grid = format.scale_grid;
+    const float wanted = wanted_scale(a, t, format);
+    const float least = format.scale == FP32 ? from_bits(1) : power_of_two(grid.min_exponent - grid.mantissa_bits);
+    return wanted < least || wanted < format.smallest_scale || wanted > grid.largest;
 }
 
 // What elements are read back with, given the stored scale. It is NaN where t is.

@@ -46,26 +46,6 @@ struct Exponents {
 
 constexpr int CHUNK = 512;  // elements that are float32 meanwhile, where the tensor is not
 
-static inline float widened(unsigned short code, int storage) {
-    if (storage == BFLOAT16) return from_bits(unsigned(code) << 16);
-    const unsigned magnitude = code & 0x7fffu, sign = unsigned(code & 0x8000u) << 16;
-    const float finite = from_bits(magnitude << 13) * 0x1p112f;  // which is exact, of subnormals, too
-    return from_bits((magnitude < 0x7c00u ? bits_of(finite) : INFINITY_BITS | (magnitude & 0x3ffu) << 13) | sign);
-}
-
-static inline unsigned short narrowed(float value, int storage) {
-    const unsigned sign = bits_of(value) >> 16 & 0x8000u, magnitude = bits_of(value) & ~SIGN;
-    unsigned code;
-    if (storage == BFLOAT16) {
-        code = bits_of(nearest_bfloat16(from_bits(magnitude))) >> 16;
-    } else {
-        const Grid float16 = {10, -14, 65504.0f, -65504.0f};
-        const float rounded = magnitude_on_grid(from_bits(magnitude), float16, EVEN, 0.0f);
-        code = magnitude < bits_of(65520.0f) ? bits_of(rounded * 0x1p-112f) >> 13 : 0x7c00u;
-    }
-    return (unsigned short)((magnitude > INFINITY_BITS ? 0x7fffu : code) | sign);
-}
-
 static inline float element(const Job& job, i64 i) {
     const int storage = int(job.storage);
     return storage == FLOAT32 ? static_cast<const float*>(job.x)[i]

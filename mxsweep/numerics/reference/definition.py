@@ -43,6 +43,7 @@ not hold (scales.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -139,6 +140,13 @@ def reduced_shape(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> li
     """Return the shape of a tensor that has a scale of its own for everything in `tensor_dims` (None: one in all)."""
     dims = range(len(shape)) if tensor_dims is None else {dim % len(shape) for dim in tensor_dims}
     return [1 if dim in dims else length for dim, length in enumerate(shape)]
+
+
+def neighbours_under_one(shape: Sequence[int], tensor_dims: Sequence[int] | None) -> int | None:
+    """Return how many neighbours of a contiguous tensor share a per-tensor scale; None where others are between."""
+    dims = sorted({dim % len(shape) for dim in (range(len(shape)) if tensor_dims is None else tensor_dims)})
+    first = len(shape) - len(dims)
+    return math.prod(shape[first:]) if dims == list(range(first, len(shape))) else None
 
 
 def _quantize_native(x: Tensor, y: Tensor, block_dims: tuple[int, ...], fmt: MXFormat) -> None:
