@@ -1,9 +1,8 @@
-// elementwise.cu on the host: a thread block is as many threads, which wait for each other where they exchange numbers.
+// elementwise.cu on the host: a thread block is a warp, whose lanes wait for each other where they exchange numbers.
 
-#include <barrier>
-#include <cmath>
-#include <thread>
-#include <vector>
+#include <math.h>
+
+#include "lanes.h"
 
 #define __global__
 #define __launch_bounds__(threads)
@@ -12,38 +11,29 @@
 #define __shfl_down_sync(all, value, distance, width) \
     exchanged(all, value, threadIdx.x % width + distance < width ? threadIdx.x % width + distance : threadIdx.x % width, width)
 
-struct Place {
-    unsigned x;
-};
-static thread_local Place threadIdx, blockIdx;
-
-static float given[1024];
-static std::barrier<>* everyone;
+static float given[32];
 
 static float exchanged(unsigned, float value, unsigned from, unsigned width) {
     given[threadIdx.x] = value;
-    everyone->arrive_and_wait();
+    wait_for_all();
     const float answer = given[threadIdx.x / width * width + from];
-    everyone->arrive_and_wait();
+    wait_for_all();
     return answer;
 }
 
 #include ELEMENTWISE_SOURCE
 
+static_assert(THREADS == 32);
+
 template <class Work>
 static void run(i64 threads, Work work) {
-    for (unsigned block = 0; i64(block) * THREADS < threads; ++block) {
-        std::barrier<> barrier(THREADS);
-        everyone = &barrier;
-        std::vector<std::thread> running;
-        for (unsigned thread = 0; thread < THREADS; ++thread)
-            running.emplace_back([=] {
-                threadIdx.x = thread;
-                blockIdx.x = block;
-                work();
-            });
-        for (std::thread& one : running) one.join();
-    }
+    run_lanes([&](unsigned lane) {
+        for (unsigned block = 0; i64(block) * THREADS < threads; ++block) {
+            threadIdx.x = lane;
+            blockIdx.x = block;
+            work();
+        }
+    });
 }
 
 extern "C" void rms_norm_on_host(const uint4* x, const uint4* weight, uint4* y, float* means, i64 rows, i64 channels,

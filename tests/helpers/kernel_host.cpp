@@ -1,13 +1,9 @@
-// A kernel that is made of warps which exchange values by shuffles only, run by a host compiler: the lanes of a warp have
-// a stack each and take turns, one going on from where it waits when all others wait, too. KERNEL_SOURCE is the kernel's
-// source with its macros in front.
-#undef _FORTIFY_SOURCE  // whose longjmp refuses to go to another stack
+// A kernel that is made of warps which exchange values by shuffles only, run by a host compiler. KERNEL_SOURCE is the
+// kernel's source with its macros in front.
 #include <math.h>
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
+
+#include "lanes.h"
 
 #define __CUDACC__
 #define __device__
@@ -18,33 +14,9 @@
 struct uint4 {
     unsigned x, y, z, w;
 };
-struct Index {
-    unsigned x;
-};
 static Index blockDim = {256};
 static Index gridDim;
-static Index blockIdx, threadIdx;  // of the lane whose turn it is
 static unsigned long long exchanged[32];
-
-struct Lane {
-    jmp_buf at;
-    unsigned waits;
-    bool has_ended;
-    alignas(16) char stack[1 << 18];
-};
-static Lane lanes[32];
-static Lane* turn;
-static jmp_buf host;
-
-__attribute__((noinline)) static void go(jmp_buf from, jmp_buf to) {
-    if (!_setjmp(from)) _longjmp(to, 1);
-}
-static void wait_for_all() {
-    const Index block = blockIdx, thread = threadIdx;
-    ++turn->waits;
-    go(turn->at, host);
-    blockIdx = block, threadIdx = thread;
-}
 
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
@@ -98,43 +70,16 @@ static inline void atomicMax(int* at, int value) {
 #endif
 
 template <class Kernel>
-static Kernel* launched;
-
-template <class Kernel>
-static void live() {
-    for (unsigned first = 0; first < gridDim.x * blockDim.x; first += 32) {
-        blockIdx.x = first / blockDim.x;
-        threadIdx.x = first % blockDim.x + unsigned(turn - lanes);
-        (*launched<Kernel>)();
-        wait_for_all();
-    }
-    turn->has_ended = true;
-    _longjmp(host, 1);
-}
-
-template <class Kernel>
 static void launch(long threads, Kernel kernel) {
     gridDim.x = unsigned((threads + blockDim.x - 1) / blockDim.x);
-    launched<Kernel> = &kernel;
-    for (Lane& lane : lanes) {
-        ucontext_t begin;
-        getcontext(&begin);
-        begin.uc_stack.ss_sp = lane.stack, begin.uc_stack.ss_size = sizeof lane.stack;
-        makecontext(&begin, live<Kernel>, 0);
-        lane.waits = 0, lane.has_ended = false, turn = &lane;
-        if (!_setjmp(host)) setcontext(&begin);
-    }
-    // Forwards and backwards by turns: what one lane writes and another reads without waiting is found either way.
-    for (bool forwards = false; !lanes[0].has_ended; forwards = !forwards)
-        for (int k = 0; k < 32; ++k) {
-            turn = &lanes[forwards ? k : 31 - k];
-            go(host, turn->at);
+    run_lanes([&](unsigned lane) {
+        for (unsigned first = 0; first < gridDim.x * blockDim.x; first += 32) {
+            blockIdx.x = first / blockDim.x;
+            threadIdx.x = first % blockDim.x + lane;
+            kernel();
+            wait_for_all();
         }
-    for (Lane& lane : lanes)
-        if (!lane.has_ended || lane.waits != lanes[0].waits) {
-            fprintf(stderr, "lanes of a warp waited for each other %u and %u times\n", lanes[0].waits, lane.waits);
-            abort();
-        }
+    });
 }
 
 // Thread blocks that share memory, each of one warp: so many warps, or as many thread blocks.

@@ -77,7 +77,7 @@ def library_on_host(dtype: torch.dtype, held: int, folder: Path) -> ctypes.CDLL:
     text = kernels.elementwise_source(dtype, held)
     source.write_text(text.replace(f"THREADS {kernels.THREADS}", f"THREADS {HOST_THREADS}", 1), encoding="utf-8")
     subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread",
+        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
          f'-DELEMENTWISE_SOURCE="{source}"', "-shared", "-fPIC", "-o", library, HOST],
         check=True,
     )  # fmt: skip
