@@ -60,7 +60,7 @@ def _holds_quotients(dtype: torch.dtype, fmt: MXFormat) -> bool:
 def test_all_kinds_of_numbers_in_every_format_of_the_kernels(element: str) -> None:
     formats = [fmt for fmt in FORMATS if fmt.element == element]
     formats = formats or [MXFormat(element, 16, scale, tensor_scale=g) for scale, g in SCALED]
-    for fmt, dtype in zip(formats, itertools.cycle(DTYPES), strict=False):  # neighbours in the list are alike
+    for fmt, dtype in itertools.product(formats, DTYPES):
         x = adversarial(3 * 6 * 64, 3, finite=fmt.tensor_scale).view(6, -1)[:, :-5].to(dtype)  # a shorter last block
         check(x, fmt, generator=KEY, example_dims=1)
 

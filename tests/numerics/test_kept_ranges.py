@@ -170,7 +170,7 @@ def test_scales_that_are_no_powers_of_two_ask_for_no_other_kernel(monkeypatch: p
 
 @pytest.mark.parametrize(
     ("fmt", "dtype", "arch"),
-    [(*FORMATS[0], "sm_90"), (*FORMATS[1], "sm_90"), (MXFP4, torch.float16, "sm_90"), (*FORMATS[0], "sm_75")],
+    [*((*of, "sm_90") for of in FORMATS), (MXFP4, torch.float16, "sm_90"), (*FORMATS[0], "sm_75")],
     ids=str,
 )
 def test_they_compile(fmt: MXFormat, dtype: torch.dtype, arch: str) -> None:

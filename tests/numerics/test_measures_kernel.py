@@ -40,8 +40,7 @@ def cases(x: Tensor, fmt: MXFormat) -> list[tuple[Tensor, Tensor, Asked]]:
     x = without_inf(x, fmt)
     dims = tuple(range(1, x.ndim)) if fmt.tensor_scale else None  # so that not all is NaN
     draws = DRAWS if fmt.rounding == "stochastic" else None
-    asked = [Asked(fmt, -1, "exact", dims)]
-    found = [(x, quantize_torch(x, fmt, -1, "exact", draws, dims), asked[0])]
+    found = [(x, quantize_torch(x, fmt, -1, "exact", draws, dims), Asked(fmt, -1, "exact", dims))]
     holds_elements = fmt.element_format.largest <= torch.finfo(x.dtype).max  # or torch's operations take none
     if fmt.has_native_arithmetic and x.dtype != torch.float32 and holds_elements:
         found.append((x, quantize_torch(x, fmt, -1, "native", None, None), Asked(fmt, -1, "native")))

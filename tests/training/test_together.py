@@ -32,8 +32,8 @@ def recipe() -> TrainingRecipe:
 
 @pytest.mark.parametrize(
     ("parallel", "begun", "steps"),
-    [("ddp", None, 3), ("fsdp", None, 2), ("fsdp", 1, 3)],
-    ids=["ddp", "fsdp", "fsdp, begun by one"],
+    [("ddp", None, 3), ("ddp", 1, 2), ("fsdp", None, 2), ("fsdp", 1, 3)],
+    ids=["ddp", "ddp, begun by one", "fsdp", "fsdp, begun by one"],
 )
 def test_two_processes_train_as_one_does(
     parallel: str, begun: int | None, steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
