@@ -23,7 +23,7 @@ from torch import Tensor
 from mxsweep.formats.mxformat import INF_SATURATES, MXFormat
 from mxsweep.machine.out_of_memory import is_out_of_memory
 from mxsweep.numerics.kernels.compile import on
-from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.plain_tensors import is_in_memory
 from mxsweep.numerics.kernels.trials import count_differing
 from mxsweep.numerics.reference.definition import quantize_torch
 from mxsweep.numerics.reference.rounding import native_table
@@ -65,9 +65,7 @@ def takes(x: Tensor, fmt: MXFormat, axis: int, arithmetic: str) -> bool:
         and axis % x.ndim == x.ndim - 1
         and x.numel() > 0
         and x.shape[-1] % fmt.block_size == 0
-        and is_plain(x)
-        and x.layout == torch.strided
-        and not x.is_neg()
+        and is_in_memory(x)
     )
 
 

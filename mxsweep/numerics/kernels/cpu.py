@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mxsweep.numerics.kernels.cpu_library import LIBRARY
 from mxsweep.numerics.kernels.cpu_rows import Asked, measure_rows, quantize_rows
-from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.plain_tensors import is_in_memory
 
 _calls = 0
 
@@ -34,7 +34,7 @@ def supports(x: Tensor, asked: Asked) -> bool:
         and not (asked.is_native and fmt.rounding == "floor" and x.dtype == torch.float32)
         # A product with more than 1 may be beyond float32, of which torch's operations and mx.cu make other things.
         and asked.prescale <= 1.0
-        and _is_in_memory(x)
+        and _is_on_cpu(x)
     )
 
 
@@ -46,7 +46,7 @@ def supports_measuring(x: Tensor, y: Tensor, asked: Asked) -> bool:
         and not (asked.is_native and (x.dtype != torch.float32 or asked.prescale != 1.0))
         and y.shape == x.shape
         and y.dtype == x.dtype
-        and _is_in_memory(y)
+        and _is_on_cpu(y)
     )
 
 
@@ -86,12 +86,6 @@ def _draws(x: Tensor, asked: Asked) -> bool:
     return asked.draws is not None and along_last and not asked.fmt.four_over_six and not asked.is_native
 
 
-def _is_in_memory(x: Tensor) -> bool:
+def _is_on_cpu(x: Tensor) -> bool:
     """Return whether the elements of x are what its memory on the CPU holds."""
-    return (
-        x.device.type == "cpu"
-        and is_plain(x)
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and not torch.jit.is_tracing()
-    )
+    return x.device.type == "cpu" and is_in_memory(x) and not torch.jit.is_tracing()

@@ -20,7 +20,7 @@ from mxsweep.numerics.availability import backend_problem
 from mxsweep.numerics.block_totals import NUMBERS
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.cpu_rows import Asked, format_in_memory
-from mxsweep.numerics.kernels.plain_tensors import is_plain
+from mxsweep.numerics.kernels.plain_tensors import is_in_memory
 from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
 from mxsweep.numerics.kernels.trials import unless_it_fails
 from mxsweep.numerics.reference.definition import neighbours_under_one, tensor_scale_over
@@ -49,7 +49,8 @@ def _takes(x: Tensor, y: Tensor, asked: Asked) -> bool:
         and y.shape == x.shape
         and y.dtype == x.dtype
         and y.device == x.device
-        and all(is_plain(each) and each.layout == torch.strided and not each.is_neg() for each in (x, y))
+        and is_in_memory(x)
+        and is_in_memory(y)
     )
 
 

@@ -16,6 +16,11 @@ def is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and are_plain()
 
 
+def is_in_memory(x: Tensor) -> bool:
+    """Return whether x is plain, and its elements are what its memory holds."""
+    return is_plain(x) and x.layout == torch.strided and not x.is_neg()
+
+
 def are_plain() -> bool:
     """Return whether tensors that this thread makes now are what they seem to be, and nothing follows its operators."""
     return (
