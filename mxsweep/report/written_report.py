@@ -17,6 +17,7 @@ from mxsweep.results.groups import Results
 from mxsweep.study.group_study import Study
 from mxsweep.study.memory_terms import Terms
 from mxsweep.study.published import Reference
+from mxsweep.terminal.interrupts import raise_lost_interrupt
 
 
 def report_text(results: Results, studied: Sequence[Study], reference: Reference | None, terms: Terms) -> str:
@@ -56,6 +57,7 @@ def write_files(
     data = run_data(results, studied)
     write("results.csv", lambda path: write_run_csv(path, data))
     write("results.parquet", lambda path: write_run_parquet(path, data))
+    raise_lost_interrupt()  # which comes easily while pyarrow is imported; what is drawn now takes seconds
     drawn = draw_figures(studied, folder, terms) if draw else make_figures(studied, terms)[0]
     for figures, heat in drawn.values():
         for figure in [*figures, *([heat.figure] if heat else [])]:

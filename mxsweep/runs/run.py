@@ -18,6 +18,7 @@ from mxsweep.results.record import write_record
 from mxsweep.runs.backend_check import refuse_unavailable_backend
 from mxsweep.runs.new_record import describe_error, new_record
 from mxsweep.runs.run_result import RunResult
+from mxsweep.terminal.interrupts import raise_lost_interrupt
 from mxsweep.terminal.progress_callback import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def run(
         record["environment"] |= result.device
         record |= result.entries | {"status": "done"}
     except Exception as error:
+        raise_lost_interrupt()  # of which a module that was being imported has made this error
         # Whatever stops one run is that run's result: it must neither be lost nor stop a sweep.
         record["error"] = describe_error(error)
     if PROVEN_BY not in record:

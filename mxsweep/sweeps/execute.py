@@ -22,6 +22,7 @@ from mxsweep.files.locks import CLAIM_NAME, Lock, this_process
 from mxsweep.results.proven import Candidate, Proof, prove
 from mxsweep.results.record import HYDRA_FOLDER, LOG_NAME, RECORD_NAME, RecordError, read_record, write_record
 from mxsweep.terminal.errors import ConfigError
+from mxsweep.terminal.interrupts import raise_lost_interrupt
 
 LOG_FORMAT = ("[%(asctime)s] %(message)s", "%H:%M:%S")  # on a terminal, and of a worker
 NOTES_EVERY_S = 2.0  # how often a worker says in its claim how far it is
@@ -99,6 +100,7 @@ def work(runs: Sequence[SweepRun], launch: str, retries: int = 0, observers: Seq
     while pending and found_work:
         found_work, claimed_by_others = False, []
         for run in pending:
+            raise_lost_interrupt()
             if (record := settled_record(run)) is None:
                 claim = Lock.take(run.folder / CLAIM_NAME)
                 if claim is None:
@@ -136,6 +138,7 @@ def _do_claimed(
 
     def advance(done: int, total: int, phase: str = "") -> None:
         nonlocal last_noted
+        raise_lost_interrupt()
         for observer in observers:
             observer.advance(run, done, total, phase)
         if time.monotonic() - last_noted > NOTES_EVERY_S:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mxsweep.files.locks import Lock, holder
 from mxsweep.sweeps.execute import SweepObserver, SweepRun, settled_record
+from mxsweep.terminal.interrupts import raise_lost_interrupt
 
 LAUNCHES = ".launches"  # in a sweep's folder: one folder per launch, with its lock and what its processes say
 LOCK_NAME = "lock"
@@ -70,6 +71,7 @@ class Watch:
 
     def look(self) -> None:
         """Look into the folders of the runs, and tell the observers what changed."""
+        raise_lost_interrupt()
         for name, run in list(self.unsettled.items()):
             # Before the result is looked for: a process gives up its claim only after it wrote one.
             notes = holder(run.folder)

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mxsweep.terminal.errors import CommandError
 from mxsweep.terminal.escapes import printable
+from mxsweep.terminal.interrupts import interrupts_remembered
 from mxsweep.terminal.streams import with_safe_streams
 
 EXIT_FAILED = 1  # a run failed, or a file could not be written
@@ -56,7 +57,8 @@ def run_command(program: str, command: Callable[[], int], interrupted: str | Non
         return EXIT_USAGE
 
     _wait_asleep()
-    return with_safe_streams(call)
+    with interrupts_remembered():
+        return with_safe_streams(call)
 
 
 def _wait_asleep() -> None:
