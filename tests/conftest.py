@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
+from helpers.drawn_here import draw_here, draw_in_processes
 from helpers.quick_hydra import quicken
 from omegaconf._utils import get_yaml_loader
 
@@ -79,6 +80,19 @@ def _hydra_is_quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _charts_are_drawn_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        draw_here(patch)
+        yield
+
+
+@pytest.fixture
+def drawing_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let charts be drawn in processes of their own, as without these tests."""
+    draw_in_processes(monkeypatch)
 
 
 @pytest.fixture(scope="session")

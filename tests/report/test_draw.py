@@ -17,6 +17,8 @@ from mxsweep.report.figures import draw
 from mxsweep.report.figures.draw import ENDS, MOST_DEATHS, bundle, draw_charts, drawing_ahead
 from mxsweep.report.page import scripts
 
+pytestmark = pytest.mark.usefixtures("drawing_processes")
+
 DYING = "import os; from mxsweep.report.figures import draw as d; drawn = d._drawn; "
 
 

@@ -82,6 +82,7 @@ def test_a_sweep_and_its_manifest(evaluated: Counter[int], capsys: pytest.Captur
     assert "run 3 of 3: story: acc 0.0303" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("drawing_processes")
 def test_what_draws_gets_ready_before_the_first_run(evaluated: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
     ready: list[bool] = []
     started = draw._started
