@@ -28,7 +28,7 @@ class HostKernels:
         written, built = folder / "kernel.cu", folder / "kernel.so"
         written.write_text(source, encoding="utf-8")
         subprocess.run(
-            [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC",
+            [compiler, "-std=c++20", "-O0", "-ffp-contract=off", "-w", "-shared", "-fPIC",
              f'-DKERNEL_SOURCE="{written}"', *macros, "-o", built, HOST],
             check=True,
         )  # fmt: skip
