@@ -48,7 +48,7 @@ COMMANDS = ("__main__", "collect", "inspect", "sensitivity", "train")
 ASSETS = (
     "assets"  # the embedded model and how it was made: data to everything else, so that it may import what it needs
 )
-TEST_FOLDERS_OF_NO_PACKAGE = ("data", "helpers", "integration", "matrix", "peers")
+TEST_FOLDERS_OF_NO_PACKAGE = ("data", "helpers", "integration", "matrix", "peers", "__pycache__")
 
 
 @cache

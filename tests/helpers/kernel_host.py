@@ -27,8 +27,9 @@ class HostKernels:
         folder.mkdir(exist_ok=True)
         written, built = folder / "kernel.cu", folder / "kernel.so"
         written.write_text(source, encoding="utf-8")
+        # Of headers C's alone: C++'s own around them take longer to read than a kernel takes to compile.
         subprocess.run(
-            [compiler, "-std=c++20", "-O0", "-ffp-contract=off", "-w", "-shared", "-fPIC",
+            [compiler, "-std=c++20", "-nostdinc++", "-O0", "-ffp-contract=off", "-w", "-shared", "-fPIC",
              f'-DKERNEL_SOURCE="{written}"', *macros, "-o", built, HOST],
             check=True,
         )  # fmt: skip
@@ -39,7 +40,7 @@ class HostKernels:
         function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
 
 
-# Those that go on with a loop where threads keep less than a block are compiled together.
+# Those that go on with a loop where threads keep less than a block.
 LOOPS = SOURCES["tiles.cu"]
 
 
@@ -56,12 +57,12 @@ class HostWays:
     def __call__(
         self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
     ) -> "_HostWay":
-        names, build = (LOOPS, Threads(2)) if name in LOOPS else ((name,), threads)
+        build = Threads(2) if name in LOOPS else threads
         if name == "mx_groups":
             build = replace(threads, kept=threads.kept * threads.share // WARP)
-        key = fmt, dtype, prescale, build, names, keeps
+        key = fmt, dtype, prescale, build, name, keeps
         if key not in self._compiled:
-            source = tile_source(fmt, dtype, prescale, build, *names, keeps=keeps)
+            source = tile_source(fmt, dtype, prescale, build, name, keeps=keeps)
             self._compiled[key] = HostKernels(source, self._folder / f"way_{len(self._compiled)}")
         self.used.append(name)
         return _HostWay(self._compiled[key], threads.block)

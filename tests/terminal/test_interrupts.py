@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from mxsweep.terminal.interrupts import interrupts_remembered, raise_lost_interr
 
 # Python says on standard error that it has ignored an error in a callback, which is what this is about.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_pythons() -> Iterator[None]:
+    """Answer Ctrl-C as Python does by itself; what is started in the background, as these tests may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def lose_an_interrupt() -> None:
@@ -94,15 +103,12 @@ def test_an_interrupt_that_is_not_lost_comes_where_python_is() -> None:
 
 def test_whoever_answers_it_already_goes_on_to() -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    try:
-        with interrupts_remembered():
-            os.kill(os.getpid(), signal.SIGINT)
-            raise_lost_interrupt()
-        assert heard == [signal.SIGINT]
-        assert signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_IGN)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    with interrupts_remembered():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise_lost_interrupt()
+    assert heard == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_IGN)
 
 
 def test_a_command_in_another_thread_changes_nothing() -> None:
