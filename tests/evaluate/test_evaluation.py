@@ -33,7 +33,7 @@ from mxsweep.evaluate.standard_errors import (
     weighted_perplexity_stderr,
 )
 from mxsweep.evaluate.stories import story_task_config
-from mxsweep.evaluate.tasks import _manager_of, load_tasks
+from mxsweep.evaluate.tasks import load_tasks
 from mxsweep.files.checkpoints import model_folder
 from mxsweep.forward.losses import weighted_mean_stderr
 from mxsweep.model.load import LoadedModel, load_model
@@ -167,13 +167,6 @@ def test_no_few_shot_example_is_the_question_itself(tmp_path: Path, tiny: Loaded
         task.build_all_requests(limit=3 if data else 300, rank=0, world_size=1)
         for instance in task.instances:
             assert instance.doc["text"] not in instance.args[0]
-
-
-def test_a_group_whose_tasks_stand_in_other_folders_is_looked_up_in_the_full_index() -> None:
-    manager = _manager_of(("openllm",))
-    assert "openllm" in manager.all_groups
-    assert {"arc_challenge", "hellaswag"} <= set(manager.all_tasks)
-    assert len(_manager_of(("lambada_openai",)).all_tasks) < 50
 
 
 def test_limit_is_a_fraction_or_a_count(tiny: LoadedModel) -> None:

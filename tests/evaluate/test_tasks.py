@@ -36,6 +36,13 @@ def test_a_group_takes_no_file(tmp_path: Path) -> None:
         load_tasks(("openllm",), data={"openllm": str(file)})
 
 
+def test_a_group_whose_tasks_stand_in_other_folders_is_looked_up_in_the_full_index() -> None:
+    manager = tasks._manager_of(("openllm",))
+    assert "openllm" in manager.all_groups
+    assert {"arc_challenge", "hellaswag"} <= set(manager.all_tasks)
+    assert len(tasks._manager_of(("lambada_openai",)).all_tasks) < 50
+
+
 def test_no_private_module_of_lm_eval_is_imported() -> None:
     private = []
     for file in Path(mxsweep.__file__).parent.rglob("*.py"):
