@@ -13,6 +13,7 @@ import torch.distributed
 from mxsweep.files.atomic import write_atomically
 from mxsweep.files.locks import end_with
 from mxsweep.model.load import resolve_device
+from mxsweep.terminal.command import leave
 from mxsweep.terminal.errors import ConfigError
 from mxsweep.terminal.progress_callback import silent
 from mxsweep.training.job import TrainingJob
@@ -45,4 +46,5 @@ def main(place: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    # At once, as all is handed over: taking apart what torch's processes hold takes a while, and may crash.
+    leave(main(Path(sys.argv[1])))
