@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_came = threading.Event()
+_came = False  # no threading.Event, whose lock a second Ctrl-C would wait for inside of the first one's handler
 
 
 @contextmanager
@@ -23,25 +23,26 @@ def interrupts_remembered() -> Iterator[None]:
 
     Where somebody else answers Ctrl-C, or it is ignored, as in the background of a shell, that stays.
     """
+    global _came
     is_pythons = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not is_pythons or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _came.clear()
     signal.signal(signal.SIGINT, _remember)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _came.clear()
+        _came = False
 
 
 def raise_lost_interrupt() -> None:
     """Raise KeyboardInterrupt if Ctrl-C came and the command went on all the same."""
-    if _came.is_set():
+    if _came:
         raise KeyboardInterrupt
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    _came.set()
+    global _came
+    _came = True
     signal.default_int_handler(number, frame)
