@@ -112,6 +112,7 @@ def _export(config: RunConfig, record: dict[str, Any], folder: Path) -> None:
         record["export"] = {name: manifest[name] for name in ("target", "bytes", "verified", "seconds")}
         log.info("Exported the model for %s to %s", manifest["target"], out)
     except Exception as error:
+        raise_lost_interrupt()
         # The run is done; that its model has no place in a checkpoint, or no room on the disk, takes nothing from it.
         record["export"] = {"error": describe_error(error)}
         warning = f"export: the model was not written: {error}".replace("written: export: ", "written: ")

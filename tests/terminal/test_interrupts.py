@@ -91,6 +91,17 @@ def test_what_an_import_makes_of_it_is_no_failed_run(monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_what_an_import_makes_of_it_is_no_failed_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def export_run(*_: object) -> None:
+        lose_an_interrupt()
+        raise ImportError("numpy._core.multiarray failed to import")
+
+    monkeypatch.setattr("mxsweep.runs.export_run.export_run", export_run)
+    config = compose(["limit=2", "model.device=cpu", "format=mxfp4", "export=compressed-tensors"])
+    assert run_command("prog", lambda: bool(run(config, tmp_path / "run"))) == 130
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def test_an_interrupt_that_is_not_lost_comes_where_python_is() -> None:
     def command() -> int:
         os.kill(os.getpid(), signal.SIGINT)
