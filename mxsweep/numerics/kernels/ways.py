@@ -23,7 +23,7 @@ from mxsweep.numerics.kernels.source import (
 )
 
 _ACROSS = 8  # vectors side by side that a thread block or a warp takes of columns, and of small tiles at least
-_MOST_KEPT, _MOST_KEPT_OF_SHORT, _KEPT_OF_GROUP, _KEPT_OF_PARTS = 8, 5, 4, 4
+_MOST_KEPT, _MOST_KEPT_OF_SHORT, _KEPT_OF_GROUP, _KEPT_OF_COLUMNS = 8, 5, 4, 4
 SOURCES = {  # with the names of the kernels in each
     "tiles.cu": (
         "mx_vector_tiles_by_warp",
@@ -156,9 +156,23 @@ def _way_of_columns(tiling: Tiling, fmt: MXFormat, vector: int) -> Way:
     count = replace(tiling, columns=_ACROSS).count * THREADS
     parts = -(-tiling.rows * _ACROSS // (THREADS * _MOST_KEPT))
     if parts == 1:
-        return Way("mx_long_columns", count, tiling.arguments, Threads(_kept(tiling.rows * _ACROSS, THREADS)))
+        # Whole columns are of any length, and so are blocks that are longer than these.
+        threads = _threads_of_columns(tiling.rows if tiling.rows == fmt.block_size else _power(tiling.rows))
+        return Way("mx_long_columns", count // THREADS * threads.block, tiling.arguments, threads)
     found = tiling.count // tiling.outer * parts * vector * (1 if fmt.symmetric else 2)
-    return Way("mx_columns_by_parts", count * parts, (parts, *tiling.arguments), Threads(_KEPT_OF_PARTS), found)
+    return Way("mx_columns_by_parts", count * parts, (parts, *tiling.arguments), Threads(_MOST_KEPT), found)
+
+
+def _threads_of_columns(rows: int) -> Threads:
+    """Return how whole warps take a block of so many rows, of which none or few vectors are read for nothing."""
+    return min(
+        (Threads(-(-rows // down), block=down * _ACROSS) for down in range(WARP // _ACROSS, THREADS // _ACROSS + 1, 4)),
+        key=lambda threads: (
+            threads.kept > _MOST_KEPT,
+            threads.kept * threads.block,
+            abs(threads.kept - _KEPT_OF_COLUMNS),
+        ),
+    )
 
 
 @functools.lru_cache(maxsize=4096)
