@@ -61,6 +61,43 @@ static inline void atomicMax(int* at, int value) {
     }
 }
 
+// Of dense_tiles.cu what a GPU has instructions for, of bfloat16.
+static inline void begin_copy(uint4* to, const uint4* from, bool is_there) { *to = is_there ? *from : uint4{}; }
+static inline void end_group() {}
+static inline void wait_for_all_groups_but_one() {}
+static const unsigned short* rows_of_lanes[32];
+static void read_transposed(unsigned (&words)[4], const uint4* row) {
+    const unsigned lane = threadIdx.x % 32;
+    rows_of_lanes[lane] = reinterpret_cast<const unsigned short*>(row);
+    wait_for_all();
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned first = 8 * i + lane % 4 * 2;
+        words[i] = rows_of_lanes[first][lane / 4] | unsigned(rows_of_lanes[first + 1][lane / 4]) << 16;
+    }
+    wait_for_all();
+}
+static float left_of_product[16][16], right_of_product[16][8];
+static float bfloat16_of(unsigned word, unsigned half) {
+    const unsigned bits = half ? word & 0xffff0000u : word << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned low, unsigned high) {
+    const unsigned lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+    for (unsigned half = 0; half < 2; ++half) {
+        for (unsigned i = 0; i < 4; ++i)
+            left_of_product[group + i % 2 * 8][pair + half + i / 2 * 8] = bfloat16_of(a[i], half);
+        right_of_product[pair + half][group] = bfloat16_of(low, half);
+        right_of_product[pair + half + 8][group] = bfloat16_of(high, half);
+    }
+    wait_for_all();
+    for (unsigned i = 0; i < 4; ++i)
+        for (unsigned k = 0; k < 16; ++k)
+            sum[i] += left_of_product[group + i / 2 * 8][k] * right_of_product[k][pair + i % 2];
+    wait_for_all();
+}
+
 #include KERNEL_SOURCE
 
 #ifdef MX_RANGES
@@ -179,7 +216,12 @@ GROUP_KERNEL(groups_by_warp, launch)
 #ifdef WITH_mx_groups
 GROUP_KERNEL(groups, launch_thread_blocks)
 #endif
-#ifdef LOG_INNER
+#ifdef TILES
+// Thread blocks of a warp: WARPS is 1.
+extern "C" void dense_tiles_on_host(long threads, const void* x, void* y, const unsigned* signs) {
+    launch_warps(threads, [=] { dense_tiles(static_cast<const uint4*>(x), static_cast<uint4*>(y), signs); });
+}
+#elif defined(LOG_INNER)
 // Thread blocks of a warp: THREADS are 32.
 extern "C" void dense_rows_on_host(long threads, const void* x, void* y, long long elements) {
     launch_warps(threads, [=] { dense_rows(static_cast<const uint4*>(x), static_cast<uint4*>(y), elements); });

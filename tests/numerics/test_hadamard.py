@@ -12,6 +12,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from helpers.kernel_host import HostKernels
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
 from mxsweep.numerics.kernels import compile as kernels
-from mxsweep.numerics.kernels import hadamard_cuda
-from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, Plan, can_transform, dense_source, plan_of
+from mxsweep.numerics.kernels import dense_cuda
+from mxsweep.numerics.kernels.dense_cuda import dense_source, kernel_of
+from mxsweep.numerics.kernels.dense_tiles import tiles_of
+from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, Plan, can_transform, plan_of
 from mxsweep.numerics.kernels.source import STORAGE
 from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
 
@@ -303,7 +306,7 @@ def test_rows_are_multiplied_in_the_order_of_the_factors_rows(
     order: int, dtype: torch.dtype, inverse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums and differences over each bit, then fused multiply-adds; as many rows as end between 16 bytes."""
-    monkeypatch.setattr(hadamard_cuda, "ROW_THREADS", 32)
+    monkeypatch.setattr(dense_cuda, "ROW_THREADS", 32)
     base = base_factor(order)
     factor, rows, size = torch.from_numpy(base.T if inverse else base).float(), 13 if order < 90 else 3, len(base)
     kernel = HostKernels(dense_source(order, inverse, dtype), tmp_path)
@@ -330,6 +333,50 @@ def test_rows_are_multiplied_in_the_order_of_the_factors_rows(
     torch.testing.assert_close(y[:rows], hadamard(x, inverse=inverse), rtol=0, atol=2**-6)
 
 
+BY_TENSOR_CORES = (3072, 3584, 4864, 5632, 8960, 11008, 14336, 18944)
+
+
+def test_by_which_kernel_a_dense_factor_is_multiplied() -> None:
+    for order in BY_TENSOR_CORES:
+        assert {kernel_of(order, dtype) for dtype in (torch.bfloat16, torch.float16)} == {"dense_tiles"}
+        expected = "dense_factor" if len(base_factor(order)) <= 44 else None
+        assert kernel_of(order, torch.float32) == expected
+    for dtype in STORAGE:
+        assert [kernel_of(order, dtype) for order in (12, 896, 2816)] == ["dense_rows"] * 3
+        # Without a factor, with one of other entries than signs, with too short runs.
+        assert [kernel_of(order, dtype) for order in (4096, 47 * 64, 76)] == [None] * 3
+        assert kernel_of(12 * 2**13, dtype) == "dense_factor"  # too long for a thread block
+    assert kernel_of(896, torch.float64) is None
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    ("order", "depth"), [(44 * 128, 2), (76 * 64, 5), (12 * 512, 1), (28 * 256, 3), (11008, 16), (344 * 64, 5)]
+)
+def test_tensor_cores_multiply_by_the_dense_factor(order: int, depth: int, inverse: bool, tmp_path: Path) -> None:
+    """What a GPU has instructions for is done by the host, whose thread blocks are a warp."""
+    planned = tiles_of(order, torch.bfloat16)
+    assert planned is not None
+    plan = replace(planned, tiles=planned.tiles * planned.warps, warps=1, depth=depth)
+    kernel = HostKernels(plan.source, tmp_path)
+    x = randn(3, order, dtype=torch.bfloat16)
+    x[1] *= 1e37  # of which sums would leave float32's range
+    x[2] *= 1e-34
+    y = torch.full((4, order), 7.0, dtype=torch.bfloat16)
+    signs = plan.signs(inverse)
+    kernel.launch("dense_tiles", 3 * 32, x.data_ptr(), y.data_ptr(), signs.data_ptr())
+    assert (y[3] == 7).all()
+    assert_is_rounded(y[:3], hadamard(x.double(), inverse=inverse))
+
+
+def assert_is_rounded(y: torch.Tensor, exact: torch.Tensor) -> None:
+    """Hold rows that were added up in float32, and rounded once, against what is exact."""
+    rounding = ROUNDING * exact.abs().amax(-1, keepdim=True)
+    wrong = (y.double() - exact).abs() > torch.finfo(y.dtype).eps / 2 * exact.abs() * (1 + 1e-6) + rounding
+    assert not wrong.any()
+    assert (y == exact.to(y.dtype)).float().mean() > 0.99
+
+
 @pytest.mark.parametrize(("arch", "dtype"), COMPILED_FOR, ids=str)
 def test_the_kernel_compiles_for_every_architecture(arch: str, dtype: torch.dtype) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
@@ -347,11 +394,16 @@ def test_the_kernels_for_a_dense_factor_compile(dtype: torch.dtype) -> None:
         for inverse in (False, True):
             source = dense_source(order, inverse, dtype)
             assert f"dense_{name}".encode() in kernels.compile_source(source, "sm_90").code
+    for order in BY_TENSOR_CORES if dtype != torch.float32 else ():
+        tiles = tiles_of(order, dtype)
+        assert tiles is not None
+        for arch in ("sm_80", "sm_90", "sm_100"):
+            assert b"dense_tiles" in kernels.compile_source(tiles.source, arch).code
     assert b"hadamard" in kernels.compile_source(plan_of(4, torch.float32, torch.float16).source, "sm_90").code
 
 
 def test_the_kernel_is_asked_for_what_it_can_do_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mxsweep.numerics.kernels.hadamard_cuda._kernels_can_work", lambda: True)
+    monkeypatch.setattr("mxsweep.numerics.kernels.hadamard_cuda.kernels_can_work", lambda: True)
 
     class OnGPU:
         """A tensor's figures, as if on a GPU."""
@@ -412,21 +464,39 @@ class TestOnGPU:
         if order in (2**log for log in range(3, MAX_LOG_ORDER + 1)):
             assert kernels.launch_count() == before + 2
 
-    @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
     @pytest.mark.parametrize(
-        ("order", "launches"),
-        [*((order, 1) for order in (48, 384, 768, 896, 1152, 1536, 2560, 2816)), (3072, 2), (5120, 2), (5632, 2)],
+        ("order", "dtype", "launches"),
+        [
+            *itertools.product((48, 384, 768, 896, 1152, 1536, 2560, 2816), STORAGE, [1]),
+            *itertools.product((3072, 5120, 5632), [torch.float32], [2]),
+            *itertools.product((12 * 2**13,), STORAGE, [2]),
+        ],
+        ids=str,
     )
     def test_a_dense_factor_has_the_bits_of_torchs_product(
-        self, order: int, launches: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+        self, order: int, dtype: torch.dtype, launches: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         x = randn(37, order, dtype=dtype).cuda()
         before = kernels.launch_count()
         answers = [hadamard(x, inverse=inverse) for inverse in (False, True)]
         assert kernels.launch_count() == before + 2 * launches
-        monkeypatch.setattr(hadamard_cuda, "can_multiply", lambda *_: False)
+        monkeypatch.setattr(dense_cuda, "can_multiply", lambda *_: False)
         for inverse, y in zip((False, True), answers, strict=True):
             assert torch.equal(y, hadamard(x, inverse=inverse))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("order", [*BY_TENSOR_CORES, 5120, 13824, 17408, 22016, 27648, 28672, 36864])
+    def test_tensor_cores_multiply_by_the_dense_factor(self, order: int, dtype: torch.dtype) -> None:
+        x = randn(301, order, dtype=dtype).cuda()
+        large, small = (1e37, 1e-34) if dtype == torch.bfloat16 else (1e4, 0.1)
+        x[1] *= large  # of which sums would leave the range of float32, or of the elements
+        x[2] *= small
+        for inverse in (False, True):
+            before = kernels.launch_count()
+            y = hadamard(x, inverse=inverse)
+            assert kernels.launch_count() == before + 1
+            assert_is_rounded(y, hadamard(x.double(), inverse=inverse))
+            assert torch.equal(y[:37], hadamard(x[:37], inverse=inverse))
 
     @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
     @pytest.mark.parametrize("order", [12, 20, 28, 36, 44])

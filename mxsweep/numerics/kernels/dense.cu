@@ -1,7 +1,7 @@
 // The product with the dense factor of a Hadamard matrix: y[r, j, i] is the sum over k of factor(k, j) x[r, k, i], for a
 // contiguous float32 x. The sum is made of fused multiply-adds in the order of k, as cuBLAS makes it.
 //
-// Compiled at first use by NVRTC (hadamard_cuda.py) behind storage.cu, with these in front:
+// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu, with these in front:
 //   SIZE     of the factor
 //   FACTOR   its entries, row by row; they become constants of instructions
 //   STORAGE  FLOAT32, BFLOAT16 or FLOAT16: of y

@@ -2,7 +2,7 @@
 // writing: of short rows what hadamard.cu and dense.cu compute of longer ones, in the same order. A row is SIZE runs of INNER
 // elements.
 //
-// Compiled at first use by NVRTC (hadamard_cuda.py) behind storage.cu, with the macros of dense.cu in front, where WIDTH may be
+// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu, with the macros of dense.cu in front, where WIDTH may be
 // 1, too, and divides INNER, and
 //   LOG_INNER  log2 of the order of Sylvester's matrix: at most 32 threads share a row
 //   SCALE      2^(-LOG_INNER / 2)

@@ -1,10 +1,8 @@
-"""Transform by Hadamard matrices on a GPU: Sylvester's by hadamard.cu, a dense factor by dense.cu, or both at once.
+"""Transform by Sylvester's Hadamard matrices on a GPU: hadamard.cu; dense_cuda.py does so with a dense factor.
 
-That does dense_rows.cu, of rows that a warp or a part of it can hold. The kernels are the torch operators
-`mxsweep::hadamard` and, with a dense factor, `mxsweep::dense_hadamard`, launched on torch's current stream. The first
-call for an order, a dtype and a GPU compiles them and loads them (a few tenths of a second, with dense factors beyond
-20 some seconds; once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA
-graph. A row's answer does not depend on how many rows there are.
+The kernel is the torch operator `mxsweep::hadamard`, launched on torch's current stream. The first call for an order, a
+dtype and a GPU compiles it and loads it (a few tenths of a second; once on a machine: compile.py keeps what it
+compiled); after that, it can be captured in a CUDA graph. A row's answer does not depend on how many rows there are.
 """
 
 from __future__ import annotations
@@ -13,20 +11,15 @@ import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mxsweep.numerics.availability import backend_problem
-from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
+from mxsweep.numerics.kernels.compile import Kernels, load_kernels, on
 from mxsweep.numerics.kernels.plain_tensors import as_vectors
-from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, WARP, joined_files
-from mxsweep.numerics.paley import base_factor
+from mxsweep.numerics.kernels.source import STORAGE, VECTOR_BYTES, joined_files
 
 MAX_LOG_ORDER = 14
-MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
-ROW_THREADS = 128  # of a thread block of dense_rows.cu, whose elements then fit into 45 KB of shared memory
-WIDEST, _MOST_OF_WIDEST = 4, 20  # neighbouring columns that a thread takes, up to which factor; beyond half as many
 
 
 @dataclass(frozen=True)
@@ -90,12 +83,13 @@ def can_transform(x: Tensor, order: int) -> bool:
         and 2 <= order <= 2**MAX_LOG_ORDER
         and order & (order - 1) == 0
         and x.nbytes % VECTOR_BYTES == 0  # else short of a vector at the end: rows of two or four elements
-        and _kernels_can_work()
+        and kernels_can_work()
     )
 
 
 @functools.cache
-def _kernels_can_work() -> bool:
+def kernels_can_work() -> bool:
+    """Return whether kernels can be compiled and loaded on this machine."""
     return backend_problem("cuda") is None
 
 
@@ -106,11 +100,11 @@ def sylvester_cuda(x: Tensor, order: int) -> Tensor:
 
 
 def _operator(x: Tensor, order: int) -> Tensor:
-    return _sylvester(x, order, x.dtype)
+    return transformed_to(x, order, x.dtype)
 
 
-def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
-    """Return the transform in x's dtype, or in float32."""
+def transformed_to(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
+    """Return each run of ``order`` elements of x times Sylvester's orthogonal matrix, in x's dtype or in float32."""
     x = as_vectors(x)
     y = torch.empty_like(x, dtype=dtype)
     if x.numel():
@@ -123,91 +117,6 @@ def _sylvester(x: Tensor, order: int, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def can_multiply(x: Tensor, order: int) -> bool:
-    """Return whether `dense_hadamard_cuda` takes x, rows of ``order`` elements, on this machine."""
-    size = len(base_factor(order))
-    inner = order // size
-    return (
-        x.is_cuda
-        and x.dtype in STORAGE
-        and 1 < size <= MOST_DENSE
-        and (_fits_threads(size, inner) or can_transform(x, inner))
-        and _kernels_can_work()
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    )
-
-
-def _width_of(size: int, inner: int) -> int:
-    """Return how many neighbouring columns of a dense factor's product a thread takes."""
-    return min(inner, WIDEST if size <= _MOST_OF_WIDEST else WIDEST // 2)
-
-
-def _fits_threads(size: int, inner: int) -> bool:
-    """Return whether a warp, or a part of it, holds a row that is transformed by both factors at once."""
-    return inner <= WARP * _width_of(size, inner)
-
-
-def dense_hadamard_cuda(x: Tensor, order: int, inverse: bool) -> Tensor:
-    """Return each run of ``order`` elements of x times the orthogonal matrix of an order with a dense factor."""
-    answer: Tensor = torch.ops.mxsweep.dense_hadamard(x, order, inverse)
-    return answer
-
-
-def _dense_operator(x: Tensor, order: int, inverse: bool) -> Tensor:
-    size = len(base_factor(order))
-    inner = order // size
-    width = _width_of(size, inner)
-    if _fits_threads(size, inner):
-        x = as_vectors(x)
-        y = torch.empty_like(x)
-        if x.numel():
-            with on(x.device):
-                _dense_kernels(order, inverse, x.dtype, x.device.index).launch(
-                    "dense_rows", -(-x.numel() // (size * width * ROW_THREADS)) * ROW_THREADS,
-                    x.data_ptr(), y.data_ptr(), x.numel(),
-                )  # fmt: skip
-        return y
-    transformed = _sylvester(x, inner, torch.float32)
-    y = torch.empty_like(transformed, dtype=x.dtype)
-    if x.numel():
-        with on(x.device):
-            _dense_kernels(order, inverse, x.dtype, x.device.index).launch(
-                "dense_factor", x.numel() // (size * width),
-                transformed.data_ptr(), y.data_ptr(), x.numel() // order, inner // width,
-            )  # fmt: skip
-    return y
-
-
-def dense_source(order: int, inverse: bool, dtype: torch.dtype) -> str:
-    """Return dense.cu for the dense factor of an order, or dense_rows.cu for rows that it takes."""
-    factor = base_factor(order).astype(np.float32)
-    size = len(factor)
-    inner = order // size
-    rows = (", ".join(f"{entry.hex()}f" for entry in row.tolist()) for row in (factor.T if inverse else factor))
-    log_inner = inner.bit_length() - 1
-    at_once = _fits_threads(size, inner)
-    lines = (
-        f"#define SIZE {size}",
-        f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
-        f"#define STORAGE {STORAGE[dtype].name}",
-        f"#define WIDTH {_width_of(size, inner)}",
-        *[
-            f"#define LOG_INNER {log_inner}",
-            f"#define SCALE {(2 ** (-log_inner / 2)).hex()}f",
-            f"#define THREADS {ROW_THREADS}",
-        ]
-        * at_once,
-    )
-    return "\n".join((*lines, joined_files("storage.cu", "dense_rows.cu" if at_once else "dense.cu")))
-
-
-@functools.cache
-def _dense_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -> Kernels:
-    size = len(base_factor(order))
-    block = ROW_THREADS if _fits_threads(size, order // size) else THREADS
-    return load_kernels(dense_source(order, inverse, dtype), device, block)
-
-
 @functools.cache
 def _kernels(plan: Plan, device: int) -> Kernels:
     return load_kernels(plan.source, device, plan.threads)
@@ -216,7 +125,4 @@ def _kernels(plan: Plan, device: int) -> Kernels:
 _library = torch.library.Library("mxsweep", "FRAGMENT")
 _library.define("hadamard(Tensor x, int order) -> Tensor")
 _library.impl("hadamard", _operator, "CUDA")
-_library.define("dense_hadamard(Tensor x, int order, bool inverse) -> Tensor")
-_library.impl("dense_hadamard", _dense_operator, "CUDA")
-_library.impl("dense_hadamard", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")
 _library.impl("hadamard", lambda x, order: torch.empty_like(x, memory_format=torch.contiguous_format), "Meta")

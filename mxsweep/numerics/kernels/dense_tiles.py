@@ -1,0 +1,99 @@
+"""Plan how tensor cores multiply rows of 16-bit elements by a Hadamard matrix's dense factor: dense_tiles.cu."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
+from mxsweep.numerics.paley import base_factor, paley, sylvester
+
+_TILE = 16  # rows and columns of a tile of the dense factor
+_TILES = {32: 4, 64: 1, 128: 1}  # that a warp has at least, by the elements of a run: what was quickest on an H200
+_MOST_WARPS, _MOST_SUMS = 16, 128  # of a thread block, of a thread
+_STAGE_BYTES = 3 * 2**13  # read at a time, of which a thread block holds two
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Say how dense_tiles.cu divides the work; its macros of these names have the details.
+
+    Attributes:
+        order: of the matrix.
+        size: of the dense factor, of which a part of Sylvester's matrix is one where the whole is longer than a run.
+        dtype: of the elements.
+        tiles, warps, depth: macros.
+    """
+
+    order: int
+    size: int
+    dtype: torch.dtype
+    tiles: int
+    warps: int
+    depth: int
+
+    @property
+    def threads(self) -> int:
+        """Return how many threads a thread block has."""
+        return WARP * self.warps
+
+    @property
+    def source(self) -> str:
+        """Return dense_tiles.cu behind storage.cu, with the macros in front."""
+        # Signs of this size keep sums within a row's largest element.
+        magnitude = 2.0 ** -(self.order - 1).bit_length()
+        code = int(torch.tensor(magnitude, dtype=self.dtype, device="cpu").view(torch.int16))
+        lines = (
+            f"#define SIZE {self.size}",
+            f"#define LOG_INNER {(self.order // self.size).bit_length() - 1}",
+            f"#define STORAGE {STORAGE[self.dtype].name}",
+            f"#define MAGNITUDE {code << 16 | code:#x}u",
+            f"#define SCALE {(1 / magnitude / math.sqrt(self.order)).hex()}f",
+            f"#define TILES {self.tiles}",
+            f"#define WARPS {self.warps}",
+            f"#define DEPTH {self.depth}",
+        )
+        return "\n".join((*lines, joined_files("storage.cu", "dense_tiles.cu")))
+
+    def signs(self, inverse: bool) -> Tensor:
+        """Return the dense factor's signs as dense_tiles.cu reads them: int32, a word for each lane of each four tiles.
+
+        Args:
+            inverse: whether those of the transposed matrix.
+        """
+        base = base_factor(self.order)
+        rest = sylvester((self.size // len(base)).bit_length() - 1)
+        negative = np.kron(np.sign(base), rest) < 0
+        down, across = self.warps * self.tiles, -(-self.size // (4 * _TILE))
+        padded = np.zeros((down * _TILE, across * 4 * _TILE), np.int64)
+        padded[: self.size, : self.size] = negative if inverse else negative.T
+        # As PTX's m16n8k16 has it, a lane's word number i + 2 k of a tile is of row 8 i + lane // 4, and of the two
+        # neighbouring columns from 8 k + lane % 4 * 2 on. The axes below are tiles, i and lane // 4 of rows; and of
+        # columns fours of tiles, tiles of these, k, lane % 4 and neighbours.
+        tiles = padded.reshape(down, 2, 8, across, 4, 2, 4, 2)
+        words = np.zeros((down, across, 8, 4), np.int64)
+        for i, tile, k, neighbour in np.ndindex(2, 4, 2, 2):
+            bits = tiles[:, i, :, :, tile, k, :, neighbour].transpose(0, 2, 1, 3)
+            words |= bits << (15 - (4 * tile + i + 2 * k) + 16 * neighbour)
+        return torch.from_numpy(words.astype(np.uint32).view(np.int32).reshape(-1))
+
+
+@functools.lru_cache(maxsize=256)
+def tiles_of(order: int, dtype: torch.dtype) -> Tiles | None:
+    """Return the plan by which dense_tiles.cu transforms rows of an order; None where it does not."""
+    size = len(base_factor(order))
+    run = min(order // size, max(_TILES))
+    if size == 1 or dtype.itemsize != 2 or run < min(_TILES) or paley(size) is None:
+        return None
+    size = order // run
+    deep = -(-size // _TILE)
+    tiles = max(_TILES[run], -(-deep // _MOST_WARPS))
+    if tiles * _TILE * run // WARP > _MOST_SUMS:
+        return None
+    stages = -(-deep // (_STAGE_BYTES // (_TILE * run * dtype.itemsize)))
+    return Tiles(order, size, dtype, tiles, -(-deep // tiles), -(-deep // stages))
