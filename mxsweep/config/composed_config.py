@@ -255,6 +255,10 @@ def _with_arithmetic(config: RunConfig, arithmetic: str) -> RunConfig:
             "arithmetic: 'native' is defined for e8m0 scales with scale_rounding=floor, symmetric blocks and no "
             f"stochastic rounding, and {without} is none such; allowed: auto, exact"
         )
+    if arithmetic == "native" and config.model.loading_dtype == "float16":
+        for fmt in config.formats():
+            if (problem := fmt.native_float16_problem()) is not None:
+                raise ConfigError(f"arithmetic: {problem}; allowed: auto, exact, or another model.dtype")
     if arithmetic == "auto" and config.backend != "cuda" and any(native) and config.model.loading_dtype != "float16":
         return dataclasses.replace(config, arithmetic="native")
     return config

@@ -41,6 +41,7 @@ from mxsweep.formats.scale_rules import (
 BlockSize = int | tuple[int, int]
 
 INF_IS_NAN, INF_SATURATES = INFS = ("nan_block", "saturate")
+FLOAT16_LARGEST = 65504.0
 MIDPOINT_BITS = 16  # an asymmetric block keeps its midpoint in bfloat16
 
 
@@ -211,6 +212,12 @@ class MXFormat:
     def is_native(self, arithmetic: str) -> bool:
         """Return whether what is asked for is native arithmetic, and not the exact one that others have, too."""
         return arithmetic == "native" and self.has_native_arithmetic
+
+    def native_float16_problem(self) -> str | None:
+        """Return why native arithmetic cannot be had of float16 tensors, in whose dtype it computes; None if it can."""
+        if not self.has_native_arithmetic or self.element_format.largest <= FLOAT16_LARGEST:
+            return None
+        return f"'native' computes in the tensors' dtype, and float16 does not hold the largest value of {self.element}"
 
     @property
     def bits_per_element(self) -> float:

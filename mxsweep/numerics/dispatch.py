@@ -67,12 +67,15 @@ def quantize(
     Raises:
         TypeError: another dtype, or no tensor or format at all.
         ValueError: an unknown backend or arithmetic, an `axis`, `tensor_dims`, `example_dims`,
-            `first_example` or `tensor_amax` that does not fit x, stochastic rounding without a generator.
+            `first_example` or `tensor_amax` that does not fit x, stochastic rounding without a generator, native
+            arithmetic in a dtype that does not hold the element's largest value.
         BackendUnavailable: the backend cannot work here, or cannot do this.
     """
     arithmetic = arithmetic or ("exact" if backend == "cuda" else "native")
     check_backend(backend, arithmetic)
     check_arguments(x, fmt, axis, generator, tensor_dims, example_dims, first_example, tensor_amax)
+    if arithmetic == "native" and x.dtype == torch.float16 and (problem := fmt.native_float16_problem()) is not None:
+        raise ValueError(f"arithmetic: {problem}; allowed here: 'exact'")
     draws = draws_of(fmt, generator, example_dims, first_example)
     if torch.is_grad_enabled() and x.requires_grad:
         answer: Tensor = _StraightThrough.apply(x, fmt, axis, backend, arithmetic, draws, tensor_dims, tensor_amax)

@@ -200,6 +200,10 @@ def lambada_file(tmp_path: Path) -> Path:
         ("scale=e9m9", "scale: 'e9m9' is not known; allowed: e8m0, e5m3, e4m3, fp32"),
         ("scale=e5m3 arithmetic=native", "arithmetic: 'native' is defined for e8m0 scales"),
         (
+            "format.weight=fp16_e7m8 arithmetic=native model.dtype=float16",
+            "arithmetic: 'native' computes in the tensors' dtype, and float16 does not hold the largest value",
+        ),
+        (
             "scale=e5m3 backend=microxcaling",
             "backend: 'microxcaling' has no scale e5m3; it has e8m0 (asked for",
         ),

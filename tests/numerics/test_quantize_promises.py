@@ -296,6 +296,18 @@ def test_the_cuda_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) 
         quantize(torch.zeros(4), MXFormat("int8"), backend="cuda")
 
 
+def test_native_arithmetic_is_refused_where_float16_holds_too_little() -> None:
+    x, fmt = torch.linspace(-3, 3, 64, dtype=torch.float16), MXFormat("fp12_e6m5")
+    with pytest.raises(
+        ValueError,
+        match=r"^arithmetic: 'native' computes in the tensors' dtype, and float16 does not .* fp12_e6m5; allowed here",
+    ):
+        quantize(x, fmt)
+    assert quantize(x, fmt, arithmetic="exact").isfinite().all()
+    for held in (quantize(x.bfloat16(), fmt), quantize(x, MXFormat("fp8_e5m2"))):
+        assert held.isfinite().all()
+
+
 def test_the_cuda_backend_has_no_native_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mxsweep.numerics.dispatch.backend_problem", lambda backend: None)
     with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' computes arithmetic exact and has no native$"):
