@@ -5,11 +5,11 @@ quantized: then an outlier of x no longer sets the scale of its block alone but 
 arXiv 2404.00456). paley.py says which R. In blocks of b channels, R is block-diagonal with the same matrix of order b.
 
 R = B (x) S, where S is Sylvester's matrix, so a row is transformed in two steps: by S, and by B, a dense product. On a
-GPU S is a kernel of ours (hadamard_cuda.py), which is all there is to do for a power of two up to 16384; where there is
-a B, most orders have one for both (dense_cuda.py). Elsewhere S is applied as Kronecker factors of orders 2 to 64, a
-matrix product each: 2^21 float32 elements take 4 to 8 ms on one core for the orders 64 to 8192, where butterflies made
-of PyTorch operations take 15 to 25 ms and a copy 0.6 ms. All of it is float32 (float64 for float64), rounded once at
-the end.
+GPU S is a kernel of ours (hadamard_cuda.py), which is all there is to do for a power of two up to 16384, and most sizes
+that models have, in 16 bits, have one for both (dense_cuda.py). Elsewhere S is applied as Kronecker factors of orders 2
+to 64, a matrix product each: 2^21 float32 elements take 4 to 8 ms on one core for the orders 64 to 8192, where
+butterflies made of PyTorch operations take 15 to 25 ms and a copy 0.6 ms. All of it is float32 (float64 for float64),
+rounded once at the end.
 """
 
 from __future__ import annotations

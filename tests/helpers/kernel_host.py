@@ -40,8 +40,10 @@ class HostKernels:
         function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
 
 
-# Those that go on with a loop where threads keep less than a block.
-LOOPS = SOURCES["tiles.cu"]
+# Those that go on with a loop where threads keep less than a block. Of the others those whose threads share memory: here a
+# warp keeps what all of them do.
+LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
+WITHOUT = ("mx_groups", *(name for name in SOURCES["tiles.cu"] if "column" in name))
 
 
 class HostWays:
@@ -58,8 +60,8 @@ class HostWays:
         self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
     ) -> "_HostWay":
         build = Threads(2) if name in LOOPS else threads
-        if name == "mx_groups":
-            build = replace(threads, kept=threads.kept * threads.share // WARP)
+        if name in WITHOUT:
+            build = replace(threads, kept=threads.kept * threads.block // WARP)
         key = fmt, dtype, prescale, build, name, keeps
         if key not in self._compiled:
             source = tile_source(fmt, dtype, prescale, build, name, keeps=keeps)

@@ -131,6 +131,29 @@ def test_short_rows_are_blocks(fmt: MXFormat, dtype: torch.dtype, ways: HostWays
     assert ways.used == ["mx_vector_tiles_by_warp", "mx_tiles_by_warp"] * 2
 
 
+@pytest.mark.parametrize("size", range(1, 257))
+def test_a_thread_keeps_its_share_of_a_block_of_a_column(size: int) -> None:
+    """Which it has no loop for."""
+    of_length = way_of(torch.Size((2, 512, 64)), torch.bfloat16, replace(BLOCKS, block_size=size), 1, 0)
+    whole = way_of(torch.Size((2, size, 64)), torch.bfloat16, replace(BLOCKS, block_size=0), 1, 0)
+    for way in (of_length, whole):
+        kept, block = way.threads.kept, way.threads.block
+        assert way.kernel == "mx_long_columns"
+        assert kept <= 8
+        assert block in range(32, 257, 32)
+        assert size <= kept * block // 8
+        assert way.count == way.arguments[0] * -(-way.arguments[1] // size) * block
+    assert of_length.threads.kept * of_length.threads.block // 8 < size + 4 + size // 8
+    assert whole.threads.kept.bit_count() == 1
+
+
+def test_a_thread_keeps_its_share_of_a_part_of_a_column() -> None:
+    for height in range(257, 5000):
+        way = way_of(torch.Size((height, 8)), torch.bfloat16, replace(BLOCKS, block_size=0), 0, 0)
+        assert way.kernel == "mx_columns_by_parts"
+        assert -(-height // way.arguments[0]) <= way.threads.kept * way.threads.block // 8
+
+
 def test_parts_of_a_column_are_of_what_there_is_of_it() -> None:
     """And not of a longer block, of which the first part would have it all."""
     longer, whole = (

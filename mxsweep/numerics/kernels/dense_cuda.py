@@ -1,13 +1,13 @@
 """Transform by Hadamard matrices with a dense factor on a GPU.
 
 Short rows, of which a warp or a part of it holds one, are transformed by both factors at once (dense_rows.cu); so are
-longer ones of 16-bit elements by tensor cores, where the factor is of signs (dense_tiles.cu); of all others a small
-factor by a kernel of its own, after hadamard.cu (dense.cu).
+most longer ones of 16-bit elements, by tensor cores, where the factor is of signs (dense_tiles.cu). Where neither does,
+a small factor has a kernel of its own, after hadamard.cu (dense.cu).
 
 The kernels are the torch operator `mxsweep::dense_hadamard`, launched on torch's current stream. The first call for an
-order, a dtype and a GPU compiles them and loads them (a few tenths of a second, dense_rows.cu with factors beyond 20
-some seconds; once on a machine: compile.py keeps what it compiled); after that, they can be captured in a CUDA graph. A
-row's answer does not depend on how many rows there are.
+order, a direction, a dtype and a GPU compiles them and loads them (a few tenths of a second, dense_rows.cu with factors
+beyond 20 some seconds; once on a machine: compile.py keeps what it compiled); after that, they can be captured in a
+CUDA graph. A row's answer does not depend on how many rows there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mxsweep.numerics.kept_tensors import kept_tensors
 from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
-from mxsweep.numerics.kernels.dense_tiles import Tiles, tiles_of
+from mxsweep.numerics.kernels.dense_tiles import DensePlan, dense_plan
 from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, kernels_can_work, transformed_to
 from mxsweep.numerics.kernels.plain_tensors import as_vectors
 from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
@@ -40,7 +40,7 @@ def kernel_of(order: int, dtype: torch.dtype) -> str | None:
         return None
     if size <= MOST_DENSE and inner <= WARP * _width_of(size, inner):
         return "dense_rows"
-    if tiles_of(order, dtype) is not None:
+    if dense_plan(order, dtype) is not None:
         return "dense_tiles"
     return "dense_factor" if size <= MOST_DENSE and inner <= 2**MAX_LOG_ORDER else None
 
@@ -72,11 +72,11 @@ def _operator(x: Tensor, order: int, inverse: bool) -> Tensor:
         return y
     with on(x.device):
         if name == "dense_tiles":
-            tiles = tiles_of(order, dtype)
-            assert tiles is not None
-            _tile_kernels(tiles, x.device.index).launch(
-                name, x.numel() // order * tiles.threads,
-                x.data_ptr(), y.data_ptr(), _signs_on(tiles, inverse, x.device).data_ptr(),
+            plan = dense_plan(order, dtype)
+            assert plan is not None
+            _tile_kernels(plan, x.device.index).launch(
+                name, x.numel() // order * plan.threads,
+                x.data_ptr(), y.data_ptr(), _signs_on(plan, inverse, x.device).data_ptr(),
             )  # fmt: skip
             return y
         kernels = _dense_kernels(order, inverse, dtype, x.device.index)
@@ -124,13 +124,13 @@ def _dense_kernels(order: int, inverse: bool, dtype: torch.dtype, device: int) -
 
 
 @functools.cache
-def _tile_kernels(tiles: Tiles, device: int) -> Kernels:
-    return load_kernels(tiles.source, device, tiles.threads)
+def _tile_kernels(plan: DensePlan, device: int) -> Kernels:
+    return load_kernels(plan.source, device, plan.threads)
 
 
 @kept_tensors(128)
-def _signs_on(tiles: Tiles, inverse: bool, device: torch.device) -> Tensor:
-    return tiles.signs(inverse).to(device)
+def _signs_on(plan: DensePlan, inverse: bool, device: torch.device) -> Tensor:
+    return plan.signs(inverse).to(device)
 
 
 _library = torch.library.Library("mxsweep", "FRAGMENT")

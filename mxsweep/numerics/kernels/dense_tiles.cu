@@ -1,13 +1,13 @@
-// Rows of 16-bit elements times the Hadamard matrix that is a dense factor of signs and Sylvester's matrix of order
-// 2^LOG_INNER, in one reading and one writing. A row is SIZE runs of INNER elements; tensor cores multiply a run's places by
-// the dense factor, and what comes of that is transformed by Sylvester's matrix in registers.
+// Rows of 16-bit elements times the Hadamard matrix that is a factor of signs and Sylvester's matrix of order 2^LOG_INNER, in
+// one reading and one writing. A row is SIZE runs of INNER elements. At each place of a run tensor cores multiply the SIZE
+// elements there by the factor; what comes of that is transformed by Sylvester's matrix, run by run, in registers.
 //
 // Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu, with these in front:
-//   SIZE       of the dense factor
+//   SIZE       of the factor
 //   LOG_INNER  log2 of the order of Sylvester's matrix: 5 to 7
 //   STORAGE    BFLOAT16 or FLOAT16
-//   MAGNITUDE  a power of two, twice as stored, that the factor's signs are given, so that no sum leaves the range of float32
-//              unless an answer does
+//   MAGNITUDE  what stands for the factor's signs, a power of two as stored, in both halves of a word: so small that no sum
+//              leaves the range of float32 unless an answer does
 //   SCALE      by which sums are multiplied at last
 //   TILES, WARPS   tiles of 16 of the factor's rows that a warp has, and how many warps a thread block has, which has a row
 //   DEPTH      tiles of 16 runs that are read at a time, while the ones before are multiplied
@@ -52,21 +52,22 @@ constexpr int DEEP = (SIZE + 15) / 16, GROUPS = (DEEP + 3) / 4, STAGES = (DEEP +
 constexpr int THREADS = 32 * WARPS, BUFFERS = STAGES > 1 ? 2 : 1, RUNS = DEPTH * 16;  // of a stage
 static_assert(LOG_INNER >= 5 && LOG_INNER <= 7);
 
-// Where a vector of a run is held: such that neither eight neighbouring runs' meet in a bank, nor a run's own.
+// Where a vector of a run is held: such that the vectors of a column of eight neighbouring runs, which are read at once, lie in
+// banks of their own. Eight vectors are all banks; where these are more runs than one, runs that lie in the same are shifted.
 FUNCTION int place_of(int run, int column) {
-    constexpr int SAME = ACROSS < 8 ? 8 / ACROSS : 1, TURNS = ACROSS < 8 ? ACROSS : 8;
-    return run * ACROSS + (column ^ run / SAME % TURNS);
+    constexpr int ABREAST = ACROSS < 8 ? 8 / ACROSS : 1, SHIFTS = ACROSS < 8 ? ACROSS : 8;
+    return run * ACROSS + (column ^ run / ABREAST % SHIFTS);
 }
 
-// A lane's low word becomes the high one of the lane at a distance below it, and that lane's high word its low one.
+// Of two lanes at a distance the lower one gives its high word for the other's low one.
 FUNCTION void exchange(unsigned& low, unsigned& high, int distance) {
     const bool is_above = threadIdx.x & distance;
     const unsigned got = __shfl_xor_sync(0xffffffffu, is_above ? low : high, distance);
     (is_above ? low : high) = got;
 }
 
-// `signs` are the factor's: for each tile of its rows, each four tiles of its columns and each lane a word, with two bits for
-// each of the four words that the lane has of a tile, at 15 and 31 when it is shifted (dense_tiles.py).
+// `signs` are the factor's: for each tile of its rows, each four tiles of its columns and each lane a word. It has two bits for
+// each of the four words that the lane has of a tile, which a shift brings to where a number's sign is, 15 and 31 (DensePlan).
 extern "C" __global__ void __launch_bounds__(THREADS) dense_tiles(const uint4* x, uint4* y, const unsigned* signs) {
     __shared__ uint4 held[BUFFERS][RUNS * ACROSS];
     const int lane = threadIdx.x % 32, first_tile = threadIdx.x / 32 * TILES;

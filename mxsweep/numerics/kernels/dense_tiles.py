@@ -1,4 +1,4 @@
-"""Plan how tensor cores multiply rows of 16-bit elements by a Hadamard matrix's dense factor: dense_tiles.cu."""
+"""Plan how tensor cores multiply rows of 16-bit elements by the dense factor of a Hadamard matrix: dense_tiles.cu."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
-from mxsweep.numerics.paley import base_factor, paley, sylvester
+from mxsweep.numerics.paley import base_factor, sylvester
 
 _TILE = 16  # rows and columns of a tile of the dense factor
-_TILES = {32: 4, 64: 1, 128: 1}  # that a warp has at least, by the elements of a run: what was quickest on an H200
-_MOST_WARPS, _MOST_SUMS = 16, 128  # of a thread block, of a thread
-_STAGE_BYTES = 3 * 2**13  # read at a time, of which a thread block holds two
+_MOST_WARPS = {32: 11, 64: 9, 128: 14}  # of a thread block, by the elements of a run: what was quickest on an H200
+_MOST_SUMS = 128  # of a thread
+_STAGE_BYTES = 3 * 2**13  # read at a time: half of the shared memory that a thread block may have
 
 
 @dataclass(frozen=True)
-class Tiles:
+class DensePlan:
     """Say how dense_tiles.cu divides the work; its macros of these names have the details.
 
     Attributes:
         order: of the matrix.
-        size: of the dense factor, of which a part of Sylvester's matrix is one where the whole is longer than a run.
+        size: of the factor that tensor cores multiply by: the dense one, times a part of Sylvester's matrix where the
+            whole of that is longer than a run.
         dtype: of the elements.
         tiles, warps, depth: macros.
     """
@@ -61,7 +62,7 @@ class Tiles:
         return "\n".join((*lines, joined_files("storage.cu", "dense_tiles.cu")))
 
     def signs(self, inverse: bool) -> Tensor:
-        """Return the dense factor's signs as dense_tiles.cu reads them: int32, a word for each lane of each four tiles.
+        """Return the factor's signs as dense_tiles.cu reads them: int32, a word for each lane of each four tiles.
 
         Args:
             inverse: whether those of the transposed matrix.
@@ -84,16 +85,16 @@ class Tiles:
 
 
 @functools.lru_cache(maxsize=256)
-def tiles_of(order: int, dtype: torch.dtype) -> Tiles | None:
+def dense_plan(order: int, dtype: torch.dtype) -> DensePlan | None:
     """Return the plan by which dense_tiles.cu transforms rows of an order; None where it does not."""
     size = len(base_factor(order))
-    run = min(order // size, max(_TILES))
-    if size == 1 or dtype.itemsize != 2 or run < min(_TILES) or paley(size) is None:
+    run = min(order // size, max(_MOST_WARPS))
+    if dtype.itemsize != 2 or run < min(_MOST_WARPS) or size % 2:  # an odd factor is Hartley's, or there is none
         return None
     size = order // run
     deep = -(-size // _TILE)
-    tiles = max(_TILES[run], -(-deep // _MOST_WARPS))
+    tiles = -(-deep // _MOST_WARPS[run])
     if tiles * _TILE * run // WARP > _MOST_SUMS:
         return None
     stages = -(-deep // (_STAGE_BYTES // (_TILE * run * dtype.itemsize)))
-    return Tiles(order, size, dtype, tiles, -(-deep // tiles), -(-deep // stages))
+    return DensePlan(order, size, dtype, tiles, -(-deep // tiles), -(-deep // stages))

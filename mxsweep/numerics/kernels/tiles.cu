@@ -137,9 +137,9 @@ extern "C" __global__ void __launch_bounds__(256)
 
 #if defined(WITH_mx_long_columns) || defined(WITH_mx_column_extremes) || defined(WITH_mx_columns_by_parts)
 // Blocks of `rows` elements of columns, of which `width` counts vectors: a thread block takes ACROSS vectors side by side of
-// one of `parts` parts of a block. KEPT rows of each thread are read once, the rest of a longer part twice. Where there are
-// more parts than one, a kernel finds the extremes of each before, and writes them as elements: of each column the largest
-// magnitude, or the least and the largest element. What a format maps Inf to is in them.
+// one of `parts` parts of a block, of which each thread keeps KEPT rows. Where there are more parts than one, a kernel finds
+// the extremes of each before, and writes them as elements: of each column the largest magnitude, or the least and the
+// largest element. What a format maps Inf to is in them.
 constexpr int EXTREMES = FORMAT.symmetric ? 1 : 2;
 template <bool FINDS, bool WRITES>
 MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 parts, Tiling tiling, Beside beside) {
@@ -170,12 +170,6 @@ MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 par
     ColumnExtremes of;
     if (FINDS) {
         of = extremes_of_columns(kept);
-#pragma unroll 4
-        for (i64 row = start + KEPT * step; row < end; row += step) {
-            unsigned words[4];
-            read(words, row);
-            of = joined(of, extremes_of_one(words));
-        }
     } else {
         const i64 count = parts * EXTREMES;
         const uint4* found = extremes + above * count * width + shown;
@@ -220,11 +214,6 @@ MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 par
         };
 #pragma unroll
         for (int i = 0; i < KEPT; ++i) write(kept[i], start + i * step);
-        for (i64 row = start + KEPT * step; row < end; row += step) {
-            unsigned words[4];
-            read(words, row);
-            write(words, row);
-        }
     });
 }
 #endif

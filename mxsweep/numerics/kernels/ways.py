@@ -156,7 +156,7 @@ def _way_of_columns(tiling: Tiling, fmt: MXFormat, vector: int) -> Way:
     count = replace(tiling, columns=_ACROSS).count * THREADS
     parts = -(-tiling.rows * _ACROSS // (THREADS * _MOST_KEPT))
     if parts == 1:
-        # Whole columns are of any length, and so are blocks that are longer than these.
+        # The length that a format says; but of whole columns, which have any, powers of two, so that kernels are few.
         threads = _threads_of_columns(tiling.rows if tiling.rows == fmt.block_size else _power(tiling.rows))
         return Way("mx_long_columns", count // THREADS * threads.block, tiling.arguments, threads)
     found = tiling.count // tiling.outer * parts * vector * (1 if fmt.symmetric else 2)
