@@ -40,8 +40,8 @@ class HostKernels:
         function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
 
 
-# Those that go on with a loop where threads keep less than a block. Of the others those whose threads share memory: here a
-# warp keeps what all of them do.
+# Those that go on with a loop where threads keep less than a block; and of the others those whose threads share memory,
+# where a warp keeps what all of them do.
 LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
 WITHOUT = ("mx_groups", *(name for name in SOURCES["tiles.cu"] if "column" in name))
 

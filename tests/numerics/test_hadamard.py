@@ -345,28 +345,49 @@ def test_by_which_kernel_a_dense_factor_is_multiplied() -> None:
         assert [kernel_of(order, dtype) for order in (12, 896, 2816)] == ["dense_rows"] * 3
         # Without a factor, with one of other entries than signs, with too short runs.
         assert [kernel_of(order, dtype) for order in (4096, 59 * 64, 47 * 64)] == [None] * 3
-        assert kernel_of(12 * 2**13, dtype) == "dense_factor"  # too long for a thread block
+        assert kernel_of(12 * 2**14, dtype) == "dense_factor"  # of 1,536 runs
     assert kernel_of(896, torch.float64) is None
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(
-    ("order", "depth"), [(44 * 128, 2), (76 * 64, 5), (12 * 512, 1), (28 * 256, 3), (11008, 16), (344 * 64, 5)]
+    ("order", "parts", "depth"),
+    [(44 * 128, 2, 2), (76 * 64, 1, 5), (12 * 512, 1, 1), (28 * 256, 3, 3), (11008, 2, 16), (344 * 64, 1, 5)],
 )
-def test_tensor_cores_multiply_by_the_dense_factor(order: int, depth: int, inverse: bool, tmp_path: Path) -> None:
+def test_tensor_cores_multiply_by_the_dense_factor(
+    order: int, parts: int, depth: int, inverse: bool, tmp_path: Path
+) -> None:
     """What a GPU has instructions for is done by the host, whose thread blocks are a warp."""
     planned = dense_plan(order, torch.bfloat16)
     assert planned is not None
-    plan = replace(planned, tiles=planned.tiles * planned.warps, warps=1, depth=depth)
+    assert planned.parts == 1
+    plan = replace(planned, tiles=-(-planned.tiles * planned.warps // parts), warps=1, parts=parts, depth=depth)
     kernel = HostKernels(plan.source, tmp_path)
     x = randn(3, order, dtype=torch.bfloat16)
     x[1] *= 1e37  # of which sums would leave float32's range
     x[2] *= 1e-34
     y = torch.full((4, order), 7.0, dtype=torch.bfloat16)
     signs = plan.signs(inverse)
-    kernel.launch("dense_tiles", 3 * 32, x.data_ptr(), y.data_ptr(), signs.data_ptr())
+    kernel.launch("dense_tiles", 3 * parts * 32, x.data_ptr(), y.data_ptr(), signs.data_ptr())
     assert (y[3] == 7).all()
     assert_is_rounded(y[:3], hadamard(x.double(), inverse=inverse))
+
+
+def test_plans_of_tensor_cores_cover_the_factor() -> None:
+    """And no thread block holds more than it may: 48 KB of shared memory, and a register for each sum and 48 beside."""
+    dense = (12, 20, 28, 36, 44, 52, 60, 76, 84, 108, 140, 148, 212, 252, 344, 380, 548, 620, 788, 828)
+    for size, log_inner in itertools.product(dense, range(5, 14)):
+        order = size << log_inner
+        plan = dense_plan(order, torch.bfloat16)
+        assert (plan is None) == (size << max(0, log_inner - 7) > 1024)
+        if plan is None:
+            continue
+        deep, run, stages = -(-plan.size // 16), order // plan.size, -(-plan.size // (16 * plan.depth))
+        assert plan.tiles * plan.warps * plan.parts >= deep
+        assert plan.tiles * plan.warps * (plan.parts - 1) < deep
+        assert stages * plan.depth >= deep
+        assert min(2, stages) * plan.depth * 16 * run * 2 <= 48 * 1024
+        assert plan.threads * (plan.tiles * run // 2 + 48) <= 2**16
 
 
 def assert_is_rounded(y: torch.Tensor, exact: torch.Tensor) -> None:
@@ -469,7 +490,7 @@ class TestOnGPU:
         [
             *itertools.product((48, 384, 768, 896, 1152, 1536, 2560, 2816), STORAGE, [1]),
             *itertools.product((3072, 5120, 5632), [torch.float32], [2]),
-            *itertools.product((12 * 2**13,), STORAGE, [2]),
+            *itertools.product((12 * 2**14,), STORAGE, [2]),
         ],
         ids=str,
     )
@@ -485,7 +506,9 @@ class TestOnGPU:
             assert torch.equal(y, hadamard(x, inverse=inverse))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("order", [*BY_TENSOR_CORES, 5120, 13824, 17408, 22016, 27648, 28672, 36864, 53248])
+    @pytest.mark.parametrize(
+        "order", [*BY_TENSOR_CORES, 5120, 13824, 17408, 22016, 27648, 28672, 36864, 53248, 12 * 2**13]
+    )
     def test_tensor_cores_multiply_by_the_dense_factor(self, order: int, dtype: torch.dtype) -> None:
         x = randn(301, order, dtype=dtype).cuda()
         large, small = (1e37, 1e-34) if dtype == torch.bfloat16 else (1e4, 0.1)

@@ -75,7 +75,7 @@ def _operator(x: Tensor, order: int, inverse: bool) -> Tensor:
             plan = dense_plan(order, dtype)
             assert plan is not None
             _tile_kernels(plan, x.device.index).launch(
-                name, x.numel() // order * plan.threads,
+                name, x.numel() // order * plan.parts * plan.threads,
                 x.data_ptr(), y.data_ptr(), _signs_on(plan, inverse, x.device).data_ptr(),
             )  # fmt: skip
             return y

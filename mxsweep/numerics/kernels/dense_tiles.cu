@@ -9,7 +9,8 @@
 //   MAGNITUDE  what stands for the factor's signs, a power of two as stored, in both halves of a word: so small that no sum
 //              leaves the range of float32 unless an answer does
 //   SCALE      by which sums are multiplied at last
-//   TILES, WARPS   tiles of 16 of the factor's rows that a warp has, and how many warps a thread block has, which has a row
+//   TILES, WARPS, PARTS   tiles of 16 of the factor's rows that a warp has, warps of a thread block, and thread blocks that
+//              share what comes of a row
 //   DEPTH      tiles of 16 runs that are read at a time, while the ones before are multiplied
 //
 // Products of an element and a sign are exact; their sums are tensor cores' own, in float32.
@@ -70,8 +71,9 @@ FUNCTION void exchange(unsigned& low, unsigned& high, int distance) {
 // each of the four words that the lane has of a tile, which a shift brings to where a number's sign is, 15 and 31 (DensePlan).
 extern "C" __global__ void __launch_bounds__(THREADS) dense_tiles(const uint4* x, uint4* y, const unsigned* signs) {
     __shared__ uint4 held[BUFFERS][RUNS * ACROSS];
-    const int lane = threadIdx.x % 32, first_tile = threadIdx.x / 32 * TILES;
-    x += (long long)blockIdx.x * SIZE * ACROSS, y += (long long)blockIdx.x * SIZE * ACROSS;
+    const int lane = threadIdx.x % 32, first_tile = (blockIdx.x % PARTS * WARPS + threadIdx.x / 32) * TILES;
+    const long long first = (long long)(blockIdx.x / PARTS) * SIZE * ACROSS;
+    x += first, y += first;
     const auto begin_stage = [&](int stage) {
         for (int i = threadIdx.x; stage < STAGES && i < RUNS * ACROSS; i += THREADS) {
             const int run = i / ACROSS, column = i % ACROSS, vector = stage * RUNS * ACROSS + i;

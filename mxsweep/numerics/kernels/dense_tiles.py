@@ -14,8 +14,9 @@ from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
 from mxsweep.numerics.paley import base_factor, sylvester
 
 _TILE = 16  # rows and columns of a tile of the dense factor
-_MOST_WARPS = {32: 11, 64: 9, 128: 14}  # of a thread block, by the elements of a run: what was quickest on an H200
-_MOST_SUMS = 128  # of a thread
+# Warps of a thread block and tiles of a warp at most, by the elements of a run: what was quickest on an H200.
+_MOST = {32: (11, 4), 64: (9, 3), 128: (14, 1)}
+_MOST_SIZE = 1024  # of the factor, of which a thread block reads all signs in its rows
 _STAGE_BYTES = 3 * 2**13  # read at a time: half of the shared memory that a thread block may have
 
 
@@ -28,7 +29,7 @@ class DensePlan:
         size: of the factor that tensor cores multiply by: the dense one, times a part of Sylvester's matrix where the
             whole of that is longer than a run.
         dtype: of the elements.
-        tiles, warps, depth: macros.
+        tiles, warps, parts, depth: macros.
     """
 
     order: int
@@ -36,6 +37,7 @@ class DensePlan:
     dtype: torch.dtype
     tiles: int
     warps: int
+    parts: int
     depth: int
 
     @property
@@ -57,6 +59,7 @@ class DensePlan:
             f"#define SCALE {(1 / magnitude / math.sqrt(self.order)).hex()}f",
             f"#define TILES {self.tiles}",
             f"#define WARPS {self.warps}",
+            f"#define PARTS {self.parts}",
             f"#define DEPTH {self.depth}",
         )
         return "\n".join((*lines, joined_files("storage.cu", "dense_tiles.cu")))
@@ -70,7 +73,7 @@ class DensePlan:
         base = base_factor(self.order)
         rest = sylvester((self.size // len(base)).bit_length() - 1)
         negative = np.kron(np.sign(base), rest) < 0
-        down, across = self.warps * self.tiles, -(-self.size // (4 * _TILE))
+        down, across = self.parts * self.warps * self.tiles, -(-self.size // (4 * _TILE))
         padded = np.zeros((down * _TILE, across * 4 * _TILE), np.int64)
         padded[: self.size, : self.size] = negative if inverse else negative.T
         # As PTX's m16n8k16 has it, a lane's word number i + 2 k of a tile is of row 8 i + lane // 4, and of the two
@@ -88,13 +91,15 @@ class DensePlan:
 def dense_plan(order: int, dtype: torch.dtype) -> DensePlan | None:
     """Return the plan by which dense_tiles.cu transforms rows of an order; None where it does not."""
     size = len(base_factor(order))
-    run = min(order // size, max(_MOST_WARPS))
-    if dtype.itemsize != 2 or run < min(_MOST_WARPS) or size % 2:  # an odd factor is Hartley's, or there is none
+    run = min(order // size, max(_MOST))
+    if dtype.itemsize != 2 or run < min(_MOST) or size % 2:  # an odd factor is Hartley's, or there is none
         return None
     size = order // run
-    deep = -(-size // _TILE)
-    tiles = -(-deep // _MOST_WARPS[run])
-    if tiles * _TILE * run // WARP > _MOST_SUMS:
+    if size > _MOST_SIZE:
         return None
+    deep, (most_warps, most_tiles) = -(-size // _TILE), _MOST[run]
+    parts = -(-deep // (most_warps * most_tiles))
+    tiles = -(-deep // (parts * most_warps))
+    warps = -(-deep // (parts * tiles))
     stages = -(-deep // (_STAGE_BYTES // (_TILE * run * dtype.itemsize)))
-    return DensePlan(order, size, dtype, tiles, -(-deep // tiles), -(-deep // stages))
+    return DensePlan(order, size, dtype, tiles, warps, parts, -(-deep // stages))
