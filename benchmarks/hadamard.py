@@ -35,8 +35,8 @@ from mxsweep.numerics.paley import base_factor
 
 BLOCKS = [2**log for log in range(4, 15)] + [12, 20, 24, 28, 36, 44, 48, 96, 384]
 # Hidden sizes of Qwen2.5-0.5B, Llama-3.2-3B and Qwen2.5-7B, then of MLPs: those of Qwen2.5-0.5B, TinyLlama,
-# Qwen2.5-1.5B, Llama-2-7B and Llama-3-8B.
-SIZES = [896, 3072, 3584, 4864, 5632, 8960, 11008, 14336]
+# Qwen2.5-1.5B, Llama-2-7B, Llama-3-8B, Qwen2.5-7B, Llama-65B, Llama-3-70B and Llama-3.1-405B.
+SIZES = [896, 3072, 3584, 4864, 5632, 8960, 11008, 14336, 18944, 22016, 28672, 53248]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
