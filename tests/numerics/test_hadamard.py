@@ -415,11 +415,15 @@ def test_the_kernels_for_a_dense_factor_compile(dtype: torch.dtype) -> None:
         for inverse in (False, True):
             source = dense_source(order, inverse, dtype)
             assert f"dense_{name}".encode() in kernels.compile_source(source, "sm_90").code
-    for order in BY_TENSOR_CORES if dtype != torch.float32 else ():
-        tiles = dense_plan(order, dtype)
-        assert tiles is not None
-        for arch in ("sm_80", "sm_90", "sm_100"):
-            assert b"dense_tiles" in kernels.compile_source(tiles.source, arch).code
+    by_tensor_cores = (
+        *((order, "sm_90") for order in (3072, 4864, 11008, 28672, 53248)),
+        (11008, "sm_80"),
+        (14336, "sm_100"),
+    )
+    for order, arch in by_tensor_cores if dtype != torch.float32 else ():
+        plan = dense_plan(order, dtype)
+        assert plan is not None
+        assert b"dense_tiles" in kernels.compile_source(plan.source, arch).code
     assert b"hadamard" in kernels.compile_source(plan_of(4, torch.float32, torch.float16).source, "sm_90").code
 
 
