@@ -58,7 +58,7 @@ class QuantizationReport:
         latent_modules: how many of them expand these from latents (MLA).
         latent: what of these is quantized, as in :class:`mxsweep.formats.recipe.KVOptions`.
         places: where each replaced module, and each attention module, is in the model.
-        bits_per_quantized_weight: of the replaced modules' weights, scales included (NaN where none was replaced).
+        bits_per_quantized_weight: of the weights that are quantized, scales included (NaN where none is).
         stored: of the whole model, embeddings and what else stayed as it was included.
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
         rotated: how many products are rotated; None without a rotation.
@@ -93,14 +93,13 @@ class QuantizationReport:
         positions: int | None = None,
     ) -> QuantizationReport:
         """Sum up reports of layers; ``attention`` has the places of the attention modules."""
-        weights = sum(layer.weights for layer in layers)
         return QuantizationReport(
             layers=tuple(layers),
             attention_modules=len(attention),
             places={layer.name: layer.place for layer in layers} | dict(attention),
             key=recipe.key,
             value=recipe.value,
-            bits_per_quantized_weight=sum(layer.stored_bits for layer in layers) / weights if weights else float("nan"),
+            bits_per_quantized_weight=_bits_per_weight([layer for layer in layers if layer.weight is not None]),
             stored=stored,
             offloaded_bytes=offloaded_bytes,
             latent_modules=latent_modules,
@@ -117,7 +116,7 @@ class QuantizationReport:
         What is quantized elsewhere, as an lm_head, is counted, too. NaN where nothing was replaced.
         """
         bits = self.stored.bits_per_weight
-        return self.bits_per_quantized_weight if bits is None or not self.stored.block_weights_kept else bits
+        return _bits_per_weight(self.layers) if bits is None or not self.stored.block_weights_kept else bits
 
     @property
     def warnings(self) -> list[str]:
@@ -149,7 +148,7 @@ class QuantizationReport:
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
-            "bits_per_quantized_weight": self.bits_per_quantized_weight if self.layers else None,
+            "bits_per_quantized_weight": None if math.isnan(bits := self.bits_per_quantized_weight) else bits,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
             **({"cache_layers": [asdict(layer) for layer in self.cached]} if self.cached else {}),
@@ -190,7 +189,7 @@ class QuantizationReport:
         if data["weight_blocks"]:
             matrices = self.stored.input_matrix_bits / 8e6
             lines.append(
-                f"{self.bits_per_quantized_weight:.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} "
+                f"{_bits_per_weight(self.layers):.2f} bits a weight in these layers, {self.bits_per_parameter:.2f} "
                 f"bits a parameter in the whole model ({self.parameter_bytes / 1e6:,.1f} MB"
                 + (f", {matrices:,.1f} MB of them matrices of inputs)" if matrices else ")")
             )
@@ -231,6 +230,12 @@ def weight_statistics(layers: Sequence[LayerReport]) -> list[TensorStatistics]:
         for layer in layers
         if layer.weight is not None and layer.statistics is not None
     ]
+
+
+def _bits_per_weight(layers: Sequence[LayerReport]) -> float:
+    """Return the bits of a weight over layers' weights, scales included; NaN where there are none."""
+    weights = sum(layer.weights for layer in layers)
+    return sum(layer.stored_bits for layer in layers) / weights if weights else float("nan")
 
 
 def _format_counts(layers: Sequence[LayerReport]) -> dict[str, int]:

@@ -107,7 +107,7 @@ MEASURED: list[Column] = [
     ),
     recorded_column(
         "bits_per_quantized_weight",
-        "the same over the weights that are quantized",
+        "the same over the weights that are quantized; empty where none is",
         "diagnostics",
         "bits_per_quantized_weight",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_of_a_dense_model_all_is_quantized_and_the_bits_are_those_of_the_format(
     assert report.bits_per_weight == report.bits_per_quantized_weight == 4.25
     assert (report.stored.block_weights, report.stored.block_weights_kept, report.stored.left) == (LINEAR, 0, {})
     assert not report.warnings
+
+
+def test_weights_that_stay_as_they_are_count_as_no_quantized_ones() -> None:
+    """Though the module is replaced, since its inputs are quantized."""
+    inputs = LinearFormats(None, FP4.weight)
+    for weight, bits, of_all in ((FP4.weight, 4.25, (6 * 32 + 4.25) / 7), (None, None, 32)):
+        with quantize_model(
+            llama(), Recipe(inputs, modules=(("*.down_proj", replace(inputs, weight=weight)),))
+        ) as report:
+            pass
+        assert len(report.layers) == 14
+        assert (report.as_dict()["bits_per_quantized_weight"], report.bits_per_weight) == (bits, of_all)
 
 
 def test_bits_are_over_all_weights_of_the_blocks_and_what_is_left_is_named() -> None:
