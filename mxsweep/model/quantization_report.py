@@ -58,7 +58,6 @@ class QuantizationReport:
         latent_modules: how many of them expand these from latents (MLA).
         latent: what of these is quantized, as in :class:`mxsweep.formats.recipe.KVOptions`.
         places: where each replaced module, and each attention module, is in the model.
-        bits_per_quantized_weight: of the weights that are quantized, scales included (NaN where none is).
         stored: of the whole model, embeddings and what else stayed as it was included.
         offloaded_bytes: of original weights that were moved to host memory because the GPU had no room for them.
         rotated: how many products are rotated; None without a rotation.
@@ -71,7 +70,6 @@ class QuantizationReport:
     places: Mapping[str, Place]
     key: MXFormat | None
     value: MXFormat | None
-    bits_per_quantized_weight: float
     stored: Stored
     offloaded_bytes: int = 0
     latent_modules: int = 0
@@ -99,7 +97,6 @@ class QuantizationReport:
             places={layer.name: layer.place for layer in layers} | dict(attention),
             key=recipe.key,
             value=recipe.value,
-            bits_per_quantized_weight=_bits_per_weight([layer for layer in layers if layer.weight is not None]),
             stored=stored,
             offloaded_bytes=offloaded_bytes,
             latent_modules=latent_modules,
@@ -108,6 +105,12 @@ class QuantizationReport:
             cached=cached,
             positions=positions,
         )
+
+    @property
+    def bits_per_quantized_weight(self) -> float | None:
+        """Return the bits of a weight over those that are quantized, scales included; None where none is."""
+        bits = _bits_per_weight([layer for layer in self.layers if layer.weight is not None])
+        return None if math.isnan(bits) else bits
 
     @property
     def bits_per_weight(self) -> float:
@@ -148,7 +151,7 @@ class QuantizationReport:
             "key": None if self.key is None else str(self.key),
             "value": None if self.value is None else str(self.value),
             "bits_per_weight": self.bits_per_weight,
-            "bits_per_quantized_weight": None if math.isnan(bits := self.bits_per_quantized_weight) else bits,
+            "bits_per_quantized_weight": self.bits_per_quantized_weight,
             "bits_per_parameter": self.bits_per_parameter,
             "parameter_bytes": self.parameter_bytes,
             **({"cache_layers": [asdict(layer) for layer in self.cached]} if self.cached else {}),
