@@ -40,10 +40,10 @@ class HostKernels:
         function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
 
 
-# Those that go on with a loop where threads keep less than a block; and of the others those whose threads share memory,
-# where a warp keeps what all of them do.
+# Those that go on with a loop where threads keep less than a block, and those that do not, of threads that share
+# memory: here a warp keeps what all of these do.
 LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
-WITHOUT = ("mx_groups", *(name for name in SOURCES["tiles.cu"] if "column" in name))
+WITHOUT_LOOPS = ("mx_groups", *(name for name in SOURCES["tiles.cu"] if "column" in name))
 
 
 class HostWays:
@@ -60,7 +60,7 @@ class HostWays:
         self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
     ) -> "_HostWay":
         build = Threads(2) if name in LOOPS else threads
-        if name in WITHOUT:
+        if name in WITHOUT_LOOPS:
             build = replace(threads, kept=threads.kept * threads.block // WARP)
         key = fmt, dtype, prescale, build, name, keeps
         if key not in self._compiled:

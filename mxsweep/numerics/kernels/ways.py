@@ -153,14 +153,14 @@ def _threads_of_short_blocks(size: int, unit: int) -> Threads | None:
 def _way_of_columns(tiling: Tiling, fmt: MXFormat, vector: int) -> Way:
     """Return the way for blocks of columns, of which `width` counts vectors of ``vector`` elements."""
     tiling = replace(tiling, rows=min(tiling.rows, tiling.height))  # which parts are of
-    count = replace(tiling, columns=_ACROSS).count * THREADS
+    count = replace(tiling, columns=_ACROSS).count
     parts = -(-tiling.rows * _ACROSS // (THREADS * _MOST_KEPT))
     if parts == 1:
         # The length that a format says; but of whole columns, which have any, powers of two, so that kernels are few.
         threads = _threads_of_columns(tiling.rows if tiling.rows == fmt.block_size else _power(tiling.rows))
-        return Way("mx_long_columns", count // THREADS * threads.block, tiling.arguments, threads)
+        return Way("mx_long_columns", count * threads.block, tiling.arguments, threads)
     found = tiling.count // tiling.outer * parts * vector * (1 if fmt.symmetric else 2)
-    return Way("mx_columns_by_parts", count * parts, (parts, *tiling.arguments), Threads(_MOST_KEPT), found)
+    return Way("mx_columns_by_parts", count * parts * THREADS, (parts, *tiling.arguments), Threads(_MOST_KEPT), found)
 
 
 def _threads_of_columns(rows: int) -> Threads:
