@@ -119,7 +119,8 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int distance = 1; distance < SHARE; distance *= 2)
         of = extremes_of_both(of, extremes_of_lane(of, threadIdx.x % 32 ^ distance, FORMAT), FORMAT);
-    keep_block(range, of, FORMAT);
+    // What is held of the first block may have been written by then.
+    if (has) keep_block(range, of, FORMAT);
 
     const float t = tensor_scale_at(beside, start);
     const auto first_of = [&](int turn) { return start + unit(turn) * PER_VECTOR; };
