@@ -1,26 +1,34 @@
-"""Kernels that are made of warps, compiled by the host's compiler, whose threads are the lanes: kernel_host.cpp."""
+"""Kernels compiled by the host's compiler, which runs their thread blocks: kernel_host.cpp."""
+
+from __future__ import annotations
 
 import ctypes
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mxsweep.numerics import MXFormat
+from mxsweep.numerics.kernels import cuda
 from mxsweep.numerics.kernels.compile import THREADS
-from mxsweep.numerics.kernels.source import WARP
+from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.kernels.ways import SOURCES, Threads, tile_source
 
 HOST = Path(__file__).parent / "kernel_host.cpp"
 
 
 class HostKernels:
-    """Stand in for `Kernels`: the kernel compiled for the host."""
+    """Stand in for `Kernels`: a source compiled for the host, in thread blocks of ``block``.
 
-    def __init__(self, source: str, folder: Path, *macros: str) -> None:
+    Attributes:
+        launched: the names of kernels, in turn.
+    """
+
+    def __init__(self, source: str, folder: Path, block: int = THREADS) -> None:
         compiler = shutil.which("g++")
         if compiler is None:
             pytest.skip("no g++ on this machine")
@@ -30,49 +38,57 @@ class HostKernels:
         # Of headers C's alone: C++'s own around them take longer to read than a kernel takes to compile.
         subprocess.run(
             [compiler, "-std=c++20", "-nostdinc++", "-O0", "-ffp-contract=off", "-w", "-shared", "-fPIC",
-             f'-DKERNEL_SOURCE="{written}"', *macros, "-o", built, HOST],
+             f'-DKERNEL_SOURCE="{written}"', "-o", built, HOST],
             check=True,
         )  # fmt: skip
-        self._library = ctypes.CDLL(str(built))
+        self.library, self._block = ctypes.CDLL(str(built)), block
+        self.launched: list[str] = []
 
     def launch(self, name: str, threads: int, *arguments: int) -> None:
-        function = getattr(self._library, f"{name.removeprefix('mx_')}_on_host")
-        function(ctypes.c_long(threads), *map(ctypes.c_ulonglong, (number % 2**64 for number in arguments)))
+        self.launched.append(name)
+        words = (ctypes.c_uint64 * len(arguments))(*(number % 2**64 for number in arguments))
+        kernel = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
+        sizes = ctypes.c_long(threads), ctypes.c_uint(self._block)
+        self.library.launch_on_host(kernel, *sizes, words, ctypes.c_uint(len(words)))
 
 
-# Those that go on with a loop where threads keep less than a block, and those that do not, of threads that share
-# memory: here a warp keeps what all of these do.
-LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
-WITHOUT_LOOPS = ("mx_groups", *(name for name in SOURCES["tiles.cu"] if "column" in name))
+# Kernels that go on with a loop where threads keep less than a block: here they keep little.
+_LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
 
 
-class HostWays:
-    """Stand in for cuda.py's `_tile_kernels`: compile kernels of ways.py when they are asked for, and note which were.
+class HostBackend:
+    """Stand in for the kernels of cuda.py, compiled for the host when they are asked for.
 
-    Thread blocks are a warp here, which keeps what all threads of a group keep elsewhere.
+    Attributes:
+        launched: the names of kernels that quantized, in turn.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._compiled = folder, dict[object, HostKernels]()
-        self.used: list[str] = []
+        self._folder, self._compiled = folder, dict[tuple[str, int], HostKernels]()
+        self._launched: list[str] = []
 
-    def __call__(
+    @property
+    def launched(self) -> list[str]:
+        return [name for name in self._launched if name != "mx_tensor_scales"]
+
+    def replace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "_kernels", self._rows)
+        monkeypatch.setattr(cuda, "_tile_kernels", self._tiles)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+
+    def _rows(self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, keeps: bool) -> HostKernels:
+        return self._kernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale, keeps=keeps), THREADS)
+
+    def _tiles(
         self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
-    ) -> "_HostWay":
-        build = Threads(2) if name in LOOPS else threads
-        if name in WITHOUT_LOOPS:
-            build = replace(threads, kept=threads.kept * threads.block // WARP)
-        key = fmt, dtype, prescale, build, name, keeps
-        if key not in self._compiled:
-            source = tile_source(fmt, dtype, prescale, build, name, keeps=keeps)
-            self._compiled[key] = HostKernels(source, self._folder / f"way_{len(self._compiled)}")
-        self.used.append(name)
-        return _HostWay(self._compiled[key], threads.block)
+    ) -> HostKernels:
+        if name in _LOOPS:
+            threads = replace(threads, kept=1)
+        return self._kernels(tile_source(fmt, dtype, prescale, threads, name, keeps=keeps), threads.block)
 
-
-class _HostWay:
-    def __init__(self, kernels: HostKernels, block: int) -> None:
-        self._kernels, self._block = kernels, block
-
-    def launch(self, name: str, threads: int, *arguments: int) -> None:
-        self._kernels.launch(name, threads // self._block * THREADS if self._block < THREADS else threads, *arguments)
+    def _kernels(self, source: str, block: int) -> HostKernels:
+        if (source, block) not in self._compiled:
+            kernels = HostKernels(source, self._folder / str(len(self._compiled)), block)
+            kernels.launched = self._launched
+            self._compiled[source, block] = kernels
+        return self._compiled[source, block]

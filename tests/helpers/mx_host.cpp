@@ -1,7 +1,6 @@
-// The arithmetic of mx.cu and gptq.cu compiled by a host compiler, for comparing it with torch without a GPU.
-// MX_SOURCE is mx.cu, GPTQ_SOURCE gptq.cu; MX_FORMATS a file of initializers of Format, as source.py writes them.
+// The arithmetic of mx.cu compiled by a host compiler, for comparing it with torch without a GPU. MX_SOURCE is mx.cu behind
+// bits.cu; MX_FORMATS a file of initializers of Format, as source.py writes them.
 #include MX_SOURCE
-#include GPTQ_SOURCE
 
 static const Format formats[] = {
 #include MX_FORMATS
@@ -42,16 +41,6 @@ extern "C" long quantize_blocks(int format_index, const float* x, float* y, long
         for (long i = 0; i < length; ++i) y[i] = quantized(x[i], scale, format, random(i));
     }
     return quick;
-}
-
-// gptq.cu's kernel, all rows.
-extern "C" void gptq_columns(int format_index, const float* values, const float* before, const float* ratios,
-                             long long stride, const float* bys, const float* reads, const float* midpoints, float* q, float* changes,
-                             long long rows, int columns) {
-    for (long long row = 0; row < rows; ++row) {
-        round_columns(formats[format_index], values, before, ratios, stride, bys, reads, midpoints, q, changes, rows,
-                      columns, row);
-    }
 }
 
 extern "C" void rounded_to_storage(int storage, const float* x, float* y, long count) {

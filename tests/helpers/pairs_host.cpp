@@ -1,8 +1,7 @@
-// pairs.cu compiled by a host compiler, for comparing it with mx.cu. MX_SOURCE is mx.cu, PAIRS_SOURCE pairs.cu; MX_FORMATS a
-// file of initializers of Format for bfloat16, as source.py writes them.
+// pairs.cu compiled by a host compiler, for comparing it with mx.cu. PAIRS_SOURCE is pairs.cu behind that; MX_FORMATS a file of
+// initializers of Format for bfloat16, as source.py writes them.
 #include <initializer_list>
 
-#include MX_SOURCE
 static inline unsigned __vmaxu2(unsigned a, unsigned b) {
     const unsigned low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = (a >> 16) > (b >> 16) ? a : b;
     return (low & 0xffffu) | (high & 0xffff0000u);

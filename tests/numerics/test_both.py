@@ -130,7 +130,7 @@ def test_per_tensor_scales_and_rotated_columns_are_those_of_two_calls(
 ) -> None:
     order = 1 if rotation is None else rotation.order
     source = both_source(row_format, column_format, dtype, order=order)
-    kernels = HostKernels(source, tmp_path, *["-DMX_MAXIMA_ON_HOST"] * ("mx_maxima" in source))
+    kernels = HostKernels(source, tmp_path)
     monkeypatch.setattr(both_cuda, "_kernels", lambda *_: kernels)
     ordinary = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 96)
     for x in (ordinary.to(dtype), adversarial(2 * 64 * 96, 4, finite=True).view(2, 64, 96).to(dtype)):

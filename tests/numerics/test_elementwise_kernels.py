@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.kernel_host import HostKernels
 from helpers.tensor_bytes import TensorBytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -22,8 +19,6 @@ from mxsweep.formats.backends import BackendUnavailable
 from mxsweep.numerics.kernels import elementwise_cuda as kernels
 from mxsweep.numerics.kernels.compile import compile_source
 
-HOST = Path(__file__).parents[1] / "helpers" / "elementwise_host.cpp"
-HOST_THREADS = 32  # of a thread block
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DTYPES = pytest.mark.parametrize("dtype", kernels.DTYPES, ids=str)
 
@@ -70,33 +65,13 @@ def test_the_kernels_compile_without_a_gpu(arch: str, held: int, dtype: torch.dt
     assert all(name in bytes(compiled.code) for name in (b"rms_norm", b"silu_times", b"rotary"))
 
 
-def library_on_host(dtype: torch.dtype, held: int, folder: Path) -> ctypes.CDLL:
-    if (compiler := shutil.which("g++")) is None:
-        pytest.skip("no C++ compiler on this machine")
-    source, library = folder / "elementwise.cu", folder / "elementwise.so"
-    text = kernels.elementwise_source(dtype, held)
-    source.write_text(text.replace(f"THREADS {kernels.THREADS}", f"THREADS {HOST_THREADS}", 1), encoding="utf-8")
-    subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-         f'-DELEMENTWISE_SOURCE="{source}"', "-shared", "-fPIC", "-o", library, HOST],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(library))
-
-
-class OnHost:
-    """What launches the kernels of elementwise.cu on the host."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-
-    def launch(self, name: str, _threads: int, *arguments: int) -> None:
-        getattr(self._library, f"{name}_on_host")(*map(ctypes.c_longlong, arguments))
+def on_host(dtype: torch.dtype, held: int, folder: Path) -> HostKernels:
+    return HostKernels(kernels.elementwise_source(dtype, held), folder, kernels.THREADS)
 
 
 @pytest.fixture
 def host_is_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "on", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
 
 
 def mean_in_torchs_order(x: Tensor) -> Tensor:
@@ -121,7 +96,7 @@ def test_norms_on_the_host(
 ) -> None:
     x, weight = draw(7, channels, dtype=dtype), draw(channels, dtype=dtype)
     means = torch.zeros(7, 1)
-    found = kernels._launch_norm(OnHost(library_on_host(dtype, held, tmp_path)), x, weight, 1e-5, means)
+    found = kernels._launch_norm(on_host(dtype, held, tmp_path), x, weight, 1e-5, means)
     assert torch.equal(means, mean_in_torchs_order(x))
     expected = kernels.rms_norm_by_operations(x, weight, 1e-5)
     assert (found == expected).float().mean() > 0.99  # a reciprocal root is not the GPU's
@@ -132,7 +107,7 @@ def test_norms_on_the_host(
 def test_silu_and_rotary_embeddings_on_the_host(
     dtype: torch.dtype, tmp_path: Path, no_gradients: None, host_is_the_device: None
 ) -> None:
-    host = OnHost(library_on_host(dtype, 0, tmp_path))
+    host = on_host(dtype, 0, tmp_path)
     gate, up = draw(5, 24, dtype=dtype), draw(5, 24, dtype=dtype) + 1
     found = kernels._launch_silu(host, gate, up)
     torch.testing.assert_close(found, F.silu(gate) * up, rtol=2 * torch.finfo(dtype).eps, atol=0)

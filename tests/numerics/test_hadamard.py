@@ -1,16 +1,15 @@
 """Hadamard rotations: the matrices against their definition, the transforms against the matrices.
 
-hadamard.cu runs here compiled by the host's compiler, its threads taking turns; what only a GPU shows is marked so.
+Kernels run here compiled by the host's compiler; what only a GPU shows is marked so.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import json
 import math
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,13 @@ from helpers.kernel_host import HostKernels
 from benchmarks import hadamard as benchmark
 from mxsweep.numerics.hadamard import hadamard, matrix
 from mxsweep.numerics.kernels import compile as kernels
-from mxsweep.numerics.kernels import dense_cuda
-from mxsweep.numerics.kernels.dense_cuda import dense_source, kernel_of
+from mxsweep.numerics.kernels import dense_cuda, hadamard_cuda
+from mxsweep.numerics.kernels.dense_cuda import ROW_THREADS, dense_source, kernel_of
 from mxsweep.numerics.kernels.dense_tiles import dense_plan
-from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, Plan, can_transform, plan_of
+from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, Plan, can_transform, plan_of, transformed_to
 from mxsweep.numerics.kernels.source import STORAGE
 from mxsweep.numerics.paley import base_factor, paley, powers_of_a_generator, prime_power, quadratic_characters
 
-HOST = Path(__file__).parents[1] / "helpers" / "hadamard_host.cpp"
 LOG_ORDERS = range(1, MAX_LOG_ORDER + 1)
 # The multiples of 4 up to 300 that Paley's constructions, with Sylvester's, leave out.
 NOT_PALEY = {92, 116, 156, 172, 184, 188, 232, 236, 260, 268, 292}
@@ -205,42 +203,38 @@ def test_what_is_refused() -> None:
         matrix(0)
 
 
-Library = Callable[[Plan], ctypes.CDLL]
+# Bytes of shared memory, and where in it, in floats, a thread's element is: as read and written, or exchanged.
+PLACES = """
+extern "C" int shared_bytes() { return EXCHANGED ? 4 * SHARED : 0; }
+extern "C" int place_in_shared(int thread, int i, bool exchanged) {
+    return exchanged ? with_gaps(thread_exchanged(thread)) + with_gaps(number_exchanged(i))
+                     : with_gaps(thread_as_read(thread)) + with_gaps(number_as_read(i));
+}
+"""
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """hadamard.cu of a plan, compiled for the host."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or c++) on this machine")
-    folder = tmp_path_factory.mktemp("hadamard_host")
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], HostKernels]:
+    """The kernels that hadamard_cuda.py launches, on the host."""
 
-    def compiled(plan: Plan) -> ctypes.CDLL:
-        name = folder / f"{plan.log_order}_{plan.read}{plan.storage}"
-        source, built = name.with_suffix(".cu"), name.with_suffix(".so")
-        source.write_text(plan.source, encoding="utf-8")
-        subprocess.run(
-            [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-             f'-DHADAMARD_SOURCE="{source}"', "-o", built, HOST],
-            check=True,
-        )  # fmt: skip
-        return ctypes.CDLL(str(built))
+    @functools.cache
+    def kernels_of(plan: Plan, device: int | None = None) -> HostKernels:
+        return HostKernels(plan.source + PLACES, tmp_path / f"{plan.read}_{plan.dtype}", plan.threads)
 
-    return compiled
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(hadamard_cuda, "_kernels", kernels_of)
+    return kernels_of
 
 
 @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
 @pytest.mark.parametrize("log_order", LOG_ORDERS)
-def test_the_kernel_is_the_transform(log_order: int, dtype: torch.dtype, library: Library) -> None:
-    plan = plan_of(log_order, dtype)
-    loaded = library(plan)
+@pytest.mark.usefixtures("host")
+def test_the_kernel_is_the_transform(log_order: int, dtype: torch.dtype) -> None:
+    elements = plan_of(log_order, dtype).elements
     # Two thread blocks and a part of a third: whole rows, and whole 16-byte vectors.
     step = max(2**log_order, 16 // dtype.itemsize)
-    x = randn((2 * plan.elements + plan.elements // 3) // step * step + step, dtype=dtype)
-    y = torch.full_like(x, 7.0)
-    arguments = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_longlong(x.nbytes // 16))
-    loaded.hadamard_on_host(*arguments)
+    x = randn((2 * elements + elements // 3) // step * step + step, dtype=dtype)
+    y = transformed_to(x, 2**log_order, dtype)
     expected = hadamard(x, 2**log_order)
     if dtype == torch.float32:
         torch.testing.assert_close(y, expected, rtol=0, atol=ROUNDING)
@@ -251,39 +245,32 @@ def test_the_kernel_is_the_transform(log_order: int, dtype: torch.dtype, library
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("log_order", [2, 5, 8, 11, 14])
-def test_float32_is_written_of_what_is_narrower_as_of_float32(
-    log_order: int, dtype: torch.dtype, library: Library
-) -> None:
-    plan = plan_of(log_order, torch.float32, dtype)
-    x = randn(plan.elements + 2**log_order, dtype=dtype)
-    answers = []
-    for of, read in ((plan, x), (plan_of(log_order, torch.float32), x.float())):
-        y = torch.full_like(x, 7.0, dtype=torch.float32)
-        vectors = ctypes.c_longlong(y.nbytes // 16)
-        library(of).hadamard_on_host(ctypes.c_void_p(read.data_ptr()), ctypes.c_void_p(y.data_ptr()), vectors)
-        answers.append(y)
-    assert torch.equal(*answers)
+@pytest.mark.usefixtures("host")
+def test_float32_is_written_of_what_is_narrower_as_of_float32(log_order: int, dtype: torch.dtype) -> None:
+    order = 2**log_order
+    x = randn(plan_of(log_order, torch.float32, dtype).elements + order, dtype=dtype)
+    assert torch.equal(*(transformed_to(read, order, torch.float32) for read in (x, x.float())))
 
 
 @pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
 @pytest.mark.parametrize("log_order", LOG_ORDERS)
-def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library: Library) -> None:
+def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, host: Callable[[Plan], HostKernels]) -> None:
     plan = plan_of(log_order, dtype)
-    loaded = library(plan)
-    loaded.place_in_shared.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool]
-    assert loaded.shared_bytes() <= 48 * 1024
-    if not loaded.shared_bytes():
+    library = host(plan).library
+    library.place_in_shared.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool]
+    assert library.shared_bytes() <= 48 * 1024
+    if not library.shared_bytes():
         assert log_order < 10
         return
     for exchanged in (False, True):
         places = np.array(
             [
-                [loaded.place_in_shared(thread, i, exchanged) for i in range(2**plan.log_kept)]
+                [library.place_in_shared(thread, i, exchanged) for i in range(2**plan.log_kept)]
                 for thread in range(plan.threads)
             ]
         )
         assert len(np.unique(places)) == places.size
-        assert places.max() < loaded.shared_bytes() // 4
+        assert places.max() < library.shared_bytes() // 4
         for warp in places.reshape(-1, 32, 2**plan.log_kept):
             assert all(len(np.unique(warp[:, i] % 32)) == 32 for i in range(2**plan.log_kept))
 
@@ -303,16 +290,16 @@ def test_no_two_lanes_meet_in_a_bank(log_order: int, dtype: torch.dtype, library
     ids=str,
 )
 def test_rows_are_multiplied_in_the_order_of_the_factors_rows(
-    order: int, dtype: torch.dtype, inverse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: int, dtype: torch.dtype, inverse: bool, tmp_path: Path
 ) -> None:
     """Sums and differences over each bit, then fused multiply-adds; as many rows as end between 16 bytes."""
-    monkeypatch.setattr(dense_cuda, "ROW_THREADS", 32)
     base = base_factor(order)
     factor, rows, size = torch.from_numpy(base.T if inverse else base).float(), 13 if order < 90 else 3, len(base)
-    kernel = HostKernels(dense_source(order, inverse, dtype), tmp_path)
+    kernel = HostKernels(dense_source(order, inverse, dtype), tmp_path, ROW_THREADS)
     x = randn(rows, order, dtype=dtype)
     y = torch.full((rows + 1, order), 7.0, dtype=dtype)
-    kernel.launch("dense_rows", -(-rows * order // (size * 32)) * 32, x.data_ptr(), y.data_ptr(), x.numel())
+    threads = -(-rows * order // size)  # at least
+    kernel.launch("dense_rows", threads, x.data_ptr(), y.data_ptr(), x.numel())
     assert (y[rows] == 7).all()
 
     inner = order // size
@@ -351,24 +338,32 @@ def test_by_which_kernel_a_dense_factor_is_multiplied() -> None:
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(
-    ("order", "parts", "depth"),
-    [(44 * 128, 2, 2), (76 * 64, 1, 5), (12 * 512, 1, 1), (28 * 256, 3, 3), (11008, 2, 16), (344 * 64, 1, 5)],
+    ("order", "dtype", "changes"),
+    [
+        (3072, torch.bfloat16, {}),
+        (4864, torch.float16, {}),
+        (11008, torch.bfloat16, {}),
+        (44 * 128, torch.bfloat16, {"warps": 1, "tiles": 2, "parts": 2, "depth": 2}),
+        (28 * 256, torch.float16, {"warps": 1, "tiles": 2, "parts": 3, "depth": 3}),
+        (344 * 64, torch.bfloat16, {"depth": 5}),
+    ],
+    ids=str,
 )
 def test_tensor_cores_multiply_by_the_dense_factor(
-    order: int, parts: int, depth: int, inverse: bool, tmp_path: Path
+    order: int, dtype: torch.dtype, changes: dict[str, int], inverse: bool, tmp_path: Path
 ) -> None:
-    """What a GPU has instructions for is done by the host, whose thread blocks are a warp."""
-    planned = dense_plan(order, torch.bfloat16)
+    """What a GPU has instructions for is done by the host."""
+    planned = dense_plan(order, dtype)
     assert planned is not None
-    assert planned.parts == 1
-    plan = replace(planned, tiles=-(-planned.tiles * planned.warps // parts), warps=1, parts=parts, depth=depth)
-    kernel = HostKernels(plan.source, tmp_path)
-    x = randn(3, order, dtype=torch.bfloat16)
-    x[1] *= 1e37  # of which sums would leave float32's range
-    x[2] *= 1e-34
-    y = torch.full((4, order), 7.0, dtype=torch.bfloat16)
+    plan = replace(planned, **changes)
+    kernel = HostKernels(plan.source, tmp_path, plan.threads)
+    x = randn(3, order, dtype=dtype)
+    if dtype == torch.bfloat16:
+        x[1] *= 1e37  # of which sums would leave float32's range
+        x[2] *= 1e-34
+    y = torch.full((4, order), 7.0, dtype=dtype)
     signs = plan.signs(inverse)
-    kernel.launch("dense_tiles", 3 * parts * 32, x.data_ptr(), y.data_ptr(), signs.data_ptr())
+    kernel.launch("dense_tiles", 3 * plan.parts * plan.threads, x.data_ptr(), y.data_ptr(), signs.data_ptr())
     assert (y[3] == 7).all()
     assert_is_rounded(y[:3], hadamard(x.double(), inverse=inverse))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
-from helpers.kernel_host import HostKernels, HostWays
+from helpers.kernel_host import HostBackend, HostKernels
 from torch import Tensor
 
 from mxsweep.numerics import MXFormat, quantize, quantize_both
@@ -69,12 +69,8 @@ def hostile(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize(("fmt", "dtype"), FORMATS, ids=str)
 def test_of_rows_and_tiles(fmt: MXFormat, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, ways = (
-        HostKernels(kernel_source(fmt, dtype, "blocks.cu", keeps=True), tmp_path, "-DMX_BLOCKS_ON_HOST"),
-        HostWays(tmp_path),
-    )
-    monkeypatch.setattr(cuda, "_kernels", lambda *_: rows)
-    monkeypatch.setattr(cuda, "_tile_kernels", ways)
+    host = HostBackend(tmp_path)
+    host.replace(monkeypatch)
     monkeypatch.setattr(cuda, "takes", lambda *_: False)
     tile, large_tile = replace(fmt, block_size=(4, 24)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
     for asked, axis, shape in (
@@ -93,7 +89,7 @@ def test_of_rows_and_tiles(fmt: MXFormat, dtype: torch.dtype, tmp_path: Path, mo
             expected = kept_by(partial(quantize, x, asked, axis, arithmetic="exact", generator=KEY))
             assert None not in expected
             assert kept_by(partial(by_launch, x, asked, axis)) == expected
-    assert {*ways.used} == {*KERNELS} - {*SOURCES["groups.cu"]}  # which are for per-tensor scales
+    assert {*host.launched} == {"mx_rows", *KERNELS} - {*SOURCES["groups.cu"]}  # which are for per-tensor scales
     with keeping_exponents() as kept:  # which kernels add to what operations noted, on whatever devices
         quantize(torch.full((1, 64), 2.0**20), replace(MXFP4, block_size=64), arithmetic="exact")
         y = by_launch(x := hostile((9, 128), dtype)[4], fmt, -1)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.adversarial import adversarial, assert_same_bits
-from helpers.kernel_host import HostKernels, HostWays
+from helpers.kernel_host import HostBackend, HostKernels
 from helpers.mx_host import host_library, pointer
 
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.kernels import cuda
-from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.kernels.ways import way_of
 from mxsweep.numerics.philox import Draws
-from mxsweep.numerics.reference.definition import tensor_scale_over
 from mxsweep.numerics.rescaled import quantize_rescaled
 
 KEY = 2**63 + 11
@@ -41,13 +42,7 @@ BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate
     ],
     ids=str,
 )
-def test_the_kernels_are_the_definition(
-    fmt: MXFormat, dtype: torch.dtype, prescale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: HostWays
-) -> None:
-    rows = HostKernels(kernel_source(fmt, dtype, "blocks.cu", prescale=prescale), tmp_path, "-DMX_BLOCKS_ON_HOST")
-    launch = rows.launch
-    monkeypatch.setattr(rows, "launch", lambda name, *rest: (ways.used.append(name), launch(name, *rest)))
-    monkeypatch.setattr(cuda, "_kernels", lambda *_: rows)
+def test_the_kernels_are_the_definition(fmt: MXFormat, dtype: torch.dtype, prescale: float, host: HostBackend) -> None:
     x = adversarial(8 * 9 * 128, 2).view(8, 9, 128).to(dtype)
     long = adversarial(2 * 41 * 512, 3, finite=True).view(2, 41, 512).to(dtype)
     block, tile, large_tile = fmt, replace(fmt, block_size=(4, 24)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
@@ -63,7 +58,7 @@ def test_the_kernels_are_the_definition(
     ):
         check(part, fmt, axis, dims, prescale)
     by_column = "mx_tiles_by_thread" if block.four_over_six else "mx_long_columns"
-    assert ways.used == [
+    assert host.launched == [
         "mx_groups" if block.tensor_scale else "mx_rows",
         *("mx_short_blocks", "mx_short_blocks", by_column, "mx_tiles_by_thread", "mx_vector_tiles_by_warp"),
         *("mx_vector_tiles", by_column),
@@ -83,17 +78,12 @@ def check(
 
 
 @pytest.fixture
-def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostWays:
-    """The kernels that ways.py chooses, on the host."""
-    kernels = HostWays(tmp_path)
-    monkeypatch.setattr(cuda, "_tile_kernels", kernels)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostBackend:
+    """The kernels that cuda.py launches, on the host; but of columns those of ways.py."""
+    backend = HostBackend(tmp_path)
+    backend.replace(monkeypatch)
     monkeypatch.setattr(cuda, "takes", lambda *_: False)
-    monkeypatch.setattr(  # the maxima of tensors, which threads that share memory find
-        cuda, "_tensor_scales", lambda x, fmt, dims, amax, extremes: (
-            tensor_scale_over(x, fmt, dims, amax).contiguous(), cuda._group_size(x, dims),
-        ),
-    )  # fmt: skip
-    return kernels
+    return backend
 
 
 BLOCKS = MXFormat("fp4_e2m1", 48)
@@ -115,20 +105,20 @@ BLOCKS = MXFormat("fp4_e2m1", 48)
     ids=str,
 )
 def test_short_blocks_of_rows_of_any_length(
-    fmt: MXFormat, widths: tuple[int, ...], dtype: torch.dtype, ways: HostWays
+    fmt: MXFormat, widths: tuple[int, ...], dtype: torch.dtype, host: HostBackend
 ) -> None:
     for width in widths:
         check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
-    assert ways.used == ["mx_short_blocks"] * len(widths)
+    assert host.launched == ["mx_short_blocks"] * len(widths)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("fmt", [replace(BLOCKS, block_size=0), replace(NVFP4, block_size=0)], ids=str)
-def test_short_rows_are_blocks(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+def test_short_rows_are_blocks(fmt: MXFormat, dtype: torch.dtype, host: HostBackend) -> None:
     """Of whatever length, which the format does not say."""
     for width in (64, 37, 8, 1):
         check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
-    assert ways.used == ["mx_vector_tiles_by_warp", "mx_tiles_by_warp"] * 2
+    assert host.launched == ["mx_vector_tiles_by_warp", "mx_tiles_by_warp"] * 2
 
 
 @pytest.mark.parametrize("size", range(1, 257))
@@ -174,10 +164,10 @@ def test_parts_of_a_column_are_of_what_there_is_of_it() -> None:
     ],
     ids=str,
 )
-def test_a_warp_has_several_small_tiles(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+def test_a_warp_has_several_small_tiles(fmt: MXFormat, dtype: torch.dtype, host: HostBackend) -> None:
     for width in (64, 200):
         check(adversarial(3 * 37 * width, width).view(3, 37, width).to(dtype), fmt, -1, (-2, -1))
-    assert ways.used == ["mx_small_tiles"] * 2
+    assert host.launched == ["mx_small_tiles"] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -191,16 +181,16 @@ def test_a_warp_has_several_small_tiles(fmt: MXFormat, dtype: torch.dtype, ways:
     ],
     ids=str,
 )
-def test_long_columns_are_quantized_in_parts(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+def test_long_columns_are_quantized_in_parts(fmt: MXFormat, dtype: torch.dtype, host: HostBackend) -> None:
     x = adversarial(2 * 600 * 72, 2, finite=fmt.tensor_scale).view(2, 600, 72).to(dtype)
     for block_size in (0, 500):
         check(x, replace(fmt, block_size=block_size), -2, (-2, -1))
-    assert ways.used == ["mx_column_extremes", "mx_columns_by_parts"] * 2
+    assert host.launched == ["mx_column_extremes", "mx_columns_by_parts"] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_tensor_has_the_maximum_of_the_extremes_of_its_columns(
-    dtype: torch.dtype, ways: HostWays, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, host: HostBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From which per-tensor scales are made, where they are of whole matrices: with no further reading."""
     found = []
@@ -214,12 +204,35 @@ def test_a_tensor_has_the_maximum_of_the_extremes_of_its_columns(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("fmt", [NVFP4, BETTER, replace(NVFP4, scale_rule="compressed_tensors")], ids=str)
-def test_a_group_under_one_scale_is_read_once(fmt: MXFormat, dtype: torch.dtype, ways: HostWays) -> None:
+def test_a_group_under_one_scale_is_read_once(fmt: MXFormat, dtype: torch.dtype, host: HostBackend) -> None:
     for finite in (True, False):
         x = adversarial(5 * 7 * 208, 3, finite=finite).view(5, 7, 208).to(dtype)
         check(x, fmt, -1, (-1,))
         check(x, fmt, -1, (-2, -1))
-    assert ways.used == ["mx_groups_by_warp", "mx_groups"] * 2
+    assert host.launched == ["mx_groups_by_warp", "mx_groups"] * 2
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [
+        ("if (threadIdx.x % 32) __shfl_sync(~0u, 1, 0);", "lanes of a warp wait for different things"),
+        ("if (threadIdx.x % 32) __syncthreads();", "lanes of a warp wait for different things"),
+        ("if (threadIdx.x < 32) __syncthreads();", "warps of a thread block wait for different things"),
+        ("__syncthreads(), __shfl_sync(~0u, 1, 0);", ""),
+    ],
+)
+def test_threads_that_wait_in_vain_end_the_process(waits: str, said: str, tmp_path: Path) -> None:
+    """Of the host that tests run kernels on: none passes that a GPU would not promise an answer of."""
+    library = HostKernels(f'extern "C" __global__ void waits() {{ {waits} }}', tmp_path).library
+    call = f"""
+import ctypes
+library = ctypes.CDLL({library._name!r})
+kernel = ctypes.cast(library.waits, ctypes.c_void_p)
+library.launch_on_host(kernel, ctypes.c_long(128), ctypes.c_uint(64), None, 0)
+"""
+    process = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    assert process.returncode == (-signal.SIGABRT if said else 0)
+    assert process.stderr.startswith(said)
 
 
 def test_tiles_of_one_row_or_column_are_blocks() -> None:
@@ -240,7 +253,7 @@ def test_numbers_are_rounded_to_what_tensors_are_stored_in(tmp_path: Path) -> No
         assert_same_bits(y, x.to(dtype).float())
 
 
-def test_a_thread_has_numbers_of_one_example(ways: HostWays) -> None:
+def test_a_thread_has_numbers_of_one_example(host: HostBackend) -> None:
     """Long columns are read four float32 at a time: not where an example begins between these, and they are random."""
     fmt = MXFormat("fp8_e4m3", 7, rounding="stochastic")
     x = adversarial(24 * 10 * 6, 2).view(24, 10, 6)
@@ -249,4 +262,4 @@ def test_a_thread_has_numbers_of_one_example(ways: HostWays) -> None:
         cuda._launch(x, y, fmt, 0, None, Draws(KEY, example_dims, 3), None)
         beside = {"generator": KEY, "example_dims": example_dims, "first_example": 3}
         assert_same_bits(y, quantize(x, fmt, 0, arithmetic="exact", **beside))
-    assert ways.used == ["mx_long_columns", "mx_long_columns", "mx_tiles_by_thread"]
+    assert host.launched == ["mx_long_columns", "mx_long_columns", "mx_tiles_by_thread"]

@@ -6,7 +6,6 @@ import ctypes
 import itertools
 import shutil
 import subprocess
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from helpers.kernel_formats import FORMATS as KERNEL_FORMATS
 
 from mxsweep.numerics import MXFormat
-from mxsweep.numerics.kernels.source import format_initializer
+from mxsweep.numerics.kernels.source import format_initializer, joined_files
 
 HOST = Path(__file__).parent.parent / "helpers" / "pairs_host.cpp"
 FORMATS = list(
@@ -47,13 +46,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no C++ compiler (g++ or c++) on this machine")
     folder = tmp_path_factory.mktemp("pairs")
     (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt, torch.bfloat16)},\n" for fmt in FORMATS))
-    with resources.as_file(resources.files("mxsweep.numerics.kernels")) as sources:
-        subprocess.run(
-            [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
-             "-shared", "-fPIC", f'-DMX_SOURCE="{sources / "mx.cu"}"', f'-DPAIRS_SOURCE="{sources / "pairs.cu"}"',
-             f'-DMX_FORMATS="{folder}/formats.inc"', "-o", folder / "pairs.so", HOST],
-            check=True,
-        )  # fmt: skip
+    (folder / "pairs.cu").write_text(joined_files("mx.cu", "pairs.cu"))
+    subprocess.run(
+        [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
+         "-shared", "-fPIC", f'-DPAIRS_SOURCE="{folder}/pairs.cu"', f'-DMX_FORMATS="{folder}/formats.inc"',
+         "-o", folder / "pairs.so", HOST],
+        check=True,
+    )  # fmt: skip
     library = ctypes.CDLL(str(folder / "pairs.so"))
     library.are_pairs.restype = ctypes.c_bool
     library.scales_differ.restype = library.elements_differ.restype = ctypes.c_long

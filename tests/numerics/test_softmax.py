@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.kernel_host import HostKernels
 from torch import Tensor
 
 from mxsweep.formats.backends import BackendUnavailable
@@ -17,7 +15,6 @@ from mxsweep.numerics.kernels import softmax_cuda
 from mxsweep.numerics.kernels.compile import compile_source
 from mxsweep.numerics.kernels.source import STORAGE
 
-HOST = Path(__file__).parents[1] / "helpers" / "softmax_host.cpp"
 DTYPES = pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
 
 
@@ -51,24 +48,14 @@ def assert_as_defined(logits: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> N
 
 @DTYPES
 @pytest.mark.parametrize("entries", [1, 7, 50, 2_048, 50_257])
-def test_the_kernel_on_the_host(entries: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    if (compiler := shutil.which("g++")) is None:
-        pytest.skip("no g++ on this machine")
-    source = tmp_path / "softmax.cu"
-    source.write_text(softmax_cuda.softmax_source(dtype), encoding="utf-8")
-    subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-         f'-DSOFTMAX_SOURCE="{source}"', "-shared", "-fPIC", "-o", tmp_path / "softmax.so", HOST],
-        check=True,
-    )  # fmt: skip
-    library = ctypes.CDLL(str(tmp_path / "softmax.so"))
+def test_the_kernel_on_the_host(
+    entries: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostKernels(softmax_cuda.softmax_source(dtype), tmp_path, softmax_cuda.THREADS)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(softmax_cuda, "_kernels", lambda *_: host)
     logits = special_rows(entries, dtype)
-    largest, normalizer, token = torch.zeros(8), torch.zeros(8), torch.zeros(8, dtype=torch.int64)
-    numbers = (8, logits.data_ptr(), logits.stride(0) * logits.itemsize, entries)
-    library.softmax_rows_on_host(*map(ctypes.c_longlong, numbers), *(
-        ctypes.c_void_p(each.data_ptr()) for each in (largest, token, normalizer)
-    ))  # fmt: skip
-    assert_as_defined(logits, (largest, token, normalizer))
+    assert_as_defined(logits, softmax_cuda.normalize_rows(logits))
 
 
 @DTYPES

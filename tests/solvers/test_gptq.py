@@ -1,6 +1,5 @@
 """GPTQ against closed forms, brute force, and the published algorithm written out in float64."""
 
-import ctypes
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +8,13 @@ import pytest
 import torch
 from helpers.adversarial import assert_same_bits
 from helpers.hessian_loss import hessian_loss
-from helpers.mx_host import host_library, pointer
+from helpers.kernel_host import HostKernels
 from helpers.solved_formats import FORMATS
 from torch import Tensor
 
 from mxsweep.numerics import MXFormat, decode, quantize
+from mxsweep.numerics.kernels import gptq_cuda
+from mxsweep.numerics.kernels.compile import compile_source
 from mxsweep.solvers import gptq as module
 from mxsweep.solvers.block_scales import BlockScales
 from mxsweep.solvers.clip import search_scales
@@ -334,47 +335,27 @@ def test_the_loss_by_hand() -> None:
 # --- The kernel's arithmetic -----------------------------------------------------------------------------------------
 
 
-def test_the_kernel_on_the_host_is_the_torch_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = [*LAZY_FORMATS, *RULES]
-    library = host_library(tmp_path, formats)
-    calls = 0
-
-    def columns(values: Tensor, before: Tensor, ratios: Tensor, grid: module._Grid, q: Tensor, group: slice) -> Tensor:
-        nonlocal calls
-        calls += 1
-        change = torch.empty_like(values[group])
-        parts = (values[group], before[group], grid.scale.by[group], grid.scale.read[group], q[group], change)
-        midpoint = None if grid.midpoint is None else grid.midpoint[group]
-        assert all(part.is_contiguous() for part in parts)
-        own, earlier, by, read, answer, changed = map(pointer, parts)
-        library.gptq_columns(
-            formats.index(grid.fmt), own, earlier, pointer(ratios[group, group]),
-            ctypes.c_longlong(ratios.stride(0)), by, read, pointer(midpoint), answer, changed,
-            ctypes.c_longlong(values.shape[1]), len(change),
-        )  # fmt: skip
-        return change
-
-    for fmt in formats:
-        w, hessian = problem(24, 300)
-        scales = search_scales(w, fmt, hessian.diagonal())
-        expected = gptq(w, hessian, fmt, scales)
-        with monkeypatch.context() as patched:
-            patched.setattr(module, "_round_group", columns)
-            ours = gptq(w, hessian, fmt, scales)
-            diagonal = gptq(w, torch.eye(300), fmt, scales)
-        assert torch.equal(diagonal, scales.quantize(w, fmt))
-        assert (ours == expected).float().mean() > 0.98
-        losses = [hessian_loss(w, q, hessian) for q in (ours, expected)]
-        assert losses[0] == pytest.approx(losses[1], rel=0.01)
-    assert calls
+@pytest.mark.parametrize("fmt", [*LAZY_FORMATS, *RULES], ids=str)
+def test_the_kernel_on_the_host_is_the_torch_path(
+    fmt: MXFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, hessian = problem(24, 300)
+    scales = search_scales(w, fmt, hessian.diagonal())
+    expected = gptq(w, hessian, fmt, scales)
+    host = HostKernels(gptq_cuda.columns_source(replace(fmt, block_size=0)), tmp_path, gptq_cuda.THREADS)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(gptq_cuda, "_kernels", lambda *_: host)
+    monkeypatch.setattr(module, "_has_kernel", lambda _: True)
+    ours = gptq(w, hessian, fmt, scales)
+    assert torch.equal(gptq(w, torch.eye(300), fmt, scales), scales.quantize(w, fmt))
+    assert (ours == expected).float().mean() > 0.98
+    assert hessian_loss(w, ours, hessian) == pytest.approx(hessian_loss(w, expected, hessian), rel=0.01)
+    assert host.launched
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_100"])
 def test_the_kernel_compiles(arch: str) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed (pip install 'mxsweep[cuda]')")
-    from mxsweep.numerics.kernels.compile import compile_source
-    from mxsweep.numerics.kernels.gptq_cuda import columns_source
-
     for fmt in LAZY_FORMATS[:3]:
-        code = compile_source(columns_source(replace(fmt, block_size=0)), arch).code
+        code = compile_source(gptq_cuda.columns_source(replace(fmt, block_size=0)), arch).code
         assert code[:4] == b"\x7fELF" and b"gptq_columns" in code

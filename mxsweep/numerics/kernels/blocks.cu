@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) mx_rows(const uint4* x, uint4*
 }
 
 // The largest of a thread block's values; right in its first warp.
-MX_FUNCTION unsigned largest_of_thread_block(unsigned value) {
+FUNCTION unsigned largest_of_thread_block(unsigned value) {
     __shared__ unsigned of_warp[32];
     value = largest_of_warp(value);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;

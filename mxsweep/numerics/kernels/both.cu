@@ -1,4 +1,4 @@
-// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind columns.cu;
+// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind columns.cu and butterflies.cu;
 // the format of vectors.cu is that of the rows.
 //
 // MX_COLUMN_BLOCK   how many elements of a column are a block
@@ -18,7 +18,7 @@ constexpr bool DRAWS = (MX_WITH_ROWS && FORMAT.rounding == STOCHASTIC) || COLUMN
 static_assert(MX_ACROSS >= MX_LANES && DOWN * HELD == MX_COLUMN_BLOCK && MX_COLUMN_BLOCK % ORDER == 0);
 
 // Reads a lane's vectors, the first of which is at `from`.
-MX_FUNCTION void read_tile(unsigned (&words)[HELD][4], const uint4* from, i64 step) {
+FUNCTION void read_tile(unsigned (&words)[HELD][4], const uint4* from, i64 step) {
     uint4 read[HELD];
 #pragma unroll
     for (int held = 0; held < HELD; ++held, from += step) read[held] = *from;
@@ -32,7 +32,7 @@ MX_FUNCTION void read_tile(unsigned (&words)[HELD][4], const uint4* from, i64 st
 
 // Multiplies the columns by signs, of which the bits of `negative` say where they are -1, and by Sylvester's matrix:
 // hadamard.cu's butterflies, in its order, those over the low bits of the row's number between lanes.
-MX_FUNCTION void rotate_columns(unsigned (&words)[HELD][4], u64 negative) {
+FUNCTION void rotate_columns(unsigned (&words)[HELD][4], u64 negative) {
     const unsigned lane = threadIdx.x % 32;
     unsigned flips[HELD];
 #pragma unroll
@@ -53,20 +53,14 @@ MX_FUNCTION void rotate_columns(unsigned (&words)[HELD][4], u64 negative) {
 #pragma unroll
             for (int distance = 1; distance < ORDER; distance *= 2) {
                 if (distance < DOWN) {
-                    const float sign = lane / MX_ACROSS & distance ? -1.0f : 1.0f;
 #pragma unroll
                     for (int held = 0; held < HELD; ++held)
-                        of[held] = fmaf(sign, of[held], __shfl_xor_sync(ALL, of[held], distance * MX_ACROSS));
+                        of[held] = butterfly_of_lanes(of[held], distance * MX_ACROSS);
                     continue;
                 }
 #pragma unroll
-                for (int held = 0; held < HELD; ++held) {
-                    const int other = held + distance / DOWN;
-                    if (held & (distance / DOWN)) continue;
-                    const float a = of[held], b = of[other];
-                    of[held] = a + b;
-                    of[other] = a - b;
-                }
+                for (int held = 0; held < HELD; ++held)
+                    if (!(held & (distance / DOWN))) butterfly(of[held], of[held + distance / DOWN]);
             }
         }
 #pragma unroll
@@ -75,12 +69,12 @@ MX_FUNCTION void rotate_columns(unsigned (&words)[HELD][4], u64 negative) {
     }
 }
 
-MX_FUNCTION unsigned largest_magnitudes(const unsigned (&words)[4]) {
+FUNCTION unsigned largest_magnitudes(const unsigned (&words)[4]) {
     return larger(larger(magnitudes(words[0]), magnitudes(words[1])), larger(magnitudes(words[2]), magnitudes(words[3])));
 }
 
 // Those of the columns of a tile, which lanes below another hold.
-MX_FUNCTION ColumnExtremes extremes_of_tile(const unsigned (&words)[HELD][4]) {
+FUNCTION ColumnExtremes extremes_of_tile(const unsigned (&words)[HELD][4]) {
     ColumnExtremes of = extremes_of_columns(words);
 #pragma unroll
     for (int distance = MX_ACROSS; distance < 32; distance *= 2) of = joined(of, of_other_lane(of, distance));
@@ -88,7 +82,7 @@ MX_FUNCTION ColumnExtremes extremes_of_tile(const unsigned (&words)[HELD][4]) {
 }
 
 // The per-tensor scale of the columns of a sequence, that is of `strips` strips, of which `strip` is one.
-MX_FUNCTION float scale_of_sequence(const unsigned* strip_maxima, i64 strip, i64 strips) {
+FUNCTION float scale_of_sequence(const unsigned* strip_maxima, i64 strip, i64 strips) {
     const unsigned* of = strip_maxima + divided(strip, strips) * strips;
     unsigned largest = 0;
     for (i64 i = threadIdx.x % 32; i < strips; i += 32) largest = of[i] > largest ? of[i] : largest;

@@ -21,7 +21,7 @@ from mxsweep.numerics.kernels.source import (
     VECTOR_BYTES,
     WARP,
     block_length,
-    format_initializer,
+    format_fields,
     kernel_source,
     lanes_of,
 )
@@ -201,18 +201,23 @@ def both_source(
 ) -> str:  # fmt: skip
     """Return the kernel's source for two formats; for the columns' alone where there is no other."""
     across, block = _lanes_across(row_format, column_format, dtype), block_length(column_format)
-    lines = (
-        f"#define MX_COLUMN_FORMAT {format_initializer(column_format, dtype, column_prescale)}",
-        f"#define MX_COLUMN_BLOCK {block}",
-        f"#define MX_WITH_ROWS {int(row_format is not None)}",
-        f"#define MX_RESIDENT {_RESIDENT if block * across <= WARP * _FEW_HELD else _RESIDENT_ELSE}",
-        f"#define MX_ACROSS {across}",
-        f"#define MX_LOG_ROTATION {order.bit_length() - 1}",
-        f"#define MX_ROTATION_SCALE {(order**-0.5).hex()}f",
-    )
     fmt = MXFormat(column_format.element, 16) if row_format is None else row_format  # of rows that nobody asks for
     scaled = row_format is not None and (row_format.tensor_scale or column_format.tensor_scale)
-    return kernel_source(fmt, dtype, "columns.cu", "both.cu", *["maxima.cu"] * scaled, more=lines, keeps=keeps)
+    return kernel_source(
+        fmt,
+        dtype,
+        *("columns.cu", "butterflies.cu", "both.cu", *["maxima.cu"] * scaled),
+        keeps=keeps,
+        macros={
+            "MX_COLUMN_FORMAT": format_fields(column_format, dtype, column_prescale),
+            "MX_COLUMN_BLOCK": block,
+            "MX_WITH_ROWS": row_format is not None,
+            "MX_RESIDENT": _RESIDENT if block * across <= WARP * _FEW_HELD else _RESIDENT_ELSE,
+            "MX_ACROSS": across,
+            "MX_LOG_ROTATION": order.bit_length() - 1,
+            "MX_ROTATION_SCALE": order**-0.5,
+        },
+    )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ struct ColumnExtremes {
     float low[PER_VECTOR], high[PER_VECTOR];
 };
 
-MX_FUNCTION ColumnExtremes joined(const ColumnExtremes& a, const ColumnExtremes& b) {
+FUNCTION ColumnExtremes joined(const ColumnExtremes& a, const ColumnExtremes& b) {
     ColumnExtremes of = {};
 #pragma unroll
     for (int word = 0; word < 4; ++word) of.magnitudes[word] = larger(a.magnitudes[word], b.magnitudes[word]);
@@ -24,7 +24,7 @@ MX_FUNCTION ColumnExtremes joined(const ColumnExtremes& a, const ColumnExtremes&
     return of;
 }
 
-MX_FUNCTION ColumnExtremes of_other_lane(const ColumnExtremes& of, int distance) {
+FUNCTION ColumnExtremes of_other_lane(const ColumnExtremes& of, int distance) {
     ColumnExtremes other = {};
 #pragma unroll
     for (int word = 0; word < 4; ++word) other.magnitudes[word] = __shfl_xor_sync(ALL, of.magnitudes[word], distance);
@@ -37,7 +37,7 @@ MX_FUNCTION ColumnExtremes of_other_lane(const ColumnExtremes& of, int distance)
     return other;
 }
 
-MX_FUNCTION ColumnExtremes extremes_of_one(const unsigned (&words)[4]) {
+FUNCTION ColumnExtremes extremes_of_one(const unsigned (&words)[4]) {
     ColumnExtremes of = {};
 #pragma unroll
     for (int word = 0; word < 4; ++word) of.magnitudes[word] = magnitudes(words[word]);
@@ -48,7 +48,7 @@ MX_FUNCTION ColumnExtremes extremes_of_one(const unsigned (&words)[4]) {
 }
 
 template <int N>
-MX_FUNCTION ColumnExtremes extremes_of_columns(const unsigned (&words)[N][4]) {
+FUNCTION ColumnExtremes extremes_of_columns(const unsigned (&words)[N][4]) {
     ColumnExtremes of = extremes_of_one(words[0]);
 #pragma unroll
     for (int held = 1; held < N; ++held) of = joined(of, extremes_of_one(words[held]));
@@ -56,7 +56,7 @@ MX_FUNCTION ColumnExtremes extremes_of_columns(const unsigned (&words)[N][4]) {
 }
 
 // The float32 bits of the largest magnitude of column i of a vector, given those of its words.
-MX_FUNCTION unsigned magnitude_of_column(unsigned first, unsigned second, unsigned third, unsigned fourth, int i) {
+FUNCTION unsigned magnitude_of_column(unsigned first, unsigned second, unsigned third, unsigned fourth, int i) {
     const int n = i / PER_WORD;
     const unsigned word = n < 2 ? (n ? second : first) : (n == 2 ? third : fourth);
     return WIDE ? word : bits_of(widened((unsigned short)(i % 2 ? word >> 16 : word)));
@@ -66,7 +66,7 @@ MX_FUNCTION unsigned magnitude_of_column(unsigned first, unsigned second, unsign
 // lanes that have the same columns, one in ACROSS, each works out some and is told the others'; all of a warp agree on
 // `quick`. With a midpoint to each, all work out all.
 template <int ACROSS>
-MX_FUNCTION void scales_of_columns(BlockScale (&blocks)[PER_VECTOR], bool& quick, const ColumnExtremes& of, float t) {
+FUNCTION void scales_of_columns(BlockScale (&blocks)[PER_VECTOR], bool& quick, const ColumnExtremes& of, float t) {
     constexpr int SAME = COLUMN_FORMAT.symmetric ? 32 / ACROSS : 1, OWN = SAME < PER_VECTOR ? PER_VECTOR / SAME : 1;
     const int lane = threadIdx.x % 32, first = SAME == 1 ? 0 : lane / ACROSS * OWN % PER_VECTOR;
     float amax[OWN], midpoint[OWN];
@@ -96,7 +96,7 @@ MX_FUNCTION void scales_of_columns(BlockScale (&blocks)[PER_VECTOR], bool& quick
     }
 }
 
-MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale (&blocks)[PER_VECTOR], bool quick, u64 key,
+FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale (&blocks)[PER_VECTOR], bool quick, u64 key,
                                     Place place) {
     float random[PER_VECTOR] = {}, result[PER_VECTOR];
     if (COLUMN_FORMAT.rounding == STOCHASTIC) draw_vector(random, key, place);
@@ -111,7 +111,7 @@ MX_FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale
 // Keeps what columns want, of which lanes that have the same ones, one in ACROSS, take turns; with a midpoint to each, all
 // take all.
 template <int ACROSS>
-MX_FUNCTION void keep_columns(Range range, const ColumnExtremes& of) {
+FUNCTION void keep_columns(Range range, const ColumnExtremes& of) {
     constexpr int SAME = COLUMN_FORMAT.symmetric ? 32 / ACROSS : 1;
 #pragma unroll
     for (int j = 0; j < PER_VECTOR; j += SAME) {
@@ -126,7 +126,7 @@ MX_FUNCTION void keep_columns(Range range, const ColumnExtremes& of) {
 // Calls `each` with a function that quantizes a vector of a thread's columns, given its place, under their scales, which
 // whole warps find together.
 template <int ACROSS, class Each>
-MX_FUNCTION void with_scales_of_columns(const ColumnExtremes& of, float t, u64 key, Each each) {
+FUNCTION void with_scales_of_columns(const ColumnExtremes& of, float t, u64 key, Each each) {
     if (takes_pairs(COLUMN_FORMAT, STORAGE)) {
         PairScale pairs[4];
 #pragma unroll

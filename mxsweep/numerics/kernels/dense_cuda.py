@@ -23,7 +23,7 @@ from mxsweep.numerics.kernels.compile import THREADS, Kernels, load_kernels, on
 from mxsweep.numerics.kernels.dense_tiles import DensePlan, dense_plan
 from mxsweep.numerics.kernels.hadamard_cuda import MAX_LOG_ORDER, kernels_can_work, transformed_to
 from mxsweep.numerics.kernels.plain_tensors import as_vectors
-from mxsweep.numerics.kernels.source import STORAGE, WARP, joined_files
+from mxsweep.numerics.kernels.source import STORAGE, WARP, Macro, joined_files
 from mxsweep.numerics.paley import base_factor
 
 MOST_DENSE = 44  # the largest dense factor, a column of which a thread holds
@@ -99,22 +99,17 @@ def dense_source(order: int, inverse: bool, dtype: torch.dtype) -> str:
     factor = base_factor(order).astype(np.float32)
     size = len(factor)
     inner = order // size
-    rows = (", ".join(f"{entry.hex()}f" for entry in row.tolist()) for row in (factor.T if inverse else factor))
     log_inner = inner.bit_length() - 1
-    at_once = kernel_of(order, dtype) == "dense_rows"
-    lines = (
-        f"#define SIZE {size}",
-        f"#define FACTOR {{{', '.join(f'{{{row}}}' for row in rows)}}}",
-        f"#define STORAGE {STORAGE[dtype].name}",
-        f"#define WIDTH {_width_of(size, inner)}",
-        *[
-            f"#define LOG_INNER {log_inner}",
-            f"#define SCALE {(2 ** (-log_inner / 2)).hex()}f",
-            f"#define THREADS {ROW_THREADS}",
-        ]
-        * at_once,
-    )
-    return "\n".join((*lines, joined_files("storage.cu", "dense_rows.cu" if at_once else "dense.cu")))
+    macros: dict[str, Macro] = {
+        "SIZE": size,
+        "FACTOR": tuple(tuple(row) for row in (factor.T if inverse else factor).tolist()),
+        "STORAGE": STORAGE[dtype],
+        "WIDTH": _width_of(size, inner),
+    }
+    if kernel_of(order, dtype) != "dense_rows":
+        return joined_files("storage.cu", "dense.cu", macros=macros)
+    macros |= {"LOG_INNER": log_inner, "SCALE": 2 ** (-log_inner / 2), "THREADS": ROW_THREADS}
+    return joined_files("storage.cu", "butterflies.cu", "dense_rows.cu", macros=macros)
 
 
 @functools.cache

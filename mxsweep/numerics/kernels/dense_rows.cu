@@ -2,8 +2,8 @@
 // writing: of short rows what hadamard.cu and dense.cu compute of longer ones, in the same order. A row is SIZE runs of INNER
 // elements.
 //
-// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu, with the macros of dense.cu in front, where WIDTH may be
-// 1, too, and divides INNER, and
+// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu and butterflies.cu, with the macros of dense.cu in front,
+// where WIDTH may be 1, too, and divides INNER, and
 //   LOG_INNER  log2 of the order of Sylvester's matrix: at most 32 threads share a row
 //   SCALE      2^(-LOG_INNER / 2)
 //   THREADS    of a thread block
@@ -20,7 +20,7 @@ struct ElementOf<true> {
 };
 typedef ElementOf<WIDE>::type Element;
 FUNCTION float value_of(float element) { return element; }
-FUNCTION float value_of(unsigned short element) { return widened<STORAGE>(element); }
+FUNCTION float value_of(unsigned short element) { return widened(element); }
 FUNCTION void store(float& to, float value) { to = value; }
 FUNCTION void store(unsigned short& to, float value) { to = (unsigned short)packed(value, 0.0f); }
 
@@ -68,18 +68,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_rows(const uint4* x,
     }
 #pragma unroll
     for (int distance = 1; distance < INNER; distance *= 2) {
-        const float sign = thread & distance / WIDTH ? -1.0f : 1.0f;
 #pragma unroll
         for (int k = 0; k < SIZE; ++k) {
 #pragma unroll
             for (int i = 0; i < WIDTH; ++i) {
-                if (distance >= WIDTH) {
-                    value[k][i] = fmaf(sign, value[k][i], __shfl_xor_sync(0xffffffffu, value[k][i], distance / WIDTH));
-                } else if (!(i & distance)) {
-                    const float a = value[k][i], b = value[k][i | distance];
-                    value[k][i] = a + b;
-                    value[k][i | distance] = a - b;
-                }
+                if (distance >= WIDTH)
+                    value[k][i] = butterfly_of_lanes(value[k][i], distance / WIDTH);
+                else if (!(i & distance))
+                    butterfly(value[k][i], value[k][i | distance]);
             }
         }
     }

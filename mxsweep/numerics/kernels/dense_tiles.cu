@@ -2,7 +2,7 @@
 // one reading and one writing. A row is SIZE runs of INNER elements. At each place of a run tensor cores multiply the SIZE
 // elements there by the factor; what comes of that is transformed by Sylvester's matrix, run by run, in registers.
 //
-// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu, with these in front:
+// Compiled at first use by NVRTC (dense_cuda.py) behind storage.cu and butterflies.cu, with these in front:
 //   SIZE       of the factor
 //   LOG_INNER  log2 of the order of Sylvester's matrix: 5 to 7
 //   STORAGE    BFLOAT16 or FLOAT16
@@ -125,19 +125,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_tiles(const uint4* x
                 for (int i = 0; i < 4; ++i) change(column, i);
             }
         };
-        const auto butterfly = [](float& low, float& high) {
-            const float a = low, b = high;
-            low = a + b, high = a - b;
-        };
         each([&](int column, int i) {
             if (i % 2 == 0) butterfly(sum[tile][column][i], sum[tile][column][i + 1]);
         });
 #pragma unroll
         for (int distance = 1; distance < 4; distance *= 2) {
-            const float sign = lane & distance ? -1.0f : 1.0f;
             each([&](int column, int i) {
-                float& value = sum[tile][column][i];
-                value = fmaf(sign, value, __shfl_xor_sync(0xffffffffu, value, distance));
+                sum[tile][column][i] = butterfly_of_lanes(sum[tile][column][i], distance);
             });
         }
 #pragma unroll

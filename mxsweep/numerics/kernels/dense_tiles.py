@@ -47,22 +47,24 @@ class DensePlan:
 
     @property
     def source(self) -> str:
-        """Return dense_tiles.cu behind storage.cu, with the macros in front."""
+        """Return dense_tiles.cu behind butterflies.cu, with the macros in front."""
         # Signs of this size keep sums within a row's largest element.
         magnitude = 2.0 ** -(self.order - 1).bit_length()
         code = int(torch.tensor(magnitude, dtype=self.dtype, device="cpu").view(torch.int16))
-        lines = (
-            f"#define SIZE {self.size}",
-            f"#define LOG_INNER {(self.order // self.size).bit_length() - 1}",
-            f"#define STORAGE {STORAGE[self.dtype].name}",
-            f"#define MAGNITUDE {code << 16 | code:#x}u",
-            f"#define SCALE {(1 / magnitude / math.sqrt(self.order)).hex()}f",
-            f"#define TILES {self.tiles}",
-            f"#define WARPS {self.warps}",
-            f"#define PARTS {self.parts}",
-            f"#define DEPTH {self.depth}",
+        return joined_files(
+            *("storage.cu", "butterflies.cu", "dense_tiles.cu"),
+            macros={
+                "SIZE": self.size,
+                "LOG_INNER": (self.order // self.size).bit_length() - 1,
+                "STORAGE": STORAGE[self.dtype],
+                "MAGNITUDE": f"{code << 16 | code:#x}u",
+                "SCALE": 1 / magnitude / math.sqrt(self.order),
+                "TILES": self.tiles,
+                "WARPS": self.warps,
+                "PARTS": self.parts,
+                "DEPTH": self.depth,
+            },
         )
-        return "\n".join((*lines, joined_files("storage.cu", "dense_tiles.cu")))
 
     def signs(self, inverse: bool) -> Tensor:
         """Return the factor's signs as dense_tiles.cu reads them: int32, a word for each lane of each four tiles.

@@ -6,7 +6,7 @@
 //   THREADS  of a thread block
 //   HELD     vectors of a row that a thread of `rms_norm` keeps in registers; 0 where it reads them again
 //
-// Rows lie one behind the other, from 16-byte steps on, and are whole vectors. Tests run the kernels on the host, too.
+// Rows lie one behind the other, from 16-byte steps on, and are whole vectors.
 
 typedef long long i64;
 
@@ -16,10 +16,10 @@ constexpr unsigned ALL = 0xffffffffu;
 
 FUNCTION float element(const uint4& vector, int i) {
     const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
-    return widened<STORAGE>((unsigned short)(words[i / 2] >> (i % 2 ? 16 : 0)));
+    return widened((unsigned short)(words[i / 2] >> (i % 2 ? 16 : 0)));
 }
 
-FUNCTION float rounded(float value) { return widened<STORAGE>((unsigned short)(packed(value, 0.0f) & 0xffffu)); }
+FUNCTION float rounded(float value) { return widened((unsigned short)(packed(value, 0.0f) & 0xffffu)); }
 
 FUNCTION uint4 vector_of(const float (&values)[VECTOR]) {
     return uint4{packed(values[0], values[1]), packed(values[2], values[3]), packed(values[4], values[5]),

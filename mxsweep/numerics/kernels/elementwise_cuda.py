@@ -187,8 +187,9 @@ def _held(channels: int) -> int:
 
 def elementwise_source(dtype: torch.dtype, held: int = 0) -> str:
     """Return elementwise.cu behind storage.cu, with the macros in front."""
-    lines = (f"#define STORAGE {STORAGE[dtype].name}", f"#define THREADS {THREADS}", f"#define HELD {held}")
-    return "\n".join((*lines, joined_files("storage.cu", "elementwise.cu")))
+    return joined_files(
+        *("storage.cu", "elementwise.cu"), macros={"STORAGE": STORAGE[dtype], "THREADS": THREADS, "HELD": held}
+    )
 
 
 @functools.cache

@@ -4,7 +4,7 @@
 #if defined(WITH_mx_groups) || defined(WITH_mx_groups_by_warp)
 // Of `vectors` vectors each, which whole blocks of MX_LANES, a power of two, cut; THREADS threads have KEPT of them or fewer.
 template <int THREADS>
-MX_FUNCTION void groups(const uint4* x, uint4* y, i64 vectors, i64 count, Beside beside) {
+FUNCTION void groups(const uint4* x, uint4* y, i64 vectors, i64 count, Beside beside) {
     const int thread = threadIdx.x % THREADS, threads = THREADS == 32 ? 32 : blockDim.x;
     const i64 index = THREADS == 32 ? i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32 : blockIdx.x;
     if (index >= count) return;  // whole warps, and thread blocks, leave together

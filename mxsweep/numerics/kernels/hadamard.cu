@@ -2,10 +2,10 @@
 // tensor whose runs of that many neighbours are the rows. One reading and one writing of global memory, float32 in
 // between.
 //
-// Compiled at first use by NVRTC (hadamard_cuda.py) behind storage.cu, with these in front:
+// Compiled at first use by NVRTC (hadamard_cuda.py) behind storage.cu and butterflies.cu, with these in front:
 //   LOG_ORDER  log2 of the order, 1 to 14
-//   STORAGE    FLOAT32, BFLOAT16 or FLOAT16: of what is written, and of what is read but where READ_AS says otherwise
-//   READ_AS    of what is read where FLOAT32 is written: BFLOAT16 or FLOAT16; not there where both are alike
+//   STORAGE    FLOAT32, BFLOAT16 or FLOAT16: of what is written
+//   READ_AS    of what is read: the same, or BFLOAT16 or FLOAT16 where FLOAT32 is written
 //   SCALE      2^(-LOG_ORDER / 2), by which elements are multiplied as they are read: no sum then leaves the range of
 //              float32 unless an answer nearly does
 //   LOG_KEPT, PARTS, THREADS   see below
@@ -22,37 +22,22 @@
 // shuffles, one an element and bit. Longer rows are exchanged through shared memory: four accesses an element there and
 // back, but LOG_KEPT bits at once; the lowest bits of the lane, where these are too few, are left to shuffles. That
 // makes at most five accesses an element.
-//
-// A host compiler accepts all of it: there EACH_THREAD repeats a statement for every thread of a thread block, which is
-// what __syncthreads and __shfl_xor_sync promise, and tests compare the answers with torch's on machines without a GPU.
 
-#ifdef __CUDACC__
-#define EACH_THREAD
-#define SYNCHRONIZE __syncthreads();
-#define FUSED fmaf
-#define SEND_TO_LANES(part)
-#define OF_LANE(distance, part, i) __shfl_xor_sync(0xffffffffu, value[part][i], distance)
-#else
-#define EACH_THREAD for (int thread = 0; thread < THREADS; ++thread)
-#define SYNCHRONIZE
-#define FUSED __builtin_fmaf
-#define SEND_TO_LANES(part) EACH_THREAD for (int i = 0; i < KEPT; ++i) sent[thread][i] = values[thread][part][i];
-#define OF_LANE(distance, part, i) sent[thread ^ (distance)][i]
-#endif
-
-#ifdef READ_AS
-#ifndef __CUDACC__
-struct uint2 {
-    unsigned x, y;
+// What is read at once: as many elements as the 16 bytes that are written.
+constexpr bool WIDENS = WIDE && READ_AS != FLOAT32;
+template <bool>
+struct VectorOf {
+    typedef uint4 type;
 };
-#endif
-typedef uint2 Read;
-constexpr int READ = READ_AS;
-#else
-typedef uint4 Read;
-constexpr int READ = STORAGE;
-#endif
-constexpr int LOG_VECTOR = WIDE ? 2 : 3;  // elements in the 16 bytes that are read at once
+template <>
+struct VectorOf<true> {
+    typedef uint2 type;
+};
+typedef VectorOf<WIDENS>::type Read;
+struct Words {
+    unsigned of[sizeof(Read) / 4];
+};
+constexpr int LOG_VECTOR = WIDE ? 2 : 3;  // elements in 16 bytes
 constexpr int VECTOR = 1 << LOG_VECTOR;
 constexpr int KEPT = 1 << LOG_KEPT;
 constexpr int VECTORS = KEPT / VECTOR;
@@ -69,15 +54,11 @@ constexpr int LOG_APART = EXCHANGED ? LOG_VECTOR + LOG_LANES - LOG_KEPT : 0;  //
 constexpr int DONE = LOG_LANES < LOG_KEPT ? LOG_KEPT - LOG_LANES : 0;  // bits of their number that are done before
 
 FUNCTION void read_vector(float* value, Read read) {
-    constexpr bool HALVES = READ != FLOAT32;
-    unsigned words[sizeof(Read) / 4];
-    words[0] = read.x, words[1] = read.y;
-#ifndef READ_AS
-    words[2] = read.z, words[3] = read.w;
-#endif
+    constexpr bool HALVES = READ_AS != FLOAT32;
+    const Words words = __builtin_bit_cast(Words, read);
     UNROLL for (int i = 0; i < VECTOR; ++i) {
-        const unsigned word = words[HALVES ? i / 2 : i];
-        value[i] = SCALE * (HALVES ? widened<READ>((unsigned short)(i % 2 ? word >> 16 : word)) : from_bits(word));
+        const unsigned word = words.of[HALVES ? i / 2 : i];
+        value[i] = SCALE * (HALVES ? widened<READ_AS>((unsigned short)(i % 2 ? word >> 16 : word)) : from_bits(word));
     }
 }
 
@@ -109,80 +90,48 @@ constexpr int SHARED = EXCHANGED ? with_gaps(TILE - 1) + 1 : 1;
 template <int FIRST, int LAST>
 FUNCTION void butterflies(float (&value)[KEPT]) {
     UNROLL for (int bit = FIRST; bit < LAST; ++bit) {
-        UNROLL for (int i = 0; i < KEPT; ++i) {
-            if (i >> bit & 1) continue;
-            const float a = value[i], b = value[i | 1 << bit];
-            value[i] = a + b;
-            value[i | 1 << bit] = a - b;
-        }
+        UNROLL for (int i = 0; i < KEPT; ++i)
+            if (!(i >> bit & 1)) butterfly(value[i], value[i | 1 << bit]);
     }
 }
 
 // `vectors` counts the 16-byte pieces of y, and as many of x, which hold a whole number of rows.
-#ifdef __CUDACC__
 extern "C" __global__ void __launch_bounds__(THREADS, THREAD_BLOCKS)
     hadamard(const Read* x, uint4* y, long long vectors) {
     __shared__ float shared[SHARED];
     const long long first = (long long)blockIdx.x * (PARTS * TILE / VECTOR);
     const int thread = threadIdx.x;
     float value[PARTS][KEPT];
-#else
-static float values[THREADS][PARTS][KEPT], sent[THREADS][KEPT], shared[SHARED];
-#define value values[thread]
-static void hadamard_of_thread_block(const Read* x, uint4* y, long long vectors, long long first) {
-#endif
-    EACH_THREAD {
-        UNROLL for (int part = 0; part < PARTS; ++part) {
-            UNROLL for (int i = 0; i < VECTORS; ++i) {
-                const int place = part * TILE + thread_as_read(thread) + number_as_read(i * VECTOR);
-                const long long at = first + place / VECTOR;
-                read_vector(value[part] + i * VECTOR, at < vectors ? x[at] : Read{});
-            }
-            butterflies<0, (LOG_PART < LOG_KEPT ? LOG_PART : LOG_KEPT)>(value[part]);
+    UNROLL for (int part = 0; part < PARTS; ++part) {
+        UNROLL for (int i = 0; i < VECTORS; ++i) {
+            const int place = part * TILE + thread_as_read(thread) + number_as_read(i * VECTOR);
+            const long long at = first + place / VECTOR;
+            read_vector(value[part] + i * VECTOR, at < vectors ? x[at] : Read{});
         }
-        if (PARTS == 2) {
-            UNROLL for (int i = 0; i < KEPT; ++i) {
-                const float a = value[0][i], b = value[PARTS - 1][i];
-                value[0][i] = a + b;
-                value[PARTS - 1][i] = a - b;
-            }
-        }
+        butterflies<0, (LOG_PART < LOG_KEPT ? LOG_PART : LOG_KEPT)>(value[part]);
+    }
+    if (PARTS == 2) {
+        UNROLL for (int i = 0; i < KEPT; ++i) butterfly(value[0][i], value[PARTS - 1][i]);
     }
     UNROLL for (int part = 0; part < PARTS; ++part) {
         UNROLL for (int bit = 0; bit < SHUFFLED; ++bit) {
-            SEND_TO_LANES(part)
-            EACH_THREAD {
-                const float sign = thread >> bit & 1 ? -1.0f : 1.0f;
-                UNROLL for (int i = 0; i < KEPT; ++i)
-                    value[part][i] = FUSED(sign, value[part][i], OF_LANE(1 << bit, part, i));
-            }
+            UNROLL for (int i = 0; i < KEPT; ++i) value[part][i] = butterfly_of_lanes(value[part][i], 1 << bit);
         }
         if (EXCHANGED) {
             // The places that a thread writes last are those that it read in the same arrangement, which needs no
             // waiting, from this part to the next too.
-            EACH_THREAD {
-                UNROLL for (int i = 0; i < KEPT; ++i) AS_READ(i) = value[part][i];
-            }
-            SYNCHRONIZE
-            EACH_THREAD {
-                UNROLL for (int i = 0; i < KEPT; ++i) value[part][i] = IN_EXCHANGE(i);
-                butterflies<DONE, LOG_KEPT>(value[part]);
-                UNROLL for (int i = 0; i < KEPT; ++i) IN_EXCHANGE(i) = value[part][i];
-            }
-            SYNCHRONIZE
-            EACH_THREAD {
-                UNROLL for (int i = 0; i < KEPT; ++i) value[part][i] = AS_READ(i);
-            }
+            UNROLL for (int i = 0; i < KEPT; ++i) AS_READ(i) = value[part][i];
+            __syncthreads();
+            UNROLL for (int i = 0; i < KEPT; ++i) value[part][i] = IN_EXCHANGE(i);
+            butterflies<DONE, LOG_KEPT>(value[part]);
+            UNROLL for (int i = 0; i < KEPT; ++i) IN_EXCHANGE(i) = value[part][i];
+            __syncthreads();
+            UNROLL for (int i = 0; i < KEPT; ++i) value[part][i] = AS_READ(i);
         }
-        EACH_THREAD {
-            UNROLL for (int i = 0; i < VECTORS; ++i) {
-                const int place = part * TILE + thread_as_read(thread) + number_as_read(i * VECTOR);
-                const long long at = first + place / VECTOR;
-                if (at < vectors) y[at] = vector_of(value[part] + i * VECTOR);
-            }
+        UNROLL for (int i = 0; i < VECTORS; ++i) {
+            const int place = part * TILE + thread_as_read(thread) + number_as_read(i * VECTOR);
+            const long long at = first + place / VECTOR;
+            if (at < vectors) y[at] = vector_of(value[part] + i * VECTOR);
         }
     }
 }
-#ifndef __CUDACC__
-#undef value
-#endif

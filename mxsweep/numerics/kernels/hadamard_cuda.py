@@ -27,19 +27,20 @@ class Plan:
     """Say how hadamard.cu divides the work; its macros of these names have the details.
 
     Attributes:
+        dtype: of what is written.
+        read: of what is read: the same, or a narrower one where float32 is written.
         log_kept: log2 of the elements of a part of a row that a thread holds: a 16-byte vector, or as many as leave a
             row to one warp; of longer rows 64, with which two arrangements cover up to 12 of the index's bits.
         parts: into how many parts the row is cut.
         threads: to a thread block, which then holds threads * 2^log_kept elements in at most 34 KB of shared memory.
-        read: what is read as, where float32 is written of it; empty where it is as what is written.
     """
 
     log_order: int
-    storage: str
+    dtype: torch.dtype
+    read: torch.dtype
     log_kept: int
     parts: int
     threads: int
-    read: str = ""
 
     @property
     def elements(self) -> int:
@@ -48,17 +49,19 @@ class Plan:
 
     @property
     def source(self) -> str:
-        """Return hadamard.cu behind storage.cu, with the macros in front."""
-        lines = (
-            f"#define LOG_ORDER {self.log_order}",
-            f"#define STORAGE {self.storage}",
-            f"#define SCALE {(2 ** (-self.log_order / 2)).hex()}f",
-            f"#define LOG_KEPT {self.log_kept}",
-            f"#define PARTS {self.parts}",
-            f"#define THREADS {self.threads}",
-            *[f"#define READ_AS {self.read}"] * bool(self.read),
+        """Return hadamard.cu behind butterflies.cu, with the macros in front."""
+        return joined_files(
+            *("storage.cu", "butterflies.cu", "hadamard.cu"),
+            macros={
+                "LOG_ORDER": self.log_order,
+                "STORAGE": STORAGE[self.dtype],
+                "SCALE": 2 ** (-self.log_order / 2),
+                "LOG_KEPT": self.log_kept,
+                "PARTS": self.parts,
+                "THREADS": self.threads,
+                "READ_AS": STORAGE[self.read],
+            },
         )
-        return "\n".join((*lines, joined_files("storage.cu", "hadamard.cu")))
 
 
 def plan_of(log_order: int, dtype: torch.dtype, read: torch.dtype | None = None) -> Plan:
@@ -71,8 +74,7 @@ def plan_of(log_order: int, dtype: torch.dtype, read: torch.dtype | None = None)
     log_vector = (VECTOR_BYTES // dtype.itemsize).bit_length() - 1
     log_kept = 6 if log_order > 10 else max(log_vector, log_order - 5)
     parts = 2 if log_order == MAX_LOG_ORDER else 1
-    read_as = "" if read in (None, dtype) else STORAGE[read].name
-    return Plan(log_order, STORAGE[dtype].name, log_kept, parts, 128 if log_order >= 10 else 256, read_as)
+    return Plan(log_order, dtype, read or dtype, log_kept, parts, 128 if log_order >= 10 else 256)
 
 
 def can_transform(x: Tensor, order: int) -> bool:

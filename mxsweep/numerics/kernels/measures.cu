@@ -6,26 +6,26 @@ constexpr unsigned ALL = 0xffffffffu;
 constexpr int NUMBERS = 8;
 static_assert(sizeof(Format) == FORMAT_SIZE);  // as Python lays it out
 
-MX_FUNCTION float element_at(const void* x, i64 i, int storage) {
+FUNCTION float element_at(const void* x, i64 i, int storage) {
     if (storage == FLOAT32) return static_cast<const float*>(x)[i];
     return widened(static_cast<const unsigned short*>(x)[i], storage);
 }
-MX_FUNCTION float as_stored(float value, int storage) {
+FUNCTION float as_stored(float value, int storage) {
     return storage == FLOAT32 ? value : widened(narrowed(value, storage), storage);
 }
 
 // Of the values that the threads of a warp have: the sum, the least and the largest.
 template <class T>
-MX_FUNCTION T sum_of_warp(T value) {
+FUNCTION T sum_of_warp(T value) {
     for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(ALL, value, distance);
     return value;
 }
-MX_FUNCTION float least_of_warp(float value) {
+FUNCTION float least_of_warp(float value) {
     for (int distance = 16; distance; distance /= 2) value = fminf(value, __shfl_xor_sync(ALL, value, distance));
     return value;
 }
-MX_FUNCTION float largest_of_warp(float value) { return -least_of_warp(-value); }
-MX_FUNCTION unsigned largest_of_warp(unsigned value) {
+FUNCTION float largest_of_warp(float value) { return -least_of_warp(-value); }
+FUNCTION unsigned largest_of_warp(unsigned value) {
     for (int distance = 16; distance; distance /= 2) {
         const unsigned other = __shfl_xor_sync(ALL, value, distance);
         value = other > value ? other : value;

@@ -128,7 +128,7 @@ def _format_on(fmt: MXFormat, dtype: torch.dtype, prescale: float, device: torch
 def measures_source() -> str:
     """Return measures.cu behind mx.cu, with the macro in front."""
     size = ctypes.sizeof(format_in_memory(MXFormat("fp4_e2m1"), torch.float32, 1.0))
-    return "\n".join((f"#define FORMAT_SIZE {size}", joined_files("mx.cu", "measures.cu")))
+    return joined_files("mx.cu", "measures.cu", macros={"FORMAT_SIZE": size})
 
 
 @functools.cache

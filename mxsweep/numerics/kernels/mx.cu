@@ -1,5 +1,5 @@
-// Fake quantization to a microscaling format: the exact arithmetic of definition.py, bit for bit. What kernels on a GPU
-// need beside it stands in vectors.cu, and the kernels themselves in other files, all compiled behind this one.
+// Fake quantization to a microscaling format: the exact arithmetic of definition.py, bit for bit. Compiled behind bits.cu. What
+// kernels on a GPU need beside it stands in vectors.cu, and the kernels themselves in other files, all compiled behind this one.
 //
 // Compiled at first use by NVRTC (source.py), which prepends the format and the storage type as macros, so that every
 // choice below that depends on them is made by the compiler. No header is needed, CUDA's included. This file is plain
@@ -10,20 +10,16 @@
 // contract a product and a sum into one (NVRTC: -fmad=false, g++: -ffp-contract=off). Where fused operations are
 // wanted, in `quick_quotient`, `reciprocal_of` and `magnitude_on_grid`, they are written.
 
-#ifdef __CUDACC__
-#define MX_FUNCTION __device__ __forceinline__
-#else
+#ifndef __CUDACC__
 // <math.h> takes a compiler as long as all that is below.
 extern "C" float fabsf(float) noexcept, fminf(float, float) noexcept, fmaxf(float, float) noexcept;
 extern "C" float fmaf(float, float, float) noexcept;
-#define MX_FUNCTION static inline
 #endif
 
 // Roundings in the order of the names in formats/.
 enum Rounding { NEAREST, EVEN, FLOOR, STOCHASTIC, TIES_TO_ZERO };
 enum Scale { E8M0, MINIFLOAT, FP32 };
 enum ScaleRounding { SCALE_FLOOR, SCALE_EVEN, SCALE_CEIL, SCALE_RCEIL };
-enum Storage { FLOAT32, BFLOAT16, FLOAT16 };
 
 // The formulas of formats/scale_rules.py: a block's largest magnitude is a, the element format's largest value E, and t the
 // tensor's scale, as a divisor g or a factor d, 1 where there is none. 1 / y is INVERSE_y.
@@ -71,17 +67,15 @@ constexpr unsigned HALF_ONE = IMPLICIT_ONE / 2;         // also the bits of 2^-1
 constexpr float SECOND = 1.5f;                          // definition.py's, as the two that follow
 constexpr float MOST_ERROR = 4.0f, ERROR_UNITS = 0x1p40f;
 
-MX_FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, value); }
-MX_FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
-MX_FUNCTION float not_a_number() { return from_bits(0x7fc00000u); }
+FUNCTION float not_a_number() { return from_bits(0x7fc00000u); }
 // 2^exponent, from -127 to 127.
-MX_FUNCTION float power_of_two(int exponent) {
+FUNCTION float power_of_two(int exponent) {
     return from_bits(exponent == -BIAS ? HALF_ONE : unsigned(exponent + BIAS) << MANTISSA_BITS);
 }
-MX_FUNCTION float largest_float32() { return from_bits(INFINITY_BITS - 1); }
+FUNCTION float largest_float32() { return from_bits(INFINITY_BITS - 1); }
 
 // The sum, rounded toward zero, of numbers that are not negative, `large` a normal one that is at least twice the other.
-MX_FUNCTION float sum_toward_zero(float small, float large) {
+FUNCTION float sum_toward_zero(float small, float large) {
 #ifdef __CUDA_ARCH__
     float sum;
     asm("add.rz.f32 %0, %1, %2;" : "=f"(sum) : "f"(small), "f"(large));
@@ -93,7 +87,7 @@ MX_FUNCTION float sum_toward_zero(float small, float large) {
 }
 
 // The lesser of |a| and a positive limit, which a NaN becomes.
-MX_FUNCTION float held_magnitude(float a, float limit) {
+FUNCTION float held_magnitude(float a, float limit) {
 #ifdef __CUDA_ARCH__
     return fminf(fabsf(a), limit);
 #else
@@ -111,7 +105,7 @@ MX_FUNCTION float held_magnitude(float a, float limit) {
 //   STOCHASTIC  Up from there iff the random number v < (|a| - down) / u. Both sides are taken times u, which is exact;
 //               `random` is 1 + v, so that v * u is one operation.
 // A NaN becomes `largest`: its block's scale is NaN, by which it is multiplied next.
-MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float random) {
+FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float random) {
     // The same constant of every format but mint<n>.
     float magnitude = held_magnitude(a, grid.lowest < -grid.largest && a < 0.0f ? -grid.lowest : grid.largest);
     // From the power of two 2^max(exponent, min_exponent) = u * 2^mantissa_bits, all in the bits of a float.
@@ -139,7 +133,7 @@ MX_FUNCTION float magnitude_on_grid(float a, Grid grid, int rounding, float rand
 }
 
 // The exponent that a block's e8m0 scale wants: scales.py's `exact_exponent`.
-MX_FUNCTION int wanted_exponent(float amax, Format format) {
+FUNCTION int wanted_exponent(float amax, Format format) {
     const bool by_quotient = format.scale_rounding == SCALE_RCEIL;
     int bits = int(bits_of(by_quotient ? amax / format.element.largest : amax));
     if (bits < int(IMPLICIT_ONE)) {
@@ -157,19 +151,19 @@ MX_FUNCTION int wanted_exponent(float amax, Format format) {
 struct Kept {
     int exponent, fraction;
 };
-MX_FUNCTION Kept kept_of(float amax, Format format) {
+FUNCTION Kept kept_of(float amax, Format format) {
     const bool wants = amax > 0.0f && bits_of(amax) < INFINITY_BITS;
     return {wants ? wanted_exponent(amax, format) : 0, wants ? int(bits_of(amax) & (IMPLICIT_ONE - 1)) : 0};
 }
 
 // The one that it holds, before NaN above `max_scale_exponent`.
-MX_FUNCTION int scale_exponent(float amax, Format format) {
+FUNCTION int scale_exponent(float amax, Format format) {
     const int exponent = wanted_exponent(amax, format);
     return exponent < -format.max_scale_exponent ? -format.max_scale_exponent : exponent;
 }
 
 // 1 / x for x from 2^-100 to 2^100.
-MX_FUNCTION float reciprocal_of(float x) {
+FUNCTION float reciprocal_of(float x) {
 #ifdef __CUDA_ARCH__
     float rough;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(x));
@@ -179,13 +173,13 @@ MX_FUNCTION float reciprocal_of(float x) {
 #endif
 }
 
-MX_FUNCTION float nearest_bfloat16(float value) {
+FUNCTION float nearest_bfloat16(float value) {
     const unsigned bits = bits_of(value);
     return from_bits((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
 }
 
 // A number that is not negative, rounded to a storage type; a NaN stays one.
-MX_FUNCTION float rounded_to(int storage, float value) {
+FUNCTION float rounded_to(int storage, float value) {
     if (storage == FLOAT32 || bits_of(value) >= INFINITY_BITS) return value;
     if (storage == BFLOAT16) return nearest_bfloat16(value);
     const Grid float16 = {10, -14, 65504.0f, -65504.0f};
@@ -193,14 +187,14 @@ MX_FUNCTION float rounded_to(int storage, float value) {
 }
 
 // A 16-bit number of a storage type as a float32, and what a float32 becomes there.
-MX_FUNCTION float widened(unsigned short code, int storage) {
+FUNCTION float widened(unsigned short code, int storage) {
     if (storage == BFLOAT16) return from_bits(unsigned(code) << 16);
     const unsigned magnitude = code & 0x7fffu, sign = unsigned(code & 0x8000u) << 16;
     const float finite = from_bits(magnitude << 13) * 0x1p112f;  // which is exact, of subnormals, too
     return from_bits((magnitude < 0x7c00u ? bits_of(finite) : INFINITY_BITS | (magnitude & 0x3ffu) << 13) | sign);
 }
 
-MX_FUNCTION unsigned short narrowed(float value, int storage) {
+FUNCTION unsigned short narrowed(float value, int storage) {
     const unsigned sign = bits_of(value) >> 16 & 0x8000u, magnitude = bits_of(value) & ~SIGN;
     unsigned code;
     if (storage == BFLOAT16) {
@@ -214,7 +208,7 @@ MX_FUNCTION unsigned short narrowed(float value, int storage) {
 }
 
 // The tensor's scale, g or d; scales.py's `tensor_scale_of`. A NaN stays one.
-MX_FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
+FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
     if (tensor_amax == 0.0f) return 1.0f;
     const float bounds = format.scale_grid.largest * format.element.largest;
     // Under `room` times it the second scale of the largest block is one, too.
@@ -236,16 +230,16 @@ MX_FUNCTION float tensor_scale_of(float tensor_amax, Format format) {
 // its exact remainder (P. Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", IBM J.
 // Res. Dev. 34, 1990). With `reciprocal_of` it is what a GPU's own division does for such numbers; written out, the many
 // dividends of one divisor share the reciprocal, and the test for other numbers.
-MX_FUNCTION float quick_quotient(float x, float divisor, float reciprocal) {
+FUNCTION float quick_quotient(float x, float divisor, float reciprocal) {
     const float q = x * reciprocal;
     return fmaf(fmaf(-divisor, q, x), reciprocal, q);
 }
 
-MX_FUNCTION bool is_ordinary(float value) { return value > power_of_two(-40) && value < power_of_two(40); }
+FUNCTION bool is_ordinary(float value) { return value > power_of_two(-40) && value < power_of_two(40); }
 
 // The largest magnitude of a block, given its bits and, read for asymmetric formats only, its smallest and largest value:
 // there it is that of what the midpoint leaves. A NaN's bits lie above an Inf's.
-MX_FUNCTION float amax_of_block(Format format, unsigned amax_bits, float low, float high, float& midpoint) {
+FUNCTION float amax_of_block(Format format, unsigned amax_bits, float low, float high, float& midpoint) {
     midpoint = 0.0f;
     if (format.symmetric || amax_bits >= INFINITY_BITS) return from_bits(amax_bits);
     const float largest_bfloat16 = from_bits(0x7f7f0000u);
@@ -254,14 +248,14 @@ MX_FUNCTION float amax_of_block(Format format, unsigned amax_bits, float low, fl
 }
 
 // A stored scale for the value `wanted`, which is not NaN but where the tensor's scale is.
-MX_FUNCTION float stored_scale(float wanted, Format format) {
+FUNCTION float stored_scale(float wanted, Format format) {
     const float held = fminf(fmaxf(wanted, format.smallest_scale), format.scale_grid.largest);
     const float stored = format.scale == FP32 ? held : magnitude_on_grid(held, format.scale_grid, EVEN, 0.0f);
     return format.smallest_scale > 0.0f || stored > 0.0f ? stored : format.rule.zero_scale;
 }
 
 // What a block's scale is rounded from; scales.py's `wanted_scale`. Here and below, t is g or d.
-MX_FUNCTION float wanted_scale(float a, float t, Format format) {
+FUNCTION float wanted_scale(float a, float t, Format format) {
     const float largest = format.element.largest;
     if (!format.tensor_scale) t = 1.0f;
     switch (format.rule.wanted) {
@@ -274,7 +268,7 @@ MX_FUNCTION float wanted_scale(float a, float t, Format format) {
 }
 
 // Whether a scale format does not hold what a block's scale would be.
-MX_FUNCTION bool beyond_scales(float a, float t, Format format) {
+FUNCTION bool beyond_scales(float a, float t, Format format) {
     const Grid grid = format.scale_grid;
     const float wanted = wanted_scale(a, t, format);
     const float least = format.scale == FP32 ? from_bits(1) : power_of_two(grid.min_exponent - grid.mantissa_bits);
@@ -282,7 +276,7 @@ MX_FUNCTION bool beyond_scales(float a, float t, Format format) {
 }
 
 // What elements are read back with, given the stored scale. It is NaN where t is.
-MX_FUNCTION float read_scale(float stored, float t, Format format) {
+FUNCTION float read_scale(float stored, float t, Format format) {
     if (!format.tensor_scale) t = 1.0f;
     switch (format.rule.read) {
         case SD: return stored * t;
@@ -292,10 +286,10 @@ MX_FUNCTION float read_scale(float stored, float t, Format format) {
 }
 
 // Whether elements are multiplied by a reciprocal, and not divided.
-MX_FUNCTION bool multiplies(Format format) { return format.rule.quotient != OVER_READ; }
+FUNCTION bool multiplies(Format format) { return format.rule.quotient != OVER_READ; }
 
 // Whether a block's scale is computed and applied as mxsweep's own rule has it.
-MX_FUNCTION bool is_own(Format format) {
+FUNCTION bool is_own(Format format) {
     const Rule rule = format.rule;
     const bool is_rule = rule.wanted == AG_OVER_E && rule.quotient == OVER_READ && rule.read == S_OVER_G;
     return is_rule && format.smallest_scale > 0.0f;
@@ -303,7 +297,7 @@ MX_FUNCTION bool is_own(Format format) {
 
 // What elements are divided by, or multiplied by; scales.py's `applied_scale`. `read` is as `read_scale` returns it: what is
 // read back with 0 or NaN becomes that, whatever it was rounded to.
-MX_FUNCTION float applied_scale(float stored, float t, float read, Format format) {
+FUNCTION float applied_scale(float stored, float t, float read, Format format) {
     if (!multiplies(format)) return read;
     if (!format.tensor_scale) t = 1.0f;
     const bool by_d = format.rule.quotient == TIMES_INVERSE_D_OVER_S;
@@ -311,7 +305,7 @@ MX_FUNCTION float applied_scale(float stored, float t, float read, Format format
 }
 
 // The scale of a block; t is read for formats with a per-tensor scale.
-MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint, float t) {
+FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint, float t) {
     const bool finite = bits_of(amax) < INFINITY_BITS;
     if (format.scale == E8M0) {
         const int exponent = scale_exponent(amax, format);
@@ -325,7 +319,7 @@ MX_FUNCTION BlockScale scale_of_block(Format format, float amax, float midpoint,
     return {applied_scale(stored, t, read, format), read, 1.0f, midpoint, false};
 }
 
-MX_FUNCTION bool may_be_quick(Format format, float amax) {
+FUNCTION bool may_be_quick(Format format, float amax) {
     return format.element.min_exponent > -16 && amax < power_of_two(40);
 }
 
@@ -333,7 +327,7 @@ MX_FUNCTION bool may_be_quick(Format format, float amax) {
 // intermediate is normal, except in quotients so small that a stored scale, or rounding, makes nothing of them (also the
 // stochastic, whose random numbers are not below 2^-17). The comparisons are false for NaN. Under another's rule the scale
 // itself is not computed quickly.
-MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float t) {
+FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float midpoint, float t) {
     if (format.scale == E8M0) return scale_of_block(format, amax, midpoint, t);
     if (!is_own(format)) {
         BlockScale block = scale_of_block(format, amax, midpoint, t);
@@ -354,7 +348,7 @@ MX_FUNCTION BlockScale quick_scale_of_block(Format format, float amax, float mid
 
 // What x is rounded from: the IEEE quotient, or product. By a power of two a quotient is the product with the reciprocal,
 // which is exact.
-MX_FUNCTION float quotient(float x, BlockScale block, Format format) {
+FUNCTION float quotient(float x, BlockScale block, Format format) {
     if (format.scale == E8M0) return x * block.reciprocal;
     if (multiplies(format)) return x * block.by;
     if (block.quick) return quick_quotient(x, block.by, block.reciprocal);
@@ -362,26 +356,26 @@ MX_FUNCTION float quotient(float x, BlockScale block, Format format) {
 }
 
 // What is read back of a quotient. The sign is that of what was divided, a zero's too.
-MX_FUNCTION float read_back(float a, float divided, BlockScale block, Format format, float random) {
+FUNCTION float read_back(float a, float divided, BlockScale block, Format format, float random) {
     const float magnitude = magnitude_on_grid(a, format.element, format.rounding, random);
     return from_bits(bits_of(magnitude) | (bits_of(divided) & SIGN)) * block.read;
 }
 
 // What x, lessened by its block's midpoint, becomes without it.
-MX_FUNCTION float without_midpoint(float centered, BlockScale block, Format format, float random) {
+FUNCTION float without_midpoint(float centered, BlockScale block, Format format, float random) {
     return read_back(quotient(centered, block, format), centered, block, format, random);
 }
 
 // What the format's prescale makes of a number.
-MX_FUNCTION float prescaled(float x, Format format) { return format.prescale == 1.0f ? x : x * format.prescale; }
+FUNCTION float prescaled(float x, Format format) { return format.prescale == 1.0f ? x : x * format.prescale; }
 
 // What of the element x of a block is divided by its scale.
-MX_FUNCTION float centered_of(float x, BlockScale block, Format format) {
+FUNCTION float centered_of(float x, BlockScale block, Format format) {
     return prescaled(format.symmetric ? x : x - block.midpoint, format);
 }
 
 // What the element x of a block becomes.
-MX_FUNCTION float quantized(float x, BlockScale block, Format format, float random) {
+FUNCTION float quantized(float x, BlockScale block, Format format, float random) {
     const float y = without_midpoint(centered_of(x, block, format), block, format, random);
     return format.symmetric ? y : y + prescaled(block.midpoint, format);
 }
@@ -391,24 +385,24 @@ struct Candidates {
     BlockScale first, second;
     float inverse;
 };
-MX_FUNCTION BlockScale quickest_scale_of_block(Format format, float amax, float midpoint, float t) {
+FUNCTION BlockScale quickest_scale_of_block(Format format, float amax, float midpoint, float t) {
     const BlockScale block = quick_scale_of_block(format, amax, midpoint, t);
     return block.quick ? block : scale_of_block(format, amax, midpoint, t);
 }
-MX_FUNCTION Candidates candidates_of_block(Format format, float amax, float midpoint, float t) {
+FUNCTION Candidates candidates_of_block(Format format, float amax, float midpoint, float t) {
     const int exponent = int(bits_of(amax) >> MANTISSA_BITS) - BIAS;
     return {quickest_scale_of_block(format, amax, midpoint, t), quickest_scale_of_block(format, amax * SECOND, midpoint, t),
             power_of_two(exponent < 1 - BIAS ? BIAS - 1 : exponent > BIAS ? -BIAS : -exponent)};
 }
 
 // The squared error of an element under one of these, in fixed point; that of NaN is the most.
-MX_FUNCTION long long squared_error(float centered, BlockScale block, float inverse, Format format, float random) {
+FUNCTION long long squared_error(float centered, BlockScale block, float inverse, Format format, float random) {
     const float error = (without_midpoint(centered, block, format, random) - centered) * inverse;
     return (long long)(fminf(error * error, MOST_ERROR) * ERROR_UNITS);
 }
 
 // How much larger the second one's squared error is. Sums of these over a block say which is better.
-MX_FUNCTION long long loss_of_second(float x, Candidates of, Format format, float random) {
+FUNCTION long long loss_of_second(float x, Candidates of, Format format, float random) {
     const float centered = centered_of(x, of.first, format);
     return squared_error(centered, of.second, of.inverse, format, random) -
            squared_error(centered, of.first, of.inverse, format, random);
@@ -419,7 +413,7 @@ MX_FUNCTION long long loss_of_second(float x, Candidates of, Format format, floa
 struct Bits {
     unsigned words[4];
 };
-MX_FUNCTION Bits random_bits(unsigned long long key, unsigned long long n, unsigned long long example) {
+FUNCTION Bits random_bits(unsigned long long key, unsigned long long n, unsigned long long example) {
     unsigned c0 = unsigned(n), c1 = unsigned(n >> 32), c2 = unsigned(example), c3 = unsigned(example >> 32);
     unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
     for (int round = 0; round < 7; ++round) {
@@ -435,7 +429,7 @@ MX_FUNCTION Bits random_bits(unsigned long long key, unsigned long long n, unsig
 }
 
 // 1 + v with v = (r + 1/2) / 2^16, r being the i-th half of eight: `magnitude_on_grid`'s `random`.
-MX_FUNCTION float random_of(Bits bits, int i) {
+FUNCTION float random_of(Bits bits, int i) {
     const unsigned word = i & 4 ? (i & 2 ? bits.words[3] : bits.words[2]) : (i & 2 ? bits.words[1] : bits.words[0]);
     return from_bits(((i & 1 ? word >> 9 : word << 7) & 0x7fff80u) | (unsigned(BIAS) << MANTISSA_BITS) | 0x40u);
 }

@@ -15,7 +15,7 @@ struct PairScale {
 };
 
 // Whether the numbers of a format are quantized so where they are stored in `storage`.
-MX_FUNCTION constexpr bool takes_pairs(Format format, int storage) {
+FUNCTION constexpr bool takes_pairs(Format format, int storage) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     return false;
 #else
@@ -29,10 +29,10 @@ MX_FUNCTION constexpr bool takes_pairs(Format format, int storage) {
 #endif
 }
 
-MX_FUNCTION unsigned half_bits_of(float value) { return bits_of(value) >> 16; }
+FUNCTION unsigned half_bits_of(float value) { return bits_of(value) >> 16; }
 
 // a b + c of each half, rounded once.
-MX_FUNCTION unsigned fma_of_pairs(unsigned a, unsigned b, unsigned c) {
+FUNCTION unsigned fma_of_pairs(unsigned a, unsigned b, unsigned c) {
 #ifdef __CUDA_ARCH__
     unsigned word;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
@@ -46,10 +46,10 @@ MX_FUNCTION unsigned fma_of_pairs(unsigned a, unsigned b, unsigned c) {
     return half(from_bits(a & high), from_bits(b & high), from_bits(c & high)) << 16 | low;
 #endif
 }
-MX_FUNCTION unsigned product_of_pairs(unsigned a, unsigned b) { return fma_of_pairs(a, b, BOTH * 0x8000u); }
+FUNCTION unsigned product_of_pairs(unsigned a, unsigned b) { return fma_of_pairs(a, b, BOTH * 0x8000u); }
 
 // The scales of two blocks, given their largest magnitudes as stored: `scale_of_block`, in 16 bits each.
-MX_FUNCTION PairScale scale_of_pair(Format format, unsigned magnitudes) {
+FUNCTION PairScale scale_of_pair(Format format, unsigned magnitudes) {
     const unsigned largest = half_bits_of(format.element.largest);
     const bool by_quotient = format.scale_rounding == SCALE_RCEIL;
     // What lifts a maximum to the next power of two where its scale is to be rounded up.
@@ -71,7 +71,7 @@ MX_FUNCTION PairScale scale_of_pair(Format format, unsigned magnitudes) {
 }
 
 // (a & b) | c, in one instruction where a compiler would prefer two that read constants.
-MX_FUNCTION unsigned masked_or(unsigned a, unsigned b, unsigned c) {
+FUNCTION unsigned masked_or(unsigned a, unsigned b, unsigned c) {
 #ifdef __CUDA_ARCH__
     unsigned word;
     asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
@@ -82,7 +82,7 @@ MX_FUNCTION unsigned masked_or(unsigned a, unsigned b, unsigned c) {
 }
 
 // What two elements become.
-MX_FUNCTION unsigned quantized_pair(unsigned word, PairScale block, Format format) {
+FUNCTION unsigned quantized_pair(unsigned word, PairScale block, Format format) {
     const Grid grid = format.element;
     const unsigned quotient = product_of_pairs(word, block.reciprocal);
     unsigned magnitude = format.rounding == NEAREST ? masked_or(quotient, BOTH * HALF_MAGNITUDE, BOTH)

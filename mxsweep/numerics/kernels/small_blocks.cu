@@ -11,10 +11,10 @@ constexpr int HAS = (MX_BLOCK + OF_UNIT * SHARE - 1) / (OF_UNIT * SHARE);  // un
 static_assert(HAS * UNIT <= KEPT * 16 && (SHARE & (SHARE - 1)) == 0);
 
 // A unit of 4 or 2 bytes.
-MX_FUNCTION unsigned unit_at(const uint4* x, int i) {
+FUNCTION unsigned unit_at(const uint4* x, int i) {
     return UNIT == 4 ? reinterpret_cast<const unsigned*>(x)[i] : reinterpret_cast<const unsigned short*>(x)[i];
 }
-MX_FUNCTION void write_unit(uint4* y, int i, unsigned unit) {
+FUNCTION void write_unit(uint4* y, int i, unsigned unit) {
     if (UNIT == 4)
         reinterpret_cast<unsigned*>(y)[i] = unit;
     else
@@ -27,7 +27,7 @@ struct Span {
     i64 first;       // of these vectors
     int begin, end;  // in units from there on
 };
-MX_FUNCTION void read_span(uint4* held, const uint4* x, Span span, i64 units) {
+FUNCTION void read_span(uint4* held, const uint4* x, Span span, i64 units) {
     constexpr int PER = 16 / UNIT;
     const i64 vectors = units / PER - span.first;  // that lie in the tensor as a whole
     uint4 read[KEPT + 1];
@@ -44,7 +44,7 @@ MX_FUNCTION void read_span(uint4* held, const uint4* x, Span span, i64 units) {
     const int rest = int(vectors) * PER + threadIdx.x;
     if (vectors * PER < span.end && rest < span.end) write_unit(held, rest, unit_at(x + span.first, rest));
 }
-MX_FUNCTION void write_span(uint4* y, const uint4* held, Span span) {
+FUNCTION void write_span(uint4* y, const uint4* held, Span span) {
     constexpr int PER = 16 / UNIT;
     uint4* to = y + span.first;
 #pragma unroll
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #ifdef WITH_mx_small_tiles
 // Calls a function with each distance between lanes of a tile.
 template <int ACROSS, class Exchange>
-MX_FUNCTION void each_distance(Exchange exchange) {
+FUNCTION void each_distance(Exchange exchange) {
 #pragma unroll
     for (int distance = 1; distance < MX_LANES; distance *= 2) exchange(distance);
 #pragma unroll

@@ -8,16 +8,6 @@
 // A thread goes through every THREADS-th 16 bytes of its row. It keeps a sum of exponentials relative to the largest
 // logit that it has come across, which is multiplied anew where that grows; then threads join what they have, always in
 // the same order, so that a row's answer depends on the row alone.
-//
-// A host compiler accepts all but the kernel, and tests compare the answers with torch's on machines without a GPU.
-
-#ifdef __CUDACC__
-#define EXPONENTIAL expf
-#define LOGARITHM logf
-#else
-#define EXPONENTIAL __builtin_expf
-#define LOGARITHM __builtin_logf
-#endif
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -29,7 +19,7 @@ constexpr int NO_TOKEN = 0x7fffffff;
 
 FUNCTION float logit_at(const char* row, i64 i) {
     if (WIDE) return reinterpret_cast<const float*>(row)[i];
-    return widened<STORAGE>(reinterpret_cast<const unsigned short*>(row)[i]);
+    return widened(reinterpret_cast<const unsigned short*>(row)[i]);
 }
 
 // Some logits of a row: the largest, the first token that has it, and the sum of exponentials relative to it. NaN is no
@@ -50,7 +40,7 @@ FUNCTION Share nothing() { return {from_bits(MINUS_INFINITY), NO_TOKEN, 0.0}; }
 FUNCTION Share joined(Share a, Share b) {
     const bool b_first = b.largest > a.largest || (b.largest == a.largest && b.token < a.token);
     const float largest = b_first ? b.largest : a.largest, at = origin(largest);
-    const double sum = a.sum * EXPONENTIAL(a.largest - at) + b.sum * EXPONENTIAL(b.largest - at);
+    const double sum = a.sum * expf(a.largest - at) + b.sum * expf(b.largest - at);
     return {largest, b_first ? b.token : a.token, sum};
 }
 
@@ -64,13 +54,13 @@ FUNCTION void add(Share& share, const float (&logits)[N], int token) {
     if (largest > share.largest || share.token == NO_TOKEN) {
         // Where there is no token yet, the sum is 0; of NaN alone the largest stays -Inf.
         const float grown = largest > share.largest ? largest : share.largest;
-        share.sum *= EXPONENTIAL(share.largest - origin(grown));
+        share.sum *= expf(share.largest - origin(grown));
         share.largest = grown;
         share.token = token + first;
     }
     float terms[N];
     const float at = origin(share.largest);
-    UNROLL for (int i = 0; i < N; ++i) terms[i] = EXPONENTIAL(logits[i] - at);
+    UNROLL for (int i = 0; i < N; ++i) terms[i] = expf(logits[i] - at);
     // In pairs, and one sum a vector in float64, which few GPUs add quickly: the error does not grow with the row.
     UNROLL for (int apart = N / 2; apart; apart /= 2)
         UNROLL for (int i = 0; i < apart; ++i) terms[i] += terms[i + apart];
@@ -89,9 +79,7 @@ FUNCTION Share share_of_thread(const char* row, int entries, int thread) {
         add(share, logit, thread);
     }
     const uint4* aligned = reinterpret_cast<const uint4*>(row + i64(lead) * BYTES);
-#ifdef __CUDACC__
 #pragma unroll 4
-#endif
     for (int vector = thread; vector < vectors; vector += THREADS) {
         const uint4 read = aligned[vector];
         const unsigned words[4] = {read.x, read.y, read.z, read.w};
@@ -103,7 +91,7 @@ FUNCTION Share share_of_thread(const char* row, int entries, int thread) {
             else if (STORAGE == BFLOAT16)
                 logits[i] = from_bits(i % 2 ? word & 0xffff0000u : word << 16);
             else
-                logits[i] = widened<STORAGE>((unsigned short)(i % 2 ? word >> 16 : word));
+                logits[i] = widened((unsigned short)(i % 2 ? word >> 16 : word));
         }
         add(share, logits, lead + vector * VECTOR);
     }
@@ -114,7 +102,6 @@ FUNCTION Share share_of_thread(const char* row, int entries, int thread) {
     return share;
 }
 
-#ifdef __CUDACC__
 constexpr int WARP = 32, WARPS = THREADS / WARP;
 constexpr unsigned ALL = 0xffffffffu;
 
@@ -141,6 +128,5 @@ softmax_rows(const char* logits, i64 stride, i64 entries, float* largest, i64* t
     if (thread) return;
     largest[row] = share.largest;
     tokens[row] = share.token;
-    normalizers[row] = LOGARITHM(float(share.sum));
+    normalizers[row] = logf(float(share.sum));
 }
-#endif

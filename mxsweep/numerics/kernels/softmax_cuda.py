@@ -55,8 +55,7 @@ def normalize_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def softmax_source(dtype: torch.dtype) -> str:
     """Return softmax.cu behind storage.cu, with the macros in front."""
-    lines = (f"#define STORAGE {STORAGE[dtype].name}", f"#define THREADS {THREADS}")
-    return "\n".join((*lines, joined_files("storage.cu", "softmax.cu")))
+    return joined_files("storage.cu", "softmax.cu", macros={"STORAGE": STORAGE[dtype], "THREADS": THREADS})
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from importlib import resources
 
@@ -18,7 +18,7 @@ from mxsweep.numerics.wanted_exponents import RANGE, RANGES
 VECTOR_BYTES = 16  # read by a thread at once
 WARP = 32
 
-# mx.cu's enumerations, in its order: the numbers are those that it compiles to.
+# The enumerations of mx.cu and, of storage, of bits.cu, in their order: the numbers are those that they compile to.
 Scale = IntEnum("Scale", "E8M0 MINIFLOAT FP32", start=0)
 Storage = IntEnum("Storage", "FLOAT32 BFLOAT16 FLOAT16", start=0)
 TensorScale = IntEnum("TensorScale", "DIVISOR DIVISOR_BY_RECIPROCAL FACTOR", start=0)
@@ -56,30 +56,40 @@ _READ = {
 
 # A struct of mx.cu, field by field: of structs, numbers, words and flags.
 Fields = tuple["Fields | int | float | IntEnum | bool", ...]
+Macro = Fields | int | float | IntEnum | str
 
 
 def kernel_source(
-    fmt: MXFormat, dtype: torch.dtype, *files: str, more: Sequence[str] = (), prescale: float = 1.0, keeps: bool = False
-) -> str:
-    """Return what all kernels need with the macros in front that make it a format's, `more` lines among them, and
-    `files` behind it; the prescale is as `quantize_rescaled` has it.
+    fmt: MXFormat, dtype: torch.dtype, *files: str, macros: Mapping[str, Macro] | None = None, prescale: float = 1.0,
+    keeps: bool = False,
+) -> str:  # fmt: skip
+    """Return what all kernels that quantize need, for a format, and `files` behind it; the prescale is as
+    `quantize_rescaled` has it.
 
     Args:
+        macros: further ones, as for `joined_files`.
         keeps: whether the kernels keep what scales want, for which they have one more argument (`ranges_at`).
     """
-    lines = (
-        f"#define MX_FORMAT {format_initializer(fmt, dtype, prescale)}",
-        f"#define MX_STORAGE {STORAGE[dtype].name}",
-        f"#define MX_LANES {max(1, lanes_of(fmt, dtype))}",
-        *(f"#define MX_RANGES {RANGES}", f"#define MX_RANGE {RANGE}") * keeps,
-        *more,
-    )
-    return "\n".join((*lines, joined_files("mx.cu", "pairs.cu", "vectors.cu", *files)))
+    own: dict[str, Macro] = {
+        "MX_FORMAT": format_fields(fmt, dtype, prescale),
+        "STORAGE": STORAGE[dtype],
+        "MX_LANES": max(1, lanes_of(fmt, dtype)),
+    }
+    if keeps:
+        own |= {"MX_RANGES": RANGES, "MX_RANGE": RANGE}
+    return joined_files("mx.cu", "pairs.cu", "storage.cu", "vectors.cu", *files, macros={**own, **(macros or {})})
 
 
-def joined_files(*names: str) -> str:
-    """Return files of this folder as one source, of which a compiler's messages name the file and the line."""
-    return "\n".join(f'#line 1 "{name}"\n{_text(name)}' for name in names)
+def joined_files(*names: str, macros: Mapping[str, Macro] | None = None) -> str:
+    """Return macros, bits.cu and files of this folder as one source, of which a compiler's messages name the file and
+    the line.
+
+    Args:
+        macros: by their names; numbers and structs become C++, and strings are it.
+    """
+    values = {name: of if isinstance(of, str) else _literal(of) for name, of in (macros or {}).items()}
+    files = (f'#line 1 "{name}"\n{_text(name)}' for name in ("bits.cu", *names))
+    return "\n".join((*(f"#define {name} {value}" for name, value in values.items()), *files))
 
 
 @functools.cache
@@ -100,13 +110,14 @@ def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
 
 
 def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:
-    """Return `format_fields` as C++ source. Numbers are in hexadecimal, and so exact."""
-    return _initializer(format_fields(fmt, dtype, prescale))
+    """Return `format_fields` as C++ source."""
+    return _literal(format_fields(fmt, dtype, prescale))
 
 
-def _initializer(field: Fields | float) -> str:
+def _literal(field: Fields | float) -> str:
+    """Return a struct, an array or a number as C++ source; floats are in hexadecimal, and so exact."""
     if isinstance(field, tuple):
-        return "{" + ", ".join(map(_initializer, field)) + "}"
+        return "{" + ", ".join(map(_literal, field)) + "}"
     if isinstance(field, IntEnum):
         return field.name
     return f"{field.hex()}f" if isinstance(field, float) else str(field).lower()

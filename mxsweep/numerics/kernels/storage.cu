@@ -1,27 +1,12 @@
-// How float32 lies in memory, for the kernels behind this file: what is read is widened, what is written narrowed.
+// How float32 lies in memory, for a GPU's kernels: what is read is widened, what is written narrowed. Compiled behind bits.cu.
 // STORAGE, a macro in front, is what the kernels write, or read where they write something else.
 
-#ifdef __CUDACC__
-#define FUNCTION __device__ __forceinline__
-#define UNROLL _Pragma("unroll")
-#else
-#define FUNCTION static inline
-#define UNROLL
-struct uint4 {
-    unsigned x, y, z, w;
-};
-#endif
-
-constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;
 constexpr bool WIDE = STORAGE == FLOAT32;
 
-FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, value); }
-FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
-
-template <int OF>
+template <int OF = STORAGE>
 FUNCTION float widened(unsigned short code) {
     if (OF == BFLOAT16) return from_bits(unsigned(code) << 16);
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
     return value;
@@ -37,7 +22,7 @@ FUNCTION unsigned short narrowed(float value) {
         if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
         return (unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     }
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
     unsigned short code;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(value));
     return code;
@@ -47,7 +32,7 @@ FUNCTION unsigned short narrowed(float value) {
 }
 
 FUNCTION unsigned packed(float low, float high) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
     unsigned word;
     if (STORAGE == BFLOAT16)
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));

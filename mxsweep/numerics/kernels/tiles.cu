@@ -31,7 +31,7 @@ struct Turns {
 
 // What threads that have a tile agree on: a warp by shuffles, a thread block through shared memory, too.
 template <int THREADS>
-MX_FUNCTION Extremes extremes_of_threads(Extremes of) {
+FUNCTION Extremes extremes_of_threads(Extremes of) {
 #pragma unroll
     for (int distance = 16; distance; distance /= 2)
         of = extremes_of_both(of, extremes_of_lane(of, threadIdx.x % 32 ^ distance, FORMAT), FORMAT);
@@ -43,7 +43,7 @@ MX_FUNCTION Extremes extremes_of_threads(Extremes of) {
     return of;
 }
 template <int THREADS>
-MX_FUNCTION i64 sum_of_threads(i64 share) {
+FUNCTION i64 sum_of_threads(i64 share) {
     share = sum_of_lanes(share, 32);
     if (THREADS == 32) return share;
     __shared__ i64 of_warps[THREADS / 32];
@@ -57,7 +57,7 @@ MX_FUNCTION i64 sum_of_threads(i64 share) {
 // Tiles of whole vectors, which `width` and `columns` count, THREADS threads each: KEPT vectors a thread are read once, the
 // rest of a larger tile twice.
 template <int THREADS>
-MX_FUNCTION void vector_tiles(const uint4* x, uint4* y, Tiling tiling, Beside beside) {
+FUNCTION void vector_tiles(const uint4* x, uint4* y, Tiling tiling, Beside beside) {
     const int thread = threadIdx.x % THREADS, threads = THREADS == 32 ? 32 : blockDim.x;
     const i64 down = (tiling.height + tiling.rows - 1) / tiling.rows;
     const i64 across = (tiling.width + tiling.columns - 1) / tiling.columns;
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // largest element. What a format maps Inf to is in them.
 constexpr int EXTREMES = FORMAT.symmetric ? 1 : 2;
 template <bool FINDS, bool WRITES>
-MX_FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 parts, Tiling tiling, Beside beside) {
+FUNCTION void long_columns(const uint4* x, uint4* y, uint4* extremes, i64 parts, Tiling tiling, Beside beside) {
     constexpr int ACROSS = 8;
     const i64 height = tiling.height, width = tiling.width;
     const i64 down = (height + tiling.rows - 1) / tiling.rows, across = (width + ACROSS - 1) / ACROSS;
@@ -239,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #if defined(WITH_mx_tiles_by_warp) || defined(WITH_mx_tiles_by_thread)
 // Any block, LANES threads each, an element at a time: they are read twice, the second time mostly from the caches.
 template <int LANES>
-MX_FUNCTION void tiles(const void* x, void* y, Tiling tiling, Beside beside) {
+FUNCTION void tiles(const void* x, void* y, Tiling tiling, Beside beside) {
     const i64 down = (tiling.height + tiling.rows - 1) / tiling.rows;
     const i64 across = (tiling.width + tiling.columns - 1) / tiling.columns;
     const i64 tile = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;

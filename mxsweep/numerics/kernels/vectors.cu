@@ -1,15 +1,12 @@
-// What kernels on a GPU need beside the arithmetic: elements in memory, 16 bytes at a time. Compiled behind mx.cu
-// and pairs.cu.
+// What kernels on a GPU need beside the arithmetic: elements in memory, 16 bytes at a time. Compiled behind mx.cu, pairs.cu
+// and storage.cu.
 //
 // MX_FORMAT   the initializer of a Format
-// MX_STORAGE  FLOAT32, BFLOAT16 or FLOAT16
 // MX_LANES    threads that share a block of neighbouring elements, a power of two up to 32
 // MX_RANGES   where kernels keep the exponents that e8m0 scales want, in how many places, MX_RANGE numbers each; else not
 //             there
 
 constexpr Format FORMAT = MX_FORMAT;
-constexpr int STORAGE = MX_STORAGE;
-constexpr bool WIDE = STORAGE == FLOAT32;
 constexpr int PER_WORD = WIDE ? 1 : 2;     // elements in 32 bits
 constexpr int PER_VECTOR = 4 * PER_WORD;  // elements in the 16 bytes that a thread reads at once
 constexpr unsigned ALL = 0xffffffffu;
@@ -40,43 +37,12 @@ struct Beside {
 #define BESIDE {tensor_scales, group, key, example, first_example, RANGES}
 
 // a / b for numbers that are not negative. A GPU divides 64 bits several times more slowly than 32, and those slowly.
-MX_FUNCTION i64 divided(i64 a, i64 b) {
+FUNCTION i64 divided(i64 a, i64 b) {
     if (a < b) return 0;
     return (a | b) >> 32 ? a / b : i64(unsigned(a) / unsigned(b));
 }
 
-MX_FUNCTION float widened(unsigned short code) {
-    if (STORAGE == BFLOAT16) return from_bits(unsigned(code) << 16);
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(code));
-    return value;
-}
-
-MX_FUNCTION unsigned short narrowed(float value) {
-    unsigned short code;
-    if (STORAGE == FLOAT16) {
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(value));
-        return code;
-    }
-    const unsigned magnitude = bits_of(value) & ~SIGN;
-    return magnitude > INFINITY_BITS ? 0x7fc0 : (unsigned short)(bits_of(nearest_bfloat16(value)) >> 16);
-}
-
-MX_FUNCTION unsigned packed(float low, float high) {
-#if __CUDA_ARCH__ >= 800
-    unsigned word;
-    if (STORAGE == BFLOAT16) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-        return word;
-    }
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-#else
-    return narrowed(low) | (unsigned(narrowed(high)) << 16);
-#endif
-}
-
-MX_FUNCTION float element_of(const unsigned (&words)[4], int i) {
+FUNCTION float element_of(const unsigned (&words)[4], int i) {
     if (WIDE) return from_bits(words[i]);
     const unsigned word = words[i / 2];
     if (STORAGE == BFLOAT16) return from_bits(i % 2 ? word & 0xffff0000u : word << 16);
@@ -84,11 +50,11 @@ MX_FUNCTION float element_of(const unsigned (&words)[4], int i) {
 }
 
 // Bits of a magnitude as stored, both halves of a word at once, ordered as the magnitudes are (NaN above Inf).
-MX_FUNCTION unsigned magnitudes(unsigned word) { return word & (WIDE ? 0x7fffffffu : 0x7fff7fffu); }
-MX_FUNCTION unsigned larger(unsigned a, unsigned b) { return WIDE ? (a > b ? a : b) : __vmaxu2(a, b); }
+FUNCTION unsigned magnitudes(unsigned word) { return word & (WIDE ? 0x7fffffffu : 0x7fff7fffu); }
+FUNCTION unsigned larger(unsigned a, unsigned b) { return WIDE ? (a > b ? a : b) : __vmaxu2(a, b); }
 
 // A word with the largest finite value for Inf, the code below, where `format` wants that.
-MX_FUNCTION unsigned without_inf(unsigned word, Format format) {
+FUNCTION unsigned without_inf(unsigned word, Format format) {
     if (!format.saturates) return word;
     if (WIDE) return magnitudes(word) == INFINITY_BITS ? word - 1u : word;
     const unsigned infinity = STORAGE == BFLOAT16 ? 0x7f80u : 0x7c00u, halves = magnitudes(word);
@@ -96,13 +62,13 @@ MX_FUNCTION unsigned without_inf(unsigned word, Format format) {
 }
 
 // The float32 bits of the larger magnitude in a word.
-MX_FUNCTION unsigned magnitude_bits(unsigned word) {
+FUNCTION unsigned magnitude_bits(unsigned word) {
     if (WIDE) return word;
     const unsigned low = word & 0xffffu, high = word >> 16;
     return bits_of(widened((unsigned short)(low > high ? low : high)));
 }
 
-MX_FUNCTION float tensor_scale_at(Beside beside, i64 i) {
+FUNCTION float tensor_scale_at(Beside beside, i64 i) {
     return FORMAT.tensor_scale ? beside.tensor_scales[divided(i, beside.group)] : 1.0f;
 }
 
@@ -110,30 +76,30 @@ MX_FUNCTION float tensor_scale_at(Beside beside, i64 i) {
 struct Place {
     u64 example, i;
 };
-MX_FUNCTION Place place_of(Beside beside, i64 i) {
+FUNCTION Place place_of(Beside beside, i64 i) {
     const i64 before = divided(i, beside.example);
     return {beside.first_example < 0 ? 0 : u64(beside.first_example + before), u64(i - before * beside.example)};
 }
 
 // Of the elements of a vector, the first of which is given; they lie within one example, as a row does.
-MX_FUNCTION Place place_of_vector(Beside beside, i64 first) {
+FUNCTION Place place_of_vector(Beside beside, i64 first) {
     return FORMAT.rounding == STOCHASTIC ? place_of(beside, first) : Place{0, 0};
 }
 
-MX_FUNCTION float random_at(Beside beside, i64 i) {
+FUNCTION float random_at(Beside beside, i64 i) {
     if (FORMAT.rounding != STOCHASTIC) return 0.0f;
     const Place place = place_of(beside, i);
     return random_of(random_bits(beside.key, place.i / 8, place.example), int(place.i % 8));
 }
 
 // The 1 + v of the elements of a vector that begins at `place`.
-MX_FUNCTION void draw_vector(float (&random)[PER_VECTOR], u64 key, Place place) {
+FUNCTION void draw_vector(float (&random)[PER_VECTOR], u64 key, Place place) {
     const Bits bits = random_bits(key, place.i / 8, place.example);
 #pragma unroll
     for (int i = 0; i < PER_VECTOR; ++i) random[i] = random_of(bits, WIDE && place.i % 8 ? i + 4 : i);
 }
 
-MX_FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
+FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
     unsigned words[4];
 #pragma unroll
     for (int word = 0; word < 4; ++word)
@@ -141,12 +107,12 @@ MX_FUNCTION uint4 packed_vector(const float (&values)[PER_VECTOR]) {
     return uint4{words[0], words[1], words[2], words[3]};
 }
 
-MX_FUNCTION float read_at(const void* x, i64 i) {
+FUNCTION float read_at(const void* x, i64 i) {
     if (WIDE) return from_bits(without_inf(static_cast<const unsigned*>(x)[i], FORMAT));
     return widened((unsigned short)without_inf(static_cast<const unsigned short*>(x)[i], FORMAT));
 }
 
-MX_FUNCTION void write_at(void* y, i64 i, float value) {
+FUNCTION void write_at(void* y, i64 i, float value) {
     if (WIDE)
         static_cast<float*>(y)[i] = value;
     else
@@ -159,7 +125,7 @@ struct Extremes {
     unsigned magnitude;  // as stored
     float low, high;
 };
-MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format format) {
+FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format format) {
     Extremes of = {larger(larger(magnitudes(words[0]), magnitudes(words[1])),
                           larger(magnitudes(words[2]), magnitudes(words[3]))), 0.0f, 0.0f};
     if (format.symmetric) return of;
@@ -171,19 +137,19 @@ MX_FUNCTION Extremes extremes_of_vector(const unsigned (&words)[4], Format forma
     }
     return of;
 }
-MX_FUNCTION Extremes extremes_of_both(Extremes a, Extremes b, Format format) {
+FUNCTION Extremes extremes_of_both(Extremes a, Extremes b, Format format) {
     a.magnitude = larger(a.magnitude, b.magnitude);
     if (format.symmetric) return a;
     return {a.magnitude, fminf(a.low, b.low), fmaxf(a.high, b.high)};
 }
-MX_FUNCTION Extremes extremes_of_lane(Extremes of, int lane, Format format) {
+FUNCTION Extremes extremes_of_lane(Extremes of, int lane, Format format) {
     Extremes from = {__shfl_sync(ALL, of.magnitude, lane), 0.0f, 0.0f};
     if (format.symmetric) return from;
     from.low = __shfl_sync(ALL, of.low, lane);
     from.high = __shfl_sync(ALL, of.high, lane);
     return from;
 }
-MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
+FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int distance = MX_LANES / 2; distance; distance /= 2)
@@ -192,13 +158,13 @@ MX_FUNCTION Extremes extremes_of_row(Extremes of, Format format) {
 }
 
 // The sum over a block, which `lanes` neighbouring threads have a share of each.
-MX_FUNCTION i64 sum_of_lanes(i64 share, int lanes) {
+FUNCTION i64 sum_of_lanes(i64 share, int lanes) {
 #pragma unroll
     for (int distance = lanes / 2; distance; distance /= 2) share += __shfl_xor_sync(ALL, share, distance);
     return share;
 }
 
-MX_FUNCTION unsigned largest_of_warp(unsigned value) {
+FUNCTION unsigned largest_of_warp(unsigned value) {
 #pragma unroll
     for (int distance = 16; distance; distance /= 2) {
         const unsigned other = __shfl_xor_sync(ALL, value, distance);
@@ -213,7 +179,7 @@ MX_FUNCTION unsigned largest_of_warp(unsigned value) {
 struct Range {
     int *ends, low, high, fraction;
 };
-MX_FUNCTION Range range_of(int* ranges) {
+FUNCTION Range range_of(int* ranges) {
     Range range = {};
 #ifdef MX_RANGES
     range.ends = ranges + blockIdx.x % MX_RANGES * MX_RANGE;
@@ -228,7 +194,7 @@ MX_FUNCTION Range range_of(int* ranges) {
 #endif
     return range;
 }
-MX_FUNCTION void keep(Range range, float amax, Format format) {
+FUNCTION void keep(Range range, float amax, Format format) {
     if (!KEEPS || format.scale != E8M0) return;
     const Kept kept = kept_of(amax, format);
     int low = kept.exponent, high = low, fraction = kept.fraction;
@@ -243,14 +209,14 @@ MX_FUNCTION void keep(Range range, float amax, Format format) {
     atomicMax(&range.ends[1], high);
     atomicMax(&range.ends[2], fraction);
 }
-MX_FUNCTION void keep_block(Range range, Extremes of, Format format) {
+FUNCTION void keep_block(Range range, Extremes of, Format format) {
     float midpoint;
     keep(range, amax_of_block(format, magnitude_bits(of.magnitude), of.low, of.high, midpoint), format);
 }
 
 // Four over six: how much larger the error of a vector, which begins with the element `first`, is under its block's second
 // scale than under the first.
-MX_FUNCTION i64 loss_of_vector(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
+FUNCTION i64 loss_of_vector(const unsigned (&words)[4], Extremes of, float g, Beside beside, i64 first) {
     float random[PER_VECTOR] = {}, midpoint;
     if (FORMAT.rounding == STOCHASTIC) draw_vector(random, beside.key, place_of_vector(beside, first));
     const float amax = amax_of_block(FORMAT, magnitude_bits(of.magnitude), of.low, of.high, midpoint);
@@ -264,7 +230,7 @@ MX_FUNCTION i64 loss_of_vector(const unsigned (&words)[4], Extremes of, float g,
 // Calls `each` with a function that quantizes a vector of a block, given its place, which stochastic rounding reads;
 // `second` says whether the block has its second scale.
 template <class Each>
-MX_FUNCTION void with_scale_of_block(Extremes of, Format format, float g, u64 key, bool second, Each each) {
+FUNCTION void with_scale_of_block(Extremes of, Format format, float g, u64 key, bool second, Each each) {
     if (takes_pairs(format, STORAGE)) {
         const unsigned halves_changed = of.magnitude << 16 | of.magnitude >> 16;
         const PairScale block = scale_of_pair(format, __vmaxu2(of.magnitude, halves_changed));
@@ -297,7 +263,7 @@ MX_FUNCTION void with_scale_of_block(Extremes of, Format format, float g, u64 ke
 }
 
 // What the elements of a vector, all of one block, become.
-MX_FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
+FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
                                    bool second = false) {
     uint4 result;
     with_scale_of_block(of, format, g, key, second, [&](auto quantized) { result = quantized(words, place); });

@@ -17,7 +17,7 @@ from mxsweep.numerics.kernels.source import (
     VECTOR_BYTES,
     WARP,
     block_length,
-    format_initializer,
+    format_fields,
     kernel_source,
     lanes_of,
 )
@@ -235,12 +235,18 @@ def tile_source(
     fmt: MXFormat, dtype: torch.dtype, prescale: float, threads: Threads, *names: str, keeps: bool = False
 ) -> str:
     """Return the source of the kernels of these names, of `KERNELS`."""
-    lines = (
-        f"#define MX_KEPT {threads.kept}",
-        f"#define MX_SHARE {threads.share}",
-        f"#define MX_UNIT {threads.unit}",
-        f"#define MX_BLOCK {block_length(fmt)}",
-        f"#define MX_COLUMN_FORMAT {format_initializer(fmt, dtype, prescale)}",
-        *(f"#define WITH_{name}" for name in names),
+    return kernel_source(
+        fmt,
+        dtype,
+        *("columns.cu", *SOURCES),
+        prescale=prescale,
+        keeps=keeps,
+        macros={
+            "MX_KEPT": threads.kept,
+            "MX_SHARE": threads.share,
+            "MX_UNIT": threads.unit,
+            "MX_BLOCK": block_length(fmt),
+            "MX_COLUMN_FORMAT": format_fields(fmt, dtype, prescale),
+            **{f"WITH_{name}": 1 for name in names},
+        },
     )
-    return kernel_source(fmt, dtype, "columns.cu", *SOURCES, more=lines, prescale=prescale, keeps=keeps)

@@ -1,0 +1,12 @@
+// What all other files begin with: how functions are declared, the bits of a float32, and what tensors are stored as.
+#ifdef __CUDACC__
+#define FUNCTION __device__ __forceinline__
+#else
+#define FUNCTION static inline
+#endif
+#define UNROLL _Pragma("unroll")
+
+enum Storage { FLOAT32, BFLOAT16, FLOAT16 };
+
+FUNCTION unsigned bits_of(float value) { return __builtin_bit_cast(unsigned, value); }
+FUNCTION float from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
