@@ -69,7 +69,9 @@ extern "C" __global__ void __launch_bounds__(256)
     const auto start_of = [&](unsigned block, unsigned row) {
         return row * width + i64(block - row * unsigned(across)) * MX_BLOCK;
     };
-    const bool has = first + threadIdx.x / SHARE < count;  // threads without a block read the first one, and write nothing
+    // Threads without a block have the first one's place, and write nothing. Nor do they read what is held of it, since another
+    // warp may have written there.
+    const bool has = first + threadIdx.x / SHARE < count;
     const unsigned block = has ? first + threadIdx.x / SHARE : first, row = row_of(block);
     const i64 start = start_of(block, row), left = (row + 1) * width - start;
     const int length = left < MX_BLOCK ? int(left) : MX_BLOCK, units = (length + OF_UNIT - 1) / OF_UNIT;
@@ -98,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(256)
             const uint4 read = x[start / PER_VECTOR + (unit(turn) < units ? unit(turn) : 0)];
             words[turn][0] = read.x, words[turn][1] = read.y, words[turn][2] = read.z, words[turn][3] = read.w;
         }
-    } else {
+    } else if (has) {
         const unsigned own = unit_at(held, place + (unit(0) < units ? unit(0) : 0));
 #pragma unroll
         for (int turn = 0; turn < KEPT * 16 / UNIT; ++turn) {
@@ -119,7 +121,6 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int distance = 1; distance < SHARE; distance *= 2)
         of = extremes_of_both(of, extremes_of_lane(of, threadIdx.x % 32 ^ distance, FORMAT), FORMAT);
-    // What is held of the first block may have been written by then.
     if (has) keep_block(range, of, FORMAT);
 
     const float t = tensor_scale_at(beside, start);
