@@ -1,5 +1,5 @@
-// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind columns.cu and butterflies.cu;
-// the format of vectors.cu is that of the rows.
+// The kernel that quantizes a matrix along its rows and along its columns in one reading. Compiled behind columns.cu and
+// butterflies.cu; the format of vectors.cu is that of the rows.
 //
 // MX_COLUMN_BLOCK   how many elements of a column are a block
 // MX_WITH_ROWS      0 where only the columns are wanted

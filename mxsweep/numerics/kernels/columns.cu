@@ -97,7 +97,7 @@ FUNCTION void scales_of_columns(BlockScale (&blocks)[PER_VECTOR], bool& quick, c
 }
 
 FUNCTION uint4 quantized_columns(const unsigned (&words)[4], const BlockScale (&blocks)[PER_VECTOR], bool quick, u64 key,
-                                    Place place) {
+                                 Place place) {
     float random[PER_VECTOR] = {}, result[PER_VECTOR];
     if (COLUMN_FORMAT.rounding == STOCHASTIC) draw_vector(random, key, place);
 #pragma unroll

@@ -264,7 +264,7 @@ FUNCTION void with_scale_of_block(Extremes of, Format format, float g, u64 key, 
 
 // What the elements of a vector, all of one block, become.
 FUNCTION uint4 quantized_vector(const unsigned (&words)[4], Extremes of, Format format, float g, u64 key, Place place,
-                                   bool second = false) {
+                                bool second = false) {
     uint4 result;
     with_scale_of_block(of, format, g, key, second, [&](auto quantized) { result = quantized(words, place); });
     return result;
