@@ -1,6 +1,7 @@
 // Kernels run by a host compiler. KERNEL_SOURCE is their source with its macros in front; what CUDA has beside C++ stands here.
 #include <math.h>
 
+#include "pairs_of_halves.h"
 #include "thread_blocks.h"
 
 #define __CUDACC__
@@ -8,7 +9,6 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // thread blocks run one after the other
 
 struct uint2 {
     unsigned x, y;
@@ -20,29 +20,25 @@ struct uint4 {
 static inline void __syncthreads() { host::wait(host::FOR_THREAD_BLOCK); }
 static inline void __threadfence() {}
 
+#define IN_KERNEL __builtin_return_address(0)
 template <class T>
-T __shfl_sync(unsigned, T value, int lane, int width = 32) {
-    return host::of_lane(value, threadIdx.x % 32 / width * width + lane % width);
+__attribute__((noinline)) T __shfl_sync(unsigned mask, T value, unsigned lane, unsigned width = 32) {
+    return host::of_lane(mask, value, threadIdx.x % 32 / width * width + lane % width, IN_KERNEL);
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
-    return host::of_lane(value, threadIdx.x % 32 ^ distance);
+__attribute__((noinline)) T __shfl_xor_sync(unsigned mask, T value, unsigned distance) {
+    return host::of_lane(mask, value, threadIdx.x % 32 ^ distance, IN_KERNEL);
 }
 template <class T>
-T __shfl_down_sync(unsigned, T value, int distance, int width = 32) {
-    const int lane = threadIdx.x % width;
-    return host::of_lane(value, threadIdx.x % 32 - lane + (lane + distance < width ? lane + distance : lane));
+__attribute__((noinline)) T __shfl_down_sync(unsigned mask, T value, unsigned distance, unsigned width = 32) {
+    const unsigned lane = threadIdx.x % width;
+    const unsigned from = lane + distance < width ? lane + distance : lane;
+    return host::of_lane(mask, value, threadIdx.x % 32 - lane + from, IN_KERNEL);
 }
-static inline bool __all_sync(unsigned all, bool value) {
-    for (int distance = 16; distance; distance /= 2) value = __shfl_xor_sync(all, value, distance) && value;
+static inline bool __all_sync(unsigned mask, bool value) {
+    for (unsigned distance = 16; distance; distance /= 2) value = __shfl_xor_sync(mask, value, distance) && value;
     return value;
 }
-
-static inline unsigned __vmaxu2(unsigned a, unsigned b) {
-    const unsigned low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = (a >> 16) > (b >> 16) ? a : b;
-    return (low & 0xffffu) | (high & 0xffff0000u);
-}
-static inline unsigned __vminu2(unsigned a, unsigned b) { return a ^ b ^ __vmaxu2(a, b); }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 template <class T>
@@ -75,7 +71,7 @@ static inline void read_transposed(unsigned (&words)[4], const uint4* row) {
         for (unsigned half = 0; half < 2; ++half) {
             // The row that lane 8 i + ... has the address of is asked for by all that read from it.
             const unsigned of = 8 * i + lane % 4 * 2 + half;
-            words[i] |= unsigned(reinterpret_cast<const unsigned short*>(host::of_lane(row, of))[lane / 4]) << 16 * half;
+            words[i] |= unsigned(reinterpret_cast<const unsigned short*>(host::of_lane(~0u, row, of, nullptr))[lane / 4]) << 16 * half;
         }
     }
 }
@@ -98,7 +94,7 @@ static inline void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned lo
 
 #include KERNEL_SOURCE
 
-#ifdef MAGNITUDE
+#ifdef MAGNITUDE  // a macro of dense_tiles.cu
 static float number_of(unsigned short code) { return widened<STORAGE>(code); }
 #else
 static float number_of(unsigned short) { return 0.0f; }

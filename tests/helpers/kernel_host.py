@@ -25,6 +25,8 @@ class HostKernels:
     """Stand in for `Kernels`: a source compiled for the host, in thread blocks of ``block``.
 
     Attributes:
+        library: what was compiled.
+        path: where that is.
         launched: the names of kernels, in turn.
     """
 
@@ -35,13 +37,15 @@ class HostKernels:
         folder.mkdir(exist_ok=True)
         written, built = folder / "kernel.cu", folder / "kernel.so"
         written.write_text(source, encoding="utf-8")
-        # Of headers C's alone: C++'s own around them take longer to read than a kernel takes to compile.
+        # Of headers C's alone: C++'s own around them take longer to read than a kernel takes to compile. Templates'
+        # shared memory would be unique, one for all libraries of a process, of the size that the first one has.
         subprocess.run(
-            [compiler, "-std=c++20", "-nostdinc++", "-O0", "-ffp-contract=off", "-w", "-shared", "-fPIC",
+            [compiler, "-std=c++20", "-nostdinc++", "-O0", "-ffp-contract=off", "-fno-gnu-unique", "-Wall", "-Wextra",
+             "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-function", "-shared", "-fPIC",
              f'-DKERNEL_SOURCE="{written}"', "-o", built, HOST],
             check=True,
         )  # fmt: skip
-        self.library, self._block = ctypes.CDLL(str(built)), block
+        self.path, self.library, self._block = built, ctypes.CDLL(str(built)), block
         self.launched: list[str] = []
 
     def launch(self, name: str, threads: int, *arguments: int) -> None:
@@ -52,7 +56,8 @@ class HostKernels:
         self.library.launch_on_host(kernel, *sizes, words, ctypes.c_uint(len(words)))
 
 
-# Kernels that go on with a loop where threads keep less than a block: here they keep little.
+# Kernels that go on with a loop where threads keep less than a block. Here they keep two vectors at most, so that
+# blocks of some hundred vectors are enough for that.
 _LOOPS = tuple(name for name in SOURCES["tiles.cu"] if "tiles" in name)
 
 
@@ -83,7 +88,7 @@ class HostBackend:
         self, fmt: MXFormat, dtype: torch.dtype, device: int, prescale: float, threads: Threads, name: str, keeps: bool
     ) -> HostKernels:
         if name in _LOOPS:
-            threads = replace(threads, kept=1)
+            threads = replace(threads, kept=min(threads.kept, 2))
         return self._kernels(tile_source(fmt, dtype, prescale, threads, name, keeps=keeps), threads.block)
 
     def _kernels(self, source: str, block: int) -> HostKernels:

@@ -2,11 +2,7 @@
 // initializers of Format for bfloat16, as source.py writes them.
 #include <initializer_list>
 
-static inline unsigned __vmaxu2(unsigned a, unsigned b) {
-    const unsigned low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = (a >> 16) > (b >> 16) ? a : b;
-    return (low & 0xffffu) | (high & 0xffff0000u);
-}
-static inline unsigned __vminu2(unsigned a, unsigned b) { return a ^ b ^ __vmaxu2(a, b); }
+#include "pairs_of_halves.h"
 #include PAIRS_SOURCE
 
 static const Format formats[] = {

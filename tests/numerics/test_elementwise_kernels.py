@@ -94,8 +94,8 @@ def mean_in_torchs_order(x: Tensor) -> Tensor:
 def test_norms_on_the_host(
     channels: int, held: int, dtype: torch.dtype, tmp_path: Path, no_gradients: None, host_is_the_device: None
 ) -> None:
-    x, weight = draw(7, channels, dtype=dtype), draw(channels, dtype=dtype)
-    means = torch.zeros(7, 1)
+    x, weight = draw(37, channels, dtype=dtype), draw(channels, dtype=dtype)  # a thread block has 16 rows
+    means = torch.zeros(37, 1)
     found = kernels._launch_norm(on_host(dtype, held, tmp_path), x, weight, 1e-5, means)
     assert torch.equal(means, mean_in_torchs_order(x))
     expected = kernels.rms_norm_by_operations(x, weight, 1e-5)
@@ -108,12 +108,12 @@ def test_silu_and_rotary_embeddings_on_the_host(
     dtype: torch.dtype, tmp_path: Path, no_gradients: None, host_is_the_device: None
 ) -> None:
     host = on_host(dtype, 0, tmp_path)
-    gate, up = draw(5, 24, dtype=dtype), draw(5, 24, dtype=dtype) + 1
+    gate, up = draw(90, 24, dtype=dtype), draw(90, 24, dtype=dtype) + 1
     found = kernels._launch_silu(host, gate, up)
     torch.testing.assert_close(found, F.silu(gate) * up, rtol=2 * torch.finfo(dtype).eps, atol=0)
     for heads, examples in ((3, 1), (2, 4)):
-        x = draw(4, 6, heads, 48, dtype=dtype).transpose(1, 2)
-        cosines, sines = (draw(examples, 6, 48, dtype=dtype) for _ in range(2))
+        x = draw(4, 14, heads, 48, dtype=dtype).transpose(1, 2)
+        cosines, sines = (draw(examples, 14, 48, dtype=dtype) for _ in range(2))
         found, expected = (
             kernels._launch_rotation(host, x, cosines, sines),
             kernels.rotate_by_operations(x, cosines, sines),

@@ -219,7 +219,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], Ho
 
     @functools.cache
     def kernels_of(plan: Plan, device: int | None = None) -> HostKernels:
-        return HostKernels(plan.source + PLACES, tmp_path / f"{plan.read}_{plan.dtype}", plan.threads)
+        return HostKernels(plan.source + PLACES, tmp_path / f"{plan.log_order}_{plan.read}_{plan.dtype}", plan.threads)
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     monkeypatch.setattr(hadamard_cuda, "_kernels", kernels_of)

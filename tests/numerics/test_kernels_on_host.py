@@ -18,6 +18,7 @@ from helpers.mx_host import host_library, pointer
 
 from mxsweep.numerics import MXFormat, quantize
 from mxsweep.numerics.kernels import cuda
+from mxsweep.numerics.kernels.source import joined_files
 from mxsweep.numerics.kernels.ways import way_of
 from mxsweep.numerics.philox import Draws
 from mxsweep.numerics.rescaled import quantize_rescaled
@@ -45,7 +46,7 @@ BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate
 def test_the_kernels_are_the_definition(fmt: MXFormat, dtype: torch.dtype, prescale: float, host: HostBackend) -> None:
     x = adversarial(8 * 9 * 128, 2).view(8, 9, 128).to(dtype)
     long = adversarial(2 * 41 * 512, 3, finite=True).view(2, 41, 512).to(dtype)
-    block, tile, large_tile = fmt, replace(fmt, block_size=(4, 24)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
+    block, tile, large_tile = fmt, replace(fmt, block_size=(8, 88)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
     for fmt, axis, dims, part in (
         (block, -1, (-2, -1), x),
         (block, -1, (-1,), x[..., :88]),  # blocks end short
@@ -213,26 +214,80 @@ def test_a_group_under_one_scale_is_read_once(fmt: MXFormat, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize(
-    ("waits", "said"),
+    ("does", "said"),
     [
-        ("if (threadIdx.x % 32) __shfl_sync(~0u, 1, 0);", "lanes of a warp wait for different things"),
-        ("if (threadIdx.x % 32) __syncthreads();", "lanes of a warp wait for different things"),
-        ("if (threadIdx.x < 32) __syncthreads();", "warps of a thread block wait for different things"),
-        ("__syncthreads(), __shfl_sync(~0u, 1, 0);", ""),
+        ("if (threadIdx.x % 32) __shfl_sync(ALL, 1, 0)", "lanes of a warp wait for different things"),
+        ("threadIdx.x % 2 ? __shfl_sync(ALL, 1, 0) : __shfl_xor_sync(ALL, 1, 1)", "lanes of a warp wait"),
+        ("if (threadIdx.x % 32) __syncthreads()", "lanes of a warp wait for different things"),
+        ("if (threadIdx.x < 32) __syncthreads()", "warps of a thread block wait for different things"),
+        ("__shfl_sync(1u, 1, 0)", "lanes 0x1 read of lane 0"),
+        ("__shfl_xor_sync(ALL, 1, 32)", "lanes 0xffffffff read of lane 63"),
+        ("__syncthreads(), __shfl_sync(ALL, 1, 0)", ""),
     ],
 )
-def test_threads_that_wait_in_vain_end_the_process(waits: str, said: str, tmp_path: Path) -> None:
-    """Of the host that tests run kernels on: none passes that a GPU would not promise an answer of."""
-    library = HostKernels(f'extern "C" __global__ void waits() {{ {waits} }}', tmp_path).library
+def test_what_a_gpu_promises_no_answer_of_ends_the_process(does: str, said: str, tmp_path: Path) -> None:
+    """Of the host that tests run kernels on."""
+    source = joined_files() + f'\nextern "C" __global__ void kernel() {{ {does}; }}'
     call = f"""
 import ctypes
-library = ctypes.CDLL({library._name!r})
-kernel = ctypes.cast(library.waits, ctypes.c_void_p)
+library = ctypes.CDLL({str(HostKernels(source, tmp_path).path)!r})
+kernel = ctypes.cast(library.kernel, ctypes.c_void_p)
 library.launch_on_host(kernel, ctypes.c_long(128), ctypes.c_uint(64), None, 0)
 """
     process = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
     assert process.returncode == (-signal.SIGABRT if said else 0)
     assert process.stderr.startswith(said)
+
+
+@pytest.mark.parametrize("other", ["(thread + 1) % 64", "(thread + 63) % 64", "thread ^ 32", "thread ^ 1"])
+def test_what_a_thread_reads_without_waiting_is_found_to_be_wrong(other: str, tmp_path: Path) -> None:
+    """In some of a few launches, even of one thread block, on the host that tests run kernels on."""
+    wrong = []
+    for number, waits in enumerate(("", "__syncthreads();")):
+        source = (
+            joined_files()
+            + f"""
+extern "C" __global__ void kernel(unsigned* y) {{
+    __shared__ unsigned written[64];
+    const unsigned thread = threadIdx.x;
+    written[thread] = thread;
+    {waits}
+    y[blockIdx.x * 64 + thread] = written[{other}];
+}}"""
+        )
+        kernels = HostKernels(source, tmp_path / str(number), 64)
+        answers = torch.zeros(4, 64, dtype=torch.int32)
+        for answer in answers:
+            kernels.launch("kernel", 64, answer.data_ptr())
+        expected = torch.tensor([eval(other, {"thread": thread}) for thread in range(64)])
+        wrong.append(int((answers != expected).any(1).sum()))
+    assert wrong[0] and not wrong[1]
+
+
+def test_libraries_of_kernels_share_no_memory(tmp_path: Path) -> None:
+    """Of templates the shared memory would be that of the library which was loaded first, and as small."""
+    kernels = []
+    for count in (1, 64):
+        source = (
+            joined_files()
+            + f"""
+template <int COUNT>
+FUNCTION unsigned* shared_memory() {{
+    __shared__ unsigned values[{count}];
+    return values;
+}}
+extern "C" __global__ void kernel(unsigned* y) {{
+    shared_memory<0>()[threadIdx.x % {count}] = threadIdx.x;
+    __syncthreads();
+    y[threadIdx.x] = shared_memory<0>()[threadIdx.x % {count}];
+}}"""
+        )
+        kernels.append(HostKernels(source, tmp_path / str(count), 64))
+    y = torch.zeros(64, dtype=torch.int32)
+    kernels[1].launch("kernel", 64, y.data_ptr())
+    assert torch.equal(y, torch.arange(64, dtype=torch.int32))
+    symbols = subprocess.run(["nm", kernels[1].path], capture_output=True, text=True, check=True).stdout
+    assert "shared_memory" in symbols and " u " not in symbols
 
 
 def test_tiles_of_one_row_or_column_are_blocks() -> None:

@@ -339,7 +339,7 @@ def test_the_loss_by_hand() -> None:
 def test_the_kernel_on_the_host_is_the_torch_path(
     fmt: MXFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w, hessian = problem(24, 300)
+    w, hessian = problem(2 * gptq_cuda.THREADS + 2, 300)  # of which the last thread block has two rows
     scales = search_scales(w, fmt, hessian.diagonal())
     expected = gptq(w, hessian, fmt, scales)
     host = HostKernels(gptq_cuda.columns_source(replace(fmt, block_size=0)), tmp_path, gptq_cuda.THREADS)

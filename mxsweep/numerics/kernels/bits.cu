@@ -1,10 +1,15 @@
-// What all other files begin with: how functions are declared, the bits of a float32, and what tensors are stored as.
+// What all other files begin with: how functions are declared, words of 64 bits, the bits of a float32, and what tensors are
+// stored as.
 #ifdef __CUDACC__
 #define FUNCTION __device__ __forceinline__
 #else
 #define FUNCTION static inline
 #endif
 #define UNROLL _Pragma("unroll")
+
+typedef unsigned long long u64;
+typedef long long i64;
+constexpr unsigned ALL = 0xffffffffu;  // lanes of a warp
 
 enum Storage { FLOAT32, BFLOAT16, FLOAT16 };
 

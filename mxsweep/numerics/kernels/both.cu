@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256, MX_RESIDENT)
     unsigned words[HELD][4];
     read_tile(words, x + first, step);
     Place place = {0, 0};
-    if (DRAWS) place = place_of({nullptr, 1, 0, example, first_example}, first * PER_VECTOR);
+    if (DRAWS) place = place_of({nullptr, 1, 0, example, first_example, nullptr}, first * PER_VECTOR);
     const u64 apart = u64(step) * PER_VECTOR;
 
     if (MX_WITH_ROWS) {

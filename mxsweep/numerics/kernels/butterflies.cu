@@ -9,5 +9,5 @@ FUNCTION void butterfly(float& a, float& b) {
 // The butterfly of two lanes of a warp at a distance that is a power of two: returns the lower one its a, the other its b.
 FUNCTION float butterfly_of_lanes(float value, int distance) {
     const float sign = threadIdx.x & distance ? -1.0f : 1.0f;
-    return fmaf(sign, value, __shfl_xor_sync(0xffffffffu, value, distance));
+    return fmaf(sign, value, __shfl_xor_sync(ALL, value, distance));
 }

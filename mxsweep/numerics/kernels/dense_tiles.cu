@@ -63,7 +63,7 @@ FUNCTION int place_of(int run, int column) {
 // Of two lanes at a distance the lower one gives its high word for the other's low one.
 FUNCTION void exchange(unsigned& low, unsigned& high, int distance) {
     const bool is_above = threadIdx.x & distance;
-    const unsigned got = __shfl_xor_sync(0xffffffffu, is_above ? low : high, distance);
+    const unsigned got = __shfl_xor_sync(ALL, is_above ? low : high, distance);
     (is_above ? low : high) = got;
 }
 

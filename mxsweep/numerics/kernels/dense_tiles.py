@@ -47,7 +47,7 @@ class DensePlan:
 
     @property
     def source(self) -> str:
-        """Return dense_tiles.cu behind butterflies.cu, with the macros in front."""
+        """Return dense_tiles.cu behind storage.cu and butterflies.cu, with the macros in front."""
         # Signs of this size keep sums within a row's largest element.
         magnitude = 2.0 ** -(self.order - 1).bit_length()
         code = int(torch.tensor(magnitude, dtype=self.dtype, device="cpu").view(torch.int16))

@@ -8,11 +8,8 @@
 //
 // Rows lie one behind the other, from 16-byte steps on, and are whole vectors.
 
-typedef long long i64;
-
 constexpr int VECTOR = 8;  // elements in the 16 bytes that a thread reads at once
 constexpr int ROW_THREADS = 16;  // that share a row of `rms_norm`
-constexpr unsigned ALL = 0xffffffffu;
 
 FUNCTION float element(const uint4& vector, int i) {
     const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};

@@ -43,7 +43,7 @@ FUNCTION void groups(const uint4* x, uint4* y, i64 vectors, i64 count, Beside be
 }
 #endif
 #define GROUP_ARGUMENTS i64 vectors, i64 count, u64 key, i64 example, i64 first_example
-#define BESIDE_GROUP {nullptr, 1, key, example, first_example}
+#define BESIDE_GROUP {nullptr, 1, key, example, first_example, nullptr}
 #ifdef WITH_mx_groups_by_warp
 extern "C" __global__ void __launch_bounds__(256) mx_groups_by_warp(const uint4* x, uint4* y, GROUP_ARGUMENTS) {
     groups<32>(x, y, vectors, count, BESIDE_GROUP);

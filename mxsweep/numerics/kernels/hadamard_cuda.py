@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def source(self) -> str:
-        """Return hadamard.cu behind butterflies.cu, with the macros in front."""
+        """Return hadamard.cu behind storage.cu and butterflies.cu, with the macros in front."""
         return joined_files(
             *("storage.cu", "butterflies.cu", "hadamard.cu"),
             macros={

@@ -1,8 +1,6 @@
 // What quantizing did to blocks along the rows of a tensor, on a GPU: the numbers of block_totals.py. Compiled behind mx.cu,
 // once for all formats and dtypes, which are read at run time: another format waits for no compiler.
 
-typedef long long i64;
-constexpr unsigned ALL = 0xffffffffu;
 constexpr int NUMBERS = 8;
 static_assert(sizeof(Format) == FORMAT_SIZE);  // as Python lays it out
 

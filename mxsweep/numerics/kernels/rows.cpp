@@ -4,8 +4,6 @@
 // What an element costs is decided by `elements_of`, a loop that a compiler makes vectors of: one for each rounding of the
 // formats that are usual. All others go through one loop in which the format is read for each element.
 
-typedef long long i64;
-
 // Native arithmetic, which is defined by logarithms in the tensor's own dtype (definition.py): native_tables.py has torch compute
 // them for whatever may be asked, and what follows is looked up here.
 struct Native {

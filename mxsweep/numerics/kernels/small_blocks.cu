@@ -69,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(256)
     const auto start_of = [&](unsigned block, unsigned row) {
         return row * width + i64(block - row * unsigned(across)) * MX_BLOCK;
     };
-    // Threads without a block have the first one's place, and write nothing. Nor do they read what is held of it, since another
-    // warp may have written there.
+    // Threads without a block have the first one's place, and write nothing. Nor do they read it from shared memory, where another
+    // warp may already have written what it became.
     const bool has = first + threadIdx.x / SHARE < count;
     const unsigned block = has ? first + threadIdx.x / SHARE : first, row = row_of(block);
     const i64 start = start_of(block, row), left = (row + 1) * width - start;

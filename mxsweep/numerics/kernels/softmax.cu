@@ -9,9 +9,6 @@
 // logit that it has come across, which is multiplied anew where that grows; then threads join what they have, always in
 // the same order, so that a row's answer depends on the row alone.
 
-typedef long long i64;
-typedef unsigned long long u64;
-
 constexpr int BYTES = WIDE ? 4 : 2;         // of a logit
 constexpr int VECTOR_BYTES = 16;            // read at once
 constexpr int VECTOR = VECTOR_BYTES / BYTES;  // logits in these
@@ -103,7 +100,6 @@ FUNCTION Share share_of_thread(const char* row, int entries, int thread) {
 }
 
 constexpr int WARP = 32, WARPS = THREADS / WARP;
-constexpr unsigned ALL = 0xffffffffu;
 
 FUNCTION Share joined_in_warp(Share share, int lanes) {
     UNROLL for (int distance = lanes / 2; distance; distance /= 2) {

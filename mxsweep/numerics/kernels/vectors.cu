@@ -9,10 +9,6 @@
 constexpr Format FORMAT = MX_FORMAT;
 constexpr int PER_WORD = WIDE ? 1 : 2;     // elements in 32 bits
 constexpr int PER_VECTOR = 4 * PER_WORD;  // elements in the 16 bytes that a thread reads at once
-constexpr unsigned ALL = 0xffffffffu;
-
-typedef unsigned long long u64;
-typedef long long i64;
 
 #ifdef MX_RANGES
 constexpr bool KEEPS = true;
