@@ -151,24 +151,24 @@ def of_training(x: Tensor) -> list[dict[str, Any]]:
 def of_other_blocks(x: Tensor) -> list[dict[str, Any]]:
     """Seconds of tiles, and of blocks of lengths that are no power of two, longer or whole, along both axes."""
     rows = []
+
+    def take(what: str, fmt: MXFormat, axis: int = -1) -> None:
+        call = functools.partial(quantize, x, fmt, axis, backend="cuda", generator=5)
+        rows.append({"what": what, "cuda_s": gpu_seconds(call)})
+
     for size in (20, 48, 63, 100, 128, 1024, 0):
         for axis, along in ((-1, "rows"), (-2, "columns")):
-            call = functools.partial(quantize, x, MXFormat("fp4_e2m1", size), axis, backend="cuda")
-            rows.append({"what": f"{along}, {f'blocks of {size}' if size else 'whole'}", "cuda_s": gpu_seconds(call)})
+            take(f"{along}, {f'blocks of {size}' if size else 'whole'}", MXFormat("fp4_e2m1", size), axis)
     better = replace(NVFP4, four_over_six=True)
     for fmt in (MXFormat("fp4_e2m1", 32, "fp32", symmetric=False), better):
-        rows.append(
-            {"what": f"rows, {fmt}", "cuda_s": gpu_seconds(functools.partial(quantize, x, fmt, backend="cuda"))}
-        )
+        take(f"rows, {fmt}", fmt)
     tiles = [MXFormat("fp4_e2m1", (size, size)) for size in (16, 32, 64, 128)]
     nvfp4 = [replace(NVFP4, block_size=size) for size in ((16, 16), (16, 1), (1, 48))]
     stochastic = [replace(fmt, rounding="stochastic") for fmt in (tiles[0], nvfp4[0])]
     for fmt in (*tiles, *nvfp4, replace(better, block_size=(16, 16)), *stochastic):
-        call = functools.partial(quantize, x, fmt, backend="cuda", generator=5)
-        rows.append({"what": f"tiles, {fmt}", "cuda_s": gpu_seconds(call)})
+        take(f"tiles, {fmt}", fmt)
     for fmt in (replace(NVFP4, block_size=0), replace(stochastic[0], block_size=0)):
-        call = functools.partial(quantize, x, fmt, -2, backend="cuda", generator=5)
-        rows.append({"what": f"columns, {fmt}", "cuda_s": gpu_seconds(call)})
+        take(f"columns, {fmt}", fmt, -2)
     for rounding in ("even", "stochastic"):
         fmt = replace(NVFP4, rounding=rounding)
         both = functools.partial(
