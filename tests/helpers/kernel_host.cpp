@@ -1,4 +1,4 @@
-// Kernels run by a host compiler. KERNEL_SOURCE is their source with its macros in front; what CUDA has beside C++ stands here.
+// Kernels run by a host compiler. SOURCE is their source with its macros in front; what CUDA has beside C++ stands here.
 #include <math.h>
 
 #include "pairs_of_halves.h"
@@ -92,7 +92,7 @@ static inline void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned lo
     host::wait(host::FOR_WARP);
 }
 
-#include KERNEL_SOURCE
+#include SOURCE
 
 #ifdef MAGNITUDE  // a macro of dense_tiles.cu
 static float number_of(unsigned short code) { return widened<STORAGE>(code); }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers.host_compiler import compiled
 from mxsweep.numerics import MXFormat
 from mxsweep.numerics.kernels import cuda
 from mxsweep.numerics.kernels.compile import THREADS
 from mxsweep.numerics.kernels.source import kernel_source
 from mxsweep.numerics.kernels.ways import SOURCES, Threads, tile_source
-
-HOST = Path(__file__).parent / "kernel_host.cpp"
 
 
 class HostKernels:
@@ -31,21 +28,12 @@ class HostKernels:
     """
 
     def __init__(self, source: str, folder: Path, block: int = THREADS) -> None:
-        compiler = shutil.which("g++")
-        if compiler is None:
-            pytest.skip("no g++ on this machine")
-        folder.mkdir(exist_ok=True)
-        written, built = folder / "kernel.cu", folder / "kernel.so"
-        written.write_text(source, encoding="utf-8")
         # Of headers C's alone: C++'s own around them take longer to read than a kernel takes to compile. Templates'
         # shared memory would be unique, one for all libraries of a process, of the size that the first one has.
-        subprocess.run(
-            [compiler, "-std=c++20", "-nostdinc++", "-O0", "-ffp-contract=off", "-fno-gnu-unique", "-Wall", "-Wextra",
-             "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-function", "-shared", "-fPIC",
-             f'-DKERNEL_SOURCE="{written}"', "-o", built, HOST],
-            check=True,
-        )  # fmt: skip
-        self.path, self.library, self._block = built, ctypes.CDLL(str(built)), block
+        options = ("-std=c++20", "-O0", "-nostdinc++", "-fno-gnu-unique")
+        warnings = ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
+        self.path = compiled("kernel_host.cpp", source, folder, *options, *warnings, compilers=("g++",))
+        self.library, self._block = ctypes.CDLL(str(self.path)), block
         self.launched: list[str] = []
 
     def launch(self, name: str, threads: int, *arguments: int) -> None:

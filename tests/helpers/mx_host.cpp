@@ -1,10 +1,8 @@
-// The arithmetic of mx.cu compiled by a host compiler, for comparing it with torch without a GPU. MX_SOURCE is mx.cu behind
-// bits.cu; MX_FORMATS a file of initializers of Format, as source.py writes them.
-#include MX_SOURCE
+// The arithmetic of mx.cu compiled by a host compiler, for comparing it with torch without a GPU. SOURCE is mx.cu with MX_FORMATS,
+// the initializer of an array of Format, in front.
+#include SOURCE
 
-static const Format formats[] = {
-#include MX_FORMATS
-};
+static const Format formats[] = MX_FORMATS;
 
 // `blocks` rows of `length` elements, each row a block. tensor_amax: the maximum that a block's per-tensor scale comes
 // from, one a block. index: of each element within its example, for stochastic rounding; else null; example: the number of

@@ -1,34 +1,26 @@
 """mx.cu compiled by the host's compiler, for comparing it with torch on machines without a GPU."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
 
+from helpers.host_compiler import compiled
 from mxsweep.numerics import MXFormat
-from mxsweep.numerics.kernels.source import format_initializer, joined_files
-
-HOST = Path(__file__).parent / "mx_host.cpp"
+from mxsweep.numerics.kernels.source import format_fields, joined_files
 
 
-def host_library(folder: Path, formats: Sequence[MXFormat]) -> ctypes.CDLL:
-    """The functions of mx_host.cpp, which know a format by its index in `formats`."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or c++) on this machine")
-    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt, torch.float32)},\n" for fmt in formats))
-    (folder / "mx.cu").write_text(joined_files("mx.cu"))
-    subprocess.run(
-        [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
-         "-shared", "-fPIC", f'-DMX_SOURCE="{folder}/mx.cu"', f'-DMX_FORMATS="{folder}/formats.inc"',
-         "-o", folder / "mx_host.so", HOST],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(folder / "mx_host.so"))
+def host_library(
+    folder: Path,
+    formats: Sequence[MXFormat],
+    dtype: torch.dtype = torch.float32,
+    name: str = "mx_host.cpp",
+    files: Sequence[str] = ("mx.cu",),
+) -> ctypes.CDLL:
+    """The functions of a C++ file behind kernels' files, which know a format by its index in `formats`."""
+    macros = {"MX_FORMATS": tuple(format_fields(fmt, dtype) for fmt in formats)}
+    return ctypes.CDLL(str(compiled(name, joined_files(*files, macros=macros), folder, "-std=c++17", "-O2")))
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

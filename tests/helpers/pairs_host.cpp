@@ -1,13 +1,11 @@
-// pairs.cu compiled by a host compiler, for comparing it with mx.cu. PAIRS_SOURCE is pairs.cu behind that; MX_FORMATS a file of
-// initializers of Format for bfloat16, as source.py writes them.
+// pairs.cu compiled by a host compiler, for comparing it with mx.cu. SOURCE is pairs.cu behind that, with MX_FORMATS, the
+// initializer of an array of Format for bfloat16, in front.
 #include <initializer_list>
 
 #include "pairs_of_halves.h"
-#include PAIRS_SOURCE
+#include SOURCE
 
-static const Format formats[] = {
-#include MX_FORMATS
-};
+static const Format formats[] = MX_FORMATS;
 
 static bool is_same(float expected, unsigned half) {
     const float found = from_bits(half << 16);

@@ -28,6 +28,20 @@ constexpr unsigned CANARY = 0xa5a5a5a5u;
     abort();
 }
 
+// A kernel, whose arguments are pointers and numbers of 64 bits. It is handed more than it takes, which it never sees, as they
+// are where a caller puts and removes them.
+typedef unsigned long long Word;
+constexpr unsigned MOST_WORDS = 24;
+typedef void (*Kernel)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
+                       Word, Word, Word, Word, Word, Word, Word);
+static Kernel kernel;
+static Word words[MOST_WORDS];
+static void call_kernel() {
+    const Word* const w = words;
+    kernel(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13], w[14], w[15], w[16], w[17],
+           w[18], w[19], w[20], w[21], w[22], w[23]);
+}
+
 enum Reason { FOR_WARP, FOR_THREAD_BLOCK, FOR_THE_NEXT };  // the last: its work on a thread block is done
 struct Wait {
     Reason reason;
@@ -43,7 +57,6 @@ struct Thread {
 };
 static Thread* threads;
 static jmp_buf scheduler;
-static void (*work)();
 
 static Thread& turn() { return threads[threadIdx.x]; }
 
@@ -60,7 +73,7 @@ static void wait(Reason reason, const void* at = nullptr) {
 static void live() {
     for (;;) {
         wait(FOR_THE_NEXT);
-        work();
+        call_kernel();
     }
 }
 static void begin(unsigned thread) {
@@ -146,20 +159,6 @@ static void forget_shared_memory() {
     if (!dl_iterate_phdr(fill_of_module, nullptr)) refuse("shared memory was not found\n");
 }
 
-// A kernel, whose arguments are pointers and numbers of 64 bits. It is handed more than it takes, which it never sees, as they
-// are where a caller puts and removes them.
-typedef unsigned long long Word;
-constexpr unsigned MOST_WORDS = 24;
-typedef void (*Kernel)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
-                       Word, Word, Word, Word, Word, Word, Word);
-static Kernel kernel;
-static Word words[MOST_WORDS];
-static void call_kernel() {
-    const Word* const w = words;
-    kernel(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13], w[14], w[15], w[16], w[17],
-           w[18], w[19], w[20], w[21], w[22], w[23]);
-}
-
 }  // namespace host
 
 // As `Kernels.launch` does, in thread blocks of `block`, with `count` arguments.
@@ -167,7 +166,7 @@ extern "C" void launch_on_host(host::Kernel kernel, long threads, unsigned block
     using namespace host;
     if (threads < 1 || block < 1 || block > MOST_THREADS || block % OF_WARP || count > MOST_WORDS)
         refuse("%ld threads in thread blocks of %u, with %u arguments\n", threads, block, count);
-    host::kernel = kernel, host::work = call_kernel;
+    host::kernel = kernel;
     memset(words, UNWRITTEN, sizeof words);
     memcpy(words, arguments, count * sizeof *arguments);
     blockDim.x = block, gridDim.x = unsigned((threads + block - 1) / block);

@@ -320,6 +320,15 @@ def test_rows_are_multiplied_in_the_order_of_the_factors_rows(
     torch.testing.assert_close(y[:rows], hadamard(x, inverse=inverse), rtol=0, atol=2**-6)
 
 
+def rows_of_three_sizes(rows: int, order: int, dtype: torch.dtype) -> torch.Tensor:
+    """Ordinary numbers, but in two rows: of the one sums would leave the range of float32, or of the elements."""
+    x = randn(rows, order, dtype=dtype)
+    large, small = (1e37, 1e-34) if dtype == torch.bfloat16 else (1e4, 0.1)
+    x[1] *= large
+    x[2] *= small
+    return x
+
+
 BY_TENSOR_CORES = [size for size in MODEL_SIZES if size not in (896, 1536)]  # which are short
 
 
@@ -342,7 +351,9 @@ def test_by_which_kernel_a_dense_factor_is_multiplied() -> None:
     [
         (3072, torch.bfloat16, {}),
         (4864, torch.float16, {}),
+        (12 * 512, torch.bfloat16, {}),
         (11008, torch.bfloat16, {}),
+        (11008, torch.bfloat16, {"warps": 1, "tiles": 11, "parts": 2, "depth": 16}),
         (44 * 128, torch.bfloat16, {"warps": 1, "tiles": 2, "parts": 2, "depth": 2}),
         (28 * 256, torch.float16, {"warps": 1, "tiles": 2, "parts": 3, "depth": 3}),
         (344 * 64, torch.bfloat16, {"depth": 5}),
@@ -357,10 +368,7 @@ def test_tensor_cores_multiply_by_the_dense_factor(
     assert planned is not None
     plan = replace(planned, **changes)
     kernel = HostKernels(plan.source, tmp_path, plan.threads)
-    x = randn(3, order, dtype=dtype)
-    if dtype == torch.bfloat16:
-        x[1] *= 1e37  # of which sums would leave float32's range
-        x[2] *= 1e-34
+    x = rows_of_three_sizes(3, order, dtype)
     y = torch.full((4, order), 7.0, dtype=dtype)
     signs = plan.signs(inverse)
     kernel.launch("dense_tiles", 3 * plan.parts * plan.threads, x.data_ptr(), y.data_ptr(), signs.data_ptr())
@@ -509,10 +517,7 @@ class TestOnGPU:
         "order", [*BY_TENSOR_CORES, 5120, 13824, 17408, 22016, 27648, 28672, 36864, 53248, 12 * 2**13]
     )
     def test_tensor_cores_multiply_by_the_dense_factor(self, order: int, dtype: torch.dtype) -> None:
-        x = randn(301, order, dtype=dtype).cuda()
-        large, small = (1e37, 1e-34) if dtype == torch.bfloat16 else (1e4, 0.1)
-        x[1] *= large  # of which sums would leave the range of float32, or of the elements
-        x[2] *= small
+        x = rows_of_three_sizes(301, order, dtype).cuda()
         for inverse in (False, True):
             before = kernels.launch_count()
             y = hadamard(x, inverse=inverse)

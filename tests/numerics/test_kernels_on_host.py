@@ -46,7 +46,8 @@ BETTER = replace(NVFP4, rounding="stochastic", four_over_six=True, inf="saturate
 def test_the_kernels_are_the_definition(fmt: MXFormat, dtype: torch.dtype, prescale: float, host: HostBackend) -> None:
     x = adversarial(8 * 9 * 128, 2).view(8, 9, 128).to(dtype)
     long = adversarial(2 * 41 * 512, 3, finite=True).view(2, 41, 512).to(dtype)
-    block, tile, large_tile = fmt, replace(fmt, block_size=(8, 88)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
+    block, tile = fmt, replace(fmt, block_size=(4, 24))
+    wide_tile, large_tile = replace(fmt, block_size=(8, 88)), replace(fmt, block_size=(40, 64 * dtype.itemsize))
     for fmt, axis, dims, part in (
         (block, -1, (-2, -1), x),
         (block, -1, (-1,), x[..., :88]),  # blocks end short
@@ -54,6 +55,7 @@ def test_the_kernels_are_the_definition(fmt: MXFormat, dtype: torch.dtype, presc
         (block, -2, (-2, -1), x),
         (block, -2, (-2, -1), x[..., :87]),
         (tile, -2, (-2, -1), x),
+        (wide_tile, -2, (-2, -1), x),
         (large_tile, -1, (-2, -1), long),
         (replace(block, block_size=0), -2, (-2, -1), long[..., :24]),
     ):
@@ -61,8 +63,8 @@ def test_the_kernels_are_the_definition(fmt: MXFormat, dtype: torch.dtype, presc
     by_column = "mx_tiles_by_thread" if block.four_over_six else "mx_long_columns"
     assert host.launched == [
         "mx_groups" if block.tensor_scale else "mx_rows",
-        *("mx_short_blocks", "mx_short_blocks", by_column, "mx_tiles_by_thread", "mx_vector_tiles_by_warp"),
-        *("mx_vector_tiles", by_column),
+        *("mx_short_blocks", "mx_short_blocks", by_column, "mx_tiles_by_thread"),
+        *("mx_vector_tiles_by_warp", "mx_vector_tiles_by_warp", "mx_vector_tiles", by_column),
     ]
 
 

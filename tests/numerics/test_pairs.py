@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.kernel_formats import FORMATS as KERNEL_FORMATS
+from helpers.mx_host import host_library
 
 from mxsweep.numerics import MXFormat
-from mxsweep.numerics.kernels.source import format_initializer, joined_files
 
-HOST = Path(__file__).parent.parent / "helpers" / "pairs_host.cpp"
 FORMATS = list(
     dict.fromkeys(
         [
@@ -41,19 +37,8 @@ MAXIMA = [
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or c++) on this machine")
     folder = tmp_path_factory.mktemp("pairs")
-    (folder / "formats.inc").write_text("".join(f"{format_initializer(fmt, torch.bfloat16)},\n" for fmt in FORMATS))
-    (folder / "pairs.cu").write_text(joined_files("mx.cu", "pairs.cu"))
-    subprocess.run(
-        [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
-         "-shared", "-fPIC", f'-DPAIRS_SOURCE="{folder}/pairs.cu"', f'-DMX_FORMATS="{folder}/formats.inc"',
-         "-o", folder / "pairs.so", HOST],
-        check=True,
-    )  # fmt: skip
-    library = ctypes.CDLL(str(folder / "pairs.so"))
+    library = host_library(folder, FORMATS, torch.bfloat16, "pairs_host.cpp", ("mx.cu", "pairs.cu"))
     library.are_pairs.restype = ctypes.c_bool
     library.scales_differ.restype = library.elements_differ.restype = ctypes.c_long
     return library

@@ -346,6 +346,13 @@ def test_the_kernel_on_the_host_is_the_torch_path(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     monkeypatch.setattr(gptq_cuda, "_kernels", lambda *_: host)
     monkeypatch.setattr(module, "_has_kernel", lambda _: True)
+    round_columns = gptq_cuda.round_columns
+
+    def checked(fmt: MXFormat, values: Tensor, before: Tensor, ratios: Tensor, *others: Tensor | None) -> None:
+        assert all(each.is_contiguous() for each in (values, before, *others) if each is not None)
+        round_columns(fmt, values, before, ratios, *others)
+
+    monkeypatch.setattr(gptq_cuda, "round_columns", checked)
     ours = gptq(w, hessian, fmt, scales)
     assert torch.equal(gptq(w, torch.eye(300), fmt, scales), scales.quantize(w, fmt))
     assert (ours == expected).float().mean() > 0.98

@@ -109,11 +109,6 @@ def lanes_of(fmt: MXFormat, dtype: torch.dtype) -> int:
     return lanes if not rest and lanes <= WARP and not lanes & (lanes - 1) else 0
 
 
-def format_initializer(fmt: MXFormat, dtype: torch.dtype, prescale: float = 1.0) -> str:
-    """Return `format_fields` as C++ source."""
-    return _literal(format_fields(fmt, dtype, prescale))
-
-
 def _literal(field: Fields | float) -> str:
     """Return a struct, an array or a number as C++ source; floats are in hexadecimal, and so exact."""
     if isinstance(field, tuple):
